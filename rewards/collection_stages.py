@@ -1,0 +1,133 @@
+"""Lists, sets, tuples and matrices, element by element; and numbers that are compared as they are written."""
+
+from __future__ import annotations
+
+import re
+
+from rewards.comparison import Comparison, Verdict, right, wrong
+from rewards.structure import Elements, elements, matrix
+
+_BASE = re.compile(
+    r"\(?\s*(?:\\text\{)?(-?\d[0-9A-Fa-f]*|[A-F]+\d[0-9A-F]*)\}?\s*\)?\s*_\s*\{?\s*(?:\\text\{)?\s*(\w+)\s*\}?\s*\}?"
+)
+_COLONS = re.compile(r"([\d.]+(?:\s*:\s*[\d.]+)+)\s*(?:\\text\{)?\s*([AaPp]\.?\s*[Mm]\.?)?\s*\}?")
+_NUMBER_WORDS = dict(
+    zip(
+        ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "sixteen"],
+        ["2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "12", "16"],
+    )
+)
+
+
+def compare_written(answer: str, reference: str, comparison: Comparison) -> Verdict | None:
+    """Numbers in a base, clock times and ratios: as written. 4:15 is not 8:30, and a dropped base is the reference's."""
+    ours, theirs = _BASE.fullmatch(answer), _BASE.fullmatch(reference)
+    if theirs:
+        digits = ours[1] if ours else answer
+        same_base = ours is None or _base(ours[2]) == _base(theirs[2])
+        return (
+            right("the same digits")
+            if same_base and digits.upper() == theirs[1].upper()
+            else wrong("other digits or base")
+        )
+    if ours:
+        return wrong("a base that the reference does not have")
+    ours, theirs = _COLONS.fullmatch(answer), _COLONS.fullmatch(reference)
+    if not ours and not theirs:
+        return None
+    if not ours or not theirs or (ours[2] and theirs[2] and ours[2][0].lower() != theirs[2][0].lower()):
+        return wrong("not the same time or ratio")
+    same = re.sub(r"^0+(?=\d)|\s", "", ours[1]) == re.sub(r"^0+(?=\d)|\s", "", theirs[1])
+    return right("the same time or ratio") if same else wrong("other time or ratio")
+
+
+def compare_matrices(answer: str, reference: str, comparison: Comparison) -> Verdict | None:
+    """Cell by cell; the brackets do not matter, and a column may be written as a tuple."""
+    ours, theirs = _rows(answer), _rows(reference)
+    if ours is None or theirs is None or (matrix(answer) is None and matrix(reference) is None):
+        return None
+    same = len(ours) == len(theirs) and all(comparison.all_equal(a, r) for a, r in zip(ours, theirs))
+    return right("the same matrix") if same else wrong("other matrix")
+
+
+def compare_elements(answer: str, reference: str, comparison: Comparison) -> Verdict | None:
+    """Sets and lists without order, tuples in order and with their brackets; {5} is 5, and 4, 5 is not."""
+    ours, theirs = elements(answer), elements(reference)
+    if ours is None and theirs is None:
+        return None
+    if comparison.policy.decimal_comma and theirs is None and re.fullmatch(r"-?\d+,\d+", answer):
+        return comparison.compare(answer.replace(",", "."), reference)
+    ours, theirs = ours or Elements("set", (answer,)), theirs or Elements("set", (reference,))
+    if len(ours.items) != len(theirs.items) and comparison.policy.count_repeats:
+        return wrong(f"{len(ours.items)} values for {len(theirs.items)}")
+    if len(ours.items) == len(theirs.items) == 1:
+        return comparison.compare(ours.items[0], theirs.items[0])
+    return _compare_named(ours, theirs, comparison) or _compare_kinds(ours, theirs, comparison)
+
+
+def _compare_named(ours: Elements, theirs: Elements, comparison: Comparison) -> Verdict | None:
+    """x = 1, y = 2: by name if both are named, in the order of the names if the other is a tuple."""
+    ours_by_name, theirs_by_name = _assignments(ours), _assignments(theirs)
+    if ours_by_name and theirs_by_name:
+        same = ours_by_name.keys() == theirs_by_name.keys() and comparison.all_equal(
+            [ours_by_name[name] for name in sorted(ours_by_name)],
+            [theirs_by_name[name] for name in sorted(ours_by_name)],
+        )
+        return right("the same by name") if same else wrong("other by name")
+    if ours_by_name and theirs.brackets == "()":
+        same = comparison.all_equal([ours_by_name[name] for name in sorted(ours_by_name)], theirs.items)
+    elif theirs_by_name and ours.brackets == "()":
+        same = comparison.all_equal(ours.items, [theirs_by_name[name] for name in sorted(theirs_by_name)])
+    else:
+        return None
+    return right("the same coordinates") if same else wrong("other coordinates")
+
+
+def _assignments(collection: Elements) -> dict[str, str] | None:
+    pairs = [re.fullmatch(r"([A-Za-z](?:_\{?\w\}?)?|\\[a-z]+)\s*=\s*([^=]+)", item) for item in collection.items]
+    by_name = {pair[1]: pair[2] for pair in pairs if pair}
+    return by_name if len(by_name) == len(collection.items) > 1 and collection.kind == "list" else None
+
+
+def _compare_kinds(ours: Elements, theirs: Elements, comparison: Comparison) -> Verdict:
+    kinds = {ours.kind, theirs.kind}
+    if kinds == {"tuple", "list"} and comparison.policy.brackets_optional:
+        return _verdict(comparison.all_equal(ours.items, theirs.items))
+    if kinds == {"tuple"}:
+        if ours.brackets != theirs.brackets:
+            return wrong("other brackets")
+        return _verdict(comparison.all_equal(ours.items, theirs.items))
+    if "tuple" in kinds:
+        return wrong("an ordered answer for an unordered one, or the reverse")
+    same = _contains(ours.items, theirs.items, comparison)
+    if not comparison.policy.count_repeats:
+        return _verdict(same and _contains(theirs.items, ours.items, comparison))
+    return _verdict(same)
+
+
+def _contains(ours: tuple[str, ...], theirs: tuple[str, ...], comparison: Comparison) -> bool:
+    """Whether every one of ours is one of theirs, each used once if repeats count."""
+    remaining = list(theirs)
+    for item in ours:
+        found = next((other for other in remaining if comparison.compare(item, other).equal), None)
+        if found is None:
+            return False
+        if comparison.policy.count_repeats:
+            remaining.remove(found)
+    return True
+
+
+def _rows(text: str) -> list[list[str]] | None:
+    rows = matrix(text)
+    if rows is not None:
+        return rows
+    collection = elements(text)
+    return [[item] for item in collection.items] if collection and collection.brackets == "()" else None
+
+
+def _base(text: str) -> str:
+    return _NUMBER_WORDS.get(text.lower(), text)
+
+
+def _verdict(same: bool) -> Verdict:
+    return right("the same elements") if same else wrong("other elements")

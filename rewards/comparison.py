@@ -1,0 +1,58 @@
+"""What every stage of the math judge is given, and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from rewards.math_policy import MathPolicy
+from rewards.score import Outcome
+
+MAX_DEPTH = 6  # of lists in lists
+
+
+class Verdict(NamedTuple):
+    outcome: Outcome
+    reason: str
+
+    @property
+    def equal(self) -> bool:
+        return self.outcome is Outcome.CORRECT
+
+
+def right(reason: str) -> Verdict:
+    return Verdict(Outcome.CORRECT, reason)
+
+
+def wrong(reason: str) -> Verdict:
+    return Verdict(Outcome.WRONG, reason)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A comparison under way. `trust_text` off makes equal texts prove that they can be read (check_references)."""
+
+    policy: MathPolicy
+    stages: tuple[Stage, ...]
+    trust_text: bool = True
+    depth: int = 0
+
+    def compare(self, answer: str, reference: str, *, unevaluated: bool | None = None) -> Verdict:
+        """The verdict on a part of the answer; `unevaluated` overrides the policy on arithmetic left to do."""
+        policy = self.policy if unevaluated is None else replace(self.policy, unevaluated_arithmetic=unevaluated)
+        inner = replace(self, policy=policy, depth=self.depth + 1)
+        if inner.depth > MAX_DEPTH:
+            return wrong("nested too deeply")
+        for stage in self.stages:
+            verdict = stage(answer.strip(), reference.strip(), inner)
+            if verdict is not None:
+                return verdict
+        return Verdict(Outcome.UNPARSED, "cannot be read")
+
+    def all_equal(self, answers: list[str] | tuple[str, ...], references: list[str] | tuple[str, ...]) -> bool:
+        return len(answers) == len(references) and all(self.compare(a, r).equal for a, r in zip(answers, references))
+
+
+Stage = Callable[[str, str, Comparison], Verdict | None]
+"""(answer, reference, comparison) -> a verdict, or None to pass on to the next stage."""

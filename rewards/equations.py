@@ -1,0 +1,146 @@
+"""Equations, chains of equations and inequalities."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from rewards.algebra import proportional
+from rewards.comparison import Comparison, Verdict, right, wrong
+from rewards.expression import Node, TooLarge, Unreadable, operations, parse
+from rewards.intervals import MARKS, NotASet, real_set, same_set
+from rewards.normalise import text_key
+from rewards.structure import elements, split
+
+_FUNCTION = re.compile(r"(?:[A-Za-z]|\\(?!frac|sqrt)[A-Za-z]+)(?:_\{?\w+\}?)?(?:\^\{-1\})?'*\s*\([^()]*\)")
+_NAMED = re.compile(
+    r"(?:\\(?:angle|triangle|overline|text|vec|measuredangle|hat)\s*)+\{?[A-Za-z][A-Za-z0-9 _']*\}?|\|?[A-Z]{2,4}\|?|\[[A-Z]{3,6}\]"
+)
+_COORDINATES = frozenset(["(x,y)", "(x,y,z)", "(a,b)", "(a,b,c)", "(a,b,c,d)", "(p,q)", "(m,n)", "(u,v)", "(r,s)"])
+_EQUALS = ("=", r"\in")  # x in [1, 3] names the set as x = 5 names the number
+_ORDERS = {"<": "<", ">": "<", r"\le": r"\le", r"\ge": r"\le", r"\ne": r"\ne"}
+_REVERSED = (">", r"\ge")
+
+
+def compare_equations(answer: str, reference: str, comparison: Comparison) -> Verdict | None:
+    """x = 5 for 5; every other side of a chain must be true; an equation may be any multiple of the reference."""
+    sides, expected = split(answer, _EQUALS)[0], split(reference, _EQUALS)[0]
+    if (len(sides) == 1 and len(expected) == 1) or _is_list(answer) or _is_list(reference):
+        return None
+    if not all(sides):
+        return wrong("half an equation")
+    labels, values = _unwrap(sides, is_label)
+    if len(expected) == 1:
+        return _compare_chain(labels, values, reference, comparison)
+    expected_labels, expected_values = _unwrap(expected, is_name)
+    if expected_labels and expected_values and (len(sides) == 1 or _same_labels(labels, expected_labels)):
+        return _compare_chain([], values or sides, expected_values[-1], comparison)
+    if len(sides) == 2 and len(expected) == 2:
+        return _compare_curves(sides, expected, comparison)
+    return wrong("other equation")
+
+
+def compare_inequalities(answer: str, reference: str, comparison: Comparison) -> Verdict | None:
+    """Inequalities, intervals and unions as sets of numbers; in several variables up to a positive factor."""
+    if not any(mark in answer or mark in reference for mark in MARKS):
+        return None
+    try:
+        return (
+            right("the same set") if same_set(real_set(answer), real_set(reference)) else wrong("other set of numbers")
+        )
+    except NotASet:
+        pass
+    ours, theirs = _oriented(answer), _oriented(reference)
+    if ours is not None and theirs is not None:
+        return _compare_orders(ours, theirs, comparison)
+    unions = split(answer, (r"\cup",))[0], split(reference, (r"\cup",))[0]
+    if len(unions[0]) > 1 or len(unions[1]) > 1:
+        same = len(unions[0]) == len(unions[1]) and comparison.all_equal(sorted(unions[0]), sorted(unions[1]))
+        return right("the same union") if same else wrong("other union")
+    return wrong("no such relation") if ours is not None or theirs is not None else None
+
+
+def is_name(side: str) -> bool:
+    """What a value may be the value of: x, f(x), AB, angle ABC."""
+    if _FUNCTION.fullmatch(side) or _NAMED.fullmatch(side) or side.replace(" ", "") in _COORDINATES:
+        return True
+    return _operations(side) <= {"var"}
+
+
+def is_label(side: str) -> bool:
+    """A name, or a sum or product of names that a question may ask for: a+b. (x+y+z = 0 as a reference is a plane.)"""
+    return is_name(side) or _operations(side) <= {"var", "add", "neg", "mul"}
+
+
+def _operations(side: str) -> frozenset[str]:
+    try:
+        return operations(parse(side))
+    except (Unreadable, TooLarge):
+        return frozenset(["unreadable"])
+
+
+def _is_list(text: str) -> bool:
+    found = elements(text)
+    return found is not None and found.kind == "list"
+
+
+def _unwrap(sides: list[str], is_label: Callable[[str], bool]) -> tuple[list[str], list[str]]:
+    """The labels of a chain and its values. The last of several names is a value: y = x."""
+    labels = [side for side in sides if is_label(side)]
+    values = [side for side in sides if not is_label(side)]
+    return (labels, values) if values else (sides[:-1], sides[-1:])
+
+
+def _same_labels(first: list[str], second: list[str]) -> bool:
+    return sorted(map(text_key, first)) == sorted(map(text_key, second))
+
+
+def _compare_chain(labels: list[str], values: list[str], reference: str, comparison: Comparison) -> Verdict | None:
+    if len(values) == 1 and not labels:
+        return comparison.compare(values[0], reference)
+    for value in values[:-1]:  # a true computation may lead to the answer
+        if not comparison.compare(value, reference, unevaluated=True).equal:
+            return wrong("a side of the chain is not the answer")
+    return comparison.compare(values[-1], reference)
+
+
+def _compare_curves(sides: list[str], expected: list[str], comparison: Comparison) -> Verdict:
+    try:
+        ours, theirs = _difference(sides), _difference(expected)
+    except Unreadable:
+        same = comparison.all_equal(sides, expected) or comparison.all_equal(sides[::-1], expected)
+        return right("the same sides") if same else wrong("other equation")
+    except TooLarge:
+        return wrong("too large to evaluate")
+    return right("the same equation") if proportional(ours, theirs) else wrong("other equation")
+
+
+def _difference(sides: list[str]) -> Node:
+    return Node("add", (parse(sides[0]), Node("neg", (parse(sides[1]),))))
+
+
+def _oriented(text: str) -> tuple[list[str], list[str]] | None:
+    """The sides and relations of an inequality, turned so that every relation points to the larger side."""
+    sides, relations = split(text, tuple(_ORDERS))
+    if not relations:
+        return None
+    if relations[0] in _REVERSED:
+        sides, relations = sides[::-1], relations[::-1]
+    return sides, [_ORDERS[relation] for relation in relations]
+
+
+def _compare_orders(
+    ours: tuple[list[str], list[str]], theirs: tuple[list[str], list[str]], comparison: Comparison
+) -> Verdict:
+    if ours[1] != theirs[1]:
+        return wrong("other relation")
+    if comparison.all_equal(ours[0], theirs[0]):
+        return right("the same inequality")
+    if len(ours[0]) == 2 and len(theirs[0]) == 2:
+        try:
+            sign = proportional(_difference(ours[0]), _difference(theirs[0]))
+        except (Unreadable, TooLarge):
+            sign = 0
+        if sign > 0 or (sign and ours[1] == [r"\ne"]):
+            return right("the same inequality")
+    return wrong("other inequality")

@@ -1,0 +1,108 @@
+"""Where in a completion is the final answer? Linear in the length of the text, whatever the text is."""
+
+from __future__ import annotations
+
+import re
+
+# What a chat template puts after an answer. A base model that runs on invents the next turn after it.
+END_OF_TURN = re.compile(
+    r"<\|im_end\|>|<\|endoftext\|>|<\|eot_id\|>|<\|end_of_text\|>|<end_of_turn>|</s>|<eos>|<｜end▁of▁sentence｜>"
+)
+_BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*(?:(?P<open>\{)|(?P<bare>-?\d[\d,.]*|[A-Za-z]))")
+_BRACE = re.compile(r"\\[\s\S]|[{}]")
+# What may stand between two boxes that together state a list of answers.
+_JOINT = re.compile(r"(?:[\s$.,;:&()\[\]]|\\[,;:!()\[\] ]|\\q?quad|and|or|\\text\{\s*,?\s*(?:and|or)\s*\})*")
+_JOINT_LENGTH = 60
+
+
+def final_answer(text: str, *, strict: bool) -> str | None:
+    r"""The text of the final answer, or None where nothing is marked as one.
+
+    Rule: the last complete ``\boxed{}`` or ``\fbox{}`` after the last ``</think>``; where there is none, and unless
+    `strict`, the last ``<answer>...</answer>``, else what follows the last ``####`` on its line. Reasoning that was
+    never closed holds no answer. Boxes side by side, with at most punctuation, "and" or "or" between, are one list, so
+    that two guesses are never one answer; otherwise the last box wins.
+    """
+    text = _after_reasoning(text)
+    answer = _last_box(text)
+    if answer is None and not strict:
+        answer = _last_tag(text)
+        if answer is None:
+            answer = _last_hashes(text)
+    answer = (answer or "").strip()
+    return answer or None
+
+
+def reference_answer(reference: str) -> str:
+    """The answer inside a reference: data sets store either the answer itself or a worked solution that ends in it."""
+    for find in (_last_hashes, _last_box):
+        found = find(reference)
+        if found is not None:
+            return found.strip()
+    return reference.strip()
+
+
+def _after_reasoning(text: str) -> str:
+    turn_end = END_OF_TURN.search(text)
+    if turn_end:
+        text = text[: turn_end.start()]
+    text = text[text.rfind("</think>") + len("</think>") :] if "</think>" in text else text
+    return "" if "<think>" in text else text
+
+
+def _last_box(text: str) -> str | None:
+    if "\\boxed" not in text and "\\fbox" not in text:
+        return None
+    closing = _closing_braces(text)
+    boxes: list[tuple[int, int, str]] = []  # start, end, content
+    for match in _BOX.finditer(text):
+        if match["open"] is None:
+            boxes.append((match.start(), match.end(), match["bare"]))
+        elif (end := closing.get(match.end() - 1)) is not None:
+            boxes.append((match.start(), end + 1, text[match.end() : end] if end - match.end() < 1 << 16 else "?"))
+    outer = _outermost(boxes)
+    if not outer:
+        return None
+    contents = [outer[-1][2]]
+    for previous, following in zip(reversed(outer[:-1]), reversed(outer)):
+        gap = text[previous[1] : following[0]]
+        if len(gap) > _JOINT_LENGTH or not _JOINT.fullmatch(gap):
+            break
+        if previous[2].strip() not in (content.strip() for content in contents):
+            contents.append(previous[2])
+    return ", ".join(_BOX.sub(_unboxed, content) for content in reversed(contents))
+
+
+def _unboxed(match: re.Match[str]) -> str:
+    return "{" if match["open"] else match["bare"]
+
+
+def _closing_braces(text: str) -> dict[int, int]:
+    """Position of every matched opening brace -> its closing brace, in one pass: boxes in boxes must not be rescanned."""
+    opened: list[int] = []
+    closing: dict[int, int] = {}
+    for match in _BRACE.finditer(text):
+        if match[0] == "{":
+            opened.append(match.start())
+        elif match[0] == "}" and opened:
+            closing[opened.pop()] = match.start()
+    return closing
+
+
+def _outermost(boxes: list[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
+    kept: list[tuple[int, int, str]] = []
+    for box in boxes:  # in order of their starts, so a box inside another follows it
+        if not kept or box[0] >= kept[-1][1]:
+            kept.append(box)
+    return kept
+
+
+def _last_tag(text: str) -> str | None:
+    end = text.rfind("</answer>")
+    start = text.rfind("<answer>", 0, end) if end >= 0 else -1
+    return text[start + len("<answer>") : end] if start >= 0 else None
+
+
+def _last_hashes(text: str) -> str | None:
+    start = text.rfind("####")
+    return text[start + 4 :].lstrip("# \t").split("\n", 1)[0] if start >= 0 else None

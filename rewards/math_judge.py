@@ -1,0 +1,101 @@
+r"""Is this final answer the reference? Stages, each of which decides or passes on. Runs in a worker process only.
+
+The policy in one paragraph: the last box is the answer; one answer, a hedge is wrong; rationals are compared exactly and a
+decimal is right only if equal; a missing unit is fine, a contradicting one wrong; sets are unordered, tuples ordered,
+brackets of intervals matter; every side of an equation chain must be true; the answer must be evaluated; words are
+compared as text. MathPolicy holds the questions on which people differ.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+
+from rewards.collection_stages import compare_elements, compare_matrices, compare_written
+from rewards.comparison import Comparison, Stage, Verdict, right, wrong
+from rewards.equations import compare_equations, compare_inequalities
+from rewards.extract import final_answer, reference_answer
+from rewards.math_policy import MathPolicy
+from rewards.normalise import normalise
+from rewards.numeric_answer import plain_number
+from rewards.scalar_stage import compare_scalars
+from rewards.score import Outcome
+from rewards.structure import split
+from rewards.text_stages import equal_text, unanswered, words
+
+MAX_LENGTH = 2_000
+_STAGES: tuple[Stage, ...] = (
+    equal_text,
+    unanswered,
+    words,
+    compare_written,
+    compare_equations,
+    compare_matrices,
+    compare_inequalities,
+    compare_elements,
+    compare_scalars,
+)
+
+
+class MathJudge:
+    def __init__(self, *, strict: bool, policy: MathPolicy) -> None:
+        self._strict = strict
+        self._policy = policy
+
+    def judge(self, completion: str, reference: str) -> Verdict:
+        """The verdict on the final answer in `completion`."""
+        expected = reference_answer(reference)
+        if not expected:
+            return Verdict(Outcome.BAD_REFERENCE, "the reference is empty")
+        answer = final_answer(completion, strict=self._strict)
+        if answer is None:
+            return Verdict(Outcome.NO_ANSWER, "nothing is marked as the final answer")
+        ours, theirs = plain_number(answer), plain_number(expected)
+        if ours is not None and theirs is not None and not self._policy.relative_tolerance:
+            # Most answers end here, at a tenth of the cost.
+            return right("equal numbers") if ours == theirs else wrong("other number")
+        if len(answer) > MAX_LENGTH or len(expected) > MAX_LENGTH:
+            equal = "".join(answer.split()) == "".join(expected.split())
+            return Verdict(Outcome.CORRECT if equal else Outcome.WRONG, "too long to read, compared as text")
+        reference = normalise(expected)
+        verdict = self._compare(normalise(answer), reference)
+        if not verdict.equal and "," in reference:  # the reference is a list, so 81,256 was meant as one
+            return self._compare(normalise(answer, commas_group_digits=False), reference)
+        return verdict
+
+    def check_reference(self, reference: str) -> Verdict:
+        """CORRECT if the reference equals itself by being read, not merely by being the same text."""
+        expected = reference_answer(reference)
+        if not expected:
+            return Verdict(Outcome.BAD_REFERENCE, "the reference is empty")
+        if len(expected) > MAX_LENGTH:
+            return Verdict(Outcome.BAD_REFERENCE, f"the reference is longer than {MAX_LENGTH} characters")
+        text = normalise(expected)
+        comparison = Comparison(self._policy, _STAGES, trust_text=False)
+        verdict = min((comparison.compare(side, side, unevaluated=True) for side in _roundings(text)), key=_is_equal)
+        return verdict if verdict.equal else Verdict(Outcome.BAD_REFERENCE, f"cannot be read: {verdict.reason}")
+
+    def _compare(self, answer: str, reference: str) -> Verdict:
+        comparison = Comparison(self._policy, _STAGES)
+        verdict = comparison.compare(answer, reference)
+        sides = _roundings(reference)
+        if verdict.equal or sides == [reference]:
+            return verdict
+        answer = answer.removeprefix(r"\approx").strip()
+        return max((comparison.compare(answer, side) for side in sides), key=_is_equal)
+
+
+def _roundings(reference: str) -> list[str]:
+    r"""A reference may give its own rounding, as 2/3 \approx 0.67: each side is right."""
+    return [side for side in split(reference, (r"\approx",))[0] if side] or [reference]
+
+
+def _is_equal(verdict: Verdict) -> bool:
+    return verdict.equal
+
+
+def load(*, strict: bool, policy: dict[str, float | int | bool]) -> Callable[..., Verdict]:
+    """What a worker calls once: (completion, reference) is judged, (reference,) alone is checked."""
+    importlib.import_module("rewards.symbolic")  # 0.6 s now rather than within the deadline of the first hard answer
+    judge = MathJudge(strict=strict, policy=MathPolicy(**policy))  # type: ignore[arg-type]
+    return lambda *item: judge.judge(*item) if len(item) == 2 else judge.check_reference(*item)

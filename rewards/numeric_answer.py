@@ -1,0 +1,156 @@
+"""Exact rational arithmetic on final answers. No float appears, so 12345 is never 12346 and 1/2004! never 1/2006!."""
+
+from __future__ import annotations
+
+import math
+import re
+from fractions import Fraction
+
+from rewards.expression import FUNCTIONS, MAX_DIGITS, Node, TooLarge, Unreadable, parse
+
+MAX_BITS = 1 << 16  # of a numerator or denominator; 2004! has 19,000
+MAX_FACTORIAL = 4_000
+_SIMPLE = re.compile(r"([+-]?)\s*(\d+)(?:\.(\d*))?")
+# What an answer may not still contain when the reference is a plain number: the arithmetic was the question.
+_ARITHMETIC = FUNCTIONS | {"add", "mul", "fact", "binom", "floor", "ceil", "abs"}
+
+
+class Irrational(ValueError):
+    """The expression has no exact rational value that this module finds."""
+
+
+def plain_number(text: str) -> Fraction | None:
+    """The value of an integer or decimal written out: most final answers, at a fraction of the cost of parsing."""
+    match = _SIMPLE.fullmatch(text)
+    if not match or len(text) > MAX_DIGITS:
+        return None
+    sign, whole, decimals = match[1], match[2], match[3] or ""
+    value = Fraction(int(whole + decimals), 10 ** len(decimals))
+    return -value if sign == "-" else value
+
+
+def rational(node: Node) -> Fraction:
+    """The exact value of `node`; raises Irrational, or TooLarge for a value that would cost too much."""
+    if node.op == "num":
+        return node.value
+    if node.op in ("var", "const", "degree"):
+        raise Irrational(node.name)
+    rule = _RULES.get(node.op)
+    if rule is None:
+        raise Irrational(node.op)
+    value = rule(*map(rational, node.args))
+    if value.numerator.bit_length() > MAX_BITS or value.denominator.bit_length() > MAX_BITS:
+        raise TooLarge("a number of too many digits")
+    return value
+
+
+def is_worked_out(node: Node) -> bool:
+    """Whether no arithmetic is left to do: a number, a fraction (reduced or not), a mixed number, a power or a root."""
+    if node.op in _ARITHMETIC:
+        return False
+    return all(map(is_worked_out, node.args))
+
+
+def decimal_digits(text: str) -> int | None:
+    """The number of significant digits of a decimal with a fractional part, None for anything else."""
+    match = _SIMPLE.fullmatch(text)
+    return len((match[2] + match[3]).lstrip("0")) if match and match[3] else None
+
+
+def last_place(text: str) -> Fraction:
+    """The value of one unit in the last place of a decimal."""
+    return Fraction(1, 10 ** len(text.partition(".")[2]))
+
+
+def has_finite_decimal(value: Fraction) -> bool:
+    denominator = value.denominator
+    for prime in (2, 5):
+        while denominator % prime == 0:
+            denominator //= prime
+    return denominator == 1
+
+
+def parse_rational(text: str) -> Fraction | None:
+    """The exact value of `text`, None where it has none that we find."""
+    number = plain_number(text)
+    if number is not None:
+        return number
+    try:
+        return rational(parse(text))
+    except (Unreadable, Irrational, TooLarge):
+        return None
+
+
+def _divide(a: Fraction, b: Fraction) -> Fraction:
+    if not b:
+        raise Irrational("division by zero")
+    return a / b
+
+
+def _power(base: Fraction, exponent: Fraction) -> Fraction:
+    if exponent.denominator != 1:
+        return _power(_root(base, Fraction(exponent.denominator)), Fraction(exponent.numerator))
+    size = max(base.numerator.bit_length(), base.denominator.bit_length())
+    if size * abs(exponent.numerator) > MAX_BITS and abs(base) not in (0, 1):
+        raise TooLarge("a power of too many digits")
+    if not base and exponent <= 0:
+        raise Irrational("zero to no positive power")
+    if abs(base) in (0, 1):
+        return base if exponent.numerator % 2 else base * base
+    return base**exponent.numerator
+
+
+def _root(value: Fraction, degree: Fraction) -> Fraction:
+    if degree.denominator != 1 or not 2 <= degree <= 64:
+        raise Irrational("a root of no small degree")
+    if value < 0 and degree % 2 == 0:
+        raise Irrational("an even root of a negative number")
+    root = Fraction(_integer_root(abs(value.numerator), int(degree)), _integer_root(value.denominator, int(degree)))
+    return -root if value < 0 else root
+
+
+def _integer_root(value: int, degree: int) -> int:
+    if degree == 2:
+        root = math.isqrt(value)
+    else:
+        root = 1 << -(-value.bit_length() // degree)  # not below the root; Newton's steps fall from there
+        while value and (step := ((degree - 1) * root + value // root ** (degree - 1)) // degree) < root:
+            root = step
+        root = root if value else 0
+    if root**degree != value:
+        raise Irrational("not a perfect power")
+    return root
+
+
+def _factorial(value: Fraction) -> Fraction:
+    if value.denominator != 1 or value < 0:
+        raise Irrational("a factorial of no natural number")
+    if value > MAX_FACTORIAL:
+        raise TooLarge("a factorial of too many digits")
+    return Fraction(math.factorial(int(value)))
+
+
+def _binomial(n: Fraction, k: Fraction) -> Fraction:
+    if n.denominator != 1 or k.denominator != 1 or n < 0 or k < 0:
+        raise Irrational("a binomial of no natural numbers")
+    if min(k, n - k) * int(n).bit_length() > MAX_BITS:
+        raise TooLarge("a binomial of too many digits")
+    return Fraction(math.comb(int(n), int(k)))
+
+
+_RULES = {
+    "add": lambda a, b: a + b,
+    "mixed": lambda a, b: a + b,
+    "mul": lambda a, b: a * b,
+    "scaled": lambda a, b: a * b,
+    "neg": lambda a: -a,
+    "abs": abs,
+    "div": _divide,
+    "frac": _divide,
+    "pow": _power,
+    "root": _root,
+    "fact": _factorial,
+    "binom": _binomial,
+    "floor": lambda a: Fraction(math.floor(a)),
+    "ceil": lambda a: Fraction(math.ceil(a)),
+}

@@ -1,0 +1,276 @@
+"""Warm, killable worker processes with deadlines. Every judgement of a model's text happens in one of them.
+
+Why not multiprocessing or a thread with a timeout: a fork of the trainer inherits its memory and its GPU, a thread cannot
+be stopped, and a signal is not delivered inside a long C call. Here each worker is an interpreter of its own, the parent
+knows at every moment which item it is at, and SIGKILL ends it from outside.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import selectors
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+
+from rewards.score import Outcome
+
+Verdict = tuple[Outcome, str]
+
+_ROOT = Path(__file__).resolve().parent.parent  # what holds the package, installed or not
+_MAX_CHUNK = 64
+_MAX_REPLY = 1 << 16
+_MAX_ATTEMPTS = 2  # an item whose worker died may have been unlucky once
+_START_DEADLINE = 120.0
+_MAX_FAILED_STARTS = 3
+_RECYCLE_AFTER = 20_000  # items; libraries keep caches
+
+
+class _Worker:
+    """One process and the chunk it is at. `chunk[0]` is the item in flight."""
+
+    def __init__(self, options: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "rewards.worker", options],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd=_ROOT,
+            env={**os.environ, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"},
+            start_new_session=True,  # Ctrl-C is for the trainer
+        )
+        assert self.process.stdin
+        assert self.process.stdout
+        self.stdin, self.stdout = self.process.stdin.fileno(), self.process.stdout.fileno()
+        os.set_blocking(self.stdin, False)
+        os.set_blocking(self.stdout, False)
+        self.ready = False
+        self.chunk: deque[int] = deque()
+        self.outbox = b""
+        self.inbox = b""
+        self.since = time.monotonic()  # of the item in flight, or of the start
+        self.num_judged = 0
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+    def send(self) -> None:
+        try:
+            self.outbox = self.outbox[os.write(self.stdin, self.outbox) :]
+        except BlockingIOError:
+            pass
+        except BrokenPipeError:  # it died; reading will tell
+            self.outbox = b""
+
+    def receive(self) -> list[bytes] | None:
+        """The complete lines that have arrived, None at the end of the worker."""
+        try:
+            data = os.read(self.stdout, _MAX_REPLY)
+        except BlockingIOError:
+            return []
+        self.inbox += data
+        if not data or len(self.inbox) > 2 * _MAX_REPLY:
+            return None
+        *lines, self.inbox = self.inbox.split(b"\n")
+        return lines
+
+
+class _Batch:
+    def __init__(self, items: Sequence[Sequence[str]]) -> None:
+        self.items = items
+        self.pending = deque(range(len(items)))
+        self.verdicts: list[Verdict | None] = [None] * len(items)
+        self.num_left = len(items)
+        self.num_attempts = [0] * len(items)
+
+    def decide(self, index: int, verdict: Verdict) -> None:
+        self.verdicts[index] = verdict
+        self.num_left -= 1
+
+    def requeue(self, chunk: deque[int]) -> None:
+        self.pending.extendleft(reversed(chunk))
+
+
+class WorkerPool:
+    """Judges items in `num_workers` processes at once; one more is kept warm to step in for one that was killed.
+
+    task: "module:function"; the function is called in the worker with `arguments` and returns the judge, which maps the
+        strings of an item to (Outcome, detail).
+    deadline: seconds for one item. An item that exceeds it is a TIMEOUT, its worker is killed, the others go on.
+    memory_limit: bytes of address space of one worker.
+    """
+
+    def __init__(
+        self, task: str, arguments: dict[str, object], *, num_workers: int, deadline: float, memory_limit: int
+    ) -> None:
+        _check_limits(num_workers, deadline, memory_limit)
+        self._options = json.dumps(
+            {"task": task, "arguments": arguments, "deadline": deadline, "memory_limit": memory_limit}
+        )
+        self._num_workers, self._deadline = num_workers, deadline
+        self._lock = threading.Lock()
+        self._num_failed_starts = 0
+        self._closed = False
+        self._workers: list[_Worker] = []
+        self._finalizer = weakref.finalize(self, _kill_all, self._workers)
+        self._selector = selectors.DefaultSelector()
+        self._fill()
+
+    def run(self, items: Sequence[Sequence[str]]) -> list[Verdict]:
+        """The verdict on every item, in order. Raises RuntimeError only when no worker can be started."""
+        with self._lock:
+            if self._closed:
+                raise ValueError("the pool is closed: make a new verifier instead of using one after close()")
+            batch = _Batch(items)
+            try:
+                while batch.num_left:
+                    self._fill()
+                    self._assign(batch)
+                    self._exchange(batch)
+                    self._expire(batch)
+            finally:  # after an exception, KeyboardInterrupt too, nobody waits for these replies any more
+                for worker in list(self._workers):
+                    if worker.chunk or worker.num_judged > _RECYCLE_AFTER:
+                        self._remove(worker)
+            self._fill()
+            return [verdict for verdict in batch.verdicts if verdict is not None]
+
+    def close(self) -> None:
+        """End the workers. Safe to call twice."""
+        with self._lock:
+            self._closed = True
+            self._finalizer()
+            self._selector.close()
+
+    def _fill(self) -> None:
+        for worker in list(self._workers):
+            if not worker.chunk and worker.ready and worker.process.poll() is not None:
+                self._remove(worker)  # died while idle: nobody's fault
+        while len(self._workers) < self._num_workers + 1:
+            try:
+                worker = _Worker(self._options)
+            except OSError as error:
+                if self._workers:
+                    return  # fewer for now
+                raise RuntimeError(f"the verifier cannot work, no worker process can be started: {error}") from error
+            self._workers.append(worker)
+            self._selector.register(worker.stdout, selectors.EVENT_READ, worker)
+
+    def _remove(self, worker: _Worker) -> None:
+        for pipe in (worker.stdin, worker.stdout):
+            if pipe in self._selector.get_map():
+                self._selector.unregister(pipe)
+        self._workers.remove(worker)
+        worker.kill()
+
+    def _assign(self, batch: _Batch) -> None:
+        num_busy = sum(bool(worker.chunk) for worker in self._workers)
+        for worker in self._workers:
+            if not batch.pending or num_busy >= self._num_workers:
+                return
+            if not worker.ready or worker.chunk:
+                continue
+            # Smaller towards the end, so that no worker is left with a long chunk while the others idle.
+            size = min(_MAX_CHUNK, -(-len(batch.pending) // (2 * self._num_workers)))
+            worker.chunk = deque(batch.pending.popleft() for _ in range(size))
+            worker.outbox = json.dumps([list(batch.items[index]) for index in worker.chunk]).encode() + b"\n"
+            worker.since = time.monotonic()
+            self._selector.register(worker.stdin, selectors.EVENT_WRITE, worker)
+            num_busy += 1
+
+    def _exchange(self, batch: _Batch) -> None:
+        """Wait until a pipe is ready or a deadline is near, then write and read what can be without blocking."""
+        for key, _ in self._selector.select(max(0.0, min(map(self._time_left, self._workers)))):
+            worker: _Worker = key.data
+            if worker not in self._workers:
+                continue
+            if key.fd == worker.stdin:
+                worker.send()
+                if not worker.outbox:
+                    self._selector.unregister(worker.stdin)
+            else:
+                self._receive(worker, batch)
+
+    def _time_left(self, worker: _Worker) -> float:
+        """Seconds until the worker is overdue: with the item in flight, or with its start."""
+        if worker.ready and not worker.chunk:
+            return math.inf
+        return worker.since + (self._deadline if worker.ready else _START_DEADLINE) - time.monotonic()
+
+    def _receive(self, worker: _Worker, batch: _Batch) -> None:
+        lines = worker.receive()
+        if lines is None:
+            self._bury(worker, batch)
+            return
+        for line in lines:
+            outcome, detail = json.loads(line)
+            if worker.ready:
+                batch.decide(worker.chunk.popleft(), (Outcome(outcome), detail))
+                worker.num_judged += 1
+            elif outcome == "ready":
+                worker.ready, self._num_failed_starts = True, 0
+            else:
+                raise RuntimeError(f"the verifier cannot work, its worker failed to start: {detail}")
+            worker.since = time.monotonic()
+
+    def _bury(self, worker: _Worker, batch: _Batch) -> None:
+        """A worker ended by itself. The item in flight is tried once more; the others are not to blame."""
+        self._remove(worker)
+        status = worker.process.returncode
+        if not worker.ready:
+            self._failed_start(f"it ended with status {status}")
+        elif worker.chunk:
+            batch.num_attempts[worker.chunk[0]] += 1
+            if batch.num_attempts[worker.chunk[0]] >= _MAX_ATTEMPTS:
+                batch.decide(
+                    worker.chunk.popleft(), (Outcome.CRASHED, f"the worker died twice, last with status {status}")
+                )
+            batch.requeue(worker.chunk)
+
+    def _expire(self, batch: _Batch) -> None:
+        for worker in list(self._workers):
+            if self._time_left(worker) > 0:
+                continue
+            self._receive(worker, batch)  # it may have answered while we were held up ourselves
+            if worker not in self._workers or self._time_left(worker) > 0:
+                continue
+            self._remove(worker)
+            if worker.ready:
+                batch.decide(worker.chunk.popleft(), (Outcome.TIMEOUT, f"no verdict within {self._deadline:g} s"))
+                batch.requeue(worker.chunk)
+            else:
+                self._failed_start(f"it was not ready after {_START_DEADLINE:g} s")
+
+    def _failed_start(self, reason: str) -> None:
+        self._num_failed_starts += 1
+        if self._num_failed_starts >= _MAX_FAILED_STARTS:
+            raise RuntimeError(
+                f"the verifier cannot work, its worker failed to start {_MAX_FAILED_STARTS} times: {reason}"
+            )
+
+
+def _kill_all(workers: list[_Worker]) -> None:
+    while workers:
+        workers.pop().kill()
+
+
+def _check_limits(num_workers: int, deadline: float, memory_limit: int) -> None:
+    if num_workers < 1:
+        raise ValueError(f"num_workers={num_workers!r} must be at least 1: the number of processes that judge at once")
+    if not 0 < deadline < 3600:
+        raise ValueError(f"deadline={deadline!r} must be seconds between 0 and 3600: the time one answer may take")
+    if memory_limit < 1 << 29:
+        raise ValueError(
+            f"memory_limit={memory_limit!r} must be at least {1 << 29} bytes: the libraries need half of it"
+        )

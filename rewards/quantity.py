@@ -1,0 +1,173 @@
+"""A number and what it counts: units, currency, degrees and percent signs around a value."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from fractions import Fraction
+
+# dimension: names = size in the first unit of that dimension
+_UNITS = """
+length: m meter metre =1; km kilometer kilometre =1000; dm decimeter =1/10; cm centimeter centimetre =1/100;
+ mm millimeter millimetre =1/1000; in inch inche =254/10000; ft foot feet =3048/10000; yd yard =9144/10000;
+ mi mile =1609344/1000
+time: s sec second =1; ms millisecond =1/1000; min minute =60; h hr hour =3600; day =86400; week wk =604800
+calendar: month =1; year yr =12
+mass: g gram =1; kg kilogram =1000; mg milligram =1/1000; lb pound =45359237/100000; oz ounce =45359237/1600000
+volume: l liter litre =1; ml milliliter millilitre =1/1000
+us volume: cup =1; pint pt =2; quart qt =4; gallon gal =16
+money: dollar usd buck =1; cent =1/100
+euro: euro eur =1
+sterling: sterling gbp =1
+angle: degree deg =1
+radian: radian rad =1
+celsius: celsius =1
+fahrenheit: fahrenheit =1
+"""
+_SYMBOLS = {"\\$": "dollar", "$": "dollar", "€": "euro", "£": "sterling"}
+_SHORTHAND = {"mph": "mile per hour", "kph": "km per hour", "kmh": "km per hour", "sq": "square", "cu": "cubic"}
+_GENERIC = frozenset(["unit"])
+# Words that make a phrase after a number a sentence, not a unit.
+_NOT_UNITS = frozenset(
+    [
+        "and",
+        "or",
+        "not",
+        "is",
+        "are",
+        "isn't",
+        "maybe",
+        "perhaps",
+        "about",
+        "approximately",
+        "wrong",
+        "to",
+        "than",
+        "if",
+        "for",
+        "some",
+    ]
+)
+_POWER_WORDS = {"square": 2, "squared": 2, "cubic": 3, "cubed": 3}
+_PERCENT = re.compile(r"\s*(?:\\?%|(?:\\text\{\s*)?(?:percent(?:age)?|per cent|pct\.?)(?:\s*\})?)$", re.IGNORECASE)
+_TEMPERATURE = re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)\s*(?:\\text\{\s*)?([CF])(?:\s*\})?$")
+_CIRCLE = re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)$")
+_EXPONENT = r"(?:\^\s*(?:\{\s*-?\d\s*\}|-?\d))?"
+_TEXT_UNIT = re.compile(rf"(?:\s*(?:/|\\cdot)?\s*\\text\{{[^{{}}]*(?:\{{[^{{}}]*\}}[^{{}}]*)?\}}\s*{_EXPONENT})+$")
+_BARE_UNIT = re.compile(rf"(?<=[\d}})\s])(?:\s*(?:/|\\cdot|per )?\s*[A-Za-z]+\.?{_EXPONENT})+$")
+_WORD = re.compile(r"([A-Za-z]+)\.?|(/)|\^\s*\{?\s*(-?\d)\s*\}?|(-|\s|\\cdot|\*|\\ )")
+
+
+@dataclass(frozen=True)
+class Unit:
+    size: Fraction
+    dimensions: frozenset[tuple[str, int]]
+    known: bool
+
+
+@dataclass(frozen=True)
+class Quantity:
+    value: str
+    unit: Unit | None = None
+    percent: bool = False
+
+
+def _read_table() -> dict[str, tuple[str, Fraction]]:
+    table = {}
+    for line in _UNITS.replace("\n ", " ").strip().splitlines():
+        dimension, _, entries = line.partition(":")
+        for entry in entries.split(";"):
+            names, _, size = entry.partition("=")
+            table.update({name: (dimension, Fraction(size)) for name in names.split()})
+    return table
+
+
+_TABLE = _read_table()
+
+
+def quantity(text: str, *, bare_letters: bool = False) -> Quantity:
+    r"""`text` taken apart. A bare word is a unit if it is known and longer than a letter (5 cm, but not 5m, which may be
+    a product), or a letter too where the reference has a unit (`bare_letters`)."""
+    sign, rest = ("-", text[1:].lstrip()) if text[:1] == "-" else ("", text)
+    for symbol, name in _SYMBOLS.items():
+        if rest.startswith(symbol) and len(rest) > len(symbol):
+            rest = rest[len(symbol) :].strip()
+            inner = quantity(sign + rest)
+            return Quantity(inner.value, inner.unit or read_unit(name), inner.percent)
+    percent = _PERCENT.search(text)
+    if percent and percent.start() > 0:
+        return Quantity(text[: percent.start()].strip(), percent=True)
+    for pattern in (_TEMPERATURE, _CIRCLE):
+        match = pattern.search(text)
+        if (
+            match
+            and match.start() > 0
+            and "\\" not in text[: match.start()].replace("\\frac", "").replace("\\sqrt", "")
+        ):
+            name = {"C": "celsius", "F": "fahrenheit"}[match[1]] if pattern is _TEMPERATURE else "degree"
+            return Quantity(text[: match.start()].strip(), read_unit(name))
+    return _trailing_unit(text, bare_letters)
+
+
+def _trailing_unit(text: str, bare_letters: bool) -> Quantity:
+    match = _TEXT_UNIT.search(text)
+    bare = match is None
+    match = match or _BARE_UNIT.search(text)
+    if not match or match.start() == 0:
+        return Quantity(text)
+    words = re.sub(r"\\text\{([^{}]*(?:\{[^{}]*\}[^{}]*)?)\}", r" \1 ", match[0])
+    unit = read_unit(words)
+    if unit is None or (bare and not (unit.known and (bare_letters or len(words.strip()) > 1))):
+        return Quantity(text)
+    return Quantity(text[: match.start()].strip(), unit if unit.dimensions else None)
+
+
+def read_unit(text: str) -> Unit | None:
+    """The unit that a phrase names, None where it is no unit. An unknown noun is a dimension of its own."""
+    text = text.strip().rstrip(".")
+    for short, long in _SHORTHAND.items():
+        text = re.sub(rf"\b{short}\b\.?", long, text)
+    size, dimensions, known = Fraction(1), Counter[str](), True
+    side, pending, last, pos = 1, 1, None, 0
+    while pos < len(text):
+        match = _WORD.match(text, pos)
+        if not match:
+            return None
+        pos = match.end()
+        word = (match[1] or "").lower()
+        if word in _NOT_UNITS:
+            return None
+        if match[2] or word == "per":
+            side = -1
+        elif match[3] and last:
+            extra = int(match[3]) - 1
+            dimensions[last[0]] += side * extra
+            size *= last[1] ** (side * extra)
+        elif word in _POWER_WORDS and not word.endswith("ed"):
+            pending = _POWER_WORDS[word]
+        elif word in _POWER_WORDS and last:
+            dimensions[last[0]] += side * (_POWER_WORDS[word] - 1)
+            size *= last[1] ** (side * (_POWER_WORDS[word] - 1))
+        elif word:
+            last = _lookup(word)
+            known &= last[0] != word and not last[0].startswith("?")
+            dimensions[last[0]] += side * pending
+            size *= last[1] ** (side * pending)
+            pending = 1
+    # "units" names no unit: it contradicts none
+    return Unit(size, frozenset((d, n) for d, n in dimensions.items() if n and d != "?unit"), known)
+
+
+def _lookup(word: str) -> tuple[str, Fraction]:
+    singular = word[:-1] if word.endswith("s") and len(word) > 2 else word
+    return _TABLE.get(word) or _TABLE.get(singular) or ("?" + singular, Fraction(1))
+
+
+def compatible(answer: Unit | None, reference: Unit | None) -> bool:
+    """A missing unit contradicts nothing. Nouns we do not know agree if they share a word: red marbles and marbles."""
+    if answer is None or reference is None:
+        return True
+    if answer.known and reference.known:
+        return answer.dimensions == reference.dimensions
+    return bool({name for name, _ in answer.dimensions} & {name for name, _ in reference.dimensions})

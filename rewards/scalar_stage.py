@@ -1,0 +1,128 @@
+"""One value against another: units and percent signs first, then exact rationals, then algebra, then math-verify."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+from rewards import algebra
+from rewards.comparison import Comparison, Verdict, right, wrong
+from rewards.expression import Node, TooLarge, Unreadable, operations, parse
+from rewards.math_policy import MathPolicy
+from rewards.numeric_answer import (
+    Irrational,
+    decimal_digits,
+    has_finite_decimal,
+    is_worked_out,
+    last_place,
+    plain_number,
+    rational,
+)
+from rewards.quantity import Quantity, compatible, quantity
+
+_INFINITY = re.compile(r"([+-]?)\s*\\infty")
+_LITERAL = frozenset(["num", "neg", "frac", "div", "mixed"])
+
+
+def compare_scalars(answer: str, reference: str, comparison: Comparison) -> Verdict | None:
+    if plain_number(answer) is not None and plain_number(reference) is not None:
+        return _compare_values(answer, reference, [Fraction(1)], comparison)
+    expected = quantity(reference)
+    given = quantity(answer, bare_letters=expected.unit is not None)
+    if not compatible(given.unit, expected.unit):
+        return wrong("contradicting units")
+    scales = _scales(given, expected, comparison.policy)
+    return _compare_values(given.value, expected.value, scales, comparison)
+
+
+def _scales(given: Quantity, expected: Quantity, policy: MathPolicy) -> list[Fraction]:
+    """By what the answer's number may be multiplied to be the reference's."""
+    if expected.percent:
+        return [Fraction(1)] if given.percent else [Fraction(1), Fraction(100)]
+    if given.percent:
+        number = plain_number(expected.value)
+        plain = policy.percent_sign_optional and number is not None and abs(number) > 1
+        return [Fraction(1, 100), Fraction(1)] if plain else [Fraction(1, 100)]
+    if given.unit and expected.unit and policy.convert_units:
+        return [given.unit.size / expected.unit.size]
+    same_size = not (given.unit and expected.unit) or given.unit.size == expected.unit.size
+    return [Fraction(1)] if same_size else []
+
+
+def _compare_values(answer: str, reference: str, scales: list[Fraction], comparison: Comparison) -> Verdict | None:
+    infinite = _INFINITY.fullmatch(answer), _INFINITY.fullmatch(reference)
+    if any(infinite):
+        same = all(infinite) and (infinite[0][1] == "-") == (infinite[1][1] == "-")  # type: ignore[index]
+        return right("infinite") if same else wrong("infinite")
+    try:
+        expected = _parse(reference)
+    except TooLarge:
+        return wrong("the reference is too large to evaluate, and the text differs")
+    except Unreadable:
+        return _ask_math_verify(answer, reference)
+    try:
+        given = _parse(answer)
+        verdicts = [_compare_nodes(_scaled(given, scale), expected, answer, scale, comparison) for scale in scales]
+    except TooLarge:
+        return wrong("too large to evaluate")
+    except Unreadable:
+        return None
+    return next((verdict for verdict in verdicts if verdict.equal), verdicts[0] if verdicts else wrong("other units"))
+
+
+def _parse(text: str) -> Node:
+    number = plain_number(text)
+    return parse(text) if number is None else Node("num", value=number)
+
+
+def _scaled(node: Node, scale: Fraction) -> Node:
+    return node if scale == 1 else Node("scaled", (node, Node("num", value=scale)))
+
+
+def _compare_nodes(given: Node, expected: Node, answer: str, scale: Fraction, comparison: Comparison) -> Verdict:
+    policy = comparison.policy
+    target = _rational(expected)
+    literal = operations(expected) <= _LITERAL
+    if literal and not policy.unevaluated_arithmetic and not is_worked_out(given):
+        return wrong("arithmetic left to do")
+    value = _rational(given)
+    if value is not None and target is not None:
+        if value == target:
+            return right("equal numbers")
+        close = abs(value - target) <= Fraction(policy.relative_tolerance) * abs(target)
+        if (policy.relative_tolerance and close) or _well_rounded(answer, value / scale, target / scale, policy):
+            return right("equal up to rounding")
+        return wrong("other number")
+    if target is None and value is not None and decimal_digits(answer) is not None:
+        try:
+            exact = algebra.as_fraction(algebra.real_value(expected))
+        except algebra.Undefined:
+            return wrong("other number")
+        if _well_rounded(answer, value / scale, exact / scale, policy, irrational=True):
+            return right("equal up to rounding")
+    same = algebra.same_expression(given, expected, policy.relative_tolerance)
+    return right("equal expressions") if same else wrong("other expression")
+
+
+def _rational(node: Node) -> Fraction | None:
+    try:
+        return rational(node)
+    except Irrational:
+        return None
+
+
+def _well_rounded(answer: str, value: Fraction, target: Fraction, policy: MathPolicy, irrational: bool = False) -> bool:
+    """A decimal with enough digits, all right, for a number that no finite decimal equals."""
+    digits = decimal_digits(answer)
+    if digits is None or digits < policy.rounding_digits or (not irrational and has_finite_decimal(target)):
+        return False
+    return abs(value - target) < last_place(answer)
+
+
+def _ask_math_verify(answer: str, reference: str) -> Verdict | None:
+    if "\\text" in answer and "\\text" not in reference:
+        return wrong("words in the answer")
+    from rewards import symbolic  # here, since it costs 0.6 s to import and few references get this far
+
+    same = symbolic.same(answer, reference)
+    return None if same is None else right("math-verify") if same else wrong("math-verify")

@@ -1,0 +1,51 @@
+"""What a verifier says of one answer: a value, why, and in which parts."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+class Outcome(enum.Enum):
+    """Why a score is what it is. "The model was wrong" is never confused with "we could not tell"."""
+
+    CORRECT = "correct"
+    WRONG = "wrong"
+    NO_ANSWER = "no_answer"  # nothing in the text is marked as the final answer
+    UNPARSED = "unparsed"  # a final answer is there, and cannot be read as one
+    TIMEOUT = "timeout"  # judging this answer used up its time or memory
+    CRASHED = "crashed"  # our side failed: not gradable
+    BAD_REFERENCE = "bad_reference"  # the reference cannot be judged against: not gradable
+
+    @property
+    def gradable(self) -> bool:
+        return self not in (Outcome.CRASHED, Outcome.BAD_REFERENCE)
+
+
+@dataclass(frozen=True)
+class Score:
+    """The verdict on one answer.
+
+    value: the reward, or None when the answer could not be graded (it is then masked out of its group and counted).
+    parts: the named components of the value, e.g. {"math": 1.0, "format": 0.5}.
+    detail: one line for a person: the stage that decided, and why.
+    """
+
+    value: float | None
+    outcome: Outcome
+    parts: Mapping[str, float] = field(default_factory=dict)
+    detail: str = ""
+
+    def __post_init__(self) -> None:
+        assert (self.value is None) == (not self.outcome.gradable), (self.value, self.outcome)
+
+
+class Verifier(Protocol):
+    """Judges answers against references, in order; never raises for what a model wrote."""
+
+    def verify_batch(self, answers: Sequence[str], references: Sequence[str]) -> list[Score]: ...
+
+    def close(self) -> None:
+        """End the worker processes. Safe to call twice."""

@@ -1,0 +1,125 @@
+"""Answers in words: names, choice letters, orderings; and what no answer may contain."""
+
+from __future__ import annotations
+
+import re
+
+from rewards.comparison import Comparison, Verdict, right, wrong
+from rewards.normalise import text_key
+
+# What asks a question instead of answering it.
+_QUESTION = re.compile(
+    r"\\(int|iint|iiint|oint|sum|prod|lim|det|gcd|lcm|max|min|sup|inf|bmod|mod|pmod|nabla|partial)(?![A-Za-z])"
+    r"|\\begin\{[vV](matrix)\}|\\text\{\s*(gcd|lcm|det|max|min|lim|mod)\s*\}|\\frac\s*\{\s*d\s*\}\s*\{\s*d(\w)|(?<![\\A-Za-z])(gcd|lcm|det)(?![A-Za-z])"
+)
+_HEDGE = re.compile(r"\?|\\approx|\\sim|\\ldots|\.\.\.")
+_CHOICE = re.compile(r"\(?\s*(?:\\text\s*\{)?\s*\(?\s*([A-Za-z])\s*\)?\s*\.?\s*\}?\s*\)?")
+_CHOICE_WITH_TEXT = re.compile(
+    r"(?:\\text\s*\{\s*)?\(\s*(?:\\text\s*\{)?\s*([A-Z])\s*\}?\s*\)\s*\}?[\s:.)]*(.+)|(?:\\text\s*\{\s*)?([A-Z])\s*[:.)]\s*\}?\s*(.+)"
+)
+_TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
+_WORDS = re.compile(r"[A-Za-z][A-Za-z' ,.\-]*")
+_NO_SOLUTION = frozenset(
+    ["nosolution", "nosolutions", "nosolutionexists", "emptyset", "theemptyset", "norealsolution", "norealsolutions"]
+)
+_NUMBER_WORDS = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+]
+_EMPTY = frozenset([r"\emptyset", r"\{\}"])
+
+
+def equal_text(answer: str, reference: str, comparison: Comparison) -> Verdict | None:
+    """The same text is the same answer, however large the number it names."""
+    if comparison.trust_text and text_key(answer) == text_key(reference):
+        return right("equal as text")
+    return None
+
+
+def unanswered(answer: str, reference: str, comparison: Comparison) -> Verdict | None:
+    """Hedges, and integrals, sums or determinants that the reference does not have: the question is not its answer."""
+    if not answer:
+        return wrong("empty")
+    if _HEDGE.search(answer) and not _HEDGE.search(reference):
+        return wrong("not one definite answer")
+    asked = {match[0] for match in _QUESTION.finditer(answer)}
+    if asked - {match[0] for match in _QUESTION.finditer(reference)}:
+        return wrong(f"not evaluated: {min(asked)[:20]}")
+    return None
+
+
+def words(answer: str, reference: str, comparison: Comparison) -> Verdict | None:
+    """A reference in words is compared as text: without case, spacing and punctuation, letters in their order."""
+    letter = _choice(reference)
+    if letter and (letter.isupper() or "\\text" in reference):
+        return _compare_choice(answer, letter, comparison)
+    said, expected = as_words(answer), as_words(reference)
+    if _is_empty_set(answer, said) and _is_empty_set(reference, expected):
+        return right("no solution")
+    if said in _NUMBER_WORDS or expected in _NUMBER_WORDS:
+        return (
+            comparison.compare(_in_digits(answer, said), _in_digits(reference, expected))
+            if said != expected
+            else right("equal words")
+        )
+    if expected is None:
+        return wrong("words for a value") if said is not None and not _choice(answer) else None
+    return right("equal words") if said == expected else wrong("other words")
+
+
+def _is_empty_set(text: str, said: str | None) -> bool:
+    return said in _NO_SOLUTION or text.replace(" ", "") in _EMPTY
+
+
+def _in_digits(text: str, word: str | None) -> str:
+    return str(_NUMBER_WORDS.index(word)) if word in _NUMBER_WORDS else text
+
+
+def as_words(text: str) -> str | None:
+    r"""The bare letters of a phrase, None for mathematics. BCA and \text{abc} are words; xy is a product."""
+    plain = _TEXT.sub(r" \1 ", text)
+    bare = plain.strip()
+    if not _WORDS.fullmatch(bare):
+        return _words_with_numbers(text)
+    marked = "\\text" in text and not re.search(r"[A-Za-z]", _TEXT.sub("", text))
+    runs = re.findall(r"[A-Za-z]+", bare)
+    longest = max(map(len, runs))
+    if "," in bare and not marked:
+        return None  # a list of variables
+    if marked or longest >= 4 or (bare.isupper() and longest >= 2) or bare.lower() in ("yes", "no", "odd", "even"):
+        return "".join(runs).lower()
+    return None
+
+
+def _words_with_numbers(text: str) -> str | None:
+    r"""October 30, all in one \text{}: more words than a unit after a number."""
+    match = re.fullmatch(r"\\text\s*\{([A-Za-z][^{}\\=<>]*)\}", text)
+    return re.sub(r"[^A-Za-z0-9]", "", match[1]).lower() if match else None
+
+
+def _choice(text: str) -> str | None:
+    match = _CHOICE.fullmatch(text)
+    return match[1] if match else None
+
+
+def _compare_choice(answer: str, letter: str, comparison: Comparison) -> Verdict | None:
+    given = _choice(answer)
+    if given is None:
+        with_text = _CHOICE_WITH_TEXT.fullmatch(answer)
+        given = (with_text[1] or with_text[3]) if with_text else None
+        if given is None or _CHOICE_WITH_TEXT.fullmatch((with_text[2] or with_text[4]) if with_text else ""):
+            return None if re.search(r"[=+*^_\\]", answer) and "\\text" not in answer else wrong("no choice letter")
+    if comparison.policy.ignore_letter_case:
+        given, letter = given.upper(), letter.upper()
+    return right("choice letter") if given == letter else wrong("other letter")

@@ -1,0 +1,87 @@
+"""The process that judges: a chunk of items as one JSON line in, one JSON line out for each item.
+
+Started by rewards.pool as an interpreter of its own. What it reads was written by a model, so it is expendable: it may be
+killed at any moment, and its address space is limited.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from typing import BinaryIO
+
+from rewards.score import Outcome
+
+DETAIL_LENGTH = 200  # characters of a reply's detail: the parent reads what we write
+Judge = Callable[..., tuple[Outcome, str]]
+
+
+def main() -> None:
+    options = json.loads(sys.argv[1])
+    requests, replies = _private_pipes()
+    _limit(resource.RLIMIT_AS, options["memory_limit"])
+    _limit(resource.RLIMIT_CORE, 0)
+    # If the parent dies while we are stuck in an answer nobody kills us. The default action of an alarm is the kernel's,
+    # so it ends us even inside one long C call, which neither a thread nor a Python signal handler would.
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    try:
+        judge = _load(options["task"], options["arguments"])
+    except Exception as error:  # noqa: BLE001  the parent raises it: without a judge there is no verdict at all
+        _write(replies, ["failed", f"{type(error).__name__}: {error}"[:DETAIL_LENGTH]])
+        return
+    _write(replies, ["ready", ""])
+    for line in requests:
+        for item in json.loads(line):
+            signal.setitimer(signal.ITIMER_REAL, 2 * options["deadline"])
+            outcome, detail = _judged(judge, item)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            _write(replies, [outcome.value, detail[:DETAIL_LENGTH]])
+
+
+def _judged(judge: Judge, item: list[str]) -> tuple[Outcome, str]:
+    try:
+        return judge(*item)
+    except MemoryError:
+        return Outcome.TIMEOUT, "the answer needs more memory than memory_limit"
+    except RecursionError:
+        return Outcome.TIMEOUT, "the answer is nested too deeply"
+    except Exception as error:  # noqa: BLE001  a bug of ours is reported as one, and never becomes a zero
+        return Outcome.CRASHED, f"{type(error).__name__}: {error}"
+
+
+def _private_pipes() -> tuple[BinaryIO, BinaryIO]:
+    """Our two pipes under other numbers, so that a library that prints or reads cannot disturb the protocol."""
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", buffering=0)
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1):
+        os.dup2(nothing, standard)
+    return requests, replies
+
+
+def _limit(kind: int, limit: int) -> None:
+    hard = resource.getrlimit(kind)[1]
+    limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+    with contextlib.suppress(OSError, ValueError):  # macOS has no RLIMIT_AS; the deadline still holds there
+        resource.setrlimit(kind, (limit, limit))
+
+
+def _load(task: str, arguments: dict[str, object]) -> Judge:
+    module, _, name = task.partition(":")
+    return getattr(importlib.import_module(module), name)(**arguments)
+
+
+def _write(replies: BinaryIO, reply: list[str]) -> None:
+    try:
+        replies.write(json.dumps(reply).encode() + b"\n")
+    except BrokenPipeError:  # the parent is gone
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

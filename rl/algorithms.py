@@ -1,0 +1,203 @@
+"""Algorithms as values: what each paper's method is made of. A new one is a new value here, and nothing else.
+
+docs/algorithms.md has the equation, the paper and the options of each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rl.advantages import group_normalized, leave_one_out, process_supervised
+from rl.batch import Batch, MicroBatch, pack
+from rl.forward import TokenScores
+from rl.losses import (
+    KLKind,
+    clipped_surrogate,
+    clipped_weight_reinforce,
+    kl_estimate,
+    mean_over_sequence,
+    overlong_penalty,
+    truncated_importance_weight,
+)
+from rl.reductions import Reduction, constant_length, mean_of_token_means, sequence_sum, token_mean
+from rollout.records import Rollout, RolloutGroup
+
+Advantages = list[list[Tensor]]  # of each group, of each completion: Float[T], one a token
+AdvantageRule = Callable[[Sequence[RolloutGroup], Tensor, Tensor], Advantages]  # groups, rewards [P, G], graded [P, G]
+Surrogate = Callable[..., Tensor]  # policy_logprobs, behaviour_logprobs, advantages, clip_low=, clip_high= -> per token
+
+
+def outcome_supervision(normalise: Callable[..., Tensor]) -> AdvantageRule:
+    """The completion's advantage within its group, the same for all its tokens."""
+
+    def rule(groups: Sequence[RolloutGroup], rewards: Tensor, graded: Tensor) -> Advantages:
+        rows = normalise(rewards, mask=graded)
+        return [
+            [a.expand(len(r.completion.token_ids)) for r, a in zip(group.rollouts, row, strict=True)]
+            for group, row in zip(groups, rows, strict=True)
+        ]
+
+    return rule
+
+
+def process_supervision(groups: Sequence[RolloutGroup], rewards: Tensor, graded: Tensor) -> Advantages:
+    """Step rewards normalised over the group; the outcome is the reward of the last step, which ends with the completion."""
+    advantages = []
+    for group, outcomes, ok in zip(groups, rewards.tolist(), graded.tolist(), strict=True):
+        lengths = [len(r.completion.token_ids) for r in group.rollouts]
+        step_rewards = [
+            [*r.step_rewards, outcome] if g else [] for r, outcome, g in zip(group.rollouts, outcomes, ok, strict=True)
+        ]
+        step_ends = [[*r.step_ends, n - 1] if g else [] for r, n, g in zip(group.rollouts, lengths, ok, strict=True)]
+        advantages.append(process_supervised(step_rewards, step_ends, lengths))
+    return advantages
+
+
+def imitation(groups: Sequence[RolloutGroup], rewards: Tensor, graded: Tensor) -> Advantages:
+    """1 for what is to be imitated, 0 for the rest."""
+    return [
+        [torch.full((len(r.completion.token_ids),), float(x)) for r, x in zip(group.rollouts, row, strict=True)]
+        for group, row in zip(groups, rewards, strict=True)
+    ]
+
+
+def token_ratio(policy_logprobs: Tensor, behaviour_logprobs: Tensor, micro: MicroBatch) -> Tensor:
+    """Every token has its own ratio."""
+    return policy_logprobs
+
+
+def sequence_ratio(policy_logprobs: Tensor, behaviour_logprobs: Tensor, micro: MicroBatch) -> Tensor:
+    """Every token has its sequence's ratio, exp(mean over tokens of (l - b)): GSPO, arXiv 2507.18071, equation 7."""
+    log_ratio = policy_logprobs - behaviour_logprobs
+    return behaviour_logprobs + mean_over_sequence(log_ratio, micro.sequence_of, micro.num_sequences)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Algorithm:
+    """What a step optimises.
+
+    advantage_rule: groups and their rewards -> an advantage for every token.
+    surrogate, clip_low, clip_high, ratio_level: the policy term of each token.
+    reduction: how much each token weighs in the sum.
+    kl_weight, kl_kind: the penalty towards the reference, inside the same sum; at 0 the reference is not run.
+    importance_cap: bound of the weight that corrects for the sampling engine; None is off.
+    overlong_fraction: the last share of max_tokens in which a completion is punished for its length; 0 is off.
+    dynamic_sampling: replace groups without signal by new ones before the update.
+    refresh_reference_every: steps after which the reference becomes the policy; 0 is never.
+    scores_steps: reasoning steps get rewards of their own.
+    """
+
+    name: str
+    advantage_rule: AdvantageRule
+    surrogate: Surrogate = clipped_surrogate
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    ratio_level: Callable[[Tensor, Tensor, MicroBatch], Tensor] = token_ratio
+    reduction: Reduction = mean_of_token_means
+    kl_weight: float = 0.0
+    kl_kind: KLKind = "k3"
+    entropy_weight: float = 0.0
+    importance_cap: float | None = 2.0
+    overlong_fraction: float = 0.0
+    dynamic_sampling: bool = False
+    refresh_reference_every: int = 0
+    scores_steps: bool = False
+
+    def reward(self, rollout: Rollout, max_tokens: int) -> float:
+        """The score's value, less what an overlong completion costs; 0 stands in for what could not be graded."""
+        value = rollout.score.value or 0.0
+        if self.overlong_fraction > 0:
+            buffer = max(1, round(self.overlong_fraction * max_tokens))
+            value += overlong_penalty(len(rollout.completion.token_ids), max_tokens, buffer)
+        return value
+
+    def advantages(self, groups: Sequence[RolloutGroup], max_tokens: int) -> Advantages:
+        rewards = torch.tensor([[self.reward(r, max_tokens) for r in group.rollouts] for group in groups])
+        graded = torch.tensor([[r.score.value is not None for r in group.rollouts] for group in groups])
+        return self.advantage_rule(groups, rewards, graded)
+
+    def pack(self, groups: Sequence[RolloutGroup], advantages: Advantages, max_tokens: int) -> Batch:
+        return pack(
+            groups,
+            advantages,
+            reduction=self.reduction,
+            max_tokens=max_tokens,
+            drop_zero_advantages=self.kl_weight == 0 and self.entropy_weight == 0,
+        )
+
+    def loss(
+        self,
+        scores: TokenScores,
+        behaviour_logprobs: Float[Tensor, " S"],
+        reference_logprobs: Float[Tensor, " S"] | None,
+        micro: MicroBatch,
+    ) -> Float[Tensor, ""]:
+        """sum_t weight_t (w_t surrogate_t + kl_weight KL_t - entropy_weight H_t): this micro-batch's part of the step's loss."""
+        policy_logprobs = self.ratio_level(scores.logprobs, behaviour_logprobs, micro)
+        terms = self.surrogate(
+            policy_logprobs, behaviour_logprobs, micro.advantages, clip_low=self.clip_low, clip_high=self.clip_high
+        )
+        if self.importance_cap is not None:
+            terms = terms * truncated_importance_weight(behaviour_logprobs, micro.sampler_logprobs, self.importance_cap)
+        if reference_logprobs is not None:
+            terms = terms + self.kl_weight * kl_estimate(scores.logprobs, reference_logprobs, self.kl_kind)
+        if self.entropy_weight != 0:
+            terms = terms - self.entropy_weight * scores.entropies
+        return (micro.weights * terms).sum()
+
+
+GROUP_EPS = 1e-4  # added to the group's std, as in TRL
+
+_group_normalized = outcome_supervision(partial(group_normalized, scale="std", eps=GROUP_EPS))
+_group_centred = outcome_supervision(partial(group_normalized, scale="none", eps=0.0))
+
+GRPO = Algorithm(name="grpo", advantage_rule=_group_normalized, kl_weight=0.04)
+GRPO_PROCESS = Algorithm(name="grpo-process", advantage_rule=process_supervision, kl_weight=0.04, scores_steps=True)
+GRPO_ITERATIVE = Algorithm(
+    name="grpo-iterative", advantage_rule=_group_normalized, kl_weight=0.04, refresh_reference_every=20
+)
+DR_GRPO = Algorithm(name="dr-grpo", advantage_rule=_group_centred, reduction=constant_length)
+DAPO = Algorithm(
+    name="dapo",
+    advantage_rule=_group_normalized,
+    clip_high=0.28,
+    reduction=token_mean,
+    overlong_fraction=0.2,
+    dynamic_sampling=True,
+)
+GSPO = Algorithm(
+    name="gspo", advantage_rule=_group_normalized, ratio_level=sequence_ratio, clip_low=3e-4, clip_high=4e-4
+)
+RLOO = Algorithm(
+    name="rloo",
+    advantage_rule=outcome_supervision(leave_one_out),
+    reduction=sequence_sum,
+    kl_weight=0.03,
+    kl_kind="k2",
+)
+CISPO = Algorithm(
+    name="cispo",
+    advantage_rule=_group_normalized,
+    surrogate=clipped_weight_reinforce,
+    clip_low=1.0,
+    clip_high=0.28,
+    reduction=token_mean,
+)
+# Supervised learning is the same step with every demonstration worth 1: the gradient of -rho A at rho = 1 is -A grad log p.
+SFT = Algorithm(
+    name="sft",
+    advantage_rule=imitation,
+    clip_low=math.inf,
+    clip_high=math.inf,
+    reduction=token_mean,
+    importance_cap=None,
+)
+
+ALGORITHMS = {a.name: a for a in (GRPO, GRPO_PROCESS, GRPO_ITERATIVE, DR_GRPO, DAPO, GSPO, RLOO, CISPO)}

@@ -1,0 +1,207 @@
+"""RolloutGroups and their advantages become tensors: one row of tokens a micro-batch, without padding.
+
+The row is [prompt of group 1 | prompt of group 2 ... | completion 1 | completion 2 ...]: a prompt stands once for its whole
+group. The last token of a completion is only ever predicted, so it is a target and not an input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from rl.reductions import Reduction, StepCounts
+from rollout.errors import UserError
+from rollout.records import RolloutGroup
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSequence:
+    """One completion as the update sees it. `weight`: what the reduction gives each of its tokens."""
+
+    token_ids: tuple[int, ...]
+    sampler_logprobs: tuple[float, ...]
+    advantages: Float[Tensor, " T"]
+    weight: float
+
+
+@dataclass(frozen=True)
+class TrainGroup:
+    prompt_ids: tuple[int, ...]
+    sequences: tuple[TrainSequence, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prompt_ids) + sum(len(s.token_ids) - 1 for s in self.sequences)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionBlock:
+    """Queries that are attended together: B pieces of the row, each of at most C queries, over at most K keys each.
+
+    query_slots, key_slots: where in the row they stand; past the end of a piece the slot is 0 and the query is dropped
+    (`filled`: the places in the flattened block that are real), the key invisible.
+    ago: the query's position minus the key's; negative where the key may not be seen.
+    """
+
+    query_slots: Int[Tensor, "B C"]
+    key_slots: Int[Tensor, "B K"]
+    filled: Int[Tensor, " F"]
+    ago: Int[Tensor, "B C K"]
+
+    def to(self, device: torch.device) -> AttentionBlock:
+        return AttentionBlock(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroBatch:
+    """N tokens in the row, of which S predict a scored token; scored tokens stand sequence after sequence.
+
+    prompts, completions: the row's attention. score_from: the place in the row whose hidden state predicts each target.
+    """
+
+    input_ids: Int[Tensor, " N"]
+    position_ids: Int[Tensor, " N"]
+    prompts: AttentionBlock
+    completions: AttentionBlock
+    score_from: Int[Tensor, " S"]
+    targets: Int[Tensor, " S"]
+    sequence_of: Int[Tensor, " S"]
+    sampler_logprobs: Float[Tensor, " S"]
+    advantages: Float[Tensor, " S"]
+    weights: Float[Tensor, " S"]
+    num_sequences: int
+
+    def to(self, device: torch.device) -> MicroBatch:
+        movable = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "num_sequences"}
+        return replace(self, **{name: value.to(device) for name, value in movable.items()})
+
+
+def _block(position_ids: Tensor, queries: list[Tensor], keys: list[Tensor]) -> AttentionBlock:
+    """queries[b], keys[b]: places in the row, in order of position."""
+    query_slots, key_slots = pad_sequence(queries, batch_first=True), pad_sequence(keys, batch_first=True)
+    num_queries, num_keys = (torch.tensor([len(piece) for piece in pieces]) for pieces in (queries, keys))
+    real_query = torch.arange(query_slots.shape[1]) < num_queries[:, None]
+    real_key = torch.arange(key_slots.shape[1]) < num_keys[:, None]
+    ago = position_ids[query_slots][:, :, None] - position_ids[key_slots][:, None, :]
+    return AttentionBlock(
+        query_slots=query_slots,
+        key_slots=key_slots,
+        filled=real_query.flatten().nonzero()[:, 0],
+        ago=ago.masked_fill(~real_key[:, None, :], -1).int(),
+    )
+
+
+def lay_out(groups: Sequence[TrainGroup]) -> MicroBatch:
+    """The groups of one micro-batch in one row."""
+    prompts = [torch.tensor(g.prompt_ids) for g in groups]
+    sequences = [s for g in groups for s in g.sequences]
+    targets = [torch.tensor(s.token_ids) for s in sequences]
+    prompt_of = [q for q, group in enumerate(groups) for _ in group.sequences]
+    pieces = prompts + [t[:-1] for t in targets]
+    starts = torch.tensor([0] + [len(piece) for piece in pieces]).cumsum(0)[:-1].tolist()
+    slots = [torch.arange(start, start + len(piece)) for start, piece in zip(starts, pieces, strict=True)]
+    prompt_slots, completion_slots = slots[: len(prompts)], slots[len(prompts) :]
+    first = [0] * len(prompts) + [len(prompts[q]) for q in prompt_of]
+    position_ids = torch.cat([torch.arange(f, f + len(piece)) for f, piece in zip(first, pieces, strict=True)])
+    contexts = [torch.cat([prompt_slots[q], own]) for q, own in zip(prompt_of, completion_slots, strict=True)]
+    lengths = torch.tensor([len(t) for t in targets])
+    return MicroBatch(
+        input_ids=torch.cat(pieces),
+        position_ids=position_ids,
+        prompts=_block(position_ids, prompt_slots, prompt_slots),
+        completions=_block(position_ids, completion_slots, contexts),
+        # The last token of the prompt predicts the first of each completion.
+        score_from=torch.cat([context[-n:] for context, n in zip(contexts, lengths.tolist(), strict=True)]),
+        targets=torch.cat(targets),
+        sequence_of=torch.arange(len(targets)).repeat_interleave(lengths),
+        sampler_logprobs=torch.tensor([x for s in sequences for x in s.sampler_logprobs]),
+        advantages=torch.cat([s.advantages for s in sequences]),
+        weights=torch.tensor([s.weight for s in sequences]).repeat_interleave(lengths),
+        num_sequences=len(sequences),
+    )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A step's groups that carry gradient, and the counts of all its groups."""
+
+    groups: tuple[TrainGroup, ...]
+    counts: StepCounts
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that go through the update's forward."""
+        return sum(g.num_tokens for g in self.groups)
+
+    def micro_batches(self, token_budget: int) -> Iterator[MicroBatch]:
+        """Micro-batches of at most token_budget tokens, completions of similar length together."""
+        waiting: list[TrainGroup] = []
+        filled = 0
+        by_length = sorted(self.groups, key=lambda g: g.num_tokens / len(g.sequences))
+        for group in (part for g in by_length for part in split_to_fit(g, token_budget)):
+            if waiting and filled + group.num_tokens > token_budget:
+                yield lay_out(waiting)
+                waiting, filled = [], 0
+            waiting.append(group)
+            filled += group.num_tokens
+        if waiting:
+            yield lay_out(waiting)
+
+
+def split_to_fit(group: TrainGroup, token_budget: int) -> list[TrainGroup]:
+    """A group larger than the budget becomes several, each with its prompt; the gradient is the same."""
+    parts: list[TrainGroup] = []
+    sequences: list[TrainSequence] = []
+    for sequence in sorted(group.sequences, key=lambda s: len(s.token_ids)):
+        alone = TrainGroup(group.prompt_ids, (sequence,))
+        if alone.num_tokens > token_budget:
+            raise UserError(
+                f"token_budget is {token_budget}, smaller than one sequence of {alone.num_tokens} tokens: "
+                "raise token_budget, or lower max_tokens"
+            )
+        if sequences and TrainGroup(group.prompt_ids, (*sequences, sequence)).num_tokens > token_budget:
+            parts.append(TrainGroup(group.prompt_ids, tuple(sequences)))
+            sequences = []
+        sequences.append(sequence)
+    return [*parts, TrainGroup(group.prompt_ids, tuple(sequences))]
+
+
+def pack(
+    groups: Sequence[RolloutGroup],
+    advantages: Sequence[Sequence[Tensor]],
+    *,
+    reduction: Reduction,
+    max_tokens: int,
+    drop_zero_advantages: bool,
+) -> Batch:
+    """Count over all graded completions, then keep those that carry gradient.
+
+    advantages[i][j]: Float[T] of the completion j of group i. Completions without a value are in neither sum nor count.
+    drop_zero_advantages: their policy terms are exactly zero; they may go where the loss has no other term.
+    """
+    graded = [
+        (group, [(r, a) for r, a in zip(group.rollouts, of_group, strict=True) if r.score.value is not None])
+        for group, of_group in zip(groups, advantages, strict=True)
+    ]
+    lengths = [len(r.completion.token_ids) for _, rollouts in graded for r, _ in rollouts]
+    counts = StepCounts(num_tokens=sum(lengths), num_sequences=len(lengths), max_tokens=max_tokens)
+    packed = []
+    for group, rollouts in graded:
+        kept = tuple(
+            TrainSequence(
+                token_ids=r.completion.token_ids,
+                sampler_logprobs=r.completion.sampler_logprobs,
+                advantages=a,
+                weight=reduction(len(r.completion.token_ids), counts),
+            )
+            for r, a in rollouts
+            if not drop_zero_advantages or bool(a.any())
+        )
+        if kept:
+            packed.append(TrainGroup(group.prompt_ids, kept))
+    return Batch(tuple(packed), counts)

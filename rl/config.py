@@ -1,0 +1,212 @@
+"""Every option of a run, with the checks that can be made before anything is loaded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from rl.algorithms import ALGORITHMS, Algorithm
+from rl.runtime import DType
+from rollout.errors import UserError
+from rollout.prompts import PromptStyle
+
+TINY = "tiny"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """GRPO and its relatives on checked answers.
+
+    Options marked "by model" have one default for the tiny built-in model and another for real ones.
+    """
+
+    model: str = TINY
+    """"tiny" (built on the spot), a local folder in Hugging Face format, or a hub name."""
+    dataset: str = "arithmetic"
+    """"arithmetic" (built in), "gsm8k", "math", a .jsonl or .json file, or a hub name."""
+    eval_dataset: str | None = None
+    """Held-out problems, as `dataset`; without it eval_size problems of `dataset` are held out."""
+    prompt_column: str | None = None
+    """Column of the question; found by its usual names otherwise."""
+    answer_column: str | None = None
+    """Column of the reference answer; found by its usual names otherwise."""
+    prompt_style: PromptStyle | None = None
+    """System prompt: "plain" (none), "boxed" or "r1" (think and answer tags). By model: plain, boxed."""
+    system_prompt: str | None = None
+    """A system prompt of your own, in place of prompt_style's."""
+
+    algorithm: str = "grpo"
+    """A name in rl/algorithms.py; docs/algorithms.md has their equations."""
+    kl_weight: float | None = None
+    """Weight of the KL to the reference; 0 runs no reference. By model and algorithm."""
+    clip_low: float | None = None
+    """The ratio is clipped below 1 - clip_low. By algorithm."""
+    clip_high: float | None = None
+    """The ratio is clipped above 1 + clip_high. By algorithm."""
+    entropy_weight: float | None = None
+    """Weight of the entropy bonus. By algorithm: 0."""
+    num_epochs: int = 1
+    """Updates on each step's samples."""
+
+    num_steps: int | None = None
+    """By model: 60, 500."""
+    problems_per_step: int | None = None
+    """By model: 64, 32."""
+    group_size: int | None = None
+    """Completions per problem, G. By model: 16, 8."""
+    max_tokens: int | None = None
+    """Longest completion. By model: 32, 1024."""
+    temperature: float = 1.0
+    """Of sampling, and of the log-probs in the update."""
+    top_p: float = 1.0
+    """Only 1: log-probs of a truncated distribution would bias the ratio."""
+
+    learning_rate: float | None = None
+    """Of AdamW. By model: 2e-4, 1e-6."""
+    warmup_steps: int = 5
+    """Steps over which the learning rate rises to its value."""
+    weight_decay: float = 0.0
+    adam_beta2: float = 0.99
+    max_grad_norm: float = 1.0
+    """A longer gradient is scaled down to this length."""
+    token_budget: int = 8192
+    """Tokens in one forward; the gradient does not depend on it, memory does."""
+    dtype: DType = "float32"
+    """bfloat16 is autocast over float32 weights."""
+    gradient_checkpointing: bool = False
+    """Less memory for a third more time."""
+    device: Literal["auto", "cpu"] = "auto"
+
+    sampler: Literal["auto", "torch"] = "auto"
+    """"auto" is the embedded engine."""
+    verifier_workers: int = 2
+    verifier_deadline: float = 2.0
+    """Seconds that judging one answer may take."""
+    max_unjudged: float = 0.5
+    """The run stops when more than this share of a step's answers were unparsed, timed out or crashed the verifier."""
+
+    seed: int = 0
+    eval_every: int | None = None
+    """Steps between evaluations. By model: 10, 25."""
+    eval_size: int | None = None
+    """Problems held out. By model: 400, 200."""
+    run_dir: Path | None = None
+    """Folder of the run; runs/<model>-<dataset>-<algorithm>-<seed> otherwise."""
+    save_every: int = 50
+    """Steps between checkpoints; the last step is always saved."""
+    save_total_limit: int = 2
+    """Checkpoints that are kept."""
+    resume: bool = False
+    """Go on from the run folder's last checkpoint."""
+    trackers: tuple[str, ...] = ()
+    """Any of tensorboard, wandb, trackio: also log there, through accelerate."""
+
+    def __post_init__(self) -> None:
+        for name, (holds, possible) in CHECKS.items():
+            value = getattr(self, name)
+            if value is not None and not holds(value):
+                raise UserError(f"{name} is {value!r}: it must be {possible}")
+        if self.top_p != 1:
+            raise UserError(
+                f"top_p is {self.top_p}: training needs 1, for log-probs of a truncated distribution are renormalised and "
+                "the ratio against the full softmax would be biased; lower the temperature instead"
+            )
+
+    def resolved(self) -> RunConfig:
+        """The same run with every "by model" default written out."""
+        defaults = TINY_DEFAULTS if self.model == TINY else MODEL_DEFAULTS
+        filled = {k: v for k, v in defaults.items() if getattr(self, k) is None}
+        return replace(self, **filled, run_dir=self.run_dir or self._unused_run_dir())
+
+    def _unused_run_dir(self) -> Path:
+        """runs/<what the run is>, with a number where that folder is taken; the newest of them where the run is resumed."""
+        name = f"{Path(self.model).name}-{Path(self.dataset).stem}-{self.algorithm}-seed{self.seed}"
+        taken = 1
+        while (_numbered(name, taken) / "metrics.jsonl").exists():
+            taken += 1
+        return _numbered(name, max(1, taken - 1) if self.resume else taken)
+
+    def chosen_algorithm(self) -> Algorithm:
+        """The named algorithm with this run's options in place of its own."""
+        named = ALGORITHMS[self.algorithm]
+        options = ("kl_weight", "clip_low", "clip_high", "entropy_weight")
+        return replace(named, **{k: getattr(self, k) for k in options if getattr(self, k) is not None})
+
+    def as_json(self) -> dict[str, Any]:
+        return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
+
+
+def _numbered(name: str, number: int) -> Path:
+    return Path("runs") / (name if number == 1 else f"{name}-{number}")
+
+
+TINY_DEFAULTS: dict[str, Any] = {
+    "prompt_style": "plain",
+    "num_steps": 60,
+    "problems_per_step": 64,
+    "group_size": 16,
+    "max_tokens": 32,
+    "learning_rate": 2e-4,
+    "eval_every": 10,
+    "eval_size": 400,
+}
+MODEL_DEFAULTS: dict[str, Any] = {
+    "prompt_style": "boxed",
+    "num_steps": 500,
+    "problems_per_step": 32,
+    "group_size": 8,
+    "max_tokens": 1024,
+    "learning_rate": 1e-6,
+    "eval_every": 25,
+    "eval_size": 200,
+}
+
+Check = tuple[Callable[[Any], bool], str]
+
+
+def _at_least(least: int) -> Check:
+    return (lambda v: v >= least), f"at least {least}"
+
+
+def _one_of(names: Any) -> Check:
+    return (lambda v: v in names), "one of " + ", ".join(sorted(names))
+
+
+_POSITIVE: Check = (lambda v: 0 < v < math.inf), "more than 0"
+_NOT_NEGATIVE: Check = (lambda v: 0 <= v < math.inf), "0 or more"
+_TRACKERS = ("tensorboard", "wandb", "trackio")
+
+CHECKS: dict[str, Check] = {
+    "algorithm": _one_of(ALGORITHMS),
+    "group_size": (
+        (lambda v: v >= 2),
+        "at least 2: the advantage of a completion is relative to the others of its group",
+    ),
+    "kl_weight": _NOT_NEGATIVE,
+    "clip_low": _NOT_NEGATIVE,
+    "clip_high": _NOT_NEGATIVE,
+    "entropy_weight": _NOT_NEGATIVE,
+    "num_epochs": _at_least(1),
+    "num_steps": _at_least(1),
+    "problems_per_step": _at_least(1),
+    "max_tokens": _at_least(1),
+    "temperature": _POSITIVE,
+    "learning_rate": _POSITIVE,
+    "warmup_steps": _at_least(0),
+    "weight_decay": _NOT_NEGATIVE,
+    "adam_beta2": ((lambda v: 0 <= v < 1), "in [0, 1)"),
+    "max_grad_norm": _POSITIVE,
+    "token_budget": _at_least(1),
+    "verifier_workers": _at_least(1),
+    "verifier_deadline": _POSITIVE,
+    "max_unjudged": ((lambda v: 0 <= v <= 1), "in [0, 1]"),
+    "eval_every": _at_least(1),
+    "eval_size": _at_least(1),
+    "save_every": _at_least(1),
+    "save_total_limit": _at_least(1),
+    "trackers": ((lambda v: set(v) <= set(_TRACKERS)), "among " + ", ".join(_TRACKERS)),
+}
+assert set(CHECKS) <= {f.name for f in fields(RunConfig)}

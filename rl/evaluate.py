@@ -1,0 +1,24 @@
+"""Held-out accuracy."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from rl.step import mean
+from rollout.collect import Collector
+from rollout.records import FinishReason, Problem
+
+
+def evaluate(collector: Collector, problems: Sequence[Problem]) -> dict[str, float | None]:
+    """One greedy completion of each problem; accuracy is the share of the graded ones that are right."""
+    started = time.perf_counter()
+    greedy = replace(collector, params=replace(collector.params, temperature=0.0), group_size=1, scores_steps=False)
+    rollouts = [group.rollouts[0] for group in greedy.collect(problems, step=0).groups]
+    return {
+        "eval/accuracy": mean(r.score.value == 1 for r in rollouts if r.score.value is not None),
+        "eval/length": mean(len(r.completion.token_ids) for r in rollouts),
+        "eval/truncated": mean(r.completion.finish_reason is FinishReason.LENGTH for r in rollouts),
+        "time/evaluate": time.perf_counter() - started,
+    }

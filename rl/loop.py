@@ -1,0 +1,140 @@
+"""A run from its configuration to its report: evaluate, step, save, until the end or an interruption."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+
+from rewards.math_answer import MathVerifier
+from rewards.score import Outcome
+from rl.checkpoint import save_checkpoint
+from rl.config import RunConfig
+from rl.evaluate import evaluate
+from rl.metrics import read_metrics
+from rl.progress import Progress, final_table, visible
+from rl.report import write_report
+from rl.runtime import Runtime
+from rl.setup import Run, open_run_dir, set_up
+from rl.step import StepResult, train_step
+from rollout.errors import UserError
+from rollout.records import RolloutGroup
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run was asked to stop, and has saved itself."""
+
+
+def train(config: RunConfig) -> Path:
+    """Runs, and leaves metrics, completions, checkpoints and a report in the run's folder. -> the folder."""
+    config = config.resolved()
+    run_dir = open_run_dir(config)
+    runtime = Runtime(dtype=config.dtype, trackers=config.trackers, run_dir=run_dir, device=config.device)
+    verifier = MathVerifier(num_workers=config.verifier_workers, deadline=config.verifier_deadline)
+    try:
+        with Progress(config.num_steps or 0) as progress:
+            run = set_up(replace(config, run_dir=run_dir), runtime, verifier, progress.message)
+            runtime.start_trackers("plumbline", config.as_json())
+            progress.message(f"run folder: {run_dir}")
+            with interruption(progress) as asked:
+                run_steps(run, progress, asked)
+            report = write_report(run_dir)
+    finally:
+        verifier.close()
+        runtime.close()
+    final_table(read_metrics(run_dir), progress.console)
+    progress.message(f"report: {report}\nmodel:  {checkpoint_of(run)}")
+    if run.step < (config.num_steps or 0):
+        raise Interrupted(f"stopped and saved after step {run.step}; go on with --run-dir {run_dir} --resume")
+    return run_dir
+
+
+def run_steps(run: Run, progress: Progress, asked: StopRequest) -> None:
+    """Every step that is left, with evaluations and checkpoints between, until the last or until asked to stop."""
+    config, num_steps = run.config, run.config.num_steps or 0
+    if run.step == 0:
+        progress.start("evaluating the base model")
+        log(run, progress, {"step": 0, **evaluate(run.collector, run.held_out)}, None)
+    while run.step < num_steps:
+        step, started = run.step + 1, time.perf_counter()
+        run.learner.set_learning_rate((config.learning_rate or 0.0) * min(1.0, step / max(1, config.warmup_steps)))
+        result = train_step(
+            run.learner, run.collector, run.stream, run.delivery, step=step, num_problems=config.problems_per_step or 1
+        )
+        require_judged(result.groups, config.max_unjudged)
+        metrics: dict[str, float | None] = {"step": step, **result.metrics}
+        if step % (config.eval_every or 1) == 0 or step == num_steps:
+            metrics |= evaluate(run.collector, run.held_out)
+        metrics |= {"time/step": time.perf_counter() - started, "memory/peak": run.learner.runtime.peak_memory()}
+        log(run, progress, metrics, result)
+        run.step = step
+        if step % config.save_every == 0 or step == num_steps or asked.stop:
+            save(run)
+        if asked.stop:
+            break
+
+
+def log(run: Run, progress: Progress, metrics: dict[str, float | None], result: StepResult | None) -> None:
+    run.records.write(metrics, result)
+    run.learner.runtime.track(metrics, step=int(metrics["step"] or 0))
+    progress.step(metrics)
+
+
+def save(run: Run) -> None:
+    save_checkpoint(
+        checkpoint_of(run),
+        step=run.step,
+        learner=run.learner,
+        stream=run.stream,
+        tokenizer=run.tokenizer,
+        keep=run.config.save_total_limit,
+    )
+
+
+def checkpoint_of(run: Run) -> Path:
+    return run.run_dir / "checkpoints" / f"step-{run.step:06d}"
+
+
+def require_judged(groups: Sequence[RolloutGroup], bound: float) -> None:
+    """A broken verifier must not look like a hard dataset: too many answers that could not be read stop the run."""
+    doubtful = (Outcome.UNPARSED, Outcome.TIMEOUT, Outcome.CRASHED)
+    rollouts = [r for group in groups for r in group.rollouts]
+    unjudged = [r for r in rollouts if r.score.outcome in doubtful]
+    if len(unjudged) > bound * len(rollouts):
+        examples = "".join(
+            f"\n  {r.score.outcome.value}: {r.score.detail}\n    reference {r.problem.reference[:80]!r}, "
+            f"answer ends {visible(r.completion.text[-160:])!r}"
+            for r in unjudged[:3]
+        )
+        raise UserError(
+            f"max_unjudged is {bound}: {len(unjudged)} of {len(rollouts)} answers of this step were unparsed, timed out or "
+            f"crashed the verifier, so their rewards say nothing. Look at the verifier, or raise max_unjudged. Examples:{examples}"
+        )
+
+
+@dataclass
+class StopRequest:
+    stop: bool = False
+
+
+@contextmanager
+def interruption(progress: Progress) -> Iterator[StopRequest]:
+    """Ctrl-C or SIGTERM asks for a stop after the step under way; a second one stops at once."""
+    request = StopRequest()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if request.stop:
+            raise KeyboardInterrupt
+        request.stop = True
+        progress.message("stopping after this step, which is then saved (once more: at once, without saving)")
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,256 @@
+"""What a run measures: every key of `metrics.jsonl` with its definition, and how the file is written and read.
+
+A number that is not defined cannot be checked, so the writer refuses a key that is not registered here.
+docs/metrics.md is printed from this registry: `python -m rl.metrics > docs/metrics.md`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+Row = dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One key of metrics.jsonl: its exact definition, and what a reader should expect or worry about."""
+
+    key: str
+    unit: str
+    meaning: str
+    healthy: str
+
+
+SECTIONS: dict[str, tuple[Metric, ...]] = {
+    "Progress": (
+        Metric("step", "number", "Optimiser steps done. Step 0 is the base model and carries only `eval/` keys.",
+               "Grows by one a line."),
+        Metric("eval/accuracy", "share",
+               "Held-out problems whose greedy completion is CORRECT, over all held-out problems that were graded.",
+               "The number to trust: it should rise above step 0. Its standard error is `sqrt(p (1 - p) / n)`: about "
+               "0.02 for 500 problems, so smaller steps are noise. Flat while `reward/mean` rises: reward hacking or "
+               "memorised training problems."),
+        Metric("eval/length", "tokens", "Mean number of tokens of the greedy held-out completions.",
+               "Near `length/mean`."),
+        Metric("eval/truncated", "share", "Held-out completions that were cut by the token limit.",
+               "Near 0; otherwise accuracy measures the limit, not the model: raise the limit."),
+    ),
+    "Reward": (
+        Metric("reward/mean", "reward",
+               "Mean reward of the step's graded completions (those with a value), before any advantage.",
+               "Rises, noisily: every step has other problems."),
+        Metric("reward/std", "reward",
+               "Standard deviation of the same rewards, over the whole step and not within groups.",
+               "`sqrt(p (1 - p))` for rewards of 0 and 1, at most 0.5. At 0 there is nothing to learn from."),
+        Metric("accuracy/sampled", "share",
+               "CORRECT completions over graded completions, sampled at the training temperature.",
+               "Equals `reward/mean` when the reward is correctness alone. `reward/mean` rising without it: the policy "
+               "collects the format reward only."),
+    ),
+    "Policy": (
+        Metric("kl/reference", "nats per token",
+               "Divergence of the policy from the reference on the sampled tokens, the k3 estimate: the mean over "
+               "tokens of `exp(r) - 1 - r`, `r = reference_logprob - policy_logprob`. Null when the reference is not "
+               "run (its weight is zero).",
+               "Starts at 0 and grows slowly. A jump by a factor of ten within a few steps: lower the learning rate "
+               "or raise the weight of the penalty."),
+        Metric("kl/sampler", "nats per token",
+               "Mismatch between the engine that sampled and the trainer, for the same weights, as the k3 estimate of "
+               "KL(sampler, trainer): the mean over sampled tokens of `exp(b - s) - 1 - (b - s)`, `s` the sampler's "
+               "log-prob of the token and `b` the trainer's (the behaviour log-prob).",
+               "Below 1e-6 with the embedded sampler in float32, below about 1e-2 with another engine or bfloat16. "
+               "Growth over the run: the weights do not arrive, or the engines disagree (precision, temperature)."),
+        Metric("entropy", "nats per token",
+               "Mean over sampled positions of `-sum_v p(v) log p(v)`, the policy's entropy at the sampling "
+               "temperature.",
+               "Falls slowly. Near 0 (collapse): all completions of a group agree and learning stops; raise the upper "
+               "clip or the temperature. A steep rise: the policy is turning to noise."),
+    ),
+    "Length": (
+        Metric("length/mean", "tokens", "Mean number of tokens of the step's completions, end-of-sequence included.",
+               "Moves slowly. Growth without reward: the length bias of the reduction, see docs/algorithms.md."),
+        Metric("length/max", "tokens", "Length of the longest completion of the step.",
+               "At the token limit exactly when some completion was cut."),
+        Metric("length/truncated", "share", "Completions that were cut by the token limit.",
+               "Below 0.1. Above: right answers are graded as missing; raise the limit."),
+    ),
+    "Groups": (
+        Metric("groups/no_signal", "share",
+               "Groups whose rewards are all equal: every advantage is 0 and the group gives no gradient.",
+               "High at both ends of training (all wrong, all right). Above 0.5 most of the sampling is wasted: choose "
+               "problems nearer to the policy's ability, larger groups, or dynamic sampling."),
+        Metric("groups/no_signal_expected", "share",
+               "The share to expect if every problem had the step's mean pass rate p: `p^G + (1 - p)^G`, G the size of "
+               "a group.",
+               "A lower line for `groups/no_signal`: the formula is convex in p, so observed above expected means that "
+               "problems differ in difficulty."),
+        Metric("groups/trained", "number", "Groups in the update, after those without signal are dropped.",
+               "0 means that this step changed nothing."),
+        Metric("groups/refilled", "number", "Extra rounds of problems that dynamic sampling drew to fill the step.",
+               "0 without dynamic sampling. At its limit: the problems are too easy or too hard."),
+    ),
+    "Outcomes": (
+        Metric("outcome/correct", "share", "Completions that the verifier judged right.", "Rises."),
+        Metric("outcome/wrong", "share", "Completions with an answer that was read and is wrong.", "Falls."),
+        Metric("outcome/no_answer", "share", "Completions in which no final answer was found.",
+               "Falls within the first steps. Steady: the prompt does not ask for the format, or answers are cut."),
+        Metric("outcome/unparsed", "share", "Completions whose answer was found but could not be read.",
+               "Below 0.05. Above: read examples in the report, the extraction may be wrong."),
+        Metric("outcome/timeout", "share", "Completions whose grading used up its time or memory.",
+               "Below 0.02. Above: the deadline is short, the machine is busy, or the policy learned to stall."),
+        Metric("outcome/crashed", "share",
+               "Completions that could not be graded because the verifier failed. They have no value and are left out.",
+               "0. Anything else is a fault of the verifier and not of the model."),
+        Metric("outcome/bad_reference", "share",
+               "Completions that could not be graded because the problem's reference is unusable. Left out as well.",
+               "0: such problems are dropped before training."),
+    ),
+    "Update": (
+        Metric("loss", "loss",
+               "The sum that the optimiser minimised: surrogate, plus weighted KL, plus weighted value loss where "
+               "there is one, under the algorithm's reduction.",
+               "No measure of progress: with group-normalised advantages it starts near 0 at any reward. Only a jump "
+               "means something."),
+        Metric("grad_norm", "norm", "Euclidean norm of the whole gradient before clipping.",
+               "Steady within a factor of a few. Spikes go with bad steps; 0 means no signal; null means not finite."),
+        Metric("learning_rate", "step size", "Learning rate of this step, warm-up and decay included.",
+               "Follows the schedule."),
+        Metric("ratio/clipped", "share",
+               "Tokens whose ratio `exp(policy_logprob - behaviour_logprob)` is clipped and so give no gradient.",
+               "0 in the first update on fresh samples; below 0.2 later. Above: fewer updates a step or a lower rate."),
+        Metric("ratio/max", "ratio", "Largest ratio of policy to behaviour probability over the trained tokens.",
+               "1 in the first update on fresh samples; tens or more: the update is too large."),
+        Metric("tis/weight", "weight",
+               "Mean weight of truncated importance sampling, `min(exp(b - s), C)`: corrects for the sampler's "
+               "mismatch (see `kl/sampler`).",
+               "Within 0.01 of 1. Below: the engines disagree or the truncation bites."),
+        Metric("tis/truncated", "share", "Tokens whose importance weight was cut at C.", "Below 0.01."),
+    ),
+    "Delivery": (
+        Metric("delivery/error", "nats",
+               "Largest absolute difference between the sampler's and the trainer's log-probs of the probe tokens, "
+               "after the new weights were delivered.",
+               "Rounding only: below 1e-4 in float32, below about 0.1 in bfloat16. More: the run stops."),
+    ),
+    "Cost": (
+        Metric("tokens/sampled", "tokens", "Completion tokens sampled for training in this step.",
+               "Number of completions times `length/mean`."),
+        Metric("tokens/trained", "tokens",
+               "Tokens through the forward of the update in this step; a prompt counts once a group.",
+               "Below `tokens/sampled` when many groups carry no signal."),
+        Metric("tokens/per_second", "tokens per second", "`tokens/sampled / time/sample`.",
+               "Steady. Falls as completions grow longer."),
+        Metric("time/step", "seconds", "The whole step by the wall clock, all phases below included.", "Steady."),
+        Metric("time/sample", "seconds", "Sampling the completions.", "Usually the largest part."),
+        Metric("time/verify", "seconds", "Grading the completions.", "Small. Large: stalling answers, few workers."),
+        Metric("time/train", "seconds", "Forward, backward and optimiser, the reference included.",
+               "Falls with the groups that carry no signal."),
+        Metric("time/deliver", "seconds", "Handing the weights to the sampler, and the proof that they arrived.",
+               "Small."),
+        Metric("time/evaluate", "seconds", "The held-out evaluation, on the steps that evaluate.",
+               "If it dominates, evaluate less often."),
+        Metric("memory/peak", "bytes",
+               "Peak resident memory of the trainer process; on a GPU the peak of the allocator.",
+               "Flat after the first steps. Steady growth is a leak."),
+    ),
+}  # fmt: skip
+METRICS: dict[str, Metric] = {metric.key: metric for metrics in SECTIONS.values() for metric in metrics}
+PHASES = ("sample", "verify", "train", "deliver", "evaluate")
+OUTCOMES = tuple(key.removeprefix("outcome/") for key in METRICS if key.startswith("outcome/"))
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no NaN and no infinity: they become null, which every reader already takes as "not measured"."""
+    return None if value is None or not math.isfinite(value) else value
+
+
+class MetricsWriter:
+    """Appends one line a step to metrics.jsonl.
+
+    `keep_through` is the step that a resumed run continues from: later lines are cut, since those steps run again.
+    A line that a kill cut short is dropped as well, or the next line would be glued to it.
+    """
+
+    def __init__(self, run_dir: Path, keep_through: int | None = None) -> None:
+        self.path = run_dir / "metrics.jsonl"
+        kept = _complete_lines(self.path)
+        if keep_through is not None:
+            kept = [(line, row) for line, row in kept if (row["step"] or 0) <= keep_through]
+        aside = self.path.with_suffix(".tmp")  # renamed over the old file: a kill here loses nothing
+        aside.write_text("".join(line + "\n" for line, _ in kept), encoding="utf-8")
+        os.replace(aside, self.path)
+
+    def write(self, metrics: Mapping[str, float | None]) -> None:
+        """Write one step. The file is opened for each line, so that nothing waits in a buffer when the run is killed."""
+        unknown = sorted(metrics.keys() - METRICS.keys())
+        assert not unknown, f"metrics that rl/metrics.py does not define: {unknown}"
+        assert "step" in metrics, "a line of metrics needs its step"
+        row = {key: _finite(value) for key, value in metrics.items()}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+
+
+def _complete_lines(path: Path) -> list[tuple[str, Row]]:
+    """Text and value of every line; a last line that was cut by a kill is left out, a broken one before it is an error."""
+    if not path.exists():
+        return []
+    *complete, _cut = path.read_text(encoding="utf-8").split("\n")
+    lines = []
+    for number, line in enumerate(complete, start=1):
+        try:
+            lines.append((line, json.loads(line)))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number} is not JSON ({error}): delete that line and try again") from None
+    return lines
+
+
+def read_metrics(run_dir: Path) -> list[Row]:
+    """The run's steps in order. No file or an empty one gives no rows; a last line cut by a kill is left out."""
+    return [row for _, row in _complete_lines(run_dir / "metrics.jsonl")]
+
+
+def series(rows: list[Row], key: str) -> tuple[list[float], list[float]]:
+    """Steps and values of one metric, on the steps where it was measured."""
+    points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+    return [float(step or 0) for step, _ in points], [float(value or 0) for _, value in points]
+
+
+def start_and_end(rows: list[Row], key: str) -> tuple[float, float] | None:
+    """Where a metric began and where it stands. None if it was never measured.
+
+    Held-out evaluations are compared as they are; what is measured on each step's own problems is too noisy for that,
+    so there the first tenth of the measured steps is averaged, and the last tenth.
+    """
+    values = series(rows, key)[1]
+    if not values:
+        return None
+    window = 1 if key.startswith("eval/") else max(1, len(values) // 10)
+    return sum(values[:window]) / window, sum(values[-window:]) / window
+
+
+def time_by_phase(rows: list[Row]) -> dict[str, float]:
+    """Seconds of the whole run in each phase, and in none of them ("other")."""
+    seconds = {phase: sum(series(rows, f"time/{phase}")[1]) for phase in PHASES}
+    seconds["other"] = max(0.0, sum(series(rows, "time/step")[1]) - sum(seconds.values()))
+    return seconds
+
+
+def markdown() -> str:
+    """The registry as docs/metrics.md."""
+    lines = ["# Metrics", "", "Every key of `metrics.jsonl`, one JSON object a line, one line a step. A key that was not",
+             "measured is null or absent; so is a value that is not finite. Log-probs are natural logarithms.", "",
+             "This page is printed from `rl/metrics.py`: `python -m rl.metrics > docs/metrics.md`."]  # fmt: skip
+    for title, metrics in SECTIONS.items():
+        lines += ["", f"## {title}"]
+        for metric in metrics:
+            lines += ["", f"**`{metric.key}`** ({metric.unit}). {metric.meaning}  ", f"*Expect:* {metric.healthy}"]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")

@@ -1,0 +1,81 @@
+"""The policy and its frozen reference: a Hugging Face causal LM and the forward that scores with it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from rl.batch import MicroBatch
+from rl.forward import TokenScores, choose_forward, enable_gradient_checkpointing
+from rollout.errors import UserError
+
+
+def load_pretrained(model: str | Path, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model and its tokenizer from a local folder or the hub, in float32."""
+    if str(model).startswith((".", "/", "~")) and not Path(model).expanduser().is_dir():
+        raise UserError(
+            f"model is {str(model)!r}: there is no such folder; give a folder in Hugging Face format or a hub name"
+        )
+    source = str(Path(model).expanduser()) if Path(model).expanduser().is_dir() else str(model)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        loaded = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"model is {str(model)!r}: it cannot be loaded as a causal LM with its tokenizer "
+            f"({str(error).strip().splitlines()[0]}); give a folder in Hugging Face format or a hub name"
+        ) from None
+    return loaded.to(device), tokenizer  # pyright: ignore[reportArgumentType]  the stubs lose `self`
+
+
+class Policy:
+    """Scores tokens with a model. Always in eval mode: dropout would make the ratio differ from 1 before the first update.
+
+    autocast: makes the context to run the forward in.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        gradient_checkpointing: bool = False,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        self.model = model.eval()
+        self.autocast = autocast
+        self.forward = choose_forward(model)
+        if gradient_checkpointing:
+            enable_gradient_checkpointing(model)
+
+    def score(self, micro: MicroBatch, temperature: float) -> TokenScores:
+        with self.autocast():
+            return self.forward(self.model, micro, temperature)
+
+    def frozen_copy(self) -> Policy:
+        """The reference: the policy as it is now."""
+        clone = copy.copy(self)
+        clone.model = copy.deepcopy(self.model).requires_grad_(False)
+        return clone
+
+    def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every parameter under every name it has, tied ones too: an engine may keep an output head of its own."""
+        yield from self.model.named_parameters(remove_duplicate=False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def vocab_size(self) -> int:
+        return self.model.config.get_text_config().vocab_size
+
+    @property
+    def context_length(self) -> int | None:
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)

@@ -1,0 +1,81 @@
+"""What a run writes down while it goes: config.json, metrics.jsonl, completions.jsonl."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rl.config import RunConfig
+from rl.metrics import MetricsWriter
+from rl.step import StepResult
+
+PACKAGES = ("torch", "transformers", "accelerate", "peft", "math-verify", "vllm")
+
+
+class RunRecords:
+    """The run's files. A resumed run goes on from `keep_through`; what was written of later steps is cut off."""
+
+    def __init__(self, run_dir: Path, keep_through: int | None = None) -> None:
+        self.metrics = MetricsWriter(run_dir, keep_through)
+        self.completions = run_dir / "completions.jsonl"
+        if self.completions.exists():
+            kept = [
+                line for line in _complete_lines(self.completions) if json.loads(line)["step"] <= (keep_through or 0)
+            ]
+            aside = self.completions.with_suffix(".tmp")
+            aside.write_text("".join(kept), encoding="utf-8")
+            os.replace(aside, self.completions)
+
+    def write(self, metrics: Mapping[str, float | None], result: StepResult | None = None) -> None:
+        self.metrics.write(metrics)
+        if result is not None:
+            with self.completions.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(row) + "\n" for row in completion_rows(int(metrics["step"] or 0), result))
+
+
+def _complete_lines(path: Path) -> Iterator[str]:
+    """All but a last line that a kill cut short."""
+    with path.open(encoding="utf-8") as file:
+        yield from (line for line in file if line.endswith("\n"))
+
+
+def completion_rows(step: int, result: StepResult) -> Iterator[dict[str, Any]]:
+    for group, advantages in zip(result.groups, result.advantages, strict=True):
+        prompt = group.problem.prompt
+        text = prompt if isinstance(prompt, str) else "\n".join(m["content"] for m in prompt)
+        for rollout, advantage in zip(group.rollouts, advantages, strict=True):
+            completion, score = rollout.completion, rollout.score
+            yield {
+                "step": step,
+                "problem_id": group.problem.id,
+                "prompt": text,
+                "reference": group.problem.reference,
+                "completion": completion.text,
+                "value": score.value,
+                "outcome": score.outcome.value,
+                "parts": dict(score.parts),
+                "detail": score.detail,
+                "length": len(completion.token_ids),
+                "finish_reason": completion.finish_reason.value,
+                "advantage": advantage.mean().item(),
+            }
+
+
+def write_config(run_dir: Path, config: RunConfig) -> None:
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    hardware = {"cpu_cores": len(os.sched_getaffinity(0)), "machine": platform.machine(), "gpu": gpu}
+    written = {**config.as_json(), "versions": versions, "hardware": hardware}
+    (run_dir / "config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,72 @@
+"""The only file that imports accelerate: the device, precision, the backward pass, trackers."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from rollout.errors import UserError
+
+DType = Literal["float32", "bfloat16"]
+
+
+class Runtime:
+    """One process on one device. bfloat16 is autocast over float32 weights, which keep updates smaller than 2^-9 of them."""
+
+    def __init__(self, *, dtype: DType, trackers: tuple[str, ...], run_dir: Path, device: str = "auto") -> None:
+        try:
+            self.accelerator = Accelerator(
+                mixed_precision="bf16" if dtype == "bfloat16" else "no",
+                cpu=device == "cpu",
+                log_with=list(trackers) or None,
+                project_dir=run_dir,
+            )
+        except (ValueError, ImportError) as error:
+            raise UserError(
+                f"trackers or dtype cannot be had here ({error}); dtype is {dtype!r}, trackers {trackers}"
+            ) from None
+        if self.accelerator.num_processes > 1:
+            raise UserError(
+                f"num_processes is {self.accelerator.num_processes}: this version trains in one process; "
+                "use accelerate launch --num_processes 1"
+            )
+        if self.device.type == "cpu":
+            torch.set_num_threads(len(os.sched_getaffinity(0)))  # accelerate launch asks for one thread
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        return self.accelerator.autocast()
+
+    def backward(self, loss: Tensor) -> None:
+        self.accelerator.backward(loss)
+
+    def clip_grad_norm(self, model: nn.Module, max_norm: float) -> float:
+        """Scales the gradient down to max_norm where it is longer. -> its length before."""
+        return float(nn.utils.clip_grad_norm_(model.parameters(), max_norm))
+
+    def start_trackers(self, project: str, config: Mapping[str, Any]) -> None:
+        plain = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in config.items()}
+        self.accelerator.init_trackers(project, config=plain)
+
+    def track(self, metrics: Mapping[str, Any], step: int) -> None:
+        self.accelerator.log({k: v for k, v in metrics.items() if v is not None}, step=step)
+
+    def peak_memory(self) -> int:
+        """Bytes: the allocator's peak on a GPU, else the process's peak resident size."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def close(self) -> None:
+        self.accelerator.end_training()

@@ -1,0 +1,193 @@
+"""A run is put together here, and whatever can be wrong with it is found here, before any training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from rewards.math_answer import MathVerifier
+from rewards.score import Outcome
+from rl.checkpoint import last_checkpoint, load_checkpoint
+from rl.config import TINY, RunConfig
+from rl.deliver import Delivery
+from rl.policy import Policy, load_pretrained
+from rl.records import RunRecords, write_config
+from rl.runtime import Runtime
+from rl.step import Learner
+from rl.warm_start import WarmStart, warm_started
+from rollout.collect import Collector
+from rollout.errors import UserError
+from rollout.problems import ProblemStream, load_problems, split_held_out, without_overlap
+from rollout.prompts import PromptRenderer
+from rollout.records import Problem
+from rollout.sampler import SamplingParams
+from rollout.torch_sampler import TorchSampler
+
+Say = Callable[[str], None]
+
+SAME_ON_RESUME = ("model", "dataset", "algorithm", "seed", "group_size", "problems_per_step", "learning_rate")
+
+
+@dataclass(kw_only=True)
+class Run:
+    """Everything a run is made of, ready for its next step. `step`: the last one that is done."""
+
+    config: RunConfig
+    run_dir: Path
+    learner: Learner
+    collector: Collector
+    stream: ProblemStream
+    held_out: list[Problem]
+    delivery: Delivery
+    tokenizer: PreTrainedTokenizerBase
+    records: RunRecords
+    step: int
+
+
+def open_run_dir(config: RunConfig) -> Path:
+    """The run's folder, writable; a new one unless the run is resumed or one is named."""
+    assert config.run_dir is not None
+    run_dir = config.run_dir
+    is_taken = (run_dir / "metrics.jsonl").exists()
+    if config.resume:
+        last_checkpoint(run_dir)
+    elif is_taken:
+        raise UserError(f"run_dir is {str(run_dir)!r}: it holds a run already; add --resume, or name another folder")
+    try:
+        (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (run_dir / "checkpoints" / ".writable").touch()
+        (run_dir / "checkpoints" / ".writable").unlink()
+    except OSError as error:
+        raise UserError(
+            f"run_dir is {str(run_dir)!r}: it cannot be written ({error.strerror}); name another folder"
+        ) from None
+    return run_dir
+
+
+def load_data(config: RunConfig) -> tuple[list[Problem], list[Problem]]:
+    """(training, held out), without overlap."""
+    load = partial(load_problems, prompt_column=config.prompt_column, answer_column=config.answer_column)
+    problems = load(config.dataset)
+    size = config.eval_size or 1
+    if config.eval_dataset is None:
+        return split_held_out(problems, size)
+    held_out = load(config.eval_dataset, split="test")[:size]
+    training = without_overlap(problems, held_out)
+    if not training:
+        raise UserError(
+            f"dataset is {config.dataset!r}: every problem of it is in eval_dataset {config.eval_dataset!r} too"
+        )
+    return training, held_out
+
+
+def gradable(problems: Sequence[Problem], verifier: MathVerifier, say: Say) -> list[Problem]:
+    """The problems whose reference can be judged against; the others are told and dropped."""
+    scores = verifier.check_references([p.reference for p in problems])
+    bad = [(p, s) for p, s in zip(problems, scores, strict=True) if s.outcome is not Outcome.CORRECT]
+    if bad:
+        shown = "; ".join(f"problem {p.id!r}, answer {p.reference[:60]!r}: {s.detail}" for p, s in bad[:3])
+        if len(bad) == len(problems):
+            raise UserError(
+                f"dataset: none of its {len(problems)} reference answers can be judged against ({shown}); mend answer_column"
+            )
+        say(f"{len(bad)} of {len(problems)} problems are left out, their reference cannot be judged against: {shown}")
+    return [p for p, s in zip(problems, scores, strict=True) if s.outcome is Outcome.CORRECT]
+
+
+def require_room(config: RunConfig, renderer: PromptRenderer, problems: Sequence[Problem], context: int | None) -> None:
+    """Every prompt with a full completion fits the model's context and one forward."""
+    longest, length = max(((p, len(renderer.render(p))) for p in problems), key=lambda pair: pair[1])
+    total = length + (config.max_tokens or 0)
+    what = f"problem {longest.id!r} has a prompt of {length} tokens and max_tokens is {config.max_tokens}, together {total}"
+    if context is not None and total > context:
+        raise UserError(f"{what}: the model's context is {context}; lower max_tokens or leave out long prompts")
+    if total - 1 > config.token_budget:
+        raise UserError(
+            f"token_budget is {config.token_budget}: {what}, more than fits one forward; raise token_budget"
+        )
+
+
+def set_up(config: RunConfig, runtime: Runtime, verifier: MathVerifier, say: Say) -> Run:
+    assert config.run_dir is not None
+    training, held_out = (gradable(part, verifier, say) for part in load_data(config))
+    algorithm = config.chosen_algorithm()
+    max_tokens = config.max_tokens or 1
+    source = config.model
+    if source == TINY:
+        teach = {"verifier": verifier, "runtime": runtime, "max_tokens": max_tokens, "say": say}
+        source = str(tiny_base(**teach))
+    model, tokenizer = load_pretrained(source, runtime.device)
+    renderer = PromptRenderer(tokenizer, style=config.prompt_style or "plain", system_prompt=config.system_prompt)
+    policy = Policy(model, gradient_checkpointing=config.gradient_checkpointing, autocast=runtime.autocast)
+    require_room(config, renderer, [*training, *held_out], policy.context_length)
+    learner = Learner(
+        policy=policy,
+        reference=policy.frozen_copy() if algorithm.kl_weight > 0 else None,
+        optimizer=torch.optim.AdamW(
+            model.parameters(),
+            lr=config.learning_rate or 0.0,
+            betas=(0.9, config.adam_beta2),
+            weight_decay=config.weight_decay,
+            fused=True,
+        ),
+        runtime=runtime,
+        algorithm=algorithm,
+        temperature=config.temperature,
+        token_budget=config.token_budget,
+        max_grad_norm=config.max_grad_norm,
+        num_epochs=config.num_epochs,
+    )
+    sampler = TorchSampler(model, tokenizer, autocast=runtime.autocast)
+    collector = Collector(
+        sampler=sampler,
+        verifiers={"math": verifier},
+        renderer=renderer,
+        params=SamplingParams(max_tokens=max_tokens, temperature=config.temperature),
+        group_size=config.group_size or 2,
+        run_seed=config.seed,
+        scores_steps=algorithm.scores_steps,
+    )
+    stream = ProblemStream(training, config.seed)
+    step = resume(config, learner, stream) if config.resume else 0
+    if step == 0:
+        write_config(config.run_dir, config)
+    tolerance = 1e-3 if config.dtype == "float32" else 0.25  # bf16 keeps 8 bits: logits near 10 round to 0.06
+    delivery = Delivery(policy, sampler, tolerance=tolerance)
+    delivery.deliver(version=step)
+    return Run(
+        config=config,
+        run_dir=config.run_dir,
+        learner=learner,
+        collector=collector,
+        stream=stream,
+        held_out=held_out,
+        delivery=delivery,
+        tokenizer=tokenizer,
+        records=RunRecords(config.run_dir, keep_through=step if config.resume else None),
+        step=step,
+    )
+
+
+def tiny_base(*, verifier: MathVerifier, runtime: Runtime, max_tokens: int, say: Say) -> Path:
+    """The warm-started model of the built-in task, whatever data the run itself is on."""
+    training, held_out = split_held_out(load_problems("arithmetic"), 400)
+    return warm_started(WarmStart(), training, held_out, verifier=verifier, runtime=runtime, max_tokens=32, say=say)
+
+
+def resume(config: RunConfig, learner: Learner, stream: ProblemStream) -> int:
+    """Back to the last checkpoint of the run folder. -> its step."""
+    assert config.run_dir is not None
+    written = json.loads((config.run_dir / "config.json").read_text(encoding="utf-8"))
+    for name in SAME_ON_RESUME:
+        now = config.as_json()[name]
+        if written[name] != now:
+            raise UserError(
+                f"{name} is {now!r}: the run in {str(config.run_dir)!r} has {written[name]!r}; resume with that"
+            )
+    return load_checkpoint(last_checkpoint(config.run_dir), learner, stream)

@@ -1,0 +1,60 @@
+"""What our two attention functions (decoding here, training in rl/forward.py) share: how a model is told to use them.
+
+transformers lets a program register an attention function under a name (`AttentionInterface`); a model whose config
+carries that name calls it in every layer. No model is changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+
+def has_only_attention_layers(model: PreTrainedModel) -> bool:
+    """Whether every layer keeps keys and values and asks the attention interface: no recurrent state, no convolution."""
+    layer_types = set(getattr(model.config, "layer_types", None) or ["full_attention"])
+    return bool(
+        model._supports_attention_backend
+        and not getattr(model, "_is_stateful", False)
+        and layer_types <= {"full_attention", "sliding_attention"}
+    )
+
+
+@contextmanager
+def attention_implementation(model: PreTrainedModel, name: str) -> Iterator[None]:
+    """The model uses the attention function registered as `name` inside the block."""
+    before = model.config._attn_implementation
+    model.config._attn_implementation = name
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = before
+
+
+def grouped_attention(
+    query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None, causal: bool, scale: float | None
+) -> Tensor:
+    """Scaled dot-product attention with fewer key heads than query heads, without repeating keys.
+
+    query: [B, Hq, T, D]; key, value: [B, Hkv, S, D]; mask: broadcastable to [B, 1, T, S] -> [B, T, Hq, D].
+    A single query per row is two small matrix products, the query heads that share a key head as one block: on a CPU
+    ten times faster than the fused kernel, which is made for long blocks of queries.
+    """
+    rows, query_heads, num_queries, head_size = query.shape
+    key_heads = key.shape[1]
+    if num_queries == 1:
+        folded = query.reshape(rows, key_heads, query_heads // key_heads, head_size)
+        scores = (folded @ key.transpose(-1, -2)).float() * (head_size**-0.5 if scale is None else scale)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        out = scores.softmax(-1).to(value.dtype) @ value
+        return out.reshape(rows, 1, query_heads, -1)
+    out = F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=query_heads != key_heads
+    )
+    return out.transpose(1, 2)

@@ -1,0 +1,134 @@
+"""Sample G completions of each problem, verify them, return groups."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rewards.equation_steps import score_steps
+from transformers import PreTrainedTokenizerBase
+
+from rewards.score import Score, Verifier
+from rollout.errors import UserError
+from rollout.problems import ProblemStream
+from rollout.prompts import PromptRenderer
+from rollout.records import Completion, Problem, Rollout, RolloutGroup
+from rollout.sampler import Sampler, SampleRequest, SamplingParams, completion_seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collected:
+    """A step's groups, and what it took to get them. `num_refills`: rounds that dynamic sampling drew beyond the first."""
+
+    groups: list[RolloutGroup]
+    num_refills: int
+    num_sampled_tokens: int
+    sample_seconds: float
+    verify_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collector:
+    """Turns problems into scored groups.
+
+    scores_steps: also give the worked steps of each completion rewards of their own.
+    """
+
+    sampler: Sampler
+    verifiers: Mapping[str, Verifier]
+    renderer: PromptRenderer
+    params: SamplingParams
+    group_size: int
+    run_seed: int
+    scores_steps: bool = False
+
+    def collect(self, problems: Sequence[Problem], *, step: int) -> Collected:
+        started = time.perf_counter()
+        prompts = [self.renderer.render(problem) for problem in problems]
+        requests = [
+            SampleRequest(
+                prompt_ids, tuple(completion_seed(self.run_seed, step, p.id, i) for i in range(self.group_size))
+            )
+            for p, prompt_ids in zip(problems, prompts, strict=True)
+        ]
+        completions = self.sampler.sample(requests, self.params)
+        sampled = time.perf_counter()
+        scores = verify(problems, completions, self.verifiers)
+        groups = [
+            RolloutGroup(
+                problem=problem,
+                prompt_ids=prompt_ids,
+                rollouts=tuple(self._rollout(problem, c, s) for c, s in zip(of_problem, verdicts, strict=True)),
+            )
+            for problem, prompt_ids, of_problem, verdicts in zip(problems, prompts, completions, scores, strict=True)
+        ]
+        return Collected(
+            groups=groups,
+            num_refills=0,
+            num_sampled_tokens=sum(len(c.token_ids) for of_problem in completions for c in of_problem),
+            sample_seconds=sampled - started,
+            verify_seconds=time.perf_counter() - sampled,
+        )
+
+    def collect_with_signal(self, stream: ProblemStream, count: int, *, step: int, max_refills: int = 4) -> Collected:
+        """Draw further problems until `count` groups have different rewards among them, or max_refills rounds are over.
+
+        Dynamic sampling, DAPO, arXiv 2503.14476, section 3.2. Groups beyond `count` are dropped, the latest first.
+        """
+        parts: list[Collected] = []
+        groups: list[RolloutGroup] = []
+        while len(groups) < count and len(parts) <= max_refills:
+            parts.append(self.collect(stream.take(count), step=step))
+            groups += [group for group in parts[-1].groups if has_signal(group)]
+        return Collected(
+            groups=groups[:count],
+            num_refills=len(parts) - 1,
+            num_sampled_tokens=sum(p.num_sampled_tokens for p in parts),
+            sample_seconds=sum(p.sample_seconds for p in parts),
+            verify_seconds=sum(p.verify_seconds for p in parts),
+        )
+
+    def _rollout(self, problem: Problem, completion: Completion, score: Score) -> Rollout:
+        if not self.scores_steps:
+            return Rollout(problem=problem, completion=completion, score=score)
+        steps = score_steps(completion.text)
+        ends = _token_ends(self.renderer.tokenizer, completion)
+        last = len(completion.token_ids) - 1
+        return Rollout(
+            problem=problem,
+            completion=completion,
+            score=score,
+            step_rewards=tuple(step.value for step in steps),
+            step_ends=tuple(next((t for t, end in enumerate(ends) if end >= step.end), last) for step in steps),
+        )
+
+
+def verify(
+    problems: Sequence[Problem], completions: Sequence[Sequence[Completion]], verifiers: Mapping[str, Verifier]
+) -> list[list[Score]]:
+    """One call per kind of verifier, over all problems that ask for it."""
+    scores: list[list[Score]] = [[] for _ in problems]
+    for name in sorted({p.verifier for p in problems}):
+        if name not in verifiers:
+            raise UserError(f"a problem asks for verifier {name!r}: there are {sorted(verifiers)}")
+        asking = [i for i, p in enumerate(problems) if p.verifier == name]
+        answers = [c.text for i in asking for c in completions[i]]
+        references = [problems[i].reference for i in asking for _ in completions[i]]
+        verdicts = iter(verifiers[name].verify_batch(answers, references))
+        for i in asking:
+            scores[i] = [next(verdicts) for _ in completions[i]]
+    return scores
+
+
+def has_signal(group: RolloutGroup) -> bool:
+    """Whether the graded rewards of the group differ: otherwise every advantage is zero."""
+    values = {r.score.value for r in group.rollouts if r.score.value is not None}
+    return len(values) > 1
+
+
+def _token_ends(tokenizer: PreTrainedTokenizerBase, completion: Completion) -> list[int]:
+    """How many characters of the text stand once each token is written."""
+    ids = completion.token_ids
+    texts = tokenizer.batch_decode([list(ids[: t + 1]) for t in range(len(ids))], skip_special_tokens=True)
+    return [len(text) for text in texts]

@@ -1,0 +1,151 @@
+"""Where problems come from: built-in generators, files, hub data sets; and the seeded stream that deals them out."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rewards.extract import reference_answer
+from rollout.arithmetic import arithmetic_problems
+from rollout.errors import UserError
+from rollout.records import Problem
+
+HUB_NAMES = {"gsm8k": ("openai/gsm8k", "main"), "math": ("DigitalLearningGmbH/MATH-lighteval", "default")}
+PROMPT_COLUMNS = ("question", "problem", "prompt")
+ANSWER_COLUMNS = ("answer", "solution", "reference")
+
+
+@dataclass
+class ProblemStream:
+    """Deals a list of problems in an order fixed by the seed, each once an epoch. Its only state is `cursor`."""
+
+    problems: Sequence[Problem]
+    seed: int
+    cursor: int = 0
+    _epoch: tuple[int, list[int]] = field(default=(-1, []), repr=False)
+
+    def take(self, count: int) -> list[Problem]:
+        taken = [self._at(self.cursor + i) for i in range(count)]
+        self.cursor += count
+        return taken
+
+    def _at(self, index: int) -> Problem:
+        epoch, place = divmod(index, len(self.problems))
+        if self._epoch[0] != epoch:
+            order = list(range(len(self.problems)))
+            random.Random(f"{self.seed}/{epoch}").shuffle(order)
+            self._epoch = (epoch, order)
+        return self.problems[self._epoch[1][place]]
+
+
+def load_problems(
+    dataset: str, *, split: str = "train", prompt_column: str | None = None, answer_column: str | None = None
+) -> list[Problem]:
+    """The problems of a built-in task, a .jsonl or .json file, or a data set of the hub; of equal prompts the first."""
+    if dataset == "arithmetic":
+        return arithmetic_problems(20_000, seed=0)
+    rows = _file_rows(Path(dataset)) if Path(dataset).suffix in (".jsonl", ".json") else _hub_rows(dataset, split)
+    if not rows:
+        raise UserError(f"dataset is {dataset!r}: it has no rows; give one with at least two problems")
+    prompt_column = _column("prompt_column", prompt_column, PROMPT_COLUMNS, rows[0], dataset)
+    answer_column = _column("answer_column", answer_column, ANSWER_COLUMNS, rows[0], dataset)
+    problems: dict[Any, Problem] = {}
+    for number, row in enumerate(rows):
+        for column in (prompt_column, answer_column):
+            if row.get(column) is None:
+                raise UserError(f"dataset is {dataset!r}: row {number + 1} has no {column!r}: fill it or drop the row")
+        prompt = _messages(row[prompt_column])
+        problem = Problem(id=str(row.get("id", number)), prompt=prompt, reference=reference_answer(str(row[answer_column])))
+        problems.setdefault(json.dumps(prompt), problem)
+    if len({p.id for p in problems.values()}) < len(problems):
+        raise UserError(
+            f"dataset is {dataset!r}: values of its column 'id' are not unique; make them so or drop the column"
+        )
+    return list(problems.values())
+
+
+def _messages(prompt: Any) -> tuple[Mapping[str, str], ...]:
+    return tuple(prompt) if isinstance(prompt, list) else ({"role": "user", "content": str(prompt)},)
+
+
+def _column(option: str, named: str | None, usual: Iterable[str], row: Mapping[str, Any], dataset: str) -> str:
+    found = next((c for c in ([named] if named is not None else usual) if c in row), None)
+    if found is None:
+        looked_for = repr(named) if named is not None else " or ".join(map(repr, usual))
+        raise UserError(
+            f"{option}: dataset {dataset!r} has no column {looked_for}; it has {sorted(row)}: name one with --{option.replace('_', '-')}"
+        )
+    return found
+
+
+def _file_rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"dataset is {str(path)!r}: it cannot be read ({error.strerror}); give an existing file"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"dataset is {str(path)!r}: it is not UTF-8 text (byte {error.start}); convert it") from None
+    rows = []
+    if path.suffix == ".json":
+        rows = _json(text, f"dataset is {str(path)!r}")
+        if not isinstance(rows, list):
+            raise UserError(f"dataset is {str(path)!r}: a .json file must hold one list of objects")
+    else:
+        lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+        rows = [_json(line, f"dataset is {str(path)!r}: line {n}") for n, line in lines]
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise UserError(
+                f"dataset is {str(path)!r}: row {number} is {type(row).__name__}, not an object with columns"
+            )
+    return rows
+
+
+def _json(text: str, what: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{what} is not JSON: {error}; mend it") from None
+
+
+def _hub_rows(dataset: str, split: str) -> list[dict[str, Any]]:
+    import datasets  # half a second, and only hub names need it
+
+    name, config = HUB_NAMES.get(dataset, (dataset, None))
+    try:
+        loaded = datasets.load_dataset(name, config, split=split)
+    except Exception as error:  # noqa: BLE001  the library raises many kinds for a name that is not there
+        raise UserError(
+            f"dataset is {dataset!r}: it is neither 'arithmetic' nor an existing .jsonl or .json file, and loading {name!r} "
+            f"from the hub failed ({type(error).__name__}: {str(error).splitlines()[0]}). Without a network give a file"
+        ) from None
+    return [dict(row) for row in loaded]
+
+
+def split_held_out(problems: Sequence[Problem], count: int) -> tuple[list[Problem], list[Problem]]:
+    """(training, held out): `count` problems chosen once and for all, whatever the run's seed, so that runs compare."""
+    if len(problems) <= count:
+        raise UserError(
+            f"eval_size is {count}: the dataset has {len(problems)} problems, which leaves none to train on; lower eval_size"
+        )
+    order = list(range(len(problems)))
+    random.Random("held out").shuffle(order)
+    held_out = set(order[:count])
+    return [p for i, p in enumerate(problems) if i not in held_out], [problems[i] for i in order[:count]]
+
+
+def without_overlap(problems: Sequence[Problem], held_out: Sequence[Problem]) -> list[Problem]:
+    """The problems whose prompt, white space and case aside, is not among the held-out ones."""
+    seen = {_normal(p) for p in held_out}
+    return [p for p in problems if _normal(p) not in seen]
+
+
+def _normal(problem: Problem) -> str:
+    return re.sub(r"\s+", " ", json.dumps([m["content"] for m in _messages(problem.prompt)])).lower()

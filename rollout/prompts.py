@@ -1,0 +1,47 @@
+"""Problems become token ids: the only place that renders a prompt."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from rollout.errors import UserError
+from rollout.records import Problem
+
+PromptStyle = Literal["plain", "boxed", "r1"]
+
+SYSTEM_PROMPTS: dict[PromptStyle, str | None] = {
+    "plain": None,
+    "boxed": "Reason step by step, and put your final answer within \\boxed{}.",
+    "r1": (
+        "First think about the problem, then answer it. Enclose the reasoning in <think> </think> and the final answer "
+        "in <answer> </answer>, i.e., <think> reasoning </think> <answer> answer </answer>."
+    ),
+}
+
+
+class PromptRenderer:
+    """The chat template where the tokenizer has one; for a base model the texts, one under the other."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, *, style: PromptStyle, system_prompt: str | None = None
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.system = system_prompt if system_prompt is not None else SYSTEM_PROMPTS[style]
+
+    def render(self, problem: Problem) -> tuple[int, ...]:
+        prompt = problem.prompt
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
+        if self.system is not None:
+            messages.insert(0, {"role": "system", "content": self.system})
+        if self.tokenizer.chat_template is not None:
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            ids = self.tokenizer(str(text), add_special_tokens=False).input_ids  # the template writes them itself
+        else:
+            ids = self.tokenizer("\n\n".join(m["content"] for m in messages) + "\n").input_ids
+        if not ids:
+            raise UserError(
+                f"problem {problem.id!r} has an empty prompt: a completion needs at least one token before it"
+            )
+        return tuple(ids)

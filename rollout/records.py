@@ -1,0 +1,77 @@
+"""What flows: Problem -> Completion -> Rollout -> RolloutGroup. Frozen, complete when made, no tensors."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rewards.score import Score
+
+Message = Mapping[str, str]  # {"role": "user", "content": "..."}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """A question with a checkable answer. `id` is unique within its source and stable across runs: seeds depend on it."""
+
+    id: str
+    prompt: str | tuple[Message, ...]
+    reference: str
+    verifier: str = "math"
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+class FinishReason(enum.Enum):
+    STOP = "stop"  # an end-of-sequence token or a stop string
+    LENGTH = "length"  # cut off by the token limit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """Tokens as sampled. An end-of-sequence token that was sampled is the last of `token_ids`; nothing follows it.
+
+    sampler_logprobs: log-prob of each token under the distribution that was really sampled from, as the engine computed it.
+    policy_version: the number of weight deliveries the engine had received when it sampled.
+    """
+
+    token_ids: tuple[int, ...]
+    sampler_logprobs: tuple[float, ...]
+    finish_reason: FinishReason
+    policy_version: int
+    seed: int
+    text: str
+
+    def __post_init__(self) -> None:
+        assert len(self.token_ids) == len(self.sampler_logprobs) > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """A completion and its verdict.
+
+    step_rewards, step_ends: rewards of the reasoning steps and the index of each step's last token; empty unless the
+    run is supervised by process.
+    """
+
+    problem: Problem
+    completion: Completion
+    score: Score
+    step_rewards: tuple[float, ...] = ()
+    step_ends: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        assert len(self.step_rewards) == len(self.step_ends)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutGroup:
+    """All rollouts of one problem, with the prompt tokens they share."""
+
+    problem: Problem
+    prompt_ids: tuple[int, ...]
+    rollouts: tuple[Rollout, ...]
+
+    def __post_init__(self) -> None:
+        assert all(rollout.problem is self.problem for rollout in self.rollouts)

@@ -1,0 +1,98 @@
+"""The contract of every engine that samples: prompts and seeds in, completions out, weights replaced in place."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from rollout.errors import UserError
+from rollout.records import Completion, FinishReason
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """temperature 0 is greedy: the most likely token, its log-prob taken at temperature 1."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    stop_strings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise UserError(f"max_tokens is {self.max_tokens}: it must be at least 1")
+        if self.temperature < 0:
+            raise UserError(f"temperature is {self.temperature}: it must be 0 (greedy) or more")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p is {self.top_p}: it must be in (0, 1]; 1 keeps the whole distribution")
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """One prompt, and a seed for each completion wanted of it."""
+
+    prompt_ids: tuple[int, ...]
+    seeds: tuple[int, ...]
+
+
+class Sampler(Protocol):
+    @property
+    def policy_version(self) -> int:
+        """How many times weights were delivered."""
+        ...
+
+    def sample(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[list[Completion]]:
+        """The completions of each request, in the order of its seeds. A seed fixes the draws, whatever else is asked for."""
+        ...
+
+    def score(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> list[float]:
+        """Log-probs of the given tokens at temperature 1, by the engine's own sampling path: the proof of delivery reads them."""
+        ...
+
+    def update_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def completion_seed(run_seed: int, step: int, problem_id: str, sample_index: int) -> int:
+    """A seed in [0, 2^63) that depends on nothing but what it is for: not on the batch, the rank or earlier draws."""
+    key = f"{run_seed}/{step}/{problem_id}/{sample_index}".encode()
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
+
+
+class ScriptedSampler:
+    """A sampler for tests: gives out the token sequences it was told to, by prompt, in turn."""
+
+    def __init__(self, script: dict[tuple[int, ...], list[tuple[int, ...]]], texts: dict[tuple[int, ...], str]) -> None:
+        self.script = script
+        self.texts = texts
+        self.policy_version = 0
+
+    def sample(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[list[Completion]]:
+        return [
+            [self._completion(self.script[r.prompt_ids][i], seed) for i, seed in enumerate(r.seeds)] for r in requests
+        ]
+
+    def _completion(self, token_ids: tuple[int, ...], seed: int) -> Completion:
+        return Completion(
+            token_ids=token_ids,
+            sampler_logprobs=(-1.0,) * len(token_ids),
+            finish_reason=FinishReason.STOP,
+            policy_version=self.policy_version,
+            seed=seed,
+            text=self.texts[token_ids],
+        )
+
+    def score(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> list[float]:
+        return [-1.0] * len(completion_ids)
+
+    def update_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+        self.policy_version = version
+
+    def close(self) -> None:
+        pass

@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from rewards.math_answer import MathVerifier
+from rewards.pool import WorkerPool
+from rewards.score import Outcome
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+DEADLINE = 0.5
+
+
+@pytest.fixture
+def make_pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., WorkerPool]]:
+    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    pools = []
+
+    def make(task: str = "pool_tasks:load", num_workers: int = 2, **arguments: str) -> WorkerPool:
+        pools.append(WorkerPool(task, arguments, num_workers=num_workers, deadline=DEADLINE, memory_limit=1 << 30))
+        return pools[-1]
+
+    yield make
+    for pool in pools:
+        pool.close()
+
+
+def _outcomes(pool: WorkerPool, *texts: str) -> list[Outcome]:
+    return [outcome for outcome, _ in pool.run([[text] for text in texts])]
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+
+
+def test_only_the_item_that_overruns_its_deadline_times_out(make_pool: Callable[..., WorkerPool]) -> None:
+    pool = make_pool(num_workers=1)
+    pool.run([["warm"]])
+    start = time.monotonic()
+    texts = ["a", "sleep", *"bcdefgh"]
+    verdicts = pool.run([[text] for text in texts])
+    assert time.monotonic() - start < DEADLINE + 1.0
+    assert [outcome for outcome, _ in verdicts] == [Outcome.CORRECT, Outcome.TIMEOUT, *[Outcome.CORRECT] * 7]
+    assert [detail.split()[-1] for _, detail in verdicts[2:]] == list("bcdefgh")  # in the order of the items
+
+
+def test_a_worker_killed_in_mid_batch_loses_nothing(make_pool: Callable[..., WorkerPool], tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.touch()
+    pool = make_pool(counter=str(log))
+    pids = {int(detail.split()[0]) for _, detail in pool.run([[f"x{i}"] for i in range(50)])}
+
+    def kill_when_busy() -> None:
+        while log.read_text().count("\n") < 500:
+            time.sleep(0.001)
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_when_busy)
+    killer.start()
+    texts = [f"y{i}" for i in range(5000)]
+    verdicts = pool.run([[text] for text in texts])
+    killer.join()
+    assert all(outcome is Outcome.CORRECT for outcome, _ in verdicts)
+    assert [detail.split()[1] for _, detail in verdicts] == texts
+    assert pids - {int(detail.split()[0]) for _, detail in verdicts[-100:]} == pids  # others finished the work
+
+
+def test_an_item_that_kills_its_worker_twice_is_not_gradable(make_pool: Callable[..., WorkerPool]) -> None:
+    pool = make_pool()
+    verdicts = pool.run([["a"], ["die"], ["b"]])
+    assert [outcome for outcome, _ in verdicts] == [Outcome.CORRECT, Outcome.CRASHED, Outcome.CORRECT]
+    assert "status 3" in verdicts[1][1]
+
+
+def test_an_item_whose_worker_died_once_is_tried_again(make_pool: Callable[..., WorkerPool], tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.touch()
+    assert _outcomes(make_pool(counter=str(log)), "a", "die once") == [Outcome.CORRECT, Outcome.CORRECT]
+    assert log.read_text().split("\n").count("die once") == 2
+
+
+def test_memory_and_depth_are_the_answers_fault_and_a_bug_is_ours(make_pool: Callable[..., WorkerPool]) -> None:
+    verdicts = make_pool().run([["memory"], ["deep"], ["bug"], ["a"]])
+    outcomes = [outcome for outcome, _ in verdicts]
+    # 8 GiB do not fit into the limit of 1 GiB
+    assert outcomes == [Outcome.TIMEOUT, Outcome.TIMEOUT, Outcome.CRASHED, Outcome.CORRECT]
+    assert "memory" in verdicts[0][1]
+    assert "ZeroDivisionError" in verdicts[2][1]
+
+
+def test_what_a_library_prints_or_reads_does_not_disturb_the_replies(make_pool: Callable[..., WorkerPool]) -> None:
+    pool = make_pool(num_workers=1)
+    assert _outcomes(pool, "noise", "a", "noise") == [Outcome.CORRECT] * 3
+
+
+def test_items_larger_than_a_pipe_do_not_deadlock(make_pool: Callable[..., WorkerPool]) -> None:
+    # A pipe holds 64 KiB; 64 items of 200,000 characters are written while replies come back.
+    pool = make_pool()
+    texts = [f"{i} " + "x" * 200_000 for i in range(64)]
+    verdicts = pool.run([[text] for text in texts])
+    assert [detail.split()[1] for _, detail in verdicts] == [str(i) for i in range(64)]
+
+
+def test_a_worker_that_cannot_start_raises_what_it_said(make_pool: Callable[..., WorkerPool]) -> None:
+    with pytest.raises(RuntimeError, match="ImportError: the library is not installed"):
+        make_pool(task="pool_tasks:load_nothing").run([["a"]])
+
+
+def test_an_interrupted_batch_leaves_no_reply_behind(make_pool: Callable[..., WorkerPool]) -> None:
+    pool = make_pool(num_workers=1)
+    pool.run([["warm"]])
+
+    class Interrupt(Exception):
+        pass
+
+    def interrupt(*_: object) -> None:
+        raise Interrupt
+
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    try:
+        with pytest.raises(Interrupt):
+            pool.run([["old"], ["sleep"], ["old"]])
+    finally:
+        signal.signal(signal.SIGALRM, previous)
+    assert [detail.split()[1] for _, detail in pool.run([["new1"], ["new2"]])] == ["new1", "new2"]
+
+
+def test_close_ends_the_workers_and_can_be_repeated(make_pool: Callable[..., WorkerPool]) -> None:
+    pool = make_pool()
+    pids = {int(detail.split()[0]) for _, detail in pool.run([[str(i)] for i in range(20)])}
+    pool.close()
+    pool.close()
+    assert not any(_is_running(pid) for pid in pids)
+    with pytest.raises(ValueError, match="closed"):
+        pool.run([["a"]])
+
+
+_TRAINER = """
+import os, threading, time
+from rewards.pool import WorkerPool
+pool = WorkerPool("pool_tasks:load", {}, num_workers=1, deadline=1.0, memory_limit=1 << 30)
+pool.run([["a"]])
+print(*[worker.process.pid for worker in pool._workers], flush=True)
+threading.Thread(target=pool.run, args=([["sleep"]],), daemon=True).start()
+time.sleep(0.3)
+os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc to see processes")
+def test_workers_end_when_the_trainer_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    done = subprocess.run([sys.executable, "-c", _TRAINER], cwd=ROOT, capture_output=True, text=True, check=False)
+    idle_and_stuck = list(map(int, done.stdout.split()))
+    assert len(idle_and_stuck) == 2
+    limit = time.monotonic() + 2 * 1.0 + 1.0  # the alarm of the stuck one is at twice the deadline
+    while any(map(_is_running, idle_and_stuck)) and time.monotonic() < limit:
+        time.sleep(0.02)
+    assert not any(map(_is_running, idle_and_stuck))
+
+
+@pytest.mark.parametrize(
+    ("modules", "absent"),
+    [
+        ("rewards.score, rewards.math_answer, rewards.pool, rewards.equation_steps", "torch sympy mpmath math_verify"),
+        ("rewards.worker, rewards.math_judge, rewards.symbolic", "torch transformers"),
+    ],
+    ids=["trainer", "worker"],
+)
+def test_what_the_modules_do_not_import(modules: str, absent: str) -> None:
+    code = f"import sys, {modules}; print(*sorted(set({absent.split()!r}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("num_workers", 0), ("deadline", 0.0), ("deadline", float("nan")), ("memory_limit", 1000)]
+)
+def test_impossible_limits_are_refused_by_name(option: str, value: float) -> None:
+    with pytest.raises(ValueError, match=option):
+        MathVerifier(**{option: value})  # type: ignore[arg-type]
