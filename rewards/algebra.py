@@ -111,7 +111,12 @@ def _evaluate(node: Node, point: Point) -> Value:
     arguments = [_evaluate(argument, point) for argument in node.args]
     try:
         value = _RULES[node.op](*arguments)
-    except (ZeroDivisionError, ValueError, OverflowError) as error:  # what mpmath raises outside a domain
+    except (
+        ArithmeticError,
+        ValueError,
+        NotImplementedError,
+        _context.NoConvergence,
+    ) as error:  # what mpmath raises outside a domain
         raise Undefined(str(error)) from error
     if not _context.isfinite(value):
         raise Undefined("infinite")

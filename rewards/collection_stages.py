@@ -44,8 +44,10 @@ def compare_written(answer: str, reference: str, comparison: Comparison) -> Verd
 def compare_matrices(answer: str, reference: str, comparison: Comparison) -> Verdict | None:
     """Cell by cell; the brackets do not matter, and a column may be written as a tuple."""
     ours, theirs = _rows(answer), _rows(reference)
-    if ours is None or theirs is None or (matrix(answer) is None and matrix(reference) is None):
+    if matrix(reference) is None and (matrix(answer) is None or theirs is None):
         return None
+    if ours is None or theirs is None:
+        return wrong("no matrix")
     same = len(ours) == len(theirs) and all(comparison.all_equal(a, r) for a, r in zip(ours, theirs))
     return right("the same matrix") if same else wrong("other matrix")
 

@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 MAX_DEPTH = 120
+MAX_TERMS = 200  # of all sums and products together: the tree of a sum is as deep as the sum is long
 MAX_DIGITS = 400
 MAX_EXPONENT = 9_999  # of ten, in scientific notation
 
@@ -102,6 +103,7 @@ _SUBSCRIPT = re.compile(r"\s*_\s*(?:\{\s*\w+\s*\}|\w)")
 _TIMES = re.compile(r"\\cdot(?![A-Za-z])|\\times(?![A-Za-z])|\*")
 _OVER = re.compile(r"\\div(?![A-Za-z])|/")
 _DEGREE = re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))")
+_PLAIN_FRACTION = re.compile(r"\\frac\s*(?:\{\s*\d+\s*\}|\d)\s*(?:\{\s*\d+\s*\}|\d)")
 _ATOM_START = re.compile(
     r"[0-9A-Za-z.({\[]|\\(?!cdot|times|div|right|rfloor|rceil|text|le|ge|ne|in\b|cup|pm|mp|[^A-Za-z])"
 )
@@ -130,7 +132,7 @@ def operations(node: Node) -> frozenset[str]:
 
 class _Parser:
     def __init__(self, text: str) -> None:
-        self.text, self.pos, self.depth, self.bars = text, 0, 0, 0
+        self.text, self.pos, self.depth, self.bars, self.num_terms = text, 0, 0, 0, 0
 
     def peek(self) -> str:
         char = self.text[self.pos : self.pos + 1]
@@ -146,6 +148,14 @@ class _Parser:
             self.pos = match.end()
         return match
 
+    def follows(self, pattern: re.Pattern[str]) -> bool:
+        self.peek()
+        return pattern.match(self.text, self.pos) is not None
+
+    def take_sign(self) -> str:
+        self.pos += 1
+        return self.text[self.pos - 1]
+
     def accept(self, literal: str) -> bool:
         self.peek()
         found = self.text.startswith(literal, self.pos)
@@ -157,15 +167,24 @@ class _Parser:
         if not self.accept(literal):
             raise Unreadable(f"expected {literal!r} at {self.text[self.pos : self.pos + 20]!r}")
 
-    def sum(self) -> Node:
+    def join(self, op: str, *args: Node) -> Node:
+        self.num_terms += 1
+        if self.num_terms > MAX_TERMS:
+            raise TooLarge("too many terms")
+        return Node(op, args)
+
+    def descend(self) -> None:
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise TooLarge("nested too deeply")
+
+    def sum(self) -> Node:
+        self.descend()
         node = self.product()
-        while self.peek() in ("+", "-") and self.peek():
-            negative = self.accept("-") or not self.accept("+")
+        while self.peek() in ("+", "-"):
+            negative = self.take_sign() == "-"
             right = self.product()
-            node = Node("add", (node, Node("neg", (right,)) if negative else right))
+            node = self.join("add", node, Node("neg", (right,)) if negative else right)
         self.depth -= 1
         return node
 
@@ -173,9 +192,9 @@ class _Parser:
         node = self.signed()
         while True:
             if self.take(_TIMES):
-                node = Node("mul", (node, self.signed()))
+                node = self.join("mul", node, self.signed())
             elif self.take(_OVER):
-                node = Node("div", (node, self.signed()))
+                node = self.join("div", node, self.signed())
             elif self.starts_atom():
                 node = self.juxtaposed(node)
             else:
@@ -183,10 +202,10 @@ class _Parser:
 
     def starts_atom(self) -> bool:
         opens_bar = self.peek() == "|" and not self.bars
-        return opens_bar or _ATOM_START.match(self.text, self.pos) is not None
+        return opens_bar or self.follows(_ATOM_START)
 
     def juxtaposed(self, left: Node) -> Node:
-        if self.peek().isdigit():
+        if self.peek().isdecimal():
             raise Unreadable("a number straight after another factor, as in x2 or 3 4")
         right = self.power()
         whole = left.op == "num" and left.value.denominator == 1
@@ -194,53 +213,38 @@ class _Parser:
             numerator, denominator = right.args
             if numerator.value < denominator.value:  # 2\frac{1}{3} is two and a third
                 return Node("mixed", (left, right))
-        return Node("mul", (left, right))
+        return self.join("mul", left, right)
 
     def signed(self) -> Node:
         negative = False
-        while self.peek() in ("+", "-") and self.peek():
-            negative ^= self.text[self.pos] == "-"
-            self.pos += 1
-        node = self.mixed_or_power()
-        return Node("neg", (node,)) if negative else node
-
-    def mixed_or_power(self) -> Node:
+        while self.peek() in ("+", "-"):
+            negative ^= self.take_sign() == "-"
         node = self.power()
-        return self.juxtaposed(node) if node.op == "num" and self.accept_mixed() else node
-
-    def accept_mixed(self) -> bool:
-        self.peek()
-        return (
-            re.match(r"\\frac\s*(?:\{\s*\d+\s*\}|\d)\s*(?:\{\s*\d+\s*\}|\d)", self.text[self.pos : self.pos + 60])
-            is not None
-        )
+        if node.op == "num" and self.follows(_PLAIN_FRACTION):
+            node = self.juxtaposed(node)  # a mixed number binds before any other factor
+        return Node("neg", (node,)) if negative else node
 
     def power(self) -> Node:
         base = self.atom()
         while True:
             if self.accept("!"):
-                base = Node("fact", (base,))
+                base = self.join("fact", base)
             elif self.take(_DEGREE):
-                base = Node("degree", (base,))
+                base = self.join("degree", base)
             elif self.accept("^"):
                 base = Node("pow", (base, self.exponent()))
-                if self.peek() == "^" and not _DEGREE.match(self.text, self.pos):
+                if self.peek() == "^" and not self.follows(_DEGREE):
                     raise Unreadable("two exponents")
             else:
                 return base
 
     def exponent(self) -> Node:
-        if self.peek() == "-":
-            self.pos += 1
-            return Node("neg", (self.exponent(),))
-        return self.atom()
+        return Node("neg", (self.atom(),)) if self.accept("-") else self.atom()
 
     def atom(self) -> Node:
-        self.depth += 1
-        if self.depth > MAX_DEPTH:
-            raise TooLarge("nested too deeply")
+        self.descend()
         char = self.peek()
-        if char.isdigit() or char == ".":
+        if char.isdecimal() or char == ".":
             node = self.number()
         elif char and char in "({[|":
             node = self.group(char)
@@ -282,17 +286,21 @@ class _Parser:
         exponent = re.sub(r"\s", "", match[2] or match[3] or match[4] or "0")
         if len(exponent) > 6 or abs(int(exponent)) > MAX_EXPONENT:
             raise TooLarge("an exponent of too many digits")
-        value = Fraction(int(match[1])) if match[1].isdigit() else Fraction(match[1])
+        value = Fraction(int(match[1])) if match[1].isdecimal() else Fraction(match[1])
         return Node("num", value=value * Fraction(10) ** int(exponent) if exponent != "0" else value)
 
     def argument(self) -> Node:
         r"""What \frac or \sqrt applies to: a group, or as in TeX one digit, letter or command."""
+        self.descend()
         if self.peek() == "{":
-            return self.group("{")
-        if self.peek().isdigit():
+            node = self.group("{")
+        elif self.peek().isdecimal():
             self.pos += 1
-            return Node("num", value=Fraction(int(self.text[self.pos - 1])))
-        return self.command() if self.peek() == "\\" else self.letter()
+            node = Node("num", value=Fraction(int(self.text[self.pos - 1])))
+        else:
+            node = self.command() if self.peek() == "\\" else self.letter()
+        self.depth -= 1
+        return node
 
     def command(self) -> Node:
         match = self.take(_COMMAND)
@@ -334,7 +342,7 @@ class _Parser:
         r"""The argument of \sin 2x: factors side by side, up to a sign, an operator, a bracket or another function."""
         negative = self.accept("-")
         node = self.power()
-        while self.peek() and _ARGUMENT_START.match(self.text, self.pos):
+        while self.follows(_ARGUMENT_START):
             node = self.juxtaposed(node)
         return Node("neg", (node,)) if negative else node
 

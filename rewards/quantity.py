@@ -53,9 +53,13 @@ _POWER_WORDS = {"square": 2, "squared": 2, "cubic": 3, "cubed": 3}
 _PERCENT = re.compile(r"\s*(?:\\?%|(?:\\text\{\s*)?(?:percent(?:age)?|per cent|pct\.?)(?:\s*\})?)$", re.IGNORECASE)
 _TEMPERATURE = re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)\s*(?:\\text\{\s*)?([CF])(?:\s*\})?$")
 _CIRCLE = re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)$")
-_EXPONENT = r"(?:\^\s*(?:\{\s*-?\d\s*\}|-?\d))?"
-_TEXT_UNIT = re.compile(rf"(?:\s*(?:/|\\cdot)?\s*\\text\{{[^{{}}]*(?:\{{[^{{}}]*\}}[^{{}}]*)?\}}\s*{_EXPONENT})+$")
-_BARE_UNIT = re.compile(rf"(?<=[\d}})\s])(?:\s*(?:/|\\cdot|per )?\s*[A-Za-z]+\.?{_EXPONENT})+$")
+# A unit phrase, its parts always set apart by something: a repeated group that can match one text in two ways takes
+# exponential time. Normalised text has single spaces.
+_EXPONENT = r"(?:\s?\^\s?(?:\{\s?-?\d\s?\}|-?\d))?"
+_MARKED = rf"\\text\{{[^{{}}]*(?:\{{[^{{}}]*\}}[^{{}}]*)?\}}{_EXPONENT}"
+_TEXT_UNIT = re.compile(rf"\s?(?:(?:/|\\cdot)\s?)?{_MARKED}(?:\s?(?:(?:/|\\cdot)\s?)?{_MARKED})*\s?$")
+_BARE = rf"[A-Za-z]+\.?{_EXPONENT}"
+_BARE_UNIT = re.compile(rf"(?<=[\d}})\s])(?:(?:/|\\cdot)\s?)?{_BARE}(?:(?:\s?(?:/|\\cdot)\s?|\s){_BARE})*$")
 _WORD = re.compile(r"([A-Za-z]+)\.?|(/)|\^\s*\{?\s*(-?\d)\s*\}?|(-|\s|\\cdot|\*|\\ )")
 
 
@@ -93,8 +97,12 @@ def quantity(text: str, *, bare_letters: bool = False) -> Quantity:
     for symbol, name in _SYMBOLS.items():
         if rest.startswith(symbol) and len(rest) > len(symbol):
             rest = rest[len(symbol) :].strip()
-            inner = quantity(sign + rest)
+            inner = _without_currency(sign + rest, bare_letters)
             return Quantity(inner.value, inner.unit or read_unit(name), inner.percent)
+    return _without_currency(text, bare_letters)
+
+
+def _without_currency(text: str, bare_letters: bool) -> Quantity:
     percent = _PERCENT.search(text)
     if percent and percent.start() > 0:
         return Quantity(text[: percent.start()].strip(), percent=True)

@@ -15,6 +15,7 @@ from latex2sympy2_extended.latex2sympy2 import ConversionConfig
 from sympy.core.cache import clear_cache
 
 _CLEAR_EVERY = 500  # comparisons; the caches of sympy would grow with the run
+_MAX_LENGTH = 300  # its parser needs seconds for a thousand bars
 _CONVERSION = ConversionConfig(lowercase_symbols=False)
 # What sympy would compute at any price, or what is read by rules that are not those of mathematics.
 _REFUSED = re.compile(
@@ -32,7 +33,7 @@ _num_compared = 0
 def same(answer: str, reference: str) -> bool | None:
     """Whether math-verify finds both equal; None where it cannot read the whole of one of them."""
     global _num_compared
-    if _REFUSED.search(answer) or _REFUSED.search(reference):
+    if max(len(answer), len(reference)) > _MAX_LENGTH or _REFUSED.search(answer) or _REFUSED.search(reference):
         return None
     _num_compared += 1
     if _num_compared % _CLEAR_EVERY == 0:

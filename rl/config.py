@@ -52,11 +52,11 @@ class RunConfig:
     """Updates on each step's samples."""
 
     num_steps: int | None = None
-    """By model: 60, 500."""
+    """By model: 80, 500."""
     problems_per_step: int | None = None
-    """By model: 64, 32."""
+    """By model: 96, 32."""
     group_size: int | None = None
-    """Completions per problem, G. By model: 16, 8."""
+    """Completions per problem, G. By model: 10, 8."""
     max_tokens: int | None = None
     """Longest completion. By model: 32, 1024."""
     temperature: float = 1.0
@@ -65,9 +65,11 @@ class RunConfig:
     """Only 1: log-probs of a truncated distribution would bias the ratio."""
 
     learning_rate: float | None = None
-    """Of AdamW. By model: 2e-4, 1e-6."""
+    """Of AdamW. By model: 3e-4, 1e-6."""
     warmup_steps: int = 5
     """Steps over which the learning rate rises to its value."""
+    schedule: Literal["constant", "linear"] | None = None
+    """After the warm-up: constant, or falling in a line to 0 after the last step. By model: linear, constant."""
     weight_decay: float = 0.0
     adam_beta2: float = 0.99
     max_grad_norm: float = 1.0
@@ -129,6 +131,11 @@ class RunConfig:
             taken += 1
         return _numbered(name, max(1, taken - 1) if self.resume else taken)
 
+    def learning_rate_at(self, step: int) -> float:
+        """A function of the step alone, so that a resumed run needs no state of it."""
+        rate = (self.learning_rate or 0.0) * min(1.0, step / max(1, self.warmup_steps))
+        return rate * (1 - (step - 1) / (self.num_steps or 1)) if self.schedule == "linear" else rate
+
     def chosen_algorithm(self) -> Algorithm:
         """The named algorithm with this run's options in place of its own."""
         named = ALGORITHMS[self.algorithm]
@@ -145,11 +152,13 @@ def _numbered(name: str, number: int) -> Path:
 
 TINY_DEFAULTS: dict[str, Any] = {
     "prompt_style": "plain",
-    "num_steps": 60,
-    "problems_per_step": 64,
-    "group_size": 16,
+    "num_steps": 80,
+    "problems_per_step": 96,
+    "group_size": 10,
     "max_tokens": 32,
-    "learning_rate": 2e-4,
+    "learning_rate": 3e-4,
+    "schedule": "linear",
+    "kl_weight": 0.001,
     "eval_every": 10,
     "eval_size": 400,
 }
@@ -160,6 +169,7 @@ MODEL_DEFAULTS: dict[str, Any] = {
     "group_size": 8,
     "max_tokens": 1024,
     "learning_rate": 1e-6,
+    "schedule": "constant",
     "eval_every": 25,
     "eval_size": 200,
 }

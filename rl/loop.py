@@ -61,7 +61,7 @@ def run_steps(run: Run, progress: Progress, asked: StopRequest) -> None:
         log(run, progress, {"step": 0, **evaluate(run.collector, run.held_out)}, None)
     while run.step < num_steps:
         step, started = run.step + 1, time.perf_counter()
-        run.learner.set_learning_rate((config.learning_rate or 0.0) * min(1.0, step / max(1, config.warmup_steps)))
+        run.learner.set_learning_rate(config.learning_rate_at(step))
         result = train_step(
             run.learner, run.collector, run.stream, run.delivery, step=step, num_problems=config.problems_per_step or 1
         )

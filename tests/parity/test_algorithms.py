@@ -1,0 +1,155 @@
+"""Every named algorithm, rewards to loss, against its papers restated a scalar at a time (tests/parity/restated.py).
+
+Here log-probs are numbers that were drawn; test_gradient_independence.py does the same through a model.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from rl.algorithms import ALGORITHMS, CISPO, GRPO, RLOO, SFT, Algorithm
+from rl.batch import MicroBatch
+from rl.forward import TokenScores
+from rollout.records import RolloutGroup
+from tests.parity.cases import MAX_TOKENS, group_of, random_groups
+from tests.parity.restated import Scores, normalised, step_loss, token_advantages
+
+FLOAT32 = 2e-6  # float32 sums of about 100 terms whose sizes add up to less than 10
+
+
+def test_every_algorithm_is_restated() -> None:
+    """A new one wants a restatement of its own; without it the tests below would compare it with GRPO."""
+    restated = {"grpo", "grpo-process", "grpo-iterative", "dr-grpo", "dapo", "gspo", "rloo", "cispo"}
+    assert set(ALGORITHMS) == restated
+
+
+def whole(algorithm: Algorithm, groups: list[RolloutGroup]) -> MicroBatch:
+    """The step as one micro-batch."""
+    (micro,) = algorithm.pack(groups, algorithm.advantages(groups, MAX_TOKENS), MAX_TOKENS).micro_batches(10_000)
+    return micro
+
+
+def drawn(groups: list[RolloutGroup], seed: int, center: Scores | None = None, scale: float = 1.0) -> Scores:
+    """A log-prob for every token: around -2.5, or around those given."""
+    rng = random.Random(seed)
+    return [
+        [
+            torch.tensor([rng.gauss(-2.5 if center is None else float(center[g][i][t]), scale) for t in range(n)])
+            for i, n in enumerate(len(r.completion.token_ids) for r in group.rollouts)
+        ]
+        for g, group in enumerate(groups)
+    ]
+
+
+def in_order(micro: MicroBatch, groups: list[RolloutGroup], scores: Scores) -> Tensor:
+    """The scores of the micro-batch's tokens: sequences are known by their sampler log-probs, which all differ."""
+    of_sampler = {
+        r.completion.sampler_logprobs: row
+        for group, rows in zip(groups, scores, strict=True)
+        for r, row in zip(group.rollouts, rows, strict=True)
+    }
+    rows = [micro.sampler_logprobs[micro.sequence_of == i] for i in range(micro.num_sequences)]
+    known = {tuple(torch.tensor(k).tolist()): v for k, v in of_sampler.items()}
+    return torch.cat([known[tuple(row.tolist())] for row in rows])
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_the_loss_is_the_restated_one(name: str, seed: int) -> None:
+    """Ratios far from 1, a reference, samplers that differ, an ungraded completion: the value and every token's gradient."""
+    algorithm, groups = ALGORITHMS[name], random_groups(seed)[:4]
+    policy = drawn(groups, 10 + seed)
+    behaviour, reference = drawn(groups, 20 + seed, policy, 0.3), drawn(groups, 30 + seed, policy, 0.5)
+    leaves = [[row.requires_grad_() for row in rows] for rows in policy]
+    micro = whole(algorithm, groups)
+    ours = algorithm.loss(
+        TokenScores(in_order(micro, groups, leaves), torch.zeros(len(micro.targets))),
+        in_order(micro, groups, behaviour),
+        in_order(micro, groups, reference) if algorithm.kl_weight else None,
+        micro,
+    )
+    theirs = step_loss(name, groups, leaves, behaviour, reference, MAX_TOKENS)
+    assert ours.item() == pytest.approx(theirs.item(), abs=FLOAT32)
+    flat = [row for rows in leaves for row in rows]
+    pairs = [torch.autograd.grad(loss, flat, allow_unused=True) for loss in (ours, theirs)]
+    for a, b in zip(*pairs, strict=True):
+        assert ([] if a is None else a.tolist()) == pytest.approx([] if b is None else b.tolist(), abs=FLOAT32)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_the_advantages_are_the_restated_ones(name: str, seed: int) -> None:
+    """Of graded completions; float32 keeps seven digits of sums near 1."""
+    groups = random_groups(seed)
+    for group, ours in zip(groups, ALGORITHMS[name].advantages(groups, MAX_TOKENS), strict=True):
+        kept = [a.tolist() for a, r in zip(ours, group.rollouts, strict=True) if r.score.value is not None]
+        assert kept == [pytest.approx(a, abs=2e-5) for a in token_advantages(name, group, MAX_TOKENS)]
+
+
+def one_token(algorithm: Algorithm, policy: float, behaviour: float, reference: float | None, entropy: float = 0.0) -> float:
+    """The loss of a group of two one-token answers, right and wrong, with these log-probs; the sampler said -1 of both."""
+    micro = whole(algorithm, [group_of([1, 1], [1.0, 0.0])])
+    of_both = [torch.tensor([x, x]) for x in (policy, behaviour, reference or 0.0, entropy)]
+    fields = TokenScores(of_both[0], of_both[3])
+    return algorithm.loss(fields, of_both[1], None if reference is None else of_both[2], micro).item()
+
+
+def alone(algorithm: Algorithm, advantage: float) -> Algorithm:
+    """Both answers have this advantage, whatever they were worth."""
+    return replace(
+        algorithm, advantage_rule=lambda groups, rewards, graded: [[torch.tensor([advantage])] * 2 for _ in groups]
+    )
+
+
+def test_the_importance_weight_multiplies_the_policy_term_and_not_the_kl() -> None:
+    """b - s = ln 1.5: weight 1.5. rho = 1, A = 1: policy term -1 * 1.5. d = ln 2: k3 = 1/2 + ln 2 - 1 = 0.193147; beta 0.04.
+    -1.5 + 0.04 * 0.193147 = -1.492274. At b - s = ln 3 the weight is cut to 2: -1.992274; without a cap it is none: -0.992274."""
+    grpo, penalty = alone(GRPO, 1.0), 0.04 * 0.193147
+    for factor, weight in ((1.5, 1.5), (3.0, 2.0)):
+        at = -1 + math.log(factor)
+        assert one_token(grpo, at, at, at - math.log(2)) == pytest.approx(-weight + penalty, abs=FLOAT32)
+    uncorrected = replace(grpo, importance_cap=None)
+    at = -1 + math.log(3)
+    assert one_token(uncorrected, at, at, at - math.log(2)) == pytest.approx(-1 + penalty, abs=FLOAT32)
+
+
+def test_entropy_is_rewarded() -> None:
+    """rho = 1, A = 1, H = 2 nats, weight 0.1: -1 - 0.2."""
+    assert one_token(replace(alone(GRPO, 1.0), entropy_weight=0.1), -1, -1, None, 2.0) == pytest.approx(-1.2, abs=FLOAT32)
+
+
+def test_rloo_and_cispo_by_hand() -> None:
+    """RLOO, A = 1, rho = 1, d = ln 2: -1 + 0.03 * 0.240227. CISPO, rho = 2 is cut to 1.28, l = -1 + ln 2, b = s:
+    -1.28 * (-1 + ln 2) = 0.392772."""
+    assert one_token(alone(RLOO, 1.0), -1, -1, -1 - math.log(2)) == pytest.approx(-1 + 0.03 * 0.240227, abs=FLOAT32)
+    assert one_token(alone(CISPO, 1.0), -1 + math.log(2), -1, None) == pytest.approx(0.392772, abs=FLOAT32)
+
+
+def test_supervised_learning_is_the_same_step_with_every_demonstration_worth_one() -> None:
+    """DeepSeekMath, section 5.2: the gradient coefficient of SFT is 1: -1 / (all tokens) on each token's log-prob."""
+    groups = [group_of([3], [1.0]), group_of([5], [1.0])]
+    micro = whole(SFT, groups)
+    logprobs = torch.linspace(-4, -1, 8).requires_grad_()
+    loss = SFT.loss(TokenScores(logprobs, torch.zeros(8)), logprobs.detach(), None, micro)
+    (gradient,) = torch.autograd.grad(loss, logprobs)
+    assert gradient.tolist() == pytest.approx([-1 / 8] * 8)
+
+
+def test_the_iterative_variant_differs_in_its_reference_alone() -> None:
+    """The paper's algorithm 1: the reference becomes the policy at each outer iteration; the loss is GRPO's."""
+    iterative = ALGORITHMS["grpo-iterative"]
+    assert iterative.refresh_reference_every > 0
+    assert replace(iterative, name="grpo", refresh_reference_every=0) == GRPO
+
+
+def test_float32_rewards_do_not_blur_the_restatement() -> None:
+    """Rewards are given in float64 and held in float32: of tenths, the advantages still agree to five digits."""
+    values = [0.1, 0.2, 0.4, 0.7]
+    ours = GRPO.advantages([group_of([1] * 4, list(values))], 10)[0]
+    assert [float(a[0]) for a in ours] == pytest.approx(normalised(values), abs=1e-5)

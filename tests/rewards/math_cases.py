@@ -1,0 +1,106 @@
+r"""Cases of our own for the math verifier: rule -> (reference, answers that are right, answers that are wrong).
+
+Every line follows from the rule in its key; where the arithmetic is not plain to see it stands in a comment.
+"""
+
+from __future__ import annotations
+
+Case = tuple[str, list[str], list[str]]
+
+CASES: dict[str, list[Case]] = {
+    "separators group digits in threes and nothing else": [
+        ("1234567", ["1{,}234{,}567", r"1\,234\,567", "1 234 567", r"1,\!234,\!567", "1,234,567.0"], ["1,23,4567"]),
+        ("12000", ["12,000.00", r"\text{12,000}", "12\u202f000"], ["12.000", "12,00"]),
+        ("123", [], ["1,23", "1 23", "12 3"]),
+        ("2, 3", ["3,2"], ["23", "2.3"]),
+        ("81, 256", ["81,256", "256, 81"], ["81256"]),  # a list, as its spaces show
+    ],
+    "rationals are exact in every spelling": [
+        (r"\frac{1}{3}", ["1/3", r"\dfrac13", r"0.\overline{3}", r"{1 \over 3}", r"\frac{-1}{-3}"], ["0.3333", "0.333333333"]),
+        (r"\frac{5}{2}", ["2.5", r"2\frac{1}{2}", "2 1/2", "2½", r"\frac{10}{4}"], [r"\frac{2}{5}", r"\frac{21}{2}"]),
+        ("-\\frac{7}{3}", [r"-2\frac13", r"\frac{7}{-3}", "–7/3"], [r"-1\frac23", "7/3"]),
+        ("5", ["+5", "05", "(5)", "5.", "5.000", r"\text{5}", "**5**", "5\u200b", "５"], ["-5", "0.5", "5.0001", "5/1/2"]),
+        ("1000000", ["10^6", "1e6", r"1.0\times10^{6}"], ["10^5", "106", "999999", "1000001"]),
+        ("0.1", ["1/10", ".1", "10^{-1}"], ["0.1000000001", "0.0999999999999999"]),
+        (r"\frac{1}{1000!}", [], ["0", r"\frac{1}{1001!}"]),  # 1/1000! is 1e-2568: no float sees it
+        ("2^{100}", ["1267650600228229401496703205376"], ["1267650600228229401496703205377"]),
+    ],
+    "a percent sign is worth 1/100": [
+        (r"50\%", ["50", "0.5", "50%", "50 percent", r"\frac12", r"50\text{ percent}"], ["5", "500", "0.005", r"0.5\%"]),
+        ("0.5", [r"50\%"], ["50", r"0.5\%"]),
+        ("500", [], ["5", r"5\%"]),
+    ],
+    "a missing unit is fine, a contradicting one is not": [
+        (r"5\text{ m}", ["5", "5 m", r"5\,\mathrm{m}", r"500\text{ cm}", "5 meters"], [r"5\text{ cm}", r"5\text{ s}", "500"]),
+        (r"12\text{ ft}^2", [r"12\text{ square feet}", "12"], [r"12\text{ ft}", r"12\text{ m}^2"]),
+        (r"30\text{ mph}", [r"30\text{ miles per hour}", r"30\text{ miles/hour}"], [r"30\text{ km/h}"]),
+        (r"10\text{ m/s}", [r"10\ \mathrm{m\,s^{-1}}", r"36\text{ km/h}"], [r"10\text{ m}"]),  # 36000 m in 3600 s
+        (r"\$5", ["5", r"5\text{ dollars}", r"500\text{ cents}", r"\$5.00"], [r"5\text{ euros}", r"\$50"]),
+        (r"36\pi", [r"36\pi\text{ cm}^2"], ["36"]),
+        (r"20^\circ", ["20", r"20\text{ degrees}", "20°"], [r"20\text{ radians}", r"2^\circ"]),
+        ("10", [r"10\text{ apples}"], [r"10\text{ or }11", r"10\text{ is wrong, }11"]),
+    ],
+    "a label unwraps, and every other side of a chain is true": [
+        ("5", ["x = 5", "5 = x", "f(2)=5", r"\angle ABC = 5^\circ", r"\text{Area} = 5", "a+b=5", "2+3=5"], ["x=4", "2+4=5", "5=6", "x+2=5"]),
+        ("x=5", ["5", "5=x"], ["y=5", "x=6"]),
+        ("y=2x+3", ["2x+3", "y=3+2x", "2x-y=-3", "2y=4x+6"], ["y=2x-3", "x=2y+3"]),
+        ("x+y+z=0", ["2x+2y+2z=0"], ["0", "x+y+z=1"]),
+        ("(1,2)", ["x=1,y=2", "y=2, x=1", "(x,y)=(1,2)"], ["x=2,y=1"]),
+    ],
+    "sets of numbers are equal as sets": [
+        ("(-\\infty,3]", [r"x\le 3", r"3\ge x", "x≤3", r"x\in(-\infty,3]"], ["x<3", r"x\ge3", r"(-\infty,3)"]),
+        ("[-3,2]", [r"-3\le x\le 2", r"[-3,2)\cup\{2\}", r"[-3,0]\cup[0,2]"], ["(-3,2)", r"[-3,0)\cup(0,2]"]),
+        (r"(-\infty,2)\cup(2,\infty)", [r"x\ne2", r"\mathbb{R}\setminus\{2\}", r"x<2\text{ or }x>2"], [r"\mathbb{R}", "x=2"]),
+        ("x^2+y<4", ["4>x^2+y", "2x^2+2y<8"], ["x^2+y>4", r"x^2+y\le4"]),
+    ],
+    "sets are unordered, tuples ordered, and nothing may be missing": [
+        (r"\{1,2,3\}", [r"\{3,2,1\}", "1, 2, 3", r"1, 2\text{ and }3"], [r"\{1,2\}", r"\{1,2,3,4\}", "(1,2,3)"]),
+        ("(1,2)", [r"\left(1, 2\right)", r"\langle 1,2\rangle"], ["(2,1)", "[1,2]", r"\{1,2\}", "(1,2,0)"]),
+        (r"\{(1,2),(3,4)\}", ["(3,4), (1,2)"], ["(2,1),(4,3)", "(1,2)"]),
+        (r"\pm 2", ["2,-2", r"x=2\text{ or }x=-2"], ["2", "-2"]),
+        (r"1\pm\sqrt2", [r"1+\sqrt2, 1-\sqrt2"], [r"1+\sqrt2"]),
+        (r"\emptyset", [r"\{\}", r"\text{no solution}", "∅"], ["0", r"\{0\}"]),
+        (r"\begin{pmatrix}1\\2\end{pmatrix}", [r"\begin{bmatrix}1\\2\\\end{bmatrix}", r"\left[\begin{array}{c}1\\[2pt]2\end{array}\right]", "(1,2)"],
+         [r"\begin{pmatrix}1&2\end{pmatrix}", r"\begin{pmatrix}2\\1\end{pmatrix}"]),
+    ],
+    "words are compared as words": [
+        ("B", ["(B)", r"\text{B}", r"\textbf{(B) }7", "B."], ["C", "A or B", "AB", "b"]),
+        (r"\text{Evelyn}", ["evelyn", "Evelyn."], [r"\text{Evelyn and Bob}", r"\text{Bob}"]),
+        ("BCA", ["BCA"], ["ABC"]),  # an ordering is no product
+        (r"\text{no solution}", [r"\text{No solution}"], ["0"]),
+        (r"\text{four}", ["4"], ["5"]),
+    ],
+    "expressions are equal if they have equal values everywhere": [
+        (r"2\sqrt{3}", [r"\sqrt{12}", r"\frac{6}{\sqrt3}"], [r"3\sqrt2", "3.4641"]),
+        (r"\frac{x+1}{2}", [r"\frac12x+\frac12", r"\frac12(x+1)"], [r"\frac{x}{2}+1", r"\frac{t+1}{2}"]),
+        (r"\sin 2x", [r"2\sin x\cos x"], [r"2\sin x", r"\sin x^2"]),
+        (r"\ln 8", [r"3\ln2"], [r"2\ln3"]),
+        (r"|x|", [r"\sqrt{x^2}"], ["x"]),  # they differ for negative x
+        (r"\ln(xy)", [r"\ln x+\ln y"], [r"\ln x\ln y"]),  # the real domain is x, y > 0
+        (r"\frac{a}{b}c", [r"\frac{ac}{b}"], [r"\frac ab"]),
+        ("x_1", [], ["x_2", "x"]),
+        ("a^2b", ["ba^2"], ["ab^2", "A^2b"]),
+        ("i", [r"\sqrt{-1}"], ["-i", "1"]),
+        (r"e^{-50}", [], ["0", "e^{-51}"]),
+        (r"\infty", [r"+\infty", "∞"], [r"-\infty", "5"]),
+    ],
+    "the question is not its answer": [
+        (r"\frac13", [], [r"\int_0^1x^2\,dx", r"\frac12-\frac16"]),
+        ("55", [], [r"\sum_{k=1}^{10}k", r"5\cdot 11", "5(11)"]),
+        ("24", [], ["4!", r"\text{lcm}(8,12)", r"\begin{vmatrix}5&1\\1&5\end{vmatrix}"]),
+        (r"-\frac12", [], [r"\cos 120^\circ", r"\lim_{x\to0}x"]),
+        ("2x", [], [r"\frac{d}{dx}x^2"]),
+    ],
+    "bases, times and ratios are compared as written": [
+        ("101_2", ["101_{2}", "101"], ["101_3", "5", "110_2"]),
+        ("3:30", ["3:30", "03:30", r"3:30\text{ PM}"], ["3:03", "7:00"]),
+        (r"8:30\text{ am}", ["8:30", "8:30 a.m."], ["8:30 PM"]),
+        ("4:15", [], ["8:30", r"\frac{4}{15}"]),
+    ],
+    "a hedge is wrong": [
+        ("5", [], ["4, 5", r"5\pm1", "4<x<6", r"5\approx6", "5?", r"\text{5 or 6}", r"x\in\mathbb{R}", "n", "5...", "5;6", "max(5,4)",
+                   r"5\text{ or so}", r"\infty-\infty", "1e400", "5'", "5$6", "x5"]),
+        ("13", [], ["1'3", "1 3", "1$3", "1\\\\3"]),
+        (r"\frac{7}{8}", [], [r"\frac{7}{8}1", r"\frac{7}{8", r"]\frac78", r"\frac78\foo"]),  # what math-verify drops
+    ],
+}  # fmt: skip

@@ -1,0 +1,266 @@
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import time
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from math_cases import CASES
+
+from rewards.math_answer import MathVerifier
+from rewards.math_judge import MathJudge
+from rewards.math_policy import MathPolicy
+from rewards.score import Outcome
+
+
+def _boxed(answers: list[str]) -> list[str]:
+    return [f"\\boxed{{{answer}}}" for answer in answers]
+
+
+@pytest.mark.parametrize("rule", CASES)
+def test_our_own_cases(rule: str, verifier: MathVerifier) -> None:
+    for reference, right, wrong in CASES[rule]:
+        answers = right + wrong
+        if any("{" in answer and answer.count("{") != answer.count("}") for answer in answers):
+            completions = [f"#### {answer}" for answer in answers]  # a brace missing on purpose
+        else:
+            completions = _boxed(answers)
+        scores = verifier.verify_batch(completions, [reference] * len(answers))
+        failed = [
+            (reference, answer, score.detail)
+            for answer, score, expected in zip(answers, scores, [1.0] * len(right) + [0.0] * len(wrong))
+            if score.value != expected
+        ]
+        assert not failed
+
+
+def _table(path: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_the_development_table(shared_file: Callable[[str], Path], verifier: MathVerifier) -> None:
+    rows = _table(shared_file("cases/math_cases_dev.jsonl"))
+    scores = verifier.verify_batch([row["answer"] for row in rows], [row["gold"] for row in rows])
+    misses = [(row["id"], score) for row, score in zip(rows, scores) if (score.value == 1.0) != row["expect"]]
+    print(f"{len(rows) - len(misses)} of {len(rows)} rows right")
+    assert [miss for miss in misses if miss[1].value == 1.0] == []
+    assert len(misses) <= 0.01 * len(rows)
+    assert [score for score in scores if score.outcome is Outcome.CRASHED] == []
+    assert list(Path("/tmp").glob("pwned_*")) == []
+
+
+def test_the_defaults_follow_the_leanings_of_the_ambiguous_table(
+    shared_file: Callable[[str], Path], verifier: MathVerifier
+) -> None:
+    rows = [row for row in _table(shared_file("cases/math_cases_ambiguous.jsonl")) if row["lean"] is not None]
+    scores = verifier.verify_batch([row["answer"] for row in rows], [row["gold"] for row in rows])
+    assert [row["id"] for row, score in zip(rows, scores) if (score.value == 1.0) != row["lean"]] == []
+
+
+@pytest.mark.parametrize(
+    ("option", "other", "reference", "answer"),
+    [
+        ("relative_tolerance", 1e-3, "100", "100.05"),  # 5e-4 away
+        ("relative_tolerance", 1e-3, r"\pi", "3.14"),  # 5.1e-4 away
+        ("rounding_digits", 6, r"\frac13", "0.333333"),
+        ("rounding_digits", 6, r"\sqrt2", "1.41421"),
+        ("percent_sign_optional", False, "25", r"25\%"),
+        ("convert_units", False, r"5\text{ m}", r"500\text{ cm}"),
+        ("unevaluated_arithmetic", True, "420", r"12\times 35"),
+        ("brackets_optional", True, "(1,2)", "1,2"),
+        ("count_repeats", False, "1,1,2", "1,2"),
+        ("ignore_letter_case", True, "B", "b"),
+        ("decimal_comma", True, "3.14", "3,14"),
+    ],
+)
+def test_each_option_turns_its_verdict(option: str, other: float, reference: str, answer: str) -> None:
+    default = getattr(MathPolicy(), option)
+    verdicts = [
+        MathJudge(strict=True, policy=MathPolicy(**{option: value})).judge(f"\\boxed{{{answer}}}", reference).equal  # type: ignore[arg-type]
+        for value in (default, other)
+    ]
+    assert verdicts == [option in ("percent_sign_optional", "convert_units"), not verdicts[0]]
+
+
+def test_options_out_of_range_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="relative_tolerance=2"):
+        MathPolicy(relative_tolerance=2)
+    with pytest.raises(ValueError, match="rounding_digits=1"):
+        MathPolicy(rounding_digits=1)
+
+
+def test_the_policy_reaches_the_workers() -> None:
+    with MathVerifier(strict=True, policy=MathPolicy(ignore_letter_case=True), num_workers=1) as verifier:
+        scores = verifier.verify_batch([r"\boxed{b}", "#### B"], ["B", "B"])
+    assert [score.outcome for score in scores] == [Outcome.CORRECT, Outcome.NO_ANSWER]
+
+
+def test_outcomes_say_why(verifier: MathVerifier) -> None:
+    answers = [r"\boxed{5}", r"\boxed{6}", "5", r"\boxed{\foo 5}", r"\boxed{5}"]
+    scores = verifier.verify_batch(answers, ["5", "5", "5", "5", " "])
+    expected = [Outcome.CORRECT, Outcome.WRONG, Outcome.NO_ANSWER, Outcome.UNPARSED, Outcome.BAD_REFERENCE]
+    assert [score.outcome for score in scores] == expected
+    assert [score.value for score in scores] == [1.0, 0.0, 0.0, 0.0, None]
+    assert [dict(score.parts) for score in scores] == [{"math": 1.0}, {"math": 0.0}, {"math": 0.0}, {"math": 0.0}, {}]
+
+
+def test_unequal_lengths_are_refused(verifier: MathVerifier) -> None:
+    with pytest.raises(ValueError, match="2 answers for 1 references"):
+        verifier.verify_batch(["a", "b"], ["a"])
+
+
+def test_a_reference_is_bad_if_only_the_same_text_would_match_it(verifier: MathVerifier) -> None:
+    good = ["5", r"\text{SAS similarity}", r"\frac{3\pm i\sqrt7}{2}", "1+1=2\n#### 2", r"(-\infty, 3]", "10200_3", "B"]
+    bad = ["", "  ", "####", r"10^{10^{10}}", r"\frac{1}{", r"\foo", "x^", "9" * 3000]
+    scores = verifier.check_references(good + bad)
+    assert [score.outcome for score in scores] == [Outcome.CORRECT] * len(good) + [Outcome.BAD_REFERENCE] * len(bad)
+    assert all(score.value is None for score in scores[len(good) :])
+
+
+BOMBS = [
+    r"10^{10^{10}}", r"2^{2^{2^{2^{2^{2}}}}}", r"(10^{8})!", r"\binom{10^9}{5\cdot 10^8}", r"(x+1)^{10000}",
+    r"\sin(10^{10^{8}})", r"\sin(10^{9999})", r"10^{-10^{10}}", r"9^{9^{9^{9}}}", "9**9**9**9", r"e^{e^{e^{e^{e}}}}", "100000!!!!",
+    "(" * 3000 + "5" + ")" * 3000, r"\sqrt{" * 300 + "5" + "}" * 300, "-" * 1901 + "5", "5" + "^2" * 900, "1" * 20_000,
+    r"\{" + ",".join(map(str, range(450))) + r"\}", "1 " * 900, "1+" * 900 + "1", "x" * 1900, r"\pm" * 600, "5," * 900,
+    r"\text{" * 300 + "}" * 300, r"\begin{pmatrix}" * 100 + r"\end{pmatrix}" * 100, "|" * 1900, "5!" + "!" * 1900,
+    r"\frac" * 600, "1e" * 900, "1_" * 900, "1:" * 900, "5 cm " * 350, r"\,5" * 600, "½" * 1900, "$" * 1900, "=" * 1900,
+    "5 " + "a" * 60 + "!", "5" + r"\text{a} " * 40 + "!", "5 " + "a " * 500 + "!", "5^" + "-" * 1800 + "5", "፩" * 1900,
+    "5" + r"\text{ cm}^2" * 150 + "!", r"\sin" * 600 + "x", "5" + "%" * 1900, "6=" * 900 + "5", "<" * 1900, r"\cup" * 600,
+]  # fmt: skip
+REFERENCES = ["5", "x^5+x+1=0", r"\{1,2\}", r"\frac{1}{7}\triangle ABC", r"5\text{ cm}", "[1,2]"]
+
+
+def test_bombs_end_in_time_and_the_next_answer_is_right(verifier: MathVerifier) -> None:
+    verifier.verify_batch(["warm"], ["5"])
+    pairs = list(itertools.product(BOMBS, REFERENCES))
+    start = time.monotonic()
+    scores = verifier.verify_batch(_boxed([bomb for bomb, _ in pairs]), [reference for _, reference in pairs])
+    assert time.monotonic() - start < 2.5  # all of them: the deadline of a single one is 2 s
+    assert {score.value for score in scores} == {0.0}
+    assert verifier.verify_batch([r"\boxed{5}"], ["5"])[0].value == 1.0
+
+
+def test_a_bomb_is_right_if_it_is_the_reference(verifier: MathVerifier) -> None:
+    scores = verifier.verify_batch([r"\boxed{10^{10^{10}}}", r"\boxed{2^{10^6}+1}"], [r"10^{10^{10}}", "2^{10^6}"])
+    assert [score.value for score in scores] == [1.0, 0.0]
+
+
+def test_a_thousand_short_answers_take_a_fraction_of_a_second(verifier: MathVerifier) -> None:
+    verifier.verify_batch(["warm"], ["5"])
+    answers = [f"So it is \\boxed{{\\frac{{{i}}}{{7}}}}." for i in range(1000)]
+    start = time.monotonic()
+    scores = verifier.verify_batch(answers, [f"{2 * i}/14" for i in range(1000)])
+    assert time.monotonic() - start < 0.6  # measured: 0.07 s on two cores
+    assert all(score.value == 1.0 for score in scores)
+
+
+def test_gsm8k_references_are_right_and_their_neighbours_wrong(
+    shared_file: Callable[[str], Path], verifier: MathVerifier
+) -> None:
+    lines = shared_file("data/gsm8k_train.jsonl").read_text().splitlines()
+    solutions = [json.loads(line)["answer"] for line in lines]
+    golds = [solution.rpartition("####")[2].strip() for solution in solutions]
+    values = [int(gold.replace(",", "")) for gold in golds]  # all are integers
+    assert {score.value for score in verifier.verify_batch(solutions, solutions)} == {1.0}
+    assert {score.value for score in verifier.verify_batch(_boxed(golds), golds)} == {1.0}
+    for change in (lambda value: value + 1, lambda value: -value, lambda value: value * 10):
+        kept = [(gold, change(value)) for gold, value in zip(golds, values) if change(value) != value]
+        scores = verifier.verify_batch(_boxed([str(other) for _, other in kept]), [gold for gold, _ in kept])
+        assert {score.value for score in scores} == {0.0}
+
+
+def test_math_references_are_right_in_other_spellings_and_wrong_with_another_number(
+    shared_file: Callable[[str], Path], verifier: MathVerifier
+) -> None:
+    every = [row["answer"] for row in json.loads(shared_file("data/math_train.json").read_text())]
+    golds = [gold for gold in every if gold and gold.strip()]
+    assert len(every) - len(golds) == 4
+    assert [score for score in verifier.check_references(golds) if score.value != 1.0] == []
+    for rewrite in (
+        lambda g: g,
+        lambda g: g.replace(r"\frac", r"\dfrac"),
+        lambda g: f"\n ${g}$\n" if "$" not in g else g,
+    ):
+        scores = verifier.verify_batch(_boxed([rewrite(gold) for gold in golds]), golds)
+        assert [gold for gold, score in zip(golds, scores) if score.value != 1.0] == []
+    # Another number where the first positive integer stands; decimals are left out (0.5 and 0.50 are equal), and so are
+    # the few where the sign of that integer does not matter (sec is even, a date has no sign).
+    plain = [gold for gold in dict.fromkeys(golds) if re.search(r"[1-9]\d*", gold) and "." not in gold][::3]
+    for change in ("{0}0", "-{0}", "({0}+1)"):
+        changed = [re.sub(r"[1-9]\d*", lambda m, change=change: change.format(m[0]), gold, count=1) for gold in plain]
+        scores = verifier.verify_batch(_boxed(changed), plain)
+        accepted = [(gold, other) for gold, other, score in zip(plain, changed, scores) if score.value == 1.0]
+        assert [pair for pair in accepted if not re.search(r"\\sec|\\cos|October", pair[0])] == []
+
+
+JUDGE = MathJudge(strict=True, policy=MathPolicy())
+
+
+def _equal(answer: str, reference: str) -> bool:
+    return JUDGE.judge(f"\\boxed{{{answer}}}", reference).equal
+
+
+_INTEGERS = st.integers(-(10**12), 10**12)
+
+
+@given(a=_INTEGERS, b=_INTEGERS)
+@settings(max_examples=200, deadline=None)
+def test_integers_are_equal_iff_equal(a: int, b: int) -> None:
+    assert _equal(str(a), f"{a:,}")
+    assert _equal(f"{a:,}", str(a))
+    assert _equal(str(b), str(a)) == (a == b)
+    assert not _equal(str(a + 1), str(a))
+
+
+@given(a=st.fractions(-20, 20, max_denominator=40), b=st.fractions(-20, 20, max_denominator=40), k=st.integers(1, 9))
+@settings(max_examples=200, deadline=None)
+def test_fractions_are_equal_iff_equal(a: Fraction, b: Fraction, k: int) -> None:
+    whole, part = divmod(abs(a.numerator), a.denominator)
+    sign = "-" if a < 0 else ""
+    spellings = [
+        f"\\frac{{{a.numerator * k}}}{{{a.denominator * k}}}",
+        f"{a.numerator}/{a.denominator}",
+        f"{sign}{whole}\\frac{{{part}}}{{{a.denominator}}}",
+    ]
+    for spelling in spellings:
+        assert _equal(spelling, str(a))
+        assert _equal(spelling, str(b)) == (a == b)
+    decimal = f"{float(a):.4f}"
+    assert _equal(decimal, str(a)) == (Fraction(decimal) == a)
+
+
+@given(
+    coefficients=st.lists(st.integers(-9, 9), min_size=1, max_size=4),
+    others=st.lists(st.integers(-9, 9), min_size=1, max_size=4),
+)
+@settings(max_examples=100, deadline=None)
+def test_polynomials_are_equal_iff_their_coefficients_are(coefficients: list[int], others: list[int]) -> None:
+    def horner(cs: list[int]) -> str:
+        text = "0"
+        for c in cs:
+            text = f"({text})x+({c})"
+        return text
+
+    def terms(cs: list[int]) -> str:
+        return "+".join(f"({c})x^{{{len(cs) - 1 - power}}}" for power, c in enumerate(cs))
+
+    def trimmed(cs: list[int]) -> list[int]:
+        return list(itertools.dropwhile(lambda c: c == 0, cs))
+
+    assert _equal(horner(coefficients), terms(others)) == (trimmed(coefficients) == trimmed(others))
+
+
+@given(
+    st.text(alphabet="0123456789xyie+-*/^_=<>(){}[],.;:|!%$& \\\"'αß²½∞\x00\ud800", max_size=40),
+    st.sampled_from(REFERENCES),
+)
+@settings(max_examples=200, deadline=None)
+def test_no_answer_makes_the_judge_fail(answer: str, reference: str) -> None:
+    assert JUDGE.judge(f"#### {answer}", reference).outcome is not Outcome.CRASHED
+    MathJudge(strict=False, policy=MathPolicy()).judge(f"#### {answer}", reference)  # raises nothing

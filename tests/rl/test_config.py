@@ -1,0 +1,57 @@
+"""Bad input ends with one message that names the field, the value and what to do, before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rl.config import RunConfig
+from rollout.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"group_size": 1}, r"group_size is 1: it must be at least 2"),
+        ({"algorithm": "grop"}, r"algorithm is 'grop': it must be one of .*grpo, "),
+        ({"temperature": 0.0}, r"temperature is 0.0: it must be more than 0"),
+        ({"temperature": float("nan")}, r"temperature is nan"),
+        ({"learning_rate": -1.0}, r"learning_rate is -1.0: it must be more than 0"),
+        ({"top_p": 0.9}, r"top_p is 0.9: training needs 1"),
+        ({"token_budget": 0}, r"token_budget is 0: it must be at least 1"),
+        ({"max_unjudged": 2.0}, r"max_unjudged is 2.0: it must be in \[0, 1\]"),
+        ({"trackers": ("wandb", "x")}, r"trackers is .*among tensorboard"),
+    ],
+)
+def test_a_value_out_of_range_is_named(options: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        RunConfig(**options)  # pyright: ignore[reportArgumentType]
+
+
+def test_defaults_depend_on_the_model_and_give_way_to_options() -> None:
+    assert RunConfig().resolved().max_tokens == 32
+    assert RunConfig(model="some/model").resolved().max_tokens == 1024
+    assert RunConfig(max_tokens=7).resolved().max_tokens == 7
+
+
+def test_options_stand_in_for_the_algorithms_own_values() -> None:
+    chosen = RunConfig(algorithm="dapo", clip_high=0.5).chosen_algorithm()
+    assert (chosen.clip_low, chosen.clip_high) == (0.2, 0.5)
+
+
+def test_a_run_without_a_name_never_meets_an_older_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = RunConfig().resolved().run_dir
+    assert first is not None
+    first.mkdir(parents=True)
+    (first / "metrics.jsonl").touch()
+    second = RunConfig().resolved().run_dir
+    assert second == first.with_name(f"{first.name}-2")
+    assert RunConfig(resume=True).resolved().run_dir == first
+
+
+def test_the_linear_schedule_rises_then_falls_to_zero() -> None:
+    """Warm-up 2 of 10 steps: half, then 1 - 1/10 = 0.9 of the rate at step 2, 0.1 at the last."""
+    config = RunConfig(num_steps=10, learning_rate=1.0, warmup_steps=2, schedule="linear")
+    assert [config.learning_rate_at(s) for s in (1, 2, 10)] == pytest.approx([0.5, 0.9, 0.1])

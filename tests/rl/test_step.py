@@ -1,0 +1,189 @@
+"""The update: what it sums, what it refuses, what it measures."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from rewards.score import Outcome, Score
+from rl.algorithms import ALGORITHMS, GRPO, Algorithm
+from rl.batch import Batch
+from rl.deliver import Delivery, DeliveryError
+from rl.policy import Policy
+from rl.runtime import Runtime
+from rl.step import Learner, describe, update
+from rollout.collect import Collected
+from rollout.errors import UserError
+from rollout.records import Completion, FinishReason, Problem, Rollout, RolloutGroup
+from rollout.torch_sampler import TorchSampler
+from tests.rl.models import make, random_batch
+
+
+class NoTokenizer:
+    """The sampler only needs its end token, and to write texts that nobody reads."""
+
+    eos_token_id = 1
+
+    def batch_decode(self, rows: list[list[int]], **_: object) -> list[str]:
+        return ["" for _ in rows]
+
+
+@pytest.fixture(scope="module")
+def runtime(tmp_path_factory: pytest.TempPathFactory) -> Runtime:
+    return Runtime(dtype="float32", trackers=(), run_dir=tmp_path_factory.mktemp("run"), device="cpu")
+
+
+def learner(runtime: Runtime, algorithm: Algorithm = GRPO, **options: object) -> Learner:
+    policy = Policy(make("qwen2"))
+    settings = {"temperature": 1.0, "token_budget": 10_000, "max_grad_norm": 1e9, **options}
+    return Learner(
+        policy=policy,
+        reference=policy.frozen_copy() if algorithm.kl_weight else None,
+        optimizer=torch.optim.SGD(policy.model.parameters(), lr=0.1),
+        runtime=runtime,
+        algorithm=algorithm,
+        **settings,  # pyright: ignore
+    )
+
+
+def weights(of: Learner) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in of.policy.model.parameters()])
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_an_update_does_not_depend_on_the_token_budget(name: str, runtime: Runtime) -> None:
+    """Denominators are of the whole step; groups are split and sequences reordered by the smaller budgets."""
+    batch = random_batch()
+    before = weights(learner(runtime))
+    moved = []
+    for budget in (10_000, 30, 16):
+        trained = learner(runtime, ALGORITHMS[name], token_budget=budget)
+        update(trained, batch)
+        moved.append(weights(trained) - before)
+    assert moved[0].abs().max() > 1e-4
+    for other in moved[1:]:  # float32 sums of about 100 terms in another order
+        assert (other - moved[0]).abs().max() < 1e-5 * moved[0].abs().max() + 1e-7
+
+
+def test_the_second_epoch_is_measured_against_the_first_ones_policy(runtime: Runtime) -> None:
+    """Behaviour log-probs are kept from the first epoch: ratio 1 there, and something else once the policy has moved."""
+    batch = random_batch()
+    assert update(learner(runtime), batch)["ratio/max"] == 1.0
+    twice = learner(runtime, replace(GRPO, clip_low=0.001, clip_high=0.001), num_epochs=2)
+    measured = update(twice, batch)
+    assert measured["ratio/max"] is not None
+    assert measured["ratio/max"] > 1.001
+    assert measured["ratio/clipped"] is not None
+    assert measured["ratio/clipped"] > 0
+
+
+def test_the_reference_pulls_the_policy_back(runtime: Runtime) -> None:
+    """With advantages of zero only the KL moves the policy, towards the reference and not away from it."""
+    batch = random_batch()
+    silent = Batch(
+        tuple(
+            replace(g, sequences=tuple(replace(s, advantages=torch.zeros_like(s.advantages)) for s in g.sequences))
+            for g in batch.groups
+        ),
+        batch.counts,
+    )
+    trained = learner(runtime, replace(GRPO, kl_weight=1.0))
+    with torch.no_grad():
+        for p in trained.policy.model.parameters():
+            p.add_(0.02 * torch.randn_like(p))
+    first = update(trained, silent)["kl/reference"]
+    for _ in range(10):
+        last = update(trained, silent)["kl/reference"]
+    assert first is not None
+    assert last is not None
+    assert 0 < last < 0.7 * first
+
+
+def test_a_step_without_signal_moves_nothing(runtime: Runtime) -> None:
+    trained = learner(runtime)
+    before = weights(trained)
+    measured = update(trained, Batch((), random_batch().counts))
+    assert torch.equal(weights(trained), before)
+    assert (measured["loss"], measured["groups/trained"]) == (None, 0)
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run_before_the_update(runtime: Runtime) -> None:
+    trained = learner(runtime)
+    before = weights(trained)
+    batch = random_batch()
+    first = batch.groups[0].sequences[0]
+    broken = replace(first, advantages=torch.full_like(first.advantages, torch.nan))
+    groups = (replace(batch.groups[0], sequences=(broken,)), *batch.groups[1:])
+    with pytest.raises(UserError, match=r"loss is nan .* learning_rate \(now 0\.1\)"):
+        update(trained, Batch(groups, batch.counts))
+    assert torch.equal(weights(trained), before)
+
+
+def test_delivery_notices_a_sampler_with_one_other_tensor() -> None:
+    """The sampler has a copy of the model; an engine that drops a tensor, or a head tied only in the trainer, is caught."""
+    policy = Policy(make("qwen2"))
+    sampler = TorchSampler(copy.deepcopy(policy.model), NoTokenizer())  # pyright: ignore[reportArgumentType]
+    with torch.no_grad():
+        for p in policy.model.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    delivery = Delivery(policy, sampler, tolerance=1e-3)
+    assert delivery.deliver(1) < 1e-4
+    assert sampler.policy_version == 1
+    with torch.no_grad():
+        policy.model.model.layers[1].mlp.up_proj.weight.mul_(1.5)
+    sampler.update_weights = lambda named, version: TorchSampler.update_weights(  # drops one tensor
+        sampler, ((n, t) for n, t in named if "layers.1.mlp.up_proj" not in n), version
+    )
+    with pytest.raises(DeliveryError, match="does not hold the policy's weights"):
+        delivery.deliver(2)
+
+
+def rollout(problem: Problem, value: float | None, length: int = 2) -> Rollout:
+    outcome = Outcome.CRASHED if value is None else Outcome.CORRECT if value == 1 else Outcome.WRONG
+    return Rollout(
+        problem=problem,
+        completion=Completion(
+            token_ids=(3,) * length,
+            sampler_logprobs=(-1.0,) * length,
+            finish_reason=FinishReason.STOP,
+            policy_version=0,
+            seed=0,
+            text="",
+        ),
+        score=Score(value, outcome),
+    )
+
+
+def group(name: str, *values: float | None) -> RolloutGroup:
+    problem = Problem(id=name, prompt=name, reference="1")
+    return RolloutGroup(problem=problem, prompt_ids=(5,), rollouts=tuple(rollout(problem, v) for v in values))
+
+
+def test_what_could_not_be_graded_is_in_no_mean_and_no_denominator() -> None:
+    """Four completions, one crashed: the mean reward is 2/3 and not 1/2; the batch counts three sequences and six tokens."""
+    groups = [group("a", 1.0, 0.0, None, 1.0)]
+    collected = Collected(
+        groups=groups, num_refills=0, num_sampled_tokens=8, sample_seconds=1.0, verify_seconds=0.0
+    )
+    metrics = describe(collected, GRPO, 10)
+    assert metrics["reward/mean"] == pytest.approx(2 / 3)
+    assert metrics["accuracy/sampled"] == pytest.approx(2 / 3)
+    assert metrics["outcome/crashed"] == 0.25
+    batch = GRPO.pack(groups, GRPO.advantages(groups, 10), 10)
+    assert (batch.counts.num_sequences, batch.counts.num_tokens) == (3, 6)
+    assert len(batch.groups[0].sequences) == 3
+
+
+def test_a_group_without_signal_is_skipped_and_still_counted() -> None:
+    """Without a KL its terms are zero, and its tokens stay in the denominator: the gradient is exactly what it was."""
+    groups = [group("a", 1.0, 0.0), group("b", 1.0, 1.0)]
+    silent = replace(GRPO, kl_weight=0.0)
+    batch = silent.pack(groups, silent.advantages(groups, 10), 10)
+    assert [len(g.sequences) for g in batch.groups] == [2]
+    assert batch.counts.num_sequences == 4
+    assert batch.groups[0].sequences[0].weight == 1 / (4 * 2)  # N |o|
+    assert len(GRPO.pack(groups, GRPO.advantages(groups, 10), 10).groups) == 2  # with a KL it carries gradient

@@ -1,0 +1,253 @@
+"""What every engine that samples must keep. An engine's test file subclasses SamplerContract and gives it an `engine`."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import pytest
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rollout.records import Completion, FinishReason
+from rollout.sampler import Sampler, SampleRequest, SamplingParams, completion_seed
+from tests.rl.models import VOCAB
+from tests.rollout.tiny import END, PAD, plain_logits, plain_logprobs
+
+# Two float32 forwards that sum in another order: the largest difference seen over the families is 4e-6 (log-probs to -10).
+TOLERANCE = 3e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """An engine under test.
+
+    model: its weights in a model of their own, for plain forwards; `other` has the same architecture and other weights.
+    sampler: makes the engine anew with the weights of `model`, decoding about so many rows at once.
+    uniform: (seed, counter) -> the draw, where the engine tells; else None.
+    """
+
+    model: PreTrainedModel
+    other: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    sampler: Callable[[int], Sampler]
+    uniform: Callable[[int, int], float] | None
+    tolerance: float = TOLERANCE
+
+
+def prompts(count: int, *, longest: int = 9) -> list[tuple[int, ...]]:
+    """Ragged, the first of one token only."""
+    rng = random.Random(5)
+    lengths = [1, *(rng.randint(1, longest) for _ in range(count - 1))]
+    return [tuple(rng.randrange(2, VOCAB) for _ in range(n)) for n in lengths]
+
+
+def requests(count: int, group_size: int, *, step: int = 0) -> list[SampleRequest]:
+    return [
+        SampleRequest(prompt, tuple(completion_seed(0, step, str(p), i) for i in range(group_size)))
+        for p, prompt in enumerate(prompts(count))
+    ]
+
+
+def tokens(completions: Sequence[Sequence[Completion]]) -> list[list[tuple[int, ...]]]:
+    return [[c.token_ids for c in group] for group in completions]
+
+
+def generated(model: PreTrainedModel, prompt: tuple[int, ...], max_tokens: int) -> tuple[int, ...]:
+    """transformers' own greedy decoding."""
+    ids = torch.tensor([prompt])
+    out = model.generate(
+        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=max_tokens, pad_token_id=PAD
+    )
+    return tuple(out[0, len(prompt) :].tolist())
+
+
+def tempered(logits: torch.Tensor, temperature: float, top_p: float) -> list[float]:
+    """Probabilities of one row: divide, keep the likeliest until they reach top_p, renormalise."""
+    probabilities = (logits / temperature).softmax(-1).tolist()
+    kept, mass = {}, 0.0
+    for token in sorted(range(len(probabilities)), key=lambda t: -probabilities[t]):
+        if mass >= top_p:
+            break
+        kept[token] = probabilities[token]
+        mass += probabilities[token]
+    return [kept.get(token, 0.0) / mass for token in range(len(probabilities))]
+
+
+def chi_square_p_value(counts: list[int], probabilities: list[float]) -> float:
+    """Pearson's test; cells that expect fewer than 5 are one cell, as the approximation wants."""
+    total = sum(counts)
+    cells = [(c, p * total) for c, p in zip(counts, probabilities, strict=True)]
+    large = [cell for cell in cells if cell[1] >= 5]
+    small = [cell for cell in cells if cell[1] < 5]
+    rest = (sum(c for c, _ in small), sum(e for _, e in small))
+    if rest[1] >= 5:
+        large.append(rest)
+    statistic = sum((c - e) ** 2 / e for c, e in large)
+    half = torch.tensor([(len(large) - 1) / 2, statistic / 2], dtype=torch.float64)
+    return torch.special.gammaincc(half[0], half[1]).item()
+
+
+def boundary_distance(engine: Engine, prompt: tuple[int, ...], first: Completion, second: Completion) -> float:
+    """How far the draw that first came out differently lies from the edge between two tokens."""
+    assert engine.uniform is not None
+    pairs = enumerate(zip(first.token_ids, second.token_ids, strict=False))
+    at = next(i for i, (a, b) in pairs if a != b)
+    cdf = plain_logits(engine.model, prompt, first.token_ids[: at + 1])[at].softmax(-1).cumsum(-1)
+    return (cdf - engine.uniform(first.seed, at)).abs().min().item()
+
+
+def differing(engine: Engine, asked: list[SampleRequest], first: list, second: list) -> int:
+    """How many completions differ, each of them shown to be a draw that fell on the edge between two tokens."""
+    pairs = [
+        (request.prompt_ids, a, b)
+        for request, left, right in zip(asked, first, second, strict=True)
+        for a, b in zip(left, right, strict=True)
+        if a.token_ids != b.token_ids
+    ]
+    if engine.uniform is not None:
+        # Probabilities of tokens are at most 1, so they differ by no more than the log-probs do.
+        assert all(boundary_distance(engine, *pair) < engine.tolerance for pair in pairs)
+    return len(pairs)
+
+
+class SamplerContract:
+    def test_greedy_is_the_models_own_greedy(self, engine: Engine) -> None:
+        """Positions, masks, the cache, rows that enter and leave: all against transformers' generate, a prompt at a time."""
+        asked = requests(7, 1)
+        sampled = engine.sampler(3).sample(asked, SamplingParams(max_tokens=14, temperature=0))
+        for request, (completion,) in zip(asked, sampled, strict=True):
+            assert completion.token_ids == generated(engine.model, request.prompt_ids, 14)
+            expected = plain_logprobs(engine.model, request.prompt_ids, completion.token_ids)
+            assert (expected - torch.tensor(completion.sampler_logprobs)).abs().max() < engine.tolerance
+
+    def test_a_seed_gives_its_completion_in_any_company(
+        self, engine: Engine, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Batches must not share a stream of draws: alone, among many, in other order and in few rows it is the same text."""
+        asked, params = requests(24, 8), SamplingParams(max_tokens=20)
+        among_many = engine.sampler(1000).sample(asked, params)
+        in_few_rows = engine.sampler(11).sample(asked[::-1], params)[::-1]
+        count = differing(engine, asked, among_many, in_few_rows)
+        sampler, few = engine.sampler(1000), asked[:4]
+        alone = [
+            [sampler.sample([SampleRequest(r.prompt_ids, (s,))], params)[0][0] for s in r.seeds[:3]] for r in few
+        ]
+        count += differing(engine, few, [group[:3] for group in among_many[:4]], alone)
+        with capsys.disabled():
+            print(f"[{count} of {24 * 8 + 12} on an edge]", end=" ")
+        # 20 draws with 60 edges each, moved by some 1e-6: one completion in a thousand is to be expected.
+        assert count <= 4
+
+    def test_other_seeds_give_other_completions(self, engine: Engine) -> None:
+        """Also those that differ in one bit or in the step only: nothing of a seed is thrown away."""
+        sampler, params = engine.sampler(1000), SamplingParams(max_tokens=16, temperature=2.0)
+        (prompt,) = prompts(2)[1:]
+        seeds = (0, 1, 1 << 32, 1 << 62, (1 << 63) - 1, *requests(2, 8)[1].seeds, *requests(2, 8, step=1)[1].seeds)
+        sampled = sampler.sample([SampleRequest(prompt, seeds)], params)
+        assert len(set(tokens(sampled)[0])) == len(seeds)
+
+    @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.6, 1.0), (1.5, 0.8)])
+    def test_log_probs_are_of_the_distribution_sampled_from(
+        self, engine: Engine, temperature: float, top_p: float
+    ) -> None:
+        """Importance weights divide by these numbers: tempered, cut and renormalised as the draw was."""
+        params = SamplingParams(max_tokens=8, temperature=temperature, top_p=top_p)
+        asked = requests(4, 3)
+        for request, group in zip(asked, engine.sampler(100).sample(asked, params), strict=True):
+            for completion in group:
+                rows = plain_logits(engine.model, request.prompt_ids, completion.token_ids)
+                for row, token, logprob in zip(rows, completion.token_ids, completion.sampler_logprobs, strict=True):
+                    probability = torch.tensor(tempered(row, temperature, top_p)[token], dtype=torch.float64)
+                    # Division by a small temperature, and the sum over the nucleus, magnify rounding a little.
+                    assert abs(probability.log().item() - logprob) < 3 * engine.tolerance
+
+    @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 0.7)])
+    def test_first_tokens_come_as_often_as_their_probability_says(
+        self, engine: Engine, temperature: float, top_p: float
+    ) -> None:
+        """Chi-square over fixed seeds; a right sampler fails one choice of seeds in a thousand, and these are chosen."""
+        (prompt,) = prompts(2)[1:]
+        seeds = tuple(completion_seed(0, 0, "frequencies", i) for i in range(3000))
+        params = SamplingParams(max_tokens=1, temperature=temperature, top_p=top_p)
+        drawn = [c.token_ids[0] for c in engine.sampler(3000).sample([SampleRequest(prompt, seeds)], params)[0]]
+        expected = tempered(plain_logits(engine.model, prompt, [PAD])[0], temperature, top_p)
+        assert all(expected[token] > 0 for token in set(drawn))
+        assert chi_square_p_value([drawn.count(t) for t in range(VOCAB)], expected) > 1e-3
+
+    def test_every_end_token_ends_a_completion(self, engine: Engine) -> None:
+        """Each of them, as the last token, with its log-prob; a completion without one is cut at max_tokens and says so."""
+        ends = engine.model.generation_config.eos_token_id
+        assert isinstance(ends, list)
+        asked = requests(4, 16)
+        sampled = engine.sampler(1000).sample(asked, SamplingParams(max_tokens=24, temperature=2.0))
+        last = set()
+        for request, group in zip(asked, sampled, strict=True):
+            for completion in group:
+                assert not set(completion.token_ids[:-1]) & set(ends)
+                assert len(completion.token_ids) == len(completion.sampler_logprobs)
+                if completion.finish_reason is FinishReason.STOP:
+                    last.add(completion.token_ids[-1])
+                    logits = plain_logits(engine.model, request.prompt_ids, completion.token_ids)[-1] / 2.0
+                    expected = logits.log_softmax(-1)[completion.token_ids[-1]].item()
+                    assert abs(completion.sampler_logprobs[-1] - expected) < engine.tolerance
+                else:
+                    assert len(completion.token_ids) == 24
+                    assert completion.token_ids[-1] not in ends
+        assert last == set(ends)
+
+    def test_stop_strings_end_a_completion_where_they_are_complete(self, engine: Engine) -> None:
+        """Wherever in a token they begin or end; greedy, so that what would have come without them is known."""
+        asked, sampler = requests(6, 1), engine.sampler(1000)
+        free = [group[0] for group in sampler.sample(asked, SamplingParams(max_tokens=16, temperature=0))]
+        decode = engine.tokenizer.decode
+        stops = tuple({text[3:6] for text in (decode(c.token_ids) for c in free[:4])})
+        params = SamplingParams(max_tokens=16, temperature=0, stop_strings=stops)
+        stopped = [group[0] for group in sampler.sample(asked, params)]
+        for completion, whole in zip(stopped, free, strict=True):
+            texts = [decode(whole.token_ids[: n + 1]) for n in range(len(whole.token_ids))]
+            cut = next((n for n, text in enumerate(texts) if any(s in text for s in stops)), None)
+            assert completion.token_ids == (whole.token_ids if cut is None else whole.token_ids[: cut + 1])
+            assert completion.finish_reason is (whole.finish_reason if cut is None else FinishReason.STOP)
+        assert sum(len(c.token_ids) for c in stopped) < sum(len(c.token_ids) for c in free)
+
+    def test_texts_are_the_tokens_without_the_end(self, engine: Engine) -> None:
+        """Verifiers read the text: it says what was sampled, and no end token."""
+        sampled = engine.sampler(1000).sample(requests(4, 8), SamplingParams(max_tokens=24, temperature=2.0))
+        for completion in chain.from_iterable(sampled):
+            kept = [t for t in completion.token_ids if t not in (END, PAD)]
+            assert completion.text == engine.tokenizer.decode(kept)
+
+    def test_new_weights_are_sampled_from(self, engine: Engine) -> None:
+        """Every tensor arrives, tied ones too, and completions say which weights made them."""
+        sampler, asked, params = engine.sampler(1000), requests(5, 1), SamplingParams(max_tokens=10, temperature=0)
+        before = sampler.sample(asked, params)
+        assert {c.policy_version for group in before for c in group} == {0}
+        sampler.update_weights(engine.other.named_parameters(remove_duplicate=False), version=3)
+        after = sampler.sample(asked, params)
+        assert {c.policy_version for group in after for c in group} == {3}
+        assert sampler.policy_version == 3
+        assert tokens(after) == [[generated(engine.other, r.prompt_ids, 10)] for r in asked]
+        assert tokens(after) != tokens(before)
+
+    def test_scores_are_the_plain_forwards(self, engine: Engine) -> None:
+        """The proof of delivery reads them: they must be the weights' own log-probs at temperature 1."""
+        sampler, completion = engine.sampler(1000), prompts(9)[-1]
+        for prompt in prompts(4):
+            scored = torch.tensor(sampler.score(prompt, completion), dtype=torch.float64)
+            assert (scored - plain_logprobs(engine.model, prompt, completion)).abs().max() < engine.tolerance
+
+    def test_a_group_larger_than_the_batch_is_sampled_whole(self, engine: Engine) -> None:
+        """Completions stand in the order of their requests and seeds, whatever order they were decoded in."""
+        asked = [*requests(3, 9), SampleRequest(prompts(2)[1], (77,))]
+        sampled = engine.sampler(4).sample(asked, SamplingParams(max_tokens=6))
+        assert [[c.seed for c in group] for group in sampled] == [list(r.seeds) for r in asked]
+        for request, group in zip(asked, sampled, strict=True):
+            for completion in group:
+                expected = plain_logprobs(engine.model, request.prompt_ids, completion.token_ids)
+                assert (expected - torch.tensor(completion.sampler_logprobs)).abs().max() < engine.tolerance
+
+    def test_nothing_asked_is_nothing_sampled(self, engine: Engine) -> None:
+        assert engine.sampler(4).sample([], SamplingParams(max_tokens=4)) == []
