@@ -5,18 +5,13 @@ from __future__ import annotations
 import re
 
 from rewards.comparison import Comparison, Verdict, right, wrong
+from rewards.normalise import NUMBER_WORDS
 from rewards.structure import Elements, elements, matrix
 
 _BASE = re.compile(
     r"\(?\s*(?:\\text\{)?(-?\d[0-9A-Fa-f]*|[A-F]+\d[0-9A-F]*)\}?\s*\)?\s*_\s*\{?\s*(?:\\text\{)?\s*(\w+)\s*\}?\s*\}?"
 )
 _COLONS = re.compile(r"([\d.]+(?:\s*:\s*[\d.]+)+)\s*(?:\\text\{)?\s*([AaPp]\.?\s*[Mm]\.?)?\s*\}?")
-_NUMBER_WORDS = dict(
-    zip(
-        ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "sixteen"],
-        ["2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "12", "16"],
-    )
-)
 
 
 def compare_written(answer: str, reference: str, comparison: Comparison) -> Verdict | None:
@@ -128,7 +123,7 @@ def _rows(text: str) -> list[list[str]] | None:
 
 
 def _base(text: str) -> str:
-    return _NUMBER_WORDS.get(text.lower(), text)
+    return NUMBER_WORDS.get(text.lower(), text)
 
 
 def _verdict(same: bool) -> Verdict:

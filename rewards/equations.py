@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 from rewards.algebra import proportional
 from rewards.comparison import Comparison, Verdict, right, wrong
-from rewards.expression import Node, TooLarge, Unreadable, operations, parse
+from rewards.expression import Node, TooLarge, Unreadable, operations
 from rewards.intervals import MARKS, NotASet, real_set, same_set
+from rewards.latex_parser import parse
 from rewards.normalise import text_key
 from rewards.structure import elements, split
 

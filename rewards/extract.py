@@ -12,7 +12,6 @@ _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*(?:(?P<open>\{)|(?P<bare>-?\d
 _BRACE = re.compile(r"\\[\s\S]|[{}]")
 # What may stand between two boxes that together state a list of answers.
 _JOINT = re.compile(r"(?:[\s$.,;:&()\[\]]|\\[,;:!()\[\] ]|\\q?quad|and|or|\\text\{\s*,?\s*(?:and|or)\s*\})*")
-_JOINT_LENGTH = 60
 
 
 def final_answer(text: str, *, strict: bool) -> str | None:
@@ -66,7 +65,7 @@ def _last_box(text: str) -> str | None:
     contents = [outer[-1][2]]
     for previous, following in zip(reversed(outer[:-1]), reversed(outer)):
         gap = text[previous[1] : following[0]]
-        if len(gap) > _JOINT_LENGTH or not _JOINT.fullmatch(gap):
+        if not _JOINT.fullmatch(gap):
             break
         if previous[2].strip() not in (content.strip() for content in contents):
             contents.append(previous[2])

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import mpmath
 
 from rewards.algebra import Undefined, Value, real_value
-from rewards.expression import TooLarge, Unreadable, parse
+from rewards.expression import TooLarge, Unreadable
+from rewards.latex_parser import parse
 from rewards.structure import elements, enclosed, split
 
 MARKS = (r"\cup", "<", ">", r"\le", r"\ge", r"\ne", r"\setminus", r"\mathbb", r"\infty")

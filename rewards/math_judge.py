@@ -16,7 +16,7 @@ from rewards.comparison import Comparison, Stage, Verdict, right, wrong
 from rewards.equations import compare_equations, compare_inequalities
 from rewards.extract import final_answer, reference_answer
 from rewards.math_policy import MathPolicy
-from rewards.normalise import normalise
+from rewards.normalise import normalise, text_key
 from rewards.numeric_answer import plain_number
 from rewards.scalar_stage import compare_scalars
 from rewards.score import Outcome
@@ -45,7 +45,7 @@ class MathJudge:
     def judge(self, completion: str, reference: str) -> Verdict:
         """The verdict on the final answer in `completion`."""
         expected = reference_answer(reference)
-        if not expected:
+        if _is_empty(expected):
             return Verdict(Outcome.BAD_REFERENCE, "the reference is empty")
         answer = final_answer(completion, strict=self._strict)
         if answer is None:
@@ -66,7 +66,7 @@ class MathJudge:
     def check_reference(self, reference: str) -> Verdict:
         """CORRECT if the reference equals itself by being read, not merely by being the same text."""
         expected = reference_answer(reference)
-        if not expected:
+        if _is_empty(expected):
             return Verdict(Outcome.BAD_REFERENCE, "the reference is empty")
         if len(expected) > MAX_LENGTH:
             return Verdict(Outcome.BAD_REFERENCE, f"the reference is longer than {MAX_LENGTH} characters")
@@ -83,6 +83,10 @@ class MathJudge:
             return verdict
         answer = answer.removeprefix(r"\approx").strip()
         return max((comparison.compare(answer, side) for side in sides), key=_is_equal)
+
+
+def _is_empty(reference: str) -> bool:
+    return len(reference) < MAX_LENGTH and not text_key(normalise(reference))
 
 
 def _roundings(reference: str) -> list[str]:

@@ -9,6 +9,9 @@ import re
 import unicodedata
 from functools import lru_cache
 
+_NUMBER_NAMES = "zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen"
+NUMBER_WORDS = {name: str(number) for number, name in enumerate(_NUMBER_NAMES.split("|"))}
+
 _DASHES = dict.fromkeys(map(ord, "‐‑‒–—―−﹣－"), "-")
 _SYMBOLS = {
     "∞": r"\infty ", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "∙": r"\cdot ", "÷": r"\div ", "≤": r"\le ",
@@ -153,7 +156,7 @@ def _unwrap(text: str) -> str:
             if (
                 text.startswith(opening)
                 and text.endswith(closing)
-                and len(text) > len(opening + closing)
+                and len(text) >= len(opening + closing)
                 and "$" not in inner
             ):
                 text = inner.strip()

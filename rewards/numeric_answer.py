@@ -6,7 +6,8 @@ import math
 import re
 from fractions import Fraction
 
-from rewards.expression import FUNCTIONS, MAX_DIGITS, Node, TooLarge, Unreadable, parse
+from rewards.expression import FUNCTIONS, Node, TooLarge, Unreadable
+from rewards.latex_parser import MAX_DIGITS, parse
 
 MAX_BITS = 1 << 16  # of a numerator or denominator; 2004! has 19,000
 MAX_FACTORIAL = 4_000

@@ -9,81 +9,23 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import selectors
-import subprocess
-import sys
 import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Sequence
-from pathlib import Path
 
 from rewards.score import Outcome
+from rewards.worker_process import WorkerProcess
 
 Verdict = tuple[Outcome, str]
 
-_ROOT = Path(__file__).resolve().parent.parent  # what holds the package, installed or not
 _MAX_CHUNK = 64
-_MAX_REPLY = 1 << 16
 _MAX_ATTEMPTS = 2  # an item whose worker died may have been unlucky once
 _START_DEADLINE = 120.0
 _MAX_FAILED_STARTS = 3
 _RECYCLE_AFTER = 20_000  # items; libraries keep caches
-
-
-class _Worker:
-    """One process and the chunk it is at. `chunk[0]` is the item in flight."""
-
-    def __init__(self, options: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "rewards.worker", options],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            cwd=_ROOT,
-            env={**os.environ, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"},
-            start_new_session=True,  # Ctrl-C is for the trainer
-        )
-        assert self.process.stdin
-        assert self.process.stdout
-        self.stdin, self.stdout = self.process.stdin.fileno(), self.process.stdout.fileno()
-        os.set_blocking(self.stdin, False)
-        os.set_blocking(self.stdout, False)
-        self.ready = False
-        self.chunk: deque[int] = deque()
-        self.outbox = b""
-        self.inbox = b""
-        self.since = time.monotonic()  # of the item in flight, or of the start
-        self.num_judged = 0
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                pipe.close()
-
-    def send(self) -> None:
-        try:
-            self.outbox = self.outbox[os.write(self.stdin, self.outbox) :]
-        except BlockingIOError:
-            pass
-        except BrokenPipeError:  # it died; reading will tell
-            self.outbox = b""
-
-    def receive(self) -> list[bytes] | None:
-        """The complete lines that have arrived, None at the end of the worker."""
-        try:
-            data = os.read(self.stdout, _MAX_REPLY)
-        except BlockingIOError:
-            return []
-        self.inbox += data
-        if not data or len(self.inbox) > 2 * _MAX_REPLY:
-            return None
-        *lines, self.inbox = self.inbox.split(b"\n")
-        return lines
 
 
 class _Batch:
@@ -122,7 +64,7 @@ class WorkerPool:
         self._lock = threading.Lock()
         self._num_failed_starts = 0
         self._closed = False
-        self._workers: list[_Worker] = []
+        self._workers: list[WorkerProcess] = []
         self._finalizer = weakref.finalize(self, _kill_all, self._workers)
         self._selector = selectors.DefaultSelector()
         self._fill()
@@ -159,7 +101,7 @@ class WorkerPool:
                 self._remove(worker)  # died while idle: nobody's fault
         while len(self._workers) < self._num_workers + 1:
             try:
-                worker = _Worker(self._options)
+                worker = WorkerProcess(self._options)
             except OSError as error:
                 if self._workers:
                     return  # fewer for now
@@ -167,7 +109,7 @@ class WorkerPool:
             self._workers.append(worker)
             self._selector.register(worker.stdout, selectors.EVENT_READ, worker)
 
-    def _remove(self, worker: _Worker) -> None:
+    def _remove(self, worker: WorkerProcess) -> None:
         for pipe in (worker.stdin, worker.stdout):
             if pipe in self._selector.get_map():
                 self._selector.unregister(pipe)
@@ -192,7 +134,7 @@ class WorkerPool:
     def _exchange(self, batch: _Batch) -> None:
         """Wait until a pipe is ready or a deadline is near, then write and read what can be without blocking."""
         for key, _ in self._selector.select(max(0.0, min(map(self._time_left, self._workers)))):
-            worker: _Worker = key.data
+            worker: WorkerProcess = key.data
             if worker not in self._workers:
                 continue
             if key.fd == worker.stdin:
@@ -202,13 +144,13 @@ class WorkerPool:
             else:
                 self._receive(worker, batch)
 
-    def _time_left(self, worker: _Worker) -> float:
+    def _time_left(self, worker: WorkerProcess) -> float:
         """Seconds until the worker is overdue: with the item in flight, or with its start."""
         if worker.ready and not worker.chunk:
             return math.inf
         return worker.since + (self._deadline if worker.ready else _START_DEADLINE) - time.monotonic()
 
-    def _receive(self, worker: _Worker, batch: _Batch) -> None:
+    def _receive(self, worker: WorkerProcess, batch: _Batch) -> None:
         lines = worker.receive()
         if lines is None:
             self._bury(worker, batch)
@@ -224,7 +166,7 @@ class WorkerPool:
                 raise RuntimeError(f"the verifier cannot work, its worker failed to start: {detail}")
             worker.since = time.monotonic()
 
-    def _bury(self, worker: _Worker, batch: _Batch) -> None:
+    def _bury(self, worker: WorkerProcess, batch: _Batch) -> None:
         """A worker ended by itself. The item in flight is tried once more; the others are not to blame."""
         self._remove(worker)
         status = worker.process.returncode
@@ -260,7 +202,7 @@ class WorkerPool:
             )
 
 
-def _kill_all(workers: list[_Worker]) -> None:
+def _kill_all(workers: list[WorkerProcess]) -> None:
     while workers:
         workers.pop().kill()
 

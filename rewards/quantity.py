@@ -29,26 +29,7 @@ _SYMBOLS = {"\\$": "dollar", "$": "dollar", "€": "euro", "£": "sterling"}
 _SHORTHAND = {"mph": "mile per hour", "kph": "km per hour", "kmh": "km per hour", "sq": "square", "cu": "cubic"}
 _GENERIC = frozenset(["unit"])
 # Words that make a phrase after a number a sentence, not a unit.
-_NOT_UNITS = frozenset(
-    [
-        "and",
-        "or",
-        "not",
-        "is",
-        "are",
-        "isn't",
-        "maybe",
-        "perhaps",
-        "about",
-        "approximately",
-        "wrong",
-        "to",
-        "than",
-        "if",
-        "for",
-        "some",
-    ]
-)
+_NOT_UNITS = re.compile("and|or|not|is|are|isn|maybe|perhaps|about|approximately|wrong|to|than|if|for|some")
 _POWER_WORDS = {"square": 2, "squared": 2, "cubic": 3, "cubed": 3}
 _PERCENT = re.compile(r"\s*(?:\\?%|(?:\\text\{\s*)?(?:percent(?:age)?|per cent|pct\.?)(?:\s*\})?)$", re.IGNORECASE)
 _TEMPERATURE = re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)\s*(?:\\text\{\s*)?([CF])(?:\s*\})?$")
@@ -144,7 +125,7 @@ def read_unit(text: str) -> Unit | None:
             return None
         pos = match.end()
         word = (match[1] or "").lower()
-        if word in _NOT_UNITS:
+        if _NOT_UNITS.fullmatch(word):
             return None
         if match[2] or word == "per":
             side = -1

@@ -7,7 +7,8 @@ from fractions import Fraction
 
 from rewards import algebra
 from rewards.comparison import Comparison, Verdict, right, wrong
-from rewards.expression import Node, TooLarge, Unreadable, operations, parse
+from rewards.expression import Node, TooLarge, Unreadable, operations
+from rewards.latex_parser import parse
 from rewards.math_policy import MathPolicy
 from rewards.numeric_answer import (
     Irrational,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from rewards.comparison import Comparison, Verdict, right, wrong
-from rewards.normalise import text_key
+from rewards.normalise import NUMBER_WORDS, text_key
 
 # What asks a question instead of answering it.
 _QUESTION = re.compile(
@@ -22,21 +22,6 @@ _WORDS = re.compile(r"[A-Za-z][A-Za-z' ,.\-]*")
 _NO_SOLUTION = frozenset(
     ["nosolution", "nosolutions", "nosolutionexists", "emptyset", "theemptyset", "norealsolution", "norealsolutions"]
 )
-_NUMBER_WORDS = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-]
 _EMPTY = frozenset([r"\emptyset", r"\{\}"])
 
 
@@ -67,7 +52,7 @@ def words(answer: str, reference: str, comparison: Comparison) -> Verdict | None
     said, expected = as_words(answer), as_words(reference)
     if _is_empty_set(answer, said) and _is_empty_set(reference, expected):
         return right("no solution")
-    if said in _NUMBER_WORDS or expected in _NUMBER_WORDS:
+    if said in NUMBER_WORDS or expected in NUMBER_WORDS:
         return (
             comparison.compare(_in_digits(answer, said), _in_digits(reference, expected))
             if said != expected
@@ -83,7 +68,7 @@ def _is_empty_set(text: str, said: str | None) -> bool:
 
 
 def _in_digits(text: str, word: str | None) -> str:
-    return str(_NUMBER_WORDS.index(word)) if word in _NUMBER_WORDS else text
+    return NUMBER_WORDS.get(word or "", text)
 
 
 def as_words(text: str) -> str | None:

@@ -22,11 +22,11 @@ def _standardise(values: Tensor, mask: Tensor, scale: Scale, eps: float) -> Tens
     centred = (values - mean) * mask
     highest = values.masked_fill(~mask, -torch.inf).amax(-1, keepdim=True)
     lowest = values.masked_fill(~mask, torch.inf).amin(-1, keepdim=True)
-    centred = centred.masked_fill(highest <= lowest, 0.0)
+    constant = highest <= lowest
     if scale == "none":
-        return centred
+        return centred.masked_fill(constant, 0.0)
     std = (centred.square().sum(-1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()  # Bessel's correction
-    return centred / (std + eps)
+    return (centred / (std + eps)).masked_fill(constant, 0.0)
 
 
 def group_normalized(

@@ -119,6 +119,8 @@ class Algorithm:
         return value
 
     def advantages(self, groups: Sequence[RolloutGroup], max_tokens: int) -> Advantages:
+        if not groups:  # dynamic sampling found none with signal
+            return []
         rewards = torch.tensor([[self.reward(r, max_tokens) for r in group.rollouts] for group in groups])
         graded = torch.tensor([[r.score.value is not None for r in group.rollouts] for group in groups])
         return self.advantage_rule(groups, rewards, graded)

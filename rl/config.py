@@ -119,7 +119,9 @@ class RunConfig:
 
     def resolved(self) -> RunConfig:
         """The same run with every "by model" default written out."""
-        defaults = TINY_DEFAULTS if self.model == TINY else MODEL_DEFAULTS
+        defaults = dict(TINY_DEFAULTS if self.model == TINY else MODEL_DEFAULTS)
+        if self.model == TINY and ALGORITHMS[self.algorithm].kl_weight > 0:
+            defaults["kl_weight"] = TINY_KL_WEIGHT
         filled = {k: v for k, v in defaults.items() if getattr(self, k) is None}
         return replace(self, **filled, run_dir=self.run_dir or self._unused_run_dir())
 
@@ -158,10 +160,10 @@ TINY_DEFAULTS: dict[str, Any] = {
     "max_tokens": 32,
     "learning_rate": 3e-4,
     "schedule": "linear",
-    "kl_weight": 0.001,
     "eval_every": 10,
     "eval_size": 400,
 }
+TINY_KL_WEIGHT = 0.001  # a base that is wrong half of the time is no policy to stay near to
 MODEL_DEFAULTS: dict[str, Any] = {
     "prompt_style": "boxed",
     "num_steps": 500,

@@ -65,7 +65,7 @@ def run_steps(run: Run, progress: Progress, asked: StopRequest) -> None:
         result = train_step(
             run.learner, run.collector, run.stream, run.delivery, step=step, num_problems=config.problems_per_step or 1
         )
-        require_judged(result.groups, config.max_unjudged)
+        require_judged(result.sampled, config.max_unjudged)
         metrics: dict[str, float | None] = {"step": step, **result.metrics}
         if step % (config.eval_every or 1) == 0 or step == num_steps:
             metrics |= evaluate(run.collector, run.held_out)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
 
 from rl.batch import MicroBatch
 from rl.forward import TokenScores, choose_forward, enable_gradient_checkpointing
@@ -23,6 +24,7 @@ def load_pretrained(model: str | Path, device: torch.device) -> tuple[PreTrained
         raise UserError(
             f"model is {str(model)!r}: there is no such folder; give a folder in Hugging Face format or a hub name"
         )
+    disable_progress_bar()  # its bars would break into the live line
     source = str(Path(model).expanduser()) if Path(model).expanduser().is_dir() else str(model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)

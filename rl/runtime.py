@@ -24,15 +24,13 @@ class Runtime:
     def __init__(self, *, dtype: DType, trackers: tuple[str, ...], run_dir: Path, device: str = "auto") -> None:
         try:
             self.accelerator = Accelerator(
-                mixed_precision="bf16" if dtype == "bfloat16" else "no",
                 cpu=device == "cpu",
                 log_with=list(trackers) or None,
                 project_dir=run_dir,
             )
         except (ValueError, ImportError) as error:
-            raise UserError(
-                f"trackers or dtype cannot be had here ({error}); dtype is {dtype!r}, trackers {trackers}"
-            ) from None
+            raise UserError(f"trackers is {trackers}: not to be had here ({error}); install it or leave it out") from None
+        self.dtype = dtype
         if self.accelerator.num_processes > 1:
             raise UserError(
                 f"num_processes is {self.accelerator.num_processes}: this version trains in one process; "
@@ -46,7 +44,7 @@ class Runtime:
         return self.accelerator.device
 
     def autocast(self) -> AbstractContextManager[Any]:
-        return self.accelerator.autocast()
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16")
 
     def backward(self, loss: Tensor) -> None:
         self.accelerator.backward(loss)

@@ -50,7 +50,10 @@ class Learner:
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
+    """groups, with their advantages, went into the update; `sampled` is all that was sampled."""
+
     groups: list[RolloutGroup]
+    sampled: list[RolloutGroup]
     advantages: Advantages
     metrics: dict[str, float | None]
 
@@ -77,7 +80,7 @@ def train_step(
     ended = time.perf_counter()
     times = {"time/train": trained - training, "time/deliver": ended - trained, "time/step": ended - started}
     metrics = {**describe(collected, algorithm, max_tokens), **measured, "delivery/error": error, **times}
-    return StepResult(groups=collected.groups, advantages=advantages, metrics=metrics)
+    return StepResult(groups=collected.groups, sampled=collected.sampled, advantages=advantages, metrics=metrics)
 
 
 def update(learner: Learner, batch: Batch) -> dict[str, float | None]:
@@ -160,14 +163,12 @@ class TokenMeans:
 
 def describe(collected: Collected, algorithm: Algorithm, max_tokens: int) -> dict[str, float | None]:
     """What was sampled, in numbers."""
-    rollouts = [r for group in collected.groups for r in group.rollouts]
-    if not rollouts:
-        return {}
+    rollouts = [r for group in collected.sampled for r in group.rollouts]
     rewards = torch.tensor([algorithm.reward(r, max_tokens) for r in rollouts if r.score.value is not None])
     values = [r.score.value for r in rollouts if r.score.value is not None]
     lengths = [len(r.completion.token_ids) for r in rollouts]
     pass_rate = mean(v == 1 for v in values)
-    expected = None if pass_rate is None else no_signal_probability(pass_rate, len(collected.groups[0].rollouts))
+    expected = None if pass_rate is None else no_signal_probability(pass_rate, len(collected.sampled[0].rollouts))
     return {
         "reward/mean": mean(rewards.tolist()),
         "reward/std": rewards.std(correction=0).item() if len(rewards) else None,
@@ -175,14 +176,14 @@ def describe(collected: Collected, algorithm: Algorithm, max_tokens: int) -> dic
         "length/mean": mean(lengths),
         "length/max": max(lengths),
         "length/truncated": mean(r.completion.finish_reason is FinishReason.LENGTH for r in rollouts),
-        "groups/no_signal": mean(not has_signal(group) for group in collected.groups),
+        "groups/no_signal": mean(not has_signal(group) for group in collected.sampled),
         "groups/no_signal_expected": expected,
         "groups/refilled": collected.num_refills,
         "tokens/sampled": collected.num_sampled_tokens,
         "tokens/per_second": collected.num_sampled_tokens / collected.sample_seconds,
         "time/sample": collected.sample_seconds,
         "time/verify": collected.verify_seconds,
-    } | outcome_shares(collected.groups)
+    } | outcome_shares(collected.sampled)
 
 
 def outcome_shares(groups: Iterable[RolloutGroup]) -> dict[str, float | None]:

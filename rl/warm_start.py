@@ -36,7 +36,7 @@ from rollout.torch_sampler import TorchSampler
 class WarmStart:
     """How the base is taught. Its cache is named after these values: another recipe is another base.
 
-    lowest, highest: the held-out accuracy to stop at; above the highest the last stretch is taken back and repeated slower.
+    lowest, highest: the held-out accuracy to stop at.
     """
 
     seed: int = 0
@@ -44,7 +44,6 @@ class WarmStart:
     learning_rate: float = 2e-3
     lowest: float = 0.42
     highest: float = 0.52
-    steps_between_checks: int = 20
     max_steps: int = 3000
 
     def folder(self) -> Path:
@@ -53,6 +52,8 @@ class WarmStart:
         return cache / "plumbline" / f"tiny-arithmetic-{name}"
 
 
+COARSE, FINE = 20, 5  # steps between two looks at the accuracy, far from the window and near: it jumps within 20 steps
+NEAR = 0.15
 FORMAT = 1  # of the task and the model; a change of either makes the cached base stale
 
 
@@ -114,21 +115,22 @@ def _teach(
 ) -> float:
     """Supervised steps until the held-out accuracy lies between the bounds. -> the accuracy."""
     model = learner.policy.model
-    rate = recipe.learning_rate
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    rate, next_check = recipe.learning_rate, COARSE
     for step in range(1, recipe.max_steps + 1):
-        learner.set_learning_rate(rate * min(1.0, step / recipe.steps_between_checks))
+        learner.set_learning_rate(rate * min(1.0, step / COARSE))
         groups = [_demonstration(p, collector.renderer) for p in stream.take(recipe.demonstrations_per_step)]
         update(learner, SFT.pack(groups, SFT.advantages(groups, 0), 0))
-        if step % recipe.steps_between_checks:
+        if step < next_check:
             continue
         accuracy = evaluate(collector, held_out)["eval/accuracy"] or 0.0
         say(f"warming up the base model: step {step}: {accuracy:.1%} right")
-        if accuracy > recipe.highest:
-            model.load_state_dict(before)
-            rate /= 2
-        elif accuracy >= recipe.lowest:
+        if recipe.lowest <= accuracy <= recipe.highest:
             return accuracy
+        next_check = step + (FINE if accuracy > NEAR else COARSE)
+        if accuracy > recipe.highest:  # it jumped over the window: back to the last look, and on by smaller steps
+            model.load_state_dict(before)
+            rate /= 4
         else:
             before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     raise UserError(

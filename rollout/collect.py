@@ -6,9 +6,9 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rewards.equation_steps import score_steps
 from transformers import PreTrainedTokenizerBase
 
+from rewards.equation_steps import score_steps
 from rewards.score import Score, Verifier
 from rollout.errors import UserError
 from rollout.problems import ProblemStream
@@ -19,9 +19,14 @@ from rollout.sampler import Sampler, SampleRequest, SamplingParams, completion_s
 
 @dataclass(frozen=True, kw_only=True)
 class Collected:
-    """A step's groups, and what it took to get them. `num_refills`: rounds that dynamic sampling drew beyond the first."""
+    """A step's groups, and what it took to get them.
+
+    groups: for the update. sampled: all that were sampled; more than `groups` where dynamic sampling left some out.
+    num_refills: rounds that dynamic sampling drew beyond the first.
+    """
 
     groups: list[RolloutGroup]
+    sampled: list[RolloutGroup]
     num_refills: int
     num_sampled_tokens: int
     sample_seconds: float
@@ -65,6 +70,7 @@ class Collector:
         ]
         return Collected(
             groups=groups,
+            sampled=groups,
             num_refills=0,
             num_sampled_tokens=sum(len(c.token_ids) for of_problem in completions for c in of_problem),
             sample_seconds=sampled - started,
@@ -83,6 +89,7 @@ class Collector:
             groups += [group for group in parts[-1].groups if has_signal(group)]
         return Collected(
             groups=groups[:count],
+            sampled=[group for part in parts for group in part.groups],
             num_refills=len(parts) - 1,
             num_sampled_tokens=sum(p.num_sampled_tokens for p in parts),
             sample_seconds=sum(p.sample_seconds for p in parts),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,7 +59,9 @@ def load_problems(
             if row.get(column) is None:
                 raise UserError(f"dataset is {dataset!r}: row {number + 1} has no {column!r}: fill it or drop the row")
         prompt = _messages(row[prompt_column])
-        problem = Problem(id=str(row.get("id", number)), prompt=prompt, reference=reference_answer(str(row[answer_column])))
+        problem = Problem(
+            id=str(row.get("id", number)), prompt=prompt, reference=reference_answer(str(row[answer_column]))
+        )
         problems.setdefault(json.dumps(prompt), problem)
     if len({p.id for p in problems.values()}) < len(problems):
         raise UserError(
@@ -148,4 +149,5 @@ def without_overlap(problems: Sequence[Problem], held_out: Sequence[Problem]) ->
 
 
 def _normal(problem: Problem) -> str:
-    return re.sub(r"\s+", " ", json.dumps([m["content"] for m in _messages(problem.prompt)])).lower()
+    texts = [problem.prompt] if isinstance(problem.prompt, str) else [m["content"] for m in problem.prompt]
+    return json.dumps([" ".join(text.split()).lower() for text in texts])

@@ -8,8 +8,8 @@ without a cache: right and slow, and said once.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -279,8 +279,8 @@ class TorchSampler:
         self.autocast = autocast
         self.policy_version = 0
         self.stop_ids = torch.tensor(sorted(stop_token_ids(model, tokenizer)), device=model.device)
-        model.eval()  # dropout off
-        self.decoder_class = CachedDecoder if _cache_agrees(model) else RecomputingDecoder
+        with evaluating(model):
+            self.decoder_class = CachedDecoder if _cache_agrees(model) else RecomputingDecoder
         if self.decoder_class is RecomputingDecoder:
             log.warning("%s is decoded without a cache: its layers keep no plain keys and values", type(model).__name__)
 
@@ -288,7 +288,7 @@ class TorchSampler:
     def sample(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[list[Completion]]:
         if not requests:
             return []
-        with self.autocast():
+        with evaluating(self.model), self.autocast():
             batch = self._decode(requests, params)
         return self._completions(requests, batch)
 
@@ -367,13 +367,12 @@ class TorchSampler:
         tokens = torch.tensor([*prompt_ids, *completion_ids], device=device)
         zero = tokens.new_zeros(1)
         decoder: Decoder = self.decoder_class(self.model, 1, len(tokens))
-        with self.autocast():
-            decoder.admit(zero, [tokens[: len(prompt_ids)]], zero)
         logprobs = []
-        for i in range(len(prompt_ids) - 1, len(tokens) - 1):
-            with self.autocast():
+        with evaluating(self.model), self.autocast():
+            decoder.admit(zero, [tokens[: len(prompt_ids)]], zero)
+            for i in range(len(prompt_ids) - 1, len(tokens) - 1):
                 logits = decoder.logits(tokens[i : i + 1], tokens.new_tensor([i]))
-            logprobs.append(logits[0].float().log_softmax(-1)[tokens[i + 1]].item())
+                logprobs.append(logits[0].float().log_softmax(-1)[tokens[i + 1]].item())
         return logprobs
 
     def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
@@ -387,6 +386,18 @@ class TorchSampler:
 
     def close(self) -> None:
         pass
+
+
+@contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """No dropout and no gradient checkpointing, which drops the cache; afterwards every module is as the trainer had it."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:

@@ -29,6 +29,7 @@ from tests.rl.models import VOCAB, make
 
 LETTERS = "".join(chr(ord("0") + i) for i in range(VOCAB))
 WANTED = LETTERS[7]
+BOUND = 0.3
 
 
 class LetterTokenizer:
@@ -61,7 +62,7 @@ class Renderer:
         return tuple(LETTERS.index(c) for c in str(problem.prompt))
 
 
-def mean_rewards(name: str, seed: int, run_dir: Path, *, steps: int = 30) -> list[float]:
+def mean_rewards(name: str, seed: int, run_dir: Path, *, steps: int = 25) -> list[float]:
     model, tokenizer = make("qwen2", seed), LetterTokenizer()
     policy = Policy(model)
     algorithm = replace(ALGORITHMS[name], dynamic_sampling=False)
@@ -85,15 +86,14 @@ def mean_rewards(name: str, seed: int, run_dir: Path, *, steps: int = 30) -> lis
     )
     problems = [Problem(id=str(i), prompt=c, reference=WANTED, verifier="letters") for i, c in enumerate(LETTERS)]
     stream, delivery = ProblemStream(problems, seed), Delivery(policy, sampler, tolerance=1e-3)
-    run = [train_step(learner, collector, stream, delivery, step=s, num_problems=16) for s in range(1, steps + 1)]
+    run = [train_step(learner, collector, stream, delivery, step=s, num_problems=8) for s in range(1, steps + 1)]
     return [statistics.mean(r.score.value or 0.0 for g in result.groups for r in g.rollouts) for result in run]
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_the_toy_reward_is_learnt(name: str, tmp_path: Path) -> None:
-    """From about 0.02 to more than 0.3 in 30 steps, for the median of three seeds (see BOUNDS for what was measured)."""
-    runs = [mean_rewards(name, seed, tmp_path) for seed in range(3)]
-    starts, ends = [statistics.mean(r[:3]) for r in runs], [statistics.mean(r[-3:]) for r in runs]
-    print(name, "start", [round(x, 3) for x in starts], "end", [round(x, 3) for x in ends])
-    assert max(starts) < 0.1
-    assert statistics.median(ends) > 0.3
+    """From about 0.02 to more than BOUND in 25 steps. The seed is fixed: the run is the same every time."""
+    rewards = mean_rewards(name, 0, tmp_path)
+    print(name, " ".join(f"{r:.3f}" for r in rewards))
+    assert statistics.mean(rewards[:3]) < 0.1
+    assert statistics.mean(rewards[-3:]) > BOUND

@@ -113,11 +113,11 @@ def random_groups(seed: int, *, ungraded: bool = True) -> list[RolloutGroup]:
             problem,
             [rng.randrange(VOCAB) for _ in range(5)],
             1.0,
-            sampler_logprobs=[-4.0 - 0.1 * t for t in range(5)],
+            sampler_logprobs=[-4.0 - 0.1 * t - 0.01 * i for t in range(5)],
             step_rewards=[1.0],
             step_ends=[2],
         )
-        for _ in range(4)
+        for i in range(4)
     )
     return [*groups, RolloutGroup(problem=problem, prompt_ids=(9, 8, 7), rollouts=silent)]
 

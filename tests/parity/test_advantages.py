@@ -39,7 +39,9 @@ def test_grpo_by_hand() -> None:
     1/2 / 0.57735027 = 0.8660254; with eps 1e-4, 1/2 / 0.57745027 = 0.86587544."""
     assert normalise([1, 0, 0, 1], eps=0.0).tolist() == pytest.approx([0.8660254, -0.8660254, -0.8660254, 0.8660254])
     # 1e-6 tells an eps of 1e-4 from one of 1e-6, 1e-8 or 1e-9: they differ by 1.5e-4
-    assert normalise([1, 0, 0, 1]).tolist() == pytest.approx([0.86587544, -0.86587544, -0.86587544, 0.86587544], abs=1e-6)
+    assert normalise([1, 0, 0, 1]).tolist() == pytest.approx(
+        [0.86587544, -0.86587544, -0.86587544, 0.86587544], abs=1e-6
+    )
 
 
 def test_the_named_grpo_uses_bessels_std_and_an_eps_of_1e_4() -> None:
@@ -51,7 +53,9 @@ def test_the_named_grpo_uses_bessels_std_and_an_eps_of_1e_4() -> None:
 
 @FEW
 @given(REWARDS, st.integers(-8, 8), st.sampled_from([0.25, 2.0, 64.0]))
-def test_normalised_rewards_sum_to_zero_and_forget_shift_and_scale(values: list[float], shift: int, scale: float) -> None:
+def test_normalised_rewards_sum_to_zero_and_forget_shift_and_scale(
+    values: list[float], shift: int, scale: float
+) -> None:
     advantages = normalise(values, eps=NO_EPS)
     moved = normalise([scale * v + shift for v in values], eps=NO_EPS)
     assert float(advantages.sum()) == pytest.approx(0, abs=EXACT)
@@ -149,7 +153,8 @@ def test_both_forms_of_rloo_are_one(values: list[float]) -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_rloo_is_the_restated_one(seed: int) -> None:
-    values = [random.Random(seed).gauss(0, 2) for _ in range(7)]
+    rng = random.Random(seed)
+    values = [rng.gauss(0, 2) for _ in range(7)]
     assert leave_one_out(row(values))[0].tolist() == pytest.approx(above_the_others(values), abs=EXACT)
 
 
@@ -239,7 +244,9 @@ def test_the_overlong_penalty_by_hand() -> None:
 @FEW
 @given(st.integers(1, 300), st.integers(1, 100), st.integers(0, 100))
 def test_the_overlong_penalty_is_the_restated_one(length: int, cache: int, free: int) -> None:
-    assert overlong_penalty(length, free + cache, cache) == pytest.approx(overlong(length, free + cache, cache), abs=EXACT)
+    assert overlong_penalty(length, free + cache, cache) == pytest.approx(
+        overlong(length, free + cache, cache), abs=EXACT
+    )
 
 
 def test_dapo_takes_the_penalty_off_the_reward() -> None:

@@ -91,7 +91,9 @@ def test_the_gradient_does_not_depend_on_the_token_budget(
 def test_the_gradient_does_not_depend_on_order(name: str, policy: PreTrainedModel, reference: PreTrainedModel) -> None:
     """Of the groups, and of the completions within each."""
     groups, rng = random_groups(2), random.Random(0)
-    shuffled = [replace(g, rollouts=tuple(rng.sample(g.rollouts, len(g.rollouts)))) for g in rng.sample(groups, len(groups))]
+    shuffled = [
+        replace(g, rollouts=tuple(rng.sample(g.rollouts, len(g.rollouts)))) for g in rng.sample(groups, len(groups))
+    ]
     ours, other = (
         step_gradient(ALGORITHMS[name], packed(ALGORITHMS[name], g), policy, reference, budget=40)
         for g in (groups, shuffled)
@@ -102,9 +104,7 @@ def test_the_gradient_does_not_depend_on_order(name: str, policy: PreTrainedMode
 def everything(algorithm: Algorithm, groups: Sequence[RolloutGroup]) -> Batch:
     """Nothing is left out, zero or not."""
     advantages = algorithm.advantages(groups, MAX_TOKENS)
-    return pack(
-        groups, advantages, reduction=algorithm.reduction, max_tokens=MAX_TOKENS, drop_zero_advantages=False
-    )
+    return pack(groups, advantages, reduction=algorithm.reduction, max_tokens=MAX_TOKENS, drop_zero_advantages=False)
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
@@ -169,7 +169,9 @@ def test_the_ratio_is_exactly_one_at_the_first_update(name: str, policy: PreTrai
         assert torch.equal(ratio, torch.ones_like(ratio))
 
 
-def coefficients(name: str, groups: Sequence[RolloutGroup], scores: Scores, fixed: Scores) -> list[tuple[Tensor, Tensor]]:
+def coefficients(
+    name: str, groups: Sequence[RolloutGroup], scores: Scores, fixed: Scores
+) -> list[tuple[Tensor, Tensor]]:
     """The gradient coefficient of each token (DeepSeekMath, section 5.2): the loss's gradient is sum c grad log p.
 
     c = weight * (-w A + KL's); KL's: beta (1 - exp(f - l)) of k3 (the paper's equation 21 with its sign), beta (l - f)
@@ -219,7 +221,8 @@ def test_the_entropy_bonus_is_that_of_the_whole_distribution(
     """What a bonus of 0.5 adds to the gradient is that of -0.5 sum weight * H, H over the vocabulary; nothing is skipped."""
     groups, algorithm = random_groups(1, ungraded=False), ALGORITHMS[name]
     plain, rewarded = (
-        step_gradient(a, packed(a, groups), policy, reference) for a in (algorithm, replace(algorithm, entropy_weight=0.5))
+        step_gradient(a, packed(a, groups), policy, reference)
+        for a in (algorithm, replace(algorithm, entropy_weight=0.5))
     )
     tables = [table for rows in padded_tables(policy, groups, TEMPERATURE) for table in rows]
     lengths = [len(table) for table in tables]

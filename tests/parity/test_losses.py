@@ -232,7 +232,9 @@ def test_the_sequence_ratio_is_the_geometric_mean_of_the_token_ratios(seed: int)
     expected = [math.prod(math.exp(p - b) for p, b in row) ** (1 / len(row)) for row in rows]
     flat = [pair for row in rows for pair in row]
     ours = sequence_ratios(vector([p[0] for p in flat]), vector([p[1] for p in flat]), lengths)
-    assert ours.tolist() == pytest.approx([e for e, n in zip(expected, lengths, strict=True) for _ in range(n)], rel=EXACT)
+    assert ours.tolist() == pytest.approx(
+        [e for e, n in zip(expected, lengths, strict=True) for _ in range(n)], rel=EXACT
+    )
 
 
 def test_the_mean_over_a_sequence_by_hand() -> None:

@@ -16,7 +16,9 @@ from rl.reductions import Reduction, StepCounts, constant_length, mean_of_token_
 from rollout.records import RolloutGroup
 from tests.parity.cases import FEW, group_of
 
-REDUCTIONS: dict[str, Reduction] = {r.__name__: r for r in (token_mean, mean_of_token_means, constant_length, sequence_sum)}
+REDUCTIONS: dict[str, Reduction] = {
+    r.__name__: r for r in (token_mean, mean_of_token_means, constant_length, sequence_sum)
+}
 LENGTHS = st.lists(st.integers(1, 20), min_size=1, max_size=8)
 EXACT = 1e-12  # a few roundings of 1e-16 on numbers near 1
 
@@ -88,7 +90,8 @@ def weights(batch: Batch) -> list[float]:
 @pytest.mark.parametrize("name", REDUCTIONS)
 def test_what_could_not_be_graded_leaves_sum_and_count(name: str) -> None:
     """A step with an ungraded completion, and a group that is ungraded altogether, is the step without them."""
-    groups = [group_of([2, 7, 3], [1.0, None, 0.0]), group_of([4, 4], [None, None]), group_of([5, 1], [0.0, 1.0])]
+    values = [[1.0, None, 0.0], [None, None, None], [0.0, 1.0, None]]
+    groups = [group_of(n, v) for n, v in zip([[2, 7, 3], [4, 4, 4], [5, 1, 9]], values, strict=True)]
     without = [group_of([2, 3], [1.0, 0.0]), group_of([5, 1], [0.0, 1.0])]
     ours, theirs = (packed(REDUCTIONS[name], g) for g in (groups, without))
     assert ours.counts == theirs.counts == StepCounts(num_tokens=11, num_sequences=4, max_tokens=20)

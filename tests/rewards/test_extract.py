@@ -26,7 +26,8 @@ from rewards.extract import final_answer, reference_answer
         (r"\boxedx{4}", None),
         (r"\boxed{}", None),
         (r"<think>\boxed{4}</think> \boxed{5}", "5"),
-        (r"<think>\boxed{4}</think> done", None),  # the reasoning is not the answer
+        (r"<think>a</think> so \boxed{4}</think> done", None),
+        (r"<think>so \boxed{4}</think> done", None),  # the reasoning is not the answer
         (r"a \boxed{4}</think> \boxed{5}", "5"),  # a template may have opened the reasoning
         (r"<think>\boxed{4}", None),  # reasoning that never ended
         (r"\boxed{5}<|im_end|><|im_start|>user \boxed{7}", "5"),  # a turn that the model made up

@@ -110,6 +110,22 @@ def test_outcomes_say_why(verifier: MathVerifier) -> None:
     assert [dict(score.parts) for score in scores] == [{"math": 1.0}, {"math": 0.0}, {"math": 0.0}, {"math": 0.0}, {}]
 
 
+@pytest.mark.parametrize(
+    "answer", [r"\int_0^1 x\,dx", r"\sum_{k=1}^3k", r"\begin{vmatrix}1\end{vmatrix}", "5?", r"4\approx5"]
+)
+def test_a_question_or_a_hedge_is_a_wrong_answer_not_an_unreadable_one(answer: str) -> None:
+    assert JUDGE.judge(f"\\boxed{{{answer}}}", "5").outcome is Outcome.WRONG
+
+
+def test_identical_pairs_are_judged_once(verifier: MathVerifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged = []
+    run = verifier._pool.run
+    monkeypatch.setattr(verifier._pool, "run", lambda items: judged.extend(items) or run(items))
+    scores = verifier.verify_batch([r"\boxed{1}", r"\boxed{2}"] * 3 + [r"\boxed{2}"], ["1"] * 6 + ["2"])
+    assert judged == [(r"\boxed{1}", "1"), (r"\boxed{2}", "1"), (r"\boxed{2}", "2")]
+    assert [score.value for score in scores] == [1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0]
+
+
 def test_unequal_lengths_are_refused(verifier: MathVerifier) -> None:
     with pytest.raises(ValueError, match="2 answers for 1 references"):
         verifier.verify_batch(["a", "b"], ["a"])
@@ -117,10 +133,12 @@ def test_unequal_lengths_are_refused(verifier: MathVerifier) -> None:
 
 def test_a_reference_is_bad_if_only_the_same_text_would_match_it(verifier: MathVerifier) -> None:
     good = ["5", r"\text{SAS similarity}", r"\frac{3\pm i\sqrt7}{2}", "1+1=2\n#### 2", r"(-\infty, 3]", "10200_3", "B"]
-    bad = ["", "  ", "####", r"10^{10^{10}}", r"\frac{1}{", r"\foo", "x^", "9" * 3000]
+    bad = ["", "  ", ".", "$$", r"\text{ }", "####", r"10^{10^{10}}", r"\frac{1}{", r"\foo", "x^", "9" * 3000]
     scores = verifier.check_references(good + bad)
     assert [score.outcome for score in scores] == [Outcome.CORRECT] * len(good) + [Outcome.BAD_REFERENCE] * len(bad)
     assert all(score.value is None for score in scores[len(good) :])
+    scores = verifier.verify_batch(_boxed(bad[:6]), bad[:6])
+    assert [score.outcome for score in scores] == [Outcome.BAD_REFERENCE] * 6  # the empty never match the empty
 
 
 BOMBS = [
@@ -142,7 +160,8 @@ def test_bombs_end_in_time_and_the_next_answer_is_right(verifier: MathVerifier) 
     start = time.monotonic()
     scores = verifier.verify_batch(_boxed([bomb for bomb, _ in pairs]), [reference for _, reference in pairs])
     assert time.monotonic() - start < 2.5  # all of them: the deadline of a single one is 2 s
-    assert {score.value for score in scores} == {0.0}
+    # Each is turned away before it costs anything: none gets as far as the deadline, the memory limit or the stack.
+    assert {score.outcome for score in scores} <= {Outcome.WRONG, Outcome.UNPARSED}
     assert verifier.verify_batch([r"\boxed{5}"], ["5"])[0].value == 1.0
 
 
@@ -215,6 +234,7 @@ def test_integers_are_equal_iff_equal(a: int, b: int) -> None:
     assert _equal(str(a), f"{a:,}")
     assert _equal(f"{a:,}", str(a))
     assert _equal(str(b), str(a)) == (a == b)
+    assert _equal(str(-a), str(a)) == (a == 0)
     assert not _equal(str(a + 1), str(a))
 
 

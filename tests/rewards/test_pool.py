@@ -114,6 +114,16 @@ def test_items_larger_than_a_pipe_do_not_deadlock(make_pool: Callable[..., Worke
     assert [detail.split()[1] for _, detail in verdicts] == [str(i) for i in range(64)]
 
 
+def test_a_worker_that_does_not_read_cannot_block_the_trainer(make_pool: Callable[..., WorkerPool]) -> None:
+    pool = make_pool(num_workers=1)
+    pid = int(pool.run([["warm"]])[0][1].split()[0])
+    os.kill(pid, signal.SIGSTOP)
+    start = time.monotonic()
+    outcomes = _outcomes(pool, "x" * 1_000_000, "a")
+    assert time.monotonic() - start < DEADLINE + 1.0
+    assert outcomes[1] is Outcome.CORRECT
+
+
 def test_a_worker_that_cannot_start_raises_what_it_said(make_pool: Callable[..., WorkerPool]) -> None:
     with pytest.raises(RuntimeError, match="ImportError: the library is not installed"):
         make_pool(task="pool_tasks:load_nothing").run([["a"]])

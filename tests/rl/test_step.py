@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -167,7 +166,7 @@ def test_what_could_not_be_graded_is_in_no_mean_and_no_denominator() -> None:
     """Four completions, one crashed: the mean reward is 2/3 and not 1/2; the batch counts three sequences and six tokens."""
     groups = [group("a", 1.0, 0.0, None, 1.0)]
     collected = Collected(
-        groups=groups, num_refills=0, num_sampled_tokens=8, sample_seconds=1.0, verify_seconds=0.0
+        groups=groups, sampled=groups, num_refills=0, num_sampled_tokens=8, sample_seconds=1.0, verify_seconds=0.0
     )
     metrics = describe(collected, GRPO, 10)
     assert metrics["reward/mean"] == pytest.approx(2 / 3)

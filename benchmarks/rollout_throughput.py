@@ -1,0 +1,119 @@
+"""Completions per second: the embedded sampler beside `model.generate`, on the default task, interleaved in one run.
+
+    python benchmarks/rollout_throughput.py
+
+Same weights, prompts, number of completions, temperature and token limit; generate gets whole groups by
+num_return_sequences in one batch, left-padded, with its cache. Medians over rounds; the ratio is of each round's pair.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+import tyro
+
+from rl.policy import load_pretrained
+from rollout.arithmetic import arithmetic_problems
+from rollout.prompts import PromptRenderer
+from rollout.sampler import SampleRequest, SamplingParams, completion_seed
+from rollout.torch_sampler import TorchSampler
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    model: Path
+    """Folder of the model: a checkpoint of a run, or the cached base (its path is printed by the default run)."""
+    problems: int = 96
+    group_size: int = 10
+    max_tokens: int = 32
+    rounds: int = 7
+    out: Path = Path("benchmarks/results/rollout_throughput.json")
+
+
+def main(options: Options) -> None:
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    model, tokenizer = load_pretrained(options.model, torch.device("cpu"))
+    renderer = PromptRenderer(tokenizer, style="plain")
+    problems = arithmetic_problems(options.problems, seed=1)
+    prompts = [renderer.render(p) for p in problems]
+    sampler = TorchSampler(model, tokenizer)
+    params = SamplingParams(max_tokens=options.max_tokens)
+    round_number = 0
+
+    def ours() -> int:
+        requests = [
+            SampleRequest(ids, tuple(completion_seed(0, round_number, p.id, i) for i in range(options.group_size)))
+            for p, ids in zip(problems, prompts, strict=True)
+        ]
+        return sum(len(c.token_ids) for group in sampler.sample(requests, params) for c in group)
+
+    width = max(map(len, prompts))
+    pad = tokenizer.pad_token_id
+    ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts])
+
+    @torch.no_grad()
+    def generate() -> int:
+        out = model.generate(
+            ids,
+            attention_mask=(ids != pad).long(),
+            do_sample=True,
+            top_k=0,
+            temperature=1.0,
+            num_return_sequences=options.group_size,
+            max_new_tokens=options.max_tokens,
+            pad_token_id=pad,
+        )
+        return int((out[:, width:] != pad).sum())
+
+    def rate(run: Callable[[], int]) -> tuple[float, float]:
+        started = time.perf_counter()
+        tokens = run()
+        seconds = time.perf_counter() - started
+        return options.problems * options.group_size / seconds, tokens / seconds
+
+    rate(ours), rate(generate)  # warm-up
+    pairs = []
+    for round_number in range(1, options.rounds + 1):
+        pairs.append((rate(ours), rate(generate)))
+        print(f"round {round_number}: ours {pairs[-1][0][0]:7.0f}/s   generate {pairs[-1][1][0]:7.0f}/s")
+    ratios = [a[0] / b[0] for a, b in pairs]
+    result = {
+        "question": "completions per second, embedded sampler against model.generate, default task",
+        "command": "python benchmarks/rollout_throughput.py --model " + "<base>",
+        "commit": subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+        ).stdout.strip(),
+        "hardware": {"cpu": cpu_name(), "threads": torch.get_num_threads()},
+        "versions": {name: version(name) for name in ("torch", "transformers")},
+        "configuration": {k: v for k, v in vars(options).items() if k not in ("model", "out")},
+        "ours_completions_per_second": statistics.median(a[0] for a, _ in pairs),
+        "generate_completions_per_second": statistics.median(b[0] for _, b in pairs),
+        "ratio_median": statistics.median(ratios),
+        "ratio_min": min(ratios),
+        "ratio_max": max(ratios),
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(result, indent=2) + "\n")
+    print(f"ratio {result['ratio_median']:.2f} (from {min(ratios):.2f} to {max(ratios):.2f}), written to {options.out}")
+
+
+def cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

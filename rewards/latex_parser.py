@@ -1,0 +1,271 @@
+r"""A parser of its own for the LaTeX that final answers are written in.
+
+Why not math-verify here: it drops what it cannot read (the c of \frac{a}{b}c), folds letter case and needs 10 ms. This
+one reads the whole text or says that it cannot, in time linear in the text, and evaluates nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from functools import lru_cache
+
+from rewards.expression import FUNCTIONS, Node, TooLarge, Unreadable
+
+MAX_DEPTH = 120
+MAX_TERMS = 200  # of all sums and products together: the tree of a sum is as deep as the sum is long
+MAX_DIGITS = 400
+MAX_EXPONENT = 9_999  # of ten, in scientific notation
+
+_GREEK = (
+    "alpha|beta|gamma|delta|epsilon|zeta|eta|theta|iota|kappa|lambda|mu|nu|xi|rho|sigma|tau|upsilon|phi|chi|psi|omega"
+    "|Gamma|Delta|Theta|Lambda|Xi|Pi|Sigma|Phi|Psi|Omega|ell"
+)
+_INVERSES = {"sin": "arcsin", "cos": "arccos", "tan": "arctan"}
+_REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar)\s*\{(\d+)\}")
+_NUMBER = re.compile(
+    r"(\d+(?:\.\d+|\.(?![\w\\{(.]))?|\.\d+)"
+    r"(?:[eE]([+-]?\d+)(?![\d.A-Za-z])|\s*(?:\\times|\\cdot|\*|(?<=\d)x(?=\s*10\s*\^))\s*10\s*\^\s*(?:\{\s*([+-]?\s*\d+)\s*\}|([+-]?\d+))(?!\s*!))?"
+)
+_LETTER = re.compile(r"[A-Za-z]'*(?:\s*_\s*(?:\{\s*[\w,+-]*\s*\}|\w))?")
+_COMMAND = re.compile(r"\\([A-Za-z]+)")
+_SUBSCRIPT = re.compile(r"\s*_\s*(?:\{\s*\w+\s*\}|\w)")
+_TIMES = re.compile(r"\\cdot(?![A-Za-z])|\\times(?![A-Za-z])|\*")
+_OVER = re.compile(r"\\div(?![A-Za-z])|/")
+_DEGREE = re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))")
+_PLAIN_FRACTION = re.compile(r"\\frac\s*(?:\{\s*\d+\s*\}|\d)\s*(?:\{\s*\d+\s*\}|\d)")
+_ATOM_START = re.compile(
+    r"[0-9A-Za-z.({\[]|\\(?!cdot|times|div|right|rfloor|rceil|text|le|ge|ne|in\b|cup|pm|mp|[^A-Za-z])"
+)
+_ARGUMENT_START = re.compile(r"[0-9A-Za-z.{]|\\(?:frac|sqrt|pi|" + _GREEK + ")")
+
+
+@lru_cache(maxsize=4096)  # a group's completions share their reference
+def parse(text: str) -> Node:
+    """The tree of `text`; raises Unreadable or TooLarge."""
+    parser = _Parser(text)
+    node = parser.sum()
+    if parser.peek():
+        raise Unreadable(f"cannot read {parser.text[parser.pos : parser.pos + 20]!r}")
+    return node
+
+
+class _Parser:
+    def __init__(self, text: str) -> None:
+        self.text, self.pos, self.depth, self.bars, self.num_terms = text, 0, 0, 0, 0
+
+    def peek(self) -> str:
+        char = self.text[self.pos : self.pos + 1]
+        while char.isspace():
+            self.pos += 1
+            char = self.text[self.pos : self.pos + 1]
+        return char
+
+    def take(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
+        self.peek()
+        match = pattern.match(self.text, self.pos)
+        if match:
+            self.pos = match.end()
+        return match
+
+    def follows(self, pattern: re.Pattern[str]) -> bool:
+        self.peek()
+        return pattern.match(self.text, self.pos) is not None
+
+    def take_sign(self) -> str:
+        self.pos += 1
+        return self.text[self.pos - 1]
+
+    def accept(self, literal: str) -> bool:
+        self.peek()
+        found = self.text.startswith(literal, self.pos)
+        if found:
+            self.pos += len(literal)
+        return found
+
+    def expect(self, literal: str) -> None:
+        if not self.accept(literal):
+            raise Unreadable(f"expected {literal!r} at {self.text[self.pos : self.pos + 20]!r}")
+
+    def join(self, op: str, *args: Node) -> Node:
+        self.num_terms += 1
+        if self.num_terms > MAX_TERMS:
+            raise TooLarge("too many terms")
+        return Node(op, args)
+
+    def descend(self) -> None:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise TooLarge("nested too deeply")
+
+    def sum(self) -> Node:
+        self.descend()
+        node = self.product()
+        while self.peek() in ("+", "-"):
+            negative = self.take_sign() == "-"
+            right = self.product()
+            node = self.join("add", node, Node("neg", (right,)) if negative else right)
+        self.depth -= 1
+        return node
+
+    def product(self) -> Node:
+        node = self.signed()
+        while True:
+            if self.take(_TIMES):
+                node = self.join("mul", node, self.signed())
+            elif self.take(_OVER):
+                node = self.join("div", node, self.signed())
+            elif self.starts_atom():
+                node = self.juxtaposed(node)
+            else:
+                return node
+
+    def starts_atom(self) -> bool:
+        opens_bar = self.peek() == "|" and not self.bars
+        return opens_bar or self.follows(_ATOM_START)
+
+    def juxtaposed(self, left: Node) -> Node:
+        if self.peek().isdecimal():
+            raise Unreadable("a number straight after another factor, as in x2 or 3 4")
+        right = self.power()
+        whole = left.op == "num" and left.value.denominator == 1
+        if whole and right.op == "frac" and all(part.op == "num" for part in right.args):
+            numerator, denominator = right.args
+            if numerator.value < denominator.value:  # 2\frac{1}{3} is two and a third
+                return Node("mixed", (left, right))
+        return self.join("mul", left, right)
+
+    def signed(self) -> Node:
+        negative = False
+        while self.peek() in ("+", "-"):
+            negative ^= self.take_sign() == "-"
+        node = self.power()
+        if node.op == "num" and self.follows(_PLAIN_FRACTION):
+            node = self.juxtaposed(node)  # a mixed number binds before any other factor
+        return Node("neg", (node,)) if negative else node
+
+    def power(self) -> Node:
+        base = self.atom()
+        while True:
+            if self.accept("!"):
+                base = self.join("fact", base)
+            elif self.take(_DEGREE):
+                base = self.join("degree", base)
+            elif self.accept("^"):
+                base = Node("pow", (base, self.exponent()))
+                if self.peek() == "^" and not self.follows(_DEGREE):
+                    raise Unreadable("two exponents")
+            else:
+                return base
+
+    def exponent(self) -> Node:
+        return Node("neg", (self.atom(),)) if self.accept("-") else self.atom()
+
+    def atom(self) -> Node:
+        self.descend()
+        char = self.peek()
+        if char.isdecimal() or char == ".":
+            node = self.number()
+        elif char and char in "({[|":
+            node = self.group(char)
+        elif char == "\\":
+            node = self.command()
+        else:
+            node = self.letter()
+        self.depth -= 1
+        return node
+
+    def group(self, opening: str) -> Node:
+        self.pos += 1
+        bars, self.bars = self.bars, 1 if opening == "|" else 0
+        node = self.sum()
+        self.bars = bars
+        self.expect({"(": ")", "{": "}", "[": "]", "|": "|"}[opening])
+        return Node("abs", (node,)) if opening == "|" else node
+
+    def letter(self) -> Node:
+        match = self.take(_LETTER)
+        if not match:
+            raise Unreadable(f"cannot read {self.text[self.pos : self.pos + 20]!r}")
+        name = re.sub(r"[\s{}]", "", match[0])
+        return Node("const", name=name) if name in ("e", "i") else Node("var", name=name)
+
+    def number(self) -> Node:
+        repeating = self.take(_REPEATING)
+        if repeating:
+            whole, fixed, cycle = repeating.groups()
+            if len(repeating[0]) > MAX_DIGITS:
+                raise TooLarge("a number of too many digits")
+            nines = (10 ** len(cycle) - 1) * 10 ** len(fixed)
+            return Node("num", value=Fraction(int(whole or 0)) + Fraction(int(fixed + cycle) - int(fixed or 0), nines))
+        match = self.take(_NUMBER)
+        if not match:
+            raise Unreadable("expected a number")
+        if len(match[1]) > MAX_DIGITS:
+            raise TooLarge("a number of too many digits")
+        exponent = re.sub(r"\s", "", match[2] or match[3] or match[4] or "0")
+        if len(exponent) > 6 or abs(int(exponent)) > MAX_EXPONENT:
+            raise TooLarge("an exponent of too many digits")
+        value = Fraction(int(match[1])) if match[1].isdecimal() else Fraction(match[1])
+        return Node("num", value=value * Fraction(10) ** int(exponent) if exponent != "0" else value)
+
+    def argument(self) -> Node:
+        r"""What \frac or \sqrt applies to: a group, or as in TeX one digit, letter or command."""
+        self.descend()
+        if self.peek() == "{":
+            node = self.group("{")
+        elif self.peek().isdecimal():
+            self.pos += 1
+            node = Node("num", value=Fraction(int(self.text[self.pos - 1])))
+        else:
+            node = self.command() if self.peek() == "\\" else self.letter()
+        self.depth -= 1
+        return node
+
+    def command(self) -> Node:
+        match = self.take(_COMMAND)
+        if not match:
+            raise Unreadable(f"cannot read {self.text[self.pos : self.pos + 20]!r}")
+        name = match[1]
+        if name in ("frac", "binom"):
+            return Node(name, (self.argument(), self.argument()))
+        if name == "sqrt":
+            degree = self.group("[") if self.peek() == "[" else Node("num", value=Fraction(2))
+            # TeX would put only the bracket under the root of \sqrt(8); nobody means that.
+            return Node("root", (self.group("(") if self.peek() == "(" else self.argument(), degree))
+        if name in ("lfloor", "lceil"):
+            node = self.sum()
+            self.expect({"lfloor": r"\rfloor", "lceil": r"\rceil"}[name])
+            return Node({"lfloor": "floor", "lceil": "ceil"}[name], (node,))
+        if name in FUNCTIONS:
+            return self.function(name)
+        if name == "pi":
+            return Node("const", name="pi")
+        if re.fullmatch(_GREEK, name):
+            subscript = self.take(_SUBSCRIPT)
+            return Node("var", name=name + re.sub(r"[\s{}]", "", subscript[0] if subscript else ""))
+        raise Unreadable(f"cannot read \\{name}")
+
+    def function(self, name: str) -> Node:
+        base = None
+        if name == "log" and self.accept("_"):
+            base = self.argument()
+        power = self.exponent() if self.accept("^") else None
+        if power is not None and power.op == "neg" and power.args[0].value == 1:
+            name, power = _INVERSES.get(name) or _refuse(name), None
+        opening = self.peek()
+        argument = self.group(opening) if opening and opening in "(|[" else self.bare_argument()
+        node = Node(name, (argument,) if base is None else (argument, base))
+        return Node("pow", (node, power)) if power is not None else node
+
+    def bare_argument(self) -> Node:
+        r"""The argument of \sin 2x: factors side by side, up to a sign, an operator, a bracket or another function."""
+        negative = self.accept("-")
+        node = self.power()
+        while self.follows(_ARGUMENT_START):
+            node = self.juxtaposed(node)
+        return Node("neg", (node,)) if negative else node
+
+
+def _refuse(name: str) -> str:
+    raise Unreadable(f"cannot read the inverse of {name}")

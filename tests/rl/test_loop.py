@@ -1,0 +1,197 @@
+"""A run end to end, by the same entry as the recipe: what it writes, how it resumes, and how it ends when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rl.config import RunConfig
+from rl.loop import Interrupted, train
+from rl.metrics import METRICS, read_metrics
+from rl.tiny import tiny_model, tiny_tokenizer
+from rollout.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+GSM8K = ROOT.parent / "shared" / "data" / "gsm8k_train.jsonl"
+TIMINGS = {"tokens/per_second", "memory/peak"} | {key for key in METRICS if key.startswith("time/")}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model, untaught, in a folder of the Hugging Face format."""
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = tiny_tokenizer()
+    tiny_model(tokenizer, seed=0, device=torch.device("cpu")).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small sums in a file of GSM8K's columns."""
+    path = tmp_path_factory.mktemp("data") / "digits.jsonl"
+    rows = [{"question": f"{i}+{i}=", "answer": f"{2 * i}"} for i in range(60)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def options(folder: Path, data: Path, run: Path, **changed: object) -> RunConfig:
+    usual = {
+        "model": str(folder),
+        "dataset": str(data),
+        "run_dir": run,
+        "num_steps": 3,
+        "problems_per_step": 4,
+        "group_size": 4,
+        "max_tokens": 8,
+        "eval_size": 10,
+        "eval_every": 2,
+        "learning_rate": 1e-3,
+        "verifier_workers": 1,
+        "prompt_style": "plain",
+        "device": "cpu",
+    }
+    return RunConfig(**{**usual, **changed})  # pyright: ignore[reportArgumentType]
+
+
+def measured(run_dir: Path) -> list[dict[str, float | None]]:
+    """Metrics, timings aside."""
+    return [{k: v for k, v in row.items() if k not in TIMINGS} for row in read_metrics(run_dir)]
+
+
+def final_weights(run_dir: Path, step: int) -> dict[str, torch.Tensor]:
+    return load_file(run_dir / "checkpoints" / f"step-{step:06d}" / "model.safetensors")
+
+
+def test_a_run_leaves_what_a_person_needs(model: Path, digits: Path, tmp_path: Path) -> None:
+    """Every key that other people's scripts read is there; the saved model opens with plain transformers."""
+    run_dir = train(options(model, digits, tmp_path / "run"))
+    rows = read_metrics(run_dir)
+    assert [row["step"] for row in rows] == [0, 1, 2, 3]
+    assert [row.get("eval/accuracy") is not None for row in rows] == [True, False, True, True]
+    stays = ("reward/mean", "kl/reference", "kl/sampler", "entropy", "length/mean", "groups/no_signal")
+    stays += ("tokens/sampled", "time/step", "time/sample", "time/verify", "time/train")
+    assert all(rows[1][key] is not None for key in stays)
+    completions = [json.loads(line) for line in (run_dir / "completions.jsonl").read_text().splitlines()]
+    assert len(completions) == 3 * 4 * 4
+    assert json.loads((run_dir / "config.json").read_text())["group_size"] == 4
+    assert "<svg" in (run_dir / "report.html").read_text()
+    saved = run_dir / "checkpoints" / "step-000003"
+    AutoModelForCausalLM.from_pretrained(saved)
+    assert AutoTokenizer.from_pretrained(saved).decode(AutoTokenizer.from_pretrained(saved)("a+b").input_ids) == "a+b"
+
+
+@pytest.mark.parametrize("algorithm", ["grpo-iterative", "dapo"])
+def test_a_resumed_run_equals_one_that_was_not_interrupted(
+    algorithm: str, model: Path, digits: Path, tmp_path: Path
+) -> None:
+    """Weights, metrics and completions, bit for bit: SIGINT after step 2 of 4, then --resume."""
+    whole = options(model, digits, tmp_path / "whole", algorithm=algorithm, num_steps=4)
+    train(whole)
+    parted = options(model, digits, tmp_path / "parted", algorithm=algorithm, num_steps=4)
+    with pytest.raises(Interrupted, match="saved after step 2"):
+        interrupt_at(2, parted)
+    train(RunConfig(**{**vars(parted), "resume": True}))
+    assert measured(tmp_path / "parted") == measured(tmp_path / "whole")
+    texts = [(tmp_path / name / "completions.jsonl").read_text() for name in ("parted", "whole")]
+    assert texts[0] == texts[1]
+    ours, theirs = (final_weights(tmp_path / name, 4) for name in ("parted", "whole"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def interrupt_at(step: int, config: RunConfig) -> None:
+    """Ctrl-C while the given step is under way."""
+    import rl.loop
+
+    inner = rl.loop.train_step
+
+    def interrupted(*args: object, **named: object) -> object:
+        if named["step"] == step:
+            os.kill(os.getpid(), signal.SIGINT)
+        return inner(*args, **named)  # pyright: ignore
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rl.loop, "train_step", interrupted)
+        train(config)
+
+
+@pytest.mark.skipif(not GSM8K.exists(), reason="../shared/data/gsm8k_train.jsonl is not here")
+def test_gsm8k_from_a_file_with_a_model_from_a_folder(model: Path, tmp_path: Path) -> None:
+    """Another model and other data, offline, with bfloat16, gradient checkpointing and a small token budget."""
+    run_dir = train(
+        options(model, GSM8K, tmp_path / "run", prompt_style="r1", max_tokens=16, num_steps=2, dtype="bfloat16",
+                gradient_checkpointing=True, token_budget=1600)
+    )  # fmt: skip
+    first = json.loads((run_dir / "completions.jsonl").read_text().splitlines()[0])
+    assert first["reference"].replace(".", "").isdigit()
+    assert read_metrics(run_dir)[1]["kl/sampler"] is not None
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"model": "./nowhere"}, r"model is './nowhere': there is no such folder"),
+        ({"dataset": "nowhere.jsonl"}, r"dataset is 'nowhere.jsonl': it cannot be read"),
+        ({"prompt_column": "text"}, r"prompt_column: dataset .* has no column 'text'; it has \['answer', 'question'\]"),
+        ({"eval_size": 60}, r"eval_size is 60: the dataset has 60 problems"),
+        ({"token_budget": 9}, r"token_budget is 9: problem .* raise token_budget"),
+        ({"max_tokens": 4000}, r"max_tokens is 4000, together 400\d: the model's context is 2048; lower max_tokens"),
+        ({"resume": True}, r"run_dir is .* holds no checkpoint to resume from"),
+        ({"run_dir": Path("/proc/run")}, r"run_dir is '/proc/run': it cannot be written"),
+    ],
+)
+def test_a_mistake_is_told_before_training(
+    changed: dict[str, object], message: str, model: Path, digits: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        train(options(model, digits, tmp_path / "run", **changed))
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_references_that_cannot_be_judged_against_are_told(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Dropped with their number and an example where others remain; an error where none does."""
+    rows = [{"question": f"{i}", "answer": "" if i % 2 else str(i)} for i in range(60)]
+    mixed = tmp_path / "mixed.jsonl"
+    mixed.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train(options(model, mixed, tmp_path / "run", num_steps=1))
+    assert "problems are left out, their reference cannot be judged against: problem '" in capsys.readouterr().out
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("".join(json.dumps({**row, "answer": ""}) + "\n" for row in rows))
+    with pytest.raises(UserError, match="none of its 50 reference answers can be judged against"):
+        train(options(model, empty, tmp_path / "other"))
+
+
+def test_a_run_in_which_answers_cannot_be_judged_stops_with_examples(
+    model: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A verifier that always crashes must not look like a hard dataset."""
+    from rewards.math_answer import MathVerifier
+    from rewards.score import Outcome, Score
+
+    crashed = Score(None, Outcome.CRASHED, {}, "the worker died")
+    monkeypatch.setattr(MathVerifier, "verify_batch", lambda self, answers, references: [crashed] * len(answers))
+    with pytest.raises(UserError, match=r"max_unjudged is 0.5: 16 of 16 answers (.|\n)*crashed: the worker died"):
+        train(options(model, digits, tmp_path / "run"))
+
+
+def test_a_mistake_on_the_command_line_shows_one_message_and_no_trace(tmp_path: Path) -> None:
+    command = [sys.executable, "recipes/grpo_math.py", "--group-size", "1", "--run-dir", str(tmp_path / "run")]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: group_size is 1: it must be at least 2")
+    assert "Traceback" not in ended.stderr
+    unknown = subprocess.run([*command, "--no-such-option", "1"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert unknown.returncode == 2
+    assert "no-such-option" in unknown.stderr + unknown.stdout
+    assert "Traceback" not in unknown.stderr

@@ -1,0 +1,188 @@
+"""Groups belong to problems, seeds to completions, and every completion gets its own verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from rewards.score import Outcome, Score, Verifier
+from rl.tiny import tiny_tokenizer
+from rollout.collect import Collector, has_signal, verify
+from rollout.errors import UserError
+from rollout.problems import ProblemStream
+from rollout.prompts import PromptRenderer
+from rollout.records import Completion, Problem, RolloutGroup
+from rollout.sampler import Sampler, SampleRequest, SamplingParams, ScriptedSampler, completion_seed
+
+TOKENIZER = tiny_tokenizer()
+RENDERER = PromptRenderer(TOKENIZER, style="plain")
+SIZE = 2
+
+
+def encoded(text: str) -> tuple[int, ...]:
+    return tuple(TOKENIZER(text).input_ids)
+
+
+def problem(name: str, *, text: str | None = None, reference: str = "1", verifier: str = "equal") -> Problem:
+    prompt = ({"role": "user", "content": text or name},)
+    return Problem(id=name, prompt=prompt, reference=reference, verifier=verifier)
+
+
+class Equal:
+    """Right is what equals the reference; "?" cannot be graded. Notes each batch it is given."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[tuple[str, str]]] = []
+
+    def verify_batch(self, answers: Sequence[str], references: Sequence[str]) -> list[Score]:
+        self.batches.append(list(zip(answers, references, strict=True)))
+        return [self.judged(*pair) for pair in self.batches[-1]]
+
+    def judged(self, answer: str, reference: str) -> Score:
+        if answer == "?":
+            return Score(None, Outcome.CRASHED)
+        return Score(1.0, Outcome.CORRECT) if answer == reference else Score(0.0, Outcome.WRONG)
+
+    def close(self) -> None:
+        pass
+
+
+class Noting(ScriptedSampler):
+    """Also notes what it was asked for."""
+
+    def sample(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[list[Completion]]:
+        self.asked = [*getattr(self, "asked", []), *requests]
+        return super().sample(requests, params)
+
+
+def scripted(answers: dict[str, list[str]]) -> Noting:
+    """By the text of a prompt, the texts that come back."""
+    script = {RENDERER.render(problem(text)): [encoded(a) for a in texts] for text, texts in answers.items()}
+    return Noting(script, {encoded(a): a for texts in answers.values() for a in texts})
+
+
+def collector(sampler: Sampler, *, size: int = SIZE, steps: bool = False, **verifiers: Verifier) -> Collector:
+    return Collector(
+        sampler=sampler,
+        verifiers=verifiers or {"equal": Equal()},
+        renderer=RENDERER,
+        params=SamplingParams(max_tokens=8),
+        group_size=size,
+        run_seed=5,
+        scores_steps=steps,
+    )
+
+
+def values(group: RolloutGroup) -> list[float | None]:
+    return [rollout.score.value for rollout in group.rollouts]
+
+
+def test_problems_of_one_text_keep_their_own_groups() -> None:
+    """Two problems may ask in the same words and have other references: advantages compare within a problem only."""
+    first, second = problem("first", text="x?", reference="1"), problem("second", text="x?", reference="2")
+    collected = collector(scripted({"x?": ["1", "2"]})).collect([first, second], step=1)
+    assert [group.problem for group in collected.groups] == [first, second]
+    assert [values(group) for group in collected.groups] == [[1.0, 0.0], [0.0, 1.0]]
+    assert [group.prompt_ids for group in collected.groups] == [encoded("x?\n")] * 2
+    assert collected.num_sampled_tokens == 4
+
+
+def test_every_completion_is_asked_for_by_a_seed_of_its_own() -> None:
+    """The same on every rank and in every batch: it depends on the run, the step, the problem and the place alone."""
+    sampler = scripted({"x?": ["1", "2"]})
+    asked = [problem("first", text="x?"), problem("second", text="x?")]
+    collector(sampler).collect(asked, step=4)
+    assert [r.seeds for r in sampler.asked] == [
+        tuple(completion_seed(5, 4, name, i) for i in range(SIZE)) for name in ("first", "second")
+    ]
+
+
+def test_a_verifier_is_called_once_for_all_who_ask_for_it() -> None:
+    """Pools are fast with large batches; verdicts must find back to their completions across kinds and ragged groups."""
+    equal, other = Equal(), Equal()
+    problems = [problem("a", reference="1"), problem("b", reference="2", verifier="other"), problem("c", reference="3")]
+    answers = [["1", "3"], ["2"], ["1", "?", "3"]]
+    sampler = scripted({"a": answers[0], "b": answers[1], "c": answers[2]})
+    completions = [[sampler._completion(encoded(answer), seed=0) for answer in of_problem] for of_problem in answers]
+    scores = verify(problems, completions, {"equal": equal, "other": other})
+    assert [[s.value for s in of_problem] for of_problem in scores] == [[1.0, 0.0], [1.0], [0.0, None, 1.0]]
+    assert equal.batches == [[("1", "1"), ("3", "1"), ("1", "3"), ("?", "3"), ("3", "3")]]
+    assert other.batches == [[("2", "2")]]
+
+
+def test_an_unknown_verifier_is_named_with_those_there_are() -> None:
+    with pytest.raises(UserError, match=r"verifier 'code'.*\['equal'\]"):
+        collector(scripted({"a": ["1", "2"]})).collect([problem("a", verifier="code")], step=1)
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"), [("12", True), ("11", False), ("22", False), ("1?", False), ("??", False), ("?12", True)]
+)
+def test_a_group_has_signal_if_its_graded_rewards_differ(answers: str, expected: bool) -> None:
+    """What could not be graded is neither right nor wrong: it makes no difference to learn from."""
+    sampler = scripted({"a": list(answers)})
+    (group,) = collector(sampler, size=len(answers)).collect([problem("a")], step=1).groups
+    assert has_signal(group) is expected
+
+
+def twelve(differing: set[int]) -> tuple[ProblemStream, Noting]:
+    """p0 to p11 in turn; only the answers to those named differ."""
+    answers = {f"p{i}": ["1", "2"] if i in differing else ["1", "1"] for i in range(12)}
+    stream = ProblemStream([problem(name) for name in answers], seed=0)
+    stream._epoch = (0, list(range(12)))  # in the order they stand in
+    return stream, scripted(answers)
+
+
+def test_dynamic_sampling_draws_on_until_enough_groups_differ() -> None:
+    """A round of two finds p0, the next p3. What was drawn and thrown away is counted: it took time."""
+    stream, sampler = twelve({0, 3, 4})
+    collected = collector(sampler).collect_with_signal(stream, 2, step=1)
+    assert [group.problem.id for group in collected.groups] == ["p0", "p3"]
+    assert (collected.num_refills, stream.cursor, len(sampler.asked)) == (1, 4, 4)
+    assert collected.num_sampled_tokens == 4 * SIZE
+
+
+def test_dynamic_sampling_gives_back_no_more_groups_than_asked_for() -> None:
+    """A step has one size; of the groups beyond it the latest go, whatever their rewards."""
+    stream, sampler = twelve({0, 4, 5, 6, 7})
+    collected = collector(sampler).collect_with_signal(stream, 4, step=1)
+    assert [group.problem.id for group in collected.groups] == ["p0", "p4", "p5", "p6"]
+    assert (collected.num_refills, stream.cursor) == (1, 8)
+
+
+def test_dynamic_sampling_gives_up_after_max_refills() -> None:
+    """A task that is too hard, or solved, must not hang the run."""
+    problems = [problem(f"p{i}") for i in range(12)]
+    sampler, stream = scripted({p.id: ["2", "2"] for p in problems}), ProblemStream(problems, seed=0)
+    collected = collector(sampler).collect_with_signal(stream, 2, step=1, max_refills=3)
+    assert collected.groups == []
+    assert (collected.num_refills, stream.cursor) == (3, 8)
+
+
+def test_steps_end_at_the_token_that_completes_their_line() -> None:
+    """Process supervision pays a step's reward at that token: one early and it would miss the last digit's newline."""
+    text = "1+1=2\n2+2=5\n\\boxed{5}"
+    ids = (*encoded(text), TOKENIZER.eos_token_id)
+    sampler = ScriptedSampler({RENDERER.render(problem("a")): [ids]}, {ids: text})
+    (group,) = collector(sampler, size=1, steps=True).collect([problem("a")], step=1).groups
+    (rollout,) = group.rollouts
+    assert rollout.step_rewards == (1.0, 0.0)
+    assert rollout.step_ends == (5, 11)  # the newlines: a token a character
+
+
+def test_step_ends_hold_for_characters_of_several_tokens_and_tokens_of_several_characters() -> None:
+    """An é is two tokens, the opening of a box one of seven characters; a cut-off last line ends with its last token."""
+    text = "é é \\boxed{ x\n1+2=3\n1+3=4"
+    ids = encoded(text)
+    assert len(ids) == len(text) + 2 - 6
+    sampler = ScriptedSampler({RENDERER.render(problem("a")): [ids]}, {ids: text})
+    (group,) = collector(sampler, size=1, steps=True).collect([problem("a")], step=1).groups
+    assert group.rollouts[0].step_rewards == (1.0, 1.0)
+    first_end = len(encoded(text[: text.index("=3\n") + 3])) - 1
+    assert group.rollouts[0].step_ends == (first_end, len(ids) - 1)
+
+
+def test_a_run_without_process_supervision_scores_no_steps() -> None:
+    (group,) = collector(scripted({"a": ["1+1=2", "2"]})).collect([problem("a")], step=1).groups
+    assert {(r.step_rewards, r.step_ends) for r in group.rollouts} == {((), ())}

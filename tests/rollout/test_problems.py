@@ -1,0 +1,191 @@
+"""Problems come in an order that can be taken up again, and a data set that cannot be used says why."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rewards.equation_steps import score_steps
+from rollout.arithmetic import arithmetic_problems
+from rollout.errors import UserError
+from rollout.problems import ProblemStream, load_problems, split_held_out, without_overlap
+from rollout.records import Problem
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+
+
+def numbered(count: int) -> list[Problem]:
+    return [Problem(id=str(i), prompt=f"problem {i}", reference=str(i)) for i in range(count)]
+
+
+def ids(problems: list[Problem]) -> list[str]:
+    return [problem.id for problem in problems]
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Callable[..., str]:
+    """Writes lines (text as it is, anything else as JSON) to a file. -> its name."""
+
+    def write(*lines: Any, name: str = "data.jsonl") -> str:
+        texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+        (tmp_path / name).write_text("\n".join(texts) + "\n", encoding="utf-8")
+        return str(tmp_path / name)
+
+    return write
+
+
+def test_every_epoch_deals_each_problem_once_in_an_order_of_its_own() -> None:
+    stream = ProblemStream(numbered(7), seed=3)
+    dealt = ids(stream.take(5)) + ids(stream.take(5)) + ids(stream.take(11))
+    epochs = [dealt[i : i + 7] for i in (0, 7, 14)]
+    assert all(sorted(epoch) == ids(numbered(7)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+def test_the_cursor_alone_takes_the_stream_up_again() -> None:
+    """What a checkpoint stores: a run that was killed must see the very problems it would have seen."""
+    stream = ProblemStream(numbered(7), seed=3)
+    dealt = [ids(stream.take(3)) for _ in range(9)]
+    for done in range(9):
+        again = ProblemStream(numbered(7), seed=3, cursor=3 * done)
+        assert [ids(again.take(3)) for _ in range(done, 9)] == dealt[done:]
+    back = ProblemStream(numbered(7), seed=3)
+    back.take(20)
+    back.cursor = 3  # as loading a checkpoint into a used stream does
+    assert ids(back.take(3)) == dealt[1]
+
+
+def test_the_seed_decides_the_order() -> None:
+    orders = {tuple(ids(ProblemStream(numbered(9), seed=seed).take(9))) for seed in range(6)}
+    assert len(orders) == 6
+
+
+def test_held_out_problems_are_not_trained_on() -> None:
+    """And they are a spread-out choice: files are often sorted."""
+    training, held_out = split_held_out(numbered(50), 10)
+    assert sorted(ids(training) + ids(held_out)) == sorted(ids(numbered(50)))
+    assert len(held_out) == 10
+    assert any(int(problem.id) > 25 for problem in held_out)
+    assert any(int(problem.id) < 25 for problem in held_out)
+    with pytest.raises(UserError, match=r"eval_size is 50.*50 problems.*lower eval_size"):
+        split_held_out(numbered(50), 50)
+
+
+def test_a_training_problem_that_is_evaluated_on_is_left_out() -> None:
+    """White space, new lines and case aside, as copies of a data set differ in them; the order of messages counts."""
+
+    def problem(*texts: str) -> Problem:
+        return Problem(id="".join(texts), prompt=tuple({"role": "user", "content": t} for t in texts), reference="1")
+
+    held_out = [problem("What is  2+2?\nSay it."), Problem(id="text", prompt="Plain text", reference="1")]
+    copies = [problem(" what IS 2+2?\tsay it.\r\n"), problem("plain  text ")]
+    others = [problem("What is 2+3? Say it."), problem("What is 2+2?", "Say it.")]
+    assert without_overlap([*copies, *others], held_out) == others
+
+
+def test_gsm8k_rows_become_problems(written: Callable[..., str]) -> None:
+    """The reference is what stands after ####, without the reasoning that leads to it."""
+    rows = [
+        {"question": "Janet has 3 eggs and buys 1,000 more.", "answer": "3+1000 = <<3+1000=1003>>1003\n#### 1,003"},
+        {"question": "Zoë owes 5€.", "answer": "#### -5"},
+    ]
+    problems = load_problems(written(rows[0], "", rows[1]))
+    assert [p.reference for p in problems] == ["1,003", "-5"]
+    assert problems[1].prompt == ({"role": "user", "content": "Zoë owes 5€."},)
+    assert len({p.id for p in problems}) == 2
+
+
+def test_columns_of_other_names_are_found_or_named(written: Callable[..., str]) -> None:
+    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1?"}]
+    (problem,) = load_problems(written({"prompt": chat, "solution": r"so \boxed{2}", "id": "a"}))
+    assert (problem.id, problem.prompt, problem.reference) == ("a", tuple(chat), "2")
+    path = written({"q": "1+1?", "a": 2, "question": "not this"})
+    (problem,) = load_problems(path, prompt_column="q", answer_column="a")
+    assert (problem.prompt[0]["content"], problem.reference) == ("1+1?", "2")
+    path = written([{"question": "1+1?", "answer": "2"}], name="data.json")
+    assert load_problems(path)[0].reference == "2"
+
+
+def test_of_equal_prompts_the_first_stays(written: Callable[..., str]) -> None:
+    """A prompt that comes twice would be dealt twice an epoch, and could be held out and trained on at once."""
+    rows = [{"question": q, "answer": a} for q, a in (("1+1?", "2"), ("2+2?", "4"), ("1+1?", "3"))]
+    assert [p.reference for p in load_problems(written(*rows))] == ["2", "4"]
+
+
+ROW = {"question": "1+1?", "answer": "2"}
+UNUSABLE = {
+    "no prompt column": (
+        [{"text": "1+1?", "answer": "2"}],
+        r"prompt_column: .*'question' or .*\['answer', 'text'\].*--prompt-column",
+    ),
+    "no answer column": (
+        [{"question": "1+1?", "label": "2"}],
+        r"answer_column: .*'answer' or .*\['label', 'question'\].*--answer-column",
+    ),
+    "no rows": ([""], r"dataset is '.*data.jsonl': it has no rows; give one"),
+    "broken line": ([ROW, "", '{"question": '], r"dataset is '.*data.jsonl': line 3 is not JSON: .*; mend it"),
+    "no object": ([ROW, [1, 2]], r"dataset is '.*data.jsonl': row 2 is list, not an object"),
+    "an empty cell": (
+        [ROW, {"question": "2+2?", "answer": None}],
+        r"dataset is '.*': row 2 has no 'answer': fill it or drop",
+    ),
+    "ids that are not unique": (
+        [{**ROW, "id": 1}, {"question": "2+2?", "answer": "4", "id": 1}],
+        r"dataset is '.*': values of its column 'id' are not unique; make them so or drop",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNUSABLE)
+def test_an_unusable_file_says_what_to_mend(written: Callable[..., str], case: str) -> None:
+    lines, message = UNUSABLE[case]
+    with pytest.raises(UserError, match=message):
+        load_problems(written(*lines))
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, written: Callable[..., str]) -> None:
+    with pytest.raises(UserError, match=r"dataset is '.*absent.jsonl': .*No such file.*; give an existing file"):
+        load_problems(str(tmp_path / "absent.jsonl"))
+    (tmp_path / "latin.jsonl").write_bytes('{"question": "é", "answer": "2"}'.encode("latin-1"))
+    with pytest.raises(UserError, match=r"dataset is '.*latin.jsonl': it is not UTF-8 .*byte 14.*; convert it"):
+        load_problems(str(tmp_path / "latin.jsonl"))
+    with pytest.raises(UserError, match=r"dataset is '.*one.json': .*one list of objects"):
+        load_problems(written(ROW, name="one.json"))
+    with pytest.raises(UserError, match=r"prompt_column: dataset '.*' has no column 'q';"):
+        load_problems(written(ROW), prompt_column="q")
+
+
+def test_gsm8k_itself_is_read_whole() -> None:
+    """7,473 questions, all different, each with a whole number as its reference."""
+    path = SHARED / "gsm8k_train.jsonl"
+    if not path.exists():
+        pytest.skip("gsm8k_train.jsonl is not in the folder 'shared' beside the repository")
+    problems = load_problems(str(path))
+    assert len({p.id for p in problems}) == len(problems) == 7473
+    assert all(re.fullmatch(r"-?\d[\d,]*(\.\d+)?", p.reference) for p in problems)
+
+
+def equations(worked: str) -> Iterator[tuple[int, int]]:
+    """Both sides of each line a+b=c or a-b=c."""
+    for left, sign, right, result in re.findall(r"^(-?\d+)([+-])(\d+)=(-?\d+)$", worked, re.MULTILINE):
+        yield int(left) + (int(right) if sign == "+" else -int(right)), int(result)
+
+
+def test_arithmetic_problems_differ_and_their_worked_solutions_are_true() -> None:
+    """The warm start learns to write them, and process supervision scores their lines: each must be a true step."""
+    problems = arithmetic_problems(3000, seed=0)
+    assert len({p.id for p in problems}) == len({str(p.prompt) for p in problems}) == 3000
+    for problem in problems:
+        a, b, c = map(int, re.split(r"[+-]", problem.prompt[0]["content"]))
+        worked = problem.metadata["worked"]
+        assert int(problem.reference) == a + b - c
+        assert [left == right for left, right in equations(worked)] == [True, True]
+        assert worked.endswith(f"\n\\boxed{{{problem.reference}}}")
+        assert [step.value for step in score_steps(worked)] == [1.0, 1.0]
+    assert arithmetic_problems(100, seed=0) == problems[:100]
+    assert arithmetic_problems(100, seed=1) != problems[:100]

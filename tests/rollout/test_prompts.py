@@ -1,0 +1,73 @@
+"""A prompt is rendered as the model's makers do it, and each special token stands in it once."""
+
+from __future__ import annotations
+
+import pytest
+from tokenizers import processors
+from transformers import PreTrainedTokenizerFast
+
+from rl.tiny import tiny_tokenizer
+from rollout.errors import UserError
+from rollout.prompts import SYSTEM_PROMPTS, PromptRenderer
+from rollout.records import Problem
+
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+CHAT = Problem(id="chat", prompt=({"role": "user", "content": "1+1?"},), reference="2")
+TEXT = Problem(id="text", prompt="1+1?", reference="2")
+
+
+def adding_bos(template: str | None) -> PreTrainedTokenizerFast:
+    """A tokenizer that puts a BOS before every text by itself, as Llama's and Gemma's do."""
+    made = tiny_tokenizer()
+    made.add_special_tokens({"bos_token": "<|begin|>"})
+    bos = ("<|begin|>", made.bos_token_id)
+    made.backend_tokenizer.post_processor = processors.TemplateProcessing(single="<|begin|> $A", special_tokens=[bos])
+    made.chat_template = template
+    return made
+
+
+def rendered(tokenizer: PreTrainedTokenizerFast, problem: Problem, style: str = "plain", own: str | None = None) -> str:
+    return tokenizer.decode(PromptRenderer(tokenizer, style=style, system_prompt=own).render(problem))
+
+
+@pytest.mark.parametrize("problem", [CHAT, TEXT], ids=["messages", "text"])
+def test_a_chat_model_gets_its_template_and_the_word(problem: Problem) -> None:
+    """The turn is handed to the assistant; the template writes the BOS, so the tokenizer must not write one more."""
+    assert rendered(adding_bos(TEMPLATE), problem) == "<|begin|><user>1+1?<assistant>"
+
+
+@pytest.mark.parametrize("problem", [CHAT, TEXT], ids=["messages", "text"])
+def test_a_base_model_gets_the_text_alone(problem: Problem) -> None:
+    """No template writes the BOS here, so the tokenizer must, once."""
+    assert rendered(adding_bos(None), problem) == "<|begin|>1+1?\n"
+
+
+@pytest.mark.parametrize("style", ["plain", "boxed", "r1"])
+def test_the_system_prompt_says_where_the_answer_goes(style: str) -> None:
+    """A model is scored for an answer in the place it was told of, and told nothing else."""
+    system = SYSTEM_PROMPTS[style]
+    first = "" if system is None else f"<system>{system}"
+    assert rendered(adding_bos(TEMPLATE), CHAT, style) == f"<|begin|>{first}<user>1+1?<assistant>"
+    before = "" if system is None else f"{system}\n\n"
+    assert rendered(adding_bos(None), CHAT, style) == f"<|begin|>{before}1+1?\n"
+    named = {"plain": (), "boxed": (r"\boxed{}",), "r1": ("<think>", "</think>", "<answer>", "</answer>")}[style]
+    assert all(marker in (system or "") for marker in named)
+
+
+def test_a_system_prompt_of_ones_own_replaces_the_styles() -> None:
+    assert rendered(adding_bos(TEMPLATE), CHAT, "r1", "Be brief.") == "<|begin|><system>Be brief.<user>1+1?<assistant>"
+
+
+def test_rendering_leaves_the_problem_alone() -> None:
+    """The next epoch renders it again."""
+    renderer = PromptRenderer(adding_bos(TEMPLATE), style="boxed")
+    assert renderer.render(CHAT) == renderer.render(CHAT)
+    assert CHAT.prompt == ({"role": "user", "content": "1+1?"},)
+
+
+def test_a_prompt_of_no_tokens_is_refused() -> None:
+    with pytest.raises(UserError, match=r"problem 'chat' has an empty prompt: a completion needs at least one token"):
+        PromptRenderer(adding_bos("{{ '' }}"), style="plain").render(CHAT)
