@@ -66,7 +66,7 @@ class RunConfig:
 
     learning_rate: float | None = None
     """Of AdamW. By model: 3e-4, 1e-6."""
-    warmup_steps: int = 5
+    warmup_steps: int = 10
     """Steps over which the learning rate rises to its value."""
     schedule: Literal["constant", "linear"] | None = None
     """After the warm-up: constant, or falling in a line to 0 after the last step. By model: linear, constant."""

@@ -29,7 +29,9 @@ class Runtime:
                 project_dir=run_dir,
             )
         except (ValueError, ImportError) as error:
-            raise UserError(f"trackers is {trackers}: not to be had here ({error}); install it or leave it out") from None
+            raise UserError(
+                f"trackers is {trackers}: not to be had here ({error}); install it or leave it out"
+            ) from None
         self.dtype = dtype
         if self.accelerator.num_processes > 1:
             raise UserError(

@@ -56,7 +56,9 @@ def test_padded_forward_scores_each_sequence_as_if_alone() -> None:
     (micro,) = batch.micro_batches(10_000)
     scored = padded_forward(model, micro, 0.7).logprobs.split(torch.bincount(micro.sequence_of).tolist())
     by_length = sorted(batch.groups, key=lambda g: g.num_tokens / len(g.sequences))
-    alone = [(g.prompt_ids, s.token_ids) for g in by_length for s in sorted(g.sequences, key=lambda s: len(s.token_ids))]
+    alone = [
+        (g.prompt_ids, s.token_ids) for g in by_length for s in sorted(g.sequences, key=lambda s: len(s.token_ids))
+    ]
     for ours, (prompt, completion) in zip(scored, alone, strict=True):
         logits = model(torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1] / 0.7
         expected = logits.log_softmax(-1).gather(-1, torch.tensor(completion)[:, None])[:, 0]

@@ -16,7 +16,7 @@ from rollout.sampler import Sampler, SampleRequest, SamplingParams, completion_s
 from tests.rl.models import VOCAB
 from tests.rollout.tiny import END, PAD, plain_logits, plain_logprobs
 
-# Two float32 forwards that sum in another order: the largest difference seen over the families is 4e-6 (log-probs to -10).
+# Two float32 forwards that sum in another order: over 3,000 tokens of each family they differ by up to 9e-6 (log-probs to -4.5).
 TOLERANCE = 3e-5
 
 
@@ -137,8 +137,8 @@ class SamplerContract:
         count += differing(engine, few, [group[:3] for group in among_many[:4]], alone)
         with capsys.disabled():
             print(f"[{count} of {24 * 8 + 12} on an edge]", end=" ")
-        # 20 draws with 60 edges each, moved by some 1e-6: one completion in a thousand is to be expected.
-        assert count <= 4
+        # 2 of 38,400 completions were seen to differ, by draws 1e-7 and 3e-8 from an edge.
+        assert count <= 2
 
     def test_other_seeds_give_other_completions(self, engine: Engine) -> None:
         """Also those that differ in one bit or in the step only: nothing of a seed is thrown away."""
@@ -169,9 +169,9 @@ class SamplerContract:
     ) -> None:
         """Chi-square over fixed seeds; a right sampler fails one choice of seeds in a thousand, and these are chosen."""
         (prompt,) = prompts(2)[1:]
-        seeds = tuple(completion_seed(0, 0, "frequencies", i) for i in range(3000))
+        seeds = tuple(completion_seed(0, 0, "frequencies", i) for i in range(10_000))
         params = SamplingParams(max_tokens=1, temperature=temperature, top_p=top_p)
-        drawn = [c.token_ids[0] for c in engine.sampler(3000).sample([SampleRequest(prompt, seeds)], params)[0]]
+        drawn = [c.token_ids[0] for c in engine.sampler(10_000).sample([SampleRequest(prompt, seeds)], params)[0]]
         expected = tempered(plain_logits(engine.model, prompt, [PAD])[0], temperature, top_p)
         assert all(expected[token] > 0 for token in set(drawn))
         assert chi_square_p_value([drawn.count(t) for t in range(VOCAB)], expected) > 1e-3
