@@ -58,14 +58,14 @@ def main(options: Options) -> None:
         return sum(len(c.token_ids) for group in sampler.sample(requests, params) for c in group)
 
     width = max(map(len, prompts))
-    pad = tokenizer.pad_token_id
+    pad = int(tokenizer.pad_token_id)  # pyright: ignore[reportArgumentType]
     ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts])
 
     @torch.no_grad()
     def generate() -> int:
-        out = model.generate(
+        out = model.generate(  # pyright: ignore[reportCallIssue]
             ids,
-            attention_mask=(ids != pad).long(),
+            attention_mask=ids.ne(pad).long(),
             do_sample=True,
             top_k=0,
             temperature=1.0,
@@ -73,7 +73,7 @@ def main(options: Options) -> None:
             max_new_tokens=options.max_tokens,
             pad_token_id=pad,
         )
-        return int((out[:, width:] != pad).sum())
+        return int(out[:, width:].ne(pad).sum())
 
     def rate(run: Callable[[], int]) -> tuple[float, float]:
         started = time.perf_counter()
@@ -81,7 +81,8 @@ def main(options: Options) -> None:
         seconds = time.perf_counter() - started
         return options.problems * options.group_size / seconds, tokens / seconds
 
-    rate(ours), rate(generate)  # warm-up
+    for run in (ours, generate):  # warm-up
+        rate(run)
     pairs = []
     for round_number in range(1, options.rounds + 1):
         pairs.append((rate(ours), rate(generate)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,10 +19,21 @@ def run_safely(action: Callable[[], object]) -> None:
         action()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        end_launcher()
         sys.exit(2)
     except KeyboardInterrupt as stop:
         print(str(stop) or "interrupted before anything was saved", file=sys.stderr)
         sys.exit(130)
+
+
+def end_launcher() -> None:
+    """`accelerate launch` answers a script that failed with a trace of its own, which would bury the message: end it first."""
+    try:
+        command = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return
+    if b"launch" in command and any(Path(part.decode(errors="replace")).name == "accelerate" for part in command):
+        os.kill(os.getppid(), signal.SIGTERM)
 
 
 def run_recipe(description: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from rl.batch import MicroBatch
@@ -28,7 +28,12 @@ def load_pretrained(model: str | Path, device: torch.device) -> tuple[PreTrained
     source = str(Path(model).expanduser()) if Path(model).expanduser().is_dir() else str(model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        loaded = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+        config = AutoConfig.from_pretrained(source)
+        # The default attention of transformers leaves out Gemma 2's cap on attention scores without a word.
+        capped = getattr(config, "attn_logit_softcapping", None) is not None
+        loaded = AutoModelForCausalLM.from_pretrained(
+            source, dtype=torch.float32, attn_implementation="eager" if capped else None
+        )
     except (OSError, ValueError) as error:
         raise UserError(
             f"model is {str(model)!r}: it cannot be loaded as a causal LM with its tokenizer "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -48,15 +49,18 @@ class Collector:
     run_seed: int
     scores_steps: bool = False
 
-    def collect(self, problems: Sequence[Problem], *, step: int) -> Collected:
+    def collect(self, problems: Sequence[Problem], *, step: int, drawn: Counter[str] | None = None) -> Collected:
+        """`drawn`: how often each problem was drawn in this step already; drawn again, it gets other seeds."""
         started = time.perf_counter()
+        drawn = Counter() if drawn is None else drawn
         prompts = [self.renderer.render(problem) for problem in problems]
-        requests = [
-            SampleRequest(
-                prompt_ids, tuple(completion_seed(self.run_seed, step, p.id, i) for i in range(self.group_size))
-            )
-            for p, prompt_ids in zip(problems, prompts, strict=True)
-        ]
+        requests = []
+        for problem, prompt_ids in zip(problems, prompts, strict=True):
+            first = drawn[problem.id] * self.group_size
+            indices = range(first, first + self.group_size)
+            seeds = tuple(completion_seed(self.run_seed, step, problem.id, i) for i in indices)
+            requests.append(SampleRequest(prompt_ids, seeds))
+            drawn[problem.id] += 1
         completions = self.sampler.sample(requests, self.params)
         sampled = time.perf_counter()
         scores = verify(problems, completions, self.verifiers)
@@ -84,8 +88,9 @@ class Collector:
         """
         parts: list[Collected] = []
         groups: list[RolloutGroup] = []
+        drawn: Counter[str] = Counter()
         while len(groups) < count and len(parts) <= max_refills:
-            parts.append(self.collect(stream.take(count), step=step))
+            parts.append(self.collect(stream.take(count), step=step, drawn=drawn))
             groups += [group for group in parts[-1].groups if has_signal(group)]
         return Collected(
             groups=groups[:count],

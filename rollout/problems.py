@@ -71,7 +71,11 @@ def load_problems(
 
 
 def _messages(prompt: Any) -> tuple[Mapping[str, str], ...]:
-    return tuple(prompt) if isinstance(prompt, list) else ({"role": "user", "content": str(prompt)},)
+    if not isinstance(prompt, list):
+        return ({"role": "user", "content": str(prompt)},)
+    if not prompt or not all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in prompt):
+        raise UserError(f"prompt {str(prompt)[:80]!r} is a list, but not of messages with 'role' and 'content'")
+    return tuple(prompt)
 
 
 def _column(option: str, named: str | None, usual: Iterable[str], row: Mapping[str, Any], dataset: str) -> str:

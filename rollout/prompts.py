@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
+from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from rollout.errors import UserError
@@ -33,11 +35,10 @@ class PromptRenderer:
     def render(self, problem: Problem) -> tuple[int, ...]:
         prompt = problem.prompt
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
-        if self.system is not None:
+        if self.system is not None and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": self.system})
         if self.tokenizer.chat_template is not None:
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-            ids = self.tokenizer(str(text), add_special_tokens=False).input_ids  # the template writes them itself
+            ids = self.tokenizer(self._apply_template(messages), add_special_tokens=False).input_ids
         else:
             ids = self.tokenizer("\n\n".join(m["content"] for m in messages) + "\n").input_ids
         if not ids:
@@ -45,3 +46,14 @@ class PromptRenderer:
                 f"problem {problem.id!r} has an empty prompt: a completion needs at least one token before it"
             )
         return tuple(ids)
+
+    def _apply_template(self, messages: list[dict[str, str]]) -> str:
+        """The template's text, its special tokens included; where it refuses a system role, the user says both."""
+        render = partial(self.tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True)
+        try:
+            return str(render(messages))
+        except TemplateError:
+            if len(messages) < 2 or messages[0]["role"] != "system":
+                raise
+            system, first, *rest = messages
+            return str(render([{**first, "content": f"{system['content']}\n\n{first['content']}"}, *rest]))

@@ -28,6 +28,8 @@ class SamplingParams:
             raise UserError(f"max_tokens is {self.max_tokens}: it must be at least 1")
         if self.temperature < 0:
             raise UserError(f"temperature is {self.temperature}: it must be 0 (greedy) or more")
+        if "" in self.stop_strings:
+            raise UserError(f"stop_strings is {self.stop_strings}: an empty string is in every text; leave it out")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p is {self.top_p}: it must be in (0, 1]; 1 keeps the whole distribution")
 

@@ -189,7 +189,20 @@ def test_a_mistake_on_the_command_line_shows_one_message_and_no_trace(tmp_path: 
     command = [sys.executable, "recipes/grpo_math.py", "--group-size", "1", "--run-dir", str(tmp_path / "run")]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 2
-    assert ended.stderr.startswith("error: group_size is 1: it must be at least 2")
+    assert "group_size is 1: it must be at least 2" in " ".join(ended.stderr.split())
+    assert "Traceback" not in ended.stderr
+    missing = [
+        "accelerate",
+        "launch",
+        "recipes/grpo_math.py",
+        "--model",
+        "./nowhere",
+        "--run-dir",
+        str(tmp_path / "run"),
+    ]
+    ended = subprocess.run(missing, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode != 0
+    assert "error: model is './nowhere': there is no such folder" in ended.stderr
     assert "Traceback" not in ended.stderr
     unknown = subprocess.run([*command, "--no-such-option", "1"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert unknown.returncode == 2
