@@ -52,7 +52,7 @@ class RunConfig:
     """Updates on each step's samples."""
 
     num_steps: int | None = None
-    """By model: 80, 500."""
+    """By model: 64, 500."""
     problems_per_step: int | None = None
     """By model: 96, 32."""
     group_size: int | None = None
@@ -65,7 +65,7 @@ class RunConfig:
     """Only 1: log-probs of a truncated distribution would bias the ratio."""
 
     learning_rate: float | None = None
-    """Of AdamW. By model: 3e-4, 1e-6."""
+    """Of AdamW. By model: 4e-4, 1e-6."""
     warmup_steps: int = 10
     """Steps over which the learning rate rises to its value."""
     schedule: Literal["constant", "linear"] | None = None
@@ -154,11 +154,11 @@ def _numbered(name: str, number: int) -> Path:
 
 TINY_DEFAULTS: dict[str, Any] = {
     "prompt_style": "plain",
-    "num_steps": 80,
+    "num_steps": 64,
     "problems_per_step": 96,
     "group_size": 10,
     "max_tokens": 32,
-    "learning_rate": 3e-4,
+    "learning_rate": 4e-4,
     "schedule": "linear",
     "eval_every": 10,
     "eval_size": 400,

@@ -42,8 +42,8 @@ class WarmStart:
     seed: int = 0
     demonstrations_per_step: int = 64
     learning_rate: float = 2e-3
-    lowest: float = 0.42
-    highest: float = 0.52
+    lowest: float = 0.45
+    highest: float = 0.53
     max_steps: int = 3000
 
     def folder(self) -> Path:

@@ -6,7 +6,7 @@ import random
 
 from rollout.records import Problem
 
-LOWEST, HIGHEST = 10, 49
+LOWEST, HIGHEST = 10, 39
 
 
 def arithmetic_problems(count: int, *, seed: int) -> list[Problem]:
