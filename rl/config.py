@@ -52,7 +52,7 @@ class RunConfig:
     """Updates on each step's samples."""
 
     num_steps: int | None = None
-    """By model: 64, 500."""
+    """By model: 72, 500."""
     problems_per_step: int | None = None
     """By model: 96, 32."""
     group_size: int | None = None
@@ -154,7 +154,7 @@ def _numbered(name: str, number: int) -> Path:
 
 TINY_DEFAULTS: dict[str, Any] = {
     "prompt_style": "plain",
-    "num_steps": 64,
+    "num_steps": 72,
     "problems_per_step": 96,
     "group_size": 10,
     "max_tokens": 32,

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from rollout.errors import UserError
+
 Row = dict[str, float | None]
 
 
@@ -207,6 +209,16 @@ def _complete_lines(path: Path) -> list[tuple[str, Row]]:
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}, line {number} is not JSON ({error}): delete that line and try again") from None
     return lines
+
+
+def existing_run_dir(run_dir: Path) -> Path:
+    """The folder, if it is there."""
+    run_dir = Path(run_dir)
+    if not run_dir.is_dir():
+        raise UserError(
+            f"run folder {run_dir} does not exist: give the --run-dir of a run (the folder of metrics.jsonl)"
+        )
+    return run_dir
 
 
 def read_metrics(run_dir: Path) -> list[Row]:

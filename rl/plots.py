@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from rl.metrics import OUTCOMES, PHASES, Row, read_metrics, series
+from rl.metrics import OUTCOMES, PHASES, Row, existing_run_dir, read_metrics, series
 
 POINTS = 300  # a curve is averaged down to this many points: the page stays small however long the run
 INK, MUTED, GRID = "#010203", "#010204", "#010205"  # stand-ins: replaced by CSS variables, for light and dark
@@ -196,7 +196,7 @@ def accuracy_figure(run_dirs: list[Path], path: Path) -> None:
         figure.set_layout_engine("constrained", w_pad=0.15, h_pad=0.1, wspace=0.04)
         left, right = figure.subplots(1, 2)
         for index, run_dir in enumerate(run_dirs):
-            rows = read_metrics(run_dir)
+            rows = read_metrics(existing_run_dir(run_dir))
             colour = colours[index % len(colours)]
             _curve(left, rows, "eval/accuracy", colour, Path(run_dir).resolve().name.replace("$", r"\$"), noisy=False)
             _curve(right, rows, "reward/mean", colour)

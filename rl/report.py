@@ -15,10 +15,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rl.metrics import METRICS, Row, read_metrics, series, start_and_end, time_by_phase
+from rl.metrics import METRICS, Row, existing_run_dir, read_metrics, series, start_and_end, time_by_phase
 from rl.plots import GREY, OUTCOME_COLOURS, PLOTS, Panel, svg_of
 from rl.progress import duration, visible, where_time_went
-from rollout.errors import UserError
 
 TEXT_LIMIT = 4_000  # characters of a prompt or completion that are embedded
 
@@ -264,18 +263,9 @@ def _read_config(run_dir: Path) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def _must_exist(run_dir: Path) -> Path:
-    run_dir = Path(run_dir)
-    if not run_dir.is_dir():
-        raise UserError(
-            f"run folder {run_dir} does not exist: give the --run-dir of a run (the folder of metrics.jsonl)"
-        )
-    return run_dir
-
-
 def write_report(run_dir: Path) -> Path:
     """Write report.html into the run's folder, in one move: a page that is open while the run goes on is never half."""
-    run_dir = _must_exist(run_dir)
+    run_dir = existing_run_dir(run_dir)
     completions = _completions(run_dir / "completions.jsonl")
     page = _page(run_dir.resolve().name, _read_config(run_dir), read_metrics(run_dir), completions)
     aside = run_dir / "report.html.tmp"
