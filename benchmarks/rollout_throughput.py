@@ -1,6 +1,6 @@
 """Completions per second: the embedded sampler beside `model.generate`, on the default task, interleaved in one run.
 
-    python benchmarks/rollout_throughput.py
+    python -m benchmarks.rollout_throughput --model runs/seed0/checkpoints/step-000072
 
 Same weights, prompts, number of completions, temperature and token limit; generate gets whole groups by
 num_return_sequences in one batch, left-padded, with its cache. Medians over rounds; the ratio is of each round's pair.
@@ -8,20 +8,17 @@ num_return_sequences in one batch, left-padded, with its cache. Medians over rou
 
 from __future__ import annotations
 
-import json
 import os
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 import tyro
 
+from benchmarks.machine import describe_machine, write_result
 from rl.policy import load_pretrained
 from rollout.arithmetic import arithmetic_problems
 from rollout.prompts import PromptRenderer
@@ -37,7 +34,6 @@ class Options:
     group_size: int = 10
     max_tokens: int = 32
     rounds: int = 7
-    out: Path = Path("benchmarks/results/rollout_throughput.json")
 
 
 def main(options: Options) -> None:
@@ -89,31 +85,16 @@ def main(options: Options) -> None:
         print(f"round {round_number}: ours {pairs[-1][0][0]:7.0f}/s   generate {pairs[-1][1][0]:7.0f}/s")
     ratios = [a[0] / b[0] for a, b in pairs]
     result = {
-        "question": "completions per second, embedded sampler against model.generate, default task",
-        "command": "python benchmarks/rollout_throughput.py --model " + "<base>",
-        "commit": subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-        ).stdout.strip(),
-        "hardware": {"cpu": cpu_name(), "threads": torch.get_num_threads()},
-        "versions": {name: version(name) for name in ("torch", "transformers")},
-        "configuration": {k: v for k, v in vars(options).items() if k not in ("model", "out")},
+        **describe_machine(),
+        "configuration": {k: v for k, v in vars(options).items() if k != "model"},
         "ours_completions_per_second": statistics.median(a[0] for a, _ in pairs),
         "generate_completions_per_second": statistics.median(b[0] for _, b in pairs),
         "ratio_median": statistics.median(ratios),
         "ratio_min": min(ratios),
         "ratio_max": max(ratios),
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"ratio {result['ratio_median']:.2f} (from {min(ratios):.2f} to {max(ratios):.2f}), written to {options.out}")
-
-
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    print(f"ratio {result['ratio_median']:.2f} (from {min(ratios):.2f} to {max(ratios):.2f})")
+    write_result("rollout_throughput", __doc__ or "", result)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from rl.step import mean
+from rl.measure import Metrics, mean
 from rollout.collect import Collector
 from rollout.records import FinishReason, Problem
 
 
-def evaluate(collector: Collector, problems: Sequence[Problem]) -> dict[str, float | None]:
+def evaluate(collector: Collector, problems: Sequence[Problem]) -> Metrics:
     """One greedy completion of each problem; accuracy is the share of the graded ones that are right."""
     started = time.perf_counter()
     greedy = replace(collector, params=replace(collector.params, temperature=0.0), group_size=1, scores_steps=False)

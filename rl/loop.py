@@ -15,6 +15,7 @@ from rewards.score import Outcome
 from rl.checkpoint import save_checkpoint
 from rl.config import RunConfig
 from rl.evaluate import evaluate
+from rl.measure import Metrics
 from rl.metrics import read_metrics
 from rl.progress import Progress, final_table, visible
 from rl.report import write_report
@@ -66,7 +67,7 @@ def run_steps(run: Run, progress: Progress, asked: StopRequest) -> None:
             run.learner, run.collector, run.stream, run.delivery, step=step, num_problems=config.problems_per_step or 1
         )
         require_judged(result.sampled, config.max_unjudged)
-        metrics: dict[str, float | None] = {"step": step, **result.metrics}
+        metrics: Metrics = {"step": step, **result.metrics}
         if step % (config.eval_every or 1) == 0 or step == num_steps:
             metrics |= evaluate(run.collector, run.held_out)
         metrics |= {"time/step": time.perf_counter() - started, "memory/peak": run.learner.runtime.peak_memory()}
@@ -78,7 +79,7 @@ def run_steps(run: Run, progress: Progress, asked: StopRequest) -> None:
             break
 
 
-def log(run: Run, progress: Progress, metrics: dict[str, float | None], result: StepResult | None) -> None:
+def log(run: Run, progress: Progress, metrics: Metrics, result: StepResult | None) -> None:
     run.records.write(metrics, result)
     run.learner.runtime.track(metrics, step=int(metrics["step"] or 0))
     progress.step(metrics)

@@ -118,10 +118,7 @@ def set_up(config: RunConfig, runtime: Runtime, verifier: MathVerifier, say: Say
     training, held_out = (gradable(part, verifier, say) for part in load_data(config))
     algorithm = config.chosen_algorithm()
     max_tokens = config.max_tokens or 1
-    source = config.model
-    if source == TINY:
-        teach = {"verifier": verifier, "runtime": runtime, "max_tokens": max_tokens, "say": say}
-        source = str(tiny_base(**teach))
+    source = tiny_base(verifier, runtime, say) if config.model == TINY else config.model
     model, tokenizer = load_pretrained(source, runtime.device)
     renderer = PromptRenderer(tokenizer, style=config.prompt_style or "plain", system_prompt=config.system_prompt)
     policy = Policy(model, gradient_checkpointing=config.gradient_checkpointing, autocast=runtime.autocast)
@@ -174,7 +171,7 @@ def set_up(config: RunConfig, runtime: Runtime, verifier: MathVerifier, say: Say
     )
 
 
-def tiny_base(*, verifier: MathVerifier, runtime: Runtime, max_tokens: int, say: Say) -> Path:
+def tiny_base(verifier: MathVerifier, runtime: Runtime, say: Say) -> Path:
     """The warm-started model of the built-in task, whatever data the run itself is on."""
     training, held_out = split_held_out(load_problems("arithmetic"), 400)
     return warm_started(WarmStart(), training, held_out, verifier=verifier, runtime=runtime, max_tokens=32, say=say)

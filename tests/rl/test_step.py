@@ -12,9 +12,10 @@ from rewards.score import Outcome, Score
 from rl.algorithms import ALGORITHMS, GRPO, Algorithm
 from rl.batch import Batch
 from rl.deliver import Delivery, DeliveryError
+from rl.measure import describe
 from rl.policy import Policy
 from rl.runtime import Runtime
-from rl.step import Learner, describe, update
+from rl.step import Learner, update
 from rollout.collect import Collected
 from rollout.errors import UserError
 from rollout.records import Completion, FinishReason, Problem, Rollout, RolloutGroup

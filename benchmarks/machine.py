@@ -1,0 +1,35 @@
+"""What every result file says of where it came from."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+
+def describe_machine() -> dict[str, Any]:
+    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "commit": head.stdout.strip(),
+        "hardware": {"cpu": _cpu_name(), "cores": len(os.sched_getaffinity(0)), "gpu": "none"},
+        "versions": {name: version(name) for name in ("torch", "transformers", "accelerate")},
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def write_result(name: str, question: str, result: dict[str, Any]) -> None:
+    path = Path("benchmarks/results") / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"question": question.split("\n")[0], **result}, indent=2) + "\n")
+    print(f"written to {path}")

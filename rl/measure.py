@@ -1,0 +1,98 @@
+"""What was sampled and what the update saw, in numbers: the values of rl/metrics.py that come out of a step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rewards.score import Outcome
+from rl.algorithms import Algorithm
+from rl.batch import MicroBatch
+from rl.forward import TokenScores
+from rl.losses import kl_estimate, no_signal_probability, probability_ratio, truncated_importance_weight
+from rollout.collect import Collected, has_signal
+from rollout.records import FinishReason, RolloutGroup
+
+Metrics = dict[str, float | None]
+
+
+@contextmanager
+def timed(metrics: Metrics, key: str) -> Iterator[None]:
+    """metrics[key]: the seconds that the block took."""
+    started = time.perf_counter()
+    yield
+    metrics[key] = time.perf_counter() - started
+
+
+class TokenMeans:
+    """Means over the tokens that went through the update."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.num_tokens = 0
+        self.ratio_max = 0.0
+
+    @torch.no_grad()
+    def add(
+        self, algorithm: Algorithm, scores: TokenScores, behaviour: Tensor, reference: Tensor | None, micro: MicroBatch
+    ) -> None:
+        ratio = probability_ratio(algorithm.ratio_level(scores.logprobs, behaviour, micro), behaviour)
+        terms = {
+            "entropy": scores.entropies,
+            "kl/sampler": kl_estimate(micro.sampler_logprobs, behaviour, "k3"),
+            "ratio/clipped": (ratio < 1 - algorithm.clip_low) | (ratio > 1 + algorithm.clip_high),
+        }
+        if reference is not None:
+            terms["kl/reference"] = kl_estimate(scores.logprobs, reference, "k3")
+        if algorithm.importance_cap is not None:
+            weight = truncated_importance_weight(behaviour, micro.sampler_logprobs, algorithm.importance_cap)
+            terms |= {"tis/weight": weight, "tis/truncated": weight >= algorithm.importance_cap}
+        for key, values in terms.items():
+            self.sums[key] = self.sums.get(key, 0.0) + values.sum().item()
+        self.num_tokens += len(behaviour)
+        self.ratio_max = max(self.ratio_max, ratio.max().item())
+
+    def means(self) -> Metrics:
+        if self.num_tokens == 0:
+            return {}
+        return {**{key: total / self.num_tokens for key, total in self.sums.items()}, "ratio/max": self.ratio_max}
+
+
+def describe(collected: Collected, algorithm: Algorithm, max_tokens: int) -> Metrics:
+    """What was sampled, in numbers."""
+    rollouts = [r for group in collected.sampled for r in group.rollouts]
+    rewards = torch.tensor([algorithm.reward(r, max_tokens) for r in rollouts if r.score.value is not None])
+    values = [r.score.value for r in rollouts if r.score.value is not None]
+    lengths = [len(r.completion.token_ids) for r in rollouts]
+    pass_rate = mean(v == 1 for v in values)
+    expected = None if pass_rate is None else no_signal_probability(pass_rate, len(collected.sampled[0].rollouts))
+    return {
+        "reward/mean": mean(rewards.tolist()),
+        "reward/std": rewards.std(correction=0).item() if len(rewards) else None,
+        "accuracy/sampled": pass_rate,
+        "length/mean": mean(lengths),
+        "length/max": max(lengths),
+        "length/truncated": mean(r.completion.finish_reason is FinishReason.LENGTH for r in rollouts),
+        "groups/no_signal": mean(not has_signal(group) for group in collected.sampled),
+        "groups/no_signal_expected": expected,
+        "groups/refilled": collected.num_refills,
+        "tokens/sampled": collected.num_sampled_tokens,
+        "tokens/per_second": collected.num_sampled_tokens / collected.sample_seconds,
+        "time/sample": collected.sample_seconds,
+        "time/verify": collected.verify_seconds,
+    } | outcome_shares(collected.sampled)
+
+
+def outcome_shares(groups: Iterable[RolloutGroup]) -> Metrics:
+    outcomes = [r.score.outcome for group in groups for r in group.rollouts]
+    return {f"outcome/{kind.value}": mean(o is kind for o in outcomes) for kind in Outcome}
+
+
+def mean(values: Iterable[Any]) -> float | None:
+    listed = [float(v) for v in values]
+    return sum(listed) / len(listed) if listed else None
