@@ -103,6 +103,18 @@ def test_the_reference_pulls_the_policy_back(runtime: Runtime) -> None:
     assert 0 < last < 0.7 * first
 
 
+def test_iterative_grpo_takes_the_policy_as_reference_at_the_end_of_an_iteration(runtime: Runtime) -> None:
+    trained = learner(runtime, replace(GRPO, refresh_reference_every=2))
+    first = trained.reference
+    trained.refresh_reference(1)
+    assert trained.reference is first
+    update(trained, random_batch())
+    trained.refresh_reference(2)
+    assert trained.reference is not first
+    measured = update(trained, random_batch())["kl/reference"]
+    assert measured == 0.0
+
+
 def test_a_step_without_signal_moves_nothing(runtime: Runtime) -> None:
     trained = learner(runtime)
     before = weights(trained)

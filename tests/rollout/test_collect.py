@@ -186,3 +186,14 @@ def test_step_ends_hold_for_characters_of_several_tokens_and_tokens_of_several_c
 def test_a_run_without_process_supervision_scores_no_steps() -> None:
     (group,) = collector(scripted({"a": ["1+1=2", "2"]})).collect([problem("a")], step=1).groups
     assert {(r.step_rewards, r.step_ends) for r in group.rollouts} == {((), ())}
+
+
+def test_a_problem_drawn_again_in_a_step_gets_other_seeds() -> None:
+    """A small data set wraps around within a step, or within the rounds of dynamic sampling: equal seeds, equal answers."""
+    sampler, again = scripted({"a": ["1", "1"]}), [problem("a")]
+    collector(sampler).collect(again * 2, step=1)
+    collector(sampler).collect_with_signal(ProblemStream(again, seed=0), 1, step=2, max_refills=2)
+    for step, count in ((1, 2), (2, 3)):
+        asked = [seed for request in sampler.asked[:count] for seed in request.seeds]
+        assert asked == [completion_seed(5, step, "a", i) for i in range(count * SIZE)]
+        del sampler.asked[:count]

@@ -71,3 +71,15 @@ def test_rendering_leaves_the_problem_alone() -> None:
 def test_a_prompt_of_no_tokens_is_refused() -> None:
     with pytest.raises(UserError, match=r"problem 'chat' has an empty prompt: a completion needs at least one token"):
         PromptRenderer(adding_bos("{{ '' }}"), style="plain").render(CHAT)
+
+
+def test_where_a_template_refuses_a_system_role_the_user_says_both() -> None:
+    """Gemma's template raises; the request for a box must still reach the model."""
+    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + TEMPLATE
+    prompt = rendered(adding_bos(refusing), CHAT, own="Answer in a box.")
+    assert prompt == "<|begin|><user>Answer in a box.\n\n1+1?<assistant>"
+
+
+def test_a_system_message_of_the_data_set_stands_alone() -> None:
+    own = Problem(id="own", prompt=({"role": "system", "content": "S"}, *CHAT.prompt), reference="2")  # pyright: ignore
+    assert rendered(adding_bos(TEMPLATE), own, own="ours") == "<|begin|><system>S<user>1+1?<assistant>"
