@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from rl.runtime import cpu_cores
+
 
 def describe_machine() -> dict[str, Any]:
     head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
         "commit": head.stdout.strip(),
-        "hardware": {"cpu": _cpu_name(), "cores": len(os.sched_getaffinity(0)), "gpu": "none"},
+        "hardware": {"cpu": _cpu_name(), "cores": cpu_cores(), "gpu": "none"},
         "versions": {name: version(name) for name in ("torch", "transformers", "accelerate")},
     }
 

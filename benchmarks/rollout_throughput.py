@@ -8,7 +8,6 @@ num_return_sequences in one batch, left-padded, with its cache. Medians over rou
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ import tyro
 
 from benchmarks.machine import describe_machine, write_result
 from rl.policy import load_pretrained
+from rl.runtime import cpu_cores
 from rollout.arithmetic import arithmetic_problems
 from rollout.prompts import PromptRenderer
 from rollout.sampler import SampleRequest, SamplingParams, completion_seed
@@ -37,7 +37,7 @@ class Options:
 
 
 def main(options: Options) -> None:
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(cpu_cores())
     model, tokenizer = load_pretrained(options.model, torch.device("cpu"))
     renderer = PromptRenderer(tokenizer, style="plain")
     problems = arithmetic_problems(options.problems, seed=1)

@@ -8,7 +8,6 @@ padded_forward, with the micro-batches of the same token budget. Medians over ro
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from rl.batch import Batch, TrainGroup, TrainSequence
 from rl.forward import Forward, packed_forward, padded_forward
 from rl.policy import load_pretrained
 from rl.reductions import StepCounts
+from rl.runtime import cpu_cores
 from rollout.arithmetic import arithmetic_problems
 from rollout.prompts import PromptRenderer
 from rollout.sampler import SampleRequest, SamplingParams, completion_seed
@@ -62,7 +62,7 @@ def sampled_batch(options: Options, sampler: TorchSampler, renderer: PromptRende
 
 
 def main(options: Options) -> None:
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(cpu_cores())
     model, tokenizer = load_pretrained(options.model, torch.device("cpu"))
     batch = sampled_batch(options, TorchSampler(model, tokenizer), PromptRenderer(tokenizer, style="plain"))
 

@@ -14,6 +14,7 @@ import torch
 
 from rl.config import RunConfig
 from rl.metrics import MetricsWriter
+from rl.runtime import cpu_cores
 from rl.step import StepResult
 
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "math-verify", "vllm")
@@ -76,6 +77,6 @@ def write_config(run_dir: Path, config: RunConfig) -> None:
         except PackageNotFoundError:
             versions[package] = "not installed"
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    hardware = {"cpu_cores": len(os.sched_getaffinity(0)), "machine": platform.machine(), "gpu": gpu}
+    hardware = {"cpu_cores": cpu_cores(), "machine": platform.machine(), "gpu": gpu}
     written = {**config.as_json(), "versions": versions, "hardware": hardware}
     (run_dir / "config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")

@@ -18,6 +18,11 @@ from rollout.errors import UserError
 DType = Literal["float32", "bfloat16"]
 
 
+def cpu_cores() -> int:
+    """Those this process may use; where the system does not tell (macOS), all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Runtime:
     """One process on one device. bfloat16 is autocast over float32 weights, which keep updates smaller than 2^-9 of them."""
 
@@ -39,7 +44,7 @@ class Runtime:
                 "use accelerate launch --num_processes 1"
             )
         if self.device.type == "cpu":
-            torch.set_num_threads(len(os.sched_getaffinity(0)))  # accelerate launch asks for one thread
+            torch.set_num_threads(cpu_cores())  # accelerate launch asks for one thread
 
     @property
     def device(self) -> torch.device:
