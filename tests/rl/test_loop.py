@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from rewards.math_answer import MathVerifier
+from rewards.score import Outcome, Score
+from rl.algorithms import ALGORITHMS, GRPO_ITERATIVE
 from rl.config import RunConfig
 from rl.loop import Interrupted, train
 from rl.metrics import METRICS, read_metrics
@@ -90,11 +95,18 @@ def test_a_run_leaves_what_a_person_needs(model: Path, digits: Path, tmp_path: P
     assert AutoTokenizer.from_pretrained(saved).decode(AutoTokenizer.from_pretrained(saved)("a+b").input_ids) == "a+b"
 
 
+def odd_lengths(self: MathVerifier, answers: Sequence[str], references: Sequence[str]) -> list[Score]:
+    """A reward that an untaught model gets about half of the time, so that there is something to learn from."""
+    return [Score(float(len(a) % 2), Outcome.CORRECT if len(a) % 2 else Outcome.WRONG) for a in answers]
+
+
 @pytest.mark.parametrize("algorithm", ["grpo-iterative", "dapo"])
 def test_a_resumed_run_equals_one_that_was_not_interrupted(
-    algorithm: str, model: Path, digits: Path, tmp_path: Path
+    algorithm: str, model: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Weights, metrics and completions, bit for bit: SIGINT after step 2 of 4, then --resume."""
+    """Weights, metrics and completions, bit for bit: SIGINT in step 2 of 4, then --resume. Optimiser, stream, reference count."""
+    monkeypatch.setattr(MathVerifier, "verify_batch", odd_lengths)
+    monkeypatch.setitem(ALGORITHMS, "grpo-iterative", replace(GRPO_ITERATIVE, refresh_reference_every=2))
     whole = options(model, digits, tmp_path / "whole", algorithm=algorithm, num_steps=4)
     train(whole)
     parted = options(model, digits, tmp_path / "parted", algorithm=algorithm, num_steps=4)
@@ -176,9 +188,6 @@ def test_a_run_in_which_answers_cannot_be_judged_stops_with_examples(
     model: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A verifier that always crashes must not look like a hard dataset."""
-    from rewards.math_answer import MathVerifier
-    from rewards.score import Outcome, Score
-
     crashed = Score(None, Outcome.CRASHED, {}, "the worker died")
     monkeypatch.setattr(MathVerifier, "verify_batch", lambda self, answers, references: [crashed] * len(answers))
     with pytest.raises(UserError, match=r"max_unjudged is 0.5: 16 of 16 answers (.|\n)*crashed: the worker died"):
