@@ -27,16 +27,12 @@ class Runtime:
     """One process on one device. bfloat16 is autocast over float32 weights, which keep updates smaller than 2^-9 of them."""
 
     def __init__(self, *, dtype: DType, trackers: tuple[str, ...], run_dir: Path, device: str = "auto") -> None:
-        try:
-            self.accelerator = Accelerator(
-                cpu=device == "cpu",
-                log_with=list(trackers) or None,
-                project_dir=run_dir,
-            )
-        except (ValueError, ImportError) as error:
+        self.accelerator = Accelerator(cpu=device == "cpu", log_with=list(trackers) or None, project_dir=run_dir)
+        missing = set(trackers) - {str(tracker) for tracker in self.accelerator.log_with}
+        if missing:  # accelerate leaves them out without a word
             raise UserError(
-                f"trackers is {trackers}: not to be had here ({error}); install it or leave it out"
-            ) from None
+                f"trackers is {trackers}: {sorted(missing)} is not installed; pip install it or leave it out"
+            )
         self.dtype = dtype
         if self.accelerator.num_processes > 1:
             raise UserError(

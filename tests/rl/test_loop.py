@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -167,6 +168,14 @@ def test_a_mistake_is_told_before_training(
     with pytest.raises(UserError, match=message):
         train(options(model, digits, tmp_path / "run", **changed))
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.skipif(find_spec("trackio") is not None, reason="trackio is installed here")
+@pytest.mark.filterwarnings("ignore:.*no supported trackers")
+def test_a_tracker_that_is_not_installed_is_named(model: Path, digits: Path, tmp_path: Path) -> None:
+    """accelerate leaves it out without a word: the run would be logged nowhere."""
+    with pytest.raises(UserError, match=r"trackers is \('trackio',\): \['trackio'\] is not installed"):
+        train(options(model, digits, tmp_path / "run", trackers=("trackio",)))
 
 
 def test_references_that_cannot_be_judged_against_are_told(
