@@ -55,12 +55,16 @@ def load_problems(
     answer_column = _column("answer_column", answer_column, ANSWER_COLUMNS, rows[0], dataset)
     problems: dict[Any, Problem] = {}
     for number, row in enumerate(rows):
-        for column in (prompt_column, answer_column):
-            if row.get(column) is None:
-                raise UserError(f"dataset is {dataset!r}: row {number + 1} has no {column!r}: fill it or drop the row")
+        if row.get(prompt_column) is None:
+            raise UserError(
+                f"dataset is {dataset!r}: row {number + 1} has no {prompt_column!r}: fill it or drop the row"
+            )
+        answer = row.get(answer_column)  # without one it is an empty reference: left out and told of, as any bad one
         prompt = _messages(row[prompt_column])
         problem = Problem(
-            id=str(row.get("id", number)), prompt=prompt, reference=reference_answer(str(row[answer_column]))
+            id=str(row.get("id", number)),
+            prompt=prompt,
+            reference="" if answer is None else reference_answer(str(answer)),
         )
         problems.setdefault(json.dumps(prompt), problem)
     if len({p.id for p in problems.values()}) < len(problems):

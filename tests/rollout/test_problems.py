@@ -131,8 +131,8 @@ UNUSABLE = {
     "broken line": ([ROW, "", '{"question": '], r"dataset is '.*data.jsonl': line 3 is not JSON: .*; mend it"),
     "no object": ([ROW, [1, 2]], r"dataset is '.*data.jsonl': row 2 is list, not an object"),
     "an empty cell": (
-        [ROW, {"question": "2+2?", "answer": None}],
-        r"dataset is '.*': row 2 has no 'answer': fill it or drop",
+        [ROW, {"question": None, "answer": "4"}],
+        r"dataset is '.*': row 2 has no 'question': fill it or drop",
     ),
     "ids that are not unique": (
         [{**ROW, "id": 1}, {"question": "2+2?", "answer": "4", "id": 1}],
@@ -158,6 +158,12 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, written: Callable[.
         load_problems(written(ROW, name="one.json"))
     with pytest.raises(UserError, match=r"prompt_column: dataset '.*' has no column 'q';"):
         load_problems(written(ROW), prompt_column="q")
+
+
+def test_a_row_without_an_answer_is_a_problem_with_an_empty_reference(written: Callable[..., str]) -> None:
+    """MATH has four: one must not keep the whole file from being used. The run leaves such problems out and says so."""
+    problems = load_problems(written(ROW, {"question": "2+2?", "answer": None}))
+    assert [p.reference for p in problems][1] == ""
 
 
 def test_gsm8k_itself_is_read_whole() -> None:
