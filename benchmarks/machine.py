@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import statistics
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +28,13 @@ def _cpu_name() -> str:
     except OSError:
         return platform.machine()
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def spread(ratios: list[float]) -> dict[str, float]:
+    """The ratio of each round's pair: median, least, most."""
+    found = {"ratio_median": statistics.median(ratios), "ratio_min": min(ratios), "ratio_max": max(ratios)}
+    print("ratio {ratio_median:.2f} (from {ratio_min:.2f} to {ratio_max:.2f})".format(**found))
+    return found
 
 
 def write_result(name: str, question: str, result: dict[str, Any]) -> None:

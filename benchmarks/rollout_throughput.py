@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 import tyro
 
-from benchmarks.machine import describe_machine, write_result
+from benchmarks.machine import describe_machine, spread, write_result
 from rl.policy import load_pretrained
 from rl.runtime import cpu_cores
 from rollout.arithmetic import arithmetic_problems
@@ -89,11 +89,8 @@ def main(options: Options) -> None:
         "configuration": {k: v for k, v in vars(options).items() if k != "model"},
         "ours_completions_per_second": statistics.median(a[0] for a, _ in pairs),
         "generate_completions_per_second": statistics.median(b[0] for _, b in pairs),
-        "ratio_median": statistics.median(ratios),
-        "ratio_min": min(ratios),
-        "ratio_max": max(ratios),
+        **spread(ratios),
     }
-    print(f"ratio {result['ratio_median']:.2f} (from {min(ratios):.2f} to {max(ratios):.2f})")
     write_result("rollout_throughput", __doc__ or "", result)
 
 

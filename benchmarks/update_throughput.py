@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 import tyro
 
-from benchmarks.machine import describe_machine, write_result
+from benchmarks.machine import describe_machine, spread, write_result
 from rl.batch import Batch, TrainGroup, TrainSequence
 from rl.forward import Forward, packed_forward, padded_forward
 from rl.policy import load_pretrained
@@ -81,11 +81,8 @@ def main(options: Options) -> None:
         "tokens_packed": batch.num_tokens,
         "packed_seconds": statistics.median(a for a, _ in pairs),
         "padded_seconds": statistics.median(b for _, b in pairs),
-        "ratio_median": statistics.median(ratios),
-        "ratio_min": min(ratios),
-        "ratio_max": max(ratios),
+        **spread(ratios),
     }
-    print(f"ratio {result['ratio_median']:.2f} (from {min(ratios):.2f} to {max(ratios):.2f})")
     write_result("update_throughput", __doc__ or "", result)
 
 
