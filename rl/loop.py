@@ -38,7 +38,7 @@ def train(config: RunConfig) -> Path:
     verifier = MathVerifier(num_workers=config.verifier_workers, deadline=config.verifier_deadline)
     try:
         with Progress(config.num_steps or 0) as progress:
-            run = set_up(replace(config, run_dir=run_dir), runtime, verifier, progress.message)
+            run = set_up(replace(config, run_dir=run_dir), runtime, verifier, progress)
             runtime.start_trackers("plumbline", config.as_json())
             progress.message(f"run folder: {run_dir}")
             with interruption(progress) as asked:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from rl.checkpoint import last_checkpoint, load_checkpoint
 from rl.config import TINY, RunConfig
 from rl.deliver import Delivery
 from rl.policy import Policy, load_pretrained
+from rl.progress import Progress
 from rl.records import RunRecords, write_config
 from rl.runtime import Runtime
 from rl.step import Learner
@@ -28,8 +29,6 @@ from rollout.prompts import PromptRenderer
 from rollout.records import Problem
 from rollout.sampler import SamplingParams
 from rollout.torch_sampler import TorchSampler
-
-Say = Callable[[str], None]
 
 SAME_ON_RESUME = ("model", "dataset", "algorithm", "seed", "group_size", "problems_per_step", "learning_rate")
 
@@ -86,7 +85,7 @@ def load_data(config: RunConfig) -> tuple[list[Problem], list[Problem]]:
     return training, held_out
 
 
-def gradable(problems: Sequence[Problem], verifier: MathVerifier, say: Say) -> list[Problem]:
+def gradable(problems: Sequence[Problem], verifier: MathVerifier, progress: Progress) -> list[Problem]:
     """The problems whose reference can be judged against; the others are told and dropped."""
     scores = verifier.check_references([p.reference for p in problems])
     bad = [(p, s) for p, s in zip(problems, scores, strict=True) if s.outcome is not Outcome.CORRECT]
@@ -96,7 +95,9 @@ def gradable(problems: Sequence[Problem], verifier: MathVerifier, say: Say) -> l
             raise UserError(
                 f"dataset: none of its {len(problems)} reference answers can be judged against ({shown}); mend answer_column"
             )
-        say(f"{len(bad)} of {len(problems)} problems are left out, their reference cannot be judged against: {shown}")
+        progress.message(
+            f"{len(bad)} of {len(problems)} problems are left out, their reference cannot be judged against: {shown}"
+        )
     return [p for p, s in zip(problems, scores, strict=True) if s.outcome is Outcome.CORRECT]
 
 
@@ -113,12 +114,12 @@ def require_room(config: RunConfig, renderer: PromptRenderer, problems: Sequence
         )
 
 
-def set_up(config: RunConfig, runtime: Runtime, verifier: MathVerifier, say: Say) -> Run:
+def set_up(config: RunConfig, runtime: Runtime, verifier: MathVerifier, progress: Progress) -> Run:
     assert config.run_dir is not None
-    training, held_out = (gradable(part, verifier, say) for part in load_data(config))
+    training, held_out = (gradable(part, verifier, progress) for part in load_data(config))
     algorithm = config.chosen_algorithm()
     max_tokens = config.max_tokens or 1
-    source = tiny_base(verifier, runtime, say) if config.model == TINY else config.model
+    source = tiny_base(verifier, runtime, progress) if config.model == TINY else config.model
     model, tokenizer = load_pretrained(source, runtime.device)
     renderer = PromptRenderer(tokenizer, style=config.prompt_style or "plain", system_prompt=config.system_prompt)
     policy = Policy(model, gradient_checkpointing=config.gradient_checkpointing, autocast=runtime.autocast)
@@ -171,10 +172,12 @@ def set_up(config: RunConfig, runtime: Runtime, verifier: MathVerifier, say: Say
     )
 
 
-def tiny_base(verifier: MathVerifier, runtime: Runtime, say: Say) -> Path:
+def tiny_base(verifier: MathVerifier, runtime: Runtime, progress: Progress) -> Path:
     """The warm-started model of the built-in task, whatever data the run itself is on."""
     training, held_out = split_held_out(load_problems("arithmetic"), 400)
-    return warm_started(WarmStart(), training, held_out, verifier=verifier, runtime=runtime, max_tokens=32, say=say)
+    return warm_started(
+        WarmStart(), training, held_out, verifier=verifier, runtime=runtime, max_tokens=32, progress=progress
+    )
 
 
 def resume(config: RunConfig, learner: Learner, stream: ProblemStream) -> int:

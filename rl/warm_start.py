@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from rewards.score import Outcome, Score, Verifier
 from rl.algorithms import SFT
 from rl.evaluate import evaluate
 from rl.policy import Policy
+from rl.progress import Progress
 from rl.runtime import Runtime
 from rl.step import Learner, update
 from rl.tiny import END, tiny_model, tiny_tokenizer
@@ -65,12 +66,12 @@ def warm_started(
     verifier: Verifier,
     runtime: Runtime,
     max_tokens: int,
-    say: Callable[[str], None],
+    progress: Progress,
 ) -> Path:
     """The folder of the base model, made now unless it is cached."""
     folder = recipe.folder()
     if (folder / "config.json").is_file():
-        say(f"base model: {folder} (cached)")
+        progress.message(f"base model: {folder} (cached)")
         return folder
     tokenizer = tiny_tokenizer()
     model = tiny_model(tokenizer, seed=recipe.seed, device=runtime.device)
@@ -95,8 +96,8 @@ def warm_started(
         group_size=1,
         run_seed=recipe.seed,
     )
-    accuracy = _teach(recipe, learner, collector, ProblemStream(problems, recipe.seed), held_out, say)
-    say(f"base model: {accuracy:.1%} of {len(held_out)} held-out problems, saved in {folder}")
+    accuracy = _teach(recipe, learner, collector, ProblemStream(problems, recipe.seed), held_out, progress)
+    progress.message(f"base model: {accuracy:.1%} of {len(held_out)} held-out problems, saved in {folder}")
     aside = folder.with_name(f"{folder.name}.{os.getpid()}")
     model.save_pretrained(aside)
     tokenizer.save_pretrained(aside)
@@ -111,7 +112,7 @@ def _teach(
     collector: Collector,
     stream: ProblemStream,
     held_out: Sequence[Problem],
-    say: Callable[[str], None],
+    progress: Progress,
 ) -> float:
     """Supervised steps until the held-out accuracy lies between the bounds. -> the accuracy."""
     model = learner.policy.model
@@ -124,7 +125,7 @@ def _teach(
         if step < next_check:
             continue
         accuracy = evaluate(collector, held_out)["eval/accuracy"] or 0.0
-        say(f"warming up the base model: step {step}: {accuracy:.1%} right")
+        progress.start(f"warming up the base model: step {step}: {accuracy:.1%} right")
         if recipe.lowest <= accuracy <= recipe.highest:
             return accuracy
         next_check = step + (FINE if accuracy > NEAR else COARSE)
