@@ -113,6 +113,12 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(
     parted = options(model, digits, tmp_path / "parted", algorithm=algorithm, num_steps=4)
     with pytest.raises(Interrupted, match="saved after step 2"):
         interrupt_at(2, parted)
+    for name in (
+        "metrics.jsonl",
+        "completions.jsonl",
+    ):  # as a run leaves them that is killed in step 4, after its checkpoint
+        with (tmp_path / "parted" / name).open("a") as file:
+            file.write('{"step": 3}\n{"step": 4, "rew')
     train(RunConfig(**{**vars(parted), "resume": True}))
     assert measured(tmp_path / "parted") == measured(tmp_path / "whole")
     texts = [(tmp_path / name / "completions.jsonl").read_text() for name in ("parted", "whole")]
