@@ -6,8 +6,8 @@ import math
 import re
 from fractions import Fraction
 
-from rewards.expression import FUNCTIONS, Node, TooLarge, Unreadable
-from rewards.latex_parser import MAX_DIGITS, parse
+from rewards.expression import FUNCTIONS, Node, TooLarge
+from rewards.latex_parser import MAX_DIGITS
 
 MAX_BITS = 1 << 16  # of a numerator or denominator; 2004! has 19,000
 MAX_FACTORIAL = 4_000
@@ -69,17 +69,6 @@ def has_finite_decimal(value: Fraction) -> bool:
         while denominator % prime == 0:
             denominator //= prime
     return denominator == 1
-
-
-def parse_rational(text: str) -> Fraction | None:
-    """The exact value of `text`, None where it has none that we find."""
-    number = plain_number(text)
-    if number is not None:
-        return number
-    try:
-        return rational(parse(text))
-    except (Unreadable, Irrational, TooLarge):
-        return None
 
 
 def _divide(a: Fraction, b: Fraction) -> Fraction:
