@@ -15,13 +15,13 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Sequence
+from typing import Any
 
 from rewards.score import Outcome
 from rewards.worker_process import WorkerProcess
 
 Verdict = tuple[Outcome, str]
 
-_MAX_CHUNK = 64
 _MAX_ATTEMPTS = 2  # an item whose worker died may have been unlucky once
 _START_DEADLINE = 120.0
 _MAX_FAILED_STARTS = 3
@@ -29,7 +29,7 @@ _RECYCLE_AFTER = 20_000  # items; libraries keep caches
 
 
 class _Batch:
-    def __init__(self, items: Sequence[Sequence[str]]) -> None:
+    def __init__(self, items: Sequence[Sequence[Any]]) -> None:
         self.items = items
         self.pending = deque(range(len(items)))
         self.verdicts: list[Verdict | None] = [None] * len(items)
@@ -48,19 +48,31 @@ class WorkerPool:
     """Judges items in `num_workers` processes at once; one more is kept warm to step in for one that was killed.
 
     task: "module:function"; the function is called in the worker with `arguments` and returns the judge, which maps the
-        strings of an item to (Outcome, detail).
-    deadline: seconds for one item. An item that exceeds it is a TIMEOUT, its worker is killed, the others go on.
+        values of an item, JSON, to (Outcome, detail).
+    deadline: seconds for one item. An item that exceeds it gets the outcome `overdue`, its worker is killed, the others
+        go on.
     memory_limit: bytes of address space of one worker.
+    max_chunk: items that a worker is handed at once.
+    overdue: TIMEOUT where only the item can be to blame; CRASHED where the judge keeps the time itself.
     """
 
     def __init__(
-        self, task: str, arguments: dict[str, object], *, num_workers: int, deadline: float, memory_limit: int
+        self,
+        task: str,
+        arguments: dict[str, object],
+        *,
+        num_workers: int,
+        deadline: float,
+        memory_limit: int,
+        max_chunk: int = 64,
+        overdue: Outcome = Outcome.TIMEOUT,
     ) -> None:
         _check_limits(num_workers, deadline, memory_limit)
         self._options = json.dumps(
             {"task": task, "arguments": arguments, "deadline": deadline, "memory_limit": memory_limit}
         )
         self._num_workers, self._deadline = num_workers, deadline
+        self._max_chunk, self._overdue = max_chunk, overdue
         self._lock = threading.Lock()
         self._num_failed_starts = 0
         self._closed = False
@@ -69,7 +81,7 @@ class WorkerPool:
         self._selector = selectors.DefaultSelector()
         self._fill()
 
-    def run(self, items: Sequence[Sequence[str]]) -> list[Verdict]:
+    def run(self, items: Sequence[Sequence[Any]]) -> list[Verdict]:
         """The verdict on every item, in order. Raises RuntimeError only when no worker can be started."""
         with self._lock:
             if self._closed:
@@ -124,7 +136,7 @@ class WorkerPool:
             if not worker.ready or worker.chunk:
                 continue
             # Smaller towards the end, so that no worker is left with a long chunk while the others idle.
-            size = min(_MAX_CHUNK, -(-len(batch.pending) // (2 * self._num_workers)))
+            size = min(self._max_chunk, -(-len(batch.pending) // (2 * self._num_workers)))
             worker.chunk = deque(batch.pending.popleft() for _ in range(size))
             worker.outbox = json.dumps([list(batch.items[index]) for index in worker.chunk]).encode() + b"\n"
             worker.since = time.monotonic()
@@ -189,7 +201,7 @@ class WorkerPool:
                 continue
             self._remove(worker)
             if worker.ready:
-                batch.decide(worker.chunk.popleft(), (Outcome.TIMEOUT, f"no verdict within {self._deadline:g} s"))
+                batch.decide(worker.chunk.popleft(), (self._overdue, f"no verdict within {self._deadline:g} s"))
                 batch.requeue(worker.chunk)
             else:
                 self._failed_start(f"it was not ready after {_START_DEADLINE:g} s")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class Outcome(enum.Enum):
@@ -42,10 +42,18 @@ class Score:
         assert (self.value is None) == (not self.outcome.gradable), (self.value, self.outcome)
 
 
+Reference = str | Mapping[str, Any]
+"""What an answer is held against: an answer, or a task as a JSON object (the tests of a program, say)."""
+
+
 class Verifier(Protocol):
     """Judges answers against references, in order; never raises for what a model wrote."""
 
-    def verify_batch(self, answers: Sequence[str], references: Sequence[str]) -> list[Score]: ...
+    def verify_batch(self, answers: Sequence[str], references: Sequence[Reference]) -> list[Score]: ...
+
+    def check_references(self, references: Sequence[Reference]) -> list[Score]:
+        """CORRECT for a reference that answers can be judged against, BAD_REFERENCE for the others."""
+        ...
 
     def close(self) -> None:
         """End the worker processes. Safe to call twice."""

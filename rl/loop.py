@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
-from rewards.math_answer import MathVerifier
 from rewards.score import Outcome
+from rewards.verifiers import VerifierOptions, Verifiers
 from rl.checkpoint import save_checkpoint
 from rl.config import RunConfig
 from rl.evaluate import evaluate
@@ -35,17 +35,17 @@ def train(config: RunConfig) -> Path:
     config = config.resolved()
     run_dir = open_run_dir(config)
     runtime = Runtime(dtype=config.dtype, trackers=config.trackers, run_dir=run_dir, device=config.device)
-    verifier = MathVerifier(num_workers=config.verifier_workers, deadline=config.verifier_deadline)
+    verifiers = Verifiers(VerifierOptions(num_workers=config.verifier_workers, deadline=config.verifier_deadline))
     try:
         with Progress(config.num_steps or 0) as progress:
-            run = set_up(replace(config, run_dir=run_dir), runtime, verifier, progress)
+            run = set_up(replace(config, run_dir=run_dir), runtime, verifiers, progress)
             runtime.start_trackers("plumbline", config.as_json())
             progress.message(f"run folder: {run_dir}")
             with interruption(progress) as asked:
                 run_steps(run, progress, asked)
             report = write_report(run_dir)
     finally:
-        verifier.close()
+        verifiers.close()
         runtime.close()
     final_table(read_metrics(run_dir), progress.console)
     progress.message(f"report: {report}\nmodel:  {checkpoint_of(run)}")
@@ -107,7 +107,7 @@ def require_judged(groups: Sequence[RolloutGroup], bound: float) -> None:
     unjudged = [r for r in rollouts if r.score.outcome in doubtful]
     if len(unjudged) > bound * len(rollouts):
         examples = "".join(
-            f"\n  {r.score.outcome.value}: {r.score.detail}\n    reference {r.problem.reference[:80]!r}, "
+            f"\n  {r.score.outcome.value}: {r.score.detail}\n    reference {str(r.problem.reference)[:80]!r}, "
             f"answer ends {visible(r.completion.text[-160:])!r}"
             for r in unjudged[:3]
         )

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from rewards.math_answer import MathVerifier
-from rewards.score import Outcome
+from rewards.score import Outcome, Score
+from rewards.verifiers import Verifiers
 from rl.checkpoint import last_checkpoint, load_checkpoint
 from rl.config import TINY, RunConfig
 from rl.deliver import Delivery
@@ -85,12 +85,16 @@ def load_data(config: RunConfig) -> tuple[list[Problem], list[Problem]]:
     return training, held_out
 
 
-def gradable(problems: Sequence[Problem], verifier: MathVerifier, progress: Progress) -> list[Problem]:
+def gradable(problems: Sequence[Problem], verifiers: Verifiers, progress: Progress) -> list[Problem]:
     """The problems whose reference can be judged against; the others are told and dropped."""
-    scores = verifier.check_references([p.reference for p in problems])
-    bad = [(p, s) for p, s in zip(problems, scores, strict=True) if s.outcome is not Outcome.CORRECT]
+    scores: dict[str, Score] = {}
+    for name in sorted({p.verifier for p in problems}):
+        asking = [p for p in problems if p.verifier == name]
+        checked = verifiers[name].check_references([p.reference for p in asking])
+        scores |= {p.id: s for p, s in zip(asking, checked, strict=True)}
+    bad = [(p, scores[p.id]) for p in problems if scores[p.id].outcome is not Outcome.CORRECT]
     if bad:
-        shown = "; ".join(f"problem {p.id!r}, answer {p.reference[:60]!r}: {s.detail}" for p, s in bad[:3])
+        shown = "; ".join(f"problem {p.id!r}, reference {str(p.reference)[:60]!r}: {s.detail}" for p, s in bad[:3])
         if len(bad) == len(problems):
             raise UserError(
                 f"dataset: none of its {len(problems)} reference answers can be judged against ({shown}); mend answer_column"
@@ -98,7 +102,7 @@ def gradable(problems: Sequence[Problem], verifier: MathVerifier, progress: Prog
         progress.message(
             f"{len(bad)} of {len(problems)} problems are left out, their reference cannot be judged against: {shown}"
         )
-    return [p for p, s in zip(problems, scores, strict=True) if s.outcome is Outcome.CORRECT]
+    return [p for p in problems if scores[p.id].outcome is Outcome.CORRECT]
 
 
 def require_room(config: RunConfig, renderer: PromptRenderer, problems: Sequence[Problem], context: int | None) -> None:
@@ -114,12 +118,12 @@ def require_room(config: RunConfig, renderer: PromptRenderer, problems: Sequence
         )
 
 
-def set_up(config: RunConfig, runtime: Runtime, verifier: MathVerifier, progress: Progress) -> Run:
+def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: Progress) -> Run:
     assert config.run_dir is not None
-    training, held_out = (gradable(part, verifier, progress) for part in load_data(config))
+    training, held_out = (gradable(part, verifiers, progress) for part in load_data(config))
     algorithm = config.chosen_algorithm()
     max_tokens = config.max_tokens or 1
-    source = tiny_base(verifier, runtime, progress) if config.model == TINY else config.model
+    source = tiny_base(verifiers, runtime, progress) if config.model == TINY else config.model
     model, tokenizer = load_pretrained(source, runtime.device)
     renderer = PromptRenderer(tokenizer, style=config.prompt_style or "plain", system_prompt=config.system_prompt)
     policy = Policy(model, gradient_checkpointing=config.gradient_checkpointing, autocast=runtime.autocast)
@@ -144,7 +148,7 @@ def set_up(config: RunConfig, runtime: Runtime, verifier: MathVerifier, progress
     sampler = TorchSampler(model, tokenizer, autocast=runtime.autocast)
     collector = Collector(
         sampler=sampler,
-        verifiers={"math": verifier},
+        verifiers=verifiers,
         renderer=renderer,
         params=SamplingParams(max_tokens=max_tokens, temperature=config.temperature),
         group_size=config.group_size or 2,
@@ -172,11 +176,11 @@ def set_up(config: RunConfig, runtime: Runtime, verifier: MathVerifier, progress
     )
 
 
-def tiny_base(verifier: MathVerifier, runtime: Runtime, progress: Progress) -> Path:
+def tiny_base(verifiers: Verifiers, runtime: Runtime, progress: Progress) -> Path:
     """The warm-started model of the built-in task, whatever data the run itself is on."""
     training, held_out = split_held_out(load_problems("arithmetic"), 400)
     return warm_started(
-        WarmStart(), training, held_out, verifier=verifier, runtime=runtime, max_tokens=32, progress=progress
+        WarmStart(), training, held_out, verifiers=verifiers, runtime=runtime, max_tokens=32, progress=progress
     )
 
 

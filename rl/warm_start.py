@@ -16,7 +16,8 @@ from pathlib import Path
 
 import torch
 
-from rewards.score import Outcome, Score, Verifier
+from rewards.score import Outcome, Score
+from rewards.verifiers import Verifiers
 from rl.algorithms import SFT
 from rl.evaluate import evaluate
 from rl.policy import Policy
@@ -63,7 +64,7 @@ def warm_started(
     problems: Sequence[Problem],
     held_out: Sequence[Problem],
     *,
-    verifier: Verifier,
+    verifiers: Verifiers,
     runtime: Runtime,
     max_tokens: int,
     progress: Progress,
@@ -90,7 +91,7 @@ def warm_started(
     renderer = PromptRenderer(tokenizer, style="plain")
     collector = Collector(
         sampler=TorchSampler(model, tokenizer),
-        verifiers={"math": verifier},
+        verifiers=verifiers,
         renderer=renderer,
         params=SamplingParams(max_tokens=max_tokens),
         group_size=1,

@@ -122,12 +122,14 @@ def verify(
     """One call per kind of verifier, over all problems that ask for it."""
     scores: list[list[Score]] = [[] for _ in problems]
     for name in sorted({p.verifier for p in problems}):
-        if name not in verifiers:
-            raise UserError(f"a problem asks for verifier {name!r}: there are {sorted(verifiers)}")
+        try:
+            verifier = verifiers[name]
+        except KeyError:
+            raise UserError(f"a problem asks for verifier {name!r}, which does not exist") from None
         asking = [i for i, p in enumerate(problems) if p.verifier == name]
         answers = [c.text for i in asking for c in completions[i]]
         references = [problems[i].reference for i in asking for _ in completions[i]]
-        verdicts = iter(verifiers[name].verify_batch(answers, references))
+        verdicts = iter(verifier.verify_batch(answers, references))
         for i in asking:
             scores[i] = [next(verdicts) for _ in completions[i]]
     return scores

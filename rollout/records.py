@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rewards.score import Score
+from rewards.score import Reference, Score
 
 Message = Mapping[str, str]  # {"role": "user", "content": "..."}
 
@@ -18,7 +18,7 @@ class Problem:
 
     id: str
     prompt: str | tuple[Message, ...]
-    reference: str
+    reference: Reference
     verifier: str = "math"
     metadata: Mapping[str, Any] = field(default_factory=dict)
 

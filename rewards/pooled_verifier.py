@@ -1,0 +1,58 @@
+"""What every verifier that judges in worker processes has in common."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, Self
+
+from rewards.pool import WorkerPool
+from rewards.score import Outcome, Reference, Score
+
+
+class PooledVerifier:
+    """A `rewards.score.Verifier` whose judge runs in a WorkerPool.
+
+    name: of the one part of its scores.
+    pool: its judge maps (answer, reference) to a verdict on the answer, and (reference,) to one on the reference.
+    """
+
+    def __init__(self, name: str, pool: WorkerPool) -> None:
+        self._name = name
+        self._pool = pool
+
+    def verify_batch(self, answers: Sequence[str], references: Sequence[Reference]) -> list[Score]:
+        """The score of each of `answers` against the reference at its position."""
+        if len(answers) != len(references):
+            raise ValueError(
+                f"{len(answers)} answers for {len(references)} references: give one reference for each answer, in order"
+            )
+        return self._scores(list(zip(answers, references)))
+
+    def check_references(self, references: Sequence[Reference]) -> list[Score]:
+        """CORRECT for a reference that answers can be judged against, BAD_REFERENCE for one that nothing can be held
+        against: an empty one, say. Ask this before training."""
+        return self._scores([(reference,) for reference in references])
+
+    def close(self) -> None:
+        """End the worker processes. Safe to call twice."""
+        self._pool.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _scores(self, items: Sequence[Sequence[Any]]) -> list[Score]:
+        keys = [json.dumps(item, sort_keys=True) for item in items]
+        distinct = dict(zip(keys, items))  # the completions of a group repeat answers heavily
+        verdicts = self._pool.run(list(distinct.values()))
+        scores = {key: self._score(*verdict) for key, verdict in zip(distinct, verdicts)}
+        return [scores[key] for key in keys]
+
+    def _score(self, outcome: Outcome, detail: str) -> Score:
+        if not outcome.gradable:
+            return Score(None, outcome, {}, detail)
+        value = float(outcome is Outcome.CORRECT)
+        return Score(value, outcome, {self._name: value}, detail)
