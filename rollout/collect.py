@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rewards.equation_steps import score_steps
 from rewards.score import Score, Verifier
+from rewards.verifiers import VERIFIERS
 from rollout.errors import UserError
 from rollout.problems import ProblemStream
 from rollout.prompts import PromptRenderer
@@ -125,7 +126,8 @@ def verify(
         try:
             verifier = verifiers[name]
         except KeyError:
-            raise UserError(f"a problem asks for verifier {name!r}, which does not exist") from None
+            known = sorted({*VERIFIERS, *verifiers})
+            raise UserError(f"a problem asks for verifier {name!r}: there are {known}") from None
         asking = [i for i, p in enumerate(problems) if p.verifier == name]
         answers = [c.text for i in asking for c in completions[i]]
         references = [problems[i].reference for i in asking for _ in completions[i]]

@@ -112,7 +112,7 @@ def test_a_verifier_is_called_once_for_all_who_ask_for_it() -> None:
 
 
 def test_an_unknown_verifier_is_named_with_those_there_are() -> None:
-    with pytest.raises(UserError, match=r"verifier 'code'.*\['equal'\]"):
+    with pytest.raises(UserError, match=r"verifier 'code'.*'equal'.*'math'"):
         collector(scripted({"a": ["1", "2"]})).collect([problem("a", verifier="code")], step=1)
 
 
