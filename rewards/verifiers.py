@@ -6,22 +6,31 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from rewards.math_answer import MathVerifier
+from rewards.program import ProgramVerifier
 from rewards.score import Verifier
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifierOptions:
-    """num_workers: processes that judge at once, of each verifier. deadline: seconds for one answer."""
+    """num_workers: processes that judge at once, of each verifier. deadline: seconds for one answer.
+    allow_unsafe_code: run programs even where they cannot be shut in."""
 
     num_workers: int = 2
     deadline: float = 2.0
+    allow_unsafe_code: bool = False
 
 
 def _math(options: VerifierOptions) -> Verifier:
     return MathVerifier(num_workers=options.num_workers, deadline=options.deadline)
 
 
-VERIFIERS: Mapping[str, Callable[[VerifierOptions], Verifier]] = {"math": _math}
+def _program(options: VerifierOptions) -> Verifier:
+    return ProgramVerifier(
+        completions=True, num_workers=options.num_workers, allow_unsafe_code=options.allow_unsafe_code
+    )
+
+
+VERIFIERS: Mapping[str, Callable[[VerifierOptions], Verifier]] = {"math": _math, "program": _program}
 
 
 class Verifiers(dict[str, Verifier]):

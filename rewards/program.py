@@ -1,0 +1,97 @@
+"""The program verifier: programs and tasks in, scores out."""
+
+from __future__ import annotations
+
+import json
+import sysconfig
+from collections.abc import Sequence
+from typing import Any
+
+from rewards.errors import UserError
+from rewards.pool import WorkerPool
+from rewards.pooled_verifier import PooledVerifier
+from rewards.sandbox.isolation import FLOOR, Isolation, measure
+from rewards.score import Outcome, Score
+
+
+class UnsafeMachine(UserError):
+    """Programs cannot be shut in well enough here: says what is missing, and what to do."""
+
+
+class ProgramVerifier(PooledVerifier):
+    """Runs programs against tests, shut in; a `rewards.score.Verifier`. A program is right if it passes every test.
+
+    A task is one of (function and stdin take an optional "float_tol")
+        {"type": "asserts", "entry_point": str, "asserts": [str]}      and optionally "setup": str, run before them
+        {"type": "function", "fn_name": str, "tests": [{"args": [...], "expected": ...}]}
+        {"type": "stdin", "tests": [{"stdin": str, "stdout": str}]}
+    and each may have a "prefix" (source before every program) and a "solution" (must pass, see check_references).
+
+    completions: the texts are completions; the program is their last fenced block, without a fence the whole text.
+    num_workers: processes that judge at once, each with a sandbox of its own.
+    cpu_seconds, wall_seconds, memory_limit: of one program; of one test, where the task is a script.
+    allow_unsafe_code: run programs even below level 2 of isolation (rewards.sandbox.isolation).
+    without: layers not to use. packages: modules beside the standard library that programs may import.
+
+    Raises UnsafeMachine where the level is below 2, SandboxError where nothing can be run at all. `isolation` tells the level.
+    """
+
+    def __init__(
+        self,
+        *,
+        completions: bool = False,
+        num_workers: int = 2,
+        cpu_seconds: int = 3,
+        wall_seconds: float = 6.0,
+        memory_limit: int = 1 << 30,
+        allow_unsafe_code: bool = False,
+        without: Sequence[str] = (),
+        packages: Sequence[str] = (),
+    ) -> None:
+        self.isolation = require_isolation(allow_unsafe_code, without)
+        options = {
+            "completions": completions,
+            "limits": {"cpu_seconds": cpu_seconds, "wall_seconds": wall_seconds, "memory": memory_limit},
+            "layers": self.isolation.layers,
+            "packages": list(packages),
+            "readable": [sysconfig.get_path("purelib")] if packages else [],
+        }
+        pool = WorkerPool(
+            "rewards.program_judge:load",
+            options,
+            num_workers=num_workers,
+            deadline=6 * wall_seconds + 30,  # the judge keeps the time; beyond this it has failed
+            memory_limit=2 * memory_limit + (1 << 30),
+            max_chunk=8,
+            overdue=Outcome.CRASHED,
+        )
+        super().__init__("program", pool)
+
+    def _scores(self, items: Sequence[Sequence[Any]]) -> list[Score]:
+        refused = {i: score for i, item in enumerate(items) if (score := _refused(*item)) is not None}
+        judged = iter(super()._scores([item for i, item in enumerate(items) if i not in refused]))
+        return [refused[i] if i in refused else next(judged) for i in range(len(items))]
+
+
+def require_isolation(allow_unsafe_code: bool, without: Sequence[str] = ()) -> Isolation:
+    """The isolation of this machine. Raises UnsafeMachine where it is below the floor and not allowed to be."""
+    isolation = measure(frozenset(without))
+    if isolation.rank < FLOOR and not allow_unsafe_code:
+        raise UnsafeMachine(
+            f"programs cannot be run safely here: isolation is {isolation.describe()}; level {FLOOR} is needed. "
+            "Linux 5.13 or newer offers landlock, and most containers allow it; namespaces need unprivileged user "
+            "namespaces. allow_unsafe_code runs programs all the same: only where nothing can be lost"
+        )
+    return isolation
+
+
+def _refused(*item: Any) -> Score | None:
+    """The score of what cannot even be handed to a judge."""
+    *program, task = item
+    try:
+        json.dumps(task)
+    except (TypeError, ValueError, RecursionError) as error:
+        return Score(None, Outcome.BAD_REFERENCE, {}, f"the task is not JSON: {error}"[:200])
+    if program and not isinstance(program[0], str):
+        return Score(0.0, Outcome.UNPARSED, {"program": 0.0}, f"a program is text, not {type(program[0]).__name__}")
+    return None

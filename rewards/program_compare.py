@@ -1,0 +1,67 @@
+"""Are these results the expected ones? By value: what is compared here is plain data, whatever the program made it of."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+
+def same_value(result: Any, expected: Any, float_tol: float) -> bool:
+    """Equal types and values, with expected values as JSON has them.
+
+    So a tuple may stand for a list and numbers as keys for their text; True is not 1; 2.0 is 2; NaN is equal to nothing.
+    Numbers may differ by float_tol * max(1, |expected|).
+    """
+    if isinstance(expected, bool) or isinstance(result, bool) or expected is None or isinstance(expected, str):
+        return type(result) is type(expected) and result == expected
+    if isinstance(expected, int | float):
+        return isinstance(result, int | float) and _same_number(result, expected, float_tol)
+    if isinstance(expected, list):
+        if not isinstance(result, list | tuple) or len(result) != len(expected):
+            return False
+        return all(same_value(r, e, float_tol) for r, e in zip(result, expected, strict=True))
+    if not isinstance(result, dict) or len(result) != len(expected):
+        return False
+    by_text = {_key(key): value for key, value in result.items()}
+    return by_text.keys() == expected.keys() and all(same_value(by_text[k], e, float_tol) for k, e in expected.items())
+
+
+def _key(key: Any) -> Any:
+    return str(key) if isinstance(key, int | float) and not isinstance(key, bool) else key
+
+
+def _same_number(result: float, expected: float, float_tol: float) -> bool:
+    if result == expected:
+        return True
+    try:
+        return math.isfinite(result) and abs(result - expected) <= float_tol * max(1.0, abs(expected))
+    except OverflowError:  # an integer beyond every float
+        return False
+
+
+def same_output(output: str, expected: str, float_tol: float) -> bool:
+    """The same lines, not counting spaces at their ends and empty lines at the end of all. With a tolerance, the same
+    words in each line, where numbers may differ by it."""
+    lines, expected_lines = _lines(output), _lines(expected)
+    if lines == expected_lines:
+        return True
+    if not float_tol or len(lines) != len(expected_lines):
+        return False
+    return all(_same_words(line.split(), e.split(), float_tol) for line, e in zip(lines, expected_lines))
+
+
+def _lines(text: str) -> list[str]:
+    return [line.rstrip() for line in text.replace("\r\n", "\n").rstrip().split("\n")]
+
+
+def _same_words(words: list[str], expected: list[str], float_tol: float) -> bool:
+    return len(words) == len(expected) and all(
+        word == e or _same_as_numbers(word, e, float_tol) for word, e in zip(words, expected)
+    )
+
+
+def _same_as_numbers(word: str, expected: str, float_tol: float) -> bool:
+    try:
+        return _same_number(float(word), float(expected), float_tol)
+    except ValueError:
+        return False

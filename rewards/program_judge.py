@@ -1,0 +1,202 @@
+"""Does this program do what the task asks? The only place that knows what is expected; it runs nothing itself.
+
+Runs in a worker process of the pool. Programs run in a sandbox (rewards.sandbox) and their results come back by value. Tests
+that are Python themselves run in a second sandbox, where the function under test stands for a connection to the first.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rewards.program_compare import same_output, same_value
+from rewards.program_task import AssertsTask, BadTask, FunctionTask, StdinTask, parse_task, program_in, whole_program
+from rewards.sandbox.child import Limits
+from rewards.sandbox.client import Ended, Sandbox, SandboxError
+from rewards.sandbox.values import NotPlain, from_json, to_json
+from rewards.score import Outcome
+
+MAX_LENGTH = 200_000
+_TESTS_GRACE = 2.0  # seconds that the tests are given beyond the program they wait for
+_SHOWN = 40  # characters of a value in a detail
+
+Verdict = tuple[Outcome, str]
+
+
+class ProgramJudge:
+    """completions: the programs stand in completions. layers, packages, readable: of the sandbox."""
+
+    def __init__(
+        self,
+        *,
+        completions: bool,
+        limits: Limits,
+        layers: Sequence[str],
+        packages: Sequence[str],
+        readable: Sequence[str],
+    ) -> None:
+        self._completions, self._limits = completions, limits
+        self._layers, self._packages, self._readable = layers, packages, readable
+        self._sandboxes: dict[str, Sandbox] = {}
+        self._sandbox("programs")
+
+    def judge(self, answer: str, reference: Any) -> Verdict:
+        """The verdict on a program. What the sandbox fails at is tried once more in a new one."""
+        try:
+            task = parse_task(reference)
+        except BadTask as error:
+            return Outcome.BAD_REFERENCE, str(error)
+        program = program_in(answer) if self._completions else answer
+        if not program.strip():
+            return Outcome.NO_ANSWER, "no program"
+        if len(program) > MAX_LENGTH:
+            return Outcome.UNPARSED, f"a program of more than {MAX_LENGTH} characters"
+        source = whole_program(program, task)
+        try:
+            return self._run(source, task)
+        except SandboxError:
+            self._close()
+        try:
+            return self._run(source, task)
+        except SandboxError as error:
+            self._close()
+            return Outcome.CRASHED, f"the sandbox failed twice: {error}"
+
+    def check_reference(self, reference: Any) -> Verdict:
+        """CORRECT if programs can be judged against the task; a solution that comes with it must pass."""
+        try:
+            task = parse_task(reference)
+        except BadTask as error:
+            return Outcome.BAD_REFERENCE, str(error)
+        if task.solution is None:
+            return Outcome.CORRECT, "well-formed"
+        outcome, detail = self.judge(task.solution, reference)
+        if outcome in (Outcome.CORRECT, Outcome.CRASHED):
+            return outcome, detail
+        return Outcome.BAD_REFERENCE, f"its own solution does not pass: {detail}"
+
+    def _run(self, source: str, task: StdinTask | FunctionTask | AssertsTask) -> Verdict:
+        if isinstance(task, StdinTask):
+            return self._run_script(source, task)
+        if isinstance(task, FunctionTask):
+            return self._run_function(source, task)
+        return self._run_asserts(source, task)
+
+    def _run_script(self, source: str, task: StdinTask) -> Verdict:
+        deadline = time.monotonic() + 2 * self._limits["wall_seconds"]
+        for number, (stdin, expected) in enumerate(task.tests, 1):
+            if time.monotonic() > deadline:
+                return Outcome.TIMEOUT, f"too slow: {number - 1} of {len(task.tests)} tests in the time for all"
+            ended = self._run_child({"mode": "stdin", "source": source}, stdin.encode("utf-8", "surrogatepass"))
+            failure = _failure(ended, self._limits)
+            if failure:
+                return failure[0], f"test {number}: {failure[1]}"
+            try:
+                output = ended.stdout.decode()
+            except UnicodeDecodeError:
+                return Outcome.WRONG, f"test {number}: its output is not UTF-8"
+            if not same_output(output, expected, task.float_tol):
+                return Outcome.WRONG, f"test {number}: printed {_shown(output)}, expected {_shown(expected)}"
+        return Outcome.CORRECT, f"{len(task.tests)} tests passed"
+
+    def _run_function(self, source: str, task: FunctionTask) -> Verdict:
+        calls = to_json([[task.fn_name, args] for args, _ in task.tests])
+        ended = self._run_child({"mode": "calls", "source": source, "calls": calls})
+        lines = ended.result.split(b"\n")[:-1]
+        for number, (line, (_, expected)) in enumerate(zip(lines, task.tests), 1):
+            try:
+                answer = json.loads(line)
+                result = from_json(answer["value"]) if "error" not in answer else None
+            except (ValueError, TypeError, KeyError, RecursionError, NotPlain):
+                return Outcome.WRONG, f"test {number}: the result is no value"
+            if "error" in answer:
+                return _raised(f"test {number}: ", str(answer["error"]))
+            if not same_value(result, expected, task.float_tol):
+                return Outcome.WRONG, f"test {number}: returned {_shown(result)}, expected {_shown(expected)}"
+        failure = _failure(ended, self._limits)
+        if failure:
+            return failure
+        if len(lines) < len(task.tests):
+            return Outcome.WRONG, f"the program ended after {len(lines)} of {len(task.tests)} tests"
+        return Outcome.CORRECT, f"{len(task.tests)} tests passed"
+
+    def _run_asserts(self, source: str, task: AssertsTask) -> Verdict:
+        programs, tests = self._sandbox("programs"), self._sandbox("tests")
+        test_limits: Limits = {**self._limits, "wall_seconds": self._limits["wall_seconds"] + _TESTS_GRACE}
+        job = {"mode": "tests", "setup": task.setup, "asserts": task.asserts, "entry_point": task.entry_point}
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            programs.start({"mode": "serve", "source": source}, self._limits, link=theirs)
+            tests.start(job, test_limits, link=ours)
+        tested = tests.finish()
+        ended = programs.finish(at_once=True)
+        try:
+            verdict = json.loads(tested.result)
+        except ValueError:
+            return _failure(tested, test_limits) or (Outcome.CRASHED, "the tests ended without a verdict")
+        if "bad" in verdict:
+            return Outcome.BAD_REFERENCE, f"the tests cannot be run: {verdict['bad']}"
+        if "gone" in verdict:
+            reason = f"test {verdict['gone']}: the program ended"
+            return _failure(ended, self._limits) or (Outcome.WRONG, reason)
+        if "failed" in verdict:
+            return _raised(f"test {verdict['failed']}: ", verdict["reason"])
+        if not verdict["num_calls"]:
+            return Outcome.BAD_REFERENCE, f"the tests never call {task.entry_point}"
+        return Outcome.CORRECT, f"{verdict['passed']} tests passed"
+
+    def _run_child(self, job: dict[str, Any], stdin: bytes = b"") -> Ended:
+        """A wall clock that ran out may be a busy machine's fault, so that is tried once more."""
+        ended = self._sandbox("programs").run(job, self._limits, stdin=stdin)
+        if ended.ended_by == "wall":
+            ended = self._sandbox("programs").run(job, self._limits, stdin=stdin)
+        return ended
+
+    def _sandbox(self, role: str) -> Sandbox:
+        if role not in self._sandboxes:
+            self._sandboxes[role] = Sandbox(self._layers, packages=self._packages, readable=self._readable)
+        return self._sandboxes[role]
+
+    def _close(self) -> None:
+        while self._sandboxes:
+            self._sandboxes.popitem()[1].close()
+
+
+def _failure(ended: Ended, limits: Limits) -> Verdict | None:
+    """Why the program counts as failed whatever it wrote."""
+    if ended.overflowed:
+        return Outcome.WRONG, "wrote more than a megabyte"
+    if ended.ended_by == "wall":
+        return Outcome.TIMEOUT, f"not done within {limits['wall_seconds']:g} s"
+    if ended.status == -signal.SIGXCPU or (ended.status == -signal.SIGKILL and ended.cpu >= limits["cpu_seconds"]):
+        return Outcome.TIMEOUT, f"more than {limits['cpu_seconds']} s of processor time"
+    if ended.status < 0 and ended.ended_by == "exit":
+        return Outcome.WRONG, f"ended by {signal.Signals(-ended.status).name}"
+    if ended.status > 0:
+        last = ended.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        return _raised("", last or f"exit status {ended.status}")
+    return None
+
+
+def _raised(where: str, reason: str) -> Verdict:
+    if reason.startswith("MemoryError"):
+        return Outcome.TIMEOUT, f"{where}needs more memory than it is given"
+    return Outcome.WRONG, where + reason
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of thousands of digits
+        text = "a large number"
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
+
+
+def load(**options: Any) -> Any:
+    """What a worker calls once: (program, task) is judged, (task,) alone is checked."""
+    judge = ProgramJudge(**options)
+    return lambda *item: judge.judge(*item) if len(item) == 2 else judge.check_reference(*item)

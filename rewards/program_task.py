@@ -1,0 +1,151 @@
+"""What a program is asked for: a task as data, checked when it is read."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+class BadTask(ValueError):
+    """The task cannot be judged against: says which field is wrong, and what it should be."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """prefix: source that stands before every program, as the beginning that a model was asked to complete.
+    solution: a program that must pass, where one is known. float_tol: how far numbers may be off, as same_value says."""
+
+    prefix: str
+    solution: str | None
+    float_tol: float
+
+    @property
+    def defines(self) -> str | None:
+        """The function that a program must define."""
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StdinTask(Task):
+    """A script: (standard input, standard output) of each test."""
+
+    tests: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FunctionTask(Task):
+    """A function: (arguments, result) of each test."""
+
+    fn_name: str
+    tests: tuple[tuple[list[Any], Any], ...]
+
+    @property
+    def defines(self) -> str:
+        return self.fn_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class AssertsTask(Task):
+    """Python statements that raise unless the function is right. It is known to them by its name and as `candidate`.
+
+    setup: statements before them, whose names they may use.
+    """
+
+    entry_point: str
+    setup: str
+    asserts: tuple[str, ...]
+
+    @property
+    def defines(self) -> str:
+        return self.entry_point
+
+
+def parse_task(task: Any) -> StdinTask | FunctionTask | AssertsTask:
+    """Raises BadTask."""
+    if not isinstance(task, Mapping):
+        raise BadTask(f"a task is a JSON object, not {type(task).__name__}")
+    kinds = {"stdin": _stdin_task, "function": _function_task, "asserts": _asserts_task}
+    kind = task.get("type")
+    if kind not in kinds:
+        raise BadTask(f"type is {kind!r}: it must be one of {', '.join(sorted(kinds))}")
+    prefix, solution, float_tol = task.get("prefix", ""), task.get("solution"), task.get("float_tol") or 0.0
+    if not isinstance(prefix, str) or not isinstance(solution, str | None):
+        raise BadTask("prefix and solution must be source text")
+    if isinstance(float_tol, bool) or not isinstance(float_tol, int | float) or not 0 <= float_tol < 1:
+        raise BadTask(f"float_tol is {float_tol!r}: it must be a number in [0, 1)")
+    return kinds[kind](task, {"prefix": prefix, "solution": solution, "float_tol": float(float_tol)})
+
+
+def _stdin_task(task: Mapping[str, Any], common: dict[str, Any]) -> StdinTask:
+    tests = [(test["stdin"], test["stdout"]) for test in _tests(task, "stdin", "stdout")]
+    if not all(isinstance(text, str) for test in tests for text in test):
+        raise BadTask("stdin and stdout of every test must be text")
+    return StdinTask(tests=tuple(tests), **common)
+
+
+def _function_task(task: Mapping[str, Any], common: dict[str, Any]) -> FunctionTask:
+    tests = [(test["args"], test["expected"]) for test in _tests(task, "args", "expected")]
+    if not all(isinstance(args, list) for args, _ in tests):
+        raise BadTask("args of every test must be a list")
+    return FunctionTask(fn_name=_identifier(task, "fn_name"), tests=tuple(tests), **common)
+
+
+def _asserts_task(task: Mapping[str, Any], common: dict[str, Any]) -> AssertsTask:
+    entry_point, setup, asserts = _identifier(task, "entry_point"), task.get("setup", ""), task.get("asserts")
+    if not isinstance(asserts, list) or not asserts or not all(isinstance(a, str) for a in [setup, *asserts]):
+        raise BadTask("asserts must be a list of at least one text of Python, and setup such a text")
+    names = {node.id for text in asserts for node in ast.walk(_parsed(text)) if isinstance(node, ast.Name)}
+    _parsed(setup)
+    if not names & {entry_point, "candidate"}:
+        raise BadTask(f"asserts never use {entry_point}: every program would pass them")
+    return AssertsTask(entry_point=entry_point, setup=setup, asserts=tuple(asserts), **common)
+
+
+def _tests(task: Mapping[str, Any], *fields: str) -> list[Mapping[str, Any]]:
+    tests = task.get("tests")
+    if not isinstance(tests, list) or not tests:
+        raise BadTask("tests must be a list of at least one test: without one every program would pass")
+    for number, test in enumerate(tests, 1):
+        if not isinstance(test, Mapping) or not set(fields) <= set(test):
+            raise BadTask(f"test {number} must be an object with {' and '.join(fields)}")
+    return tests
+
+
+def _identifier(task: Mapping[str, Any], field: str) -> str:
+    name = task.get(field)
+    if not isinstance(name, str) or not name.isidentifier():
+        raise BadTask(f"{field} is {name!r}: it must be the name of a function")
+    return name
+
+
+def _parsed(source: str) -> ast.AST:
+    try:
+        return ast.parse(source)
+    except (SyntaxError, ValueError) as error:
+        raise BadTask(f"asserts and setup must be Python: {error}") from None
+
+
+_FENCE = re.compile(r"^[ \t]*```[ \t]*([A-Za-z0-9_+-]*)[^\n]*\n(.*?)^[ \t]*```[ \t]*$", re.DOTALL | re.MULTILINE)
+
+
+def program_in(completion: str) -> str:
+    """The program in a model's completion: the last fenced block after the reasoning; without a fence the whole text."""
+    text = completion[completion.rfind("</think>") + len("</think>") :] if "</think>" in completion else completion
+    blocks = _FENCE.findall(text)
+    python = [block for language, block in blocks if language.lower() in ("", "py", "python", "python3")]
+    return python[-1] if python else text
+
+
+def whole_program(program: str, task: Task) -> str:
+    """The program with the task's prefix. One that does not define the function itself goes on where the prefix ends, as
+    far as it is indented: a base model then writes on."""
+    if not task.prefix:
+        return program
+    if task.defines is None or re.search(rf"^\s*(async\s+)?def\s+{task.defines}\b", program, re.MULTILINE):
+        return f"{task.prefix}\n\n{program}"
+    lines = program.split("\n")
+    end = next((i for i, line in enumerate(lines) if i > 0 and line[:1].strip()), len(lines))
+    return task.prefix + "\n".join(lines[:end])

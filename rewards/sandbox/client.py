@@ -1,0 +1,224 @@
+"""The judge's end of a zygote: hand it a job, collect what the child wrote, end it when it writes too much."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from rewards.sandbox.child import SET_UP, Limits
+from rewards.sandbox.zygote import CHILD_FAILED, END, MAX_MESSAGE
+
+_ROOT = Path(__file__).resolve().parents[2]
+_START_SECONDS = 60.0
+_GRACE_SECONDS = 5.0  # beyond a child's wall clock, for the zygote to answer
+_MAX_OUTPUT = 1 << 20
+_READ_SIZE = 1 << 16
+
+
+class SandboxError(RuntimeError):
+    """The sandbox failed, not the program."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a child ended, and what it wrote (the first megabyte of each).
+
+    status: of its exit, or minus the signal that ended it. ended_by: "exit", "wall" (its time was over) or "judge" (it
+    wrote too much, or was told to end).
+    """
+
+    status: int
+    cpu: float
+    ended_by: str
+    stdout: bytes
+    stderr: bytes
+    result: bytes
+
+    @property
+    def overflowed(self) -> bool:
+        return len(self.stdout) > _MAX_OUTPUT or len(self.result) > _MAX_OUTPUT
+
+
+class Sandbox:
+    """A zygote that has entered `layers`, and the children that it forks, one at a time.
+
+    packages: modules to import beforehand, for programs to use. readable: the folders that these need.
+    Raises SandboxError where the layers cannot be entered.
+    """
+
+    def __init__(self, layers: Sequence[str], *, packages: Sequence[str] = (), readable: Sequence[str] = ()) -> None:
+        options = {"layers": list(layers), "packages": list(packages), "readable": list(readable)}
+        flags = ("-B", "-s", "-S", "-P", "-W", "ignore", "-X", "utf8")
+        path = os.pathsep.join([str(_ROOT), *readable])
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, *flags, "-m", "rewards.sandbox.zygote", json.dumps(options)],
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd="/",
+                env={"PYTHONPATH": path, "PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8", "OMP_NUM_THREADS": "1"},
+                start_new_session=True,
+            )
+        except OSError as error:
+            self._control.close()
+            raise SandboxError(f"no process can be started: {error.strerror}") from None
+        finally:
+            theirs.close()
+        self._running: _Child | None = None
+        self._control.settimeout(_START_SECONDS)
+        try:
+            self._answer()
+        except SandboxError:
+            self.close()
+            raise
+
+    def run(self, job: dict[str, Any], limits: Limits, *, stdin: bytes = b"") -> Ended:
+        """Start a child and wait for its end. Raises SandboxError, and is closed then."""
+        self.start(job, limits, stdin=stdin)
+        return self.finish()
+
+    def start(
+        self, job: dict[str, Any], limits: Limits, *, stdin: bytes = b"", link: socket.socket | None = None
+    ) -> None:
+        """Start a child; `link` becomes its end of a connection to another one."""
+        try:
+            self._running = _Child(job, stdin, limits)
+            given = [*self._running.given, *([link.fileno()] if link else [])]
+            socket.send_fds(self._control, [json.dumps(limits).encode()], given)
+        except OSError as error:
+            self.close()
+            raise SandboxError(f"a job cannot be handed over: {error.strerror}") from None
+        finally:
+            if self._running:
+                self._running.close_given()
+
+    def finish(self, *, at_once: bool = False) -> Ended:
+        """Wait for the child that was started, or end it."""
+        child = self._running
+        assert child
+        try:
+            if at_once:
+                self._control.send(END)
+            reply = self._watch(child)
+        except (OSError, SandboxError) as error:
+            self.close()
+            raise SandboxError(str(error)) from None
+        finally:
+            child.close()
+            self._running = None
+        stdout, stderr, result = map(bytes, child.written)
+        if reply["status"] == CHILD_FAILED and not result.startswith(SET_UP):
+            raise SandboxError(f"a child could not be set up: {stderr.decode(errors='replace')[:200]}")
+        return Ended(reply["status"], reply["cpu"], reply["ended_by"], stdout, stderr, result.removeprefix(SET_UP))
+
+    def _watch(self, child: _Child) -> dict[str, Any]:
+        """Read what the child writes until the zygote says that it has ended; end it when it writes too much."""
+        deadline = time.monotonic() + child.limits["wall_seconds"] + _GRACE_SECONDS
+        told = False
+        poll = select.poll()
+        for descriptor in (self._control.fileno(), *child.pipes):
+            poll.register(descriptor, select.POLLIN)
+        reply = None
+        while reply is None:
+            ready = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+            if not ready:
+                raise SandboxError("the zygote does not answer")
+            for descriptor, _ in ready:
+                if descriptor == self._control.fileno():
+                    reply = self._answer()
+                elif not child.read(descriptor):
+                    poll.unregister(descriptor)
+            if child.overflows and not told and reply is None:
+                self._control.send(END)
+                told = True
+        for descriptor in child.pipes:  # the writers are gone: what is left is there
+            while select.select([descriptor], [], [], 0)[0] and child.read(descriptor):
+                pass
+        return reply
+
+    def _answer(self) -> dict[str, Any]:
+        try:
+            message = self._control.recv(MAX_MESSAGE)
+        except OSError as error:
+            raise SandboxError(f"the zygote does not answer: {error}") from None
+        if not message:
+            raise SandboxError("the zygote died")
+        answer = json.loads(message)
+        if "failed" in answer:
+            raise SandboxError(answer["failed"])
+        return answer
+
+    def close(self) -> None:
+        """End the zygote, and with it everything it started. Safe to call twice."""
+        self._control.close()
+        with suppress(ProcessLookupError):
+            self._process.kill()
+        self._process.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class _Child:
+    """The descriptors of a child, ours and its own, and what has come through ours."""
+
+    def __init__(self, job: dict[str, Any], stdin: bytes, limits: Limits) -> None:
+        self.limits = limits
+        self.pipes: list[int] = []
+        self.given: list[int] = []
+        self.written = [bytearray(), bytearray(), bytearray()]
+        try:
+            self.given.append(_memory_file(stdin))
+            for _ in self.written:
+                ours, theirs = os.pipe2(os.O_CLOEXEC)
+                self.pipes.append(ours)
+                self.given.append(theirs)
+            self.given.append(_memory_file(json.dumps(job).encode()))
+        except OSError:
+            self.close()
+            self.close_given()
+            raise
+
+    @property
+    def overflows(self) -> bool:
+        return any(len(written) > _MAX_OUTPUT for written in self.written[::2])
+
+    def read(self, pipe: int) -> bool:
+        """Whether there may be more. Beyond the bound it is read and forgotten, so that nobody blocks on writing it."""
+        data = os.read(pipe, _READ_SIZE)
+        written = self.written[self.pipes.index(pipe)]
+        if len(written) <= _MAX_OUTPUT:
+            written += data
+        return bool(data)
+
+    def close(self) -> None:
+        for pipe in self.pipes:
+            os.close(pipe)
+
+    def close_given(self) -> None:
+        while self.given:
+            os.close(self.given.pop())
+
+
+def _memory_file(content: bytes) -> int:
+    """A file without a place, to be read from its beginning."""
+    descriptor = os.memfd_create("plumbline")
+    with open(descriptor, "wb", closefd=False) as file:
+        file.write(content)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor

@@ -1,0 +1,158 @@
+"""How well programs are shut in on this machine: the layers that it grants, and the escapes that were really tried.
+
+    L3   namespaces, landlock and seccomp
+    L2   landlock and seccomp (a default container grants these)
+    L2g  namespaces and seccomp (where the kernel has no landlock)
+    L1   seccomp: no processes, no network, no writing, but files can be read
+    L0   resource limits only
+A layer counts only if none of the escapes below gets out; otherwise the level is L1, or L0.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import sys
+import tempfile
+from collections.abc import Collection, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from rewards.sandbox import filter as allowlist
+from rewards.sandbox.child import Limits
+from rewards.sandbox.client import Sandbox, SandboxError
+from rewards.sandbox.layers import LANDLOCK, LAYERS, NAMESPACES, SECCOMP
+
+FLOOR = 2
+
+# Each tries to get out with what it is told (`at`: a folder, a file, addresses) and says whether it did.
+_BEGINNING = """
+import ctypes, json, os, resource, signal, socket, sys
+at = json.loads(sys.stdin.read())
+def connect(family, address):
+    with socket.socket(family) as s:
+        s.settimeout(1)
+        s.connect(address)
+def syscall(name, *arguments):
+    if getattr(ctypes.CDLL(None), name)(*arguments) < 0:
+        raise OSError(name)
+def fork():
+    if os.fork() == 0:
+        os._exit(0)
+try:
+    {attempt}
+    print("escaped")
+except (OSError, ValueError):
+    print("held")
+"""
+_READING = {
+    "read a file": "open(at['canary']).read()",
+    "read the memory of another process": "open(f'/proc/{os.getppid()}/mem', 'rb')",
+}
+_ATTEMPTS = _READING | {
+    "write a file": "open(at['folder'] + '/written', 'w')",
+    "remove a file": "os.remove(at['canary'])",
+    "change a file's mode": "os.chmod(at['canary'], 0o777)",
+    "connect over TCP": "connect(socket.AF_INET, ('127.0.0.1', at['port']))",
+    "connect to a local socket": "connect(socket.AF_UNIX, at['folder'] + '/socket')",
+    "connect to an abstract socket": "connect(socket.AF_UNIX, chr(0) + at['abstract'])",
+    "start a process": "fork()",
+    "execute a file": "os.execv('/bin/true', ['true'])",  # if it succeeds nothing is said at all
+    "signal the parent": "os.kill(os.getppid(), 0)",
+    "signal everybody": "os.kill(-1, 0)",
+    "raise its limits": "resource.setrlimit(resource.RLIMIT_CPU, (resource.RLIM_INFINITY,) * 2)",
+    "trace a process": "syscall('ptrace', 0, 0, 0, 0)",
+    "make a namespace": "syscall('unshare', 0x10000000)",
+}
+_LIMITS: Limits = {"cpu_seconds": 2, "wall_seconds": 4.0, "memory": 1 << 29}
+
+
+@dataclass(frozen=True)
+class Isolation:
+    """layers: what children are run in. missing: layer -> why it is not among them. escapes: attempts that got out."""
+
+    level: str
+    layers: tuple[str, ...]
+    missing: Mapping[str, str]
+    escapes: tuple[str, ...]
+
+    @property
+    def rank(self) -> int:
+        """The level as a number, to compare with FLOOR."""
+        return int(self.level[1])
+
+    def describe(self) -> str:
+        """One line for a person."""
+        text = f"{self.level} ({', '.join(self.layers) or 'resource limits only'})"
+        if self.missing:
+            text += "; missing: " + ", ".join(f"{layer} ({reason})" for layer, reason in self.missing.items())
+        return text + (f"; escapes that succeeded: {', '.join(self.escapes)}" if self.escapes else "")
+
+
+@lru_cache
+def measure(without: frozenset[str] = frozenset()) -> Isolation:
+    """Enter what layers there are, except `without`, and try to escape. Raises SandboxError where nothing can be run."""
+    if sys.platform != "linux":
+        raise SandboxError(f"programs are run on Linux only, this is {sys.platform}")
+    wanted = [layer for layer in LAYERS if layer not in without]
+    missing = {layer: "switched off" for layer in LAYERS if layer in without}
+    if not allowlist.SUPPORTED and SECCOMP in wanted:
+        wanted.remove(SECCOMP)
+        missing[SECCOMP] = f"its rules are written for x86_64 and aarch64, this is {os.uname().machine}"
+    refused = _refusal(wanted)
+    if refused is not None:
+        reasons = {layer: _refusal([layer]) for layer in wanted}
+        missing |= {layer: reason for layer, reason in reasons.items() if reason is not None}
+        wanted = [layer for layer in wanted if layer not in missing]
+    escapes = tuple(name for name, result in _try_to_escape(wanted).items() if result != "held")
+    return Isolation(_level(wanted, escapes), tuple(wanted), missing, escapes)
+
+
+def _refusal(layers: Collection[str]) -> str | None:
+    """Why a child cannot be run in these layers, None if it can."""
+    try:
+        with Sandbox(tuple(layers)) as sandbox:
+            sandbox.run({"mode": "stdin", "source": ""}, _LIMITS)
+    except SandboxError as error:
+        return str(error)
+    return None
+
+
+def _level(layers: Collection[str], escapes: Collection[str]) -> str:
+    if not escapes and SECCOMP in layers:
+        if NAMESPACES in layers and LANDLOCK in layers:
+            return "L3"
+        if LANDLOCK in layers:
+            return "L2"
+        if NAMESPACES in layers:
+            return "L2g"
+    return "L1" if SECCOMP in layers and set(escapes) <= set(_READING) else "L0"
+
+
+def _try_to_escape(layers: Collection[str]) -> dict[str, str]:
+    """What came of each attempt: "held", or something else."""
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="plumbline-"))
+        os.chmod(folder, 0o755)
+        canary = Path(folder) / "canary"
+        canary.write_text("a child must not see this")
+        at = {"folder": folder, "canary": str(canary), "abstract": f"plumbline-{secrets.token_hex(8)}"}
+        listeners = [stack.enter_context(socket.socket(f)) for f in (socket.AF_INET, socket.AF_UNIX, socket.AF_UNIX)]
+        for listener, address in zip(
+            listeners, (("127.0.0.1", 0), f"{folder}/socket", f"\0{at['abstract']}"), strict=True
+        ):
+            listener.bind(address)
+            listener.listen()
+        os.chmod(f"{folder}/socket", 0o777)
+        told = json.dumps({**at, "port": listeners[0].getsockname()[1]}).encode()
+        sandbox = stack.enter_context(Sandbox(tuple(layers)))
+        results = {}
+        for name, attempt in _ATTEMPTS.items():
+            canary.touch()  # an earlier attempt may have removed it
+            job = {"mode": "stdin", "source": _BEGINNING.replace("{attempt}", attempt)}
+            results[name] = sandbox.run(job, _LIMITS, stdin=told).stdout.decode().strip()
+        return results

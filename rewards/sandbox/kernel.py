@@ -1,0 +1,151 @@
+"""Linux system calls that Python has no name for. Each raises OSError with the call's name where the kernel refuses."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import struct
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+MACHINE = platform.machine()
+
+CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
+CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
+MS_BIND, MS_REC, MS_PRIVATE = 1 << 12, 1 << 14, 1 << 18
+_MNT_DETACH, _AT_FDCWD, _AT_RECURSIVE = 2, -100, 0x8000
+_MOUNT_ATTR_RDONLY, _MOUNT_ATTR_NOSUID, _MOUNT_ATTR_NODEV = 1, 2, 4
+
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_CAPBSET_DROP = 1, 4, 22, 24
+_PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 36, 38, 47, 4
+_SECCOMP_MODE_FILTER = 2
+_CAPABILITY_VERSION_3 = 0x20080522
+
+_NUMBERS = {
+    "x86_64": {"pivot_root": 155, "capset": 126},
+    "aarch64": {"pivot_root": 41, "capset": 91},
+}
+# The same on every machine.
+_MOUNT_SETATTR, _LANDLOCK_CREATE_RULESET, _LANDLOCK_ADD_RULE, _LANDLOCK_RESTRICT_SELF = 442, 444, 445, 446
+_LANDLOCK_CREATE_RULESET_VERSION, _LANDLOCK_RULE_PATH_BENEATH = 1, 1
+
+# landlock's names for what a path may be used for
+READ_FILE, READ_DIR = 1 << 2, 1 << 3
+_NUM_FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}  # by the ABI's version; the last one holds for later versions
+
+
+def _checked(result: int, what: str) -> int:
+    if result < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"{what}: {os.strerror(error)}")
+    return result
+
+
+def _syscall(what: str, number: int, *arguments: object) -> int:
+    return _checked(_LIBC.syscall(ctypes.c_long(number), *arguments), what)
+
+
+def _prctl(what: str, option: int, *values: int) -> None:
+    padded = [ctypes.c_ulong(value) for value in (*values, 0, 0, 0, 0)[:4]]
+    _checked(_LIBC.prctl(option, *padded), what)
+
+
+def die_with_parent(signal: int) -> None:
+    _prctl("PR_SET_PDEATHSIG", _PR_SET_PDEATHSIG, signal)
+
+
+def hide_memory() -> None:
+    """Nobody but root reads our memory through /proc or by ptrace."""
+    _prctl("PR_SET_DUMPABLE", _PR_SET_DUMPABLE, 0)
+
+
+def inherit_orphans() -> None:
+    """A process whose parent has died below us becomes our child, so that we can end it."""
+    _prctl("PR_SET_CHILD_SUBREAPER", _PR_SET_CHILD_SUBREAPER, 1)
+
+
+def renounce_privileges() -> None:
+    """No exec will ever give more rights than there are now, and there are no capabilities now."""
+    _prctl("PR_SET_NO_NEW_PRIVS", _PR_SET_NO_NEW_PRIVS, 1)
+    for capability in range(64):
+        try:
+            _prctl("PR_CAPBSET_DROP", _PR_CAPBSET_DROP, capability)
+        except OSError:  # there are no more of them, or an ordinary user has none to drop
+            break
+    _prctl("PR_CAP_AMBIENT", _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
+    header, none = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0), bytes(24)
+    _syscall("capset", _NUMBERS[MACHINE]["capset"], ctypes.c_char_p(header), ctypes.c_char_p(none))
+
+
+def install_filter(program: bytes) -> None:
+    """seccomp(2): `program` decides on every later system call of this thread and of what it starts."""
+    code = ctypes.create_string_buffer(program, len(program))
+    described = struct.pack("HxxxxxxQ", len(program) // 8, ctypes.addressof(code))
+    buffer = ctypes.create_string_buffer(described, len(described))
+    _prctl("PR_SET_SECCOMP", _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(buffer))
+
+
+def unshare(flags: int) -> None:
+    _checked(_LIBC.unshare(flags), "unshare")
+
+
+def mount(source: str, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
+    encoded = [None if text is None else os.fsencode(text) for text in (source, target, kind, options)]
+    result = _LIBC.mount(encoded[0], encoded[1], encoded[2], ctypes.c_ulong(flags), encoded[3])
+    _checked(result, f"mount {target}")
+
+
+def make_read_only(path: str) -> None:
+    """The mount at `path` and all below it: no writing, no devices, no set-user-id programs."""
+    attributes = struct.pack("=QQQQ", _MOUNT_ATTR_RDONLY | _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NODEV, 0, 0, 0)
+    _syscall(
+        "mount_setattr",
+        _MOUNT_SETATTR,
+        ctypes.c_int(_AT_FDCWD),
+        ctypes.c_char_p(os.fsencode(path)),
+        ctypes.c_uint(_AT_RECURSIVE),
+        ctypes.c_char_p(attributes),
+        ctypes.c_size_t(len(attributes)),
+    )
+
+
+def pivot_root_here() -> None:
+    """The current directory becomes the root; the old root is gone. pivot_root(2), NOTES."""
+    _syscall("pivot_root", _NUMBERS[MACHINE]["pivot_root"], ctypes.c_char_p(b"."), ctypes.c_char_p(b"."))
+    _checked(_LIBC.umount2(b".", _MNT_DETACH), "umount2")
+    os.chdir("/")
+
+
+def landlock_version() -> int:
+    flags = ctypes.c_uint(_LANDLOCK_CREATE_RULESET_VERSION)
+    return _syscall("landlock", _LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), flags)
+
+
+def restrict_files(allowed: dict[str, int]) -> None:
+    """landlock(7): no file may be used but below the paths of `allowed`, and only with these rights; no TCP either, and
+    no abstract socket and no signal to a process outside, where the kernel's landlock knows of them."""
+    version = landlock_version()
+    file_rights = (1 << _NUM_FILE_RIGHTS[min(version, max(_NUM_FILE_RIGHTS))]) - 1
+    attributes = struct.pack("=QQQ", file_rights, 0b11, 0b11)  # bind and connect; abstract sockets and signals
+    attributes = attributes[: 24 if version >= 6 else 16 if version >= 4 else 8]
+    ruleset = _syscall(
+        "landlock",
+        _LANDLOCK_CREATE_RULESET,
+        ctypes.c_char_p(attributes),
+        ctypes.c_size_t(len(attributes)),
+        ctypes.c_uint(0),
+    )
+    for path, rights in allowed.items():
+        handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        rule = struct.pack("=Qi", rights & file_rights, handle)
+        _syscall(
+            f"landlock {path}",
+            _LANDLOCK_ADD_RULE,
+            ctypes.c_int(ruleset),
+            ctypes.c_int(_LANDLOCK_RULE_PATH_BENEATH),
+            ctypes.c_char_p(rule),
+            ctypes.c_uint(0),
+        )
+        os.close(handle)
+    _syscall("landlock", _LANDLOCK_RESTRICT_SELF, ctypes.c_int(ruleset), ctypes.c_uint(0))
+    os.close(ruleset)

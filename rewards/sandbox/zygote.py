@@ -1,0 +1,150 @@
+"""The process that forks: it imports what programs commonly use, locks itself in, and then forks a child for each job.
+
+Started by rewards.sandbox.client as an interpreter of its own, with a socket to the judge as its standard input. It reads
+neither programs nor results, which go straight between the judge and the child: it only starts, watches and ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import sys
+from typing import Any, TextIO
+
+from rewards.sandbox import child, kernel, layers
+
+MAX_MESSAGE = 4096
+END = b"end"  # what the judge says to end a child
+CHILD_FAILED = 111  # exit status: the child did not get as far as its program
+_NUM_DESCRIPTORS = 6
+_PRELOADED = (
+    *("abc", "array", "bisect", "cmath", "collections", "copy", "dataclasses", "datetime", "decimal", "enum"),
+    *("fractions", "functools", "heapq", "itertools", "json", "math", "numbers", "operator", "queue", "random", "re"),
+    *("statistics", "string", "textwrap", "threading", "time", "traceback", "typing"),
+)
+
+
+def main() -> None:
+    options = json.loads(sys.argv[1])
+    control = socket.socket(fileno=os.dup(0))
+    try:
+        for module in (*_PRELOADED, *options["packages"]):
+            importlib.import_module(module)
+        zygote = Zygote(control, options["layers"], [*layers.library_folders(), *options["readable"]])
+    except (OSError, ImportError) as error:
+        control.sendall(json.dumps({"failed": str(error)}).encode())
+        return
+    del sys.path[0]  # where this package lies: programs have no use for it
+    gc.collect()
+    gc.freeze()  # a collection in a child would write to, and so copy, every page that holds an object
+    control.sendall(json.dumps({"ready": True}).encode())
+    zygote.serve()
+
+
+class Zygote:
+    """An interpreter that has entered the `entered` layers, in this order; only the `readable` folders are left to it."""
+
+    def __init__(self, control: socket.socket, entered: list[str], readable: list[str]) -> None:
+        self._control = control
+        self._filtered = layers.SECCOMP in entered
+        self._children: TextIO | None = None
+        if layers.NAMESPACES in entered:
+            layers.enter_namespaces(readable)
+        else:  # opened now, since landlock may forbid it later
+            self._children = open("/proc/thread-self/children", encoding="ascii")  # noqa: SIM115
+            kernel.inherit_orphans()
+        kernel.hide_memory()
+        if layers.NAMESPACES not in entered and layers.LANDLOCK not in entered:
+            layers.become_nobody()
+        kernel.renounce_privileges()
+        if layers.LANDLOCK in entered:
+            layers.enter_landlock(readable)
+
+    def serve(self) -> None:
+        """One job after the other, until the judge is gone."""
+        while True:
+            message, descriptors, _, _ = socket.recv_fds(self._control, MAX_MESSAGE, _NUM_DESCRIPTORS)
+            if not message:
+                return
+            if message == END:  # it came when the child had just ended by itself
+                continue
+            reply = self._run(json.loads(message), descriptors)
+            self._control.sendall(json.dumps(reply).encode())
+
+    def _run(self, limits: child.Limits, descriptors: list[int]) -> dict[str, Any]:
+        """Start a child, wait until it ends or must be ended, leave nothing of it behind."""
+        failure = ""
+        try:
+            pid = os.fork()
+        except OSError as error:
+            pid, failure = -1, f"fork: {error.strerror}"
+        if pid == 0:
+            self._become_child(limits, descriptors)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        if pid < 0:
+            return {"failed": failure}
+        ended_by = self._wait(pid, limits["wall_seconds"])
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        _, status, usage = os.wait4(pid, 0)
+        self._end_strays()
+        cpu = usage.ru_utime + usage.ru_stime
+        return {"status": os.waitstatus_to_exitcode(status), "cpu": cpu, "ended_by": ended_by}
+
+    def _become_child(self, limits: child.Limits, descriptors: list[int]) -> None:
+        """Its own session, its own descriptors, its own end. Never returns."""
+        try:
+            os.setsid()
+            aside = [os.dup2(descriptor, 32 + i) for i, descriptor in enumerate(descriptors)]  # off the final numbers
+            for wanted, descriptor in enumerate(aside):
+                os.dup2(descriptor, wanted)
+            os.closerange(len(descriptors), 64)
+            kernel.die_with_parent(signal.SIGKILL)
+            child.run(limits, filtered=self._filtered)
+        except BaseException as error:  # noqa: BLE001  told to the judge
+            os.write(child.STDERR, f"{type(error).__name__}: {error}".encode())
+        finally:  # an exception of ours must not go on as a second zygote
+            os._exit(CHILD_FAILED)
+
+    def _wait(self, pid: int, seconds: float) -> str:
+        """Until the child ends, its time is over, or the judge says so or is gone. -> which of them."""
+        poll = select.poll()
+        ended = os.pidfd_open(pid)
+        poll.register(ended, select.POLLIN)
+        poll.register(self._control, select.POLLIN)
+        ready = [descriptor for descriptor, _ in poll.poll(seconds * 1000)]
+        os.close(ended)
+        if not ready:
+            return "wall"
+        if ended in ready:
+            return "exit"
+        self._control.recv(MAX_MESSAGE)
+        return "judge"
+
+    def _end_strays(self) -> None:
+        """What a child left behind: in a process tree of our own everything else, elsewhere what has become our child."""
+        with contextlib.suppress(ChildProcessError, ProcessLookupError):
+            if os.getpid() == 1:
+                os.kill(-1, signal.SIGKILL)
+            while True:
+                for stray in self._strays():
+                    os.kill(stray, signal.SIGKILL)
+                os.waitpid(-1, 0)
+
+    def _strays(self) -> list[int]:
+        if self._children is None:
+            return []
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)  # raises where there is none: nearly always
+        self._children.seek(0)
+        return [int(pid) for pid in self._children.read().split()]
+
+
+if __name__ == "__main__":
+    main()
