@@ -5,19 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from rewards.combine import CombinedVerifier
 from rewards.math_answer import MathVerifier
 from rewards.program import ProgramVerifier
+from rewards.sandbox.isolation import Isolation
 from rewards.score import Verifier
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifierOptions:
     """num_workers: processes that judge at once, of each verifier. deadline: seconds for one answer.
-    allow_unsafe_code: run programs even where they cannot be shut in."""
+    allow_unsafe_code: run programs even where they cannot be shut in.
+    formats, format_weight, gate_format: rules of form beside correctness, see rewards.combine."""
 
     num_workers: int = 2
     deadline: float = 2.0
     allow_unsafe_code: bool = False
+    formats: tuple[str, ...] = ()
+    format_weight: float = 0.1
+    gate_format: bool = True
 
 
 def _math(options: VerifierOptions) -> Verifier:
@@ -34,15 +40,26 @@ VERIFIERS: Mapping[str, Callable[[VerifierOptions], Verifier]] = {"math": _math,
 
 
 class Verifiers(dict[str, Verifier]):
-    """Verifiers by name, each started when it is first asked for."""
+    """Verifiers by name, each started when it is first asked for.
+
+    isolation: how well programs are shut in, once any are judged.
+    """
 
     def __init__(self, options: VerifierOptions) -> None:
         super().__init__()
         self._options = options
+        self.isolation: Isolation | None = None
 
     def __missing__(self, name: str) -> Verifier:
-        self[name] = VERIFIERS[name](self._options)
-        return self[name]
+        options, verifier = self._options, VERIFIERS[name](self._options)
+        if isinstance(verifier, ProgramVerifier):
+            self.isolation = verifier.isolation
+        if options.formats:
+            verifier = CombinedVerifier(
+                verifier, options.formats, weight=options.format_weight, gated=options.gate_format
+            )
+        self[name] = verifier
+        return verifier
 
     def close(self) -> None:
         """End every worker process. Safe to call twice."""

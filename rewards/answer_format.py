@@ -1,0 +1,94 @@
+r"""Is a completion written in the form that was asked for? Apart from whether it is right: see rewards/combine.py.
+
+Each rule maps a text to a value in [0, 1] and, below 1, says what is amiss. They run on model text in the trainer itself, so
+each is one pass of string searches, linear in the text.
+
+    think-answer   one <think>...</think>, then one <answer>...</answer>, nothing else
+    boxed          one \boxed{...}, at the end
+    no-repetition  the share of distinct ones among its sequences of eight words
+    words:N        at most N words; from there falling in a line to 0 at 2 N
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+from rewards.errors import UserError
+from rewards.extract import END_OF_TURN, final_answer
+
+_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+_BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")
+_AFTER_BOX = re.compile(r"[\s$.,!*\])]*")
+_NGRAM = 8  # words; shorter ones repeat in any honest derivation
+
+
+class Form(NamedTuple):
+    value: float
+    amiss: str
+
+
+FormatRule = Callable[[str], Form]
+_GOOD = Form(1.0, "")
+
+
+def think_answer(text: str) -> Form:
+    """Every tag once, in order, around something, with nothing outside. A regular expression with MULTILINE, as used
+    elsewhere, also accepts text after the answer, two answers, and empty sections."""
+    for tag in _TAGS:
+        if text.count(tag) != 1:
+            return Form(0.0, f"{tag} stands {text.count(tag)} times")
+    places = [text.index(tag) for tag in _TAGS]
+    if places != sorted(places):
+        return Form(0.0, "the tags are out of order")
+    before, thought, between, answer, after = re.split("|".join(_TAGS), text)
+    if (before + between + after).strip():
+        return Form(0.0, "text outside of the tags")
+    if not thought.strip() or not answer.strip():
+        return Form(0.0, "an empty section")
+    return _GOOD
+
+
+def boxed(text: str) -> Form:
+    """The only box closes the text, but for punctuation and the end of the mathematics around it."""
+    if len(_BOX.findall(text)) != 1:
+        return Form(0.0, f"{len(_BOX.findall(text))} boxes")
+    if final_answer(text, strict=True) is None:
+        return Form(0.0, "the box is empty, not closed, or inside the reasoning")
+    if not _AFTER_BOX.fullmatch(text, text.rfind("}") + 1):
+        return Form(0.0, "text after the box")
+    return _GOOD
+
+
+def no_repetition(text: str) -> Form:
+    """distinct / all sequences of eight words; in the spirit of the n-gram penalty of arXiv 2502.03373, section 4.3."""
+    words = text.split()
+    ngrams = list(zip(*(words[i:] for i in range(_NGRAM))))
+    if len(set(ngrams)) == len(ngrams):
+        return _GOOD
+    return Form(len(set(ngrams)) / len(ngrams), "it repeats itself")
+
+
+def at_most_words(text: str, limit: int) -> Form:
+    """1 up to `limit` words, then 2 - words / limit, at least 0."""
+    count = len(text.split())
+    return _GOOD if count <= limit else Form(max(0.0, 2 - count / limit), f"{count} words")
+
+
+def format_rule(name: str) -> FormatRule:
+    """The rule of this name. Raises UserError for another."""
+    rules: dict[str, FormatRule] = {"think-answer": think_answer, "boxed": boxed, "no-repetition": no_repetition}
+    if name in rules:
+        return rules[name]
+    limit = re.fullmatch(r"words:([1-9]\d{0,6})", name)
+    if limit is None:
+        raise UserError(f"format is {name!r}: it must be one of {', '.join(rules)}, or words:N for at most N words")
+    return partial(at_most_words, limit=int(limit[1]))
+
+
+def written(text: str) -> str:
+    """The text up to where the model's turn ended; a base model may run on after it."""
+    turn_end = END_OF_TURN.search(text)
+    return text[: turn_end.start()] if turn_end else text

@@ -1,0 +1,49 @@
+"""Correctness and format in one reward, every part kept apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from rewards.answer_format import format_rule, written
+from rewards.score import Reference, Score, Verifier
+
+
+class CombinedVerifier:
+    """The value c of a verifier, in [0, 1], with the mean f of format rules at weight w, 0 < w < 1; a `rewards.score.Verifier`.
+
+        gated (the default)   c (1 - w + w f)      a wrong answer earns nothing for its form
+        not gated             (1 - w) c + w f
+
+    An ungated format reward is the first thing that a policy farms: it is there from the first step, whatever the answer
+    is. The outcome is the verifier's, and so is None; `parts` holds its parts and one for each rule, under its name.
+    """
+
+    def __init__(self, verifier: Verifier, formats: Sequence[str], *, weight: float = 0.1, gated: bool = True) -> None:
+        self._verifier, self._weight, self._gated = verifier, weight, gated
+        self._rules = {name: format_rule(name) for name in formats}
+
+    def verify_batch(self, answers: Sequence[str], references: Sequence[Reference]) -> list[Score]:
+        """The combined score of each of `answers`."""
+        scores = self._verifier.verify_batch(answers, references)
+        return [self._with_format(score, answer) for score, answer in zip(scores, answers, strict=True)]
+
+    def check_references(self, references: Sequence[Reference]) -> list[Score]:
+        """The verifier's word on the references: there is nothing to be written in a form."""
+        return self._verifier.check_references(references)
+
+    def close(self) -> None:
+        """End the verifier's worker processes. Safe to call twice."""
+        self._verifier.close()
+
+    def _with_format(self, score: Score, answer: str) -> Score:
+        if score.value is None:
+            return score
+        text = written(answer)
+        forms = {name: rule(text) for name, rule in self._rules.items()}
+        form = sum(f.value for f in forms.values()) / len(forms)
+        w = self._weight
+        value = score.value * (1 - w + w * form) if self._gated else (1 - w) * score.value + w * form
+        amiss = "".join(f"; {name}: {f.amiss}" for name, f in forms.items() if f.amiss)
+        parts = {**score.parts, **{name: f.value for name, f in forms.items()}}
+        return replace(score, value=value, parts=parts, detail=score.detail + amiss)

@@ -1,0 +1,94 @@
+"""Form is judged by counting, so that what only resembles the form earns nothing."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from rewards.answer_format import format_rule, written
+from rewards.errors import UserError
+
+GOOD = "<think>\n6*7=42\n</think>\n<answer>42</answer>"
+
+
+@pytest.mark.parametrize(
+    ("text", "amiss"),
+    [
+        (GOOD, ""),
+        (f"  {GOOD}\n\n", ""),
+        # The next five get full marks from the regular expression with MULTILINE that is common elsewhere.
+        (f"{GOOD}\nand more", "text outside"),
+        (f"{GOOD}\n{GOOD}", "<think> stands 2 times"),
+        ("<think></think>\n<answer>42</answer>", "an empty section"),
+        ("<think>\n6*7=42\n</think>\n<answer> </answer>", "an empty section"),
+        ("<think>a<answer>b</answer></think><answer>c</answer>", "<answer> stands 2 times"),
+        (f"Sure! {GOOD}", "text outside"),
+        ("<think>a</think> so <answer>b</answer>", "text outside"),
+        ("<answer>42</answer>\n<think>6*7</think>", "out of order"),
+        ("<think>6*7=42\n<answer>42</answer>", "</think> stands 0 times"),
+        ("42", "<think> stands 0 times"),
+        ("", "<think> stands 0 times"),
+    ],
+)
+def test_think_and_answer_stand_once_in_order_around_something(text: str, amiss: str) -> None:
+    form = format_rule("think-answer")(text)
+    assert form.value == float(not amiss)
+    assert amiss in form.amiss
+
+
+@pytest.mark.parametrize(
+    ("text", "amiss"),
+    [
+        (r"so \boxed{42}", ""),
+        (r"$$\boxed{\frac{1}{2}}.$$", ""),
+        (r"\boxed{42} and more", "text after"),
+        (r"\boxed{41} no, \boxed{42}", "2 boxes"),
+        (r"\boxed{}", "empty"),
+        (r"\boxed{42", "not closed"),
+        (r"<think>\boxed{42}</think> 42", "inside the reasoning"),
+        ("42", "0 boxes"),
+        (r"\boxedtimes", "0 boxes"),
+    ],
+)
+def test_the_only_box_closes_the_text(text: str, amiss: str) -> None:
+    form = format_rule("boxed")(text)
+    assert form.value == float(not amiss)
+    assert amiss in form.amiss
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("a b c", 1.0),  # no sequence of eight words
+        ("a b c d e f g h i", 1.0),  # two of them, different
+        ("a " * 9, 1 / 2),  # two, equal
+        ("x y " * 6, 2 / 5),  # five, of two kinds
+    ],
+)
+def test_repetition_costs_its_share(text: str, value: float) -> None:
+    assert format_rule("no-repetition")(text).value == value
+
+
+@pytest.mark.parametrize(("count", "value"), [(0, 1.0), (10, 1.0), (15, 0.5), (20, 0.0), (500, 0.0)])
+def test_length_is_free_up_to_the_limit(count: int, value: float) -> None:
+    assert format_rule("words:10")("word " * count).value == value
+
+
+@pytest.mark.parametrize("name", ["tags", "words:", "words:0", "words:-1", "words:1e3"])
+def test_another_name_is_told_those_there_are(name: str) -> None:
+    with pytest.raises(UserError, match=f"{name}.*think-answer.*words:N"):
+        format_rule(name)
+
+
+def test_what_follows_the_end_of_the_turn_is_not_the_answer() -> None:
+    assert format_rule("think-answer")(written(f"{GOOD}<|im_end|>\nuser: next")).value == 1
+
+
+@pytest.mark.parametrize("name", ["think-answer", "boxed", "no-repetition", "words:10"])
+@pytest.mark.parametrize("piece", ["<think>", "</answer>", r"\boxed{", "a ", "} ", r"\boxed{1}" + "." * 50, "\n" * 9])
+def test_hostile_text_takes_linear_time(name: str, piece: str) -> None:
+    """A megabyte in a second: a rule that is quadratic in the text would need hours."""
+    started = time.process_time()
+    format_rule(name)(piece * (1_000_000 // len(piece)))
+    assert time.process_time() - started < 3
