@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from rewards.extract import reference_answer
+from rewards.score import Reference
+from rewards.verifiers import VERIFIERS
 from rollout.arithmetic import arithmetic_problems
 from rollout.errors import UserError
+from rollout.program_tasks import asks_for_program, program_task
 from rollout.records import Problem
 
 HUB_NAMES = {"gsm8k": ("openai/gsm8k", "main"), "math": ("DigitalLearningGmbH/MATH-lighteval", "default")}
@@ -52,26 +55,42 @@ def load_problems(
     if not rows:
         raise UserError(f"dataset is {dataset!r}: it has no rows; give one with at least two problems")
     prompt_column = _column("prompt_column", prompt_column, PROMPT_COLUMNS, rows[0], dataset)
-    answer_column = _column("answer_column", answer_column, ANSWER_COLUMNS, rows[0], dataset)
+    if _is_math(rows[0]):
+        answer_column = _column("answer_column", answer_column, ANSWER_COLUMNS, rows[0], dataset)
     problems: dict[Any, Problem] = {}
     for number, row in enumerate(rows):
         if row.get(prompt_column) is None:
             raise UserError(
                 f"dataset is {dataset!r}: row {number + 1} has no {prompt_column!r}: fill it or drop the row"
             )
-        answer = row.get(answer_column)  # without one it is an empty reference: left out and told of, as any bad one
         prompt = _messages(row[prompt_column])
-        problem = Problem(
-            id=str(row.get("id", number)),
-            prompt=prompt,
-            reference="" if answer is None else reference_answer(str(answer)),
-        )
+        verifier, reference = _judged_by(row, answer_column, f"dataset is {dataset!r}: row {number + 1}")
+        problem_id = str(row.get("id", row.get("task_id", number)))
+        problem = Problem(id=problem_id, prompt=prompt, reference=reference, verifier=verifier)
         problems.setdefault(json.dumps(prompt), problem)
     if len({p.id for p in problems.values()}) < len(problems):
         raise UserError(
             f"dataset is {dataset!r}: values of its column 'id' are not unique; make them so or drop the column"
         )
     return list(problems.values())
+
+
+def _is_math(row: Mapping[str, Any]) -> bool:
+    return "verifier" not in row and not asks_for_program(row)
+
+
+def _judged_by(row: Mapping[str, Any], answer_column: str | None, what: str) -> tuple[str, Reference]:
+    """The verifier that a row asks for, and the reference for it."""
+    if "verifier" in row:
+        if row["verifier"] not in VERIFIERS:
+            raise UserError(
+                f"{what}: verifier is {row['verifier']!r}: it must be one of {', '.join(sorted(VERIFIERS))}"
+            )
+        return row["verifier"], row.get("reference", "")
+    if asks_for_program(row):
+        return "program", program_task(row, what)
+    answer = row.get(answer_column or "")  # without one it is an empty reference: left out and told of, as any bad one
+    return "math", "" if answer is None else reference_answer(str(answer))
 
 
 def _messages(prompt: Any) -> tuple[Mapping[str, str], ...]:

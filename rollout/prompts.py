@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from rollout.errors import UserError
 from rollout.records import Problem
 
-PromptStyle = Literal["plain", "boxed", "r1"]
+PromptStyle = Literal["plain", "boxed", "r1", "code"]
 
 SYSTEM_PROMPTS: dict[PromptStyle, str | None] = {
     "plain": None,
@@ -20,23 +20,34 @@ SYSTEM_PROMPTS: dict[PromptStyle, str | None] = {
         "First think about the problem, then answer it. Enclose the reasoning in <think> </think> and the final answer "
         "in <answer> </answer>, i.e., <think> reasoning </think> <answer> answer </answer>."
     ),
+    "code": "Solve the task in Python, and put the whole program in one ```python block.",
 }
+STYLE_OF: dict[str, PromptStyle] = {"math": "boxed", "program": "code"}  # by verifier; other problems say it themselves
 
 
 class PromptRenderer:
-    """The chat template where the tokenizer has one; for a base model the texts, one under the other."""
+    """The chat template where the tokenizer has one; for a base model the texts, one under the other.
+
+    style: which system prompt goes before a problem; None is the one that says where its verifier looks for the answer.
+    """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, *, style: PromptStyle, system_prompt: str | None = None
+        self, tokenizer: PreTrainedTokenizerBase, *, style: PromptStyle | None, system_prompt: str | None = None
     ) -> None:
         self.tokenizer = tokenizer
-        self.system = system_prompt if system_prompt is not None else SYSTEM_PROMPTS[style]
+        self._style, self._system_prompt = style, system_prompt
+
+    def _system(self, problem: Problem) -> str | None:
+        if self._system_prompt is not None:
+            return self._system_prompt
+        return SYSTEM_PROMPTS[self._style or STYLE_OF.get(problem.verifier) or "plain"]
 
     def render(self, problem: Problem) -> tuple[int, ...]:
         prompt = problem.prompt
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
-        if self.system is not None and messages[0]["role"] != "system":
-            messages.insert(0, {"role": "system", "content": self.system})
+        system = self._system(problem)
+        if system is not None and messages[0]["role"] != "system":
+            messages.insert(0, {"role": "system", "content": system})
         if self.tokenizer.chat_template is not None:
             ids = self.tokenizer(self._apply_template(messages), add_special_tokens=False).input_ids
         else:

@@ -29,7 +29,9 @@ def adding_bos(template: str | None) -> PreTrainedTokenizerFast:
     return made
 
 
-def rendered(tokenizer: PreTrainedTokenizerFast, problem: Problem, style: str = "plain", own: str | None = None) -> str:
+def rendered(
+    tokenizer: PreTrainedTokenizerFast, problem: Problem, style: str | None = "plain", own: str | None = None
+) -> str:
     return tokenizer.decode(PromptRenderer(tokenizer, style=style, system_prompt=own).render(problem))
 
 
@@ -45,7 +47,7 @@ def test_a_base_model_gets_the_text_alone(problem: Problem) -> None:
     assert rendered(adding_bos(None), problem) == "<|begin|>1+1?\n"
 
 
-@pytest.mark.parametrize("style", ["plain", "boxed", "r1"])
+@pytest.mark.parametrize("style", ["plain", "boxed", "r1", "code"])
 def test_the_system_prompt_says_where_the_answer_goes(style: str) -> None:
     """A model is scored for an answer in the place it was told of, and told nothing else."""
     system = SYSTEM_PROMPTS[style]
@@ -53,8 +55,20 @@ def test_the_system_prompt_says_where_the_answer_goes(style: str) -> None:
     assert rendered(adding_bos(TEMPLATE), CHAT, style) == f"<|begin|>{first}<user>1+1?<assistant>"
     before = "" if system is None else f"{system}\n\n"
     assert rendered(adding_bos(None), CHAT, style) == f"<|begin|>{before}1+1?\n"
-    named = {"plain": (), "boxed": (r"\boxed{}",), "r1": ("<think>", "</think>", "<answer>", "</answer>")}[style]
+    named = {
+        "plain": (),
+        "boxed": (r"\boxed{}",),
+        "r1": ("<think>", "</think>", "<answer>", "</answer>"),
+        "code": ("```python",),
+    }[style]
     assert all(marker in (system or "") for marker in named)
+
+
+@pytest.mark.parametrize(("verifier", "style"), [("math", "boxed"), ("program", "code"), ("puzzle", "plain")])
+def test_without_a_style_the_verifier_decides(verifier: str, style: str) -> None:
+    """A model that is to write a program must not be told to put a number in a box."""
+    problem = Problem(id="p", prompt="1+1?", reference="2", verifier=verifier)
+    assert rendered(adding_bos(TEMPLATE), problem, None) == rendered(adding_bos(TEMPLATE), problem, style)
 
 
 def test_a_system_prompt_of_ones_own_replaces_the_styles() -> None:

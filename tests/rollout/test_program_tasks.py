@@ -1,0 +1,87 @@
+"""Rows that bring tests become tasks that rewards.program judges."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rewards.program_task import parse_task
+from rollout.errors import UserError
+from rollout.problems import load_problems
+
+ASSERTS = ["assert set([add(1, 2)]) == {3}", "assert set([add(0, 0)]) == {0}"]
+CALLS = [{"args": [1, 2], "expected": 3}]
+SCRIPT = [{"stdin": "1 2", "stdout": "3"}]
+
+
+def loaded(folder: Path, **columns: Any) -> dict[str, Any]:
+    """The task of a file with one row."""
+    path = folder / "data.jsonl"
+    path.write_text(json.dumps({"prompt": "Add.", **columns}) + "\n")
+    problem = load_problems(str(path))[0]
+    assert problem.verifier == "program"
+    assert isinstance(problem.reference, dict)
+    parse_task(problem.reference)  # raises for what no program can be judged by
+    return problem.reference
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({"tests": ASSERTS}, {"type": "asserts", "entry_point": "add", "asserts": ASSERTS}),
+        ({"tests": ASSERTS, "entry_point": "plus"}, {"entry_point": "plus"}),
+        ({"tests": json.dumps(ASSERTS)}, {"asserts": ASSERTS}),
+        ({"test_list": ASSERTS, "test_setup_code": "import math"}, {"asserts": ASSERTS, "setup": "import math"}),
+        ({"tests": CALLS, "fn_name": "add"}, {"type": "function", "fn_name": "add", "tests": CALLS}),
+        ({"tests": CALLS, "fn_name": "add", "float_tol": 1e-6}, {"float_tol": 1e-6}),
+        ({"tests": SCRIPT}, {"type": "stdin", "tests": SCRIPT}),
+        ({"tests": [{"input": "1 2", "output": "3"}]}, {"type": "stdin", "tests": SCRIPT}),
+    ],
+)
+def test_every_shape_of_tests_is_read(columns: dict[str, Any], expected: dict[str, Any], tmp_path: Path) -> None:
+    if expected.get("entry_point") == "plus":
+        columns = {**columns, "tests": [text.replace("add", "plus") for text in ASSERTS]}
+    task = loaded(tmp_path, **columns)
+    assert {key: task[key] for key in expected} == expected
+
+
+def test_a_humaneval_row_is_judged_as_a_beginning_with_its_helpers(tmp_path: Path) -> None:
+    prompt = "def helper(x):\n    return x\n\ndef f(x):\n    '''Twice x.'''\n"
+    test = "def check(candidate):\n    assert candidate(helper(2)) == 4\n"
+    row = {"prompt": prompt, "test": test, "entry_point": "f", "canonical_solution": "    return 2 * x\n"}
+    task = loaded(tmp_path, **row)
+    assert task["asserts"] == [test, "check(f)"]
+    assert task["setup"] == task["prefix"] == prompt
+    assert task["solution"] == row["canonical_solution"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"tests": "assert"}, "not JSON"),
+        ({"tests": {"a": 1}}, "must be a list"),
+        ({"tests": ["assert f(1)", {"args": []}]}, "all be"),
+        ({"tests": ["assert f(1) == g(1)"]}, "entry_point"),
+        ({"tests": ["assert 1"]}, "entry_point"),
+        ({"tests": ["assert f(1"]}, "not Python"),
+    ],
+)
+def test_tests_that_cannot_be_read_are_told_with_their_row(
+    columns: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=rf"row 1.*{message}"):
+        loaded(tmp_path, **columns)
+
+
+def test_a_row_may_name_its_verifier_itself(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    row = {"prompt": "Add.", "verifier": "program", "reference": {"type": "stdin", "tests": SCRIPT}}
+    path.write_text(json.dumps(row))
+    problem = load_problems(str(path))[0]
+    assert (problem.verifier, problem.reference) == ("program", row["reference"])
+    path.write_text(json.dumps({**row, "verifier": "guess"}))
+    with pytest.raises(UserError, match=r"row 1.*'guess'.*math.*program"):
+        load_problems(str(path))
