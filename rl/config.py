@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from rewards.answer_format import format_rule
 from rl.algorithms import ALGORITHMS, Algorithm
 from rl.runtime import DType
 from rollout.errors import UserError
@@ -34,7 +35,8 @@ class RunConfig:
     answer_column: str | None = None
     """Column of the reference answer; found by its usual names otherwise."""
     prompt_style: PromptStyle | None = None
-    """System prompt: "plain" (none), "boxed" or "r1" (think and answer tags). By model: plain, boxed."""
+    """System prompt: "plain" (none), "boxed", "r1" (think and answer tags) or "code". By model: plain, and where the
+    problem's verifier looks for the answer."""
     system_prompt: str | None = None
     """A system prompt of your own, in place of prompt_style's."""
 
@@ -84,9 +86,17 @@ class RunConfig:
 
     sampler: Literal["auto", "torch"] = "auto"
     """"auto" is the embedded engine."""
+    format: tuple[str, ...] = ()
+    """Rules of form beside correctness, any of think-answer, boxed, no-repetition, words:N (at most N words)."""
+    format_weight: float = 0.1
+    """Share of the reward that is the form's."""
+    gate_format: bool = True
+    """A wrong answer earns nothing for its form."""
+    allow_unsafe_code: bool = False
+    """Run programs even where this machine cannot shut them in (see `plumbline doctor`)."""
     verifier_workers: int = 2
     verifier_deadline: float = 2.0
-    """Seconds that judging one answer may take."""
+    """Seconds that judging one answer may take; programs have limits of their own."""
     max_unjudged: float = 0.5
     """The run stops when more than this share of a step's answers were unparsed, timed out or crashed the verifier."""
 
@@ -165,7 +175,6 @@ TINY_DEFAULTS: dict[str, Any] = {
 }
 TINY_KL_WEIGHT = 0.001  # a base that is wrong half of the time is no policy to stay near to
 MODEL_DEFAULTS: dict[str, Any] = {
-    "prompt_style": "boxed",
     "num_steps": 500,
     "problems_per_step": 32,
     "group_size": 8,
@@ -212,6 +221,8 @@ CHECKS: dict[str, Check] = {
     "adam_beta2": ((lambda v: 0 <= v < 1), "in [0, 1)"),
     "max_grad_norm": _POSITIVE,
     "token_budget": _at_least(1),
+    "format": ((lambda names: all(map(format_rule, names))), "names of rules"),
+    "format_weight": ((lambda v: 0 < v < 1), "more than 0 and less than 1"),
     "verifier_workers": _at_least(1),
     "verifier_deadline": _POSITIVE,
     "max_unjudged": ((lambda v: 0 <= v <= 1), "in [0, 1]"),

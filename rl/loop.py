@@ -35,7 +35,7 @@ def train(config: RunConfig) -> Path:
     config = config.resolved()
     run_dir = open_run_dir(config)
     runtime = Runtime(dtype=config.dtype, trackers=config.trackers, run_dir=run_dir, device=config.device)
-    verifiers = Verifiers(VerifierOptions(num_workers=config.verifier_workers, deadline=config.verifier_deadline))
+    verifiers = Verifiers(verifier_options(config))
     try:
         with Progress(config.num_steps or 0) as progress:
             run = set_up(replace(config, run_dir=run_dir), runtime, verifiers, progress)
@@ -54,6 +54,17 @@ def train(config: RunConfig) -> Path:
     return run_dir
 
 
+def verifier_options(config: RunConfig) -> VerifierOptions:
+    return VerifierOptions(
+        num_workers=config.verifier_workers,
+        deadline=config.verifier_deadline,
+        allow_unsafe_code=config.allow_unsafe_code,
+        formats=config.format,
+        format_weight=config.format_weight,
+        gate_format=config.gate_format,
+    )
+
+
 def run_steps(run: Run, progress: Progress, asked: StopRequest) -> None:
     """Every step that is left, with evaluations and checkpoints between, until the last or until asked to stop."""
     config, num_steps = run.config, run.config.num_steps or 0
@@ -68,6 +79,8 @@ def run_steps(run: Run, progress: Progress, asked: StopRequest) -> None:
         )
         require_judged(result.sampled, config.max_unjudged)
         metrics: Metrics = {"step": step, **result.metrics}
+        if run.verifiers.isolation:
+            metrics["sandbox/level"] = run.verifiers.isolation.rank
         if step % (config.eval_every or 1) == 0 or step == num_steps:
             metrics |= evaluate(run.collector, run.held_out)
         metrics |= {"time/step": time.perf_counter() - started, "memory/peak": run.learner.runtime.peak_memory()}
@@ -104,7 +117,7 @@ def require_judged(groups: Sequence[RolloutGroup], bound: float) -> None:
     """A broken verifier must not look like a hard dataset: too many answers that could not be read stop the run."""
     doubtful = (Outcome.UNPARSED, Outcome.TIMEOUT, Outcome.CRASHED)
     rollouts = [r for group in groups for r in group.rollouts]
-    unjudged = [r for r in rollouts if r.score.outcome in doubtful]
+    unjudged = [r for r in rollouts if r.score.outcome in doubtful and not r.cut_short]
     if len(unjudged) > bound * len(rollouts):
         examples = "".join(
             f"\n  {r.score.outcome.value}: {r.score.detail}\n    reference {str(r.problem.reference)[:80]!r}, "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,9 +16,10 @@ from rl.batch import MicroBatch
 from rl.forward import TokenScores
 from rl.losses import kl_estimate, no_signal_probability, probability_ratio, truncated_importance_weight
 from rollout.collect import Collected, has_signal
-from rollout.records import FinishReason, RolloutGroup
+from rollout.records import FinishReason, Rollout
 
 Metrics = dict[str, float | None]
+TRUNCATED = "truncated"
 
 
 @contextmanager
@@ -67,30 +68,40 @@ def describe(collected: Collected, algorithm: Algorithm, max_tokens: int) -> Met
     """What was sampled, in numbers."""
     rollouts = [r for group in collected.sampled for r in group.rollouts]
     rewards = torch.tensor([algorithm.reward(r, max_tokens) for r in rollouts if r.score.value is not None])
-    values = [r.score.value for r in rollouts if r.score.value is not None]
     lengths = [len(r.completion.token_ids) for r in rollouts]
-    pass_rate = mean(v == 1 for v in values)
+    pass_rate = mean(r.score.outcome is Outcome.CORRECT for r in rollouts if r.score.value is not None)
     expected = None if pass_rate is None else no_signal_probability(pass_rate, len(collected.sampled[0].rollouts))
-    return {
-        "reward/mean": mean(rewards.tolist()),
-        "reward/std": rewards.std(correction=0).item() if len(rewards) else None,
-        "accuracy/sampled": pass_rate,
-        "length/mean": mean(lengths),
-        "length/max": max(lengths),
-        "length/truncated": mean(r.completion.finish_reason is FinishReason.LENGTH for r in rollouts),
-        "groups/no_signal": mean(not has_signal(group) for group in collected.sampled),
-        "groups/no_signal_expected": expected,
-        "groups/refilled": collected.num_refills,
-        "tokens/sampled": collected.num_sampled_tokens,
-        "tokens/per_second": collected.num_sampled_tokens / collected.sample_seconds,
-        "time/sample": collected.sample_seconds,
-        "time/verify": collected.verify_seconds,
-    } | outcome_shares(collected.sampled)
+    return (
+        {
+            "reward/mean": mean(rewards.tolist()),
+            "reward/std": rewards.std(correction=0).item() if len(rewards) else None,
+            "accuracy/sampled": pass_rate,
+            "length/mean": mean(lengths),
+            "length/max": max(lengths),
+            "length/truncated": mean(r.completion.finish_reason is FinishReason.LENGTH for r in rollouts),
+            "groups/no_signal": mean(not has_signal(group) for group in collected.sampled),
+            "groups/no_signal_expected": expected,
+            "groups/refilled": collected.num_refills,
+            "tokens/sampled": collected.num_sampled_tokens,
+            "tokens/per_second": collected.num_sampled_tokens / collected.sample_seconds,
+            "time/sample": collected.sample_seconds,
+            "time/verify": collected.verify_seconds,
+        }
+        | outcome_shares(rollouts)
+        | part_means(rollouts)
+    )
 
 
-def outcome_shares(groups: Iterable[RolloutGroup]) -> Metrics:
-    outcomes = [r.score.outcome for group in groups for r in group.rollouts]
-    return {f"outcome/{kind.value}": mean(o is kind for o in outcomes) for kind in Outcome}
+def outcome_shares(rollouts: Sequence[Rollout]) -> Metrics:
+    """The share of each outcome; completions that were cut short are none of them but counted apart."""
+    kinds = [TRUNCATED if r.cut_short else r.score.outcome.value for r in rollouts]
+    return {f"outcome/{kind}": kinds.count(kind) / len(kinds) for kind in (*(o.value for o in Outcome), TRUNCATED)}
+
+
+def part_means(rollouts: Sequence[Rollout]) -> Metrics:
+    """The mean of each named part of the scores."""
+    names = dict.fromkeys(name for r in rollouts for name in r.score.parts)
+    return {f"part/{name}": mean(r.score.parts[name] for r in rollouts if name in r.score.parts) for name in names}
 
 
 def mean(values: Iterable[Any]) -> float | None:

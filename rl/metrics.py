@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from rewards.sandbox.isolation import FLOOR
 from rollout.errors import UserError
 
 Row = dict[str, float | None]
@@ -81,6 +82,16 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
         Metric("length/truncated", "share", "Completions that were cut by the token limit.",
                "Below 0.1. Above: right answers are graded as missing; raise the limit."),
     ),
+    "Parts": (
+        Metric("part/<name>", "reward",
+               "Mean of one named part of the scores of the graded completions: the verifier's own (`part/math`, "
+               "`part/program`, ...), and one for each rule of `format`.",
+               "All rise together. A form that rises while correctness does not: the policy farms it."),
+        Metric("sandbox/level", "level",
+               "How well programs are shut in: 3 all layers, 2 landlock or namespaces beside seccomp, below that only "
+               "with `allow_unsafe_code`. Absent where no program is run.",
+               "2 or 3, the same in every step."),
+    ),
     "Groups": (
         Metric("groups/no_signal", "share",
                "Groups whose rewards are all equal: every advantage is 0 and the group gives no gradient.",
@@ -108,6 +119,10 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
         Metric("outcome/crashed", "share",
                "Completions that could not be graded because the verifier failed. They have no value and are left out.",
                "0. Anything else is a fault of the verifier and not of the model."),
+        Metric("outcome/truncated", "share",
+               "Completions that the token limit cut before a right answer. They are counted here and under no other "
+               "outcome.",
+               "Below 0.1. Above: the limit judges, not the verifier; raise it."),
         Metric("outcome/bad_reference", "share",
                "Completions that could not be graded because the problem's reference is unusable. Left out as well.",
                "0: such problems are dropped before training."),
@@ -189,7 +204,7 @@ class MetricsWriter:
 
     def write(self, metrics: Mapping[str, float | None]) -> None:
         """Write one step. The file is opened for each line, so that nothing waits in a buffer when the run is killed."""
-        unknown = sorted(metrics.keys() - METRICS.keys())
+        unknown = sorted(key for key in metrics if key not in METRICS and not key.startswith("part/"))
         assert not unknown, f"metrics that rl/metrics.py does not define: {unknown}"
         assert "step" in metrics, "a line of metrics needs its step"
         row = {key: _finite(value) for key, value in metrics.items()}
@@ -243,6 +258,14 @@ def start_and_end(rows: list[Row], key: str) -> tuple[float, float] | None:
         return None
     window = 1 if key.startswith("eval/") else max(1, len(values) // 10)
     return sum(values[:window]) / window, sum(values[-window:]) / window
+
+
+def unsafe_programs(rows: list[Row]) -> str | None:
+    """What every summary must say of a run whose programs were not shut in."""
+    levels = series(rows, "sandbox/level")[1]
+    if not levels or min(levels) >= FLOOR:
+        return None
+    return f"UNSAFE: programs were run at isolation level {min(levels):g}, below {FLOOR}, as allow_unsafe_code permits"
 
 
 def time_by_phase(rows: list[Row]) -> dict[str, float]:

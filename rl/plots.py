@@ -21,8 +21,10 @@ from rl.metrics import OUTCOMES, PHASES, Row, existing_run_dir, read_metrics, se
 POINTS = 300  # a curve is averaged down to this many points: the page stays small however long the run
 INK, MUTED, GRID = "#010203", "#010204", "#010205"  # stand-ins: replaced by CSS variables, for light and dark
 BLUE, ORANGE, GREEN, PURPLE, RED, GREY = "#3b7dd8", "#e08a2e", "#2fa37a", "#8d6bd1", "#d1495b", "#8a93a1"
-SLATE, GOLD, BROWN = "#75808f", "#cfa62e", "#8c5a3c"
-OUTCOME_COLOURS: dict[str, str] = dict(zip(OUTCOMES, (GREEN, SLATE, ORANGE, GOLD, PURPLE, RED, BROWN), strict=True))
+SLATE, GOLD, BROWN, LIGHT = "#75808f", "#cfa62e", "#8c5a3c", "#b9c0ca"
+OUTCOME_COLOURS: dict[str, str] = dict(
+    zip(OUTCOMES, (GREEN, SLATE, ORANGE, GOLD, PURPLE, RED, LIGHT, BROWN), strict=True)
+)
 PHASE_COLOURS: dict[str, str] = dict(zip(PHASES, (BLUE, ORANGE, GREEN, GREY, PURPLE), strict=True))
 PERCENT = FuncFormatter(lambda share, _: f"{round(100 * share, 6):g}%")
 PLAIN = FuncFormatter(lambda value, _: f"{value:g}")  # 2e-05 at the tick, no factor above the axis

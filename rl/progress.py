@@ -15,7 +15,7 @@ from rich.progress import Progress as Bar
 from rich.table import Column, Table
 from rich.text import Text
 
-from rl.metrics import Row, series, start_and_end, time_by_phase
+from rl.metrics import Row, series, start_and_end, time_by_phase, unsafe_programs
 
 # Everything that can steer a terminal, hide in a page or turn the direction of reading; tab and newline stay.
 _CONTROL = re.compile(
@@ -128,6 +128,9 @@ def final_table(rows: list[Row], console: Console) -> None:
     console.print(table)
     console.print("Held-out: first and last evaluation. The rest: first and last tenth of the steps.")
     console.print(Text(where_time_went(rows)), soft_wrap=True)
+    unsafe = unsafe_programs(rows)
+    if unsafe:
+        console.print(Text(unsafe, style="bold red"), soft_wrap=True)
 
 
 def where_time_went(rows: list[Row]) -> str:

@@ -15,7 +15,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rl.metrics import METRICS, Row, existing_run_dir, read_metrics, series, start_and_end, time_by_phase
+from rl.metrics import (
+    METRICS,
+    Row,
+    existing_run_dir,
+    read_metrics,
+    series,
+    start_and_end,
+    time_by_phase,
+    unsafe_programs,
+)
 from rl.plots import GREY, OUTCOME_COLOURS, PLOTS, Panel, svg_of
 from rl.progress import duration, visible, where_time_went
 
@@ -103,6 +112,8 @@ def _concerns(rows: list[Row]) -> str:
     ends = [(start_and_end(rows, key), key, bound, meaning) for key, bound, meaning in CONCERNS]
     items = [f"<li><b>{end[1]:.1%}</b> {meaning} (<code>{key}</code>, last tenth of the steps).</li>"
              for end, key, bound, meaning in ends if end and end[1] > bound]  # fmt: skip
+    unsafe = unsafe_programs(rows)
+    items += [f"<li>{_text(unsafe)}.</li>"] if unsafe else []
     return (
         f"<section class='card concerns'><h3>Look here first</h3><ul>{''.join(items)}</ul></section>" if items else ""
     )

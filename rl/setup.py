@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from rewards.sandbox.isolation import FLOOR
 from rewards.score import Outcome, Score
 from rewards.verifiers import Verifiers
 from rl.checkpoint import last_checkpoint, load_checkpoint
@@ -41,6 +42,7 @@ class Run:
     run_dir: Path
     learner: Learner
     collector: Collector
+    verifiers: Verifiers
     stream: ProblemStream
     held_out: list[Problem]
     delivery: Delivery
@@ -121,11 +123,14 @@ def require_room(config: RunConfig, renderer: PromptRenderer, problems: Sequence
 def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: Progress) -> Run:
     assert config.run_dir is not None
     training, held_out = (gradable(part, verifiers, progress) for part in load_data(config))
+    if verifiers.isolation:
+        unsafe = "UNSAFE, as allow_unsafe_code permits: " if verifiers.isolation.rank < FLOOR else ""
+        progress.message(f"{unsafe}programs are run at isolation {verifiers.isolation.describe()}")
     algorithm = config.chosen_algorithm()
     max_tokens = config.max_tokens or 1
     source = tiny_base(verifiers, runtime, progress) if config.model == TINY else config.model
     model, tokenizer = load_pretrained(source, runtime.device)
-    renderer = PromptRenderer(tokenizer, style=config.prompt_style or "plain", system_prompt=config.system_prompt)
+    renderer = PromptRenderer(tokenizer, style=config.prompt_style, system_prompt=config.system_prompt)
     policy = Policy(model, gradient_checkpointing=config.gradient_checkpointing, autocast=runtime.autocast)
     require_room(config, renderer, [*training, *held_out], policy.context_length)
     learner = Learner(
@@ -167,6 +172,7 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
         run_dir=config.run_dir,
         learner=learner,
         collector=collector,
+        verifiers=verifiers,
         stream=stream,
         held_out=held_out,
         delivery=delivery,

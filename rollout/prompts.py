@@ -13,7 +13,7 @@ from rollout.records import Problem
 
 PromptStyle = Literal["plain", "boxed", "r1", "code"]
 
-SYSTEM_PROMPTS: dict[PromptStyle, str | None] = {
+SYSTEM_PROMPTS: dict[str, str | None] = {
     "plain": None,
     "boxed": "Reason step by step, and put your final answer within \\boxed{}.",
     "r1": (

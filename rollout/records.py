@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rewards.score import Reference, Score
+from rewards.score import Outcome, Reference, Score
 
 Message = Mapping[str, str]  # {"role": "user", "content": "..."}
 
@@ -63,6 +63,12 @@ class Rollout:
 
     def __post_init__(self) -> None:
         assert len(self.step_rewards) == len(self.step_ends)
+
+    @property
+    def cut_short(self) -> bool:
+        """Cut by the token limit, and not right: a verdict on half an answer says nothing of the verifier."""
+        is_cut = self.completion.finish_reason is FinishReason.LENGTH
+        return is_cut and self.score.outcome.gradable and self.score.outcome is not Outcome.CORRECT
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from rewards.score import Outcome
+from rl.measure import TRUNCATED
 from rl.metrics import METRICS, OUTCOMES, MetricsWriter, markdown, read_metrics, start_and_end, time_by_phase
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,7 +21,7 @@ def test_the_page_is_printed_from_the_registry() -> None:
 
 
 def test_every_outcome_of_a_verifier_is_measured() -> None:
-    assert set(OUTCOMES) == {outcome.value for outcome in Outcome}
+    assert set(OUTCOMES) == {TRUNCATED, *(outcome.value for outcome in Outcome)}
 
 
 def test_reading_metrics_needs_no_torch() -> None:

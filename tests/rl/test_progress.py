@@ -69,3 +69,6 @@ def test_final_table_tells_before_after_and_where_the_time_went() -> None:
     assert ["reward", "0.100", "0.200", "+0.100"] in lines
     assert not any("KL" in line for line in lines)  # never measured
     assert "8s: sample 75%, other 25%." in out.getvalue()
+    assert "UNSAFE" not in out.getvalue()
+    final_table([{**row, "sandbox/level": 1.0} for row in rows], Console(file=out, width=100))
+    assert "UNSAFE: programs were run at isolation level 1, below 2" in out.getvalue()
