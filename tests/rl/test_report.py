@@ -181,7 +181,7 @@ def test_concerns_are_raised_only_where_there_are_any(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("level", "said"), [(1.0, True), (2.0, False), (3.0, False)])
 def test_a_run_of_programs_that_were_not_shut_in_says_so(tmp_path: Path, level: float, said: bool) -> None:
     page = _run(tmp_path / "run", _steps(5, **{"sandbox/level": level}))
-    assert ("UNSAFE: programs were run at isolation level 1" in Page(page).text) == said
+    assert ("UNSAFE" in Page(page).text) == said
 
 
 def test_the_same_run_gives_the_same_page(tmp_path: Path) -> None:
