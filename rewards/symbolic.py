@@ -7,12 +7,15 @@ decides nothing else, since it drops what it cannot read: it finds 13 in 1'3 and
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import math_verify
 from latex2sympy2_extended import latex2sympy
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig
 from sympy.core.cache import clear_cache
+
+from rewards.score import Outcome
 
 _CLEAR_EVERY = 500  # comparisons; the caches of sympy would grow with the run
 _MAX_LENGTH = 300  # its parser needs seconds for a thousand bars
@@ -53,3 +56,17 @@ def _read(text: str) -> Any:
         raise
     except Exception:  # noqa: BLE001  it raises bare Exception for a syntax error, and anything at all for odd text
         return None
+
+
+def load_alone() -> Callable[[str, str], tuple[Outcome, str]]:
+    """What a worker calls once for a second opinion: math-verify as it is used alone, with its own search for the answer."""
+    return _judge_alone
+
+
+def _judge_alone(completion: str, reference: str) -> tuple[Outcome, str]:
+    expected = math_verify.parse(f"\\boxed{{{reference}}}", parsing_timeout=0)
+    given = math_verify.parse(completion, parsing_timeout=0)
+    if not expected or not given:
+        return Outcome.UNPARSED, "it reads nothing"
+    equal = math_verify.verify(expected, given, timeout_seconds=None)
+    return (Outcome.CORRECT if equal else Outcome.WRONG), f"it reads {given[-1]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import tyro
 
+from rewards.score import Score
 from rollout.errors import UserError
 
 
@@ -60,6 +62,79 @@ def report(run_dir: tyro.conf.Positional[Path]) -> None:
     from rl.report import write_report
 
     print(write_report(run_dir))
+
+
+@app.command
+def doctor() -> None:
+    """Print what this machine offers: GPU, engines, how well programs can be shut in, and why what is missing is."""
+    from rl.doctor import examine
+
+    print(examine())
+
+
+verify = tyro.extras.SubcommandApp()
+app.command(verify, name="verify", help="Judge one answer or program, or a run's verdicts once more.")
+
+
+@verify.command
+def math(gold: str, answer: str) -> None:
+    """Judge a math answer. One without a box, tags or #### is the final answer itself.
+
+    Args:
+        gold: The reference.
+        answer: A completion, or a bare answer.
+    """
+    from rewards.extract import final_answer
+    from rewards.math_answer import MathVerifier
+
+    bare = final_answer(answer, strict=False) is None
+    with MathVerifier(num_workers=1) as verifier:
+        _print(verifier.verify_batch([f"\\boxed{{{answer}}}" if bare else answer], [gold])[0])
+
+
+@verify.command
+def program(task: Path, program: Path, allow_unsafe_code: bool = False) -> None:
+    """Judge a program.
+
+    Args:
+        task: A JSON file with one task, see rewards/program.py.
+        program: A file of Python source.
+        allow_unsafe_code: Run it even where this machine cannot shut it in.
+    """
+    from rewards.program import ProgramVerifier
+
+    source = _text(program, "program")
+    try:
+        parsed = json.loads(_text(task, "task"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"task is {str(task)!r}: it is not JSON ({error}); mend it") from None
+    with ProgramVerifier(num_workers=1, allow_unsafe_code=allow_unsafe_code) as verifier:
+        _print(verifier.verify_batch([source], [parsed])[0])
+
+
+@verify.command
+def audit(run_dir: tyro.conf.Positional[Path], limit: int = 50) -> None:
+    """Print the answers of a run that our own engine and math-verify judge differently.
+
+    Args:
+        run_dir: The run's folder.
+        limit: Answers to print.
+    """
+    from rl.audit import describe_audit
+
+    print(describe_audit(run_dir, limit))
+
+
+def _print(score: Score) -> None:
+    print(f"score    {'none: not gradable' if score.value is None else f'{score.value:g}'}")
+    print(f"outcome  {score.outcome.value}\nreason   {score.detail}")
+
+
+def _text(path: Path, option: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{option} is {str(path)!r}: it cannot be read as text ({error}); give a text file") from None
 
 
 def main() -> None:

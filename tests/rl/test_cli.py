@@ -1,0 +1,93 @@
+"""The commands as a user types them: one clear answer, or one clear message."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rl.audit import audit
+
+TASK = {"type": "function", "fn_name": "f", "tests": [{"args": [1], "expected": 2}]}
+
+
+def plumbline(*arguments: str) -> tuple[int, str, str]:
+    command = [sys.executable, "-c", "from rl.cli import main; main()", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "score", "outcome"),
+    [
+        (r"\frac12", "0.5", "1", "correct"),  # bare, so it is the answer itself
+        ("10", r"first 10, so \boxed{11}", "0", "wrong"),  # a completion, so its box is
+        ("", "5", "none: not gradable", "bad_reference"),
+    ],
+)
+def test_verify_math_prints_score_outcome_and_reason(gold: str, answer: str, score: str, outcome: str) -> None:
+    status, out, _ = plumbline("verify", "math", "--gold", gold, "--answer", answer)
+    lines = dict(line.split(maxsplit=1) for line in out.splitlines())
+    assert (status, lines["score"], lines["outcome"]) == (0, score, outcome)
+    assert lines["reason"]
+
+
+@pytest.mark.parametrize(
+    ("program", "task", "said"),
+    [
+        ("def f(x): return x + 1", json.dumps(TASK), "outcome  correct"),
+        ("def f(x): return x", json.dumps(TASK), "returned 1, expected 2"),
+        ("def f(x): return x + 1", json.dumps({"type": "function", "fn_name": "f", "tests": []}), "outcome  bad_reference"),
+        ("def f(x): return x + 1", "{", "error: task"),
+        (b"\xff\xfe", json.dumps(TASK), "error: program"),
+    ],
+)  # fmt: skip
+def test_verify_program_prints_score_outcome_and_reason(
+    program: str | bytes, task: str, said: str, tmp_path: Path
+) -> None:
+    source = tmp_path / "p.py"
+    source.write_bytes(program if isinstance(program, bytes) else program.encode())
+    (tmp_path / "t.json").write_text(task)
+    status, out, err = plumbline("verify", "program", "--task", str(tmp_path / "t.json"), "--program", str(source))
+    assert said in out + err
+    assert (status, "Traceback" in err) == (2 if said.startswith("error") else 0, False)
+
+
+def test_the_doctor_tells_the_level_and_what_is_missing() -> None:
+    status, out, _ = plumbline("doctor")
+    found = dict(line.split(maxsplit=1) for line in out.splitlines())
+    assert status == 0
+    assert "isolation L" in found["programs"]
+    assert {"machine", "torch", "gpu", "vllm"} <= found.keys()
+
+
+def test_the_audit_prints_what_the_two_engines_judge_differently(tmp_path: Path) -> None:
+    """math-verify 0.9 cannot read 1e3 and computes an integral that was to be computed; on the rest they agree."""
+    rows = [
+        ("1000", r"so \boxed{1e3}", "correct"),
+        ("1000", r"or \boxed{1e3}", "correct"),
+        ("42", r"\boxed{42}", "correct"),
+        ("42", r"\boxed{41}", "wrong"),
+        ("1", r"\boxed{\int_0^1 2x dx}", "wrong"),
+        ("5", "nothing", "no_answer"),
+        ("5", r"\boxed{6}", "crashed"),
+        ({"type": "stdin"}, "print(1)", "wrong"),  # not compared by an answer
+    ]
+    columns = ("reference", "completion", "outcome")
+    lines = [json.dumps({"step": 1, "detail": "because", **dict(zip(columns, row, strict=True))}) for row in rows]
+    (tmp_path / "completions.jsonl").write_text("\n".join(lines) + '\n{"step": 2, "refer')  # and a kill
+    num_answers, found = audit(tmp_path)
+    assert num_answers == 4
+    assert [(d.reference, d.ours, d.theirs, d.count) for d in found] == [
+        ("1000", "correct", "wrong", 2),
+        ("1", "wrong", "correct", 1),
+    ]
+
+
+def test_an_audit_of_nothing_says_so(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        status, _, err = plumbline("verify", "audit", str(folder))
+        assert status == 2 and err.startswith("error: run folder") and "Traceback" not in err
