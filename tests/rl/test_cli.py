@@ -24,7 +24,8 @@ def plumbline(*arguments: str) -> tuple[int, str, str]:
     ("gold", "answer", "score", "outcome"),
     [
         (r"\frac12", "0.5", "1", "correct"),  # bare, so it is the answer itself
-        ("10", r"first 10, so \boxed{11}", "0", "wrong"),  # a completion, so its box is
+        ("11", r"first 10, so \boxed{11}", "1", "correct"),  # a completion, so its box is
+        ("10", r"first 10, so \boxed{11}", "0", "wrong"),
         ("", "5", "none: not gradable", "bad_reference"),
     ],
 )
