@@ -117,7 +117,7 @@ def _tests(task: Mapping[str, Any], *fields: str) -> list[Mapping[str, Any]]:
 def _identifier(task: Mapping[str, Any], field: str) -> str:
     name = task.get(field)
     if not isinstance(name, str) or not name.isidentifier():
-        raise BadTask(f"{field} is {name!r}: it must be the name of a function")
+        raise BadTask(f"{field} is {name!r}: it must be the name of the function that is tested")
     return name
 
 

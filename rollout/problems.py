@@ -88,7 +88,7 @@ def _judged_by(row: Mapping[str, Any], answer_column: str | None, what: str) -> 
             )
         return row["verifier"], row.get("reference", "")
     if asks_for_program(row):
-        return "program", program_task(row, what)
+        return "program", program_task(row)
     answer = row.get(answer_column or "")  # without one it is an empty reference: left out and told of, as any bad one
     return "math", "" if answer is None else reference_answer(str(answer))
 

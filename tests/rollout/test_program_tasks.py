@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rewards.program_task import parse_task
+from rewards.program_task import BadTask, parse_task
 from rollout.errors import UserError
 from rollout.problems import load_problems
 
@@ -61,18 +61,20 @@ def test_a_humaneval_row_is_judged_as_a_beginning_with_its_helpers(tmp_path: Pat
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"tests": "assert"}, "not JSON"),
-        ({"tests": {"a": 1}}, "must be a list"),
-        ({"tests": ["assert f(1)", {"args": []}]}, "all be"),
-        ({"tests": ["assert f(1) == g(1)"]}, "entry_point"),
-        ({"tests": ["assert 1"]}, "entry_point"),
-        ({"tests": ["assert f(1"]}, "not Python"),
+        ({"tests": []}, "at least one test"),
+        ({"tests": "assert"}, "at least one test"),
+        ({"tests": {"a": 1}}, "at least one test"),
+        ({"tests": [{"stdin": "", "stdout": ""}, "assert f(1)"]}, "test 2 must be an object"),
+        ({"tests": CALLS}, "fn_name is None"),
+        ({"tests": ["assert f(1) == g(1)"]}, "entry_point is None"),
+        ({"tests": ["assert 1"]}, "entry_point is None"),
+        ({"tests": ["assert f(1"]}, "entry_point is None"),
     ],
 )
-def test_tests_that_cannot_be_read_are_told_with_their_row(
+def test_tests_that_cannot_be_used_make_a_bad_reference_and_end_nothing(
     columns: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match=rf"row 1.*{message}"):
+    with pytest.raises(BadTask, match=message):
         loaded(tmp_path, **columns)
 
 
