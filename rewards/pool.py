@@ -24,7 +24,8 @@ Verdict = tuple[Outcome, str]
 
 _MAX_ATTEMPTS = 2  # an item whose worker died may have been unlucky once
 _START_DEADLINE = 120.0
-_MAX_FAILED_STARTS = 3
+_MAX_FAILED_STARTS = 5  # in a row
+_FORK_PAUSE = 1.0  # seconds before a process is asked for once more
 _RECYCLE_AFTER = 20_000  # items; libraries keep caches
 
 
@@ -42,6 +43,10 @@ class _Batch:
 
     def requeue(self, chunk: deque[int]) -> None:
         self.pending.extendleft(reversed(chunk))
+
+    def give_up(self, reason: str) -> None:
+        while self.pending:
+            self.decide(self.pending.popleft(), (Outcome.CRASHED, reason))
 
 
 class WorkerPool:
@@ -79,17 +84,25 @@ class WorkerPool:
         self._workers: list[WorkerProcess] = []
         self._finalizer = weakref.finalize(self, _kill_all, self._workers)
         self._selector = selectors.DefaultSelector()
-        self._fill()
+        refused = self._fill()
+        if refused:
+            raise RuntimeError(f"the verifier cannot work, no worker process can be started: {refused}")
 
     def run(self, items: Sequence[Sequence[Any]]) -> list[Verdict]:
-        """The verdict on every item, in order. Raises RuntimeError only when no worker can be started."""
+        """The verdict on every item, in order. What no worker could be had for is CRASHED.
+
+        Raises RuntimeError when the judge itself cannot be loaded: then it never could, and never will.
+        """
         with self._lock:
             if self._closed:
                 raise ValueError("the pool is closed: make a new verifier instead of using one after close()")
             batch = _Batch(items)
             try:
                 while batch.num_left:
-                    self._fill()
+                    refused = self._fill()
+                    if refused:
+                        batch.give_up(f"no worker process can be started: {refused}")
+                        continue
                     self._assign(batch)
                     self._exchange(batch)
                     self._expire(batch)
@@ -107,19 +120,26 @@ class WorkerPool:
             self._finalizer()
             self._selector.close()
 
-    def _fill(self) -> None:
+    def _fill(self) -> str | None:
+        """Start the workers that are missing. -> why there is none at all, if so."""
         for worker in list(self._workers):
             if not worker.chunk and worker.ready and worker.process.poll() is not None:
                 self._remove(worker)  # died while idle: nobody's fault
+        is_retry = False
         while len(self._workers) < self._num_workers + 1:
             try:
                 worker = WorkerProcess(self._options)
             except OSError as error:
                 if self._workers:
-                    return  # fewer for now
-                raise RuntimeError(f"the verifier cannot work, no worker process can be started: {error}") from error
+                    return None  # fewer for now
+                if is_retry:
+                    return str(error)
+                is_retry = True
+                time.sleep(_FORK_PAUSE)
+                continue
             self._workers.append(worker)
             self._selector.register(worker.stdout, selectors.EVENT_READ, worker)
+        return None
 
     def _remove(self, worker: WorkerProcess) -> None:
         for pipe in (worker.stdin, worker.stdout):
@@ -183,7 +203,7 @@ class WorkerPool:
         self._remove(worker)
         status = worker.process.returncode
         if not worker.ready:
-            self._failed_start(f"it ended with status {status}")
+            self._failed_start(batch, f"it ended with status {status}")
         elif worker.chunk:
             batch.num_attempts[worker.chunk[0]] += 1
             if batch.num_attempts[worker.chunk[0]] >= _MAX_ATTEMPTS:
@@ -204,14 +224,13 @@ class WorkerPool:
                 batch.decide(worker.chunk.popleft(), (self._overdue, f"no verdict within {self._deadline:g} s"))
                 batch.requeue(worker.chunk)
             else:
-                self._failed_start(f"it was not ready after {_START_DEADLINE:g} s")
+                self._failed_start(batch, f"it was not ready after {_START_DEADLINE:g} s")
 
-    def _failed_start(self, reason: str) -> None:
+    def _failed_start(self, batch: _Batch, reason: str) -> None:
         self._num_failed_starts += 1
         if self._num_failed_starts >= _MAX_FAILED_STARTS:
-            raise RuntimeError(
-                f"the verifier cannot work, its worker failed to start {_MAX_FAILED_STARTS} times: {reason}"
-            )
+            self._num_failed_starts = 0
+            batch.give_up(f"no worker got ready, the last of {_MAX_FAILED_STARTS}: {reason}")
 
 
 def _kill_all(workers: list[WorkerProcess]) -> None:

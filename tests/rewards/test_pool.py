@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -127,6 +129,63 @@ def test_a_worker_that_does_not_read_cannot_block_the_trainer(make_pool: Callabl
 def test_a_worker_that_cannot_start_raises_what_it_said(make_pool: Callable[..., WorkerPool]) -> None:
     with pytest.raises(RuntimeError, match="ImportError: the library is not installed"):
         make_pool(task="pool_tasks:load_nothing").run([["a"]])
+
+
+def test_workers_that_die_as_they_start_leave_no_verdict_and_end_nothing(make_pool: Callable[..., WorkerPool]) -> None:
+    verdicts = make_pool(task="pool_tasks:load_and_die").run([["a"], ["b"]])
+    assert [outcome for outcome, _ in verdicts] == [Outcome.CRASHED] * 2
+    assert "ended with status 7" in verdicts[0][1]
+
+
+def test_where_no_process_can_be_had_nothing_is_judged_until_one_can(
+    make_pool: Callable[..., WorkerPool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = make_pool()
+    pool.run([["warm"]])
+    tries = []
+
+    def refused(options: str) -> None:
+        tries.append(options)
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("rewards.pool.WorkerProcess", refused)
+        patched.setattr("rewards.pool._FORK_PAUSE", 0.01)
+        for worker in list(pool._workers):
+            worker.process.kill()
+            worker.process.wait()
+        verdicts = pool.run([["a"], ["b"]])
+    assert [outcome for outcome, _ in verdicts] == [Outcome.CRASHED] * 2
+    assert "temporarily unavailable" in verdicts[0][1]
+    assert len(tries) >= 2  # it was asked for once more
+    assert _outcomes(pool, "a", "b") == [Outcome.CORRECT] * 2
+
+
+def test_workers_killed_at_random_cost_at_most_what_they_were_at(make_pool: Callable[..., WorkerPool]) -> None:
+    pool = make_pool()
+    pool.run([["warm"]])
+    chance, done = random.Random(0), threading.Event()
+
+    def kill() -> None:
+        while not done.wait(0.15):
+            with contextlib.suppress(IndexError):
+                chance.choice(list(pool._workers)).process.send_signal(signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        verdicts = pool.run([[f"slow {i}"] for i in range(150)])
+    finally:
+        done.set()
+        killer.join()
+    assert len(verdicts) == 150
+    outcomes = [outcome for outcome, _ in verdicts]
+    assert set(outcomes) <= {Outcome.CORRECT, Outcome.CRASHED}
+    assert outcomes.count(Outcome.CORRECT) > 120
+    assert all(
+        detail.endswith(f"slow {i}") for i, (outcome, detail) in enumerate(verdicts) if outcome is Outcome.CORRECT
+    )
+    assert _outcomes(pool, "after") == [Outcome.CORRECT]
 
 
 def test_an_interrupted_batch_leaves_no_reply_behind(make_pool: Callable[..., WorkerPool]) -> None:
