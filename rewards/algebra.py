@@ -13,7 +13,7 @@ from typing import Any
 
 import mpmath
 
-from rewards.expression import Node, TooLarge, variables
+from rewards.expression import Node, TooLarge, operations, variables
 
 _NUM_POINTS = 6
 _MIN_POINTS = 2  # at least so many points must be in both domains
@@ -22,6 +22,7 @@ _context = mpmath.MPContext()
 _context.dps = 40
 _AGREE = _context.mpf(10) ** -25
 _HALF_TURN = 180
+_STEPS = frozenset(["floor", "ceil"])
 
 Value = Any  # a real or complex number of mpmath, which has no types
 Point = dict[str, Value]
@@ -36,7 +37,8 @@ def same_expression(answer: Node, reference: Node, relative_tolerance: float = 0
     names = variables(reference)
     tolerance = max(_AGREE, _context.mpf(relative_tolerance))
     num_points = 0
-    for point in _points(names):
+    steps = not _STEPS.isdisjoint(operations(answer) | operations(reference))
+    for point in _points(names, steps):
         values = _values(point, answer, reference)
         if values is None or _is_real(values[0]) != _is_real(values[1]):
             continue  # outside the real domain of one of them, as ln(xy) and ln x + ln y for negative x and y
@@ -70,11 +72,14 @@ def real_value(node: Node) -> Value:
     return _context.re(value)
 
 
-def _points(names: frozenset[str]) -> list[Point]:
-    """Fixed points with both signs in every variable, the same in every process."""
+def _points(names: frozenset[str], steps: bool = False) -> list[Point]:
+    """Fixed points with both signs in every variable, the same in every process; integers too where a function has
+    its steps, since ceil(x) is floor(x) + 1 everywhere else."""
     if not names:
         return [{}]
-    return [{name: _coordinate(name, index) for name in names} for index in range(_NUM_POINTS)]
+    points = [{name: _coordinate(name, index) for name in names} for index in range(_NUM_POINTS)]
+    rounded = [{name: _context.nint(3 * value) for name, value in point.items()} for point in points]
+    return points + rounded if steps else points
 
 
 def _coordinate(name: str, index: int) -> Value:

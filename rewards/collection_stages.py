@@ -6,19 +6,23 @@ import re
 
 from rewards.comparison import Comparison, Verdict, right, wrong
 from rewards.normalise import NUMBER_WORDS
-from rewards.structure import Elements, elements, matrix
+from rewards.structure import Elements, elements, enclosed, factor_of_matrix, matrix, split
 
 _BASE = re.compile(
-    r"\(?\s*(?:\\text\{)?(-?\d[0-9A-Fa-f]*|[A-F]+\d[0-9A-F]*)\}?\s*\)?\s*_\s*\{?\s*(?:\\text\{)?\s*(\w+)\s*\}?\s*\}?"
+    r"\(? ?(-?\d[0-9A-Fa-f]*|[A-F]+\d[0-9A-F]*) ?\)? ?(?:_ ?\{? ?\(?|(?:in )?base )(?: ?base )? ?(\w+) ?\)? ?\}?"
 )
+_TEXT = re.compile(r"\\text\{([^{}]*)\}")
 _COLONS = re.compile(r"([\d.]+(?:\s*:\s*[\d.]+)+)\s*(?:\\text\{)?\s*([AaPp]\.?\s*[Mm]\.?)?\s*\}?")
+
+_TO = re.compile(r" ?(?:\\text\{ ?to ?\}|(?<= )to(?= )) ?")  # 3 to 4 is the ratio 3:4
 
 
 def compare_written(answer: str, reference: str, comparison: Comparison) -> Verdict | None:
     """Numbers in a base, clock times and ratios: as written. 4:15 is not 8:30, and a dropped base is the reference's."""
-    ours, theirs = _BASE.fullmatch(answer), _BASE.fullmatch(reference)
+    plain = _TEXT.sub(r"\1", answer).strip()
+    ours, theirs = _BASE.fullmatch(plain), _BASE.fullmatch(_TEXT.sub(r"\1", reference).strip())
     if theirs:
-        digits = ours[1] if ours else answer
+        digits = ours[1] if ours else plain
         same_base = ours is None or _base(ours[2]) == _base(theirs[2])
         return (
             right("the same digits")
@@ -27,7 +31,8 @@ def compare_written(answer: str, reference: str, comparison: Comparison) -> Verd
         )
     if ours:
         return wrong("a base that the reference does not have")
-    ours, theirs = _COLONS.fullmatch(answer), _COLONS.fullmatch(reference)
+    theirs = _COLONS.fullmatch(reference)
+    ours = _COLONS.fullmatch(_TO.sub(":", answer) if theirs else answer)
     if not ours and not theirs:
         return None
     if not ours or not theirs or (ours[2] and theirs[2] and ours[2][0].lower() != theirs[2][0].lower()):
@@ -37,19 +42,23 @@ def compare_written(answer: str, reference: str, comparison: Comparison) -> Verd
 
 
 def compare_matrices(answer: str, reference: str, comparison: Comparison) -> Verdict | None:
-    """Cell by cell; the brackets do not matter, and a column may be written as a tuple."""
-    ours, theirs = _rows(answer), _rows(reference)
-    if matrix(reference) is None and (matrix(answer) is None or theirs is None):
+    """Cell by cell; the brackets do not matter, a column may be written as a tuple, and a factor may stand before it."""
+    if "\\begin" not in answer + reference:
         return None
+    (ours, scaled), (theirs, _) = _rows(answer), _rows(reference)
     if ours is None or theirs is None:
-        return wrong("no matrix")
-    same = len(ours) == len(theirs) and all(comparison.all_equal(a, r) for a, r in zip(ours, theirs))
+        return wrong("no matrix") if theirs is not None else None
+    same = [len(row) for row in ours] == [len(row) for row in theirs] and all(
+        comparison.compare(cell, other, unevaluated=scaled or None).equal
+        for row, others in zip(ours, theirs)
+        for cell, other in zip(row, others)
+    )
     return right("the same matrix") if same else wrong("other matrix")
 
 
 def compare_elements(answer: str, reference: str, comparison: Comparison) -> Verdict | None:
     """Sets and lists without order, tuples in order and with their brackets; {5} is 5, and 4, 5 is not."""
-    ours, theirs = elements(answer), elements(reference)
+    ours, theirs = elements(answer) or _named_tuple(answer), elements(reference) or _named_tuple(reference)
     if ours is None and theirs is None:
         return None
     if comparison.policy.decimal_comma and theirs is None and re.fullmatch(r"-?\d+,\d+", answer):
@@ -78,6 +87,17 @@ def _compare_named(ours: Elements, theirs: Elements, comparison: Comparison) -> 
     else:
         return None
     return right("the same coordinates") if same else wrong("other coordinates")
+
+
+def _named_tuple(text: str) -> Elements | None:
+    """(x, y) = (1, 2) as x = 1, y = 2."""
+    sides = [enclosed(side) for side in split(text, ("=",))[0]]
+    if len(sides) != 2 or not all(side and side[0] == "(" for side in sides):
+        return None
+    names, values = (split(side[1], (",",))[0] for side in sides if side)
+    if len(names) != len(values):
+        return None
+    return Elements("list", tuple(f"{name}={value}" for name, value in zip(names, values)))
 
 
 def _assignments(collection: Elements) -> dict[str, str] | None:
@@ -114,12 +134,20 @@ def _contains(ours: tuple[str, ...], theirs: tuple[str, ...], comparison: Compar
     return True
 
 
-def _rows(text: str) -> list[list[str]] | None:
-    rows = matrix(text)
+def _rows(text: str) -> tuple[list[list[str]] | None, bool]:
+    """The cells of a matrix, a column as a tuple or rows as lists; and whether a factor is multiplied into them."""
+    factor, without_factor = factor_of_matrix(text)
+    rows = matrix(without_factor)
     if rows is not None:
-        return rows
+        return ([[f"({factor})({cell})" for cell in row] for row in rows], True) if factor else (rows, False)
     collection = elements(text)
-    return [[item] for item in collection.items] if collection and collection.brackets == "()" else None
+    if collection and collection.brackets == "()":
+        return [[item] for item in collection.items], False
+    if collection and collection.brackets == "[]":
+        lists = [elements(item) for item in collection.items]
+        if all(row and row.brackets == "[]" for row in lists):
+            return [list(row.items) for row in lists if row], False
+    return None, False
 
 
 def _base(text: str) -> str:

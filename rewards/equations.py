@@ -11,13 +11,16 @@ from rewards.expression import Node, TooLarge, Unreadable, operations
 from rewards.intervals import MARKS, NotASet, real_set, same_set
 from rewards.latex_parser import parse
 from rewards.normalise import text_key
+from rewards.quantity import read_unit
 from rewards.structure import elements, split
 
 _FUNCTION = re.compile(r"(?:[A-Za-z]|\\(?!frac|sqrt)[A-Za-z]+)(?:_\{?\w+\}?)?(?:\^\{-1\})?'*\s*\([^()]*\)")
 _NAMED = re.compile(
-    r"(?:\\(?:angle|triangle|overline|text|vec|measuredangle|hat)\s*)+\{?[A-Za-z][A-Za-z0-9 _']*\}?|\|?[A-Z]{2,4}\|?|\[[A-Z]{3,6}\]"
+    r"m? ?(?:\\(?:angle|triangle|overline|text|vec|measuredangle|hat)\s*)+\{?[A-Za-z][A-Za-z0-9 _']*\}?|\|?[A-Z]{2,4}\|?|\[[A-Z]{3,6}\]"
 )
-_COORDINATES = frozenset(["(x,y)", "(x,y,z)", "(a,b)", "(a,b,c)", "(a,b,c,d)", "(p,q)", "(m,n)", "(u,v)", "(r,s)"])
+_DECORATED = re.compile(r"\\(?:bar|hat|vec|tilde|overline|overrightarrow|widehat) ?\{? ?([A-Za-z]+) ?\}?")
+_PHRASE = re.compile(r"\\text\{([^{}]*)\}")
+_COORDINATES = re.compile(r"\( ?(?:[A-Za-z]|\\[a-z]+)(?:_\{?\w\}?)?(?: ?, ?(?:[A-Za-z]|\\[a-z]+)(?:_\{?\w\}?)?)+ ?\)")
 _EQUALS = ("=", r"\in")  # x in [1, 3] names the set as x = 5 names the number
 _ORDERS = {"<": "<", ">": "<", r"\le": r"\le", r"\ge": r"\le", r"\ne": r"\ne"}
 _REVERSED = (">", r"\ge")
@@ -63,14 +66,19 @@ def compare_inequalities(answer: str, reference: str, comparison: Comparison) ->
 
 def is_name(side: str) -> bool:
     """What a value may be the value of: x, f(x), AB, angle ABC."""
-    if _FUNCTION.fullmatch(side) or _NAMED.fullmatch(side) or side.replace(" ", "") in _COORDINATES:
+    if _FUNCTION.fullmatch(side) or _NAMED.fullmatch(side) or _COORDINATES.fullmatch(side):
         return True
     return _operations(side) <= {"var"}
 
 
 def is_label(side: str) -> bool:
-    """A name, or a sum or product of names that a question may ask for: a+b. (x+y+z = 0 as a reference is a plane.)"""
-    return is_name(side) or _operations(side) <= {"var", "add", "neg", "mul"}
+    """A name, or what a question may ask for of several: a+b, a/b. (x+y+z = 0 as a reference is a plane.)"""
+    return is_name(side) or _operations(_as_letters(side)) <= {"var", "add", "neg", "mul", "frac", "div"}
+
+
+def _as_letters(side: str) -> str:
+    r"""\bar{x} and \vec{x} as x, and words that name something, as in \text{Area of } ABC, as one more factor."""
+    return _PHRASE.sub(lambda m: "w " if read_unit(m[1].strip(" ,:")) else m[0], _DECORATED.sub(r" \1 ", side))
 
 
 def _operations(side: str) -> frozenset[str]:

@@ -10,8 +10,11 @@ END_OF_TURN = re.compile(
 )
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*(?:(?P<open>\{)|(?P<bare>-?\d[\d,.]*|[A-Za-z]))")
 _BRACE = re.compile(r"\\[\s\S]|[{}]")
-# What may stand between two boxes that together state a list of answers.
-_JOINT = re.compile(r"(?:[\s$.,;:&()\[\]]|\\[,;:!()\[\] ]|\\q?quad|and|or|\\text\{\s*,?\s*(?:and|or)\s*\})*")
+# What may stand between two boxes that together state a list of answers; also as the items of a written list.
+_JOINT = re.compile(
+    r"(?:[ $.,;:&()\[\]*•~/|-]|\d{1,2}[.)]|\\[,;:!()\[\]\\ ]|\\q?quad|and|or|either|\\text\{ ?,? ?(?:and|or) ?\})*",
+    re.IGNORECASE,
+)
 
 
 def final_answer(text: str, *, strict: bool) -> str | None:
@@ -53,22 +56,21 @@ def _last_box(text: str) -> str | None:
     if "\\boxed" not in text and "\\fbox" not in text:
         return None
     closing = _closing_braces(text)
-    boxes: list[tuple[int, int, str]] = []  # start, end, content
+    boxes: list[tuple[int, int, str]] = []  # start, end, content of every box that is in no other
     for match in _BOX.finditer(text):
+        if boxes and match.start() < boxes[-1][1]:
+            continue
         if match["open"] is None:
             boxes.append((match.start(), match.end(), match["bare"]))
         elif (end := closing.get(match.end() - 1)) is not None:
-            boxes.append((match.start(), end + 1, text[match.end() : end] if end - match.end() < 1 << 16 else "?"))
-    outer = _outermost(boxes)
-    if not outer:
+            boxes.append((match.start(), end + 1, text[match.end() : end]))
+    if not boxes:
         return None
-    contents = [outer[-1][2]]
-    for previous, following in zip(reversed(outer[:-1]), reversed(outer)):
-        gap = text[previous[1] : following[0]]
-        if not _JOINT.fullmatch(gap):
+    contents = {boxes[-1][2].strip(): None}  # a dict, since it is an ordered set
+    for previous, following in zip(reversed(boxes[:-1]), reversed(boxes)):
+        if not _JOINT.fullmatch(" ".join(text[previous[1] : following[0]].split())):
             break
-        if previous[2].strip() not in (content.strip() for content in contents):
-            contents.append(previous[2])
+        contents.setdefault(previous[2].strip())
     return ", ".join(_BOX.sub(_unboxed, content) for content in reversed(contents))
 
 
@@ -88,14 +90,6 @@ def _closing_braces(text: str) -> dict[int, int]:
     return closing
 
 
-def _outermost(boxes: list[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
-    kept: list[tuple[int, int, str]] = []
-    for box in boxes:  # in order of their starts, so a box inside another follows it
-        if not kept or box[0] >= kept[-1][1]:
-            kept.append(box)
-    return kept
-
-
 def _last_tag(text: str) -> str | None:
     end = text.rfind("</answer>")
     start = text.rfind("<answer>", 0, end) if end >= 0 else -1
@@ -104,4 +98,4 @@ def _last_tag(text: str) -> str | None:
 
 def _last_hashes(text: str) -> str | None:
     start = text.rfind("####")
-    return text[start + 4 :].lstrip("# \t").split("\n", 1)[0] if start >= 0 else None
+    return text[start + 4 :].lstrip("# \t").split("\n", 1)[0].strip("* \t\r") if start >= 0 else None

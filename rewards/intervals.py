@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import reduce
 
 import mpmath
 
@@ -13,13 +14,15 @@ from rewards.latex_parser import parse
 from rewards.structure import elements, enclosed, split
 
 MARKS = (r"\cup", "<", ">", r"\le", r"\ge", r"\ne", r"\setminus", r"\mathbb", r"\infty")
-_RELATIONS = ("<", ">", r"\le", r"\ge", r"\ne")
-_FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le", r"\ne": r"\ne"}
+_RELATIONS = ("<", ">", r"\le", r"\ge", r"\ne", "=")
+_FLIPPED = {"=": "=", "<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le", r"\ne": r"\ne"}
 _VARIABLE = re.compile(r"[A-Za-z](?:_\{?\w\}?)?|\\(?:alpha|beta|theta|lambda|mu|phi)")
 _MEMBER = re.compile(r"([A-Za-z](?:_\{?\w\}?)?|\\theta)\s*\\in(?![A-Za-z])\s*")
 _BUILDER = re.compile(r"([A-Za-z])\s*(?:\\in\s*\\mathbb\s*\{R\}|\\in\s*\\mathbb R)?\s*[|:]\s*(.*)")
-_REALS = frozenset([r"\mathbb{R}", r"\mathbb R", r"\text{all real numbers}", r"\text{all reals}"])
-_OR = re.compile(r"\\text\{\s*,?\s*or\s*\}|(?<![A-Za-z\\{])or(?![A-Za-z}])|,")
+_REALS = re.compile(r"\\mathbb ?(?:\{R\}|R)|(?:\\text\{ ?)?all real(?:s| numbers)(?: ?\})?", re.IGNORECASE)
+_REALS_WITHOUT = re.compile(r"\\mathbb ?(?:\{R\}|R) ?- ?(?=[(\[\\])")
+_OR, _AND = (re.compile(rf"\\text\{{ ?,? ?{word} ?\}}|(?<![A-Za-z\\{{]){word}(?![A-Za-z}}])") for word in ("or", "and"))
+_MODULUS = re.compile(r"\| ?([A-Za-z]) ?(?:([+-])([^|]+))?\|")
 _CLOSE = mpmath.mpf(10) ** -12
 _INFINITY = mpmath.inf
 
@@ -38,6 +41,9 @@ class RealSet:
     variable: str = ""  # that an inequality names
 
 
+_EVERYTHING = (Interval(-_INFINITY, False, _INFINITY, False),)
+
+
 class NotASet(ValueError):
     """The text is not a set of real numbers with constant ends."""
 
@@ -48,21 +54,18 @@ def real_set(text: str) -> RealSet:
     member = _MEMBER.match(text)
     if member:
         return RealSet(real_set(text[member.end() :]).pieces, member[1])
-    if text in _REALS:
-        return RealSet((Interval(-_INFINITY, False, _INFINITY, False),))
+    if _REALS.fullmatch(text):
+        return RealSet(_EVERYTHING)
     union = split(text, (r"\cup",))[0]
     if len(union) > 1:
         return _union([real_set(part) for part in union])
-    without = split(text, (r"\setminus",))[0]
+    without = split(_REALS_WITHOUT.sub(r"\\mathbb{R}\\setminus ", text), (r"\setminus",))[0]
     if len(without) == 2:
         return RealSet(_merged(_complement(real_set(without[1]).pieces, real_set(without[0]).pieces)))
     brackets = enclosed(text)
     if brackets:
         return _bracketed(text, brackets)
-    choices = [part for part in _OR.split(text) if part.strip()]
-    if len(choices) > 1:
-        return _union([_inequality(part) for part in choices])
-    return _inequality(text)
+    return _alternatives(text)
 
 
 def same_set(answer: RealSet, reference: RealSet) -> bool:
@@ -75,6 +78,23 @@ def same_set(answer: RealSet, reference: RealSet) -> bool:
         and _near(a.high, r.high)
         for a, r in zip(answer.pieces, reference.pieces)
     )
+
+
+def _alternatives(text: str) -> RealSet:
+    """Inequalities joined by or, and, or a comma: x < 1, x > 2 can only mean or, and x > 1, x < 2 means and."""
+    for word in (_OR, _AND, re.compile(",")):
+        parts = [part for part in word.split(text) if part.strip(" ,")]
+        if len(parts) == 1:
+            continue
+        sets = [real_set(part.strip(" ,")) for part in parts]
+        joined = _union(sets)
+        if word is not _OR:
+            common = reduce(_intersection, [each.pieces for each in sets])
+            joined = RealSet(_merged(common), joined.variable) if common or word is _AND else joined
+        if any(each.pieces == joined.pieces for each in sets) and _EVERYTHING not in (each.pieces for each in sets):
+            raise NotASet("a guess that adds nothing")  # x > 3 or x > 5
+        return joined
+    return _inequality(text)
 
 
 def _bracketed(text: str, brackets: tuple[str, str, str]) -> RealSet:
@@ -98,9 +118,11 @@ def _bracketed(text: str, brackets: tuple[str, str, str]) -> RealSet:
 def _inequality(text: str) -> RealSet:
     sides, relations = split(text, _RELATIONS)
     named = [index for index, side in enumerate(sides) if _VARIABLE.fullmatch(side) and side not in ("e", "i")]
+    if len(relations) == 1 and "|" in text:
+        return _around(sides, relations[0])
     if not relations or len(named) != 1 or len(sides) > 3:
         raise NotASet(text)
-    pieces = (Interval(-_INFINITY, False, _INFINITY, False),)
+    pieces = _EVERYTHING
     for index, relation in enumerate(relations):
         if named[0] not in (index, index + 1):
             raise NotASet(text)
@@ -109,10 +131,29 @@ def _inequality(text: str) -> RealSet:
     return RealSet(_merged(pieces), sides[named[0]])
 
 
+def _around(sides: list[str], relation: str) -> RealSet:
+    """|x - 3| < 2, the numbers between 1 and 5; |x - 3| > 2, those outside."""
+    if _MODULUS.fullmatch(sides[1]):
+        sides, relation = sides[::-1], _FLIPPED[relation]
+    modulus = _MODULUS.fullmatch(sides[0])
+    if not modulus or relation == r"\ne":
+        raise NotASet("|")
+    offset, radius = _end(modulus[3] or "0"), _end(sides[1])
+    centre = offset if modulus[2] == "-" else -offset
+    if not 0 < radius < _INFINITY:
+        raise NotASet("|")
+    above, below = _half(relation, centre + radius), _half(_FLIPPED[relation], centre - radius)
+    inside = relation in ("<", r"\le")
+    return RealSet(_intersection(above, below) if inside else _merged(above + below), modulus[1])
+
+
 def _half(relation: str, bound: Value) -> tuple[Interval, ...]:
     below = Interval(-_INFINITY, False, bound, relation == r"\le")
     above = Interval(bound, relation == r"\ge", _INFINITY, False)
-    return {"<": (below,), r"\le": (below,), ">": (above,), r"\ge": (above,), r"\ne": (below, above)}[relation]
+    point = Interval(bound, True, bound, True)
+    return {"=": (point,), "<": (below,), r"\le": (below,), ">": (above,), r"\ge": (above,), r"\ne": (below, above)}[
+        relation
+    ]
 
 
 def _end(text: str) -> Value:

@@ -22,20 +22,23 @@ _GREEK = (
     "|Gamma|Delta|Theta|Lambda|Xi|Pi|Sigma|Phi|Psi|Omega|ell"
 )
 _INVERSES = {"sin": "arcsin", "cos": "arccos", "tan": "arctan"}
-_REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar)\s*\{(\d+)\}")
+_REPEATING = re.compile(
+    r"(\d*)\.(\d*)\\(?:dot\s*\{?(\d)\}?(\d*)\\dot\s*\{?(\d)\}?|(?:overline|bar|dot)\s*(?:\{\s*(\d+)\s*\}|(\d)))"
+)
 _NUMBER = re.compile(
     r"(\d+(?:\.\d+|\.(?![\w\\{(.]))?|\.\d+)"
-    r"(?:[eE]([+-]?\d+)(?![\d.A-Za-z])|\s*(?:\\times|\\cdot|\*|(?<=\d)x(?=\s*10\s*\^))\s*10\s*\^\s*(?:\{\s*([+-]?\s*\d+)\s*\}|([+-]?\d+))(?!\s*!))?"
+    r"(?:[eE]([+-]?\d+)(?![\d.A-Za-z])|\s*(?:\\times|\\cdot|\*|x(?=\s*10\s*\^))\s*10\s*\^\s*(?:\{\s*([+-]?\s*\d+)\s*\}|([+-]?\d+))(?!\s*!))?"
 )
 _LETTER = re.compile(r"[A-Za-z]'*(?:\s*_\s*(?:\{\s*[\w,+-]*\s*\}|\w))?")
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
 _SUBSCRIPT = re.compile(r"\s*_\s*(?:\{\s*\w+\s*\}|\w)")
 _TIMES = re.compile(r"\\cdot(?![A-Za-z])|\\times(?![A-Za-z])|\*")
-_OVER = re.compile(r"\\div(?![A-Za-z])|/")
+_DIVIDED_BY = re.compile(r"\\div(?![A-Za-z])|/")
+_INFIX = re.compile(r"\\(over|choose)(?![A-Za-z])")
 _DEGREE = re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))")
 _PLAIN_FRACTION = re.compile(r"\\frac\s*(?:\{\s*\d+\s*\}|\d)\s*(?:\{\s*\d+\s*\}|\d)")
 _ATOM_START = re.compile(
-    r"[0-9A-Za-z.({\[]|\\(?!cdot|times|div|right|rfloor|rceil|text|le|ge|ne|in\b|cup|pm|mp|[^A-Za-z])"
+    r"[0-9A-Za-z.({\[]|\\(?!cdot|times|div|right|(?:over|choose)(?![A-Za-z])|rfloor|rceil|text|le|ge|ne|in\b|cup|pm|mp|[^A-Za-z])"
 )
 _ARGUMENT_START = re.compile(r"[0-9A-Za-z.{]|\\(?:frac|sqrt|pi|" + _GREEK + ")")
 
@@ -44,7 +47,7 @@ _ARGUMENT_START = re.compile(r"[0-9A-Za-z.{]|\\(?:frac|sqrt|pi|" + _GREEK + ")")
 def parse(text: str) -> Node:
     """The tree of `text`; raises Unreadable or TooLarge."""
     parser = _Parser(text)
-    node = parser.sum()
+    node = parser.whole()
     if parser.peek():
         raise Unreadable(f"cannot read {parser.text[parser.pos : parser.pos + 20]!r}")
     return node
@@ -98,6 +101,12 @@ class _Parser:
         if self.depth > MAX_DEPTH:
             raise TooLarge("nested too deeply")
 
+    def whole(self) -> Node:
+        r"""A sum, or two of them as in TeX's a \over b."""
+        node = self.sum()
+        infix = self.take(_INFIX)
+        return Node({"over": "frac", "choose": "binom"}[infix[1]], (node, self.sum())) if infix else node
+
     def sum(self) -> Node:
         self.descend()
         node = self.product()
@@ -113,7 +122,7 @@ class _Parser:
         while True:
             if self.take(_TIMES):
                 node = self.join("mul", node, self.signed())
-            elif self.take(_OVER):
+            elif self.take(_DIVIDED_BY):
                 node = self.join("div", node, self.signed())
             elif self.starts_atom():
                 node = self.juxtaposed(node)
@@ -125,7 +134,7 @@ class _Parser:
         return opens_bar or self.follows(_ATOM_START)
 
     def juxtaposed(self, left: Node) -> Node:
-        if self.peek().isdecimal():
+        if self.peek().isdecimal() and left.op != "fact" and not (left.op == "mul" and left.args[1].op == "fact"):
             raise Unreadable("a number straight after another factor, as in x2 or 3 4")
         right = self.power()
         whole = left.op == "num" and left.value.denominator == 1
@@ -136,9 +145,7 @@ class _Parser:
         return self.join("mul", left, right)
 
     def signed(self) -> Node:
-        negative = False
-        while self.peek() in ("+", "-"):
-            negative ^= self.take_sign() == "-"
+        negative = self.peek() in ("+", "-") and self.take_sign() == "-"
         node = self.power()
         if node.op == "num" and self.follows(_PLAIN_FRACTION):
             node = self.juxtaposed(node)  # a mixed number binds before any other factor
@@ -178,7 +185,7 @@ class _Parser:
     def group(self, opening: str) -> Node:
         self.pos += 1
         bars, self.bars = self.bars, 1 if opening == "|" else 0
-        node = self.sum()
+        node = self.whole()
         self.bars = bars
         self.expect({"(": ")", "{": "}", "[": "]", "|": "|"}[opening])
         return Node("abs", (node,)) if opening == "|" else node
@@ -193,7 +200,8 @@ class _Parser:
     def number(self) -> Node:
         repeating = self.take(_REPEATING)
         if repeating:
-            whole, fixed, cycle = repeating.groups()
+            whole, fixed, *cycles = repeating.groups()
+            cycle = "".join(part or "" for part in cycles)
             if len(repeating[0]) > MAX_DIGITS:
                 raise TooLarge("a number of too many digits")
             nines = (10 ** len(cycle) - 1) * 10 ** len(fixed)

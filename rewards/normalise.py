@@ -18,7 +18,9 @@ _SYMBOLS = {
     "≥": r"\ge ", "⩽": r"\le ", "⩾": r"\ge ", "≠": r"\ne ", "∪": r"\cup ", "∩": r"\cap ", "∅": r"\emptyset ",
     "∈": r"\in ", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "°": r"^\circ ", "º": r"^\circ ", "±": r"\pm ",
     "∓": r"\mp ", "≈": r"\approx ", "⟨": r"\langle ", "⟩": r"\rangle ", "∖": r"\setminus ", "′": "'",
-    "％": "%", "∫": r"\int ", "∑": r"\sum ", "∏": r"\prod ",
+    "％": "%", "∫": r"\int ", "∑": r"\sum ", "∏": r"\prod ", "⁄": "/", "∕": "/", "˚": r"^\circ ", "。": ".", "≧": r"\ge ",
+    "≦": r"\le ", "∗": "*", "∛": r"\sqrt[3] ", "∜": r"\sqrt[4] ", "∧": r"\text{and}", "∨": r"\text{or}", "∴": "", "⇒": r"\Rightarrow ", "∠": r"\angle ",
+    "△": r"\triangle ",
 }  # fmt: skip
 _GREEK = dict(zip("αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΦΨΩ", ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu", "xi", "pi", "rho", "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega", "Gamma", "Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma", "Phi", "Psi", "Omega"]))  # fmt: skip
 _TABLE = {**_DASHES, **{ord(k): v for k, v in _SYMBOLS.items()}, **{ord(k): f"\\{v} " for k, v in _GREEK.items()}}
@@ -39,53 +41,50 @@ _COMMANDS = {
     r"\textsf": r"\text", r"\texttt": r"\text", r"\textnormal": r"\text", r"\mathrm": r"\text", r"\mathsf": r"\text",
     r"\emph": r"\text", r"\operatorname": r"\text", r"\colon": ":", r"\infin": r"\infty", r"\nicefrac": r"\frac", r"\sfrac": r"\frac", r"\dollar": r"\$",
     r"\Longrightarrow": r"\Rightarrow", r"\implies": r"\Rightarrow", r"\approxeq": r"\approx", r"\simeq": r"\approx",
-    r"\thickapprox": r"\approx", r"\varphi": r"\phi", r"\varepsilon": r"\epsilon", r"\ge": r"\ge",
+    r"\thickapprox": r"\approx", r"\varphi": r"\phi", r"\varepsilon": r"\epsilon", r"\bigcup": r"\cup", r"\cr": r"\\",
+    r"\wedge": r"\text{and}", r"\vee": r"\text{or}", r"\pounds": "£", r"\euro": "€", r"\textdollar": r"\$", r"\textdegree": r"^\circ",
+    r"\tg": r"\tan", r"\ctg": r"\cot", r"\dotsc": r"\ldots", r"\dotsb": r"\ldots",
 }  # fmt: skip
-_DROPPED = frozenset(
-    [
-        r"\left",
-        r"\right",
-        r"\big",
-        r"\Big",
-        r"\bigg",
-        r"\Bigg",
-        r"\bigl",
-        r"\bigr",
-        r"\Bigl",
-        r"\Bigr",
-        r"\biggl",
-        r"\biggr",
-        r"\displaystyle",
-        r"\textstyle",
-        r"\limits",
-        r"\nolimits",
-        r"\mathbf",
-        r"\boldsymbol",
-        r"\bf",
-        r"\rm",
-        r"\mathit",
-        r"\mathnormal",
-        r"\ensuremath",
-        r"\bm",
-        r"\it",
-    ]
+_STYLES = (
+    "left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr displaystyle textstyle limits nolimits mathbf boldsymbol"
+    " bf rm mathit mathnormal ensuremath bm it underline tiny small normalsize large Large LARGE huge Huge"
 )
+_DROPPED = frozenset("\\" + name for name in _STYLES.split())
 _SPACES = frozenset([r"\,", r"\;", r"\:", r"\ ", r"\quad", r"\qquad", r"\>", r"\enspace", r"\thinspace", r"\space"])
+_MATHS_DELIMITERS = frozenset([r"\(", r"\)", r"\[", r"\]"])
 _COMMAND = re.compile(r"\\(?:[A-Za-z]+|[^A-Za-z])")
 # A thin space, a braced comma or a negative space between groups of three digits is only ever a separator.
-_TEX_SEPARATOR = re.compile(r"(?<=\d)(?:\s*(?:\\[,;:! ]|\{,\}|\{\\,\}|,\\!|~))+\s*(?=\d{3}(?!\d))")
+_TEX_SEPARATOR = re.compile(r"(?<=\d)(?:\s*(?:\\[,;:! ]|\{ ?, ?\}|\{\\,\}|,\\!|~))+\s*(?=\d{3}(?!\d))")
 _SPACED_NUMBER = re.compile(r"(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d,])")
-_OVER = re.compile(r"\{([^{}]*)\\over(?![A-Za-z])([^{}]*)\}")
 _PLAIN_MIXED = re.compile(r"(?<![\d.,}])(\d+) (\d+)/(\d+)(?![\d.])")
 _COMMA_NUMBER = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d|,\d)")
-_WORD_COMMANDS = re.compile(r"(?<![A-Za-z\\{])(pi|infinity|sqrt)(?![A-Za-z])")
+_RENAMED = {"infinity": "infty", "Infinity": "infty"}
+_FUNCTIONS = "arcsin|arccos|arctan|sin|cos|tan|cot|csc|ln|log|exp"
+_TEXT_NAME = re.compile(rf"\\text\{{ ?({_FUNCTIONS}(?= ?\}} ?[\w({{^\\])|[Ii]nfinity) ?\}}")
+# Only outside \text, and a function only before its argument: tan may be a colour.
+_NAME_WITHOUT_BACKSLASH = re.compile(
+    rf"\\text\{{[^{{}}]*\}}|(?<![A-Za-z\\])(pi(?![A-Za-z])|infinity(?![A-Za-z])|sqrt(?![A-Za-z])|(?:{_FUNCTIONS})(?= ?[\d(^_\\]| [A-Za-z]\b))"
+)
+_ROMAN_CONSTANT = re.compile(r"\\(?:mathrm|operatorname)\s*\{\s*([ei])\s*\}")
+_COLOUR = re.compile(r"\\(?:text)?color\s*\{[A-Za-z]*\}")
+_UNIT_FRACTION = re.compile(
+    r"\\frac\s*\{\s*\\text\s*\{([^{}]*)\}\s*\}\s*\{\s*\\text\s*\{([^{}]*)\}((?:\^\d|\^\{\d\})?)\s*\}"
+)
+_GROUPED_SIGN = re.compile(r"(?<![A-Za-z])\{ ?(\\%|[:=<>+-]) ?\}")
+_MATHS_MODE = re.compile(
+    r"\$ ?((?:\\text\{ ?)?(?:,|,? ?(?:and|or))(?: ?\})?) ?\$"
+)  # $1$ and $2$, half of it in the box
+_TEXT_NUMBER = re.compile(r"\\text\{ ?([+-]?(?:\\?\$)?\d[\d.,/]*)( [^{}]*)\}")  # 5 cm, all of it as text
+_LETTERS = re.compile(r"\\text\{ ?([A-Z](?: ?, ?(?:and )?[A-Z])+) ?\}")  # choices: a list, not a phrase
+_THEREFORE = re.compile(r"(?:\\(?:therefore|Rightarrow) ?)+")
+_UNION_LETTER = re.compile(r"(?<=[)\]]) ?U ?(?=[(\[])")
 _PREFIX = re.compile(
     r"(?:\\text\{)?\s*(?:so\s+|thus,?\s+)?(?:the\s+)?(?:final\s+)?answer\s*(?:is|:)\s*:?\s*(\}?)", re.IGNORECASE
 )
 _ROW_SKIP = re.compile(r"(?<=\\\\)\s*\[\s*-?[\d.]+\s*(?:pt|em|ex|mm|cm)\s*\]")
 _INVISIBLE = re.compile(r"\\[hv]?phantom\s*(?:\{[^{}]*\}|[^{}])")
 _TEXT_SPACE = re.compile(r"\\text\s+\{")
-_WRAPPERS = (("**", "**"), ("`", "`"), ("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
+_WRAPPERS = (("**", "**"), ("`", "`"), ("$$", "$$"), ("$", "$"), ("{", "}"))
 
 
 @lru_cache(maxsize=4096)  # a group's completions share their reference
@@ -93,18 +92,23 @@ def normalise(text: str, *, commas_group_digits: bool = True) -> str:
     """`text` in the spelling that every later stage reads. 81,256 is a number, or a list if commas do not group."""
     text = _plain_unicode(text)
     text = _TEX_SEPARATOR.sub("", text)
-    text = _unwrap(_ROW_SKIP.sub("", _INVISIBLE.sub("", text))).replace("**", "^")
-    text = _TEXT_SPACE.sub(r"\\text{", _COMMAND.sub(_command, text))
-    text = _unwrap(" ".join(text.replace("~", " ").replace(r"\!", "").split()))
+    text = _unwrap(_COLOUR.sub("", _ROW_SKIP.sub("", _INVISIBLE.sub("", text)))).replace("**", "^")
+    text = _COMMAND.sub(_command, _ROMAN_CONSTANT.sub(r"{\1}", text))
+    text = " ".join(_TEXT_SPACE.sub(r"\\text{", text).replace(r"\!", "").split())
+    text = _unwrap(_MATHS_MODE.sub(r" \1 ", text).replace("&=", "="))
+    text = (r"\sim " + text[1:] if text.startswith("~") else text).replace("~", " ")  # about, or a space in TeX
+    text = _THEREFORE.sub("", text, count=1) if text.startswith("\\") else text.removeprefix("=").lstrip()
     prefix = _PREFIX.match(text)
     if prefix and prefix.end() < len(text):
         text = ("" if prefix[1] or not text.startswith("\\text{") else "\\text{") + text[prefix.end() :]
-    text = _WORD_COMMANDS.sub(lambda m: {"pi": r"\pi ", "infinity": r"\infty ", "sqrt": r"\sqrt"}[m[1]], text)
-    text = _OVER.sub(r"\\frac{\1}{\2}", text)
-    text = _PLAIN_MIXED.sub(r"\1\\frac{\2}{\3}", text)
+    text = _TEXT_NUMBER.sub(r"\1\\text{\2}", text)
+    letters = _LETTERS.fullmatch(text)
+    text = _NAME_WITHOUT_BACKSLASH.sub(_command_for, _TEXT_NAME.sub(_command_for, letters[1] if letters else text))
+    text = _UNIT_FRACTION.sub(r"\\text{\1/\2\3}", _GROUPED_SIGN.sub(r"\1", text))
+    text = _PLAIN_MIXED.sub(r"\1\\frac{\2}{\3}", _UNION_LETTER.sub(r"\\cup ", text))
     text = _SPACED_NUMBER.sub(lambda m: m[0].replace(" ", ""), text)
-    if commas_group_digits and not re.search(r"[(\[]|\\\{", text):  # inside brackets a comma separates elements
-        text = _COMMA_NUMBER.sub(lambda m: m[0].replace(",", ""), text)
+    if commas_group_digits:
+        text = _COMMA_NUMBER.sub(_without_commas, text)
     return text.strip()
 
 
@@ -131,12 +135,25 @@ def _vulgar(match: re.Match[str]) -> str:
     return rf"\frac{{{numerator}}}{{{denominator}}}"
 
 
+def _command_for(match: re.Match[str]) -> str:
+    """Of a name that was written as text; of a piece of text, itself."""
+    name = match[1]
+    return f"\\{_RENAMED.get(name, name)} " if name else match[0]
+
+
+def _without_commas(match: re.Match[str]) -> str:
+    """1,234 as one number. Inside brackets a comma separates elements."""
+    before = match.string[: match.start()]
+    depth = len(re.findall(r"[(\[]|\\\{", before)) - len(re.findall(r"[)\]]|\\\}", before))
+    return match[0] if depth else match[0].replace(",", "")
+
+
 def _command(match: re.Match[str]) -> str:
     command = match[0]
-    if command in _DROPPED:
+    if command in _DROPPED or command in _SPACES:
         return " "
-    if command in _SPACES:
-        return " "
+    if command in _MATHS_DELIMITERS:
+        return "$"
     # A letter may follow a renamed command, as in \lt x.
     return _COMMANDS[command] + " " if command in _COMMANDS and command[1:].isalpha() else command
 
@@ -152,13 +169,19 @@ def _unwrap(text: str) -> str:
         if text.endswith("\\") and not text.endswith("\\\\"):
             text = text[:-1]
         for opening, closing in _WRAPPERS:
-            inner = text[len(opening) : -len(closing)]
-            if (
-                text.startswith(opening)
-                and text.endswith(closing)
-                and len(text) >= len(opening + closing)
-                and "$" not in inner
-            ):
-                text = inner.strip()
+            if text.startswith(opening) and text.endswith(closing) and len(text) >= len(opening + closing):
+                inner = text[len(opening) : -len(closing)]
+                if "$" not in inner and (opening != "{" or _is_balanced(inner)):
+                    text = inner.strip()
         if text == before:
             return text
+
+
+def _is_balanced(text: str) -> bool:
+    """Whether every brace of `text` has its partner in it: {1}/{2} is not one pair of braces around 1}/{2."""
+    depth = 0
+    for brace in re.findall(r"\\.|[{}]", text):
+        depth += {"{": 1, "}": -1}.get(brace, 0)
+        if depth < 0:
+            return False
+    return not text.endswith("\\")

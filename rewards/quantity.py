@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 # dimension: names = size in the first unit of that dimension
@@ -20,27 +20,42 @@ us volume: cup =1; pint pt =2; quart qt =4; gallon gal =16
 money: dollar usd buck =1; cent =1/100
 euro: euro eur =1
 sterling: sterling gbp =1
+yen: yen jpy =1
+rupee: rupee inr =1
 angle: degree deg =1
 radian: radian rad =1
 celsius: celsius =1
 fahrenheit: fahrenheit =1
 """
-_SYMBOLS = {"\\$": "dollar", "$": "dollar", "€": "euro", "£": "sterling"}
+_SYMBOLS = {
+    **{"\\$": "dollar", "$": "dollar", "US\\$": "dollar", "US$": "dollar", "USD": "dollar"},
+    **{"€": "euro", "EUR": "euro", "£": "sterling", "GBP": "sterling", "¥": "yen", "₹": "rupee"},
+}
+_SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_SCALE = re.compile(rf"\s*({'|'.join(_SCALES)})(?![A-Za-z])", re.IGNORECASE)
 _SHORTHAND = {"mph": "mile per hour", "kph": "km per hour", "kmh": "km per hour", "sq": "square", "cu": "cubic"}
-_GENERIC = frozenset(["unit"])
 # Words that make a phrase after a number a sentence, not a unit.
-_NOT_UNITS = re.compile("and|or|not|is|are|isn|maybe|perhaps|about|approximately|wrong|to|than|if|for|some")
+_SENTENCE = (
+    "and or nor not is are isn was were maybe perhaps probably possibly likely about approximately approx roughly around nearly"
+    " almost wrong incorrect false to than if for some i think guess assume assuming unless except but could might may should"
+    " would either neither between plus minus vs versus because since when where while else otherwise unknown undefined"
+    " unsure least most etc infinity"
+)
+_NOT_UNITS = frozenset(_SENTENCE.split())
 _POWER_WORDS = {"square": 2, "squared": 2, "cubic": 3, "cubed": 3}
-_PERCENT = re.compile(r"\s*(?:\\?%|(?:\\text\{\s*)?(?:percent(?:age)?|per cent|pct\.?)(?:\s*\})?)$", re.IGNORECASE)
+_PERCENT = re.compile(
+    r"\s?(?:\\?%|(?:\\text\{\s?)?(?:percent(?:age)?(?: points?)?|per cent|pct\.?|\\?%)(?:\s?\})?)$", re.IGNORECASE
+)
 _TEMPERATURE = re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)\s*(?:\\text\{\s*)?([CF])(?:\s*\})?$")
 _CIRCLE = re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)$")
 # A unit phrase, its parts always set apart by something: a repeated group that can match one text in two ways takes
 # exponential time. Normalised text has single spaces.
 _EXPONENT = r"(?:\s?\^\s?(?:\{\s?-?\d\s?\}|-?\d))?"
 _MARKED = rf"\\text\{{[^{{}}]*(?:\{{[^{{}}]*\}}[^{{}}]*)?\}}{_EXPONENT}"
-_TEXT_UNIT = re.compile(rf"\s?(?:(?:/|\\cdot)\s?)?{_MARKED}(?:\s?(?:(?:/|\\cdot)\s?)?{_MARKED})*\s?$")
+_TEXT_UNIT = re.compile(rf"\s?(?:(?:/|\\cdot)\s?)?{_MARKED}(?:\s?(?:(?:/|\\cdot)\s?)?{_MARKED}){{0,5}}\s?$")
 _BARE = rf"[A-Za-z]+\.?{_EXPONENT}"
-_BARE_UNIT = re.compile(rf"(?<=[\d}})\s])(?:(?:/|\\cdot)\s?)?{_BARE}(?:(?:\s?(?:/|\\cdot)\s?|\s){_BARE})*$")
+_BARE_UNIT = re.compile(rf"(?<=[\d}})\s])(?:(?:/|\\cdot)\s?)?{_BARE}(?:(?:\s?(?:/|\\cdot)\s?|\s){_BARE}){{0,5}}$")
+_NOUN = re.compile(r"(?=[a-z]*[aeiouy])[a-z]{3,}", re.IGNORECASE)  # apples, and not xyz
 _WORD = re.compile(r"([A-Za-z]+)\.?|(/)|\^\s*\{?\s*(-?\d)\s*\}?|(-|\s|\\cdot|\*|\\ )")
 
 
@@ -56,6 +71,7 @@ class Quantity:
     value: str
     unit: Unit | None = None
     percent: bool = False
+    scale: int = 1  # of the value: a million in 5 million
 
 
 def _read_table() -> dict[str, tuple[str, Fraction]]:
@@ -73,13 +89,17 @@ _TABLE = _read_table()
 
 def quantity(text: str, *, bare_letters: bool = False) -> Quantity:
     r"""`text` taken apart. A bare word is a unit if it is known and longer than a letter (5 cm, but not 5m, which may be
-    a product), or a letter too where the reference has a unit (`bare_letters`)."""
+    a product), or a letter too where the reference has a unit (`bare_letters`), or a noun after a space (5 apples)."""
     sign, rest = ("-", text[1:].lstrip()) if text[:1] == "-" else ("", text)
     for symbol, name in _SYMBOLS.items():
         if rest.startswith(symbol) and len(rest) > len(symbol):
-            rest = rest[len(symbol) :].strip()
-            inner = _without_currency(sign + rest, bare_letters)
-            return Quantity(inner.value, inner.unit or read_unit(name), inner.percent)
+            rest = rest.removeprefix(symbol).strip()
+        elif rest.endswith(symbol) and len(rest) > len(symbol):
+            rest = rest.removesuffix(symbol).strip()
+        else:
+            continue
+        inner = _without_currency(sign + rest, bare_letters)
+        return replace(inner, unit=inner.unit or read_unit(name))
     return _without_currency(text, bare_letters)
 
 
@@ -106,10 +126,23 @@ def _trailing_unit(text: str, bare_letters: bool) -> Quantity:
     if not match or match.start() == 0:
         return Quantity(text)
     words = re.sub(r"\\text\{([^{}]*(?:\{[^{}]*\}[^{}]*)?)\}", r" \1 ", match[0])
+    scale = _SCALE.match(words)
+    words = words[scale.end() :] if scale else words
     unit = read_unit(words)
-    if unit is None or (bare and not (unit.known and (bare_letters or len(words.strip()) > 1))):
+    spaced = text[match.start() - 1] == " "
+    if unit is None or (bare and not (scale or _is_bare_unit(words, unit, bare_letters, spaced))):
         return Quantity(text)
-    return Quantity(text[: match.start()].strip(), unit if unit.dimensions else None)
+    return Quantity(
+        text[: match.start()].strip(),
+        unit if unit.dimensions else None,
+        scale=_SCALES[scale[1].lower()] if scale else 1,
+    )
+
+
+def _is_bare_unit(words: str, unit: Unit, bare_letters: bool, spaced: bool) -> bool:
+    if unit.known:
+        return bare_letters or len(words.strip()) > 1
+    return spaced and all(_NOUN.fullmatch(word) for word in words.split())
 
 
 def read_unit(text: str) -> Unit | None:
@@ -125,7 +158,7 @@ def read_unit(text: str) -> Unit | None:
             return None
         pos = match.end()
         word = (match[1] or "").lower()
-        if _NOT_UNITS.fullmatch(word):
+        if word in _NOT_UNITS:
             return None
         if match[2] or word == "per":
             side = -1

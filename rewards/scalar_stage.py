@@ -38,6 +38,12 @@ def compare_scalars(answer: str, reference: str, comparison: Comparison) -> Verd
 
 def _scales(given: Quantity, expected: Quantity, policy: MathPolicy) -> list[Fraction]:
     """By what the answer's number may be multiplied to be the reference's."""
+    return [scale * given.scale / expected.scale for scale in _unit_scales(given, expected, policy)]
+
+
+def _unit_scales(given: Quantity, expected: Quantity, policy: MathPolicy) -> list[Fraction]:
+    if given.percent != expected.percent and (given.unit or expected.unit):
+        return []
     if expected.percent:
         return [Fraction(1)] if given.percent else [Fraction(1), Fraction(100)]
     if given.percent:

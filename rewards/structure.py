@@ -19,6 +19,7 @@ _OPENING = {
 _CLOSING = frozenset(_OPENING.values())
 _CONJUNCTION = re.compile(r"\\text\{\s*,?\s*(?:and|or)\s*,?\s*\}|(?<![A-Za-z\\{])(?:and|or)(?![A-Za-z}])")
 _MATRIX = re.compile(r"\\begin\{([pbBvV]?matrix|smallmatrix|array)\}(?:\{[^{}]*\})?([\s\S]*)\\end\{\1\}")
+_NAME_OF_SET = re.compile(r"(?:[A-Za-z](?:_\{?\w\}?)?|\([A-Za-z, ]+\))\s?(?:\\in|=)\s?(?=\\\{)")
 _EMPTY_SETS = frozenset([r"\emptyset", r"\{\}", r"\{ \}", r"\text{empty set}", r"\text{the empty set}"])
 
 
@@ -67,9 +68,11 @@ def enclosed(text: str) -> tuple[str, str, str] | None:
 
 
 def elements(text: str) -> Elements | None:
-    r"""The elements of a list, tuple or set, None for a single value. \pm stands for two of them."""
+    r"""The elements of a list, tuple or set, as in x \in \{1, 2\}; None for a single value. \pm stands for two of them."""
     if text in _EMPTY_SETS:
         return Elements("set", ())
+    named = _NAME_OF_SET.match(text)
+    text = text[named.end() :] if named else text
     brackets = enclosed(text)
     if brackets and brackets[0] == "\\{":
         return Elements("set", _items(brackets[1]))
@@ -81,6 +84,15 @@ def elements(text: str) -> Elements | None:
             )
     items = _items(text)
     return Elements("list", items) if len(items) > 1 else None
+
+
+def factor_of_matrix(text: str) -> tuple[str, str]:
+    """The factor before a matrix, empty where there is none, and the matrix."""
+    before, begin, rest = text.partition("\\begin")
+    factor = before.rstrip("([ ")
+    without_factor = before[len(factor) :].strip() + begin + rest
+    factor = factor.removesuffix("\\cdot").removesuffix("\\times").strip()
+    return "-1" if factor == "-" else factor, without_factor
 
 
 def matrix(text: str) -> list[list[str]] | None:

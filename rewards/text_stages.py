@@ -13,15 +13,19 @@ _QUESTION = re.compile(
     r"|\\begin\{[vV](matrix)\}|\\text\{\s*(gcd|lcm|det|max|min|lim|mod)\s*\}|\\frac\s*\{\s*d\s*\}\s*\{\s*d(\w)|(?<![\\A-Za-z])(gcd|lcm|det)(?![A-Za-z])"
 )
 _HEDGE = re.compile(r"\?|\\approx|\\sim|\\ldots|\.\.\.")
-_CHOICE = re.compile(r"\(?\s*(?:\\text\s*\{)?\s*\(?\s*([A-Za-z])\s*\)?\s*\.?\s*\}?\s*\)?")
-_CHOICE_WITH_TEXT = re.compile(
+_CHOICE = re.compile(r"\(? ?(?:(?:[Oo]ption|[Cc]hoice) )?\(? ?([A-Za-z]) ?\)? ?[.:]? ?\)?")
+_CHOICE_WITH_TEXT = re.compile(r"(?:\( ?([A-Z]) ?\)|([A-Z]) ?[.:)])[ :.)]*(.+)")
+# The text of an option takes nothing back and names no other.
+_OTHER_CHOICE = re.compile(r".*\( ?[A-Z] ?\)|(?:or|and|is|not|maybe|if)(?![A-Za-z])|[A-Z][ .:)]*$")
+_TEXT = re.compile(
     r"(?:\\text\s*\{\s*)?\(\s*(?:\\text\s*\{)?\s*([A-Z])\s*\}?\s*\)\s*\}?[\s:.)]*(.+)|(?:\\text\s*\{\s*)?([A-Z])\s*[:.)]\s*\}?\s*(.+)"
 )
 _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 _WORDS = re.compile(r"[A-Za-z][A-Za-z' ,.\-]*")
-_NO_SOLUTION = frozenset(
-    ["nosolution", "nosolutions", "nosolutionexists", "emptyset", "theemptyset", "norealsolution", "norealsolutions"]
-)
+_NO_SOLUTION = re.compile("(?:there(?:is|are))?no(?:real)?solutions?(?:exists?)?|(?:the)?emptyset")
+_ALL_REALS = re.compile("allreal(?:number)?s")
+_ARTICLE = re.compile(r"^(?:an?|the) (?=[a-z]{3})", re.IGNORECASE)
+_SHORT_WORD = re.compile(r"(?=[a-z]*[aeiou])[a-z]{3}")
 _EMPTY = frozenset([r"\emptyset", r"\{\}"])
 
 
@@ -52,6 +56,8 @@ def words(answer: str, reference: str, comparison: Comparison) -> Verdict | None
     said, expected = as_words(answer), as_words(reference)
     if _is_empty_set(answer, said) and _is_empty_set(reference, expected):
         return right("no solution")
+    if any(word and _ALL_REALS.fullmatch(word) for word in (said, expected)) and said != expected:
+        return None  # a set, in words
     if said in NUMBER_WORDS or expected in NUMBER_WORDS:
         return (
             comparison.compare(_in_digits(answer, said), _in_digits(reference, expected))
@@ -60,11 +66,13 @@ def words(answer: str, reference: str, comparison: Comparison) -> Verdict | None
         )
     if expected is None:
         return wrong("words for a value") if said is not None and not _choice(answer) else None
+    if said is None and _SHORT_WORD.fullmatch(reference):
+        return None  # abe may be a word or a product
     return right("equal words") if said == expected else wrong("other words")
 
 
 def _is_empty_set(text: str, said: str | None) -> bool:
-    return said in _NO_SOLUTION or text.replace(" ", "") in _EMPTY
+    return bool(said and _NO_SOLUTION.fullmatch(said)) or text.replace(" ", "") in _EMPTY
 
 
 def _in_digits(text: str, word: str | None) -> str:
@@ -74,7 +82,7 @@ def _in_digits(text: str, word: str | None) -> str:
 def as_words(text: str) -> str | None:
     r"""The bare letters of a phrase, None for mathematics. BCA and \text{abc} are words; xy is a product."""
     plain = _TEXT.sub(r" \1 ", text)
-    bare = plain.strip()
+    bare = _ARTICLE.sub("", plain.strip())
     if not _WORDS.fullmatch(bare):
         return _words_with_numbers(text)
     marked = "\\text" in text and not re.search(r"[A-Za-z]", _TEXT.sub("", text))
@@ -82,7 +90,13 @@ def as_words(text: str) -> str | None:
     longest = max(map(len, runs))
     if "," in bare and not marked:
         return None  # a list of variables
-    if marked or longest >= 4 or (bare.isupper() and longest >= 2) or bare.lower() in ("yes", "no", "odd", "even"):
+    if (
+        marked
+        or longest >= 4
+        or (bare.isupper() and longest >= 2)
+        or bare.lower() == "no"
+        or _SHORT_WORD.fullmatch(bare.lower())
+    ):
         return "".join(runs).lower()
     return None
 
@@ -94,17 +108,21 @@ def _words_with_numbers(text: str) -> str | None:
 
 
 def _choice(text: str) -> str | None:
-    match = _CHOICE.fullmatch(text)
+    match = _CHOICE.fullmatch(_without_text(text))
     return match[1] if match else None
+
+
+def _without_text(text: str) -> str:
+    return " ".join(_TEXT.sub(r" \1 ", text).split())
 
 
 def _compare_choice(answer: str, letter: str, comparison: Comparison) -> Verdict | None:
     given = _choice(answer)
     if given is None:
-        with_text = _CHOICE_WITH_TEXT.fullmatch(answer)
-        given = (with_text[1] or with_text[3]) if with_text else None
-        if given is None or _CHOICE_WITH_TEXT.fullmatch((with_text[2] or with_text[4]) if with_text else ""):
+        with_text = _CHOICE_WITH_TEXT.fullmatch(_without_text(answer))
+        if not with_text or _OTHER_CHOICE.match(with_text[3]):
             return None if re.search(r"[=+*^_\\]", answer) and "\\text" not in answer else wrong("no choice letter")
+        given = with_text[1] or with_text[2]
     if comparison.policy.ignore_letter_case:
         given, letter = given.upper(), letter.upper()
     return right("choice letter") if given == letter else wrong("other letter")
