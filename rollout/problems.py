@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +20,7 @@ from rollout.program_tasks import asks_for_program, program_task
 from rollout.records import Problem
 
 HUB_NAMES = {"gsm8k": ("openai/gsm8k", "main"), "math": ("DigitalLearningGmbH/MATH-lighteval", "default")}
+FILES = (".jsonl", ".json")  # and either with .gz
 PROMPT_COLUMNS = ("question", "problem", "prompt")
 ANSWER_COLUMNS = ("answer", "solution", "reference")
 
@@ -51,7 +54,7 @@ def load_problems(
     """The problems of a built-in task, a .jsonl or .json file, or a data set of the hub; of equal prompts the first."""
     if dataset == "arithmetic":
         return arithmetic_problems(20_000, seed=0)
-    rows = _file_rows(Path(dataset)) if Path(dataset).suffix in (".jsonl", ".json") else _hub_rows(dataset, split)
+    rows = _file_rows(Path(dataset)) if dataset.removesuffix(".gz").endswith(FILES) else _hub_rows(dataset, split)
     if not rows:
         raise UserError(f"dataset is {dataset!r}: it has no rows; give one with at least two problems")
     prompt_column = _column("prompt_column", prompt_column, PROMPT_COLUMNS, rows[0], dataset)
@@ -113,15 +116,15 @@ def _column(option: str, named: str | None, usual: Iterable[str], row: Mapping[s
 
 def _file_rows(path: Path) -> list[dict[str, Any]]:
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            f"dataset is {str(path)!r}: it cannot be read ({error.strerror}); give an existing file"
-        ) from None
+        data = path.read_bytes()
+        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"dataset is {str(path)!r}: it cannot be read ({reason}); give an existing file") from None
     except UnicodeDecodeError as error:
         raise UserError(f"dataset is {str(path)!r}: it is not UTF-8 text (byte {error.start}); convert it") from None
     rows = []
-    if path.suffix == ".json":
+    if ".json" in path.suffixes:
         rows = _json(text, f"dataset is {str(path)!r}")
         if not isinstance(rows, list):
             raise UserError(f"dataset is {str(path)!r}: a .json file must hold one list of objects")

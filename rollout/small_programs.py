@@ -1,4 +1,4 @@
-"""The built-in task of programs: "reverse, drop first 2, append x" is to become `def f(s): return s[::-1][2:]+"x"`."""
+"""The built-in task of programs: "reverse, drop first 2, append a" becomes `def f(s): return s[::-1][2:]+"a"`, and is tested."""
 
 from __future__ import annotations
 
@@ -8,17 +8,15 @@ from dataclasses import dataclass
 
 from rollout.records import Problem
 
-LETTERS = "abcdeABCDE"
-NUM_OPERATIONS = 3
-POOL = 12  # inputs that the tests of a problem are chosen from
-MIN_TESTS, MAX_TESTS = 4, 6
+NUM_OPERATIONS, NUM_TESTS = 3, 6
+LETTERS, LENGTHS = "abcdeABCDE", range(8, 15)  # of the texts in tests: long enough that few wrong programs are right by chance
 
 
 @dataclass(frozen=True)
 class Operation:
-    """A step from a text to a text: in words, in Python (its operand is {}), and itself.
+    """A step from text to text: in words, in Python (its operand is {}), and itself.
 
-    loose: written with + or *, so whatever is applied to it needs parentheses around it.
+    loose: written with + or *, so it goes into parentheses where anything is applied to it.
     """
 
     words: str
@@ -27,49 +25,20 @@ class Operation:
     loose: bool = False
 
 
-def _operations() -> list[Operation]:
-    operations = [
-        Operation("reverse", "{}[::-1]", lambda s: s[::-1]),
-        Operation("upper", "{}.upper()", str.upper),
-        Operation("lower", "{}.lower()", str.lower),
-        Operation("double", "{}*2", lambda s: s * 2, loose=True),
-        Operation("triple", "{}*3", lambda s: s * 3, loose=True),
-        Operation("every 2nd", "{}[::2]", lambda s: s[::2]),
-        Operation("every 3rd", "{}[::3]", lambda s: s[::3]),
-    ]
-    for k in (1, 2, 3, 4):
-        operations += [
-            Operation(f"drop first {k}", f"{{}}[{k}:]", lambda s, k=k: s[k:]),
-            Operation(f"drop last {k}", f"{{}}[:-{k}]", lambda s, k=k: s[:-k]),
-        ]
-    for k in (3, 4, 5, 6):
-        operations += [
-            Operation(f"first {k}", f"{{}}[:{k}]", lambda s, k=k: s[:k]),
-            Operation(f"last {k}", f"{{}}[-{k}:]", lambda s, k=k: s[-k:]),
-        ]
-    for c in "abcde":
-        operations += [
-            Operation(f"append {c}", f'{{}}+"{c}"', lambda s, c=c: s + c, loose=True),
-            Operation(f"prepend {c}", f'"{c}"+{{}}', lambda s, c=c: c + s, loose=True),
-        ]
-    return operations
-
-
-OPERATIONS = _operations()
-
-
-def program(operations: Sequence[Operation]) -> str:
-    expression, is_loose = "s", False
-    for operation in operations:
-        expression = operation.source.format(f"({expression})" if is_loose else expression)
-        is_loose = operation.loose
-    return f"def f(s): return {expression}"
-
-
-def outputs(operations: Sequence[Operation], inputs: Sequence[str]) -> tuple[str, ...]:
-    for operation in operations:
-        inputs = [operation.apply(text) for text in inputs]
-    return tuple(inputs)
+OPERATIONS = (
+    Operation("reverse", "{}[::-1]", lambda s: s[::-1]),
+    Operation("upper", "{}.upper()", str.upper),
+    Operation("lower", "{}.lower()", str.lower),
+    Operation("double", "{}*2", lambda s: s * 2, loose=True),
+    Operation("triple", "{}*3", lambda s: s * 3, loose=True),
+    *(Operation(f"every {k}", f"{{}}[::{k}]", lambda s, k=k: s[::k]) for k in (2, 3)),
+    *(Operation(f"drop first {k}", f"{{}}[{k}:]", lambda s, k=k: s[k:]) for k in (1, 2, 3, 4)),
+    *(Operation(f"drop last {k}", f"{{}}[:-{k}]", lambda s, k=k: s[:-k]) for k in (1, 2, 3, 4)),
+    *(Operation(f"first {k}", f"{{}}[:{k}]", lambda s, k=k: s[:k]) for k in (3, 4, 5, 6)),
+    *(Operation(f"last {k}", f"{{}}[-{k}:]", lambda s, k=k: s[-k:]) for k in (3, 4, 5, 6)),
+    *(Operation(f"append {c}", f'{{}}+"{c}"', lambda s, c=c: s + c, loose=True) for c in "abcde"),
+    *(Operation(f"prepend {c}", f'"{c}"+{{}}', lambda s, c=c: c + s, loose=True) for c in "abcde"),
+)
 
 
 def small_programs(count: int, *, seed: int) -> list[Problem]:
@@ -77,44 +46,43 @@ def small_programs(count: int, *, seed: int) -> list[Problem]:
     rng = random.Random(seed)
     problems: dict[str, Problem] = {}
     while len(problems) < count:
-        problem = _problem(rng.sample(OPERATIONS, NUM_OPERATIONS), rng)
-        if problem is not None:
+        operations = rng.sample(OPERATIONS, NUM_OPERATIONS)
+        texts = ["".join(rng.choices(LETTERS, k=rng.choice(LENGTHS))) for _ in range(NUM_TESTS)]
+        if not is_degenerate(operations, texts):
+            problem = _problem(operations, texts)
             problems.setdefault(problem.id, problem)
     return list(problems.values())
 
 
-def _problem(operations: list[Operation], rng: random.Random) -> Problem | None:
-    inputs = ["".join(rng.choices(LETTERS, k=rng.randint(7, 10))) for _ in range(POOL)]
-    expected = outputs(operations, inputs)
-    others = [outputs(near, inputs) for near in near_misses(operations)]
-    if expected in others[:NUM_OPERATIONS]:
-        return None  # an operation does nothing here
-    missed = [other for other in others if other != expected]
-    tests: list[int] = []
-    while missed or len(tests) < MIN_TESTS:
-        left = [i for i in range(POOL) if i not in tests]
-        tests.append(max(left, key=lambda i: sum(other[i] != expected[i] for other in missed)))
-        missed = [other for other in missed if other[tests[-1]] == expected[tests[-1]]]
-    if len(tests) > MAX_TESTS:
-        return None
+def run(operations: Sequence[Operation], texts: Sequence[str]) -> list[str]:
+    """What the operations, one after the other, make of each text."""
+    for operation in operations:
+        texts = [operation.apply(text) for text in texts]
+    return list(texts)
+
+
+def is_degenerate(operations: Sequence[Operation], texts: Sequence[str]) -> bool:
+    """Whether a program would pass that leaves an operation out, or returns the same for every text."""
+    expected = run(operations, texts)
+    shorter = (run([*operations[:i], *operations[i + 1 :]], texts) for i in range(len(operations)))
+    return len(set(expected)) == 1 or expected in shorter
+
+
+def _problem(operations: Sequence[Operation], texts: Sequence[str]) -> Problem:
     words = ", ".join(operation.words for operation in operations)
+    tests = [{"args": [text], "expected": expected} for text, expected in zip(texts, run(operations, texts))]
     return Problem(
         id=words,
         prompt=({"role": "user", "content": words},),
-        reference={
-            "type": "function",
-            "fn_name": "f",
-            "tests": [{"args": [inputs[i]], "expected": expected[i]} for i in tests],
-        },
+        reference={"type": "function", "fn_name": "f", "tests": tests},
         verifier="program",
-        metadata={"worked": program(operations)},
+        metadata={"worked": f"def f(s): return {_expression(operations)}"},
     )
 
 
-def near_misses(operations: Sequence[Operation]) -> list[list[Operation]]:
-    """Programs that are nearly right: one operation left out, two in the wrong order, a number or letter that is another."""
-    left_out = [[*operations[:i], *operations[i + 1 :]] for i in range(len(operations))]
-    swapped = [
-        [*operations[:i], operations[i + 1], operations[i], *operations[i + 2 :]] for i in range(len(operations) - 1)
-    ]
-    return left_out + swapped
+def _expression(operations: Sequence[Operation]) -> str:
+    expression, is_loose = "s", False
+    for operation in operations:
+        expression = operation.source.format(f"({expression})" if is_loose else expression)
+        is_loose = operation.loose
+    return expression

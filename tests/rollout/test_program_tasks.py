@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rewards.program import ProgramVerifier
 from rewards.program_task import BadTask, parse_task
+from rewards.score import Outcome
 from rollout.errors import UserError
 from rollout.problems import load_problems
 
@@ -56,6 +59,17 @@ def test_a_humaneval_row_is_judged_as_a_beginning_with_its_helpers(tmp_path: Pat
     assert task["asserts"] == [test, "check(f)"]
     assert task["setup"] == task["prefix"] == prompt
     assert task["solution"] == row["canonical_solution"]
+
+
+def test_humaneval_as_published_is_solved_by_its_own_solutions(shared_file: Callable[[str], Path]) -> None:
+    """Each canonical solution goes on where its prompt ends, as a base model would; and none of 164 stubs passes."""
+    problems = load_problems(str(shared_file("data/HumanEval.jsonl.gz")))
+    references = [problem.reference for problem in problems]
+    with ProgramVerifier(completions=True) as verifier:
+        assert {score.outcome for score in verifier.check_references(references)} == {Outcome.CORRECT}
+        fenced = [f"So:\n```python\n{r['prefix']}{r['solution']}\n```\nDone." for r in references]  # type: ignore[index]
+        assert {score.value for score in verifier.verify_batch(fenced, references)} == {1.0}
+        assert {score.value for score in verifier.verify_batch(["    return None\n"] * 164, references)} == {0.0}
 
 
 @pytest.mark.parametrize(
