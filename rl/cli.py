@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -38,8 +39,8 @@ def end_launcher() -> None:
         os.kill(os.getppid(), signal.SIGTERM)
 
 
-def run_recipe(description: str) -> None:
-    """Parse RunConfig from the command line and train."""
+def run_recipe(description: str, **defaults: Any) -> None:
+    """Parse RunConfig from the command line and train. `defaults`: options of which the recipe has its own."""
     # Read when torch loads OpenMP: threads that wait sleep. Spinning ones gain a tenth on an idle machine and make a
     # step ten times slower beside one other busy process.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -48,7 +49,7 @@ def run_recipe(description: str) -> None:
         from rl.config import RunConfig
         from rl.loop import train
 
-        train(tyro.cli(RunConfig, description=description))
+        train(tyro.cli(RunConfig, description=description, default=RunConfig(**defaults)))
 
     run_safely(action)
 

@@ -27,7 +27,7 @@ class RunConfig:
     model: str = TINY
     """"tiny" (built on the spot), a local folder in Hugging Face format, or a hub name."""
     dataset: str = "arithmetic"
-    """"arithmetic" (built in), "gsm8k", "math", a .jsonl or .json file, or a hub name."""
+    """"arithmetic" or "small-programs" (built in), "gsm8k", "math", a .jsonl or .json file, or a hub name."""
     eval_dataset: str | None = None
     """Held-out problems, as `dataset`; without it eval_size problems of `dataset` are held out."""
     prompt_column: str | None = None
@@ -129,7 +129,7 @@ class RunConfig:
 
     def resolved(self) -> RunConfig:
         """The same run with every "by model" default written out."""
-        defaults = dict(TINY_DEFAULTS if self.model == TINY else MODEL_DEFAULTS)
+        defaults = dict(TINY_DEFAULTS[tiny_task(self.dataset)] if self.model == TINY else MODEL_DEFAULTS)
         if self.model == TINY and ALGORITHMS[self.algorithm].kl_weight > 0:
             defaults["kl_weight"] = TINY_KL_WEIGHT
         filled = {k: v for k, v in defaults.items() if getattr(self, k) is None}
@@ -162,7 +162,12 @@ def _numbered(name: str, number: int) -> Path:
     return Path("runs") / (name if number == 1 else f"{name}-{number}")
 
 
-TINY_DEFAULTS: dict[str, Any] = {
+def tiny_task(dataset: str) -> str:
+    """The built-in task that the tiny model is taught before a run on `dataset`: that one, or else arithmetic."""
+    return dataset if dataset in TINY_DEFAULTS else "arithmetic"
+
+
+ARITHMETIC_DEFAULTS: dict[str, Any] = {
     "prompt_style": "plain",
     "num_steps": 72,
     "problems_per_step": 96,
@@ -172,6 +177,10 @@ TINY_DEFAULTS: dict[str, Any] = {
     "schedule": "linear",
     "eval_every": 10,
     "eval_size": 400,
+}
+TINY_DEFAULTS: dict[str, dict[str, Any]] = {  # by built-in task
+    "arithmetic": ARITHMETIC_DEFAULTS,
+    "small-programs": {**ARITHMETIC_DEFAULTS, "num_steps": 60, "problems_per_step": 64, "max_tokens": 40},
 }
 TINY_KL_WEIGHT = 0.001  # a base that is wrong half of the time is no policy to stay near to
 MODEL_DEFAULTS: dict[str, Any] = {

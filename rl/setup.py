@@ -15,7 +15,7 @@ from rewards.sandbox.isolation import FLOOR
 from rewards.score import Outcome, Score
 from rewards.verifiers import Verifiers
 from rl.checkpoint import last_checkpoint, load_checkpoint
-from rl.config import TINY, RunConfig
+from rl.config import TINY, TINY_DEFAULTS, RunConfig, tiny_task
 from rl.deliver import Delivery
 from rl.policy import Policy, load_pretrained
 from rl.progress import Progress
@@ -128,7 +128,7 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
         progress.message(f"{unsafe}programs are run at isolation {verifiers.isolation.describe()}")
     algorithm = config.chosen_algorithm()
     max_tokens = config.max_tokens or 1
-    source = tiny_base(verifiers, runtime, progress) if config.model == TINY else config.model
+    source = tiny_base(config.dataset, verifiers, runtime, progress) if config.model == TINY else config.model
     model, tokenizer = load_pretrained(source, runtime.device)
     renderer = PromptRenderer(tokenizer, style=config.prompt_style, system_prompt=config.system_prompt)
     policy = Policy(model, gradient_checkpointing=config.gradient_checkpointing, autocast=runtime.autocast)
@@ -182,12 +182,11 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
     )
 
 
-def tiny_base(verifiers: Verifiers, runtime: Runtime, progress: Progress) -> Path:
-    """The warm-started model of the built-in task, whatever data the run itself is on."""
-    training, held_out = split_held_out(load_problems("arithmetic"), 400)
-    return warm_started(
-        WarmStart(), training, held_out, verifiers=verifiers, runtime=runtime, max_tokens=32, progress=progress
-    )
+def tiny_base(dataset: str, verifiers: Verifiers, runtime: Runtime, progress: Progress) -> Path:
+    """The model warm-started on the built-in task that goes with the run's data, whatever the run's own options are."""
+    task = tiny_task(dataset)
+    recipe = WarmStart(dataset=task, **{k: TINY_DEFAULTS[task][k] for k in ("max_tokens", "eval_size")})
+    return warm_started(recipe, verifiers, runtime, progress)
 
 
 def resume(config: RunConfig, learner: Learner, stream: ProblemStream) -> int:

@@ -1,4 +1,4 @@
-"""The base of the default run: a tiny model taught worked arithmetic until it is mediocre, then left for RL to improve.
+"""The base of a default run: a tiny model taught worked solutions until it is mediocre, then left for RL to improve.
 
 RL from a base that is right in 2 % of cases learns nothing, and one that is right in 90 % shows nothing: the warm start is
 stopped by held-out accuracy, not by a number of steps.
@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -27,7 +27,7 @@ from rl.step import Learner, update
 from rl.tiny import END, tiny_model, tiny_tokenizer
 from rollout.collect import Collector
 from rollout.errors import UserError
-from rollout.problems import ProblemStream
+from rollout.problems import ProblemStream, load_problems, split_held_out
 from rollout.prompts import PromptRenderer
 from rollout.records import Completion, FinishReason, Problem, Rollout, RolloutGroup
 from rollout.sampler import SamplingParams
@@ -38,9 +38,12 @@ from rollout.torch_sampler import TorchSampler
 class WarmStart:
     """How the base is taught. Its cache is named after these values: another recipe is another base.
 
-    lowest, highest: the held-out accuracy to stop at.
+    dataset: a built-in one, whose problems have a worked solution. lowest, highest: the held-out accuracy to stop at.
     """
 
+    dataset: str
+    max_tokens: int
+    eval_size: int
     seed: int = 0
     demonstrations_per_step: int = 64
     learning_rate: float = 2e-3
@@ -50,30 +53,22 @@ class WarmStart:
 
     def folder(self) -> Path:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        name = hashlib.blake2b(json.dumps([FORMAT, vars(self)]).encode(), digest_size=6).hexdigest()
-        return cache / "plumbline" / f"tiny-arithmetic-{name}"
+        name = hashlib.blake2b(json.dumps([FORMAT, asdict(self)]).encode(), digest_size=6).hexdigest()
+        return cache / "plumbline" / f"tiny-{self.dataset}-{name}"
 
 
 COARSE, FINE = 20, 5  # steps between two looks at the accuracy, far from the window and near: it jumps within 20 steps
 NEAR = 0.15
-FORMAT = 1  # of the task and the model; a change of either makes the cached base stale
+FORMAT = 1  # of the tasks and the model; a change of either makes the cached base stale
 
 
-def warm_started(
-    recipe: WarmStart,
-    problems: Sequence[Problem],
-    held_out: Sequence[Problem],
-    *,
-    verifiers: Verifiers,
-    runtime: Runtime,
-    max_tokens: int,
-    progress: Progress,
-) -> Path:
+def warm_started(recipe: WarmStart, verifiers: Verifiers, runtime: Runtime, progress: Progress) -> Path:
     """The folder of the base model, made now unless it is cached."""
     folder = recipe.folder()
     if (folder / "config.json").is_file():
         progress.message(f"base model: {folder} (cached)")
         return folder
+    training, held_out = split_held_out(load_problems(recipe.dataset), recipe.eval_size)
     tokenizer = tiny_tokenizer()
     model = tiny_model(tokenizer, seed=recipe.seed, device=runtime.device)
     learner = Learner(
@@ -93,11 +88,11 @@ def warm_started(
         sampler=TorchSampler(model, tokenizer),
         verifiers=verifiers,
         renderer=renderer,
-        params=SamplingParams(max_tokens=max_tokens),
+        params=SamplingParams(max_tokens=recipe.max_tokens),
         group_size=1,
         run_seed=recipe.seed,
     )
-    accuracy = _teach(recipe, learner, collector, ProblemStream(problems, recipe.seed), held_out, progress)
+    accuracy = _teach(recipe, learner, collector, ProblemStream(training, recipe.seed), held_out, progress)
     progress.message(f"base model: {accuracy:.1%} of {len(held_out)} held-out problems, saved in {folder}")
     aside = folder.with_name(f"{folder.name}.{os.getpid()}")
     model.save_pretrained(aside)

@@ -6,8 +6,9 @@ import gzip
 import json
 import random
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,12 @@ from rollout.arithmetic import arithmetic_problems
 from rollout.errors import UserError
 from rollout.program_tasks import asks_for_program, program_task
 from rollout.records import Problem
+from rollout.small_programs import small_programs
 
+BUILT_IN: dict[str, Callable[[], list[Problem]]] = {
+    "arithmetic": partial(arithmetic_problems, 20_000, seed=0),
+    "small-programs": partial(small_programs, 10_000, seed=0),
+}
 HUB_NAMES = {"gsm8k": ("openai/gsm8k", "main"), "math": ("DigitalLearningGmbH/MATH-lighteval", "default")}
 FILES = (".jsonl", ".json")  # and either with .gz
 PROMPT_COLUMNS = ("question", "problem", "prompt")
@@ -52,8 +58,8 @@ def load_problems(
     dataset: str, *, split: str = "train", prompt_column: str | None = None, answer_column: str | None = None
 ) -> list[Problem]:
     """The problems of a built-in task, a .jsonl or .json file, or a data set of the hub; of equal prompts the first."""
-    if dataset == "arithmetic":
-        return arithmetic_problems(20_000, seed=0)
+    if dataset in BUILT_IN:
+        return BUILT_IN[dataset]()
     rows = _file_rows(Path(dataset)) if dataset.removesuffix(".gz").endswith(FILES) else _hub_rows(dataset, split)
     if not rows:
         raise UserError(f"dataset is {dataset!r}: it has no rows; give one with at least two problems")
@@ -154,7 +160,7 @@ def _hub_rows(dataset: str, split: str) -> list[dict[str, Any]]:
         loaded = datasets.load_dataset(name, config, split=split)
     except Exception as error:  # noqa: BLE001  the library raises many kinds for a name that is not there
         raise UserError(
-            f"dataset is {dataset!r}: it is neither 'arithmetic' nor an existing .jsonl or .json file, and loading {name!r} "
+            f"dataset is {dataset!r}: it is neither built in ({', '.join(BUILT_IN)}) nor an existing .jsonl or .json file, and loading {name!r} "
             f"from the hub failed ({type(error).__name__}: {str(error).splitlines()[0]}). Without a network give a file"
         ) from None
     return [dict(row) for row in loaded]

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from rollout.records import Problem
 
 NUM_OPERATIONS, NUM_TESTS = 3, 6
-LETTERS, LENGTHS = "abcdeABCDE", range(8, 15)  # of the texts in tests: long enough that few wrong programs are right by chance
+LETTERS, LENGTHS = (
+    "abcdeABCDE",
+    range(8, 15),
+)  # of the texts in tests: long enough that few wrong programs are right by chance
 
 
 @dataclass(frozen=True)
