@@ -24,7 +24,7 @@ Verdict = tuple[Outcome, str]
 
 _MAX_ATTEMPTS = 2  # an item whose worker died may have been unlucky once
 _START_DEADLINE = 120.0
-_MAX_FAILED_STARTS = 5  # in a row
+_MAX_FAILED_STARTS = 30  # deaths in a row: somebody may be killing them
 _FORK_PAUSE = 1.0  # seconds before a process is asked for once more
 _RECYCLE_AFTER = 20_000  # items; libraries keep caches
 
@@ -203,7 +203,10 @@ class WorkerPool:
         self._remove(worker)
         status = worker.process.returncode
         if not worker.ready:
-            self._failed_start(batch, f"it ended with status {status}")
+            self._num_failed_starts += 1
+            if self._num_failed_starts >= _MAX_FAILED_STARTS:
+                self._num_failed_starts = 0
+                batch.give_up(f"{_MAX_FAILED_STARTS} workers died as they started, the last with status {status}")
         elif worker.chunk:
             batch.num_attempts[worker.chunk[0]] += 1
             if batch.num_attempts[worker.chunk[0]] >= _MAX_ATTEMPTS:
@@ -224,13 +227,7 @@ class WorkerPool:
                 batch.decide(worker.chunk.popleft(), (self._overdue, f"no verdict within {self._deadline:g} s"))
                 batch.requeue(worker.chunk)
             else:
-                self._failed_start(batch, f"it was not ready after {_START_DEADLINE:g} s")
-
-    def _failed_start(self, batch: _Batch, reason: str) -> None:
-        self._num_failed_starts += 1
-        if self._num_failed_starts >= _MAX_FAILED_STARTS:
-            self._num_failed_starts = 0
-            batch.give_up(f"no worker got ready, the last of {_MAX_FAILED_STARTS}: {reason}")
+                batch.give_up(f"a worker was not ready after {_START_DEADLINE:g} s")
 
 
 def _kill_all(workers: list[WorkerProcess]) -> None:

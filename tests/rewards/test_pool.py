@@ -134,7 +134,7 @@ def test_a_worker_that_cannot_start_raises_what_it_said(make_pool: Callable[...,
 def test_workers_that_die_as_they_start_leave_no_verdict_and_end_nothing(make_pool: Callable[..., WorkerPool]) -> None:
     verdicts = make_pool(task="pool_tasks:load_and_die").run([["a"], ["b"]])
     assert [outcome for outcome, _ in verdicts] == [Outcome.CRASHED] * 2
-    assert "ended with status 7" in verdicts[0][1]
+    assert "the last with status 7" in verdicts[0][1]
 
 
 def test_where_no_process_can_be_had_nothing_is_judged_until_one_can(
