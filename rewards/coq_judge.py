@@ -1,0 +1,119 @@
+"""Proofs for Coq."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rewards.proof_task import ProverTask
+from rewards.prover_judge import ProverJudge, Rejected
+from rewards.prover_process import Prover, Ran
+from rewards.score import Outcome
+
+# Where a sentence may end for Coq: at a full stop that no name goes on behind (Coq also asks for space there), and at the
+# brace behind a goal selector.
+_SENTENCE_END = re.compile(r"\.(?![\w'.])|(?:[\]\d!]|\ball|\bpar)\s*:\s*\{")
+# What may stand before a tactic, or alone: bullets, braces, goal selectors.
+_MARKERS = re.compile(r"\A(?:\s|[-+*{}]|(?:[\d,\s-]*\d|all|par|!|\[\s*\w+\s*\])\s*:(?!=))*")
+# Coq's commands begin with a capital letter, or # for an attribute (`Print Grammar vernac`); tactics do not.
+_TACTIC = re.compile(r"[a-z_()\[\]|,;=>]")
+_COMMENT_OR_STRING = re.compile(r'\(\*|\*\)|"')
+_PLAIN_STRING = re.compile(r'"[\w +\-/=<>,:!?]*"')
+_CLOSED = "Closed under the global context"
+_OPTIONS = ("-q", "-w", "none", "-noglob", "-native-compiler", "no")
+
+
+class CoqJudge(ProverJudge):
+    """The theorem is called goal. Proofs are the sentences between Proof. and Qed., which may stand around them."""
+
+    executable = "coqc"
+    remedy = "coqc is not on PATH: install Debian's coq"
+    suffix = ".v"
+    given = "{imports}\n{definitions}\nDefinition statement : Type := (\n{statement}\n).\n"
+    before = "{imports}\nRequire Import Task.Given.\nTheorem goal : (\n{statement}\n).\n"
+    admitted = "Admitted.\n"
+    check = (
+        "Require Task.Given Model.Answer.\n"
+        "Definition check : Task.Given.statement := @Model.Answer.goal.\n"
+        "Print Assumptions check.\n"
+    )
+    error = re.compile(r"line (\d+), characters \d+-\d+:\s*Error:")
+
+    def libraries(self, program: Path) -> Sequence[Path]:
+        prefix = program.parent.parent
+        folders = [prefix / part for part in ("lib/coq", "lib/coq-core", "lib/ocaml", "share/coq")]
+        return [*folders, program.parent / "coqchk", Path("/etc/ocamlfind.conf")]
+
+    def build(self, prover: Prover, name: str, folders: Mapping[str, Path]) -> Ran:
+        options = [*_OPTIONS, *_load_path(folders), f"{name}.v"]
+        return prover.run(*options, folder=folders[name], readable=[*folders.values()])
+
+    def recheck(self, prover: Prover, folders: Mapping[str, Path]) -> Ran:
+        """Coq's own checker: a smaller kernel, which reads what was built."""
+        checker = dataclasses.replace(prover, program=prover.program.parent / "coqchk")
+        options = ["-silent", *_load_path(folders), "-norec", "Model.Answer"]
+        return checker.run(*options, folder=folders["Answer"], readable=[*folders.values()])
+
+    def screen(self, proof: str) -> str:
+        text = _without_comments(proof)
+        ends = [match.end() for match in _SENTENCE_END.finditer(text)]
+        sentences = [text[start:end] for start, end in zip([0, *ends], [*ends, len(text)])]
+        while sentences and not sentences[-1].strip():
+            sentences.pop()
+        if sentences and sentences[-1].split() == ["Qed."]:
+            sentences.pop()
+        if sentences and sentences[0].split() == ["Proof."]:
+            sentences.pop(0)
+        steps = [_MARKERS.sub("", sentence, count=1) for sentence in sentences]
+        other = [step for step in steps if step and not _TACTIC.match(step)]
+        if other:
+            outcome = Outcome.WRONG if len(other) < len(steps) else Outcome.UNPARSED
+            raise Rejected(
+                outcome, f"{' '.join(other[0][:40].split())!r} is no tactic: a proof is made of tactics only"
+            )
+        return f"{''.join(sentences)}\nQed.\n"
+
+    def assumed(self, output: str) -> Sequence[str]:
+        if output.strip() == _CLOSED:
+            return []
+        entries = [line.partition(" : ")[0] for line in output.splitlines() if line[:1].strip() and line != "Axioms:"]
+        return entries or ["what Coq does not tell"]
+
+    def is_allowed(self, assumption: str, task: ProverTask) -> bool:
+        """Coq leaves out what it can of the beginning of a full name. What the reference's definitions assume is given."""
+        if re.fullmatch(r"Given(\.[\w']+)+", assumption):
+            return True
+        return any(f".{name}".endswith(f".{assumption}") for name in task.axioms)
+
+
+def _load_path(folders: Mapping[str, Path]) -> list[str]:
+    libraries = {"Given": "Task", "Answer": "Model"}
+    return [part for name, path in folders.items() if name in libraries for part in ("-Q", str(path), libraries[name])]
+
+
+def _without_comments(text: str) -> str:
+    """The text without comments, and with plain strings only: then Coq cannot see an end of a sentence where we do not."""
+    kept, end, depth = [], 0, 0
+    position = 0
+    while (mark := _COMMENT_OR_STRING.search(text, position)) is not None:
+        position = mark.end()
+        if mark[0] == "(*":
+            if depth == 0:
+                kept.append(text[end : mark.start()])
+                end = mark.start()
+            depth += 1
+        elif mark[0] == "*)" and depth:
+            depth -= 1
+            if depth == 0:
+                kept.append(" " + "\n" * text.count("\n", end, position))
+                end = position
+        elif mark[0] == '"' and not depth:
+            string = _PLAIN_STRING.match(text, mark.start())
+            if string is None:
+                raise Rejected(Outcome.WRONG, "a string in a proof may only hold letters, digits and simple signs")
+            position = string.end()
+    if depth:
+        raise Rejected(Outcome.UNPARSED, "a comment is not closed")
+    return "".join(kept) + text[end:]

@@ -1,0 +1,75 @@
+"""Proofs for Lean 4. Never run against a real Lean: there was none where this was written, only its ends were tried."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rewards.proof_task import ProverTask
+from rewards.prover_judge import ProverJudge, Rejected
+from rewards.prover_process import Prover, Ran
+from rewards.score import Outcome
+
+# A proof in Lean can run programs of its own and set the checks aside, so every word that leads there is refused, wherever
+# it stands: commands, attributes, options, metaprograms, and the tactics that trust more than the kernel.
+_FORBIDDEN = re.compile(
+    r"\b(?:sorry|admit|stop|axiom|constant|opaque|unsafe|partial|native_decide|ofReduceBool|reduceBool|reduceNat|trustCompiler"
+    r"|implemented_by|extern|csimp|macro|macro_rules|syntax|notation|infix[lr]?|prefix|postfix|elab|elab_rules|run_tac|run_cmd"
+    r"|run_elab|by_elab|run_meta|eval_expr|initialize|builtin_\w+|set_option|attribute|import|namespace|section|end|export"
+    r"|variable|universe|def|abbrev|theorem|lemma|example|instance|structure|class|inductive|mutual|declare_\w+|include"
+    r"|IO|Lean|Elab|Meta|MacroM|TacticM|CoreM)\b|#|@\[|\+native|«"
+)
+_NO_AXIOMS = re.compile(r"'Model\.check' does not depend on any axioms")
+_AXIOMS = re.compile(r"'Model\.check' depends on axioms: \[([^\]]*)\]")
+_USUAL = {"propext", "Classical.choice", "Quot.sound"}
+
+
+class LeanJudge(ProverJudge):
+    """A proof is what follows `:= by`, with or without that `by`. What Lean's own logic assumes (_USUAL) is allowed."""
+
+    executable = "lean"
+    remedy = "lean is not on PATH: install Lean 4 with elan"
+    suffix = ".lean"
+    given = "{imports}\n{definitions}\nabbrev Given.statement : Prop := ({statement})\n"
+    before = "import Given\n{imports}\ntheorem Model.goal : ({statement}) := by\n"
+    admitted = "  sorry\n"
+    check = (
+        "import Given\nimport Answer\ntheorem Model.check : Given.statement := Model.goal\n#print axioms Model.check\n"
+    )
+    error = re.compile(r"\.lean:(\d+):\d+: error:\s*")
+
+    def find(self) -> Path | None:
+        """The real one, which elan's `lean` leads to."""
+        found = shutil.which(self.executable)
+        if found is None:
+            return None
+        asked = subprocess.run([found, "--print-prefix"], capture_output=True, text=True, timeout=60, check=False)
+        real = Path(asked.stdout.strip(), "bin", "lean")
+        return real if real.is_file() else Path(found).resolve()
+
+    def libraries(self, program: Path) -> Sequence[Path]:
+        return [program.parent.parent]
+
+    def build(self, prover: Prover, name: str, folders: Mapping[str, Path]) -> Ran:
+        path = ":".join(map(str, folders.values()))
+        options = ["-o", f"{name}.olean", f"{name}.lean"]
+        return prover.run(*options, folder=folders[name], readable=[*folders.values()], environment={"LEAN_PATH": path})
+
+    def screen(self, proof: str) -> str:
+        forbidden = _FORBIDDEN.search(proof)
+        if forbidden:
+            raise Rejected(Outcome.WRONG, f"{forbidden[0]!r} may not stand in a proof")
+        lines = re.sub(r"\A\s*by\b", "", proof).split("\n")
+        return "".join(f"  {line}\n" for line in lines)
+
+    def assumed(self, output: str) -> Sequence[str]:
+        if _NO_AXIOMS.search(output):
+            return []
+        axioms = _AXIOMS.search(output)
+        return [name.strip() for name in axioms[1].split(",")] if axioms else ["what Lean does not tell"]
+
+    def is_allowed(self, assumption: str, task: ProverTask) -> bool:
+        return assumption in _USUAL or assumption in task.axioms

@@ -1,0 +1,78 @@
+"""Is this text a Metamath proof of the theorem? Runs in a worker process only."""
+
+from __future__ import annotations
+
+import os
+import time
+from functools import lru_cache
+from pathlib import Path
+
+from rewards.metamath.database import Assertion, Database, DatabaseError, parse_database, read_database
+from rewards.metamath.kernel import Limits, ProofError, ProofLimitError, UnreadableProofError, check
+from rewards.proof_task import BadTask, MetamathTask
+from rewards.score import Outcome
+
+MAX_LENGTH = 1 << 20  # characters of a proof; the longest of set.mm has 36,000
+
+
+class MetamathJudge:
+    """deadline: seconds for one proof. Reading a database is not counted: it happens once in a worker."""
+
+    def __init__(self, *, deadline: float) -> None:
+        self._deadline = deadline
+
+    def judge(self, proof: str, task: MetamathTask) -> tuple[Outcome, str]:
+        """The verdict on a proof: labels or the compressed form, as between $= and $. (which may stand around it)."""
+        database, theorem = _theorem(task)
+        if len(proof) > MAX_LENGTH:
+            return Outcome.TIMEOUT, f"a proof of more than {MAX_LENGTH} characters"
+        proof = proof.strip().removeprefix("$=").removesuffix("$.")
+        limits = Limits(deadline=time.monotonic() + self._deadline)
+        try:
+            check(database, theorem, proof, limits=limits, without=task.without)
+        except UnreadableProofError as error:
+            return Outcome.UNPARSED, str(error)
+        except ProofError as error:
+            return Outcome.WRONG, str(error)
+        except ProofLimitError as error:
+            return Outcome.TIMEOUT, str(error)
+        return Outcome.CORRECT, "proved"
+
+    def check_task(self, task: MetamathTask) -> tuple[Outcome, str]:
+        """CORRECT if there is such a theorem to prove."""
+        _theorem(task)
+        return Outcome.CORRECT, "stated"
+
+
+def _theorem(task: MetamathTask) -> tuple[Database, Assertion]:
+    try:
+        database = _database(task)
+        for label in task.without:
+            if label not in database.statements:
+                raise BadTask(f"without: the database has no statement labelled {label!r}")
+        if task.theorem:
+            return database, database.theorem(task.theorem)
+        return database.stating(task.statement, before=task.before or None)
+    except DatabaseError as error:
+        raise BadTask(str(error)) from None
+
+
+def _database(task: MetamathTask) -> Database:
+    if task.source:
+        return _parsed(task.source)
+    try:
+        status = os.stat(task.database)
+    except OSError as error:
+        raise BadTask(f"cannot read the database {task.database}: {error.strerror}") from None
+    return _read(task.database, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=4)
+def _read(path: str, _time: int, _size: int) -> Database:
+    """A file that has changed is read again."""
+    return read_database(Path(path))
+
+
+@lru_cache(maxsize=64)
+def _parsed(source: str) -> Database:
+    return parse_database(source)
