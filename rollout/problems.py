@@ -18,12 +18,14 @@ from rewards.verifiers import VERIFIERS
 from rollout.arithmetic import arithmetic_problems
 from rollout.errors import UserError
 from rollout.program_tasks import asks_for_program, program_task
+from rollout.puzzles import PUZZLE_MAKERS, puzzle_problems
 from rollout.records import Problem
 from rollout.small_programs import small_programs
 
 BUILT_IN: dict[str, Callable[[], list[Problem]]] = {
     "arithmetic": partial(arithmetic_problems, 20_000, seed=0),
     "small-programs": partial(small_programs, 10_000, seed=0),
+    **{name: partial(puzzle_problems, make, 5_000, seed=0) for name, make in PUZZLE_MAKERS.items()},
 }
 HUB_NAMES = {"gsm8k": ("openai/gsm8k", "main"), "math": ("DigitalLearningGmbH/MATH-lighteval", "default")}
 FILES = (".jsonl", ".json")  # and either with .gz

@@ -1,0 +1,83 @@
+"""The puzzle verifier: completions and puzzles in, scores out. Every solution of a puzzle counts, not one that is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rewards.comparison import Verdict
+from rewards.extract import final_answer
+from rewards.pool import WorkerPool
+from rewards.pooled_verifier import PooledVerifier
+from rewards.puzzles.base_conversion import BaseConversion
+from rewards.puzzles.countdown import Countdown
+from rewards.puzzles.linear_equations import LinearEquations
+from rewards.puzzles.puzzle import MAX_ANSWER, BadPuzzle, Puzzle, unparsed
+from rewards.puzzles.sorting import Sorting
+from rewards.puzzles.sudoku4 import Sudoku4
+from rewards.score import Outcome
+
+PUZZLES: Mapping[str, Callable[[Mapping[str, Any]], Puzzle]] = {
+    "base-conversion": BaseConversion.read,
+    "countdown": Countdown.read,
+    "linear-equations": LinearEquations.read,
+    "sorting": Sorting.read,
+    "sudoku4": Sudoku4.read,
+}
+
+
+class PuzzleVerifier(PooledVerifier):
+    """Judges the final answers of completions to puzzles; a `rewards.score.Verifier`.
+
+    A reference is a puzzle as JSON, named by its field "puzzle":
+        {"puzzle": "countdown", "numbers": [3, 5, 8], "target": 16, "solution": "8*(5-3)"}
+        {"puzzle": "linear-equations", "unknowns": ["x", "y"], "equations": [[2, 3, 7], [1, -1, 1]]}     2x + 3y = 7, x - y = 1
+        {"puzzle": "sudoku4", "givens": ["1..4", "..1.", ".1..", "4..1"]}
+        {"puzzle": "base-conversion", "number": "2f", "from_base": 16, "to_base": 7}
+        {"puzzle": "sorting", "numbers": [5, -3, 12], "order": "ascending"}
+
+    num_workers, deadline, memory_limit: as for rewards.math_answer.MathVerifier.
+    """
+
+    def __init__(self, *, num_workers: int = 2, deadline: float = 2.0, memory_limit: int = 1 << 30) -> None:
+        pool = WorkerPool(
+            "rewards.puzzle_answer:load", {}, num_workers=num_workers, deadline=deadline, memory_limit=memory_limit
+        )
+        super().__init__("puzzle", pool)
+
+
+def read_puzzle(reference: Any) -> Puzzle:
+    """Raises BadPuzzle."""
+    if not isinstance(reference, Mapping):
+        raise BadPuzzle(f"a puzzle is a JSON object, not {type(reference).__name__}")
+    name = reference.get("puzzle")
+    if not isinstance(name, str) or name not in PUZZLES:
+        raise BadPuzzle(f"puzzle is {str(name)[:60]!r}: it must be one of {', '.join(PUZZLES)}")
+    return PUZZLES[name](reference)
+
+
+def judge(completion: str, reference: Any) -> Verdict:
+    """The verdict on the final answer in `completion`."""
+    try:
+        puzzle = read_puzzle(reference)
+    except BadPuzzle as error:
+        return Verdict(Outcome.BAD_REFERENCE, str(error))
+    answer = final_answer(completion, strict=False)
+    if answer is None:
+        return Verdict(Outcome.NO_ANSWER, "nothing is marked as the final answer")
+    return puzzle.judge(answer) if len(answer) <= MAX_ANSWER else unparsed(f"longer than {MAX_ANSWER} characters")
+
+
+def check_reference(reference: Any) -> Verdict:
+    """CORRECT if the puzzle can be read and its own solution is right."""
+    try:
+        puzzle = read_puzzle(reference)
+    except BadPuzzle as error:
+        return Verdict(Outcome.BAD_REFERENCE, str(error))
+    verdict = puzzle.judge(puzzle.solution)
+    return verdict if verdict.equal else Verdict(Outcome.BAD_REFERENCE, f"its solution is wrong: {verdict.reason}")
+
+
+def load() -> Callable[..., Verdict]:
+    """What a worker calls once: (completion, reference) is judged, (reference,) alone is checked."""
+    return lambda *item: judge(*item) if len(item) == 2 else check_reference(*item)

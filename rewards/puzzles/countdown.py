@@ -1,0 +1,57 @@
+"""Countdown: an expression of given numbers that has a given value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from rewards.comparison import Verdict, right, wrong
+from rewards.expression import Node, TooLarge, Unreadable, operations
+from rewards.latex_parser import parse
+from rewards.normalise import normalise
+from rewards.numeric_answer import Irrational, rational
+from rewards.puzzles.puzzle import integer, sequence, unparsed, word
+from rewards.structure import split
+
+_ALLOWED = frozenset(["num", "add", "neg", "mul", "div", "frac"])
+_LETTERS = frozenset(["var", "const"])
+
+
+@dataclass(frozen=True)
+class Countdown:
+    """Every number exactly once, + - * / and brackets, fractions exact; "expression = target" is read too.
+
+    solution: an expression, as the reference gives it: which targets can be reached is too much to find out here.
+    """
+
+    numbers: tuple[int, ...]
+    target: int
+    solution: str
+
+    @classmethod
+    def read(cls, reference: Mapping[str, Any]) -> Countdown:
+        numbers = tuple(integer(n, "numbers", 0, 10**6) for n in sequence(reference, "numbers", 1, 20))
+        return cls(numbers, integer(reference.get("target"), "target", -(10**9), 10**9), word(reference, "solution"))
+
+    def judge(self, answer: str) -> Verdict:
+        try:
+            expression, *results = map(parse, split(normalise(answer), ("=",))[0])
+            used = operations(expression) - _ALLOWED
+            if used & _LETTERS:
+                return unparsed("not an expression of numbers")
+            if used:
+                return wrong(f"uses {', '.join(sorted(used))}")
+            if sorted(_numbers(expression)) != sorted(self.numbers):
+                return wrong("does not use every number exactly once")
+            values = [rational(expression), *map(rational, results)]
+        except (Unreadable, TooLarge) as error:
+            return unparsed(str(error))
+        except Irrational as error:
+            return wrong(str(error))
+        return right("reaches the target") if {*values} == {self.target} else wrong(f"its value is {values[0]}")
+
+
+def _numbers(node: Node) -> list[Fraction]:
+    return [node.value] if node.op == "num" else [number for part in node.args for number in _numbers(part)]

@@ -1,0 +1,88 @@
+"""Linear equations in one or two unknowns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import chain
+from typing import Any
+
+from rewards.comparison import Verdict, right, wrong
+from rewards.expression import TooLarge, Unreadable
+from rewards.latex_parser import parse
+from rewards.normalise import normalise
+from rewards.numeric_answer import Irrational, is_worked_out, rational
+from rewards.puzzles.puzzle import BadPuzzle, integer, sequence, unparsed
+from rewards.structure import elements, split
+
+
+@dataclass(frozen=True)
+class LinearEquations:
+    """One value for each unknown, "x = 3, y = -1/2" or in their order "(3, -1/2)", exact and worked out.
+
+    equations: of each, the coefficients of the unknowns and the constant on the other side.
+    """
+
+    unknowns: tuple[str, ...]
+    equations: tuple[tuple[int, ...], ...]
+    values: tuple[Fraction, ...]
+
+    @classmethod
+    def read(cls, reference: Mapping[str, Any]) -> LinearEquations:
+        unknowns = tuple(sequence(reference, "unknowns", 1, 2))
+        if not all(isinstance(u, str) and len(u) == 1 and u.isalpha() and u not in "ei" for u in unknowns):
+            raise BadPuzzle("unknowns must be single letters other than e and i")
+        if len({*unknowns}) < len(unknowns):
+            raise BadPuzzle("unknowns must differ")
+        size = len(unknowns)
+        rows = sequence(reference, "equations", size, size)
+        if not all(isinstance(row, list | tuple) and len(row) == size + 1 for row in rows):
+            raise BadPuzzle(f"equations must be {size} lists of {size + 1} integers")
+        equations = tuple(tuple(integer(n, "equations", -(10**9), 10**9) for n in row) for row in rows)
+        return cls(unknowns, equations, _solved(equations))
+
+    @property
+    def solution(self) -> str:
+        return ", ".join(f"{unknown} = {value}" for unknown, value in zip(self.unknowns, self.values))
+
+    def judge(self, answer: str) -> Verdict:
+        try:
+            given = self._read_values(answer)
+        except (Unreadable, TooLarge, Irrational) as error:
+            return unparsed(str(error))
+        if any(len({*sides}) > 1 for sides in given):
+            return wrong("a side of an equation is not its other side")
+        is_right = all(sides[0] == value for sides, value in zip(given, self.values))
+        return right("solves the equations") if is_right else wrong("does not solve the equations")
+
+    def _read_values(self, answer: str) -> list[list[Fraction]]:
+        """For each unknown the sides of "x = 6/2 = 3" that are numbers."""
+        text = normalise(answer, commas_group_digits=False)
+        names, equals, values = text.partition("=")
+        if equals and len(self.unknowns) > 1 and names.replace(" ", "") == f"({','.join(self.unknowns)})":
+            text = values.strip()  # (x, y) = (3, -1/2)
+        found = elements(text)
+        parts = [split(item, ("=",))[0] for item in (found.items if found else (text,))]
+        named = {part[0]: part[1:] for part in parts if part[0] in self.unknowns and len(part) > 1}
+        in_order = not named and not (found and found.kind == "set")
+        if len(parts) != len(self.unknowns) or not (in_order or len(named) == len(parts)):
+            raise Unreadable("not one value for each unknown")
+        ordered = [named[unknown] for unknown in self.unknowns] if named else parts
+        nodes = [[parse(side) for side in sides] for sides in ordered]
+        if not all(is_worked_out(sides[-1]) for sides in nodes):
+            raise Unreadable("arithmetic is left to do")
+        return [[*map(rational, sides)] for sides in nodes]
+
+
+def _solved(equations: tuple[tuple[int, ...], ...]) -> tuple[Fraction, ...]:
+    """Cramer's rule. Raises BadPuzzle where there is no solution, or more than one."""
+    if len(equations) == 1:
+        ((a, c),) = equations
+        determinant, numerators = a, (c,)
+    else:
+        (a, b, c), (d, e, f) = equations
+        determinant, numerators = a * e - b * d, (c * e - b * f, a * f - c * d)
+    if not determinant:
+        raise BadPuzzle(f"equations have no solution or many: {list(chain(*equations))}")
+    return tuple(Fraction(numerator, determinant) for numerator in numerators)

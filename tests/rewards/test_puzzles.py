@@ -1,0 +1,159 @@
+"""Any solution of a puzzle is right, anything else is not, and a puzzle without a solution is not judged against."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rewards.puzzle_answer import PuzzleVerifier, check_reference, judge
+from rewards.puzzles.sudoku4 import GRIDS
+from rewards.score import Outcome
+
+COUNTDOWN = {"puzzle": "countdown", "numbers": [3, 8, 3, 8], "target": 24, "solution": "8/(3-8/3)"}
+ONE_UNKNOWN = {"puzzle": "linear-equations", "unknowns": ["x"], "equations": [[6, -3]]}  # 6x = -3
+# 2x + 3y = 7 and x - y = 1: 5y = 5, so y = 1 and x = 2
+TWO_UNKNOWNS = {"puzzle": "linear-equations", "unknowns": ["x", "y"], "equations": [[2, 3, 7], [1, -1, 1]]}
+SUDOKU = {"puzzle": "sudoku4", "givens": ["1...", "..1.", ".1..", "...1"]}
+BASE = {"puzzle": "base-conversion", "number": "1f0", "from_base": 16, "to_base": 21}  # 496 = 21^2 + 2 * 21 + 13
+SORTING = {"puzzle": "sorting", "numbers": [5, -3, 12, 5], "order": "descending"}
+
+RIGHT: list[tuple[dict[str, Any], list[str]]] = [
+    (COUNTDOWN, ["8/(3-8/3)", "-8 / ((8/3) - 3) = 24", r"\frac{8}{3-\frac{8}{3}}", r"8 \div (3 - 8 ÷ 3)", "[8]/[3−8/3]"]),
+    (ONE_UNKNOWN, ["-1/2", "-0.5", "x = -1/2", r"x = \frac{-3}{6} = -\frac12", "$-.5$"]),
+    ({**TWO_UNKNOWNS, "equations": [[1, 0, 2], [0, 1, 100]]}, ["2,100"]),  # not two thousand one hundred
+    (TWO_UNKNOWNS, ["x = 2, y = 1", "y=1; x=2", "(2, 1)", r"x = 2 \text{ and } y = 1", "(x, y) = (2, 1)", "x=4/2, y=1"]),
+    # Two of the grids that have these givens: every solution counts.
+    (SUDOKU, ["1324\n4213\n3142\n2431", "1234 4312 2143 3421"]),
+    (SUDOKU, ["[[1,3,2,4],[4,2,1,3],[3,1,4,2],[2,4,3,1]]", r"\begin{bmatrix}1&3&2&4\\4&2&1&3\\3&1&4&2\\2&4&3&1\end{bmatrix}"]),
+    (BASE, ["12d", "12D", "0012d", r"\text{12D}", "12d_{21}", "(12d)_{21}", r"\mathrm{12d}_{21}"]),
+    (SORTING, ["12, 5, 5, -3", "[12,5,5,-3]", "12 5 5 −3", r"\{12;\,5;\,5;\,-3\}"]),
+    ({**SORTING, "order": "ascending"}, ["-3, 5, 5, 12"]),
+]  # fmt: skip
+WRONG: list[tuple[dict[str, Any], list[str]]] = [
+    (
+        COUNTDOWN,
+        ["24", "8*3", "8*3*(8/8)", "8*3+8-8", "8/(3-8/3) = 25", "83-38", "3!*8-8*3", "8^(3-3)+8", "8/(3-3)+8", "(3*8)(8/8)"],
+    ),
+    (ONE_UNKNOWN, ["1/2", "-2", "x = 1/2 = -1/2", "x = -1/2 = 1/2", "-0.500001"]),
+    (TWO_UNKNOWNS, ["x = 1, y = 2", "(1, 2)", "x = 2, y = -1"]),
+    # Another given; rows, columns, boxes that do not hold 1, 2, 3, 4 while the two others do.
+    (SUDOKU, ["2134 4312 3421 1243", "1323 2414 3142 4231", "1234 3412 2143 3421", "1234 2413 3142 4321", "1111 " * 4]),
+    (BASE, ["496", "12e", "1f0", "12z", "12d_{20}", "9" * 200]),
+    (SORTING, ["-3, 5, 5, 12", "12, 5, -3", "12, 5, 5, 3", "12, 5, 5, -3, -3"]),
+]  # fmt: skip
+UNPARSED: list[tuple[dict[str, Any], list[str]]] = [
+    (COUNTDOWN, ["none", "8/(3-8/3", "__import__('os')", "8 8 3 3", "8/(3-8/3), 8/(3-8/3)", "24 =", "(" * 900 + ")" * 900]),
+    (ONE_UNKNOWN, ["none", "x", "x =", "-1 + 1/2", "-1/2, 3", "-1/2 or 3", "y = -1/2", r"\sqrt{x}", "9" * 1900]),
+    (TWO_UNKNOWNS, ["2", "x = 2", "x = 2, x = 2", "x = 2, 1", r"\{1, 2\}", "x = 2, y = 1, x = 3", "(2, 1), (1, 2)"]),
+    (SUDOKU, ["none", "1324", "1324 4213 3142 243", "1324 4213 3142 2431 1", "1324 4213 3142 243x", "１324 4213 3142 2431"]),
+    (BASE, ["none at all", "12 d", "12d or 12e", "-12d", "12.d", "9" * 201, "１２d"]),
+    (SORTING, ["none", "12 > 5 > 5 > -3", "12, 5, 5, - 3", "12, 5.0, 5, -3", "9" * 41, "٣, 5"]),
+]  # fmt: skip
+CASES = [
+    pytest.param(reference, answer, outcome, id=f"{reference['puzzle']}-{outcome.value}-{answer[:30]}")
+    for outcome, table in ((Outcome.CORRECT, RIGHT), (Outcome.WRONG, WRONG), (Outcome.UNPARSED, UNPARSED))
+    for reference, answers in table
+    for answer in answers
+]
+REFERENCES = [COUNTDOWN, ONE_UNKNOWN, TWO_UNKNOWNS, SUDOKU, BASE, SORTING]
+BAD = {
+    "not an object": "8/(3-8/3)",
+    "no puzzle": {"numbers": [1]},
+    "an unknown puzzle": {"puzzle": "chess"},
+    "a puzzle that is no name": {"puzzle": ["countdown"]},
+    "a missing key": {"puzzle": "countdown", "numbers": [1, 2], "solution": "1+2"},
+    "a text for a number": {**COUNTDOWN, "target": "24"},
+    "truth for a number": {**COUNTDOWN, "numbers": [True, 8]},
+    "a solution that is wrong": {**COUNTDOWN, "solution": "8*3"},
+    "a solution that is none": {**COUNTDOWN, "solution": "impossible"},
+    "no solution": {**ONE_UNKNOWN, "equations": [[0, 3]]},
+    "many solutions": {**TWO_UNKNOWNS, "equations": [[1, 2, 3], [2, 4, 6]]},
+    "too few equations": {**TWO_UNKNOWNS, "equations": [[1, 2, 3]]},
+    "an equation cut short": {**TWO_UNKNOWNS, "equations": [[1, 2, 3], [1, 2]]},
+    "one unknown twice": {**TWO_UNKNOWNS, "unknowns": ["x", "x"]},
+    "an unknown that is a constant": {**ONE_UNKNOWN, "unknowns": ["e"]},
+    "givens that contradict": {**SUDOKU, "givens": ["11..", "....", "....", "...."]},
+    # No rule is broken yet, but the empty cell of the first row can hold nothing: 4 is in its column.
+    "givens that no grid has": {**SUDOKU, "givens": ["123.", "...4", "....", "...."]},
+    "givens of another size": {**SUDOKU, "givens": ["1...", "..1.", ".1.."]},
+    "givens of the wrong length": {**SUDOKU, "givens": ["....1", "....", "....", "...."]},
+    "givens that are no digits": {**SUDOKU, "givens": ["1...", "..5.", ".1..", "...1"]},
+    "a digit that the base does not have": {**BASE, "from_base": 15},
+    "a base without digits": {**BASE, "to_base": 1},
+    "an order that is none": {**SORTING, "order": "up"},
+    "nothing to sort": {**SORTING, "numbers": []},
+}
+
+
+def boxed(answer: str) -> str:
+    return f"So it is \\boxed{{{answer}}}."
+
+
+@pytest.fixture(scope="module")
+def verifier() -> Iterator[PuzzleVerifier]:
+    with PuzzleVerifier(num_workers=1) as made:
+        yield made
+
+
+@pytest.mark.parametrize(("reference", "answer", "outcome"), CASES)
+def test_an_answer_is_right_wrong_or_none_at_all(reference: dict[str, Any], answer: str, outcome: Outcome) -> None:
+    assert judge(boxed(answer), reference).outcome is outcome
+
+
+@pytest.mark.parametrize("reference", REFERENCES, ids=lambda r: r["puzzle"])
+def test_no_marked_answer_is_no_answer(reference: dict[str, Any]) -> None:
+    """An echo of the prompt too: it shows an empty box."""
+    for completion in ("", "None", boxed(""), "Put it within \\boxed{}.", "<think>\\boxed{24}"):
+        assert judge(completion, reference).outcome is Outcome.NO_ANSWER
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_reference_that_cannot_be_judged_against_is_told_from_a_wrong_answer(case: str) -> None:
+    assert check_reference(BAD[case]).outcome is Outcome.BAD_REFERENCE
+    if not case.startswith("a solution"):  # which an answer is not held against
+        assert judge(boxed("24"), BAD[case]).outcome is Outcome.BAD_REFERENCE
+
+
+def test_every_grid_there_is_and_no_other() -> None:
+    """288 is the number of 4x4 sudoku grids (OEIS A107739)."""
+    assert len(GRIDS) == len({*GRIDS}) == 288
+    empty = {"puzzle": "sudoku4", "givens": ["...."] * 4}
+    assert all(judge(boxed(grid), empty).equal for grid in GRIDS)
+    grid = GRIDS[100]
+    changed = [grid[:cell] + digit + grid[cell + 1 :] for cell in range(16) for digit in "01234" if digit != grid[cell]]
+    assert not any(judge(boxed(other), empty).equal for other in changed)
+
+
+def test_the_worker_judges_as_told_and_a_bad_reference_has_no_value(verifier: PuzzleVerifier) -> None:
+    references, answers, outcomes = zip(*(case.values for case in CASES))
+    scores = verifier.verify_batch([boxed(answer) for answer in answers], references)
+    assert [score.outcome for score in scores] == list(outcomes)
+    assert [score.value for score in scores] == [float(outcome is Outcome.CORRECT) for outcome in outcomes]
+    checked = verifier.check_references([*REFERENCES, *BAD.values()])
+    assert [score.value for score in checked] == [1.0] * len(REFERENCES) + [None] * len(BAD)
+
+
+@given(st.text("0123456789+-*/()=,. xy\\{}[]_^fracbox\n", max_size=300), st.sampled_from(REFERENCES))
+def test_no_text_breaks_a_judge(text: str, reference: dict[str, Any]) -> None:
+    assert judge(boxed(text), reference).outcome.gradable
+
+
+HOSTILE = [
+    *("(" * 1990, "((" * 400 + "1" + "))" * 400, "-" * 1990, "1" * 1990, "1+" * 990 + "1", "1/" * 990 + "1", "9^" * 900 + "9"),
+    *("=" * 1990, "x=" * 990, "\\frac" * 390, "\\begin{" * 280, "\\text{" * 300, "_{" * 900, "\\\\" * 990, ", " * 990, "1 " * 990),
+    *("1" * 10**6, "(" * 10**6, "\\boxed{" * 10**4, "9**9**9**9", "(3+8)!!!!!!", "1e999999999"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=lambda text: f"{text[:12]}-{len(text)}")
+def test_hostile_text_takes_no_time(text: str) -> None:
+    """A tenth of a second for a puzzle: a twentieth of the deadline, and ten times what the slowest needs."""
+    start = time.perf_counter()
+    outcomes = {judge(boxed(text), reference).outcome for reference in REFERENCES}
+    assert time.perf_counter() - start < 0.1 * len(REFERENCES)
+    assert Outcome.CORRECT not in outcomes

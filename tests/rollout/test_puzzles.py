@@ -1,0 +1,105 @@
+"""Built-in puzzles: different, the same for a seed, solvable, and asked in words that give nothing away."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from functools import partial
+
+import pytest
+
+from rewards.puzzle_answer import PUZZLES, check_reference, judge, read_puzzle
+from rewards.puzzles.sudoku4 import GRIDS
+from rewards.score import Outcome
+from rollout.problems import load_problems
+from rollout.puzzles import PUZZLE_MAKERS, base_conversion, countdown, linear_equations, puzzle_problems, sudoku4
+from rollout.records import Problem
+
+
+def asked(problem: Problem) -> str:
+    (message,) = problem.prompt
+    assert isinstance(message, dict)
+    return message["content"]
+
+
+def sample(name: str) -> list[Problem]:
+    return puzzle_problems(PUZZLE_MAKERS[name], 400, seed=0)
+
+
+def test_every_puzzle_that_can_be_judged_is_made() -> None:
+    assert PUZZLE_MAKERS.keys() == PUZZLES.keys()
+
+
+@pytest.mark.parametrize("name", PUZZLE_MAKERS)
+def test_problems_differ_and_depend_on_the_seed_alone(name: str) -> None:
+    problems = load_problems(name)
+    assert len({p.id for p in problems}) == len({asked(p) for p in problems}) == len(problems) >= 2000
+    assert puzzle_problems(PUZZLE_MAKERS[name], 50, seed=0) == problems[:50]
+    assert puzzle_problems(PUZZLE_MAKERS[name], 50, seed=1) != problems[:50]
+
+
+@pytest.mark.parametrize("name", PUZZLE_MAKERS)
+def test_each_has_a_solution_that_its_prompt_does_not_contain(name: str) -> None:
+    problems = sample(name)
+    assert {p.verifier for p in problems} == {"puzzle"}
+    assert {check_reference(p.reference).outcome for p in problems} == {Outcome.CORRECT}
+    assert {judge(asked(p), p.reference).outcome for p in problems} == {Outcome.NO_ANSWER}
+    assert {judge(f"\\boxed{{{asked(p)}}}", p.reference).equal for p in problems} == {False}
+
+
+def test_one_answer_does_not_solve_many() -> None:
+    """A constant answer is the first thing that a policy finds."""
+    for name in PUZZLE_MAKERS:
+        problems = sample(name)
+        answers = [f"\\boxed{{{read_puzzle(p.reference).solution}}}" for p in problems[:20]]
+        most = max(sum(judge(answer, p.reference).equal for p in problems) for answer in answers)
+        assert most <= 0.05 * len(problems), name
+
+
+@pytest.mark.parametrize("problem", sample("countdown")[:20], ids=lambda p: p.id)
+def test_the_prompt_of_countdown_names_what_is_judged(problem: Problem) -> None:
+    *numbers, target = map(int, re.findall(r"\d+", asked(problem)))
+    assert isinstance(problem.reference, dict)
+    assert (numbers, target) == (problem.reference["numbers"], problem.reference["target"])
+
+
+@pytest.mark.parametrize("problem", sample("linear-equations")[:40], ids=lambda p: p.id)
+def test_the_equations_in_the_prompt_are_those_of_the_reference(problem: Problem) -> None:
+    """The solution, put into the text of the prompt: read here in another way than it is written there."""
+    assert isinstance(problem.reference, dict)
+    values = dict(part.split(" = ") for part in read_puzzle(problem.reference).solution.split(", "))
+    shown = asked(problem).removeprefix("Solve ").partition(".")[0]
+    for equation in shown.split(" and "):
+        left, right = (value_of(side, values) for side in equation.split(" = "))
+        assert left == right, equation
+
+
+def value_of(side: str, values: dict[str, str]) -> Fraction:
+    total = Fraction(0)
+    for sign, factor, unknown in re.findall(r"(-?)(\d*)([xy]?)", side.replace(" ", "").replace("+", " ")):
+        if factor or unknown:
+            total += (-1 if sign else 1) * int(factor or 1) * Fraction(values[unknown] if unknown else 1)
+    return total
+
+
+def test_a_sudoku_has_one_solution_and_its_rows_stand_in_the_prompt() -> None:
+    for problem in sample("sudoku4"):
+        assert isinstance(problem.reference, dict)
+        givens = "".join(problem.reference["givens"])
+        assert sum(all(g in (".", cell) for g, cell in zip(givens, grid)) for grid in GRIDS) == 1
+        assert "\n".join(problem.reference["givens"]) in asked(problem)
+        assert "." in givens
+
+
+def test_ranges_are_kept() -> None:
+    hard = puzzle_problems(partial(countdown, num_numbers=(5, 6), numbers=(1, 9), target=(-5, 5)), 50, seed=0)
+    for reference in (p.reference for p in hard):
+        assert isinstance(reference, dict)
+        assert len(reference["numbers"]) in (5, 6) and {*reference["numbers"]} <= {*range(1, 10)}
+        assert -5 <= reference["target"] <= 5
+    systems = puzzle_problems(partial(linear_equations, num_unknowns=(2, 2)), 20, seed=0)
+    assert all("x = ..., y = ..." in asked(p) for p in systems)
+    sparse = puzzle_problems(partial(sudoku4, num_givens=(4, 4)), 100, seed=0)
+    assert min(16 - p.id.count(".") for p in sparse) == 4  # as few as any 4x4 sudoku has
+    with pytest.raises(ValueError, match=r"count=30: .* about 4 different problems; widen"):
+        puzzle_problems(partial(base_conversion, bases=(2, 3), value=(5, 6)), 30, seed=0)
