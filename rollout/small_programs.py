@@ -1,4 +1,4 @@
-"""The built-in task of programs: "reverse, drop first 2, append a" becomes `def f(s): return s[::-1][2:]+"a"`, and is tested."""
+"""The built-in task of programs: "f(s): reverse, drop first 2, append x" is to be written as `s[::-1][2:]+"x"`, and is tested."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from rollout.records import Problem
 
 NUM_OPERATIONS, NUM_TESTS = 3, 6
-LETTERS, LENGTHS = (
-    "abcdeABCDE",
-    range(8, 15),
-)  # of the texts in tests: long enough that few wrong programs are right by chance
+LETTERS = "abcxyzABCXYZ"
+LENGTHS = range(8, 15)  # of the texts in tests: in shorter ones wrong programs are right by chance
 
 
 @dataclass(frozen=True)
@@ -39,8 +37,8 @@ OPERATIONS = (
     *(Operation(f"drop last {k}", f"{{}}[:-{k}]", lambda s, k=k: s[:-k]) for k in (1, 2, 3, 4)),
     *(Operation(f"first {k}", f"{{}}[:{k}]", lambda s, k=k: s[:k]) for k in (3, 4, 5, 6)),
     *(Operation(f"last {k}", f"{{}}[-{k}:]", lambda s, k=k: s[-k:]) for k in (3, 4, 5, 6)),
-    *(Operation(f"append {c}", f'{{}}+"{c}"', lambda s, c=c: s + c, loose=True) for c in "abcde"),
-    *(Operation(f"prepend {c}", f'"{c}"+{{}}', lambda s, c=c: c + s, loose=True) for c in "abcde"),
+    *(Operation(f"append {c}", f'{{}}+"{c}"', lambda s, c=c: s + c, loose=True) for c in "xyz"),
+    *(Operation(f"prepend {c}", f'"{c}"+{{}}', lambda s, c=c: c + s, loose=True) for c in "xyz"),
 )
 
 
@@ -76,10 +74,10 @@ def _problem(operations: Sequence[Operation], texts: Sequence[str]) -> Problem:
     tests = [{"args": [text], "expected": expected} for text, expected in zip(texts, run(operations, texts))]
     return Problem(
         id=words,
-        prompt=({"role": "user", "content": words},),
-        reference={"type": "function", "fn_name": "f", "tests": tests},
+        prompt=({"role": "user", "content": f"f(s): {words}"},),
+        reference={"type": "function", "fn_name": "f", "prefix": "def f(s): return ", "tests": tests},
         verifier="program",
-        metadata={"worked": f"def f(s): return {_expression(operations)}"},
+        metadata={"worked": _expression(operations)},
     )
 
 
