@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rewards.errors import UserError
 from rewards.extract import final_answer
 from rewards.pool import WorkerPool
 from rewards.score import Outcome
 from rl.metrics import existing_run_dir
 from rl.progress import visible
-from rollout.errors import UserError
 
 _SHOWN = 80  # characters of an answer
 _JUDGED = {outcome.value for outcome in (Outcome.CORRECT, Outcome.WRONG, Outcome.UNPARSED)}

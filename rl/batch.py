@@ -14,8 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from rewards.errors import UserError
 from rl.reductions import Reduction, StepCounts
-from rollout.errors import UserError
 from rollout.records import RolloutGroup
 
 

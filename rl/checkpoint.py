@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
+from rewards.errors import UserError
 from rl.policy import Policy
 from rl.step import Learner
-from rollout.errors import UserError
 from rollout.problems import ProblemStream
 
 # Nothing else has to be saved: every random draw is a function of the run's seed and of these counters.

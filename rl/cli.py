@@ -12,8 +12,8 @@ from typing import Any
 
 import tyro
 
+from rewards.errors import UserError
 from rewards.score import Score
-from rollout.errors import UserError
 
 
 def run_safely(action: Callable[[], object]) -> None:

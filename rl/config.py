@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rewards.answer_format import format_rule
+from rewards.errors import UserError
 from rl.algorithms import ALGORITHMS, Algorithm
 from rl.runtime import DType
-from rollout.errors import UserError
 from rollout.prompts import PromptStyle
 
 TINY = "tiny"

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
+from rewards.errors import UserError
 from rewards.score import Outcome
 from rewards.verifiers import VerifierOptions, Verifiers
 from rl.checkpoint import save_checkpoint
@@ -22,7 +23,6 @@ from rl.report import write_report
 from rl.runtime import Runtime
 from rl.setup import Run, open_run_dir, set_up
 from rl.step import StepResult, train_step
-from rollout.errors import UserError
 from rollout.records import RolloutGroup
 
 

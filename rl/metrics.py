@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from rewards.errors import UserError
 from rewards.sandbox.isolation import FLOOR
-from rollout.errors import UserError
 
 Row = dict[str, float | None]
 

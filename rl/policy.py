@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
+from rewards.errors import UserError
 from rl.batch import MicroBatch
 from rl.forward import TokenScores, choose_forward, enable_gradient_checkpointing
-from rollout.errors import UserError
 
 
 def load_pretrained(model: str | Path, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from rollout.errors import UserError
+from rewards.errors import UserError
 
 DType = Literal["float32", "bfloat16"]
 

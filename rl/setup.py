@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from rewards.errors import UserError
 from rewards.sandbox.isolation import FLOOR
 from rewards.score import Outcome, Score
 from rewards.verifiers import Verifiers
@@ -24,7 +25,6 @@ from rl.runtime import Runtime
 from rl.step import Learner
 from rl.warm_start import WarmStart, warm_started
 from rollout.collect import Collector
-from rollout.errors import UserError
 from rollout.problems import ProblemStream, load_problems, split_held_out, without_overlap
 from rollout.prompts import PromptRenderer
 from rollout.records import Problem

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rewards.errors import UserError
 from rl.algorithms import Advantages, Algorithm
 from rl.batch import Batch, MicroBatch
 from rl.deliver import Delivery
@@ -15,7 +16,6 @@ from rl.measure import Metrics, TokenMeans, describe, timed
 from rl.policy import Policy
 from rl.runtime import Runtime
 from rollout.collect import Collector
-from rollout.errors import UserError
 from rollout.problems import ProblemStream
 from rollout.records import RolloutGroup
 

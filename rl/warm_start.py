@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from rewards.errors import UserError
 from rewards.score import Outcome, Score
 from rewards.verifiers import Verifiers
 from rl.algorithms import SFT
@@ -26,7 +27,6 @@ from rl.runtime import Runtime
 from rl.step import Learner, update
 from rl.tiny import END, tiny_model, tiny_tokenizer
 from rollout.collect import Collector
-from rollout.errors import UserError
 from rollout.problems import ProblemStream, load_problems, split_held_out
 from rollout.prompts import PromptRenderer
 from rollout.records import Completion, FinishReason, Problem, Rollout, RolloutGroup

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from rewards.equation_steps import score_steps
+from rewards.errors import UserError
 from rewards.score import Score, Verifier
 from rewards.verifiers import VERIFIERS
-from rollout.errors import UserError
 from rollout.problems import ProblemStream
 from rollout.prompts import PromptRenderer
 from rollout.records import Completion, Problem, Rollout, RolloutGroup

@@ -12,11 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rewards.errors import UserError
 from rewards.extract import reference_answer
 from rewards.score import Reference
 from rewards.verifiers import VERIFIERS
 from rollout.arithmetic import arithmetic_problems
-from rollout.errors import UserError
 from rollout.program_tasks import asks_for_program, program_task
 from rollout.puzzles import PUZZLE_MAKERS, puzzle_problems
 from rollout.records import Problem

@@ -8,7 +8,7 @@ from typing import Literal
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from rollout.errors import UserError
+from rewards.errors import UserError
 from rollout.records import Problem
 
 PromptStyle = Literal["plain", "boxed", "r1", "code"]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from rollout.errors import UserError
+from rewards.errors import UserError
 from rollout.records import Completion, FinishReason
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from rewards.errors import UserError
 from rl.config import RunConfig
-from rollout.errors import UserError
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from rewards.errors import UserError
 from rewards.math_answer import MathVerifier
 from rewards.score import Outcome, Score
 from rl.algorithms import ALGORITHMS, GRPO_ITERATIVE
@@ -24,7 +25,6 @@ from rl.config import RunConfig
 from rl.loop import Interrupted, train
 from rl.metrics import METRICS, read_metrics
 from rl.tiny import tiny_model, tiny_tokenizer
-from rollout.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 GSM8K = ROOT.parent / "shared" / "data" / "gsm8k_train.jsonl"

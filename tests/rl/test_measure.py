@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from rewards.errors import UserError
 from rewards.score import Outcome, Score
 from rl.loop import require_judged
 from rl.measure import outcome_shares, part_means
-from rollout.errors import UserError
 from rollout.records import Completion, FinishReason, Problem, Rollout, RolloutGroup
 
 PROBLEM = Problem(id="p", prompt="1+1?", reference="2")

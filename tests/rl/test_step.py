@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from rewards.errors import UserError
 from rewards.score import Outcome, Score
 from rl.algorithms import ALGORITHMS, GRPO, Algorithm
 from rl.batch import Batch
@@ -17,7 +18,6 @@ from rl.policy import Policy
 from rl.runtime import Runtime
 from rl.step import Learner, update
 from rollout.collect import Collected
-from rollout.errors import UserError
 from rollout.records import Completion, FinishReason, Problem, Rollout, RolloutGroup
 from rollout.torch_sampler import TorchSampler
 from tests.rl.models import make, random_batch

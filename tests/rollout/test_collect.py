@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import pytest
 
+from rewards.errors import UserError
 from rewards.score import Outcome, Score, Verifier
 from rl.tiny import tiny_tokenizer
 from rollout.collect import Collector, has_signal, verify
-from rollout.errors import UserError
 from rollout.problems import ProblemStream
 from rollout.prompts import PromptRenderer
 from rollout.records import Completion, Problem, RolloutGroup

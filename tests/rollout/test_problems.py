@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from rewards.equation_steps import score_steps
+from rewards.errors import UserError
 from rollout.arithmetic import arithmetic_problems
-from rollout.errors import UserError
 from rollout.problems import ProblemStream, load_problems, split_held_out, without_overlap
 from rollout.records import Problem
 

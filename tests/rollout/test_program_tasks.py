@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from rewards.errors import UserError
 from rewards.program import ProgramVerifier
 from rewards.program_task import BadTask, parse_task
 from rewards.score import Outcome
-from rollout.errors import UserError
 from rollout.problems import load_problems
 
 ASSERTS = ["assert set([add(1, 2)]) == {3}", "assert set([add(0, 0)]) == {0}"]

@@ -6,8 +6,8 @@ import pytest
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
+from rewards.errors import UserError
 from rl.tiny import tiny_tokenizer
-from rollout.errors import UserError
 from rollout.prompts import SYSTEM_PROMPTS, PromptRenderer
 from rollout.records import Problem
 

@@ -1,3 +1,0 @@
-from rewards.errors import UserError
-
-__all__ = ["UserError"]
