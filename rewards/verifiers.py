@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from rewards.combine import CombinedVerifier
 from rewards.math_answer import MathVerifier
 from rewards.program import ProgramVerifier
+from rewards.proof import ProofVerifier
 from rewards.puzzle_answer import PuzzleVerifier
 from rewards.sandbox.isolation import Isolation
 from rewards.score import Verifier
@@ -37,11 +38,20 @@ def _program(options: VerifierOptions) -> Verifier:
     )
 
 
+def _proof(options: VerifierOptions) -> Verifier:
+    return ProofVerifier(num_workers=options.num_workers, allow_unsafe_code=options.allow_unsafe_code)
+
+
 def _puzzle(options: VerifierOptions) -> Verifier:
     return PuzzleVerifier(num_workers=options.num_workers, deadline=options.deadline)
 
 
-VERIFIERS: Mapping[str, Callable[[VerifierOptions], Verifier]] = {"math": _math, "program": _program, "puzzle": _puzzle}
+VERIFIERS: Mapping[str, Callable[[VerifierOptions], Verifier]] = {
+    "math": _math,
+    "program": _program,
+    "proof": _proof,
+    "puzzle": _puzzle,
+}
 
 
 class Verifiers(dict[str, Verifier]):

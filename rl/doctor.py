@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
+from rewards.proof import available_provers
 from rewards.sandbox.client import SandboxError
 from rewards.sandbox.isolation import FLOOR, measure
 from rl.runtime import cpu_cores
@@ -29,8 +30,9 @@ def examine() -> str:
         ("gpu", torch.cuda.get_device_name() if torch.cuda.is_available() else "none: CPU only"),
         *((package, _installed(package, without)) for package, without in _OPTIONAL.items()),
         ("programs", _isolation()),
+        *((f"proofs, {system}", found) for system, found in available_provers().items()),
     ]
-    return "\n".join(f"{name:<14} {found}" for name, found in lines)
+    return "\n".join(f"{name:<17} {found}" for name, found in lines)
 
 
 def _installed(package: str, without: str) -> str:
