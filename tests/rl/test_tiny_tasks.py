@@ -1,0 +1,50 @@
+"""Each built-in task has a base of its own, whose solutions a run has room for."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from rl.cli import run_recipe
+from rl.config import TINY_DEFAULTS, RunConfig, tiny_task
+from rl.tiny import END, tiny_tokenizer
+from rl.warm_start import WarmStart
+from rollout.problems import BUILT_IN, load_problems
+
+
+@pytest.mark.parametrize("task", TINY_DEFAULTS)
+def test_every_worked_solution_fits_and_can_be_read_back(task: str) -> None:
+    """One that is cut off by max_tokens could never be rewarded; one that decodes to other text would be taught wrong."""
+    tokenizer = tiny_tokenizer()
+    worked = [str(problem.metadata["worked"]) for problem in load_problems(task)[:2000]]
+    rows = tokenizer([text + END for text in worked], add_special_tokens=False).input_ids
+    assert max(map(len, rows)) <= TINY_DEFAULTS[task]["max_tokens"]
+    assert tokenizer.batch_decode(rows, skip_special_tokens=True) == worked
+
+
+def test_a_run_on_other_data_starts_from_the_base_of_arithmetic() -> None:
+    assert set(TINY_DEFAULTS) <= set(BUILT_IN)
+    assert [tiny_task(name) for name in ("small-programs", "data.jsonl")] == ["small-programs", "arithmetic"]
+    defaults = [RunConfig(dataset=name).resolved().max_tokens for name in ("small-programs", "data.jsonl")]
+    assert defaults == [24, 32]
+
+
+def test_each_recipe_has_a_base_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    recipes = [("a", 32, 0), ("b", 32, 0), ("a", 24, 0), ("a", 32, 1)]
+    folders = {WarmStart(dataset=d, max_tokens=n, eval_size=9, seed=s).folder() for d, n, s in recipes}
+    assert len(folders) == len(recipes)
+    assert all(tmp_path in folder.parents for folder in folders)
+
+
+@pytest.mark.parametrize(("options", "dataset"), [([], "small-programs"), (["--dataset", "x.jsonl"], "x.jsonl")])
+def test_a_recipes_defaults_give_way_to_options(
+    options: list[str], dataset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[RunConfig] = []
+    monkeypatch.setattr("rl.loop.train", seen.append)
+    monkeypatch.setattr(sys, "argv", ["grpo_code.py", *options])
+    run_recipe("", dataset="small-programs")
+    assert seen == [RunConfig(dataset=dataset)]
