@@ -10,8 +10,11 @@ from typing import Any
 from rewards.errors import UserError
 from rewards.pool import WorkerPool
 from rewards.pooled_verifier import PooledVerifier
+from rewards.sandbox.client import SandboxError
 from rewards.sandbox.isolation import FLOOR, Isolation, measure
 from rewards.score import Outcome, Score
+
+_MAX_OUTPUT = 1 << 20
 
 
 class UnsafeMachine(UserError):
@@ -29,11 +32,12 @@ class ProgramVerifier(PooledVerifier):
 
     completions: the texts are completions; the program is their last fenced block, without a fence the whole text.
     num_workers: processes that judge at once, each with a sandbox of its own.
-    cpu_seconds, wall_seconds, memory_limit: of one program; of one test, where the task is a script.
+    cpu_seconds, wall_seconds, memory_limit: of one program; of one test, where the task is a script. All tests of a script
+        together, and a program that is run again since the machine seemed busy, may take twice wall_seconds.
     allow_unsafe_code: run programs even below level 2 of isolation (rewards.sandbox.isolation).
     without: layers not to use. packages: modules beside the standard library that programs may import.
 
-    Raises UnsafeMachine where the level is below 2, SandboxError where nothing can be run at all. `isolation` tells the level.
+    Raises UnsafeMachine where the level is below 2, or nothing can be run at all. `isolation` tells the level.
     """
 
     def __init__(
@@ -51,7 +55,12 @@ class ProgramVerifier(PooledVerifier):
         self.isolation = require_isolation(allow_unsafe_code, without)
         options = {
             "completions": completions,
-            "limits": {"cpu_seconds": cpu_seconds, "wall_seconds": wall_seconds, "memory": memory_limit},
+            "limits": {
+                "cpu_seconds": cpu_seconds,
+                "wall_seconds": wall_seconds,
+                "memory": memory_limit,
+                "output": _MAX_OUTPUT,
+            },
             "layers": self.isolation.layers,
             "packages": list(packages),
             "readable": [sysconfig.get_path("purelib")] if packages else [],
@@ -75,7 +84,10 @@ class ProgramVerifier(PooledVerifier):
 
 def require_isolation(allow_unsafe_code: bool, without: Sequence[str] = ()) -> Isolation:
     """The isolation of this machine. Raises UnsafeMachine where it is below the floor and not allowed to be."""
-    isolation = measure(frozenset(without))
+    try:
+        isolation = measure(frozenset(without))
+    except SandboxError as error:
+        raise UnsafeMachine(f"programs cannot be run here: {error}") from None
     if isolation.rank < FLOOR and not allow_unsafe_code:
         raise UnsafeMachine(
             f"programs cannot be run safely here: isolation is {isolation.describe()}; level {FLOOR} is needed. "
@@ -89,7 +101,7 @@ def _refused(*item: Any) -> Score | None:
     """The score of what cannot even be handed to a judge."""
     *program, task = item
     try:
-        json.dumps(task)
+        json.dumps(task, sort_keys=True)  # as the pool's items are
     except (TypeError, ValueError, RecursionError) as error:
         return Score(None, Outcome.BAD_REFERENCE, {}, f"the task is not JSON: {error}"[:200])
     if program and not isinstance(program[0], str):

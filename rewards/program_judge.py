@@ -11,17 +11,20 @@ import signal
 import socket
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from rewards.program_compare import same_output, same_value
 from rewards.program_task import AssertsTask, BadTask, FunctionTask, StdinTask, parse_task, program_in, whole_program
+from rewards.sandbox import kernel
 from rewards.sandbox.child import Limits
 from rewards.sandbox.client import Ended, Sandbox, SandboxError
-from rewards.sandbox.values import NotPlain, from_json, to_json
+from rewards.sandbox.values import decode, encode
 from rewards.score import Outcome
 
 MAX_LENGTH = 200_000
 _TESTS_GRACE = 2.0  # seconds that the tests are given beyond the program they wait for
+_STARVED = 0.1  # of its processor time: less is used only by a program that waits for something that will not come
 _SHOWN = 40  # characters of a value in a detail
 
 Verdict = tuple[Outcome, str]
@@ -42,7 +45,9 @@ class ProgramJudge:
         self._completions, self._limits = completions, limits
         self._layers, self._packages, self._readable = layers, packages, readable
         self._sandboxes: dict[str, Sandbox] = {}
-        self._sandbox("programs")
+        self._deadline = 0.0  # of the program that is being judged
+        with suppress(SandboxError):  # only so that it is warm: a machine that cannot do it was found out before
+            self._sandbox("programs")
 
     def judge(self, answer: str, reference: Any) -> Verdict:
         """The verdict on a program. What the sandbox fails at is tried once more in a new one."""
@@ -50,7 +55,7 @@ class ProgramJudge:
             task = parse_task(reference)
         except BadTask as error:
             return Outcome.BAD_REFERENCE, str(error)
-        program = program_in(answer) if self._completions else answer
+        program = (program_in(answer) if self._completions else answer).removeprefix("\ufeff")  # as Python reads a file
         if not program.strip():
             return Outcome.NO_ANSWER, "no program"
         if len(program) > MAX_LENGTH:
@@ -80,6 +85,7 @@ class ProgramJudge:
         return Outcome.BAD_REFERENCE, f"its own solution does not pass: {detail}"
 
     def _run(self, source: str, task: StdinTask | FunctionTask | AssertsTask) -> Verdict:
+        self._deadline = time.monotonic() + 2 * self._limits["wall_seconds"]
         if isinstance(task, StdinTask):
             return self._run_script(source, task)
         if isinstance(task, FunctionTask):
@@ -87,11 +93,11 @@ class ProgramJudge:
         return self._run_asserts(source, task)
 
     def _run_script(self, source: str, task: StdinTask) -> Verdict:
-        deadline = time.monotonic() + 2 * self._limits["wall_seconds"]
+        job = {"mode": "stdin", "source": source}
         for number, (stdin, expected) in enumerate(task.tests, 1):
-            if time.monotonic() > deadline:
+            if time.monotonic() > self._deadline:
                 return Outcome.TIMEOUT, f"too slow: {number - 1} of {len(task.tests)} tests in the time for all"
-            ended = self._run_child({"mode": "stdin", "source": source}, stdin.encode("utf-8", "surrogatepass"))
+            ended = self._run_child(job, stdin.encode("utf-8", "surrogatepass"), expects=len(expected.encode()))
             failure = _failure(ended, self._limits)
             if failure:
                 return failure[0], f"test {number}: {failure[1]}"
@@ -104,17 +110,19 @@ class ProgramJudge:
         return Outcome.CORRECT, f"{len(task.tests)} tests passed"
 
     def _run_function(self, source: str, task: FunctionTask) -> Verdict:
-        calls = to_json([[task.fn_name, args] for args, _ in task.tests])
-        ended = self._run_child({"mode": "calls", "source": source, "calls": calls})
+        calls = [[task.fn_name, args] for args, _ in task.tests]
+        expects = len(json.dumps([encode(expected) for _, expected in task.tests]))
+        ended = self._run_child({"mode": "calls", "source": source, "calls": calls}, expects=expects)
         lines = ended.result.split(b"\n")[:-1]
         for number, (line, (_, expected)) in enumerate(zip(lines, task.tests), 1):
             try:
                 answer = json.loads(line)
-                result = from_json(answer["value"]) if "error" not in answer else None
-            except (ValueError, TypeError, KeyError, RecursionError, NotPlain):
+                error = answer.get("error")
+                result = decode(answer["value"]) if error is None else None
+            except (ValueError, AttributeError, LookupError, RecursionError):
                 return Outcome.WRONG, f"test {number}: the result is no value"
-            if "error" in answer:
-                return _raised(f"test {number}: ", str(answer["error"]))
+            if error is not None:
+                return _raised(f"test {number}: ", str(error))
             if not same_value(result, expected, task.float_tol):
                 return Outcome.WRONG, f"test {number}: returned {_shown(result)}, expected {_shown(expected)}"
         failure = _failure(ended, self._limits)
@@ -125,36 +133,48 @@ class ProgramJudge:
         return Outcome.CORRECT, f"{len(task.tests)} tests passed"
 
     def _run_asserts(self, source: str, task: AssertsTask) -> Verdict:
-        programs, tests = self._sandbox("programs"), self._sandbox("tests")
-        test_limits: Limits = {**self._limits, "wall_seconds": self._limits["wall_seconds"] + _TESTS_GRACE}
-        job = {"mode": "tests", "setup": task.setup, "asserts": task.asserts, "entry_point": task.entry_point}
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            programs.start({"mode": "serve", "source": source}, self._limits, link=theirs)
-            tests.start(job, test_limits, link=ours)
-        tested = tests.finish()
-        ended = programs.finish(at_once=True)
+        tested, ended = self._run_tests(source, task)
+        if _starved(ended, self._limits) or _starved(tested, self._limits):
+            tested, ended = self._run_tests(source, task)
         try:
             verdict = json.loads(tested.result)
         except ValueError:
-            return _failure(tested, test_limits) or (Outcome.CRASHED, "the tests ended without a verdict")
+            return _failure(tested, self._limits) or (Outcome.CRASHED, "the tests ended without a verdict")
         if "bad" in verdict:
             return Outcome.BAD_REFERENCE, f"the tests cannot be run: {verdict['bad']}"
         if "gone" in verdict:
-            reason = f"test {verdict['gone']}: the program ended"
+            reason = f"test {verdict['failed']}: the program ended"
             return _failure(ended, self._limits) or (Outcome.WRONG, reason)
         if "failed" in verdict:
             return _raised(f"test {verdict['failed']}: ", verdict["reason"])
         if not verdict["num_calls"]:
             return Outcome.BAD_REFERENCE, f"the tests never call {task.entry_point}"
-        return Outcome.CORRECT, f"{verdict['passed']} tests passed"
+        return Outcome.CORRECT, f"{len(task.asserts)} tests passed"
 
-    def _run_child(self, job: dict[str, Any], stdin: bytes = b"") -> Ended:
-        """A wall clock that ran out may be a busy machine's fault, so that is tried once more."""
-        ended = self._sandbox("programs").run(job, self._limits, stdin=stdin)
-        if ended.ended_by == "wall":
-            ended = self._sandbox("programs").run(job, self._limits, stdin=stdin)
+    def _run_tests(self, source: str, task: AssertsTask) -> tuple[Ended, Ended]:
+        """How the tests ended, and how the program did."""
+        programs, tests = self._sandbox("programs"), self._sandbox("tests")
+        limits = self._limits_now()
+        test_limits: Limits = {**limits, "wall_seconds": limits["wall_seconds"] + _TESTS_GRACE}
+        job = {"mode": "tests", "setup": task.setup, "asserts": task.asserts, "entry_point": task.entry_point}
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            programs.start({"mode": "serve", "source": source}, limits, link=theirs)
+            tests.start(job, test_limits, link=ours)
+        return tests.finish(beside=programs), programs.finish(at_once=True)
+
+    def _run_child(self, job: dict[str, Any], stdin: bytes = b"", *, expects: int) -> Ended:
+        """expects: bytes of the result."""
+        ended = self._sandbox("programs").run(job, self._limits_now(expects), stdin=stdin)
+        if _starved(ended, self._limits):
+            ended = self._sandbox("programs").run(job, self._limits_now(expects), stdin=stdin)
         return ended
+
+    def _limits_now(self, expects: int = 0) -> Limits:
+        """The limits as far as there is time, with room for what is expected."""
+        left = max(0.0, self._deadline - time.monotonic())
+        output = max(self._limits["output"], 2 * expects)
+        return {**self._limits, "wall_seconds": min(self._limits["wall_seconds"], left), "output": output}
 
     def _sandbox(self, role: str) -> Sandbox:
         if role not in self._sandboxes:
@@ -166,16 +186,21 @@ class ProgramJudge:
             self._sandboxes.popitem()[1].close()
 
 
+def _starved(ended: Ended, limits: Limits) -> bool:
+    """A wall clock that ran out may be a busy machine's fault: then the program is run once more."""
+    return ended.ended_by == "wall" and ended.cpu > _STARVED * limits["cpu_seconds"]
+
+
 def _failure(ended: Ended, limits: Limits) -> Verdict | None:
     """Why the program counts as failed whatever it wrote."""
     if ended.overflowed:
-        return Outcome.WRONG, "wrote more than a megabyte"
+        return Outcome.WRONG, "wrote too much"
     if ended.ended_by == "wall":
-        return Outcome.TIMEOUT, f"not done within {limits['wall_seconds']:g} s"
+        return Outcome.TIMEOUT, "not done in time"
     if ended.status == -signal.SIGXCPU or (ended.status == -signal.SIGKILL and ended.cpu >= limits["cpu_seconds"]):
         return Outcome.TIMEOUT, f"more than {limits['cpu_seconds']} s of processor time"
     if ended.status < 0 and ended.ended_by == "exit":
-        return Outcome.WRONG, f"ended by {signal.Signals(-ended.status).name}"
+        return Outcome.WRONG, f"ended by signal {-ended.status} ({signal.strsignal(-ended.status)})"
     if ended.status > 0:
         last = ended.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         return _raised("", last or f"exit status {ended.status}")
@@ -188,6 +213,11 @@ def _raised(where: str, reason: str) -> Verdict:
     return Outcome.WRONG, where + reason
 
 
+def _one_line(text: str) -> str:
+    """Without line ends, control characters and what is no character: parts of it were written by a model."""
+    return "".join(c if c.isprintable() else " " for c in text[:300])
+
+
 def _shown(value: Any) -> str:
     try:
         text = repr(value)
@@ -198,5 +228,11 @@ def _shown(value: Any) -> str:
 
 def load(**options: Any) -> Any:
     """What a worker calls once: (program, task) is judged, (task,) alone is checked."""
+    kernel.hide_memory()  # here is what is expected
     judge = ProgramJudge(**options)
-    return lambda *item: judge.judge(*item) if len(item) == 2 else judge.check_reference(*item)
+
+    def judged(*item: Any) -> Verdict:
+        outcome, detail = judge.judge(*item) if len(item) == 2 else judge.check_reference(*item)
+        return outcome, _one_line(detail)
+
+    return judged

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ast
+import keyword
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from rewards.program_compare import same_value
+from rewards.sandbox.values import NotPlain, encode
 
 
 class BadTask(ValueError):
@@ -69,7 +73,7 @@ def parse_task(task: Any) -> StdinTask | FunctionTask | AssertsTask:
         raise BadTask(f"a task is a JSON object, not {type(task).__name__}")
     kinds = {"stdin": _stdin_task, "function": _function_task, "asserts": _asserts_task}
     kind = task.get("type")
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         raise BadTask(f"type is {kind!r}: it must be one of {', '.join(sorted(kinds))}")
     prefix, solution, float_tol = task.get("prefix", ""), task.get("solution"), task.get("float_tol") or 0.0
     if not isinstance(prefix, str) or not isinstance(solution, str | None):
@@ -83,6 +87,8 @@ def _stdin_task(task: Mapping[str, Any], common: dict[str, Any]) -> StdinTask:
     tests = [(test["stdin"], test["stdout"]) for test in _tests(task, "stdin", "stdout")]
     if not all(isinstance(text, str) for test in tests for text in test):
         raise BadTask("stdin and stdout of every test must be text")
+    if not any(stdout.strip() for _, stdout in tests):
+        raise BadTask("no test expects any output: a program that does nothing would pass")
     return StdinTask(tests=tuple(tests), **common)
 
 
@@ -90,6 +96,8 @@ def _function_task(task: Mapping[str, Any], common: dict[str, Any]) -> FunctionT
     tests = [(test["args"], test["expected"]) for test in _tests(task, "args", "expected")]
     if not all(isinstance(args, list) for args, _ in tests):
         raise BadTask("args of every test must be a list")
+    for number, (_, expected) in enumerate(tests, 1):
+        _check_expected(number, expected)
     return FunctionTask(fn_name=_identifier(task, "fn_name"), tests=tuple(tests), **common)
 
 
@@ -104,6 +112,15 @@ def _asserts_task(task: Mapping[str, Any], common: dict[str, Any]) -> AssertsTas
     return AssertsTask(entry_point=entry_point, setup=setup, asserts=tuple(asserts), **common)
 
 
+def _check_expected(number: int, expected: Any) -> None:
+    try:
+        encode(expected)
+    except NotPlain as error:
+        raise BadTask(f"what test {number} expects is {error}: no program could return it") from None
+    if not same_value(expected, expected, 0.0):
+        raise BadTask(f"test {number} expects NaN, which is equal to nothing")
+
+
 def _tests(task: Mapping[str, Any], *fields: str) -> list[Mapping[str, Any]]:
     tests = task.get("tests")
     if not isinstance(tests, list) or not tests:
@@ -116,7 +133,7 @@ def _tests(task: Mapping[str, Any], *fields: str) -> list[Mapping[str, Any]]:
 
 def _identifier(task: Mapping[str, Any], field: str) -> str:
     name = task.get(field)
-    if not isinstance(name, str) or not name.isidentifier():
+    if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
         raise BadTask(f"{field} is {name!r}: it must be the name of the function that is tested")
     return name
 
@@ -124,19 +141,33 @@ def _identifier(task: Mapping[str, Any], field: str) -> str:
 def _parsed(source: str) -> ast.AST:
     try:
         return ast.parse(source)
-    except (SyntaxError, ValueError) as error:
-        raise BadTask(f"asserts and setup must be Python: {error}") from None
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise BadTask(f"asserts and setup must be Python: {str(error) or 'nested too deep'}") from None
 
 
-_FENCE = re.compile(r"^[ \t]*```[ \t]*([A-Za-z0-9_+-]*)[^\n]*\n(.*?)^[ \t]*```[ \t]*$", re.DOTALL | re.MULTILINE)
+_FENCE = re.compile(r"[ \t]*```[ \t]*([A-Za-z0-9_+-]*)[^`]*$")
 
 
 def program_in(completion: str) -> str:
-    """The program in a model's completion: the last fenced block after the reasoning; without a fence the whole text."""
-    text = completion[completion.rfind("</think>") + len("</think>") :] if "</think>" in completion else completion
-    blocks = _FENCE.findall(text)
-    python = [block for language, block in blocks if language.lower() in ("", "py", "python", "python3")]
-    return python[-1] if python else text
+    """The program in a model's completion: after the reasoning the last fenced block that is called Python, else the last
+    without a name, to the end if nothing closes it; where there is none the whole text."""
+    text = completion.rpartition("</think>")[2]
+    blocks: list[list[str]] = []
+    inside = False
+    for line in text.split("\n"):
+        fence = _FENCE.match(line)
+        if inside and fence and not fence[1]:
+            inside = False
+        elif inside:
+            blocks[-1].append(line)
+        elif fence:
+            inside = True
+            blocks.append([fence[1].lower()])
+    for languages in ({"python", "py", "python3"}, {""}):
+        for language, *lines in reversed(blocks):
+            if language in languages:
+                return "\n".join(lines)
+    return text
 
 
 def whole_program(program: str, task: Task) -> str:
@@ -144,7 +175,7 @@ def whole_program(program: str, task: Task) -> str:
     far as it is indented: a base model then writes on."""
     if not task.prefix:
         return program
-    if task.defines is None or re.search(rf"^\s*(async\s+)?def\s+{task.defines}\b", program, re.MULTILINE):
+    if task.defines is None or re.search(rf"^[ \t]*(async[ \t]+)?def[ \t]+{task.defines}\b", program, re.MULTILINE):
         return f"{task.prefix}\n\n{program}"
     lines = program.split("\n")
     end = next((i for i, line in enumerate(lines) if i > 0 and line[:1].strip()), len(lines))

@@ -9,6 +9,7 @@ value, and the judge compares them.
     layers    what an interpreter gives up before it runs anything: namespaces, landlock, privileges
     zygote    locks itself in, then forks a child per program and ends it
     child     runs the program
+    link      between a program and tests that call it
     values    results by value
     client    the judge's end
     isolation what was really obtained, found by trying to escape

@@ -23,26 +23,27 @@ import sys
 import threading
 import types
 from collections.abc import Callable
-from typing import Any, BinaryIO, TypedDict
+from typing import Any, TypedDict
 
 from rewards.sandbox import filter as allowlist
 from rewards.sandbox import kernel
-from rewards.sandbox.values import MAX_LENGTH, NotPlain, from_json, to_json
+from rewards.sandbox.link import Broken, ProgramEnd, TestsEnd, described, raised
+from rewards.sandbox.values import NotPlain, encode
 
 STDIN, STDOUT, STDERR, RESULT, JOB, LINK = range(6)  # the child's file descriptors
 
 SET_UP = b"+"  # first on the result pipe: whatever goes wrong from here on is the program's doing
 _MAX_OPEN_FILES = 64
 _MAX_PROCESSES = 256  # counts all of the user's; only where seccomp does not forbid new ones
-_REASON_LENGTH = 150
 
 
 class Limits(TypedDict):
-    """Seconds of processor and of wall clock, bytes of address space."""
+    """Seconds of processor and of wall clock, bytes of address space, bytes of output and of results."""
 
     cpu_seconds: int
     wall_seconds: float
     memory: int
+    output: int
 
 
 def run(limits: Limits, *, filtered: bool) -> None:
@@ -50,53 +51,59 @@ def run(limits: Limits, *, filtered: bool) -> None:
     with open(JOB, "rb") as file:
         job = json.load(file)
     _restrict(limits, filtered=filtered)
-    sys.stdin = open(STDIN, encoding="utf-8")  # noqa: SIM115  the program's
-    sys.stdout = open(STDOUT, "w", encoding="utf-8")  # noqa: SIM115
-    sys.stderr = open(STDERR, "w", encoding="utf-8", errors="backslashreplace", buffering=1)  # noqa: SIM115
-    sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
+    sys.stdin = sys.__stdin__ = open(STDIN, encoding="utf-8")  # noqa: SIM115  the program's
+    sys.stdout = sys.__stdout__ = stdout = open(STDOUT, "w", encoding="utf-8")  # noqa: SIM115
+    sys.stderr = sys.__stderr__ = open(STDERR, "w", encoding="utf-8", errors="backslashreplace", buffering=1)  # noqa: SIM115
+    sys.argv = ["program.py"]
     random.seed(0)
     os.write(RESULT, SET_UP)
     status = _MODES[job["mode"]](job)
     with contextlib.suppress(Exception):  # a program may have closed it, or broken it
-        sys.stdout.flush()
+        stdout.flush()
     os._exit(status)
 
 
 def _restrict(limits: Limits, *, filtered: bool) -> None:
     cpu = limits["cpu_seconds"]
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu + 1))  # at the first a signal that may be ignored, then a kill
-    for kind, limit in (
-        (resource.RLIMIT_AS, limits["memory"]),
-        (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_NOFILE, _MAX_OPEN_FILES),
-    ):
-        resource.setrlimit(kind, (limit, limit))
+    _limit(resource.RLIMIT_CPU, cpu, cpu + 1)  # at the first a signal that may be ignored, then a kill
+    _limit(resource.RLIMIT_AS, limits["memory"])
+    _limit(resource.RLIMIT_FSIZE, 0)
+    _limit(resource.RLIMIT_CORE, 0)
+    _limit(resource.RLIMIT_NOFILE, _MAX_OPEN_FILES)
     if filtered:
         kernel.install_filter(allowlist.program(os.getpid()))
     else:
-        resource.setrlimit(resource.RLIMIT_NPROC, (_MAX_PROCESSES, _MAX_PROCESSES))
+        _limit(resource.RLIMIT_NPROC, _MAX_PROCESSES)
 
 
-def _load(source: str, name: str) -> dict[str, Any]:
-    """Execute the program as the module `name`. -> its names."""
-    module = types.ModuleType(name)
-    sys.modules[name] = module
-    exec(compile(source, "<program>", "exec", dont_inherit=True), module.__dict__)
+def _limit(kind: int, soft: int, hard: int | None = None) -> None:
+    """Never above what there is already."""
+    now = resource.getrlimit(kind)[1]
+    allowed = [min(limit, now) if now != resource.RLIM_INFINITY else limit for limit in (soft, hard or soft)]
+    resource.setrlimit(kind, (allowed[0], allowed[1]))
+
+
+def _module(name: str) -> dict[str, Any]:
+    """The names of a new module."""
+    module = sys.modules[name] = types.ModuleType(name)
+    module.__file__ = "program.py"
     return module.__dict__
 
 
+def _execute(source: str, names: dict[str, Any]) -> None:
+    exec(compile(source, "<program>", "exec", dont_inherit=True), names)
+
+
 def _stdin(job: dict[str, Any]) -> int:
-    status = 0
+    names, status = _module("__main__"), 0
     try:
-        _load(job["source"], "__main__")
+        _execute(job["source"], names)
     except SystemExit as stop:
         status = _exit_status(stop)
     except BaseException as error:
-        print(_described(error), file=sys.stderr)
+        print(described(error), file=sys.stderr)
         status = 1
-    threading._shutdown()  # type: ignore[attr-defined]  wait for its threads, as at the end of any script
-    atexit._run_exitfuncs()
+    _end_script(names)
     return status
 
 
@@ -107,29 +114,37 @@ def _exit_status(stop: SystemExit) -> int:
     return 1
 
 
+def _end_script(names: dict[str, Any]) -> None:
+    """What an interpreter does at its end: wait for threads, run exit functions, write what is written, destroy objects."""
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    with contextlib.suppress(Exception):  # it may be an object of the program's
+        sys.stdout.flush()
+    for name in list(names):
+        if name != "__builtins__":
+            names[name] = None
+
+
 def _calls(job: dict[str, Any]) -> int:
     with open(RESULT, "wb", buffering=0) as results:
 
         def reply(result: dict[str, Any]) -> None:
             results.write(json.dumps(result).encode() + b"\n")
 
+        names = _module("program")
         try:
-            names = _load(job["source"], "program")
+            _execute(job["source"], names)
         except BaseException as error:
-            reply({"error": _described(error)})
+            reply(raised(error))
             return 0
-        for name, arguments in from_json(job["calls"]):
-            reply(_answer(names, name, arguments, {}))
+        for name, args in job["calls"]:
+            try:
+                reply({"value": encode(_function(names, name)(*args))})
+            except NotPlain as error:
+                reply({"error": f"returned {error}"})
+            except BaseException as error:
+                reply(raised(error))
     return 0
-
-
-def _answer(names: dict[str, Any], name: str, args: list[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-    try:
-        return {"value": to_json(_function(names, name)(*args, **kwargs))}
-    except NotPlain as error:
-        return {"error": f"returned {error}", "type": "TypeError"}
-    except BaseException as error:
-        return {"error": _described(error), "type": type(error).__name__}
 
 
 def _function(names: dict[str, Any], name: str) -> Callable[..., Any]:
@@ -142,57 +157,29 @@ def _function(names: dict[str, Any], name: str) -> Callable[..., Any]:
 
 
 def _serve(job: dict[str, Any]) -> int:
+    names = _module("program")
+    failure: BaseException | None = None
+    try:
+        _execute(job["source"], names)
+    except BaseException as error:
+        failure = error
+
+    def find(name: str) -> Any:
+        if failure:
+            raise failure
+        return _function(names, name)
+
+    program = ProgramEnd(find)
     with open(LINK, "rb", closefd=False) as requests, open(LINK, "wb", buffering=0) as replies:
-        names, failure = {}, None
-        try:
-            names = _load(job["source"], "program")
-        except BaseException as error:
-            failure = {"error": _described(error), "type": type(error).__name__}
         for request in requests:
-            name, args, kwargs = from_json(request)
-            answer = failure or _answer(names, name, list(args), kwargs)
-            replies.write(json.dumps(answer).encode() + b"\n")
+            replies.write(program.reply(request))
     return 0
-
-
-class _Gone(BaseException):
-    """The child that serves has ended. No test can catch it as an Exception."""
-
-
-class _Program:
-    """A function of the program as its tests see it: every call goes over the link, and every result is plain data."""
-
-    num_calls = 0
-
-    def __init__(self, name: str, requests: BinaryIO, replies: BinaryIO) -> None:
-        self._name, self._requests, self._replies = name, requests, replies
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        _Program.num_calls += 1
-        try:
-            self._requests.write(to_json([self._name, args, kwargs]).encode() + b"\n")
-            reply = self._replies.readline(2 * MAX_LENGTH)
-        except OSError:
-            raise _Gone from None
-        if not reply.endswith(b"\n"):
-            raise _Gone
-        try:
-            answer = json.loads(reply)
-            if "value" in answer:
-                return from_json(answer["value"])
-            kind, message = str(answer["type"]), str(answer["error"])
-        except (ValueError, TypeError, KeyError, RecursionError):
-            raise TypeError("the program's reply is no value") from None
-        raised = getattr(builtins, kind, None)
-        if not (isinstance(raised, type) and issubclass(raised, Exception)):
-            raised = RuntimeError  # a class of the program's own
-        raise raised(message.removeprefix(f"{kind}: "))
 
 
 class _TestNames(dict[str, Any]):
     """The names that tests see. One that nobody has defined is a module of the standard library, else the program's."""
 
-    def __init__(self, make: Callable[[str], _Program]) -> None:
+    def __init__(self, make: Callable[[str], Any]) -> None:
         super().__init__(__name__="tests")
         self._make = make
 
@@ -204,38 +191,32 @@ class _TestNames(dict[str, Any]):
 
 def _tests(job: dict[str, Any]) -> int:
     with open(LINK, "rb", closefd=False) as replies, open(LINK, "wb", buffering=0) as requests:
-        names = _TestNames(lambda name: _Program(name, requests, replies))
-        verdict = _tested(job, names)
-    verdict["num_calls"] = _Program.num_calls
+        link = TestsEnd(requests, replies)
+        verdict = _tested(job, link)
     with open(RESULT, "wb") as results:
-        results.write(json.dumps(verdict).encode())
+        results.write(json.dumps({"num_calls": link.num_calls, **verdict, **link.broken}).encode())
     return 0
 
 
-def _tested(job: dict[str, Any], names: _TestNames) -> dict[str, Any]:
+def _tested(job: dict[str, Any], link: TestsEnd) -> dict[str, Any]:
+    names, entry_point = _TestNames(link.remote), job["entry_point"]
     try:
         tests = [compile(test, f"<test {i}>", "exec", dont_inherit=True) for i, test in enumerate(job["asserts"], 1)]
         exec(compile(job["setup"], "<setup>", "exec", dont_inherit=True), names)
-    except Exception as error:
-        return {"bad": _described(error)}
-    entry_point = job["entry_point"]
-    names[entry_point] = names["candidate"] = names.__missing__(entry_point)
+    except BaseException as error:
+        return {"bad": described(error)}
+    names[entry_point] = names["candidate"] = link.remote(entry_point)
     for number, test in enumerate(tests, 1):
+        reason = ""
         try:
             exec(test, names)
-        except _Gone:
-            return {"gone": number}
+        except Broken:
+            pass
         except BaseException as error:
-            return {"failed": number, "reason": _described(error)}
-    return {"passed": len(tests)}
-
-
-def _described(error: BaseException) -> str:
-    try:
-        text = f"{type(error).__name__}: {error}"
-    except BaseException:  # its __str__ may be the program's
-        text = type(error).__name__
-    return text[:_REASON_LENGTH].rstrip(": ").encode("utf-8", "replace").decode()
+            reason = described(error)
+        if reason or link.broken:
+            return {"failed": number, "reason": reason}
+    return {}
 
 
 _MODES: dict[str, Callable[[dict[str, Any]], int]] = {

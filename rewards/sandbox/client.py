@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -21,7 +22,6 @@ from rewards.sandbox.zygote import CHILD_FAILED, END, MAX_MESSAGE
 _ROOT = Path(__file__).resolve().parents[2]
 _START_SECONDS = 60.0
 _GRACE_SECONDS = 5.0  # beyond a child's wall clock, for the zygote to answer
-_MAX_OUTPUT = 1 << 20
 _READ_SIZE = 1 << 16
 
 
@@ -31,7 +31,7 @@ class SandboxError(RuntimeError):
 
 @dataclass(frozen=True)
 class Ended:
-    """How a child ended, and what it wrote (the first megabyte of each).
+    """How a child ended, and what it wrote.
 
     status: of its exit, or minus the signal that ended it. ended_by: "exit", "wall" (its time was over) or "judge" (it
     wrote too much, or was told to end).
@@ -40,13 +40,10 @@ class Ended:
     status: int
     cpu: float
     ended_by: str
+    overflowed: bool
     stdout: bytes
     stderr: bytes
     result: bytes
-
-    @property
-    def overflowed(self) -> bool:
-        return len(self.stdout) > _MAX_OUTPUT or len(self.result) > _MAX_OUTPUT
 
 
 class Sandbox:
@@ -60,7 +57,11 @@ class Sandbox:
         options = {"layers": list(layers), "packages": list(packages), "readable": list(readable)}
         flags = ("-B", "-s", "-S", "-P", "-W", "ignore", "-X", "utf8")
         path = os.pathsep.join([str(_ROOT), *readable])
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._running: _Child | None = None
+        try:
+            self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            raise SandboxError(f"no connection can be made: {error.strerror}") from None
         try:
             self._process = subprocess.Popen(
                 [sys.executable, *flags, "-m", "rewards.sandbox.zygote", json.dumps(options)],
@@ -76,7 +77,6 @@ class Sandbox:
             raise SandboxError(f"no process can be started: {error.strerror}") from None
         finally:
             theirs.close()
-        self._running: _Child | None = None
         self._control.settimeout(_START_SECONDS)
         try:
             self._answer()
@@ -94,57 +94,64 @@ class Sandbox:
     ) -> None:
         """Start a child; `link` becomes its end of a connection to another one."""
         try:
-            self._running = _Child(job, stdin, limits)
-            given = [*self._running.given, *([link.fileno()] if link else [])]
+            child = self._running = _Child(job, stdin, limits)
+            given = [*child.given, *([link.fileno()] if link else [])]
             socket.send_fds(self._control, [json.dumps(limits).encode()], given)
         except OSError as error:
             self.close()
             raise SandboxError(f"a job cannot be handed over: {error.strerror}") from None
-        finally:
-            if self._running:
-                self._running.close_given()
+        child.close_given()
 
-    def finish(self, *, at_once: bool = False) -> Ended:
-        """Wait for the child that was started, or end it."""
+    def finish(self, *, at_once: bool = False, beside: Sandbox | None = None) -> Ended:
+        """Wait for the child that was started, or end it.
+
+        beside: runs a child that may write meanwhile.
+        """
         child = self._running
         assert child
+        others = [beside._running] if beside and beside._running else []
         try:
             if at_once:
                 self._control.send(END)
-            reply = self._watch(child)
+            reply = self._watch(child, others)
         except (OSError, SandboxError) as error:
             self.close()
             raise SandboxError(str(error)) from None
-        finally:
-            child.close()
-            self._running = None
+        child.close()
+        self._running, limits = None, child.limits
         stdout, stderr, result = map(bytes, child.written)
         if reply["status"] == CHILD_FAILED and not result.startswith(SET_UP):
             raise SandboxError(f"a child could not be set up: {stderr.decode(errors='replace')[:200]}")
-        return Ended(reply["status"], reply["cpu"], reply["ended_by"], stdout, stderr, result.removeprefix(SET_UP))
+        if reply["status"] == -signal.SIGKILL and reply["ended_by"] == "exit" and reply["cpu"] < limits["cpu_seconds"]:
+            raise SandboxError(
+                "a child was killed from outside; was there too little memory?"
+            )  # it cannot do it itself
+        result = result.removeprefix(SET_UP)
+        return Ended(reply["status"], reply["cpu"], reply["ended_by"], child.overflows, stdout, stderr, result)
 
-    def _watch(self, child: _Child) -> dict[str, Any]:
-        """Read what the child writes until the zygote says that it has ended; end it when it writes too much."""
+    def _watch(self, child: _Child, others: Sequence[_Child]) -> dict[str, Any]:
+        """Read what the children write until the zygote says that ours has ended; end it when it writes too much."""
         deadline = time.monotonic() + child.limits["wall_seconds"] + _GRACE_SECONDS
         told = False
+        pipes = {pipe: writer for writer in (child, *others) for pipe in writer.pipes}
         poll = select.poll()
-        for descriptor in (self._control.fileno(), *child.pipes):
+        for descriptor in (self._control.fileno(), *pipes):
             poll.register(descriptor, select.POLLIN)
         reply = None
         while reply is None:
-            ready = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
-            if not ready:
+            left = deadline - time.monotonic()
+            if left <= 0:
                 raise SandboxError("the zygote does not answer")
-            for descriptor, _ in ready:
+            for descriptor, _ in poll.poll(left * 1000):
                 if descriptor == self._control.fileno():
                     reply = self._answer()
-                elif not child.read(descriptor):
+                elif not pipes[descriptor].read(descriptor):
                     poll.unregister(descriptor)
             if child.overflows and not told and reply is None:
                 self._control.send(END)
                 told = True
         for descriptor in child.pipes:  # the writers are gone: what is left is there
-            while select.select([descriptor], [], [], 0)[0] and child.read(descriptor):
+            while child.read(descriptor):
                 pass
         return reply
 
@@ -162,6 +169,9 @@ class Sandbox:
 
     def close(self) -> None:
         """End the zygote, and with it everything it started. Safe to call twice."""
+        if self._running:
+            self._running.close()
+            self._running = None
         self._control.close()
         with suppress(ProcessLookupError):
             self._process.kill()
@@ -186,29 +196,33 @@ class _Child:
             self.given.append(_memory_file(stdin))
             for _ in self.written:
                 ours, theirs = os.pipe2(os.O_CLOEXEC)
+                os.set_blocking(ours, False)
                 self.pipes.append(ours)
                 self.given.append(theirs)
             self.given.append(_memory_file(json.dumps(job).encode()))
         except OSError:
             self.close()
-            self.close_given()
             raise
 
     @property
     def overflows(self) -> bool:
-        return any(len(written) > _MAX_OUTPUT for written in self.written[::2])
+        return any(len(written) > self.limits["output"] for written in self.written[::2])
 
     def read(self, pipe: int) -> bool:
-        """Whether there may be more. Beyond the bound it is read and forgotten, so that nobody blocks on writing it."""
-        data = os.read(pipe, _READ_SIZE)
+        """Whether there may be more now. Beyond the bound it is read and forgotten, so that nobody blocks on writing it."""
+        try:
+            data = os.read(pipe, _READ_SIZE)
+        except BlockingIOError:
+            return False
         written = self.written[self.pipes.index(pipe)]
-        if len(written) <= _MAX_OUTPUT:
+        if len(written) <= self.limits["output"]:
             written += data
         return bool(data)
 
     def close(self) -> None:
-        for pipe in self.pipes:
-            os.close(pipe)
+        self.close_given()
+        while self.pipes:
+            os.close(self.pipes.pop())
 
     def close_given(self) -> None:
         while self.given:

@@ -1,13 +1,15 @@
 """The seccomp allowlist: which system calls a program may make. What is not named here is refused with EPERM.
 
 One classic BPF program (seccomp(2)): check the machine, then look the call's number up; some calls are allowed only with
-certain arguments. It is built once; only the process id changes from child to child.
+certain arguments. A second one, of the zygote, leaves every new thread to the zygote's decision: nothing else bounds their
+number for root, and 30,000 of them, which fit into a gigabyte, leave the machine no process ids.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import signal
 import struct
 from collections.abc import Callable, Sequence
 
@@ -55,12 +57,12 @@ _X32_BIT = 0x40000000
 _CLONE_THREAD = 0x00010000
 _TO_WRITE = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _FCNTL = (0, 1, 2, 3, 4, 1030, 1032)  # duplicate, flags, pipe size; F_SETOWN with F_SETSIG could signal other processes
-_IOCTL = (0x5401, 0x5413, 0x541B, 0x5450, 0x5451)  # TCGETS, TIOCGWINSZ, FIONREAD, FIONCLEX, FIOCLEX: what open() asks
+_IOCTL = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)  # TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX
 _AF_UNIX, _SOCK_STREAM, _SOCK_TYPE_MASK = 1, 1, 0xF
 
 _LOAD, _AND, _RETURN = 0x20, 0x54, 0x06
 _JUMP_EQUAL, _JUMP_SET, _JUMP_AT_LEAST = 0x15, 0x45, 0x35
-_ALLOW, _KILL = 0x7FFF0000, 0x80000000
+_ALLOW, _KILL, _ASK = 0x7FFF0000, 0x80000000, 0x7FC00000
 _REFUSE, _UNKNOWN = 0x00050000 | errno.EPERM, 0x00050000 | errno.ENOSYS
 
 _Code = list[tuple[int, int, int, int]]  # opcode, jump if true, jump if false, operand
@@ -82,6 +84,19 @@ def program(pid: int) -> bytes:
             rule = _RULES[name](pid)
             code += [(_JUMP_EQUAL, 0, len(rule), number), *rule]
     code.append((_RETURN, 0, 0, _REFUSE))
+    return _packed(code)
+
+
+def thread_watch() -> bytes:
+    """The filter that asks about new threads, and only about them."""
+    clone = _CONDITIONAL["clone"][_MACHINES[MACHINE][0]]
+    assert clone is not None
+    code: _Code = [(_LOAD, 0, 0, 0), (_JUMP_EQUAL, 0, 3, clone), _argument(0), (_JUMP_SET, 0, 1, _CLONE_THREAD)]
+    code += [(_RETURN, 0, 0, _ASK), (_RETURN, 0, 0, _ALLOW)]
+    return _packed(code)
+
+
+def _packed(code: _Code) -> bytes:
     return b"".join(struct.pack("HBBI", *instruction) for instruction in code)
 
 
@@ -93,6 +108,18 @@ def _argument(index: int) -> tuple[int, int, int, int]:
 def _one_of(index: int, values: Sequence[int]) -> _Code:
     tests = [(_JUMP_EQUAL, len(values) - i, 0, value) for i, value in enumerate(values)]
     return [_argument(index), *tests, (_RETURN, 0, 0, _REFUSE), (_RETURN, 0, 0, _ALLOW)]
+
+
+def _to_itself(pid: int, *, signal_index: int) -> _Code:
+    """Any signal but SIGKILL: who dies by that was killed from outside, when memory ran out for example."""
+    return [
+        _argument(signal_index),
+        (_JUMP_EQUAL, 2, 0, signal.SIGKILL),
+        _argument(0),
+        (_JUMP_EQUAL, 1, 0, pid),
+        (_RETURN, 0, 0, _REFUSE),
+        (_RETURN, 0, 0, _ALLOW),
+    ]
 
 
 def _bits(index: int, mask: int, *, required: bool) -> _Code:
@@ -130,8 +157,8 @@ def _without_address() -> _Code:
 _RULES: dict[str, Callable[[int], _Code]] = {
     "clone": lambda pid: _bits(0, _CLONE_THREAD, required=True),
     "clone3": lambda pid: [(_RETURN, 0, 0, _UNKNOWN)],  # its flags are behind a pointer; libc then falls back to clone
-    "kill": lambda pid: _one_of(0, [pid]),
-    "tgkill": lambda pid: _one_of(0, [pid]),
+    "kill": lambda pid: _to_itself(pid, signal_index=1),
+    "tgkill": lambda pid: _to_itself(pid, signal_index=2),
     "prlimit64": lambda pid: _one_of(0, [0, pid]),
     "open": lambda pid: _bits(1, _TO_WRITE, required=False),
     "openat": lambda pid: _bits(2, _TO_WRITE, required=False),

@@ -21,6 +21,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from rewards.sandbox import filter as allowlist
 from rewards.sandbox.child import Limits
@@ -68,7 +69,7 @@ _ATTEMPTS = _READING | {
     "trace a process": "syscall('ptrace', 0, 0, 0, 0)",
     "make a namespace": "syscall('unshare', 0x10000000)",
 }
-_LIMITS: Limits = {"cpu_seconds": 2, "wall_seconds": 4.0, "memory": 1 << 29}
+_LIMITS: Limits = {"cpu_seconds": 2, "wall_seconds": 4.0, "memory": 1 << 29, "output": 1 << 16}
 
 
 @dataclass(frozen=True)
@@ -136,23 +137,29 @@ def _level(layers: Collection[str], escapes: Collection[str]) -> str:
 def _try_to_escape(layers: Collection[str]) -> dict[str, str]:
     """What came of each attempt: "held", or something else."""
     with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="plumbline-"))
-        os.chmod(folder, 0o755)
-        canary = Path(folder) / "canary"
-        canary.write_text("a child must not see this")
-        at = {"folder": folder, "canary": str(canary), "abstract": f"plumbline-{secrets.token_hex(8)}"}
-        listeners = [stack.enter_context(socket.socket(f)) for f in (socket.AF_INET, socket.AF_UNIX, socket.AF_UNIX)]
-        for listener, address in zip(
-            listeners, (("127.0.0.1", 0), f"{folder}/socket", f"\0{at['abstract']}"), strict=True
-        ):
-            listener.bind(address)
-            listener.listen()
-        os.chmod(f"{folder}/socket", 0o777)
-        told = json.dumps({**at, "port": listeners[0].getsockname()[1]}).encode()
+        try:
+            at = _bait(stack)
+        except OSError as error:
+            raise SandboxError(f"trying to escape needs a temporary folder (TMPDIR): {error}") from None
         sandbox = stack.enter_context(Sandbox(tuple(layers)))
         results = {}
         for name, attempt in _ATTEMPTS.items():
-            canary.touch()  # an earlier attempt may have removed it
+            Path(at["canary"]).touch()  # an earlier attempt may have removed it
             job = {"mode": "stdin", "source": _BEGINNING.replace("{attempt}", attempt)}
-            results[name] = sandbox.run(job, _LIMITS, stdin=told).stdout.decode().strip()
+            results[name] = sandbox.run(job, _LIMITS, stdin=json.dumps(at).encode()).stdout.decode().strip()
         return results
+
+
+def _bait(stack: ExitStack) -> dict[str, Any]:
+    """A folder, a file in it, and addresses where somebody listens, until the stack is left."""
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="plumbline-"))
+    os.chmod(folder, 0o755)
+    canary = Path(folder) / "canary"
+    canary.write_text("a child must not see this")
+    abstract = f"plumbline-{secrets.token_hex(8)}"
+    listeners = [stack.enter_context(socket.socket(f)) for f in (socket.AF_INET, socket.AF_UNIX, socket.AF_UNIX)]
+    for listener, address in zip(listeners, (("127.0.0.1", 0), f"{folder}/socket", f"\0{abstract}"), strict=True):
+        listener.bind(address)
+        listener.listen()
+    os.chmod(f"{folder}/socket", 0o777)
+    return {"folder": folder, "canary": str(canary), "abstract": abstract, "port": listeners[0].getsockname()[1]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import platform
 import struct
@@ -18,12 +19,13 @@ _MOUNT_ATTR_RDONLY, _MOUNT_ATTR_NOSUID, _MOUNT_ATTR_NODEV = 1, 2, 4
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_CAPBSET_DROP = 1, 4, 22, 24
 _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 36, 38, 47, 4
-_SECCOMP_MODE_FILTER = 2
+_SECCOMP_MODE_FILTER, _SECCOMP_SET_MODE_FILTER, _SECCOMP_FILTER_FLAG_NEW_LISTENER = 2, 1, 1 << 3
+_SECCOMP_IOCTL_NOTIF_RECV, _SECCOMP_IOCTL_NOTIF_SEND, _SECCOMP_USER_NOTIF_FLAG_CONTINUE = 0xC0502100, 0xC0182101, 1
 _CAPABILITY_VERSION_3 = 0x20080522
 
 _NUMBERS = {
-    "x86_64": {"pivot_root": 155, "capset": 126},
-    "aarch64": {"pivot_root": 41, "capset": 91},
+    "x86_64": {"pivot_root": 155, "capset": 126, "seccomp": 317},
+    "aarch64": {"pivot_root": 41, "capset": 91, "seccomp": 277},
 }
 # The same on every machine.
 _MOUNT_SETATTR, _LANDLOCK_CREATE_RULESET, _LANDLOCK_ADD_RULE, _LANDLOCK_RESTRICT_SELF = 442, 444, 445, 446
@@ -79,10 +81,37 @@ def renounce_privileges() -> None:
 
 def install_filter(program: bytes) -> None:
     """seccomp(2): `program` decides on every later system call of this thread and of what it starts."""
-    code = ctypes.create_string_buffer(program, len(program))
-    described = struct.pack("HxxxxxxQ", len(program) // 8, ctypes.addressof(code))
-    buffer = ctypes.create_string_buffer(described, len(described))
-    _prctl("PR_SET_SECCOMP", _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(buffer))
+    filter = _Filter(program)
+    _prctl("PR_SET_SECCOMP", _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(filter))
+
+
+def install_asking_filter(program: bytes) -> int:
+    """The same, for a program that leaves some calls to us. -> the descriptor where they wait for answer_call."""
+    return _syscall(
+        "seccomp",
+        _NUMBERS[MACHINE]["seccomp"],
+        ctypes.c_uint(_SECCOMP_SET_MODE_FILTER),
+        ctypes.c_uint(_SECCOMP_FILTER_FLAG_NEW_LISTENER),
+        ctypes.byref(_Filter(program)),
+    )
+
+
+def answer_call(listener: int, *, refuse: int = 0) -> None:
+    """Let the call that waits at `listener` be made, or have it fail with the error number `refuse`."""
+    request, reply = bytearray(80), bytearray(24)  # struct seccomp_notif, struct seccomp_notif_resp
+    fcntl.ioctl(listener, _SECCOMP_IOCTL_NOTIF_RECV, request)
+    (identity,) = struct.unpack_from("=Q", request)
+    struct.pack_into("=QqiI", reply, 0, identity, 0, -refuse, 0 if refuse else _SECCOMP_USER_NOTIF_FLAG_CONTINUE)
+    fcntl.ioctl(listener, _SECCOMP_IOCTL_NOTIF_SEND, reply)
+
+
+class _Filter(ctypes.Structure):
+    """struct sock_fprog."""
+
+    _fields_ = (("length", ctypes.c_ushort), ("code", ctypes.c_char_p))
+
+    def __init__(self, program: bytes) -> None:
+        super().__init__(len(program) // 8, program)
 
 
 def unshare(flags: int) -> None:

@@ -1,62 +1,72 @@
-"""Values between processes, as JSON text. Only plain data arrives: nothing that was sent can act on who receives it.
+"""Values between processes, as what JSON can hold. Only plain data arrives: nothing that was sent can act on who receives it.
 
-Lists, text, numbers, booleans and None are themselves; any other plain type is {"type": ..., "value": ...}.
+Lists, text, numbers, booleans and None are themselves; any other plain type is {"type": ..., "value": ...}. What is not
+plain data may go as a name that both ends agree on ("kept").
 """
 
 from __future__ import annotations
 
-import json
 import math
+from collections.abc import Callable, Iterable
 from typing import Any
 
-MAX_LENGTH = 1 << 20  # characters of a value as text
-_MAX_NODES = 100_000
+MAX_SIZE = 1 << 20  # of a value: its parts and their characters
 _MAX_DEPTH = 50
-_MAX_BITS = 1 << 20
 _SMALL_BITS = 4_000  # beyond, decimal digits are not what json reads
+_MAX_SAME_HASH = 1_000  # each is compared with all the others
 _COLLECTIONS = {"tuple": tuple, "set": set, "frozenset": frozenset}
 
 
 class NotPlain(ValueError):
-    """The value is not plain data, or too large."""
+    """The value is not plain data."""
 
 
-def to_json(value: Any) -> str:
-    """Raises NotPlain. An object of a subclass (a Counter, a named tuple) goes as the plain data that it holds."""
-    text = json.dumps(_Encoder().encode(value, 0), allow_nan=False)
-    if len(text) > MAX_LENGTH:
-        raise NotPlain(f"larger than {MAX_LENGTH} characters")
-    return text
+class TooLarge(NotPlain):
+    """It is, but there is too much of it."""
 
 
-def from_json(text: str | bytes) -> Any:
-    """Raises NotPlain, whatever the text is."""
+def encode(value: Any, keep: Callable[[Any], Any] | None = None) -> Any:
+    """Raises NotPlain. An object of a subclass (a Counter, a named tuple) goes as the plain data that it holds.
+
+    keep: gives the name of what is not plain data.
+    """
+    return _Encoder(keep or _refuse).encode(value, 0)
+
+
+def decode(data: Any, kept: Callable[[Any], Any] | None = None) -> Any:
+    """Raises NotPlain, whatever was sent. kept: gives what has a name."""
     try:
-        return _decode(json.loads(text), 0)
-    except (ValueError, TypeError, KeyError, RecursionError, UnicodeError) as error:
+        return _decode(data, kept or _refuse, 0)
+    except (ValueError, TypeError, LookupError, ArithmeticError) as error:
         raise NotPlain(f"not a value: {type(error).__name__}") from None
 
 
+def _refuse(value: Any) -> Any:
+    raise NotPlain(f"a {type(value).__name__}, which is not plain data")
+
+
 class _Encoder:
-    def __init__(self) -> None:
-        self.num_nodes = 0
+    def __init__(self, keep: Callable[[Any], Any]) -> None:
+        self._keep, self._left = keep, MAX_SIZE
 
     def encode(self, value: Any, depth: int) -> Any:
-        self.num_nodes += 1
-        if self.num_nodes > _MAX_NODES or depth > _MAX_DEPTH:
-            raise NotPlain("too large or too deep")
+        self._count(1)
+        if depth > _MAX_DEPTH:
+            raise TooLarge("nested too deep")
         if value is None or value is True or value is False:
             return value
         if isinstance(value, int):
-            return self.integer(int.__index__(value))
+            return self._integer(int.__index__(value))
         if isinstance(value, float):
             number = float.__float__(value)
             return number if math.isfinite(number) else {"type": "float", "value": repr(number)}
         if isinstance(value, str):
+            self._count(str.__len__(value))
             return str.__str__(value)
         if isinstance(value, complex):
             return {"type": "complex", "value": [repr(value.real), repr(value.imag)]}
         if isinstance(value, bytes | bytearray):
+            self._count(2 * len(value))
             return {"type": "bytes", "value": bytes(value).hex()}
         if isinstance(value, list):
             return [self.encode(item, depth + 1) for item in list.__iter__(value)]
@@ -66,26 +76,37 @@ class _Encoder:
         for name, kind in _COLLECTIONS.items():
             if isinstance(value, kind):
                 return {"type": name, "value": [self.encode(item, depth + 1) for item in kind.__iter__(value)]}
-        raise NotPlain(f"a {type(value).__name__}, which is not plain data")
+        if hasattr(type(value), "tolist"):  # an array
+            return self.encode(value.tolist(), depth + 1)
+        return {"type": "kept", "value": self._keep(value)}
 
-    def integer(self, value: int) -> Any:
-        if value.bit_length() > _MAX_BITS:
-            raise NotPlain("an integer of more than a million bits")
+    def _integer(self, value: int) -> Any:
+        self._count(value.bit_length() // 4)
         return value if value.bit_length() <= _SMALL_BITS else {"type": "int", "value": hex(value)}
 
+    def _count(self, size: int) -> None:
+        self._left -= size
+        if self._left < 0:
+            raise TooLarge("too large")
 
-def _decode(value: Any, depth: int) -> Any:
+
+def _decode(data: Any, kept: Callable[[Any], Any], depth: int) -> Any:
     if depth > 2 * _MAX_DEPTH:
-        raise NotPlain("too deep")
-    if isinstance(value, list):
-        return [_decode(item, depth + 1) for item in value]
-    if not isinstance(value, dict):
-        return value
-    kind, content = value["type"], value["value"]
+        raise TooLarge("nested too deep")
+    if isinstance(data, list):
+        return [_decode(item, kept, depth + 1) for item in data]
+    if not isinstance(data, dict):
+        return data
+    kind, content = data["type"], data["value"]
+    if kind == "kept":
+        return kept(content)
+    if kind == "tuple":
+        return tuple(_decode(item, kept, depth + 1) for item in content)
     if kind in _COLLECTIONS:
-        return _COLLECTIONS[kind](_decode(item, depth + 1) for item in content)
+        return _COLLECTIONS[kind](_hashable(_decode(item, kept, depth + 1) for item in content))
     if kind == "dict":
-        return {_decode(k, depth + 1): _decode(v, depth + 1) for k, v in content}
+        keys = _hashable(_decode(key, kept, depth + 1) for key, _ in content)
+        return dict(zip(keys, (_decode(value, kept, depth + 1) for _, value in content), strict=True))
     if kind == "int":
         return int(content, 16)
     if kind == "float":
@@ -95,3 +116,11 @@ def _decode(value: Any, depth: int) -> Any:
     if kind == "bytes":
         return bytes.fromhex(content)
     raise NotPlain("of no known type")
+
+
+def _hashable(keys: Iterable[Any]) -> list[Any]:
+    """The keys. A set of n with one hash takes n^2 comparisons to make: multiples of 2^61 - 1 all have the hash 0."""
+    found = list(keys)
+    if len(found) > _MAX_SAME_HASH + len(set(map(hash, found))):
+        raise TooLarge("too many keys of the same hash")
+    return found

@@ -7,22 +7,27 @@ neither programs nor results, which go straight between the judge and the child:
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import importlib
 import json
 import os
 import select
 import signal
+import site
 import socket
 import sys
+import time
 from typing import Any, TextIO
 
 from rewards.sandbox import child, kernel, layers
+from rewards.sandbox import filter as allowlist
 
 MAX_MESSAGE = 4096
 END = b"end"  # what the judge says to end a child
 CHILD_FAILED = 111  # exit status: the child did not get as far as its program
 _NUM_DESCRIPTORS = 6
+_MAX_THREADS = 1_000  # that one child may ever start
 _PRELOADED = (
     *("abc", "array", "bisect", "cmath", "collections", "copy", "dataclasses", "datetime", "decimal", "enum"),
     *("fractions", "functools", "heapq", "itertools", "json", "math", "numbers", "operator", "queue", "random", "re"),
@@ -40,6 +45,7 @@ def main() -> None:
     except (OSError, ImportError) as error:
         control.sendall(json.dumps({"failed": str(error)}).encode())
         return
+    site.setquit()  # exit and quit, which are not there without the site module's own start
     del sys.path[0]  # where this package lies: programs have no use for it
     gc.collect()
     gc.freeze()  # a collection in a child would write to, and so copy, every page that holds an object
@@ -65,6 +71,12 @@ class Zygote:
         kernel.renounce_privileges()
         if layers.LANDLOCK in entered:
             layers.enter_landlock(readable)
+        self._new_threads: int | None = None
+        if self._filtered:
+            with contextlib.suppress(
+                OSError
+            ):  # before Linux 5.5, or another such filter stands: threads are not bounded
+                self._new_threads = kernel.install_asking_filter(allowlist.thread_watch())
 
     def serve(self) -> None:
         """One job after the other, until the judge is gone."""
@@ -115,18 +127,26 @@ class Zygote:
 
     def _wait(self, pid: int, seconds: float) -> str:
         """Until the child ends, its time is over, or the judge says so or is gone. -> which of them."""
-        poll = select.poll()
+        deadline, num_threads = time.monotonic() + seconds, 0
         ended = os.pidfd_open(pid)
-        poll.register(ended, select.POLLIN)
-        poll.register(self._control, select.POLLIN)
-        ready = [descriptor for descriptor, _ in poll.poll(seconds * 1000)]
-        os.close(ended)
-        if not ready:
+        poll = select.poll()
+        for descriptor in (ended, self._control, *([self._new_threads] if self._new_threads is not None else [])):
+            poll.register(descriptor, select.POLLIN)
+        try:
+            while (left := deadline - time.monotonic()) > 0:
+                ready = [descriptor for descriptor, _ in poll.poll(left * 1000)]
+                if ended in ready:
+                    return "exit"
+                if self._control.fileno() in ready:
+                    self._control.recv(MAX_MESSAGE)
+                    return "judge"
+                if self._new_threads in ready:
+                    num_threads += 1
+                    with contextlib.suppress(OSError):  # it was ended while it asked
+                        kernel.answer_call(self._new_threads, refuse=errno.EAGAIN if num_threads > _MAX_THREADS else 0)
             return "wall"
-        if ended in ready:
-            return "exit"
-        self._control.recv(MAX_MESSAGE)
-        return "judge"
+        finally:
+            os.close(ended)
 
     def _end_strays(self) -> None:
         """What a child left behind: in a process tree of our own everything else, elsewhere what has become our child."""

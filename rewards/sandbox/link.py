@@ -1,0 +1,147 @@
+"""The connection between a program and the tests that call it, which are in different processes.
+
+What tests do with the program's functions happens at the program's end, and comes back by value. What is not plain data
+(an object of the program's, a generator, a function) stays there, and is a Remote at the tests' end: it can be called,
+looked into, gone through and handed back, but is equal to nothing else, however the program would have it compared.
+"""
+
+from __future__ import annotations
+
+import builtins
+import json
+import operator
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+from rewards.sandbox.values import MAX_SIZE, NotPlain, TooLarge, decode, encode
+
+_MAX_REPLY = 16 * MAX_SIZE
+_REASON_LENGTH = 150
+_OPERATIONS: dict[str, Callable[..., Any]] = {
+    "call": lambda function, *args, **kwargs: function(*args, **kwargs),
+    **{"get": getattr, "item": operator.getitem, "iter": iter, "next": next, "len": len, "bool": bool, "str": str},
+}
+
+
+class ProgramEnd:
+    """Does what is asked for with the program's objects. find: the object of a name."""
+
+    def __init__(self, find: Callable[[str], Any]) -> None:
+        self._find = find
+        self._kept: list[Any] = []
+
+    def reply(self, request: bytes) -> bytes:
+        return json.dumps(self._done(*json.loads(request))).encode() + b"\n"
+
+    def _done(self, target: str | int, operation: str, arguments: Any) -> dict[str, Any]:
+        try:
+            subject = self._find(target) if isinstance(target, str) else self._kept[target]
+            args, kwargs = decode(arguments, self._kept.__getitem__)
+            return {"value": encode(_OPERATIONS[operation](subject, *args, **kwargs), self._keep)}
+        except BaseException as error:  # noqa: BLE001  what a program raises is a result
+            return raised(error)
+
+    def _keep(self, value: Any) -> int:
+        self._kept.append(value)
+        return len(self._kept) - 1
+
+
+def raised(error: BaseException) -> dict[str, Any]:
+    """What can be told of an exception: as text, and as the nearest class that Python has with its arguments."""
+    text = described(error)
+    try:
+        kind = next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "builtins")
+        return {"error": text, "type": kind, "args": encode(list(error.args))}
+    except BaseException:  # noqa: BLE001  its class may be the program's, and its arguments anything
+        return {"error": text, "type": "RuntimeError", "args": [text]}
+
+
+def described(error: BaseException) -> str:
+    try:
+        text = f"{type(error).__name__}: {error}"
+    except BaseException:  # noqa: BLE001  its __str__ may be the program's
+        text = type(error).__name__
+    return text[:_REASON_LENGTH].rstrip(": ")
+
+
+class Broken(BaseException):
+    """No more can be tested. Not an Exception, which a test might expect; `TestsEnd.broken` says it in any case."""
+
+
+class TestsEnd:
+    """broken: why no more can be tested: {"gone": True}, the program's process has ended, or {"bad": reason}, the tests
+    ask for what cannot be had."""
+
+    def __init__(self, requests: BinaryIO, replies: BinaryIO) -> None:
+        self._requests, self._replies = requests, replies
+        self.num_calls = 0
+        self.broken: dict[str, Any] = {}
+
+    def remote(self, target: str | int) -> Remote:
+        return Remote(self, target)
+
+    def call(self, target: str | int, operation: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.num_calls += 1
+        try:
+            request = json.dumps([target, operation, encode([list(args), kwargs], _target)])
+        except TooLarge:  # made of what the program returned
+            raise
+        except NotPlain as error:
+            raise self._breaks({"bad": f"the program is given {error}"}) from None
+        try:
+            self._requests.write(request.encode() + b"\n")
+            reply = self._replies.readline(_MAX_REPLY)
+        except OSError:
+            reply = b""
+        if not reply.endswith(b"\n"):
+            raise self._breaks({"gone": True})
+        try:
+            answer = json.loads(reply)
+            if "value" in answer:
+                return decode(answer["value"], self.remote)
+            kind = getattr(builtins, answer["type"])
+            error = kind(*decode(answer["args"])) if issubclass(kind, BaseException) else None
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+            error = None
+        raise error or TypeError("the program's reply is no value")
+
+    def _breaks(self, reason: dict[str, Any]) -> Broken:
+        self.broken = self.broken or reason
+        return Broken()
+
+
+class Remote:
+    """Something of the program's: an object that it keeps, by number, or what it calls by a name."""
+
+    def __init__(self, link: TestsEnd, target: str | int) -> None:
+        self._link, self._target = link, target
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._link.call(self._target, "call", args, kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return self._link.call(self._target, "get", (name,), {})
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._link.call(self._target, "item", (key,), {})
+
+    def __iter__(self) -> Any:
+        return self._link.call(self._target, "iter", (), {})
+
+    def __next__(self) -> Any:
+        return self._link.call(self._target, "next", (), {})
+
+    def __len__(self) -> int:
+        return self._link.call(self._target, "len", (), {})
+
+    def __bool__(self) -> bool:
+        return self._link.call(self._target, "bool", (), {})
+
+    def __str__(self) -> str:
+        return self._link.call(self._target, "str", (), {})
+
+
+def _target(value: Any) -> str | int:
+    if isinstance(value, Remote):
+        return value._target
+    raise NotPlain(f"a {type(value).__name__}, which is not plain data")
