@@ -45,7 +45,7 @@ def test_worked_solutions_pass(verifier: ProgramVerifier) -> None:
 
 
 def test_programs_that_are_nearly_right_fail() -> None:
-    """Among those that are wrong on other texts at most one in a thousand passes, so a reward is hardly ever luck."""
+    """Of those that are wrong on other texts not one in ten thousand passes: a reward is hardly ever luck."""
     rng = random.Random(1)
     others = ["".join(rng.choices(LETTERS, k=rng.choice(LENGTHS))) for _ in range(200)]
     num_wrong = num_passing = 0
@@ -61,7 +61,7 @@ def test_programs_that_are_nearly_right_fail() -> None:
             if not passes or run(near, others) != run(right, others):
                 num_wrong, num_passing = num_wrong + 1, num_passing + passes
     assert num_wrong > 15_000  # of 200 x (3 x 29 + 2)
-    assert num_passing / num_wrong < 0.001
+    assert num_passing / num_wrong < 0.0001
 
 
 @pytest.mark.parametrize(
