@@ -20,6 +20,7 @@ _MIN_POINTS = 2  # at least so many points must be in both domains
 _MAX_MAGNITUDE = 1 << 15  # in bits: sin of a larger number would need as many digits of pi
 _context = mpmath.MPContext()
 _context.dps = 40
+_MAX_EXPONENT = 40  # in bits: mpmath multiplies once for every bit of an integer exponent, however many there are
 _AGREE = _context.mpf(10) ** -25
 _HALF_TURN = 180
 _STEPS = frozenset(["floor", "ceil"])
@@ -126,11 +127,21 @@ def _evaluate(node: Node, point: Point) -> Value:
     return value
 
 
+def _power(base: Value, exponent: Value) -> Value:
+    return _context.power(base, _bounded(exponent))
+
+
+def _bounded(value: Value) -> Value:
+    if value and _context.mag(value) > _MAX_EXPONENT:
+        raise TooLarge("a power or a factorial of too many digits")
+    return value
+
+
 def _root(value: Value, degree: Value) -> Value:
     odd = _is_real(degree) and degree == int(_context.re(degree)) and int(_context.re(degree)) % 2 == 1
     if odd and _is_real(value) and _context.re(value) < 0:  # the real cube root of -8 is -2
-        return -_context.power(-value, 1 / degree)
-    return _context.power(value, 1 / degree) if degree != 2 else _context.sqrt(value)
+        return -_power(-value, 1 / degree)
+    return _power(value, 1 / degree) if degree != 2 else _context.sqrt(value)
 
 
 def _logarithm(value: Value, base: Value | None = None) -> Value:
@@ -146,10 +157,10 @@ _RULES: dict[str, Callable[..., Value]] = {
     "abs": abs,
     "div": lambda a, b: a / b,
     "frac": lambda a, b: a / b,
-    "pow": _context.power,
+    "pow": _power,
     "root": _root,
-    "fact": _context.factorial,
-    "binom": _context.binomial,
+    "fact": lambda a: _context.factorial(_bounded(a)),
+    "binom": lambda n, k: _context.binomial(_bounded(n), _bounded(k)),
     "floor": _context.floor,
     "ceil": _context.ceil,
     "degree": lambda a: a * _context.pi / _HALF_TURN,

@@ -34,6 +34,8 @@ def compare_equations(answer: str, reference: str, comparison: Comparison) -> Ve
     if not all(sides):
         return wrong("half an equation")
     labels, values = _unwrap(sides, is_label)
+    if any(_COORDINATES.fullmatch(label) for label in labels) and elements(values[-1]) is None:
+        return wrong("coordinates are no single value")
     if len(expected) == 1:
         return _compare_chain(labels, values, reference, comparison)
     expected_labels, expected_values = _unwrap(expected, is_name)

@@ -84,7 +84,7 @@ def _alternatives(text: str) -> RealSet:
     """Inequalities joined by or, and, or a comma: x < 1, x > 2 can only mean or, and x > 1, x < 2 means and."""
     for word in (_OR, _AND, re.compile(",")):
         parts = [part for part in word.split(text) if part.strip(" ,")]
-        if len(parts) == 1:
+        if len(parts) < 2:
             continue
         sets = [real_set(part.strip(" ,")) for part in parts]
         joined = _union(sets)

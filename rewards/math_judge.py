@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from functools import lru_cache
 
 from rewards.collection_stages import compare_elements, compare_matrices, compare_written
 from rewards.comparison import Comparison, Stage, Verdict, right, wrong
@@ -24,6 +25,7 @@ from rewards.structure import split
 from rewards.text_stages import equal_text, unanswered, words
 
 MAX_LENGTH = 2_000
+MAX_CACHED = 8_192  # verdicts; the completions of a group repeat their answers
 _STAGES: tuple[Stage, ...] = (
     equal_text,
     unanswered,
@@ -38,9 +40,14 @@ _STAGES: tuple[Stage, ...] = (
 
 
 class MathJudge:
+    """Verdicts under one policy. It remembers them by normalised answer and reference."""
+
     def __init__(self, *, strict: bool, policy: MathPolicy) -> None:
         self._strict = strict
         self._policy = policy
+        self._compare = lru_cache(MAX_CACHED)(
+            self._compare_normalised
+        )  # of this judge: another policy, another verdict
 
     def judge(self, completion: str, reference: str) -> Verdict:
         """The verdict on the final answer in `completion`."""
@@ -75,7 +82,7 @@ class MathJudge:
         verdict = min((comparison.compare(side, side, unevaluated=True) for side in _roundings(text)), key=_is_equal)
         return verdict if verdict.equal else Verdict(Outcome.BAD_REFERENCE, f"cannot be read: {verdict.reason}")
 
-    def _compare(self, answer: str, reference: str) -> Verdict:
+    def _compare_normalised(self, answer: str, reference: str) -> Verdict:
         comparison = Comparison(self._policy, _STAGES)
         verdict = comparison.compare(answer, reference)
         sides = _roundings(reference)

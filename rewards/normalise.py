@@ -171,7 +171,7 @@ def _unwrap(text: str) -> str:
         for opening, closing in _WRAPPERS:
             if text.startswith(opening) and text.endswith(closing) and len(text) >= len(opening + closing):
                 inner = text[len(opening) : -len(closing)]
-                if "$" not in inner and (opening != "{" or _is_balanced(inner)):
+                if _is_balanced(inner) if opening == "{" else "$" not in inner.replace(r"\$", ""):
                     text = inner.strip()
         if text == before:
             return text

@@ -129,8 +129,8 @@ def _trailing_unit(text: str, bare_letters: bool) -> Quantity:
     scale = _SCALE.match(words)
     words = words[scale.end() :] if scale else words
     unit = read_unit(words)
-    spaced = text[match.start() - 1] == " "
-    if unit is None or (bare and not (scale or _is_bare_unit(words, unit, bare_letters, spaced))):
+    after_number = re.search(r"[\d.})] $", text[: match.start()]) is not None
+    if unit is None or (bare and not (scale or _is_bare_unit(words, unit, bare_letters, after_number))):
         return Quantity(text)
     return Quantity(
         text[: match.start()].strip(),
@@ -139,10 +139,10 @@ def _trailing_unit(text: str, bare_letters: bool) -> Quantity:
     )
 
 
-def _is_bare_unit(words: str, unit: Unit, bare_letters: bool, spaced: bool) -> bool:
+def _is_bare_unit(words: str, unit: Unit, bare_letters: bool, after_number: bool) -> bool:
     if unit.known:
         return bare_letters or len(words.strip()) > 1
-    return spaced and all(_NOUN.fullmatch(word) for word in words.split())
+    return after_number and all(_NOUN.fullmatch(word) for word in words.split())
 
 
 def read_unit(text: str) -> Unit | None:
