@@ -19,8 +19,8 @@ _SENTENCE_END = re.compile(r"\.(?![\w'.])|(?:[\]\d!]|\ball|\bpar)\s*:\s*\{")
 _MARKERS = re.compile(r"\A(?:\s|[-+*{}]|(?:[\d,\s-]*\d|all|par|!|\[\s*\w+\s*\])\s*:(?!=))*")
 # Coq's commands begin with a capital letter, or # for an attribute (`Print Grammar vernac`); tactics do not.
 _TACTIC = re.compile(r"[a-z_()\[\]|,;=>]")
-_COMMENT_OR_STRING = re.compile(r'\(\*|\*\)|"')
-_PLAIN_STRING = re.compile(r'"[\w +\-/=<>,:!?]*"')
+_COMMENT_OR_STRING = re.compile(r'\(\*|"[^"]*(?P<closed>"?)')
+_COMMENT_MARK = re.compile(r"\(\*|\*\)")
 _CLOSED = "Closed under the global context"
 _OPTIONS = ("-q", "-w", "none", "-noglob", "-native-compiler", "no")
 
@@ -82,7 +82,7 @@ class CoqJudge(ProverJudge):
         return entries or ["what Coq does not tell"]
 
     def is_allowed(self, assumption: str, task: ProverTask) -> bool:
-        """Coq leaves out what it can of the beginning of a full name. What the reference's definitions assume is given."""
+        """Coq leaves out what it can of the beginning of a name. What the reference's definitions assume is given."""
         if re.fullmatch(r"Given(\.[\w']+)+", assumption):
             return True
         return any(f".{name}".endswith(f".{assumption}") for name in task.axioms)
@@ -94,26 +94,24 @@ def _load_path(folders: Mapping[str, Path]) -> list[str]:
 
 
 def _without_comments(text: str) -> str:
-    """The text without comments, and with plain strings only: then Coq cannot see an end of a sentence where we do not."""
-    kept, end, depth = [], 0, 0
-    position = 0
+    """The text with a comment replaced by its line ends. What a quote in a comment means to Coq does not matter: it will
+    not see it."""
+    kept, start, position = [], 0, 0
     while (mark := _COMMENT_OR_STRING.search(text, position)) is not None:
         position = mark.end()
         if mark[0] == "(*":
-            if depth == 0:
-                kept.append(text[end : mark.start()])
-                end = mark.start()
-            depth += 1
-        elif mark[0] == "*)" and depth:
-            depth -= 1
-            if depth == 0:
-                kept.append(" " + "\n" * text.count("\n", end, position))
-                end = position
-        elif mark[0] == '"' and not depth:
-            string = _PLAIN_STRING.match(text, mark.start())
-            if string is None:
-                raise Rejected(Outcome.WRONG, "a string in a proof may only hold letters, digits and simple signs")
-            position = string.end()
-    if depth:
-        raise Rejected(Outcome.UNPARSED, "a comment is not closed")
-    return "".join(kept) + text[end:]
+            position = _comment_end(text, position)
+            kept += [text[start : mark.start()], " ", "\n" * text.count("\n", mark.start(), position)]
+            start = position
+        elif not mark["closed"]:
+            raise Rejected(Outcome.UNPARSED, "a string is not closed")
+    return "".join([*kept, text[start:]])
+
+
+def _comment_end(text: str, position: int) -> int:
+    depth = 1
+    for mark in _COMMENT_MARK.finditer(text, position):
+        depth += 1 if mark[0] == "(*" else -1
+        if depth == 0:
+            return mark.end()
+    raise Rejected(Outcome.UNPARSED, "a comment is not closed")

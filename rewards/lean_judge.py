@@ -16,11 +16,11 @@ from rewards.score import Outcome
 # A proof in Lean can run programs of its own and set the checks aside, so every word that leads there is refused, wherever
 # it stands: commands, attributes, options, metaprograms, and the tactics that trust more than the kernel.
 _FORBIDDEN = re.compile(
-    r"\b(?:sorry|admit|stop|axiom|constant|opaque|unsafe|partial|native_decide|ofReduceBool|reduceBool|reduceNat|trustCompiler"
-    r"|implemented_by|extern|csimp|macro|macro_rules|syntax|notation|infix[lr]?|prefix|postfix|elab|elab_rules|run_tac|run_cmd"
-    r"|run_elab|by_elab|run_meta|eval_expr|initialize|builtin_\w+|set_option|attribute|import|namespace|section|end|export"
-    r"|variable|universe|def|abbrev|theorem|lemma|example|instance|structure|class|inductive|mutual|declare_\w+|include"
-    r"|IO|Lean|Elab|Meta|MacroM|TacticM|CoreM)\b|#|@\[|\+native|«"
+    r"\b(?:sorry|admit|stop|axiom|constant|opaque|unsafe|partial|native_decide|ofReduceBool|reduceBool|reduceNat"
+    r"|trustCompiler|implemented_by|extern|csimp|macro|macro_rules|syntax|notation|infix[lr]?|prefix|postfix|elab|elab_rules"
+    r"|run_tac|run_cmd|run_elab|by_elab|run_meta|eval_expr|initialize|builtin_\w+|set_option|attribute|import|namespace"
+    r"|section|end|export|variable|universe|def|abbrev|theorem|lemma|example|instance|structure|class|inductive|mutual"
+    r"|declare_\w+|include|IO|Lean|Elab|Meta|MacroM|TacticM|CoreM)\b|#|@\[|\+native|«"
 )
 _NO_AXIOMS = re.compile(r"'Model\.check' does not depend on any axioms")
 _AXIOMS = re.compile(r"'Model\.check' depends on axioms: \[([^\]]*)\]")

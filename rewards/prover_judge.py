@@ -112,19 +112,23 @@ class ProverJudge(ABC):
             checked = self._build("Check", self.check, {**folders, "Check": Path(temporary, "check")})
             try:
                 self._require(checked)
-                self._require(self.recheck(self._found(), folders))
+                self._require(self.recheck(self.prover(), folders))
             except Rejected as rejected:
                 raise Rejected(rejected.outcome, f"this does not prove the statement itself: {rejected}") from None
+            if checked.cut_short:
+                raise Rejected(Outcome.WRONG, "what the proof assumes is too long to read")
             return self.assumed(checked.output)
 
     def _state(self, task: ProverTask) -> Path:
         """The folder in which Given was built. Raises BadTask where the prover cannot read the task."""
         if task not in self._stated:
+            self.prover()
             folder = Path(tempfile.mkdtemp(dir=self._folder))
             try:
                 self._require(self._build("Given", self.given.format(**dataclasses.asdict(task)), {"Given": folder}))
                 self._assumptions(self.admitted, task, folder)
             except Rejected as rejected:
+                shutil.rmtree(folder)
                 raise BadTask(f"the statement cannot be used: {rejected}") from None
             while len(self._stated) >= _MAX_STATED:
                 shutil.rmtree(self._stated.pop(next(iter(self._stated))))
@@ -134,12 +138,14 @@ class ProverJudge(ABC):
     def _build(self, name: str, text: str, folders: Mapping[str, Path]) -> Ran:
         folders[name].mkdir(exist_ok=True)
         Path(folders[name], name + self.suffix).write_text(text, encoding="utf-8", errors="replace")
-        return self.build(self._found(), name, folders)
+        return self.build(self.prover(), name, folders)
 
     def _require(self, ran: Ran, num_lines_before: int = 0) -> None:
-        """Raises Rejected where the prover found an error."""
+        """Raises Rejected where the prover found an error, ProverError where it did not get so far."""
         if ran.status == 0:
             return
+        if ran.status == -signal.SIGKILL:
+            raise ProverError("the prover was killed, and not by us")
         if ran.status is None:
             raise Rejected(Outcome.TIMEOUT, f"not done within {self._seconds:g} s of processor time")
         if _TOO_LARGE.search(ran.output):
@@ -152,7 +158,7 @@ class ProverJudge(ABC):
             Outcome.WRONG, f"line {int(error[1]) - num_lines_before}: {_one_line(ran.output[error.end() :])}"
         )
 
-    def _found(self) -> Prover:
+    def prover(self) -> Prover:
         """The prover. Raises BadTask where there is none, and where it cannot be shut in and may not run free."""
         if self._prover is None:
             program = self.find()

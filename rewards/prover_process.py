@@ -58,18 +58,21 @@ class ProverError(RuntimeError):
 
 @dataclass(frozen=True)
 class Ran:
-    """status: of the exit, or minus the signal that ended it; None when its time was over. output: both of its outputs."""
+    """status: of the exit, or minus the signal that ended it; None when its time was over. output: the beginning of both its
+    outputs, of which `cut_short` says that there was more."""
 
     status: int | None
     output: str
+    cut_short: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prover:
     """An installed prover.
 
-    program: its executable. libraries: folders and files it reads, beside the system's libraries. seconds: of processor time for one run, and
-    twice as many by the clock. memory: bytes of address space. shut_in: off only where the user allows unsafe code.
+    program: its executable. libraries: folders and files it reads, beside the system's libraries. seconds: of processor
+    time for one run, and twice as many by the clock. memory: bytes of address space. shut_in: off only where the user
+    allows unsafe code.
     """
 
     program: Path
@@ -119,7 +122,8 @@ class Prover:
             finally:
                 _end(process)
             output.seek(0)
-            return Ran(None if status == -signal.SIGXCPU else status, output.read(_MAX_OUTPUT).decode(errors="replace"))
+            beginning = output.read(_MAX_OUTPUT).decode(errors="replace")
+            return Ran(None if status == -signal.SIGXCPU else status, beginning, cut_short=bool(output.read(1)))
 
     def _limit(self) -> None:
         if sys.platform == "linux":

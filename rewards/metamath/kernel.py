@@ -1,10 +1,10 @@
 """Checks a proof (section 4.1.4 of the Metamath book; appendix B for compressed proofs).
 
-A proof is a list of labels in reverse Polish order. A hypothesis puts its expression on the stack. An assertion takes off as
-many entries as it has mandatory hypotheses: those in the place of a $f say what its variable stands for, those in the place of
-a $e must be what the $e becomes when its variables are replaced. What two distinct variables stand for may share no variable,
-and every pair of a variable of the one and a variable of the other must be distinct in the theorem. Then the assertion, with
-its variables replaced, is put on the stack. In the end the theorem alone must lie there.
+A proof is a list of labels in reverse Polish order. A hypothesis puts its expression on the stack. An assertion takes off
+as many entries as it has mandatory hypotheses: those in the place of a $f say what its variable stands for, those in the
+place of a $e must be what the $e becomes when its variables are replaced. What two distinct variables stand for may share
+no variable, and each pair of a variable of the one and a variable of the other must be distinct in the theorem. Then the
+assertion, with its variables replaced, is put on the stack. In the end the theorem alone must lie there.
 
 An expression can double at every step, so a short proof can ask for more than any memory holds: hence Limits.
 """
@@ -43,7 +43,7 @@ class Limits:
     """expression: characters of one expression. work: of all expressions together. deadline: by time.monotonic()."""
 
     expression: int = 1 << 20
-    work: int = 1 << 30
+    work: int = 1 << 28
     deadline: float = float("inf")
 
 

@@ -244,6 +244,16 @@ def test_every_proof_of_debians_databases(name: str, capsys: pytest.CaptureFixtu
     assert int(number) == counts[name]
 
 
+def test_the_command_names_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "two.mm"
+    path.write_text("$c a b $.\nax $a a $.\none $p a $= ax $.\ntwo $p b $= ax $.\n")
+    assert (main(str(path)), main(str(path), "one")) == (1, 0)
+    said = capsys.readouterr()
+    assert said.err == "two.mm:4: two: proves a where b was to be proved\n"
+    assert said.out == "1 of 2 proofs are right\n1 of 1 proofs are right\n"
+    assert main(str(path), "three") == 2
+
+
 def test_a_sample_of_set_mm() -> None:
     path = DEBIAN / "set.mm"
     if not path.exists():

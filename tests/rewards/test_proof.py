@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import shutil
+import contextlib
 import sys
 import time
 from collections.abc import Iterator
@@ -116,16 +116,35 @@ def test_where_the_proof_is(completion: str, proof: str) -> None:
     assert proof_in(completion, {"", "coq"}) == proof
 
 
-def test_finding_a_proof_takes_linear_time() -> None:
+def test_finding_and_screening_a_proof_takes_linear_time(tmp_path: Path) -> None:
+    options = {"folder": tmp_path, "seconds": 1.0, "memory": 1 << 30, "allow_unsafe_code": False}
+    screens = [CoqJudge(**options).screen, LeanJudge(**options).screen]  # type: ignore[arg-type]
     start = time.monotonic()
-    for text in ("```a\n" * 200_000, "<answer>" * 100_000 + "</answer>" * 100_000, "<think>" * 200_000):
-        proof_in(text, {"", "coq"})
-    assert time.monotonic() - start < 2.0
+    for text in (
+        "```a\n",
+        "<think>",
+        '"',
+        "(*",
+        "1 ",
+        "1",
+        "[x",
+        "- ",
+        "a. ",
+        "]  ",
+        "all ",
+        "1-",
+        ". ",
+        "{1:",
+        "Nat.",
+    ):
+        proof_in(text * 100_000, {"", "coq"})
+        for screen in screens:
+            with contextlib.suppress(Rejected):
+                screen(text * 100_000)
+    proof_in("<answer>" * 100_000 + "</answer>" * 100_000, {"", "coq"})
+    assert time.monotonic() - start < 10.0
 
 
-needs_coq = pytest.mark.skipif(
-    shutil.which("coqc") is None, reason="coqc is not installed: no proof for Coq was judged"
-)
 COMMUTATIVE = {
     "system": "coq",
     "definitions": "Definition double (n : nat) := n + n.\nNotation \"'twice' n\" := (double n) (at level 10).",
@@ -136,11 +155,15 @@ FALSE = {"system": "coq", "statement": "False"}
 
 @pytest.fixture(scope="module")
 def coq(tmp_path_factory: pytest.TempPathFactory) -> CoqJudge:
-    return CoqJudge(folder=tmp_path_factory.mktemp("coq"), seconds=3.0, memory=4 << 30, allow_unsafe_code=False)
+    judge = CoqJudge(folder=tmp_path_factory.mktemp("coq"), seconds=3.0, memory=4 << 30, allow_unsafe_code=False)
+    try:
+        judge.prover()
+    except BadTask as error:
+        pytest.skip(f"no proof for Coq was judged: {error}")
+    return judge
 
 
-@needs_coq
-def test_outcomes_of_coq_proofs(verifier: ProofVerifier) -> None:
+def test_outcomes_of_coq_proofs(verifier: ProofVerifier, coq: CoqJudge) -> None:
     answers = {
         "intros n H. rewrite H. reflexivity.": Outcome.CORRECT,
         'Here it is:\n```coq\nProof.\n  intros. (* "easy. *)\n  unfold double; subst n.\n  auto.\nQed.\n```': Outcome.CORRECT,
@@ -153,14 +176,14 @@ def test_outcomes_of_coq_proofs(verifier: ProofVerifier) -> None:
         "do 1000000000 (pose proof I).": Outcome.TIMEOUT,
         "I am sure. Trust me.": Outcome.UNPARSED,
         "intros. (* unfold": Outcome.UNPARSED,
+        'intros. idtac "unfold.': Outcome.UNPARSED,
     }
     scores = verifier.verify_batch(list(answers), [COMMUTATIVE] * len(answers))
     assert [(a, s.outcome, s.detail) for (a, o), s in zip(answers.items(), scores) if s.outcome is not o] == []
     assert scores[4].detail.startswith("line 1: In environment n : nat H : n = 0 Unable to unify")
 
 
-@needs_coq
-def test_what_a_coq_statement_may_stand_on(verifier: ProofVerifier) -> None:
+def test_what_a_coq_statement_may_stand_on(verifier: ProofVerifier, coq: CoqJudge) -> None:
     lists = {"imports": "Require Import Coq.Lists.List.\nImport ListNotations.", "statement": "[1] ++ [2] = [1; 2]"}
     excluded = {"imports": "Require Import Coq.Logic.Classical_Prop.", "statement": "forall P : Prop, P \\/ ~ P"}
     axiom = {"definitions": "Parameter A : Prop.\nAxiom a : A.", "statement": "A"}
@@ -190,20 +213,23 @@ ATTACKS = {
     "a notation for False": "Abort. Notation \"'False'\" := True (only parsing). Theorem goal : False. exact I.",
     "an axiom": "Abort. Axiom a : Logic.False. Theorem goal : False. exact a.",
     "a parameter": "Abort. Parameter a : False. Definition goal : False. exact a.",
-    "a section's variable": "Abort. Section S. Variable a : False. Theorem goal : False. exact a. Qed. End S. Goal True. auto.",
+    "a section's variable": "Abort. Section S. Variable a : False. Theorem goal : False. exact a. Qed. End S. "
+    "Goal True. auto.",
     "a context": "Abort. Context (a : False). Theorem goal : False. exact a.",
     "no guard": "Unset Guard Checking. exact ((fix f (n : nat) : False := f n) 0).",
-    "no guard by attribute": "Abort. #[bypass_check(guard)] Fixpoint f (n : nat) : False := f n. Theorem goal : False. exact (f 0).",
+    "no guard by attribute": "Abort. #[bypass_check(guard)] Fixpoint f (n : nat) : False := f n. "
+    "Theorem goal : False. exact (f 0).",
     "no positivity": "Abort. Unset Positivity Checking. Inductive b := c : (b -> False) -> b. Definition f (x : b) : False := "
     "match x with c g => g x end. Theorem goal : False. exact (f (c f)).",
-    "no universes": "Abort. Unset Universe Checking. Definition T : Set := Type. Axiom a : T -> False. Theorem goal : False. "
-    "exact (a nat).",
+    "no universes": "Abort. Require Import Coq.Logic.Hurkens. Unset Universe Checking. Polymorphic Definition U@{i} : Type@{i}"
+    " := Type@{i}. Theorem goal : False. exact (TypeNeqSmallType.paradox U eq_refl).",
     "a module in the place of the given": "Abort. Module Task. Module Given. Definition statement : Type := True. End Given. "
     "End Task. Import Task. Theorem goal : True. exact I.",
     "an axiom that seems to be given": "Abort. Module Given. Axiom a : False. End Given. Theorem goal : False. exact Given.a.",
     "an axiom that seems to be allowed": "Abort. Module Classical_Prop. Axiom classic : False. End Classical_Prop. "
     "Theorem goal : False. exact Classical_Prop.classic.",
-    "a module type's axiom": "Abort. Module Type T. Axiom a : False. End T. Declare Module M : T. Theorem goal : False. exact M.a.",
+    "a module type's axiom": "Abort. Module Type T. Axiom a : False. End T. Declare Module M : T. "
+    "Theorem goal : False. exact M.a.",
     "a cast that is not checked": "exact_no_check I.",
     "a cast to the virtual machine": "vm_cast_no_check I.",
     "a change that is not checked": "change_no_check True. exact I.",
@@ -215,20 +241,30 @@ ATTACKS = {
     "a command that may fail": "Fail exact I. Timeout 1 Admitted.",
     "a primitive": "Abort. Primitive a := #int63_add. Theorem goal : False. exact a.",
     "a rewriting of what was built": 'Redirect "../given/Given.vo" Print nat. exact I.',
-    "an existential": "refine ?[x']. [x']: { Admitted. ",
+    "an existential": "refine ?[x']. [x']: { Admitted.",
 }
 
 
-@needs_coq
 @pytest.mark.parametrize("name", ATTACKS)
 def test_no_attack_on_coq_proves_false(name: str, coq: CoqJudge) -> None:
     """Neither through the screen nor, for the checks behind it are to hold alone, without it."""
     task = parse_task({**FALSE, "axioms": ["Coq.Logic.Classical_Prop.classic"]})
     outcome, detail = coq.judge(ATTACKS[name], task)  # type: ignore[arg-type]
     assert outcome in (Outcome.WRONG, Outcome.UNPARSED), detail
-    for end in ("", "\nQed.\n"):
-        with pytest.raises(Rejected):
-            coq.prove(ATTACKS[name] + end, task)  # type: ignore[arg-type]
+    whole = ATTACKS[name] + ("" if ATTACKS[name].endswith("Admitted.") else "\nQed.\n")
+    with pytest.raises(Rejected):
+        coq.prove(whole, task)  # type: ignore[arg-type]
+
+
+def test_coqs_own_checker_reads_what_was_built(coq: CoqJudge, tmp_path: Path) -> None:
+    prover = coq.prover()
+    folders = {"Answer": tmp_path}
+    (tmp_path / "Answer.v").write_text("Theorem goal : True. exact I. Qed.")
+    assert coq.build(prover, "Answer", folders).status == 0
+    assert coq.recheck(prover, folders).status == 0
+    built = (tmp_path / "Answer.vo").read_bytes()
+    (tmp_path / "Answer.vo").write_bytes(built[:-40] + bytes(40))
+    assert coq.recheck(prover, folders).status != 0
 
 
 # Each closes the goal, or would, and then has a command that no proof has: the screen alone must see it.
@@ -236,6 +272,8 @@ SMUGGLED = [
     "exact I. Qed. Axiom a : False.",
     'exact I. (* " *) Admitted. (* " *)',
     "exact I. (* (* *) *) Admitted. (**)",
+    "exact I. (*) Admitted. *) Admitted.",
+    'idtac "a"" (* ". Admitted. idtac "*) ".',
     'idtac "(*". Admitted. idtac "*)".',
     'idtac "a "" b. Admitted. ".',
     'idtac "\'". Admitted.',
@@ -320,8 +358,11 @@ def test_a_prover_is_ended_in_time_and_heard_in_measure(tmp_path: Path) -> None:
     assert python.run("-c", "while True: pass", folder=tmp_path).status is None  # by its processor time
     assert python.run("-c", "import time; time.sleep(60)", folder=tmp_path).status is None  # by the clock
     assert time.monotonic() - start < 10
-    assert len(python.run("-c", "print('x' * 10_000_000)", folder=tmp_path).output) == 1 << 16
+    ran = python.run("-c", "print('x' * 10_000_000)", folder=tmp_path)
+    assert len(ran.output) == 1 << 16 and ran.cut_short
     assert python.run("-c", "bytearray(1 << 32)", folder=tmp_path).status == 1
+    limits = "import resource as r; print(r.getrlimit(r.RLIMIT_CPU)[0], r.getrlimit(r.RLIMIT_FSIZE)[0] < 1 << 30)"
+    assert python.run("-c", limits, folder=tmp_path).output == "1 True\n"
     environment = python.run("-c", "import os; print(sorted(os.environ))", folder=tmp_path).output
     assert environment.strip() == str(["HOME", "LC_ALL", "TMPDIR"])
 
