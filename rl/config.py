@@ -21,7 +21,7 @@ TINY = "tiny"
 class RunConfig:
     """GRPO and its relatives on checked answers.
 
-    Options marked "by model" have one default for the tiny built-in model and another for real ones.
+    Options marked "by model" have one default for the tiny built-in model, here on arithmetic, and another for real ones.
     """
 
     model: str = TINY

@@ -38,7 +38,8 @@ from rollout.torch_sampler import TorchSampler
 class WarmStart:
     """How the base is taught. Its cache is named after these values: another recipe is another base.
 
-    dataset: a built-in one, whose problems have a worked solution. lowest, highest: the held-out accuracy to stop at.
+    dataset: a built-in one whose problems have worked solutions. max_tokens, eval_size: of the looks at its accuracy.
+    lowest, highest: the held-out accuracy to stop at.
     """
 
     dataset: str
