@@ -182,7 +182,6 @@ TINY_DEFAULTS: dict[str, dict[str, Any]] = {  # by built-in task
     "arithmetic": ARITHMETIC_DEFAULTS,
     "small-programs": {
         **ARITHMETIC_DEFAULTS,
-        "num_steps": 64,
         "problems_per_step": 80,
         "max_tokens": 24,
         "learning_rate": 6e-4,
