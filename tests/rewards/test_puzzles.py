@@ -112,6 +112,10 @@ def test_no_marked_answer_is_no_answer(reference: dict[str, Any]) -> None:
         assert judge(completion, reference).outcome is Outcome.NO_ANSWER
 
 
+def test_answer_tags_do_where_there_is_no_box() -> None:
+    assert judge("<think>hm</think> <answer>12d</answer>", BASE).equal
+
+
 @pytest.mark.parametrize("case", BAD)
 def test_a_reference_that_cannot_be_judged_against_is_told_from_a_wrong_answer(case: str) -> None:
     assert check_reference(BAD[case]).outcome is Outcome.BAD_REFERENCE
