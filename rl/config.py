@@ -180,12 +180,7 @@ ARITHMETIC_DEFAULTS: dict[str, Any] = {
 }
 TINY_DEFAULTS: dict[str, dict[str, Any]] = {  # by built-in task
     "arithmetic": ARITHMETIC_DEFAULTS,
-    "small-programs": {
-        **ARITHMETIC_DEFAULTS,
-        "problems_per_step": 80,
-        "max_tokens": 24,
-        "learning_rate": 6e-4,
-    },
+    "small-programs": {**ARITHMETIC_DEFAULTS, "problems_per_step": 80, "max_tokens": 24, "learning_rate": 6e-4},
 }
 TINY_KL_WEIGHT = 0.001  # a base that is wrong half of the time is no policy to stay near to
 MODEL_DEFAULTS: dict[str, Any] = {
