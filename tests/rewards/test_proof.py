@@ -256,6 +256,14 @@ def test_no_attack_on_coq_proves_false(name: str, coq: CoqJudge) -> None:
         coq.prove(whole, task)  # type: ignore[arg-type]
 
 
+def test_assumptions_beyond_what_is_read_of_them_are_not_taken_for_allowed(coq: CoqJudge) -> None:
+    names = [f"{'a' * 60}{number}" for number in range(1000)]  # 64 KiB are read
+    task = parse_task({**FALSE, "statement": "nat", "definitions": f"Parameters {' '.join(names)} : nat."})
+    few, all_of_them = (coq.judge(f"exact ({' + '.join(some)}).", task) for some in (names[:9], names))  # type: ignore[arg-type]
+    assert few == (Outcome.CORRECT, "proved")
+    assert all_of_them == (Outcome.WRONG, "what the proof assumes is too long to read")
+
+
 def test_coqs_own_checker_reads_what_was_built(coq: CoqJudge, tmp_path: Path) -> None:
     prover = coq.prover()
     folders = {"Answer": tmp_path}
