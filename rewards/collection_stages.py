@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from rewards.comparison import Comparison, Verdict, right, wrong
 from rewards.normalise import NUMBER_WORDS
@@ -12,17 +13,15 @@ _BASE = re.compile(
     r"\(? ?(-?\d[0-9A-Fa-f]*|[A-F]+\d[0-9A-F]*) ?\)? ?(?:_ ?\{? ?\(?|(?:in )?base )(?: ?base )? ?(\w+) ?\)? ?\}?"
 )
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
-_COLONS = re.compile(r"([\d.]+(?:\s*:\s*[\d.]+)+)\s*(?:\\text\{)?\s*([AaPp]\.?\s*[Mm]\.?)?\s*\}?")
-
-_TO = re.compile(r" ?(?:\\text\{ ?to ?\}|(?<= )to(?= )) ?")  # 3 to 4 is the ratio 3:4
+_COLONS = re.compile(r"([\d.]+(?: ?: ?[\d.]+)+) ?([AaPp]\.? ?[Mm]\.?)?")
 
 
 def compare_written(answer: str, reference: str, comparison: Comparison) -> Verdict | None:
     """Numbers in a base, clock times and ratios: as written. 4:15 is not 8:30, and a dropped base is the reference's."""
-    plain = _TEXT.sub(r"\1", answer).strip()
-    ours, theirs = _BASE.fullmatch(plain), _BASE.fullmatch(_TEXT.sub(r"\1", reference).strip())
+    answer, reference = _without_text(answer), _without_text(reference)
+    ours, theirs = _BASE.fullmatch(answer), _BASE.fullmatch(reference)
     if theirs:
-        digits = ours[1] if ours else plain
+        digits = ours[1] if ours else answer
         same_base = ours is None or _base(ours[2]) == _base(theirs[2])
         return (
             right("the same digits")
@@ -32,7 +31,7 @@ def compare_written(answer: str, reference: str, comparison: Comparison) -> Verd
     if ours:
         return wrong("a base that the reference does not have")
     theirs = _COLONS.fullmatch(reference)
-    ours = _COLONS.fullmatch(_TO.sub(":", answer) if theirs else answer)
+    ours = _COLONS.fullmatch(answer.replace(" to ", ":") if theirs else answer)
     if not ours and not theirs:
         return None
     if not ours or not theirs or (ours[2] and theirs[2] and ours[2][0].lower() != theirs[2][0].lower()):
@@ -57,13 +56,16 @@ def compare_matrices(answer: str, reference: str, comparison: Comparison) -> Ver
 
 
 def compare_elements(answer: str, reference: str, comparison: Comparison) -> Verdict | None:
-    """Sets and lists without order, tuples in order and with their brackets; {5} is 5, and 4, 5 is not."""
+    """Sets and lists without order, tuples in order and with their brackets; {5} is 5, and 4, 5 is not. In braces a
+    repeated element is the same element."""
     ours, theirs = elements(answer) or _named_tuple(answer), elements(reference) or _named_tuple(reference)
     if ours is None and theirs is None:
         return None
     if comparison.policy.decimal_comma and theirs is None and re.fullmatch(r"-?\d+,\d+", answer):
         return comparison.compare(answer.replace(",", "."), reference)
     ours, theirs = ours or Elements("set", (answer,)), theirs or Elements("set", (reference,))
+    if ours.kind == theirs.kind == "set":
+        comparison = replace(comparison, policy=replace(comparison.policy, count_repeats=False))
     if len(ours.items) != len(theirs.items) and comparison.policy.count_repeats:
         return wrong(f"{len(ours.items)} values for {len(theirs.items)}")
     if len(ours.items) == len(theirs.items) == 1:
@@ -139,7 +141,11 @@ def _rows(text: str) -> tuple[list[list[str]] | None, bool]:
     factor, without_factor = factor_of_matrix(text)
     rows = matrix(without_factor)
     if rows is not None:
-        return ([[f"({factor})({cell})" for cell in row] for row in rows], True) if factor else (rows, False)
+        return (
+            ([[f"({factor})({cell})" if cell != "0" else cell for cell in row] for row in rows], True)
+            if factor
+            else (rows, False)
+        )
     collection = elements(text)
     if collection and collection.brackets == "()":
         return [[item] for item in collection.items], False
@@ -148,6 +154,10 @@ def _rows(text: str) -> tuple[list[list[str]] | None, bool]:
         if all(row and row.brackets == "[]" for row in lists):
             return [list(row.items) for row in lists if row], False
     return None, False
+
+
+def _without_text(text: str) -> str:
+    return " ".join(_TEXT.sub(r"\1", text).split())
 
 
 def _base(text: str) -> str:

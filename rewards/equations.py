@@ -16,7 +16,7 @@ from rewards.structure import elements, split
 
 _FUNCTION = re.compile(r"(?:[A-Za-z]|\\(?!frac|sqrt)[A-Za-z]+)(?:_\{?\w+\}?)?(?:\^\{-1\})?'*\s*\([^()]*\)")
 _NAMED = re.compile(
-    r"m? ?(?:\\(?:angle|triangle|overline|text|vec|measuredangle|hat)\s*)+\{?[A-Za-z][A-Za-z0-9 _']*\}?|\|?[A-Z]{2,4}\|?|\[[A-Z]{3,6}\]"
+    r"m? ?(?:\\(?:angle|triangle|overline|text|vec|measuredangle|hat)\s*)+\{?[A-Za-z][A-Za-z0-9 _']*\}?|[A-Z]{2,4}|\|[A-Z]{1,4}\||\[[A-Z]{3,6}\]"
 )
 _DECORATED = re.compile(r"\\(?:bar|hat|vec|tilde|overline|overrightarrow|widehat) ?\{? ?([A-Za-z]+) ?\}?")
 _PHRASE = re.compile(r"\\text\{([^{}]*)\}")
@@ -103,16 +103,19 @@ def _unwrap(sides: list[str], is_label: Callable[[str], bool]) -> tuple[list[str
 
 
 def _same_labels(first: list[str], second: list[str]) -> bool:
+    """The same names in any order; y may stand for f(x)."""
+    if first == ["y"] and len(second) == 1 and _FUNCTION.fullmatch(second[0]):
+        return True
     return sorted(map(text_key, first)) == sorted(map(text_key, second))
 
 
 def _compare_chain(labels: list[str], values: list[str], reference: str, comparison: Comparison) -> Verdict | None:
     if len(values) == 1 and not labels:
         return comparison.compare(values[0], reference)
-    for value in values[:-1]:  # a true computation may lead to the answer
+    for value in values[: len(values) if len(values) > 1 else 0]:  # a true computation may lead to the answer
         if not comparison.compare(value, reference, unevaluated=True).equal:
             return wrong("a side of the chain is not the answer")
-    return comparison.compare(values[-1], reference)
+    return max((comparison.compare(value, reference) for value in values), key=lambda verdict: verdict.equal)
 
 
 def _compare_curves(sides: list[str], expected: list[str], comparison: Comparison) -> Verdict:

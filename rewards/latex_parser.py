@@ -136,8 +136,9 @@ class _Parser:
     def juxtaposed(self, left: Node) -> Node:
         if self.peek().isdecimal() and left.op != "fact" and not (left.op == "mul" and left.args[1].op == "fact"):
             raise Unreadable("a number straight after another factor, as in x2 or 3 4")
+        grouped = self.peek() == "("
         right = self.power()
-        whole = left.op == "num" and left.value.denominator == 1
+        whole = not grouped and left.op == "num" and left.value.denominator == 1
         if whole and right.op == "frac" and all(part.op == "num" for part in right.args):
             numerator, denominator = right.args
             if numerator.value < denominator.value:  # 2\frac{1}{3} is two and a third

@@ -9,6 +9,8 @@ import re
 import unicodedata
 from functools import lru_cache
 
+from rewards.quantity import SENTENCE_WORDS
+
 _NUMBER_NAMES = "zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen"
 NUMBER_WORDS = {name: str(number) for number, name in enumerate(_NUMBER_NAMES.split("|"))}
 
@@ -54,7 +56,7 @@ _SPACES = frozenset([r"\,", r"\;", r"\:", r"\ ", r"\quad", r"\qquad", r"\>", r"\
 _MATHS_DELIMITERS = frozenset([r"\(", r"\)", r"\[", r"\]"])
 _COMMAND = re.compile(r"\\(?:[A-Za-z]+|[^A-Za-z])")
 # A thin space, a braced comma or a negative space between groups of three digits is only ever a separator.
-_TEX_SEPARATOR = re.compile(r"(?<=\d)(?:\s*(?:\\[,;:! ]|\{ ?, ?\}|\{\\,\}|,\\!|~))+\s*(?=\d{3}(?!\d))")
+_TEX_SEPARATOR = re.compile(r"(?<=\d)(?:\s*(?:\\[,;:! ]|\{ ?, ?\}|\\text\{,\}|\{\\,\}|,\\!|~))+\s*(?=\d{3}(?!\d))")
 _SPACED_NUMBER = re.compile(r"(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d,])")
 _PLAIN_MIXED = re.compile(r"(?<![\d.,}])(\d+) (\d+)/(\d+)(?![\d.])")
 _COMMA_NUMBER = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d|,\d)")
@@ -75,15 +77,19 @@ _MATHS_MODE = re.compile(
     r"\$ ?((?:\\text\{ ?)?(?:,|,? ?(?:and|or))(?: ?\})?) ?\$"
 )  # $1$ and $2$, half of it in the box
 _TEXT_NUMBER = re.compile(r"\\text\{ ?([+-]?(?:\\?\$)?\d[\d.,/]*)( [^{}]*)\}")  # 5 cm, all of it as text
-_LETTERS = re.compile(r"\\text\{ ?([A-Z](?: ?, ?(?:and )?[A-Z])+) ?\}")  # choices: a list, not a phrase
+_LETTERS = re.compile(r"\\text\{ ?([A-Z](?: ?, ?(?:and )?[A-Z]| and [A-Z])+) ?\}")  # choices: a list, not a phrase
 _THEREFORE = re.compile(r"(?:\\(?:therefore|Rightarrow) ?)+")
 _UNION_LETTER = re.compile(r"(?<=[)\]]) ?U ?(?=[(\[])")
+# The answer is 5; and any other words that lead to a number, unless they take it back: the total is 5, area: 5.
 _PREFIX = re.compile(
-    r"(?:\\text\{)?\s*(?:so\s+|thus,?\s+)?(?:the\s+)?(?:final\s+)?answer\s*(?:is|:)\s*:?\s*(\}?)", re.IGNORECASE
+    r"(?:\\text\{ ?)?(?:(?:so |thus,? )?(?:the )?(?:final )?answer ?(?:is|:) ?:?|"
+    r"([a-z][a-z', ]*? (?:is|are|equals)(?: equal to)? ?:?|(?<=[{ ])[a-z][a-z' ]{2,}:)(?= ?\}? ?(?:[\d$(\[{.+-]|\\(?!text)))) ?(\}?)",
+    re.IGNORECASE,
 )
 _ROW_SKIP = re.compile(r"(?<=\\\\)\s*\[\s*-?[\d.]+\s*(?:pt|em|ex|mm|cm)\s*\]")
 _INVISIBLE = re.compile(r"\\[hv]?phantom\s*(?:\{[^{}]*\}|[^{}])")
 _TEXT_SPACE = re.compile(r"\\text\s+\{")
+_MAX_WRAPPERS = 8  # of each kind; a thousand braces are no answer
 _WRAPPERS = (("**", "**"), ("`", "`"), ("$$", "$$"), ("$", "$"), ("{", "}"))
 
 
@@ -99,8 +105,8 @@ def normalise(text: str, *, commas_group_digits: bool = True) -> str:
     text = (r"\sim " + text[1:] if text.startswith("~") else text).replace("~", " ")  # about, or a space in TeX
     text = _THEREFORE.sub("", text, count=1) if text.startswith("\\") else text.removeprefix("=").lstrip()
     prefix = _PREFIX.match(text)
-    if prefix and prefix.end() < len(text):
-        text = ("" if prefix[1] or not text.startswith("\\text{") else "\\text{") + text[prefix.end() :]
+    if prefix and prefix.end() < len(text) and not _takes_back(prefix[1] or ""):
+        text = ("" if prefix[2] or not text.startswith("\\text{") else "\\text{") + text[prefix.end() :]
     text = _TEXT_NUMBER.sub(r"\1\\text{\2}", text)
     letters = _LETTERS.fullmatch(text)
     text = _NAME_WITHOUT_BACKSLASH.sub(_command_for, _TEXT_NAME.sub(_command_for, letters[1] if letters else text))
@@ -110,6 +116,10 @@ def normalise(text: str, *, commas_group_digits: bool = True) -> str:
     if commas_group_digits:
         text = _COMMA_NUMBER.sub(_without_commas, text)
     return text.strip()
+
+
+def _takes_back(words: str) -> bool:
+    return not SENTENCE_WORDS.isdisjoint(set(re.findall("[a-z]+", words.lower())) - {"is", "are", "to"})
 
 
 def text_key(text: str) -> str:
@@ -160,7 +170,7 @@ def _command(match: re.Match[str]) -> str:
 
 def _unwrap(text: str) -> str:
     text = text.strip()
-    while True:
+    for _ in range(_MAX_WRAPPERS):
         before = text
         if text.endswith((r"\,", r"\;", r"\:")):
             text = text[:-2]
@@ -174,7 +184,8 @@ def _unwrap(text: str) -> str:
                 if _is_balanced(inner) if opening == "{" else "$" not in inner.replace(r"\$", ""):
                     text = inner.strip()
         if text == before:
-            return text
+            break
+    return text
 
 
 def _is_balanced(text: str) -> bool:

@@ -13,7 +13,7 @@ MAX_BITS = 1 << 16  # of a numerator or denominator; 2004! has 19,000
 MAX_FACTORIAL = 4_000
 _SIMPLE = re.compile(r"([+-]?)\s*(\d+)(?:\.(\d*))?")
 # What an answer may not still contain when the reference is a plain number: the arithmetic was the question.
-_ARITHMETIC = FUNCTIONS | {"add", "mul", "fact", "binom", "floor", "ceil", "abs", "var", "const"}
+_ARITHMETIC = FUNCTIONS | {"add", "mul", "fact", "binom", "floor", "ceil", "abs", "var"}
 
 
 class Irrational(ValueError):

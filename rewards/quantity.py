@@ -34,14 +34,14 @@ _SYMBOLS = {
 _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _SCALE = re.compile(rf"\s*({'|'.join(_SCALES)})(?![A-Za-z])", re.IGNORECASE)
 _SHORTHAND = {"mph": "mile per hour", "kph": "km per hour", "kmh": "km per hour", "sq": "square", "cu": "cubic"}
-# Words that make a phrase after a number a sentence, not a unit.
+# Words that make a phrase around a number a sentence or a hedge, not a unit or a label.
 _SENTENCE = (
     "and or nor not is are isn was were maybe perhaps probably possibly likely about approximately approx roughly around nearly"
     " almost wrong incorrect false to than if for some i think guess assume assuming unless except but could might may should"
     " would either neither between plus minus vs versus because since when where while else otherwise unknown undefined"
-    " unsure least most etc infinity"
+    " unsure least most etc infinity ish"
 )
-_NOT_UNITS = frozenset(_SENTENCE.split())
+SENTENCE_WORDS = frozenset(_SENTENCE.split())
 _POWER_WORDS = {"square": 2, "squared": 2, "cubic": 3, "cubed": 3}
 _PERCENT = re.compile(
     r"\s?(?:\\?%|(?:\\text\{\s?)?(?:percent(?:age)?(?: points?)?|per cent|pct\.?|\\?%)(?:\s?\})?)$", re.IGNORECASE
@@ -55,6 +55,7 @@ _MARKED = rf"\\text\{{[^{{}}]*(?:\{{[^{{}}]*\}}[^{{}}]*)?\}}{_EXPONENT}"
 _TEXT_UNIT = re.compile(rf"\s?(?:(?:/|\\cdot)\s?)?{_MARKED}(?:\s?(?:(?:/|\\cdot)\s?)?{_MARKED}){{0,5}}\s?$")
 _BARE = rf"[A-Za-z]+\.?{_EXPONENT}"
 _BARE_UNIT = re.compile(rf"(?<=[\d}})\s])(?:(?:/|\\cdot)\s?)?{_BARE}(?:(?:\s?(?:/|\\cdot)\s?|\s){_BARE}){{0,5}}$")
+_SMALL_WORDS = frozenset(["of", "a", "an", "in", "per", "the"])
 _NOUN = re.compile(r"(?=[a-z]*[aeiouy])[a-z]{3,}", re.IGNORECASE)  # apples, and not xyz
 _WORD = re.compile(r"([A-Za-z]+)\.?|(/)|\^\s*\{?\s*(-?\d)\s*\}?|(-|\s|\\cdot|\*|\\ )")
 
@@ -142,7 +143,7 @@ def _trailing_unit(text: str, bare_letters: bool) -> Quantity:
 def _is_bare_unit(words: str, unit: Unit, bare_letters: bool, after_number: bool) -> bool:
     if unit.known:
         return bare_letters or len(words.strip()) > 1
-    return after_number and all(_NOUN.fullmatch(word) for word in words.split())
+    return after_number and all(_NOUN.fullmatch(word) or word in _SMALL_WORDS for word in words.split())
 
 
 def read_unit(text: str) -> Unit | None:
@@ -158,7 +159,7 @@ def read_unit(text: str) -> Unit | None:
             return None
         pos = match.end()
         word = (match[1] or "").lower()
-        if word in _NOT_UNITS:
+        if word in SENTENCE_WORDS or word in _SCALES:
             return None
         if match[2] or word == "per":
             side = -1

@@ -76,7 +76,7 @@ def elements(text: str) -> Elements | None:
     brackets = enclosed(text)
     if brackets and brackets[0] == "\\{":
         return Elements("set", _items(brackets[1]))
-    if brackets and brackets[0] in ("(", "[", "\\langle"):
+    if brackets and brackets[0] in ("(", "[", "\\langle") and text.count("\\pm") != 1:  # (\pm 1, 0) is two points
         inside = split(brackets[1], (",", ";"))[0]
         if len(inside) > 1:
             return Elements(
