@@ -45,7 +45,7 @@ class PooledVerifier:
         self.close()
 
     def _scores(self, items: Sequence[Sequence[Any]]) -> list[Score]:
-        keys = [json.dumps(item, sort_keys=True) for item in items]
+        keys = [json.dumps(item) for item in items]
         distinct = dict(zip(keys, items))  # the completions of a group repeat answers heavily
         verdicts = self._pool.run(list(distinct.values()))
         scores = {key: self._score(*verdict) for key, verdict in zip(distinct, verdicts)}

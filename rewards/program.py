@@ -10,8 +10,10 @@ from typing import Any
 from rewards.errors import UserError
 from rewards.pool import WorkerPool
 from rewards.pooled_verifier import PooledVerifier
-from rewards.sandbox.client import SandboxError
+from rewards.sandbox.child import Limits
+from rewards.sandbox.client import Sandbox, SandboxError
 from rewards.sandbox.isolation import FLOOR, Isolation, measure
+from rewards.sandbox.layers import LAYERS
 from rewards.score import Outcome, Score
 
 _MAX_OUTPUT = 1 << 20
@@ -29,6 +31,8 @@ class ProgramVerifier(PooledVerifier):
         {"type": "function", "fn_name": str, "tests": [{"args": [...], "expected": ...}]}
         {"type": "stdin", "tests": [{"stdin": str, "stdout": str}]}
     and each may have a "prefix" (source before every program) and a "solution" (must pass, see check_references).
+    Asserts call the function in another process: arguments go and results come by value (rewards.sandbox.link), so that a
+    change of its arguments is not seen.
 
     completions: the texts are completions; the program is their last fenced block, without a fence the whole text.
     num_workers: processes that judge at once, each with a sandbox of its own.
@@ -52,22 +56,24 @@ class ProgramVerifier(PooledVerifier):
         without: Sequence[str] = (),
         packages: Sequence[str] = (),
     ) -> None:
+        _check_limits(cpu_seconds, wall_seconds, memory_limit)
         self.isolation = require_isolation(allow_unsafe_code, without)
-        options = {
-            "completions": completions,
-            "limits": {
-                "cpu_seconds": cpu_seconds,
-                "wall_seconds": wall_seconds,
-                "memory": memory_limit,
-                "output": _MAX_OUTPUT,
-            },
+        sandbox = {
             "layers": self.isolation.layers,
             "packages": list(packages),
             "readable": [sysconfig.get_path("purelib")] if packages else [],
         }
+        if packages:
+            _check_packages(packages, sandbox)
+        limits: Limits = {
+            "cpu_seconds": cpu_seconds,
+            "wall_seconds": wall_seconds,
+            "memory": memory_limit,
+            "output": _MAX_OUTPUT,
+        }
         pool = WorkerPool(
             "rewards.program_judge:load",
-            options,
+            {"completions": completions, "limits": limits, **sandbox},
             num_workers=num_workers,
             deadline=6 * wall_seconds + 30,  # the judge keeps the time; beyond this it has failed
             memory_limit=2 * memory_limit + (1 << 30),
@@ -84,6 +90,9 @@ class ProgramVerifier(PooledVerifier):
 
 def require_isolation(allow_unsafe_code: bool, without: Sequence[str] = ()) -> Isolation:
     """The isolation of this machine. Raises UnsafeMachine where it is below the floor and not allowed to be."""
+    unknown = set(without) - set(LAYERS)
+    if unknown:
+        raise UserError(f"without={list(without)!r}: there is no layer {unknown.pop()!r}, only {', '.join(LAYERS)}")
     try:
         isolation = measure(frozenset(without))
     except SandboxError as error:
@@ -97,12 +106,32 @@ def require_isolation(allow_unsafe_code: bool, without: Sequence[str] = ()) -> I
     return isolation
 
 
+def _check_limits(cpu_seconds: int, wall_seconds: float, memory_limit: int) -> None:
+    if isinstance(cpu_seconds, float) or cpu_seconds < 1:
+        raise ValueError(
+            f"cpu_seconds={cpu_seconds!r} must be a whole number of at least 1: the kernel counts in seconds"
+        )
+    if not 0 < wall_seconds < 500:
+        raise ValueError(f"wall_seconds={wall_seconds!r} must be between 0 and 500: the time one program may take")
+    if memory_limit < 1 << 27:
+        raise ValueError(
+            f"memory_limit={memory_limit!r} must be at least {1 << 27} bytes: the interpreter needs half of it"
+        )
+
+
+def _check_packages(packages: Sequence[str], sandbox: dict[str, Any]) -> None:
+    try:
+        Sandbox(**sandbox).close()
+    except SandboxError as error:
+        raise UserError(f"packages={list(packages)!r} cannot be imported where programs run: {error}") from None
+
+
 def _refused(*item: Any) -> Score | None:
     """The score of what cannot even be handed to a judge."""
     *program, task = item
     try:
-        json.dumps(task, sort_keys=True)  # as the pool's items are
-    except (TypeError, ValueError, RecursionError) as error:
+        json.dumps(task, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:  # half a character is a ValueError
         return Score(None, Outcome.BAD_REFERENCE, {}, f"the task is not JSON: {error}"[:200])
     if program and not isinstance(program[0], str):
         return Score(0.0, Outcome.UNPARSED, {"program": 0.0}, f"a program is text, not {type(program[0]).__name__}")

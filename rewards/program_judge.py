@@ -97,7 +97,7 @@ class ProgramJudge:
         for number, (stdin, expected) in enumerate(task.tests, 1):
             if time.monotonic() > self._deadline:
                 return Outcome.TIMEOUT, f"too slow: {number - 1} of {len(task.tests)} tests in the time for all"
-            ended = self._run_child(job, stdin.encode("utf-8", "surrogatepass"), expects=len(expected.encode()))
+            ended = self._run_child(job, stdin.encode(), expects=len(expected.encode()))
             failure = _failure(ended, self._limits)
             if failure:
                 return failure[0], f"test {number}: {failure[1]}"
@@ -139,7 +139,8 @@ class ProgramJudge:
         try:
             verdict = json.loads(tested.result)
         except ValueError:
-            return _failure(tested, self._limits) or (Outcome.CRASHED, "the tests ended without a verdict")
+            outcome, reason = _failure(tested, self._limits) or (Outcome.CRASHED, "they ended")
+            return Outcome.TIMEOUT if outcome is Outcome.TIMEOUT else Outcome.CRASHED, f"the tests: {reason}"
         if "bad" in verdict:
             return Outcome.BAD_REFERENCE, f"the tests cannot be run: {verdict['bad']}"
         if "gone" in verdict:

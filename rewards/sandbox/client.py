@@ -114,18 +114,13 @@ class Sandbox:
             if at_once:
                 self._control.send(END)
             reply = self._watch(child, others)
+            _check(reply, child)
         except (OSError, SandboxError) as error:
             self.close()
             raise SandboxError(str(error)) from None
         child.close()
-        self._running, limits = None, child.limits
+        self._running = None
         stdout, stderr, result = map(bytes, child.written)
-        if reply["status"] == CHILD_FAILED and not result.startswith(SET_UP):
-            raise SandboxError(f"a child could not be set up: {stderr.decode(errors='replace')[:200]}")
-        if reply["status"] == -signal.SIGKILL and reply["ended_by"] == "exit" and reply["cpu"] < limits["cpu_seconds"]:
-            raise SandboxError(
-                "a child was killed from outside; was there too little memory?"
-            )  # it cannot do it itself
         result = result.removeprefix(SET_UP)
         return Ended(reply["status"], reply["cpu"], reply["ended_by"], child.overflows, stdout, stderr, result)
 
@@ -227,6 +222,16 @@ class _Child:
     def close_given(self) -> None:
         while self.given:
             os.close(self.given.pop())
+
+
+def _check(reply: dict[str, Any], child: _Child) -> None:
+    """Raises SandboxError if the child's end was not its program's doing."""
+    _, stderr, result = child.written
+    if reply["status"] == CHILD_FAILED and not result.startswith(SET_UP):
+        raise SandboxError(f"a child could not be set up: {stderr.decode(errors='replace')[:200]}")
+    in_time = reply["cpu"] < child.limits["cpu_seconds"]
+    if reply["status"] == -signal.SIGKILL and reply["ended_by"] == "exit" and in_time:  # it cannot do that itself
+        raise SandboxError("a child was killed from outside; was there too little memory?")
 
 
 def _memory_file(content: bytes) -> int:

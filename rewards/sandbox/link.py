@@ -35,11 +35,13 @@ class ProgramEnd:
 
     def _done(self, target: str | int, operation: str, arguments: Any) -> dict[str, Any]:
         try:
-            subject = self._find(target) if isinstance(target, str) else self._kept[target]
-            args, kwargs = decode(arguments, self._kept.__getitem__)
-            return {"value": encode(_OPERATIONS[operation](subject, *args, **kwargs), self._keep)}
+            args, kwargs = decode(arguments, self._object)
+            return {"value": encode(_OPERATIONS[operation](self._object(target), *args, **kwargs), self._keep)}
         except BaseException as error:  # noqa: BLE001  what a program raises is a result
             return raised(error)
+
+    def _object(self, target: str | int) -> Any:
+        return self._find(target) if isinstance(target, str) else self._kept[target]
 
     def _keep(self, value: Any) -> int:
         self._kept.append(value)

@@ -18,6 +18,7 @@ import site
 import socket
 import sys
 import time
+from pathlib import Path
 from typing import Any, TextIO
 
 from rewards.sandbox import child, kernel, layers
@@ -58,6 +59,8 @@ class Zygote:
 
     def __init__(self, control: socket.socket, entered: list[str], readable: list[str]) -> None:
         self._control = control
+        with contextlib.suppress(OSError):  # where memory runs out, this is what the kernel is to kill, not the trainer
+            Path("/proc/self/oom_score_adj").write_text("1000")
         self._filtered = layers.SECCOMP in entered
         self._children: TextIO | None = None
         if layers.NAMESPACES in entered:
