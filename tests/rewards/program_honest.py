@@ -1,0 +1,176 @@
+"""Right programs as models write them, and what else must not be held against them. Each must be worth 1."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from program_attacks import ASSERTS, FUNCTION, STDIN
+
+ADD_SCRIPTS: dict[str, str] = {
+    "input": "a, b = map(int, input().split())\nprint(a + b)",
+    "a main guard and hints": "from typing import List, Optional\ndef main() -> None:\n    xs: List[int] = [int(x) for x in input().split()]\n    print(sum(xs))\nif __name__ == '__main__':\n    main()",
+    "all of stdin": "import sys\nprint(sum(map(int, sys.stdin.read().split())))",
+    "lines of stdin": "import sys\nfor line in sys.stdin: print(sum(map(int, line.split())))",
+    "readline": "import sys\ninput = sys.stdin.readline\nprint(sum(map(int, input().split())))",
+    "bytes of stdin": "import sys\nprint(sum(map(int, sys.stdin.buffer.read().split())))",
+    "the descriptor": "print(sum(map(int, open(0).read().split())))",
+    "os.read": "import os\nprint(sum(map(int, os.read(0, 1000).split())))",
+    "fileinput": "import fileinput\nfor line in fileinput.input(): print(sum(map(int, line.split())))",
+    "until the end": "while True:\n    try: print(sum(map(int, input().split())))\n    except EOFError: break",
+    "arguments if there are any": "import sys\ns = open(sys.argv[1]).read() if len(sys.argv) > 1 else sys.stdin.read()\nprint(sum(map(int, s.split())))",
+    "argparse": "import argparse\nargparse.ArgumentParser().parse_args()\nprint(sum(map(int, input().split())))",
+    "flush": "print(sum(map(int, input().split())), flush=True)",
+    "write": "import sys\nsys.stdout.write(str(sum(map(int, input().split()))) + '\\n')",
+    "bytes to stdout": "import sys\nsys.stdout.buffer.write(b'%d\\n' % sum(map(int, input().split())))",
+    "os.write": "import os\nos.write(1, b'%d' % sum(map(int, input().split())))",
+    "its own buffer": "import io, os, sys, atexit\nout = io.StringIO()\nsys.stdout, real = out, sys.stdout\natexit.register(lambda: os.write(1, out.getvalue().encode()))\nprint(sum(map(int, input().split())))",
+    "a file that is never closed": "out = open(1, 'w')\nout.write(str(sum(map(int, input().split()))))",
+    "output that was replaced": "import io, sys\nprint(sum(map(int, input().split())), end='')\nsys.stdout = io.StringIO()\nprint('noise')",
+    "redirected output": "import contextlib, io\nwith contextlib.redirect_stdout(io.StringIO()) as out: print(sum(map(int, input().split())))\nprint(out.getvalue())",
+    "carriage returns": "import sys\nsys.stdout.write('%d\\r\\n' % sum(map(int, input().split())))",
+    "spaces at the end": "print(sum(map(int, input().split())), '  \\n\\n')",
+    "windows source": "import sys\r\nx = input()\r\nprint(sum(map(int, x.split())))\r\n",
+    "tabs": "def f():\n\tx = input()\n\tprint(sum(map(int, x.split())))\nf()",
+    "a byte order mark": "\ufeffprint(sum(map(int, input().split())))",
+    "an encoding": "# -*- coding: utf-8 -*-\nprint(sum(map(int, input().split())))",
+    "names that are not ASCII": "π = input()\nprint(sum(map(int, π.split())))",
+    "exit": "print(sum(map(int, input().split())))\nexit(0)",
+    "sys.exit": "import sys\nprint(sum(map(int, input().split())))\nsys.exit()",
+    "quit of os": "import os, sys\nprint(sum(map(int, input().split())))\nsys.stdout.flush()\nos._exit(0)",
+    "errors that are caught": "try:\n    import numpy\nexcept ImportError:\n    pass\nprint(sum(map(int, input().split())))",
+    "noise on stderr": "import sys, warnings\nprint('x' * 200_000, file=sys.stderr)\nwarnings.warn('old')\nprint(sum(map(int, input().split())))",
+    "recursion in a thread": "import sys, threading\nsys.setrecursionlimit(10 ** 7)\nthreading.stack_size(512 * 1024 * 1024)\ndef deep(n): return 0 if n == 0 else 1 + deep(n - 1)\ndef main(): print(sum(map(int, input().split())) + deep(100_000) - 100_000)\nt = threading.Thread(target=main); t.start(); t.join()",
+    "recursion": "import sys\nsys.setrecursionlimit(10 ** 6)\ndef deep(n): return 0 if n == 0 else 1 + deep(n - 1)\nprint(sum(map(int, input().split())) + deep(100_000) - 100_000)",
+    "a cache and recursion": "import sys, functools\nsys.setrecursionlimit(10 ** 6)\n@functools.lru_cache(None)\ndef deep(n): return 0 if n == 0 else 1 + deep(n - 1)\nprint(sum(map(int, input().split())) + deep(5_000) - 5_000)",
+    "a larger stack": "import resource, sys\nresource.setrlimit(resource.RLIMIT_STACK, (resource.getrlimit(resource.RLIMIT_STACK)[1],) * 2)\nprint(sum(map(int, input().split())))",
+    "a pool of threads": "from concurrent.futures import ThreadPoolExecutor\nwith ThreadPoolExecutor(8) as pool: print(sum(pool.map(int, input().split())))",
+    "a thread that ends later": "import threading, time\nt = input()\ndef f(): time.sleep(0.1); print(sum(map(int, t.split())))\nthreading.Thread(target=f).start()",
+    "a queue and a timer": "import queue, threading\nq = queue.Queue()\nthreading.Timer(0.05, lambda: q.put(sum(map(int, input().split())))).start()\nprint(q.get(timeout=1))",
+    "asyncio": "import asyncio\nasync def main():\n    await asyncio.sleep(0.01)\n    a, b = await asyncio.gather(*(asyncio.to_thread(int, x) for x in input().split()))\n    print(a + b)\nasyncio.run(main())",
+    "an alarm that is called off": "import signal\nsignal.signal(signal.SIGALRM, lambda *a: None)\nsignal.alarm(5)\nprint(sum(map(int, input().split())))\nsignal.alarm(0)",
+    "a dataclass": "from dataclasses import dataclass, field\n@dataclass(order=True)\nclass P:\n    x: int\n    y: 'int' = 0\n    z: list = field(default_factory=list)\np = P(*map(int, input().split()))\nprint(p.x + p.y)",
+    "annotations of the future": "from __future__ import annotations\ndef f(x: undefined) -> int: return sum(map(int, x.split()))\nprint(f(input()))",
+    "an enumeration and a protocol": "import enum, typing, abc\nclass Op(enum.Enum): ADD = '+'\nclass T(typing.NamedTuple):\n    a: int\n    b: int\nt = T(*map(int, input().split()))\nprint(t.a + t.b if Op('+') is Op.ADD else 0)",
+    "match": "match input().split():\n    case [a, b]: print(int(a) + int(b))",
+    "the usual modules": "import array, bisect, calendar, cmath, collections, copy, datetime, decimal, fractions, functools, hashlib, heapq, io, itertools, json, math, operator, os, pprint, random, re, statistics, string, struct, textwrap, time, unicodedata, zlib\nprint(sum(map(int, input().split())))",
+    "modules that reach out": "import ctypes, multiprocessing, socket, sqlite3, ssl, subprocess, tempfile, urllib.request, uuid, secrets\nuuid.uuid4(); secrets.token_hex(); sqlite3.connect(':memory:').execute('select 1')\nprint(sum(map(int, input().split())))",
+    "time": "import time, datetime\nt = time.perf_counter(); time.sleep(0.01); datetime.datetime.now(); time.localtime()\nassert time.perf_counter() > t and time.process_time() > 0\nprint(sum(map(int, input().split())))",
+    "global state": "total = 0\ndef add(x):\n    global total\n    total += x\nfor x in input().split(): add(int(x))\nprint(total)",
+    "eval": "print(eval(input().replace(' ', '+')))",
+    "exec": "exec('x = input()')\nprint(sum(map(int, x.split())))",
+    "pickles of its own": "import pickle, copy\nclass A:\n    def __init__(self, x): self.x = x\nprint(pickle.loads(pickle.dumps(copy.deepcopy(A(sum(map(int, input().split())))))).x)",
+    "its own file": "import os\nos.path.dirname(os.path.abspath(__file__))\nprint(sum(map(int, input().split())))",
+    "much memory": "x = bytearray(500_000_000)\nprint(sum(map(int, input().split())))",
+    "an object that prints when it dies": "class D:\n    def __init__(self, x): self.x = x\n    def __del__(self): print(self.x)\nd = D(sum(map(int, input().split())))",
+    "a locale": "import locale, gettext\nlocale.setlocale(locale.LC_ALL, '')\nprint(sum(map(int, input().split())))",
+    "logging": "import logging, sys\nlogging.basicConfig(level=logging.DEBUG)\nlogging.info('start')\nprint(sum(map(int, input().split())))",
+    "a closed input": "import sys\nx = sys.stdin.read()\nsys.stdin.close()\nprint(sum(map(int, x.split())))",
+}  # fmt: skip
+
+
+def _call(name: str, *tests: tuple[list[Any], Any], **more: Any) -> dict[str, Any]:
+    return {"type": "function", "fn_name": name, "tests": [{"args": a, "expected": e} for a, e in tests], **more}
+
+
+def _asserts(name: str, *asserts: str, **more: Any) -> dict[str, Any]:
+    return {"type": "asserts", "entry_point": name, "asserts": list(asserts), **more}
+
+
+OTHERS: dict[str, tuple[dict[str, Any], str]] = {
+    **{f"script: {name}": (STDIN, program) for name, program in ADD_SCRIPTS.items()},
+    "unicode": ({"type": "stdin", "tests": [{"stdin": "é ü 漢\n", "stdout": "漢 ü é 🎉"}]}, "print(*reversed(input().split()), '🎉')"),
+    "seeded": ({"type": "stdin", "tests": [{"stdin": "", "stdout": "49 97"}]}, "import random\nrandom.seed(0)\nprint(random.randint(0, 99), random.randint(0, 99))"),
+    "windows input": ({"type": "stdin", "tests": [{"stdin": "1\r\n2\r\n", "stdout": "3\r\n"}]}, "print(int(input()) + int(input()))"),
+    "an empty line in between": ({"type": "stdin", "tests": [{"stdin": "", "stdout": "a\n\nb"}]}, "print('a\\n')\nprint('b')"),
+    "more than a megabyte": ({"type": "stdin", "tests": [{"stdin": "", "stdout": "123456789\n" * 200_000}]}, "for _ in range(200_000): print(123456789)"),
+    "much input": ({"type": "stdin", "tests": [{"stdin": "7 " * 1_000_000, "stdout": "7000000"}]}, "print(sum(map(int, input().split())))"),
+    "rounded": ({"type": "stdin", "tests": [{"stdin": "", "stdout": "x 3.14159 2"}], "float_tol": 1e-4}, "print('x', 3.1416, 2.0)"),
+    "many tests": ({"type": "stdin", "tests": [{"stdin": f"{i}\n", "stdout": f"{i * i}\n"} for i in range(60)]}, "print(int(input()) ** 2)"),
+    "hints": (FUNCTION, "from typing import *\nT = TypeVar('T')\ndef add(a: int, b: int = 0, *rest: T) -> Union[int, None]:\n    '''Adds.'''\n    return a + b"),
+    "prints beside": (FUNCTION, "def add(a, b):\n    print('adding', a, b, 'x' * 300_000)\n    return a + b"),
+    "a main guard that is not run": (FUNCTION, "def add(a, b): return a + b\nif __name__ == '__main__':\n    print(add(*map(int, input().split())))\n    raise SystemExit(1)"),
+    "a method of Solution": (FUNCTION, "class Solution:\n    def add(self, a: int, b: int) -> int: return self.help(a) + b\n    def help(self, a): return a"),
+    "a static method of Solution": (FUNCTION, "class Solution:\n    @staticmethod\n    def add(a, b): return a + b"),
+    "a lambda": (FUNCTION, "add = lambda a, b: a + b"),
+    "a partial function": (FUNCTION, "import functools, operator\nadd = functools.partial(operator.add)"),
+    "a builtin": (FUNCTION, "from operator import add"),
+    "a cache": (FUNCTION, "import functools\n@functools.lru_cache(maxsize=None)\ndef add(a, b): return a + b"),
+    "an object that is called": (FUNCTION, "class A:\n    def __call__(self, a, b): return a + b\nadd = A()"),
+    "a coroutine that is run": (FUNCTION, "import asyncio\nasync def f(a, b): return a + b\ndef add(a, b): return asyncio.run(f(a, b))"),
+    "a float for an integer": (FUNCTION, "def add(a, b): return float(a + b)"),
+    "a tuple for a list": (_call("f", ([3], [[3, 9]])), "def f(x): return [(x, x * x)]"),
+    "a named tuple": (_call("f", ([3], [3, 9])), "from collections import namedtuple\nP = namedtuple('P', 'x y')\ndef f(x): return P(x, x * x)"),
+    "a counter": (_call("f", (["aab"], {"a": 2, "b": 1})), "from collections import Counter\ndef f(x): return Counter(x)"),
+    "a dict with defaults": (_call("f", (["ab"], {"a": [0], "b": [1]})), "from collections import defaultdict\ndef f(x):\n    d = defaultdict(list)\n    for i, c in enumerate(x): d[c].append(i)\n    return d"),
+    "an ordered dict": (_call("f", (["ab"], {"b": 1, "a": 0})), "from collections import OrderedDict\ndef f(x): return OrderedDict((c, i) for i, c in enumerate(x))"),
+    "numbers as keys": (_call("f", ([2], {"1": 1, "2": 4})), "def f(x): return {i: i * i for i in range(1, x + 1)}"),
+    "an enumeration of texts": (_call("f", ([1], "red")), "import enum\nclass C(str, enum.Enum): RED = 'red'\ndef f(x): return C.RED"),
+    "a large number": (_call("f", ([50], 30414093201713378043612608166064768844377641568960512000000000000)), "import math\nf = math.factorial"),
+    "a number of 4300 digits": (_call("f", ([4299], 10**4299)), "def f(x): return 10 ** x"),
+    "an array": (_call("f", ([3], [0, 1, 2])), "import array\ndef f(x): return array.array('i', range(x))"),
+    "a tolerance": (_call("f", ([2], 1.414), ([10**9], 31622.7766), float_tol=1e-3), "import math\nf = math.sqrt"),
+    "infinity": (_call("f", ([[]], float("inf"))), "def f(x): return min(x, default=float('inf'))"),
+    "nothing": (_call("f", ([1], None), ([2], False)), "def f(x): return None if x == 1 else x > 2"),
+    "text with everything": (_call("f", ([1], 'a"\\\n\t\0é漢🎉\u2028')), "def f(x): return 'a\"\\\\\\n\\t\\0é漢🎉\\u2028'"),
+    "a long list": (_call("f", ([300_000], [1] * 300_000)), "def f(x): return [1] * x"),
+    "many arguments": (_call("f", ([[1] * 300_000], 300_000)), "f = sum"),
+    "a list that is changed": (_call("f", ([[3, 1, 2]], [1, 2, 3]), ([[3, 1, 2]], [1, 2, 3])), "def f(x):\n    x.sort()\n    return x"),
+    "arguments that are shared by name": (_call("f", ([{"a": [1]}, "a"], [1, 1])), "def f(d, k): return d[k] * 2"),
+    "asserts": (ASSERTS, "def add(a, b): return a + b"),
+    "asserts that print much": (ASSERTS, "def add(a, b):\n    print('x' * 300_000)\n    return a + b"),
+    "asserts on a method of Solution": (ASSERTS, "class Solution:\n    def add(self, a, b): return a + b"),
+    "check of a candidate": (
+        _asserts("add", "METADATA = {}\ndef check(candidate):\n    assert candidate(1, 2) == 3, 'Error'\n    for i in range(100):\n        assert candidate(i, i) == 2 * i", "check(add)"),
+        "def add(a, b): return a + b",
+    ),
+    "names of arguments": (_asserts("add", "assert add(a=1, b=2) == 3"), "def add(a, b): return a + b"),
+    "expected errors": (
+        _asserts("f", "try:\n    f(-1)\n    assert False\nexcept ValueError as e:\n    assert str(e) == 'negative: '", "assert f(4) == 2"),
+        "import math\ndef f(x):\n    if x < 0: raise ValueError('negative: ')\n    return math.isqrt(x)",
+    ),
+    "an error of its own": (
+        _asserts("f", "try:\n    f(-1)\n    assert False\nexcept ValueError as e:\n    assert e.args == ('x', 1)"),
+        "class Negative(ValueError): pass\ndef f(x): raise Negative('x', 1)",
+    ),
+    "errors with structure": (
+        _asserts("f", "import json\ntry: f(0)\nexcept KeyError as e: assert e.args == ('k',)", "try: f(1)\nexcept UnicodeDecodeError as e: assert e.start == 0", "try: f(2)\nexcept FileNotFoundError as e: assert e.errno == 2", "try: f(3)\nexcept ValueError: pass", "try: f(4)\nexcept SystemExit as e: assert e.code == 7", "assert f(5) == 5"),
+        "import json, sys\ndef f(x):\n    if x == 0: return {}['k']\n    if x == 1: return b'\\xff'.decode()\n    if x == 2: open('/nothing')\n    if x == 3: json.loads('{')\n    if x == 4: sys.exit(7)\n    return x",
+    ),
+    "tests with helpers": (
+        _asserts("f", "assert same(f(2), [1, 4])", "assert math.isclose(f(3)[1], 4.0)", "assert isclose(f(3)[0], 1)", setup="import math\nfrom math import isclose\ndef same(x, y): return sorted(x) == sorted(y)"),
+        "def f(x): return [1, 4][::-1] if x == 2 else [1, 4.0]",
+    ),
+    "modules that nobody imported": (_asserts("f", "assert math.isclose(f(2), math.sqrt(2)) and re.match('1', str(f(2)))"), "def f(x): return x ** 0.5"),
+    "sets, tuples, dicts, bytes, complex": (
+        _asserts("f", "assert f(0) == {1, 2}", "assert f(1) == (1, [2])", "assert f(2) == {(1, 2): {3}, 4: None}", "assert f(3) == b'x\\xff'", "assert f(4) == 1j", "assert f(5) == frozenset({1})", "assert f(6) == 10**5000", "assert f(7) == float('inf')", "assert type(f(8)) is bool", "assert f(9) != f(9)"),
+        "def f(x): return [{1, 2}, (1, [2]), {(1, 2): {3}, 4: None}, b'x\\xff', 1j, frozenset({1}), 10**5000, float('inf'), True, float('nan')][x]",
+    ),
+    "plain data of other classes": (
+        _asserts("f", "assert f(0) == {'a': 2}", "assert f(1) == (1, 2)", "assert f(2) == {'a': 1}", "assert f(3) == [1, 2]"),
+        "import collections, array\ndef f(x): return [collections.Counter('aa'), collections.namedtuple('P', 'x y')(1, 2), collections.OrderedDict(a=1), array.array('i', [1, 2])][x]",
+    ),
+    "generators": (
+        _asserts("f", "assert list(f(3)) == [0, 1, 2]", "g = f(2)\nassert next(g) == 0 and next(g) == 1\ntry:\n    next(g)\n    assert False\nexcept StopIteration: pass", "import itertools\nassert list(itertools.islice(f(10**12), 3)) == [0, 1, 2]"),
+        "def f(n):\n    i = 0\n    while i < n:\n        yield i\n        i += 1",
+    ),
+    "views and lazy values": (_asserts("f", "assert sorted(f(0)) == [1, 2]", "assert list(f(1)) == [2, 4]", "assert len(f(2)) == 3 and f(2)[1] == 1 and list(f(2)) == [0, 1, 2]"), "def f(x): return [{1: 0, 2: 0}.keys(), map(lambda y: 2 * y, [1, 2]), range(3)][x]"),
+    "functions that return functions": (_asserts("f", "assert f(1)(2) == 3", "assert [g(1) for g in [f(1), f(2)]] == [2, 3]"), "def f(x): return lambda y: x + y"),
+    "classes": (
+        _asserts("Stack", "s = Stack()\ns.push(1)\ns.push([2])\nassert len(s) == 2 and s.top == [2] and s.pop() == [2] and s.pop() == 1", "try:\n    Stack().pop()\n    assert False\nexcept IndexError: pass", "assert str(Stack()) == 'Stack()'", "assert not Stack()"),
+        "class Stack:\n    def __init__(self): self.items = []\n    def push(self, x): self.items.append(x)\n    def pop(self): return self.items.pop()\n    @property\n    def top(self): return self.items[-1]\n    def __len__(self): return len(self.items)\n    def __str__(self): return 'Stack()'",
+    ),
+    "objects that are handed back": (
+        _asserts("reverse", "n = Node(1, Node(2))\nassert reverse(n).value == 2 and values([reverse(Node(1, Node(2)))]) == [[2, 1]]"),
+        "class Node:\n    def __init__(self, value, next=None): self.value, self.next = value, next\ndef reverse(n):\n    last = None\n    while n: n.next, last, n = last, n, n.next\n    return last\ndef values(nodes):\n    found = []\n    for n in nodes:\n        found.append([])\n        while n: found[-1].append(n.value); n = n.next\n    return found",
+    ),
+    "calls within calls": (_asserts("f", "assert f(f(f(1))) == 8", "assert sum(map(f, range(10))) == 90", "assert sorted([3, 1, 2], key=f) == [1, 2, 3]", "assert twice(f, 1) == 4"), "def f(x): return 2 * x\ndef twice(g, x): return g(g(x))"),
+    "many calls": (_asserts("f", "assert all(f(i) == i + 1 for i in range(3000))"), "def f(x): return x + 1"),
+    "a prefix that goes on": (
+        _asserts("f", "assert f(2) == 5", prefix="import math\ndef g(x): return x + 1\ndef f(x):\n    '''Twice and one.'''\n"),
+        "    y = 2 * x\n    return g(y)\n\nprint(f(1))\nassert False",
+    ),
+    "a prefix that is written again": (
+        _asserts("f", "assert f(2) == 5", prefix="import math\ndef g(x): return x + 1\ndef f(x):\n    '''Twice and one.'''\n"),
+        "def f(x):\n    return g(2 * x)",
+    ),
+}  # fmt: skip

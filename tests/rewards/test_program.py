@@ -1,0 +1,386 @@
+"""Hostile programs are worth nothing, honest ones everything, and what fails on our side is not graded."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import random
+import resource
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from program_attacks import ASSERTS, ESCAPE, ESCAPES, FUNCTION, FUNCTIONS, HONEST, SCRIPTS, STDIN, TESTED
+from program_honest import OTHERS
+
+from rewards.program import ProgramVerifier, UnsafeMachine
+from rewards.sandbox.isolation import measure
+from rewards.score import Outcome, Score
+
+Item = tuple[dict[str, Any], str]  # task, program
+
+ATTACKS: dict[str, Item] = {
+    **{f"escape: {name}": (STDIN, ESCAPE.replace("{attempt}", attempt)) for name, attempt in ESCAPES.items()},
+    **{f"script: {name}": (STDIN, program) for name, program in SCRIPTS.items()},
+    **{f"function: {name}": item for name, item in FUNCTIONS.items()},
+    **{f"asserts: {name}": item for name, item in TESTED.items()},
+}
+WITHOUT_NAMESPACES = [name for name in ATTACKS if name.startswith("escape") or "too many" in name]
+
+
+def _verifier(**options: Any) -> ProgramVerifier:
+    try:
+        return ProgramVerifier(**options)
+    except UnsafeMachine as error:
+        pytest.skip(str(error))
+
+
+def _verify(verifier: ProgramVerifier, items: dict[str, Item]) -> dict[str, Score]:
+    tasks, programs = [task for task, _ in items.values()], [program for _, program in items.values()]
+    return dict(zip(items, verifier.verify_batch(programs, tasks), strict=True))
+
+
+def _attacked(names: list[str], **options: Any) -> dict[str, Score]:
+    """The scores of attacks, and of an honest program that is judged after each. No process is left."""
+    items: dict[str, Item] = {}
+    for name in names:
+        items[name] = ATTACKS[name]
+        task, program = HONEST[ATTACKS[name][0]["type"]]
+        items[f"after {name}"] = task, f"{program}  # after {name}"
+    with _no_process_left(), _verifier(cpu_seconds=1, wall_seconds=1.5, **options) as verifier:
+        return _verify(verifier, items)
+
+
+@contextmanager
+def _no_process_left() -> Iterator[Callable[[], list[int]]]:
+    """Watches what is started, and in the end that it has ended. -> a function that gives what runs now."""
+    seen: set[tuple[int, str]] = set()
+    over = threading.Event()
+
+    def running() -> list[int]:
+        found = _descendants(os.getpid())
+        seen.update((pid, _state(pid)[1]) for pid in found)
+        return found
+
+    def watch() -> None:
+        while not over.wait(0.05):
+            running()
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    before = set(running())
+    try:
+        yield running
+    finally:
+        over.set()
+        watcher.join()
+    limit = time.monotonic() + 5.0
+    while left := [pid for pid, start in seen if pid not in before and _state(pid) in (("R", start), ("S", start))]:
+        assert time.monotonic() < limit, left
+        time.sleep(0.02)
+
+
+def _children() -> dict[int, list[int]]:
+    found: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            found.setdefault(int(stat.read_text().rpartition(")")[2].split()[1]), []).append(int(stat.parent.name))
+    return found
+
+
+def _descendants(pid: int) -> list[int]:
+    children, found = _children(), [pid]
+    for parent in found:
+        found += children.get(parent, [])
+    return found[1:]
+
+
+def _state(pid: int) -> tuple[str, str]:
+    """Its state, and when it was started, which no other process of this number shares."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return fields[0], fields[19]
+    except OSError:
+        return "X", ""
+
+
+@pytest.fixture(scope="module")
+def attacked() -> dict[str, Score]:
+    return _attacked(list(ATTACKS))
+
+
+@pytest.fixture(scope="module")
+def attacked_without_namespaces() -> dict[str, Score]:
+    return _attacked(WITHOUT_NAMESPACES, without=["namespaces"])
+
+
+@pytest.fixture(scope="module")
+def honest() -> dict[str, Score]:
+    with _verifier() as verifier:
+        return _verify(verifier, OTHERS)
+
+
+@pytest.fixture(scope="module")
+def verifier() -> Iterator[ProgramVerifier]:
+    with _verifier(num_workers=1, cpu_seconds=1, wall_seconds=2.0) as made:
+        yield made
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_attack_is_worth_nothing_and_the_next_program_is_judged(attacked: dict[str, Score], name: str) -> None:
+    assert (attacked[name].value, attacked[f"after {name}"].value) == (0.0, 1.0), attacked[name]
+
+
+@pytest.mark.parametrize("name", WITHOUT_NAMESPACES)
+def test_the_other_layers_hold_alone(attacked_without_namespaces: dict[str, Score], name: str) -> None:
+    found = attacked_without_namespaces
+    assert (found[name].value, found[f"after {name}"].value) == (0.0, 1.0), found[name]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_an_honest_program_is_right(honest: dict[str, Score], name: str) -> None:
+    assert honest[name].value == 1.0, honest[name]
+
+
+@pytest.mark.parametrize("without", [[], ["namespaces"]], ids=["all layers", "no namespaces"])
+def test_the_development_cases(shared_file: Callable[[str], Path], without: list[str]) -> None:
+    cases = [json.loads(line) for line in shared_file("cases/code_attacks_dev.jsonl").read_text().splitlines()]
+    with _no_process_left(), _verifier(without=without, cpu_seconds=1, wall_seconds=2.0) as verifier:
+        scores = verifier.verify_batch([case["program"] for case in cases], [case["task"] for case in cases])
+    wrong = [(c["name"], s) for c, s in zip(cases, scores, strict=True) if (s.value or 0.0) != c["expect"]["reward"]]
+    assert not wrong
+
+
+def test_human_eval(shared_file: Callable[[str], Path]) -> None:
+    with gzip.open(shared_file("data/HumanEval.jsonl.gz"), "rt") as file:
+        rows = [json.loads(line) for line in file]
+    tasks = [
+        {
+            "type": "asserts",
+            "entry_point": row["entry_point"],
+            "setup": row["prompt"],
+            "asserts": [row["test"], f"check({row['entry_point']})"],
+            "prefix": row["prompt"],
+        }
+        for row in rows
+    ]
+    with _verifier() as verifier:
+        right = verifier.verify_batch([row["canonical_solution"] for row in rows], tasks)
+        stubs = verifier.verify_batch(["    return None\n"] * len(rows), tasks)
+    assert len(rows) == 164
+    assert [score for score in right if score.value != 1.0] == []
+    assert [score for score in stubs if score.value != 0.0] == []
+
+
+def _with(task: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {**task, **more}
+
+
+BAD_TASKS: dict[str, Any] = {
+    "nothing": None,
+    "a text": "stdin",
+    "no object": [STDIN],
+    "no type": {"tests": STDIN["tests"]},
+    "an unknown type": _with(STDIN, type="shell"),
+    "a type that is a list": _with(STDIN, type=["stdin"]),
+    "no tests": _with(STDIN, tests=[]),
+    "tests that are an object": _with(STDIN, tests={}),
+    "a test without output": _with(STDIN, tests=[{"stdin": ""}]),
+    "output that is a number": _with(STDIN, tests=[{"stdin": "", "stdout": 3}]),
+    "no output expected": _with(STDIN, tests=[{"stdin": "", "stdout": " \n"}]),
+    "half a character": _with(STDIN, tests=[{"stdin": "", "stdout": "\ud800"}]),
+    "no name": _with(FUNCTION, fn_name=None),
+    "a name that is none": _with(FUNCTION, fn_name="a.b"),
+    "a name that nobody can define": _with(FUNCTION, fn_name="class"),
+    "arguments by name": _with(FUNCTION, tests=[{"args": {"a": 1}, "expected": 1}]),
+    "NaN": _with(FUNCTION, tests=[{"args": [], "expected": [1, float("nan")]}]),
+    "deeper than any result": _with(FUNCTION, tests=[{"args": [], "expected": json.loads("[" * 60 + "]" * 60)}]),
+    "larger than any result": _with(FUNCTION, tests=[{"args": [], "expected": "x" * 2_000_000}]),
+    "a set": _with(FUNCTION, tests=[{"args": [], "expected": {1}}]),
+    "bytes": _with(FUNCTION, tests=[{"args": [], "expected": b""}]),
+    "digits that no reader takes": _with(FUNCTION, tests=[{"args": [], "expected": 10**5000}]),
+    "a tolerance of one": _with(FUNCTION, float_tol=1.0),
+    "a tolerance that is text": _with(FUNCTION, float_tol="1e-6"),
+    "a prefix that is a list": _with(FUNCTION, prefix=["x"]),
+    "no asserts": _with(ASSERTS, asserts=[]),
+    "an assert that is a number": _with(ASSERTS, asserts=[1]),
+    "an assert that is no Python": _with(ASSERTS, asserts=["assert add("]),
+    "an assert with a null byte": _with(ASSERTS, asserts=["add\0"]),
+    "an assert too deep to read": _with(ASSERTS, asserts=["assert add(" + "-" * 100_000 + "1)"]),
+    "a setup that is no Python": _with(ASSERTS, setup="def"),
+    "asserts of something else": _with(ASSERTS, asserts=["assert sub(1, 2) == -1"]),
+    "asserts that do not call": _with(ASSERTS, asserts=["assert add is not None"]),
+    "asserts that raise before": _with(ASSERTS, setup="1 / 0"),
+    "asserts that exit": _with(ASSERTS, setup="raise SystemExit"),
+    "asserts of what cannot be handed over": _with(ASSERTS, asserts=["try: add(1, object())\nexcept Exception: pass"]),
+}
+BAD_TASKS["itself"] = BAD_TASKS["cycle"] = cycle = {"type": "stdin"}
+cycle["tests"] = [cycle]
+
+
+def test_a_task_that_cannot_be_judged_against_is_not_graded(verifier: ProgramVerifier) -> None:
+    programs = ["def add(a, b): return a + b"] * len(BAD_TASKS)
+    scores = dict(zip(BAD_TASKS, verifier.verify_batch(programs, list(BAD_TASKS.values())), strict=True))
+    assert {name: s for name, s in scores.items() if s.outcome is not Outcome.BAD_REFERENCE} == {}
+    assert not [name for name, score in scores.items() if not score.detail]
+
+
+def test_tests_that_end_their_process_are_not_graded(verifier: ProgramVerifier) -> None:
+    (score,) = verifier.verify_batch([HONEST["asserts"][1]], [_with(ASSERTS, asserts=["import os; add; os._exit(0)"])])
+    assert (score.value, score.outcome) == (None, Outcome.CRASHED)
+
+
+def test_a_solution_must_pass_its_own_tests(verifier: ProgramVerifier) -> None:
+    tasks = [_with(FUNCTION, solution=program) for program in (HONEST["function"][1], "def add(a, b): return a - b")]
+    assert [s.outcome for s in verifier.check_references(tasks)] == [Outcome.CORRECT, Outcome.BAD_REFERENCE]
+
+
+@pytest.mark.parametrize("program", [None, 3, b"def add(a, b): return a + b", ["x"]], ids=repr)
+def test_a_program_is_text(verifier: ProgramVerifier, program: Any) -> None:
+    (score,) = verifier.verify_batch([program], [FUNCTION])
+    assert (score.value, score.outcome) == (0.0, Outcome.UNPARSED)
+
+
+def test_nothing_is_no_answer(verifier: ProgramVerifier) -> None:
+    assert verifier.verify_batch([" \n"], [FUNCTION])[0].outcome is Outcome.NO_ANSWER
+
+
+def test_completions_are_searched_for_their_program() -> None:
+    completion = (
+        "<think>```python\nx\n```</think>Here:\n```python\ndef add(a, b): return a + b\n```\nprints\n```\n3\n```"
+    )
+    with _verifier(completions=True, num_workers=1) as verifier:
+        assert verifier.verify_batch([completion], [FUNCTION])[0].value == 1.0
+
+
+def test_a_detail_is_one_line_that_can_be_shown(verifier: ProgramVerifier) -> None:
+    program = 'import os; os.write(3, b\'{"error": "\\\\ud800\\\\n\\\\u001b[2J"}\\n\')'
+    (score,) = verifier.verify_batch([program], [FUNCTION])
+    assert score.detail.isprintable(), score
+
+
+def test_all_tests_of_a_script_share_a_bound_of_time(verifier: ProgramVerifier) -> None:
+    """Each test keeps below the 2 s that one may take; all together have twice that."""
+    task = {"type": "stdin", "tests": [{"stdin": "", "stdout": "1"}] * 20}
+    start = time.monotonic()
+    (score,) = verifier.verify_batch(["import time; time.sleep(1.2); print(1)"], [task])
+    assert score.outcome is Outcome.TIMEOUT
+    assert time.monotonic() - start < 2 * 2.0 + 2.0
+
+
+MANY: list[Item] = [
+    (_with(STDIN, tests=STDIN["tests"] * 2), HONEST["stdin"][1]),
+    (FUNCTION, "import time\ndef add(a, b):\n    time.sleep(0.01)\n    return a + b"),
+    HONEST["asserts"],
+]
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 4], ids=["workers", "zygotes", "what they start", "what that starts"])
+def test_killing_costs_hardly_any_program_its_grade(depth: int) -> None:
+    """An item is tried twice, and a kill spoils one try: so many are not graded at most. None is ever called wrong."""
+    items = {str(i): (MANY[i % 3][0], f"{MANY[i % 3][1]}  # {i}") for i in range(200)}
+    chance, over, num_kills = random.Random(depth), threading.Event(), 6
+    with _no_process_left(), _verifier() as verifier:
+
+        def kill() -> None:
+            for _ in range(num_kills):
+                if over.wait(chance.uniform(0.1, 0.3)):
+                    return
+                children, level = _children(), [os.getpid()]
+                for _ in range(depth):
+                    level = [child for parent in level for child in children.get(parent, [])]
+                if level:
+                    with suppress(ProcessLookupError):
+                        os.kill(chance.choice(level), signal.SIGKILL)
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        outcomes = Counter(score.outcome for score in _verify(verifier, items).values())
+        over.set()
+        killer.join()
+        again = {name: (task, f"{program} again") for name, (task, program) in items.items()}
+        assert {score.outcome for score in _verify(verifier, again).values()} == {Outcome.CORRECT}
+    assert outcomes.keys() <= {Outcome.CORRECT, Outcome.CRASHED}, outcomes
+    assert outcomes[Outcome.CRASHED] <= num_kills // 2, outcomes
+
+
+@pytest.mark.parametrize(
+    ("kind", "least"), [(resource.RLIMIT_NOFILE, 5), (resource.RLIMIT_FSIZE, 0)], ids=["files", "size"]
+)
+def test_what_a_machine_refuses_is_not_graded_and_forgotten_afterwards(kind: int, least: int) -> None:
+    item = {"": HONEST["asserts"]}
+    with _verifier(num_workers=1) as verifier:
+        assert _verify(verifier, item)[""].value == 1.0
+        pids = _descendants(os.getpid())
+        hard = resource.getrlimit(kind)[1]
+        for pid in pids:
+            resource.prlimit(pid, kind, (least, hard))
+        score = _verify(verifier, item)[""]
+        assert (score.value, score.outcome) == (None, Outcome.CRASHED), score
+        for pid in _descendants(os.getpid()):
+            resource.prlimit(pid, kind, (hard, hard))
+        assert _verify(verifier, item)[""].value == 1.0
+
+
+@pytest.fixture
+def unmeasured() -> Iterator[None]:
+    measure.cache_clear()
+    yield
+    measure.cache_clear()
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_a_machine_without_a_temporary_folder_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nothing"))
+    with pytest.raises(UnsafeMachine, match="temporary folder"):
+        ProgramVerifier()
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_a_machine_where_no_process_can_be_started_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nothing")
+    with pytest.raises(UnsafeMachine, match="no process can be started: No such file"):
+        ProgramVerifier()
+
+
+def test_below_the_floor_programs_run_only_if_that_is_allowed() -> None:
+    without = ["namespaces", "landlock"]
+    with pytest.raises(UnsafeMachine, match=r"L[01] \(seccomp\); missing: .*landlock \(switched off\)"):
+        ProgramVerifier(without=without)
+    with ProgramVerifier(without=without, allow_unsafe_code=True, num_workers=1) as verifier:
+        assert verifier.isolation.rank < 2
+        assert verifier.verify_batch([HONEST["function"][1]], [FUNCTION])[0].value == 1.0
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"cpu_seconds": 0}, "cpu_seconds=0"),
+        ({"cpu_seconds": 1.5}, "cpu_seconds=1.5"),
+        ({"wall_seconds": float("nan")}, "wall_seconds=nan"),
+        ({"memory_limit": 1 << 20}, "memory_limit=1048576"),
+        ({"without": ["network"]}, "no layer 'network'"),
+        ({"packages": ["no_such_package"]}, "no_such_package"),
+    ],
+)
+def test_options_that_cannot_be_met_are_refused_by_name(options: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        ProgramVerifier(**options)
+
+
+def test_packages_are_there_if_asked_for() -> None:
+    program = "import numpy as np\ndef add(a, b): return np.add(a, b)"
+    asserts = _with(
+        ASSERTS, setup="import numpy as np", asserts=["assert np.allclose(add(np.array([1, 2]), 1), [2, 3])"]
+    )
+    with _verifier(num_workers=1, packages=["numpy"]) as verifier:
+        assert [s.value for s in verifier.verify_batch([program] * 2, [FUNCTION, asserts])] == [1.0, 1.0]

@@ -1,0 +1,201 @@
+"""What a sandbox keeps in, on machines that grant more and less of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rewards.sandbox import filter as allowlist
+from rewards.sandbox.child import Limits
+from rewards.sandbox.client import Sandbox, SandboxError
+from rewards.sandbox.isolation import measure
+from rewards.sandbox.layers import LANDLOCK, NAMESPACES, SECCOMP
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+LIMITS: Limits = {"cpu_seconds": 5, "wall_seconds": 10.0, "memory": 1 << 30, "output": 1 << 20}
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or not allowlist.SUPPORTED, reason="seccomp's rules are written for Linux on two machines"
+)
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    with Sandbox([SECCOMP]) as made:
+        yield made
+
+
+def _printed(sandbox: Sandbox, source: str, stdin: str = "") -> Any:
+    ended = sandbox.run({"mode": "stdin", "source": source}, LIMITS, stdin=stdin.encode())
+    assert ended.status == 0, ended
+    return json.loads(ended.stdout)
+
+
+_CALL = """
+import ctypes, json, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+def call(number, *arguments):
+    ctypes.set_errno(0)
+    libc.syscall(ctypes.c_long(number), *map(ctypes.c_long, arguments))
+    return ctypes.get_errno()
+"""
+
+
+def test_every_call_that_is_not_named_is_refused(sandbox: Sandbox) -> None:
+    column = list(allowlist._MACHINES).index(os.uname().machine)
+    named = {numbers[column] for numbers in (allowlist._ALLOWED | allowlist._CONDITIONAL).values()}
+    named |= {
+        335,
+        336,
+    }  # uretprobe and uprobe on x86_64: the kernel exempts them from every filter, and minds who calls
+    others = [number for number in range(1000) if number not in named]
+    source = f"{_CALL}print(json.dumps([call(number, -1, -1, -1, -1, -1, -1) for number in json.load(sys.stdin)]))"
+    assert set(_printed(sandbox, source, json.dumps(others))) == {1}  # EPERM, whatever the arguments
+
+
+CONDITIONS = {
+    "a thread only": ("clone", [[17]]),
+    "a thread, and no namespace of its own": ("clone", [[0x10000000 | 17], [0x02000000]]),
+    "signals to itself": ("kill", [[0, 0], [-1, 0], [1, 0], ["parent", 0], ["self", 9]]),
+    "signals to its threads": ("tgkill", [["parent", "parent", 0], ["self", "self", 9]]),
+    "limits of its own": ("prlimit64", [["parent", 0, 0, 0], [1, 0, 0, 0]]),
+    "reading": ("openat", [[-100, 0, flag] for flag in (1, 2, 3, 0o100, 0o1000, 0o20200001)]),
+    "a socket pair that has no address": ("socketpair", [[2, 1, 0, 0], [1, 2, 0, 0], [1, 5, 0, 0], [1, 2 | 0o4000, 0, 0]]),
+    "no address": ("sendto", [[0, 0, 0, 0, 1, 0], [0, 0, 0, 0, 1 << 32, 0]]),
+    "descriptor controls": ("fcntl", [[0, command, 0] for command in (5, 6, 7, 8, 9, 10, 15, 1024, 1026, 1031, 1033)]),
+    "device controls": ("ioctl", [[0, request, 0] for request in (0x5412, 0x540E, 0x5422, 0x8901, 0x8902)]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_a_call_is_allowed_on_condition(sandbox: Sandbox, name: str) -> None:
+    call, arguments = CONDITIONS[name]
+    number = allowlist._CONDITIONAL[call][list(allowlist._MACHINES).index(os.uname().machine)]
+    source = (
+        f"{_CALL}names = {{'self': os.getpid(), 'parent': os.getppid()}}\n"
+        f"print(json.dumps([call({number}, *(names.get(a, a) for a in given)) for given in json.load(sys.stdin)]))"
+    )
+    assert set(_printed(sandbox, source, json.dumps(arguments))) == {1}
+
+
+def test_what_is_allowed_on_condition_works(sandbox: Sandbox) -> None:
+    source = """
+import fcntl, json, os, resource, signal, socket, threading
+seen = []
+signal.signal(signal.SIGUSR1, lambda *a: seen.append("signal"))
+os.kill(os.getpid(), signal.SIGUSR1)
+signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+t = threading.Thread(target=seen.append, args=["thread"]); t.start(); t.join()
+a, b = socket.socketpair(); a.setblocking(False); a.send(b"pair"); seen.append(b.recv(9).decode())
+resource.setrlimit(resource.RLIMIT_CPU, (1, 1)); seen.append(resource.getrlimit(resource.RLIMIT_CPU)[0])
+fcntl.fcntl(0, fcntl.F_SETFD, 1); os.close(os.open('/', os.O_RDONLY))
+print(json.dumps(seen))
+"""
+    assert _printed(sandbox, source) == ["signal", "signal", "thread", "pair", 1]
+
+
+def test_threads_are_bounded_and_counted_anew_for_each_program(sandbox: Sandbox) -> None:
+    source = """
+import ctypes, json
+libc, attributes, thread = ctypes.CDLL(None), (ctypes.c_char * 64)(), ctypes.c_ulong()
+libc.pthread_attr_init(attributes); libc.pthread_attr_setstacksize(attributes, ctypes.c_size_t(16384))
+n = 0
+while n < 1500 and libc.pthread_create(ctypes.byref(thread), attributes, libc.pause, None) == 0: n += 1
+print(json.dumps(n))
+"""
+    assert [_printed(sandbox, source) for _ in range(2)] == [1000, 1000]
+
+
+def test_a_child_killed_from_outside_is_not_the_programs_doing() -> None:
+    with Sandbox([]) as sandbox:  # with no filter, so that the program can do what only others can with one
+        with pytest.raises(SandboxError, match="killed from outside"):
+            sandbox.run({"mode": "stdin", "source": "import os; os.kill(os.getpid(), 9)"}, LIMITS)
+        with pytest.raises(SandboxError, match="handed over"):
+            sandbox.run({"mode": "stdin", "source": ""}, LIMITS)
+
+
+def test_a_child_that_cannot_be_set_up_is_not_the_programs_doing() -> None:
+    with Sandbox([]) as sandbox, pytest.raises(SandboxError, match="could not be set up: TypeError"):
+        sandbox.run({"mode": "stdin", "source": ""}, {**LIMITS, "memory": None})  # no limit that can be set
+
+
+def test_a_layer_that_does_not_hold_is_seen() -> None:
+    """Without landlock and namespaces files can be read; without seccomp too, everything gets out."""
+    assert measure().escapes == ()
+    some, none = measure(frozenset({NAMESPACES, LANDLOCK})), measure(frozenset({NAMESPACES, LANDLOCK, SECCOMP}))
+    assert (some.level, none.level) == ("L1", "L0")
+    assert some.escapes == ("read a file",)
+    assert {"read a file", "connect over TCP", "start a process", "signal the parent"} <= set(none.escapes)
+
+
+# In a process of its own: a filter cannot be taken off again, and root can become an ordinary user only for good.
+_ELSEWHERE = """
+import json, struct, sys
+from rewards.sandbox import kernel
+{before}
+from program_attacks import ESCAPE, ESCAPES, HONEST, STDIN
+from rewards.program import ProgramVerifier
+with ProgramVerifier(num_workers=1) as verifier:
+    attempts = [ESCAPE.replace("{{attempt}}", attempt) for attempt in ESCAPES.values()]
+    scores = verifier.verify_batch(attempts, [STDIN] * len(attempts))
+    honest = [verifier.verify_batch([program], [task])[0].value for task, program in HONEST.values()]
+    escaped = [name for name, score in zip(ESCAPES, scores) if score.value != 0]
+    print(json.dumps([verifier.isolation.describe(), escaped, honest]))
+"""
+_REFUSE_UNSHARE = """
+kernel._prctl("", 38, 1)  # PR_SET_NO_NEW_PRIVS
+load, equal, refuse, allow = (0x20, 0, 0, 0), (0x15, 0, 1, {number}), (0x06, 0, 0, 0x50001), (0x06, 0, 0, 0x7FFF0000)
+kernel.install_filter(b"".join(struct.pack("HBBI", *step) for step in (load, equal, refuse, allow)))
+"""
+
+
+def test_where_namespaces_are_refused_the_other_layers_hold() -> None:
+    number = {"x86_64": 272, "aarch64": 97}[os.uname().machine]
+    source = _ELSEWHERE.format(before=_REFUSE_UNSHARE.format(number=number))
+    level, escaped, honest = _run([sys.executable, "-c", source], f"{ROOT}{os.pathsep}{HERE}")
+    assert level == "L2 (landlock, seccomp); missing: namespaces ([Errno 1] unshare: Operation not permitted)"
+    assert (escaped, honest) == ([], [1.0] * 3)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become another user")
+def test_an_ordinary_user_has_the_same_protection() -> None:
+    nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
+    pythons = [python for python in (sys.executable, "/usr/bin/python3") if _starts([*nobody, python])]
+    if not pythons:
+        pytest.skip("no interpreter that an ordinary user may start")
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(ROOT / "rewards", f"{folder}/rewards", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(HERE / "program_attacks.py", folder)
+        os.chmod(folder, 0o755)
+        level, escaped, honest = _run([*nobody, pythons[0], "-c", _ELSEWHERE.format(before="")], folder)
+    assert level.startswith("L3" if NAMESPACES in measure().layers else "L2"), level
+    assert (escaped, honest) == ([], [1.0] * 3)
+
+
+def _starts(python: list[str]) -> bool:
+    check = [
+        *python,
+        "-c",
+        "import os, sys; sys.exit(sys.version_info < (3, 11) or not os.access(sys.executable, os.X_OK))",
+    ]
+    try:
+        return subprocess.run(check, capture_output=True, check=False, cwd="/").returncode == 0
+    except OSError:
+        return False
+
+
+def _run(command: list[str], path: str) -> Any:
+    environment = {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
