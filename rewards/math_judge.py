@@ -45,9 +45,8 @@ class MathJudge:
     def __init__(self, *, strict: bool, policy: MathPolicy) -> None:
         self._strict = strict
         self._policy = policy
-        self._compare = lru_cache(MAX_CACHED)(
-            self._compare_normalised
-        )  # of this judge: another policy, another verdict
+        # Of this judge only: another policy, another verdict.
+        self._compare = lru_cache(MAX_CACHED)(self._compare_normalised)
 
     def judge(self, completion: str, reference: str) -> Verdict:
         """The verdict on the final answer in `completion`."""

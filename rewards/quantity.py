@@ -56,7 +56,7 @@ _TEXT_UNIT = re.compile(rf"\s?(?:(?:/|\\cdot)\s?)?{_MARKED}(?:\s?(?:(?:/|\\cdot)
 _BARE = rf"[A-Za-z]+\.?{_EXPONENT}"
 _BARE_UNIT = re.compile(rf"(?<=[\d}})\s])(?:(?:/|\\cdot)\s?)?{_BARE}(?:(?:\s?(?:/|\\cdot)\s?|\s){_BARE}){{0,5}}$")
 _SMALL_WORDS = frozenset(["of", "a", "an", "in", "per", "the"])
-_NOUN = re.compile(r"(?=[a-z]*[aeiouy])[a-z]{3,}", re.IGNORECASE)  # apples, and not xyz
+_NOUN = re.compile(r"(?=[a-z]*[aeiou])[a-z]{3,}", re.IGNORECASE)  # apples, and not xyz
 _WORD = re.compile(r"([A-Za-z]+)\.?|(/)|\^\s*\{?\s*(-?\d)\s*\}?|(-|\s|\\cdot|\*|\\ )")
 
 

@@ -27,7 +27,7 @@ _REFUSED = re.compile(
     r"\d{100}|!|\\[dt]?binom"
     r"|\^\s*\{?[^{}]*(?:\d{3}|\^)|[)}\]]\s*\^\s*\{?\s*-?\d{2}"  # a large or a stacked exponent
     r"|(?:\^[^^]*){6}"
-    r"|\\(?:prod|sum|int|iint|oint|lim|gcd|lcm|max|min|det)(?![A-Za-z])"
+    r"|\\(?:prod|sum|int|iint|oint|lim)(?![A-Za-z])"
     r"|\\infty|\d\s+\d|\^\s*\{?\s*\\?(?:T|top|prime|text)(?![A-Za-z])"
     r"|[^\w\s\\{}()\[\]^+\-*/=<>|!,.&:]"
 )

@@ -14,6 +14,9 @@ CASES: dict[str, list[Case]] = {
         ("123", [], ["1,23", "1 23", "12 3"]),
         ("2, 3", ["3,2"], ["23", "2.3"]),
         ("81, 256", ["81,256", "256, 81"], ["81256"]),  # a list, as its spaces show
+        ("f(10)=1,234", ["1234", "1,234"], ["1", "234"]),
+        ("5000000", ["5 million", r"\$5\text{ million}", r"5\text{ million dollars}"], ["5", r"5\text{ thousand}"]),
+        ("8", [], [r"8\text{ thousand}", r"8\text{ hundred people}", "8 dozen million"]),
     ],
     "rationals are exact in every spelling": [
         (r"\frac{1}{3}", ["1/3", r"\dfrac13", r"0.\overline{3}", r"{1 \over 3}", r"\frac{-1}{-3}"], ["0.3333", "0.333333333"]),
@@ -23,12 +26,21 @@ CASES: dict[str, list[Case]] = {
         ("1000000", ["10^6", "1e6", r"1.0\times10^{6}"], ["10^5", "106", "999999", "1000001"]),
         ("0.1", ["1/10", ".1", "10^{-1}"], ["0.1000000001", "0.0999999999999999"]),
         (r"\frac{1}{1000!}", [], ["0", r"\frac{1}{1001!}"]),  # 1/1000! is 1e-2568: no float sees it
+        (r"\frac{7}{11}", [r"0.\overline{63}", r"0.\dot{6}\dot{3}", r"0.6\overline{36}", r"7\over11"], ["0.63", r"0.\overline{36}"]),
+        (r"\frac{11}{4}", [r"2\frac34", r"2{\frac34}"], [r"2(\frac34)", r"2\cdot\frac34", r"2\frac43"]),  # 2(3/4) is 3/2
+        ("1500", ["1.5 x 10^3", "1.5×10³", "1.5E+3"], ["1.5e", "15e3"]),
+        (r"\binom{10}{3}", ["120", r"\frac{10!}{3!7!}"], [r"\binom{10}{4}"]),
+        ("-4", ["{-}4", "- 4"], ["--4", "4-"]),
+        ("7", [r"\color{red}{7}", r"\underline{7}", r"{\large 7}", "= 7"], ["7+", "--7", "{" * 400 + "7" + "}" * 400]),
         ("2^{100}", ["1267650600228229401496703205376"], ["1267650600228229401496703205377"]),
     ],
     "a percent sign is worth 1/100": [
         (r"50\%", ["50", "0.5", "50%", "50 percent", r"\frac12", r"50\text{ percent}"], ["5", "500", "0.005", r"0.5\%"]),
         ("0.5", [r"50\%"], ["50", r"0.5\%"]),
         ("500", [], ["5", r"5\%"]),
+        (r"66\frac23\%", [r"\frac{200}{3}", r"\frac23", r"66.\overline{6}\%"], ["66.67", "67"]),
+        (r"40\%", [r"\text{40 percent}", r"40\mathrm{\%}", "40 pct"], [r"\$40", r"40\text{ cm}", r"0.4\%"]),
+        (r"\$18", [], [r"18\%"]),
     ],
     "a missing unit is fine, a contradicting one is not": [
         (r"5\text{ m}", ["5", "5 m", r"5\,\mathrm{m}", r"500\text{ cm}", "5 meters"], [r"5\text{ cm}", r"5\text{ s}", "500"]),
@@ -39,6 +51,11 @@ CASES: dict[str, list[Case]] = {
         (r"36\pi", [r"36\pi\text{ cm}^2"], ["36"]),
         (r"20^\circ", ["20", r"20\text{ degrees}", "20°"], [r"20\text{ radians}", r"2^\circ"]),
         ("10", [r"10\text{ apples}"], [r"10\text{ or }11", r"10\text{ is wrong, }11"]),
+        ("42", ["42 apples", "42 pounds of flour", "42 eggs per day", r"\text{42 apples}"], ["42 x", "42 xyz", "42 or so", "42 to 43"]),
+        (r"60\text{ mph}", [r"60\frac{\text{miles}}{\text{hour}}", r"1\text{ mile per minute}"], [r"60\text{ miles}"]),
+        (r"9.8\text{ m/s}^2", [r"9.8\ \frac{\text{m}}{\text{s}^2}", r"9.8\text{ m s}^{-2}"], [r"9.8\text{ m/s}"]),
+        ("$18$", [r"18\$", r"US\$18", "USD 18", "18€"], ["1$8"]),
+        ("8", [], [r"8\text{ I think}", r"8\text{ assuming so}", r"8\text{ at least}", r"\text{about }8", "~8"]),
     ],
     "a label unwraps, and every other side of a chain is true": [
         ("5", ["x = 5", "5 = x", "f(2)=5", r"\angle ABC = 5^\circ", r"\text{Area} = 5", "a+b=5", "2+3=5"], ["x=4", "2+4=5", "5=6", "x+2=5"]),
@@ -46,12 +63,22 @@ CASES: dict[str, list[Case]] = {
         ("y=2x+3", ["2x+3", "y=3+2x", "2x-y=-3", "2y=4x+6"], ["y=2x-3", "x=2y+3"]),
         ("x+y+z=0", ["2x+2y+2z=0"], ["0", "x+y+z=1"]),
         ("(1,2)", ["x=1,y=2", "y=2, x=1", "(x,y)=(1,2)"], ["x=2,y=1"]),
+        ("x=1, y=2", ["(x,y)=(1,2)", r"x=1\text{ and }y=2"], ["(x,y)=(2,1)", "x=1"]),
+        ("14", [r"14=7\cdot2", r"\therefore x=14", r"\bar{x}=14", r"\vec{a}\cdot\vec{b}=14", r"\frac{m}{n}=14", r"m\angle B=14^\circ", "x&=14",
+                r"\text{Area of } ABC=14", r"\text{The total is }14", r"\text{Total: }14"],
+         [r"14=7\cdot3", "2x=14", "|x|=14", r"\text{not }x=14", "(x,y)=14", r"\text{The answer is not }14", r"\text{I guess it is }14", "x=14=15"]),
+        ("f(x)=x^2-3x", ["y=x^2-3x", "x(x-3)"], ["g(x)=x^2-3x", "f(x)=x^2"]),
     ],
     "sets of numbers are equal as sets": [
         ("(-\\infty,3]", [r"x\le 3", r"3\ge x", "x≤3", r"x\in(-\infty,3]"], ["x<3", r"x\ge3", r"(-\infty,3)"]),
         ("[-3,2]", [r"-3\le x\le 2", r"[-3,2)\cup\{2\}", r"[-3,0]\cup[0,2]"], ["(-3,2)", r"-3<x\le 2", r"[-3,0)\cup(0,2]"]),
         (r"(-\infty,2)\cup(2,\infty)", [r"x\ne2", r"\mathbb{R}\setminus\{2\}", r"x<2\text{ or }x>2"], [r"\mathbb{R}", "x=2"]),
         ("x^2+y<4", ["4>x^2+y", "2x^2+2y<8"], ["x^2+y>4", r"x^2+y\le4"]),
+        ("1<x<2", [r"x>1\text{ and }x<2", "x>1, x<2", r"|x-1.5|<0.5"], [r"x>1\text{ or }x<2", "x>1", ", and"]),
+        (r"(-\infty,-1)\cup(1,\infty)", ["|x|>1", "x<-1, x>1", r"\mathbb{R}-[-1,1]", r"(-\infty,-1)U(1,\infty)"], ["|x|<1", r"|x|\ge1", r"x<-1\text{ and }x>1"]),
+        ("x>5", [], ["x>3, x>5", r"x>5\text{ or }x>6"]),  # a second guess that adds nothing
+        (r"\{1\}\cup[2,3]", [r"x=1\text{ or }2\le x\le3"], ["[1,3]"]),
+        (r"(-\infty,\infty)", [r"\text{All real numbers}", r"\mathbb{R}", r"-\infty<x<\infty"], [r"\mathbb{Q}", r"\text{no real numbers}"]),
     ],
     "sets are unordered, tuples ordered, and nothing may be missing": [
         (r"\{1,2,3\}", [r"\{3,2,1\}", "1, 2, 3", r"1, 2\text{ and }3"], [r"\{1,2\}", r"\{1,2,3,4\}", "(1,2,3)"]),
@@ -61,11 +88,20 @@ CASES: dict[str, list[Case]] = {
         (r"\pm 2", ["2,-2", r"x=2\text{ or }x=-2"], ["2", "-2"]),
         (r"1\pm\sqrt2", [r"1+\sqrt2, 1-\sqrt2"], [r"1+\sqrt2"]),
         (r"\emptyset", [r"\{\}", r"\text{no solution}", "∅"], ["0", r"\{0\}"]),
+        (r"\emptyset", [r"\text{There is no real solution}"], [r"\text{one solution}"]),
+        (r"\{1,2\}", [r"\{1,1,2\}", r"x\in\{1,2\}", "{1,2}", "$1$ and $2$"], ["1,1,2", "x_1=1"]),
+        ("(1,0),(-1,0)", [r"(\pm1,0)", r"(x,y)\in\{(1,0),(-1,0)\}"], [r"(0,\pm1)", "(1,0)"]),
+        (r"\begin{pmatrix}2&0\\0&2\end{pmatrix}", [r"2\begin{pmatrix}1&0\\0&1\end{pmatrix}", "[[2,0],[0,2]]", r"\begin{pmatrix}2&0\cr0&2\end{pmatrix}"],
+         [r"3\begin{pmatrix}1&0\\0&1\end{pmatrix}", r"\begin{pmatrix}2&0\\0&2\end{pmatrix}^2", r"-\begin{pmatrix}2&0\\0&2\end{pmatrix}", "[2,0,0,2]"]),
         (r"\begin{pmatrix}1\\2\end{pmatrix}", [r"\begin{bmatrix}1\\2\\\end{bmatrix}", r"\left[\begin{array}{c}1\\[2pt]2\end{array}\right]", "(1,2)"],
          [r"\begin{pmatrix}1&2\end{pmatrix}", r"\begin{pmatrix}2\\1\end{pmatrix}", r"\begin{matrix}1\\2\end{pmatrix}", "1"]),
     ],
     "words are compared as words": [
         ("B", ["(B)", r"\text{B}", r"\textbf{(B) }7", "B."], ["C", "A or B", "AB", "b"]),
+        ("B", [r"\text{Option B}", r"\text{B. }42", "B: 42"], [r"\text{(B) or (C)}", r"\text{(B) is wrong, (C) is right}", "(B) C", "B^2", r"\text{not B}"]),
+        (r"\text{A,B,E}", ["B, A, E", r"\text{A, B, and E}"], ["A,B", r"\text{A, B, C}"]),
+        (r"\text{ellipse}", [r"\text{An ellipse}"], [r"\text{eclipse}", r"\text{an ellipse or a circle}"]),
+        ("red", ["Red", r"\text{red}"], ["der"]),
         (r"\text{Evelyn}", ["evelyn", "Evelyn."], [r"\text{Evelyn and Bob}", r"\text{Bob}"]),
         ("BCA", ["BCA"], ["ABC"]),  # an ordering is no product
         (r"\text{no solution}", [r"\text{No solution}"], ["0"]),
@@ -77,6 +113,11 @@ CASES: dict[str, list[Case]] = {
         (r"\sin 2x", [r"2\sin x\cos x"], [r"2\sin x", r"\sin x^2"]),
         (r"\ln 8", [r"3\ln2"], [r"2\ln3"]),
         (r"|x|", [r"\sqrt{x^2}"], ["x"]),  # they differ for negative x
+        (r"\lceil x\rceil", [r"-\lfloor-x\rfloor"], [r"\lfloor x\rfloor+1"]),  # they differ at the integers
+        (r"1-\frac{1}{\mathrm{e}}", [r"1-e^{-1}", r"\frac{e-1}{e}"], [r"1+\frac1e", "0.632"]),
+        (r"\ln 8", [r"\operatorname{ln}8", "3 ln 2", "ln(8)"], [r"2\ln3"]),
+        (r"2^{2/3}", [r"\sqrt[3]{4}", "∛4"], [r"\sqrt4", "1.587"]),
+        (r"\gcd(a,b)", [r"\gcd(a,b)"], ["1", "ab"]),  # sympy says 1 for two symbols
         (r"\ln(xy)", [r"\ln x+\ln y"], [r"\ln x\ln y"]),  # the real domain is x, y > 0
         (r"\frac{a}{b}c", [r"\frac{ac}{b}"], [r"\frac ab"]),
         ("x_1", [], ["x_2", "x"]),
@@ -97,6 +138,9 @@ CASES: dict[str, list[Case]] = {
         ("3:30", ["3:30", "03:30", r"3:30\text{ PM}"], ["3:03", "7:00"]),
         (r"8:30\text{ am}", ["8:30", "8:30 a.m."], ["8:30 PM"]),
         ("4:15", [], ["8:30", r"\frac{4}{15}"]),
+        ("3:4", ["3 to 4", r"3\text{ to }4", "3{:}4"], ["4:3", "6:8", "3/4"]),
+        ("1010_2", [r"1010_{(2)}", r"1010_{\text{two}}", r"1010\text{ base }2"], ["10", r"1010\text{ base }3"]),
+        ("11:59", [r"\text{11:59 PM}"], ["11:95"]),
     ],
     "a hedge is wrong": [
         ("5", [], ["4, 5", r"5\pm1", "4<x<6", r"5\approx6", "5?", r"\text{5 or 6}", r"x\in\mathbb{R}", "n", "5...", "5;6", "max(5,4)", r"\frac{5}{0}", "0/0",
