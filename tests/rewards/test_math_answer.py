@@ -4,6 +4,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from fractions import Fraction
 from pathlib import Path
 
@@ -90,6 +91,17 @@ def test_each_option_turns_its_verdict(option: str, other: float, reference: str
         for value in (default, other)
     ]
     assert verdicts == [option in ("percent_sign_optional", "convert_units"), not verdicts[0]]
+
+
+def test_the_page_on_grading_names_every_option_with_its_default() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "grading.md").read_text(encoding="utf-8")
+    rows = [
+        tuple(cell.strip() for cell in line.split("|")[1:3]) for line in page.splitlines() if line.startswith("| `")
+    ]
+    assert rows[-len(fields(MathPolicy)) :] == [
+        (f"`{field.name}`", f"`{field.default}`") for field in fields(MathPolicy)
+    ]
+    assert [name for name, _ in rows[: len(Outcome)]] == [f"`{outcome.value}`" for outcome in Outcome]
 
 
 def test_options_out_of_range_are_refused_by_name() -> None:
