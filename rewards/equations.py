@@ -37,10 +37,10 @@ def compare_equations(answer: str, reference: str, comparison: Comparison) -> Ve
     if any(_COORDINATES.fullmatch(label) for label in labels) and elements(values[-1]) is None:
         return wrong("coordinates are no single value")
     if len(expected) == 1:
-        return _compare_chain(labels, values, reference, comparison)
+        return _compare_chain(values, reference, comparison)
     expected_labels, expected_values = _unwrap(expected, is_name)
     if expected_labels and expected_values and (len(sides) == 1 or _same_labels(labels, expected_labels)):
-        return _compare_chain([], values or sides, expected_values[-1], comparison)
+        return _compare_chain(values or sides, expected_values[-1], comparison)
     if len(sides) == 2 and len(expected) == 2:
         return _compare_curves(sides, expected, comparison)
     return wrong("other equation")
@@ -109,12 +109,10 @@ def _same_labels(first: list[str], second: list[str]) -> bool:
     return sorted(map(text_key, first)) == sorted(map(text_key, second))
 
 
-def _compare_chain(labels: list[str], values: list[str], reference: str, comparison: Comparison) -> Verdict | None:
-    if len(values) == 1 and not labels:
-        return comparison.compare(values[0], reference)
-    for value in values[: len(values) if len(values) > 1 else 0]:  # a true computation may lead to the answer
-        if not comparison.compare(value, reference, unevaluated=True).equal:
-            return wrong("a side of the chain is not the answer")
+def _compare_chain(values: list[str], reference: str, comparison: Comparison) -> Verdict | None:
+    """Every value must be the reference, and one of them worked out: 2 * 3 = 6 and 6 = 2 * 3."""
+    if len(values) > 1 and not all(comparison.compare(value, reference, unevaluated=True).equal for value in values):
+        return wrong("a side of the chain is not the answer")
     return max((comparison.compare(value, reference) for value in values), key=lambda verdict: verdict.equal)
 
 

@@ -23,7 +23,7 @@ _REALS = re.compile(r"\\mathbb ?(?:\{R\}|R)|(?:\\text\{ ?)?all real(?:s| numbers
 _REALS_WITHOUT = re.compile(r"\\mathbb ?(?:\{R\}|R) ?- ?(?=[(\[\\])")
 _OR, _AND = (re.compile(rf"\\text\{{ ?,? ?{word} ?\}}|(?<![A-Za-z\\{{]){word}(?![A-Za-z}}])") for word in ("or", "and"))
 _MODULUS = re.compile(r"\| ?([A-Za-z]) ?(?:([+-])([^|]+))?\|")
-_CLOSE = mpmath.mpf(10) ** -12
+_CLOSE = mpmath.mpf(10) ** -25  # ends are computed in 40 digits
 _INFINITY = mpmath.inf
 
 
@@ -151,9 +151,9 @@ def _half(relation: str, bound: Value) -> tuple[Interval, ...]:
     below = Interval(-_INFINITY, False, bound, relation == r"\le")
     above = Interval(bound, relation == r"\ge", _INFINITY, False)
     point = Interval(bound, True, bound, True)
-    return {"=": (point,), "<": (below,), r"\le": (below,), ">": (above,), r"\ge": (above,), r"\ne": (below, above)}[
-        relation
-    ]
+    if relation == "=":
+        return (point,)
+    return {"<": (below,), r"\le": (below,), ">": (above,), r"\ge": (above,), r"\ne": (below, above)}[relation]
 
 
 def _end(text: str) -> Value:
