@@ -3,7 +3,8 @@
     for s in 0 1 2; do accelerate launch recipes/grpo_math.py --seed $s --run-dir runs/seed$s; done
     python -m benchmarks.default_run runs/seed0 runs/seed1 runs/seed2
 
-Writes benchmarks/results/default_run.json and docs/default_run.png.
+Writes benchmarks/results/default_run.json and docs/default_run.png; with --name code_run, from runs of recipes/grpo_code.py, the
+same under that name.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from rl.metrics import read_metrics, series, start_and_end, time_by_phase
 from rl.plots import accuracy_figure
 
 
-def main(run_dirs: tyro.conf.Positional[list[Path]]) -> None:
+def main(run_dirs: tyro.conf.Positional[list[Path]], name: str = "default_run") -> None:
     runs = []
     for run_dir in run_dirs:
         rows = read_metrics(run_dir)
@@ -37,8 +38,8 @@ def main(run_dirs: tyro.conf.Positional[list[Path]]) -> None:
             }
         )
         print(f"{run_dir}: {accuracy[0]:.1%} -> {accuracy[1]:.1%}")
-    accuracy_figure(run_dirs, Path("docs/default_run.png"))
-    write_result("default_run", __doc__ or "", {**describe_machine(), "runs": runs})
+    accuracy_figure(run_dirs, Path(f"docs/{name}.png"))
+    write_result(name, __doc__ or "", {**describe_machine(), "runs": runs})
 
 
 if __name__ == "__main__":
