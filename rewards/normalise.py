@@ -20,9 +20,9 @@ _SYMBOLS = {
     "≥": r"\ge ", "⩽": r"\le ", "⩾": r"\ge ", "≠": r"\ne ", "∪": r"\cup ", "∩": r"\cap ", "∅": r"\emptyset ",
     "∈": r"\in ", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "°": r"^\circ ", "º": r"^\circ ", "±": r"\pm ",
     "∓": r"\mp ", "≈": r"\approx ", "⟨": r"\langle ", "⟩": r"\rangle ", "∖": r"\setminus ", "′": "'",
-    "％": "%", "∫": r"\int ", "∑": r"\sum ", "∏": r"\prod ", "⁄": "/", "∕": "/", "˚": r"^\circ ", "。": ".", "≧": r"\ge ",
-    "≦": r"\le ", "∗": "*", "∛": r"\sqrt[3] ", "∜": r"\sqrt[4] ", "∧": r"\text{and}", "∨": r"\text{or}", "∴": "", "⇒": r"\Rightarrow ", "∠": r"\angle ",
-    "△": r"\triangle ",
+    "％": "%", "∫": r"\int ", "∑": r"\sum ", "∏": r"\prod ", "⁄": "/", "∕": "/", "˚": r"^\circ ", "。": ".",
+    "≧": r"\ge ", "≦": r"\le ", "∗": "*", "∛": r"\sqrt[3] ", "∜": r"\sqrt[4] ", "∧": r"\text{and}", "∨": r"\text{or}",
+    "∴": "", "⇒": r"\Rightarrow ", "∠": r"\angle ", "△": r"\triangle ",
 }  # fmt: skip
 _GREEK = dict(zip("αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΦΨΩ", ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu", "xi", "pi", "rho", "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega", "Gamma", "Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma", "Phi", "Psi", "Omega"]))  # fmt: skip
 _TABLE = {**_DASHES, **{ord(k): v for k, v in _SYMBOLS.items()}, **{ord(k): f"\\{v} " for k, v in _GREEK.items()}}
@@ -73,9 +73,8 @@ _UNIT_FRACTION = re.compile(
     r"\\frac\s*\{\s*\\text\s*\{([^{}]*)\}\s*\}\s*\{\s*\\text\s*\{([^{}]*)\}((?:\^\d|\^\{\d\})?)\s*\}"
 )
 _GROUPED_SIGN = re.compile(r"(?<![A-Za-z])\{ ?(\\%|[:=<>+-]) ?\}")
-_MATHS_MODE = re.compile(
-    r"\$ ?((?:\\text\{ ?)?(?:,|,? ?(?:and|or))(?: ?\})?) ?\$"
-)  # $1$ and $2$, half of it in the box
+# Between $1$ and $2$, where the outer signs stand outside the box.
+_MATHS_MODE = re.compile(r"\$ ?((?:\\text\{ ?)?(?:,|,? ?(?:and|or))(?: ?\})?) ?\$")
 _TEXT_NUMBER = re.compile(r"\\text\{ ?([+-]?(?:\\?\$)?\d[\d.,/]*)( [^{}]*)\}")  # 5 cm, all of it as text
 _LETTERS = re.compile(r"\\text\{ ?([A-Z](?: ?, ?(?:and )?[A-Z]| and [A-Z])+) ?\}")  # choices: a list, not a phrase
 _THEREFORE = re.compile(r"(?:\\(?:therefore|Rightarrow) ?)+")
