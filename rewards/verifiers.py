@@ -10,6 +10,7 @@ from rewards.math_answer import MathVerifier
 from rewards.program import ProgramVerifier
 from rewards.proof import ProofVerifier
 from rewards.puzzle_answer import PuzzleVerifier
+from rewards.reasoning_gym_tasks import ReasoningGymVerifier
 from rewards.sandbox.isolation import Isolation
 from rewards.score import Verifier
 
@@ -46,11 +47,16 @@ def _puzzle(options: VerifierOptions) -> Verifier:
     return PuzzleVerifier(num_workers=options.num_workers, deadline=options.deadline)
 
 
+def _reasoning_gym(options: VerifierOptions) -> Verifier:
+    return ReasoningGymVerifier(num_workers=options.num_workers, deadline=options.deadline)
+
+
 VERIFIERS: Mapping[str, Callable[[VerifierOptions], Verifier]] = {
     "math": _math,
     "program": _program,
     "proof": _proof,
     "puzzle": _puzzle,
+    "reasoning-gym": _reasoning_gym,
 }
 
 

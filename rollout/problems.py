@@ -18,7 +18,7 @@ from rewards.score import Reference
 from rewards.verifiers import VERIFIERS
 from rollout.arithmetic import arithmetic_problems
 from rollout.program_tasks import asks_for_program, program_task
-from rollout.puzzles import PUZZLE_MAKERS, puzzle_problems
+from rollout.puzzles import PUZZLE_MAKERS, puzzle_problems, reasoning_gym_problems
 from rollout.records import Problem
 from rollout.small_programs import small_programs
 
@@ -27,6 +27,7 @@ BUILT_IN: dict[str, Callable[[], list[Problem]]] = {
     "small-programs": partial(small_programs, 10_000, seed=0),
     **{name: partial(puzzle_problems, make, 5_000, seed=0) for name, make in PUZZLE_MAKERS.items()},
 }
+REASONING_GYM = "reasoning-gym:"  # and the name of a task
 HUB_NAMES = {"gsm8k": ("openai/gsm8k", "main"), "math": ("DigitalLearningGmbH/MATH-lighteval", "default")}
 FILES = (".jsonl", ".json")  # and either with .gz
 PROMPT_COLUMNS = ("question", "problem", "prompt")
@@ -62,6 +63,8 @@ def load_problems(
     """The problems of a built-in task, a .jsonl or .json file, or a data set of the hub; of equal prompts the first."""
     if dataset in BUILT_IN:
         return BUILT_IN[dataset]()
+    if dataset.startswith(REASONING_GYM):
+        return reasoning_gym_problems(dataset.removeprefix(REASONING_GYM), 1_000, seed=0)
     rows = _file_rows(Path(dataset)) if dataset.removesuffix(".gz").endswith(FILES) else _hub_rows(dataset, split)
     if not rows:
         raise UserError(f"dataset is {dataset!r}: it has no rows; give one with at least two problems")
@@ -162,7 +165,7 @@ def _hub_rows(dataset: str, split: str) -> list[dict[str, Any]]:
         loaded = datasets.load_dataset(name, config, split=split)
     except Exception as error:  # noqa: BLE001  the library raises many kinds for a name that is not there
         raise UserError(
-            f"dataset is {dataset!r}: it is neither built in ({', '.join(BUILT_IN)}) nor an existing .jsonl or .json file, and loading {name!r} "
+            f"dataset is {dataset!r}: it is neither built in ({', '.join(BUILT_IN)}, {REASONING_GYM}<task>) nor an existing .jsonl or .json file, and loading {name!r} "
             f"from the hub failed ({type(error).__name__}: {str(error).splitlines()[0]}). Without a network give a file"
         ) from None
     return [dict(row) for row in loaded]

@@ -1,4 +1,4 @@
-"""Built-in puzzles: each problem is made together with a solution, and judged by rewards.puzzle_answer."""
+"""Built-in puzzles: each is made together with a solution, and judged by rewards.puzzle_answer. And those of reasoning-gym."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from rewards.puzzles.base_conversion import written
 from rewards.puzzles.sudoku4 import GRIDS
+from rewards.reasoning_gym_tasks import make_entries, require_task
 from rollout.records import Problem
 
 MAX_DRAWS = 1_000  # for one new problem, before the ranges are taken to hold no more
@@ -28,6 +29,22 @@ def puzzle_problems(make: Callable[[random.Random], Problem], count: int, *, see
         if new is None:
             raise ValueError(f"count={count}: the ranges hold about {len(problems)} different problems; widen them")
         problems[new.id] = new
+    return list(problems.values())
+
+
+def reasoning_gym_problems(task: str, count: int, *, seed: int) -> list[Problem]:
+    """Those of `count` problems of a task of reasoning-gym that differ. Raises UserError where there are none."""
+    require_task(task)
+    problems: dict[str, Problem] = {}
+    for number, entry in enumerate(make_entries(task, count, seed=seed)):
+        asked = f"{entry['question']}\n\nPut the final answer between <answer> and </answer>."
+        problem = Problem(
+            id=f"{task}/{number}",
+            prompt=({"role": "user", "content": asked},),
+            reference={"task": task, "entry": entry},
+            verifier="reasoning-gym",
+        )
+        problems.setdefault(asked, problem)
     return list(problems.values())
 
 

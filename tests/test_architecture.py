@@ -15,6 +15,7 @@ DOORS = {
     "accelerate": "rl/runtime.py",
     "vllm": "rollout/vllm_sampler.py",
     "math_verify": "rewards/symbolic.py",
+    "reasoning_gym": "rewards/reasoning_gym_tasks.py",
     "trl": "(tests and benchmarks only)",
 }
 STANDARD_LIBRARY = set(sys.stdlib_module_names)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 from fractions import Fraction
 from functools import partial
+from pathlib import Path
 
 import pytest
 
 from rewards.puzzle_answer import PUZZLES, check_reference, judge, read_puzzle
 from rewards.puzzles.sudoku4 import GRIDS
 from rewards.score import Outcome
-from rollout.problems import load_problems
+from rollout.problems import BUILT_IN, load_problems
 from rollout.puzzles import PUZZLE_MAKERS, base_conversion, countdown, linear_equations, puzzle_problems, sudoku4
 from rollout.records import Problem
 
@@ -28,6 +30,14 @@ def sample(name: str) -> list[Problem]:
 
 def test_every_puzzle_that_can_be_judged_is_made() -> None:
     assert PUZZLE_MAKERS.keys() == PUZZLES.keys()
+
+
+def test_the_docs_name_every_built_in_task_and_how_many_problems_it_has() -> None:
+    docs = (Path(__file__).resolve().parents[2] / "docs" / "tasks.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `([a-z0-9-]+)` \| ([\d,]+) \|", docs, re.MULTILINE))
+    assert rows == {name: f"{len(load_problems(name)):,}" for name in BUILT_IN}
+    examples = re.findall(r'^\{"puzzle".*\}$', docs, re.MULTILINE)
+    assert [check_reference(json.loads(example)).outcome for example in examples] == [Outcome.CORRECT] * len(PUZZLES)
 
 
 @pytest.mark.parametrize("name", PUZZLE_MAKERS)
