@@ -14,15 +14,18 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import children, descendants, no_process_left
 from program_attacks import ASSERTS, ESCAPE, ESCAPES, FUNCTION, FUNCTIONS, HONEST, SCRIPTS, STDIN, TESTED
 from program_honest import OTHERS
 
 from rewards.program import ProgramVerifier, UnsafeMachine
+from rewards.program_judge import ProgramJudge
+from rewards.sandbox.child import Limits
 from rewards.sandbox.isolation import measure
 from rewards.score import Outcome, Score
 
@@ -56,61 +59,8 @@ def _attacked(names: list[str], **options: Any) -> dict[str, Score]:
         items[name] = ATTACKS[name]
         task, program = HONEST[ATTACKS[name][0]["type"]]
         items[f"after {name}"] = task, f"{program}  # after {name}"
-    with _no_process_left(), _verifier(cpu_seconds=1, wall_seconds=1.5, **options) as verifier:
+    with no_process_left(), _verifier(cpu_seconds=1, wall_seconds=1.5, **options) as verifier:
         return _verify(verifier, items)
-
-
-@contextmanager
-def _no_process_left() -> Iterator[Callable[[], list[int]]]:
-    """Watches what is started, and in the end that it has ended. -> a function that gives what runs now."""
-    seen: set[tuple[int, str]] = set()
-    over = threading.Event()
-
-    def running() -> list[int]:
-        found = _descendants(os.getpid())
-        seen.update((pid, _state(pid)[1]) for pid in found)
-        return found
-
-    def watch() -> None:
-        while not over.wait(0.05):
-            running()
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    before = set(running())
-    try:
-        yield running
-    finally:
-        over.set()
-        watcher.join()
-    limit = time.monotonic() + 5.0
-    while left := [pid for pid, start in seen if pid not in before and _state(pid) in (("R", start), ("S", start))]:
-        assert time.monotonic() < limit, left
-        time.sleep(0.02)
-
-
-def _children() -> dict[int, list[int]]:
-    found: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            found.setdefault(int(stat.read_text().rpartition(")")[2].split()[1]), []).append(int(stat.parent.name))
-    return found
-
-
-def _descendants(pid: int) -> list[int]:
-    children, found = _children(), [pid]
-    for parent in found:
-        found += children.get(parent, [])
-    return found[1:]
-
-
-def _state(pid: int) -> tuple[str, str]:
-    """Its state, and when it was started, which no other process of this number shares."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return fields[0], fields[19]
-    except OSError:
-        return "X", ""
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +104,7 @@ def test_an_honest_program_is_right(honest: dict[str, Score], name: str) -> None
 @pytest.mark.parametrize("without", [[], ["namespaces"]], ids=["all layers", "no namespaces"])
 def test_the_development_cases(shared_file: Callable[[str], Path], without: list[str]) -> None:
     cases = [json.loads(line) for line in shared_file("cases/code_attacks_dev.jsonl").read_text().splitlines()]
-    with _no_process_left(), _verifier(without=without, cpu_seconds=1, wall_seconds=2.0) as verifier:
+    with no_process_left(), _verifier(without=without, cpu_seconds=1, wall_seconds=2.0) as verifier:
         scores = verifier.verify_batch([case["program"] for case in cases], [case["task"] for case in cases])
     wrong = [(c["name"], s) for c, s in zip(cases, scores, strict=True) if (s.value or 0.0) != c["expect"]["reward"]]
     assert not wrong
@@ -289,15 +239,15 @@ def test_killing_costs_hardly_any_program_its_grade(depth: int) -> None:
     """An item is tried twice, and a kill spoils one try: so many are not graded at most. None is ever called wrong."""
     items = {str(i): (MANY[i % 3][0], f"{MANY[i % 3][1]}  # {i}") for i in range(200)}
     chance, over, num_kills = random.Random(depth), threading.Event(), 6
-    with _no_process_left(), _verifier() as verifier:
+    with no_process_left(), _verifier() as verifier:
 
         def kill() -> None:
             for _ in range(num_kills):
                 if over.wait(chance.uniform(0.1, 0.3)):
                     return
-                children, level = _children(), [os.getpid()]
+                tree, level = children(), [os.getpid()]
                 for _ in range(depth):
-                    level = [child for parent in level for child in children.get(parent, [])]
+                    level = [child for parent in level for child in tree.get(parent, [])]
                 if level:
                     with suppress(ProcessLookupError):
                         os.kill(chance.choice(level), signal.SIGKILL)
@@ -320,15 +270,23 @@ def test_what_a_machine_refuses_is_not_graded_and_forgotten_afterwards(kind: int
     item = {"": HONEST["asserts"]}
     with _verifier(num_workers=1) as verifier:
         assert _verify(verifier, item)[""].value == 1.0
-        pids = _descendants(os.getpid())
+        pids = descendants()
         hard = resource.getrlimit(kind)[1]
         for pid in pids:
             resource.prlimit(pid, kind, (least, hard))
         score = _verify(verifier, item)[""]
         assert (score.value, score.outcome) == (None, Outcome.CRASHED), score
-        for pid in _descendants(os.getpid()):
+        for pid in descendants():
             resource.prlimit(pid, kind, (hard, hard))
         assert _verify(verifier, item)[""].value == 1.0
+
+
+def test_a_sandbox_that_does_not_start_is_asked_for_again_and_not_graded() -> None:
+    limits: Limits = {"cpu_seconds": 1, "wall_seconds": 1.0, "memory": 1 << 30, "output": 1 << 20}
+    judge = ProgramJudge(completions=False, limits=limits, layers=[], packages=["no_such_package"], readable=[])
+    outcome, detail = judge.judge(HONEST["function"][1], FUNCTION)
+    assert outcome is Outcome.CRASHED
+    assert detail == "the sandbox failed twice: No module named 'no_such_package'"
 
 
 @pytest.fixture

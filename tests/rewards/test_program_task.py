@@ -101,7 +101,7 @@ def test_a_tolerance_is_relative_above_one_and_absolute_below(result: Any, expec
         ("3", "3\n", 0.0, True), ("3 \n\n", "3", 0.0, True), ("3\r\n4\r\n", "3\n4", 0.0, True), (" 3", "3", 0.0, False),
         ("3\n4", "3", 0.0, False), ("3", "3\n4", 0.0, False), ("3\n\n4", "3\n4", 0.0, False), ("3\0", "3", 0.0, False), ("", "3", 0.0, False),
         ("3.0", "3", 0.0, False), ("3.001", "3", 0.01, True), ("x 3.001", "x 3", 0.01, True), ("y 3", "x 3", 0.01, False),
-        ("3 4", "3", 0.01, False), ("3  4", "3 4", 0.01, True), ("3\n4", "3 4", 0.01, False), ("nan", "3", 0.01, False), ("inf", "3", 0.01, False),
+        ("3 4", "3", 0.01, False), ("3  4", "3 4", 0.01, True), ("3\n4", "3 4", 0.01, False), ("3\n4", "3", 0.01, False), ("nan", "3", 0.01, False), ("inf", "3", 0.01, False),
     ],
 )  # fmt: skip
 def test_output_is_compared_line_by_line(output: str, expected: str, tolerance: float, same: bool) -> None:

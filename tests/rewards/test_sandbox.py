@@ -8,11 +8,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import no_process_left
 
 from rewards.sandbox import filter as allowlist
 from rewards.sandbox.child import Limits
@@ -59,6 +61,7 @@ def test_every_call_that_is_not_named_is_refused(sandbox: Sandbox) -> None:
         336,
     }  # uretprobe and uprobe on x86_64: the kernel exempts them from every filter, and minds who calls
     others = [number for number in range(1000) if number not in named]
+    others += [0x40000000 + number for number in (0, 39, 57)] if column == 0 else []  # the x32 ABI's
     source = f"{_CALL}print(json.dumps([call(number, -1, -1, -1, -1, -1, -1) for number in json.load(sys.stdin)]))"
     assert set(_printed(sandbox, source, json.dumps(others))) == {1}  # EPERM, whatever the arguments
 
@@ -116,6 +119,68 @@ print(json.dumps(n))
     assert [_printed(sandbox, source) for _ in range(2)] == [1000, 1000]
 
 
+_LEAVES = """
+import json, os, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        time.sleep(100)
+    time.sleep(0.3)
+    os._exit(0)
+os.wait()
+print(json.dumps(0))
+"""
+
+
+@pytest.mark.parametrize("layers", [[], [NAMESPACES]], ids=["no layer", "namespaces"])
+def test_what_a_program_leaves_behind_is_ended(layers: list[str]) -> None:
+    """Without the filter, which does not let it leave anything."""
+    if not set(layers) <= set(measure().layers):
+        pytest.skip(measure().describe())
+    with no_process_left() as running, Sandbox(layers) as sandbox:
+        before = running()
+        assert _printed(sandbox, _LEAVES) == 0
+        assert running() == before
+
+
+@pytest.mark.parametrize("layers", [[], [SECCOMP], [NAMESPACES]], ids=["no layer", "seccomp", "namespaces"])
+def test_a_child_ends_with_its_zygote(layers: list[str]) -> None:
+    if not set(layers) <= set(measure().layers):
+        pytest.skip(measure().describe())
+    with no_process_left() as running:
+        sandbox = Sandbox(layers)
+        before = running()
+        sandbox.start({"mode": "stdin", "source": "import time; time.sleep(100)"}, LIMITS)
+        while running() <= before:
+            time.sleep(0.01)
+        sandbox._process.kill()
+        with pytest.raises(SandboxError, match="died"):
+            sandbox.finish()
+
+
+def test_a_child_can_be_told_to_end(sandbox: Sandbox) -> None:
+    start = time.monotonic()
+    sandbox.start({"mode": "stdin", "source": "import time; time.sleep(100)"}, LIMITS)
+    assert sandbox.finish(at_once=True).ended_by == "judge"
+    assert time.monotonic() - start < LIMITS["wall_seconds"] / 2
+
+
+def test_a_child_that_has_ended_can_be_told_to_end(sandbox: Sandbox) -> None:
+    sandbox.start({"mode": "stdin", "source": ""}, LIMITS)
+    time.sleep(0.3)
+    assert sandbox.finish(at_once=True).ended_by == "exit"
+    assert _printed(sandbox, "print(1)") == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_where_nothing_else_guards_the_files_root_is_given_up(sandbox: Sandbox) -> None:
+    assert _printed(sandbox, "import os; print([*os.getresuid(), *os.getresgid(), *os.getgroups()])") == [65534] * 6
+
+
+def test_memory_that_runs_out_costs_the_program_first(sandbox: Sandbox) -> None:
+    assert _printed(sandbox, "print(open('/proc/self/oom_score_adj').read())") == 1000
+
+
 def test_a_child_killed_from_outside_is_not_the_programs_doing() -> None:
     with Sandbox([]) as sandbox:  # with no filter, so that the program can do what only others can with one
         with pytest.raises(SandboxError, match="killed from outside"):
@@ -129,9 +194,16 @@ def test_a_child_that_cannot_be_set_up_is_not_the_programs_doing() -> None:
         sandbox.run({"mode": "stdin", "source": ""}, {**LIMITS, "memory": None})  # no limit that can be set
 
 
+@pytest.mark.parametrize("without", [[], [NAMESPACES], [LANDLOCK]], ids=["all layers", "no namespaces", "no landlock"])
+def test_nothing_gets_out(without: list[str]) -> None:
+    isolation = measure(frozenset(without))
+    if not {NAMESPACES, LANDLOCK} & set(isolation.layers):
+        pytest.skip(isolation.describe())
+    assert isolation.escapes == ()
+
+
 def test_a_layer_that_does_not_hold_is_seen() -> None:
     """Without landlock and namespaces files can be read; without seccomp too, everything gets out."""
-    assert measure().escapes == ()
     some, none = measure(frozenset({NAMESPACES, LANDLOCK})), measure(frozenset({NAMESPACES, LANDLOCK, SECCOMP}))
     assert (some.level, none.level) == ("L1", "L0")
     assert some.escapes == ("read a file",)
@@ -140,7 +212,7 @@ def test_a_layer_that_does_not_hold_is_seen() -> None:
 
 # In a process of its own: a filter cannot be taken off again, and root can become an ordinary user only for good.
 _ELSEWHERE = """
-import json, struct, sys
+import json, os, struct, sys
 from rewards.sandbox import kernel
 {before}
 from program_attacks import ESCAPE, ESCAPES, HONEST, STDIN
@@ -150,7 +222,8 @@ with ProgramVerifier(num_workers=1) as verifier:
     scores = verifier.verify_batch(attempts, [STDIN] * len(attempts))
     honest = [verifier.verify_batch([program], [task])[0].value for task, program in HONEST.values()]
     escaped = [name for name, score in zip(ESCAPES, scores) if score.value != 0]
-    print(json.dumps([verifier.isolation.describe(), escaped, honest]))
+    owners = [os.stat(f"/proc/{{w.process.pid}}/mem").st_uid for w in verifier._pool._workers if w.ready]
+    print(json.dumps([verifier.isolation.describe(), escaped, honest, owners]))
 """
 _REFUSE_UNSHARE = """
 kernel._prctl("", 38, 1)  # PR_SET_NO_NEW_PRIVS
@@ -162,12 +235,12 @@ kernel.install_filter(b"".join(struct.pack("HBBI", *step) for step in (load, equ
 def test_where_namespaces_are_refused_the_other_layers_hold() -> None:
     number = {"x86_64": 272, "aarch64": 97}[os.uname().machine]
     source = _ELSEWHERE.format(before=_REFUSE_UNSHARE.format(number=number))
-    level, escaped, honest = _run([sys.executable, "-c", source], f"{ROOT}{os.pathsep}{HERE}")
+    level, escaped, honest, _ = _run([sys.executable, "-c", source], f"{ROOT}{os.pathsep}{HERE}")
     assert level == "L2 (landlock, seccomp); missing: namespaces ([Errno 1] unshare: Operation not permitted)"
     assert (escaped, honest) == ([], [1.0] * 3)
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_an_ordinary_user_has_the_same_protection() -> None:
     nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
     pythons = [python for python in (sys.executable, "/usr/bin/python3") if _starts([*nobody, python])]
@@ -177,9 +250,10 @@ def test_an_ordinary_user_has_the_same_protection() -> None:
         shutil.copytree(ROOT / "rewards", f"{folder}/rewards", ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(HERE / "program_attacks.py", folder)
         os.chmod(folder, 0o755)
-        level, escaped, honest = _run([*nobody, pythons[0], "-c", _ELSEWHERE.format(before="")], folder)
+        level, escaped, honest, owners = _run([*nobody, pythons[0], "-c", _ELSEWHERE.format(before="")], folder)
     assert level.startswith("L3" if NAMESPACES in measure().layers else "L2"), level
     assert (escaped, honest) == ([], [1.0] * 3)
+    assert set(owners) == {0}  # proc(5): the memory of a process that hides it belongs to root
 
 
 def _starts(python: list[str]) -> bool:

@@ -56,6 +56,23 @@ def test_junk_is_a_value_or_not_plain(data: Any) -> None:
         decode(data)
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        {}, {"type": "set"}, {"type": [], "value": []}, {"type": "list", "value": []}, {"type": "kept", "value": 0},
+        {"type": "set", "value": [[]]}, {"type": "set", "value": 1}, {"type": "tuple", "value": None}, {"type": "dict", "value": [1]},
+        {"type": "dict", "value": [[1, 2, 3]]}, {"type": "dict", "value": [[[], 1]]}, {"type": "int", "value": "xyz"}, {"type": "int", "value": 1},
+        {"type": "float", "value": 10**400}, {"type": "float", "value": "x"}, {"type": "float", "value": []},
+        {"type": "complex", "value": []}, {"type": "complex", "value": "ab"}, {"type": "bytes", "value": "abc"}, {"type": "bytes", "value": 3},
+        json.loads("[" * 200 + "]" * 200), json.loads('{"type": "tuple", "value": [' * 200 + "]}" * 200),
+    ],
+    ids=lambda data: str(data)[:40],
+)  # fmt: skip
+def test_what_was_forged_is_not_plain(data: Any) -> None:
+    with pytest.raises(NotPlain):
+        decode(data)
+
+
 def test_numbers_that_json_cannot_hold() -> None:
     big = 7**5000
     assert decode(json.loads(json.dumps(encode([big, -big, math.inf, -math.inf])))) == [big, -big, math.inf, -math.inf]
