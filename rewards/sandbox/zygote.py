@@ -94,13 +94,13 @@ class Zygote:
 
     def _run(self, limits: child.Limits, descriptors: list[int]) -> dict[str, Any]:
         """Start a child, wait until it ends or must be ended, leave nothing of it behind."""
-        failure = ""
+        myself, failure = os.getpid(), ""
         try:
             pid = os.fork()
         except OSError as error:
             pid, failure = -1, f"fork: {error.strerror}"
         if pid == 0:
-            self._become_child(limits, descriptors)
+            self._become_child(limits, descriptors, myself)
         for descriptor in descriptors:
             os.close(descriptor)
         if pid < 0:
@@ -113,7 +113,7 @@ class Zygote:
         cpu = usage.ru_utime + usage.ru_stime
         return {"status": os.waitstatus_to_exitcode(status), "cpu": cpu, "ended_by": ended_by}
 
-    def _become_child(self, limits: child.Limits, descriptors: list[int]) -> None:
+    def _become_child(self, limits: child.Limits, descriptors: list[int], parent: int) -> None:
         """Its own session, its own descriptors, its own end. Never returns."""
         try:
             os.setsid()
@@ -122,6 +122,8 @@ class Zygote:
                 os.dup2(descriptor, wanted)
             os.closerange(len(descriptors), 64)
             kernel.die_with_parent(signal.SIGKILL)
+            if os.getppid() != parent:  # it died before we asked
+                return
             child.run(limits, filtered=self._filtered)
         except BaseException as error:  # noqa: BLE001  told to the judge
             os.write(child.STDERR, f"{type(error).__name__}: {error}".encode())
