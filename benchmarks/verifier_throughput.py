@@ -65,7 +65,7 @@ def references() -> list[str]:
 def pairs(found: list[str]) -> list[Pair]:
     """Each reference answered rightly, and by the one before it."""
     answers = [(answer, gold) for last, gold in zip([found[-1], *found], found) for answer in (gold, last)]
-    return [(f"so \\boxed{{{answer}}}", gold) for answer, gold in answers]
+    return list(dict.fromkeys((f"so \\boxed{{{answer}}}", gold) for answer, gold in answers))
 
 
 def source(number: int) -> str:
