@@ -8,7 +8,6 @@ verifier: right means a score of 1.
 
 from __future__ import annotations
 
-import dis
 import hashlib
 import json
 import os
@@ -35,14 +34,12 @@ JUNK = (
 )  # fmt: skip
 
 
-def code_run(task: str) -> str | None:
+def code_run(data_set: type) -> str | None:
     """What runs text as code among the functions that the scorer may reach."""
-    for function in reachable(DATASETS[task][0]):
-        for step in instructions(function.__code__):
-            is_method = step.argval == "compile" and step.opname != "LOAD_GLOBAL"  # of a regular expression
-            is_own = is_theirs(getattr(function.__globals__.get(step.argval), "__module__", ""))  # by the same name
-            if step.argval in FORBIDDEN and not is_method and not is_own:
-                return f"{function.__qualname__} uses {step.argval}"
+    for function in reachable(data_set):
+        for name in sorted(names_in(function.__code__) & FORBIDDEN):
+            if not is_theirs(getattr(function.__globals__.get(name), "__module__", "")):  # a function of that name
+                return f"{function.__qualname__} uses {name}"
     return None
 
 
@@ -63,7 +60,7 @@ def reachable(data_set: type) -> Iterator[FunctionType]:
             known = found.__globals__
             owners = [data_set, *(v for v in known.values() if isinstance(v, ModuleType) and is_theirs(v.__name__))]
             owners += [v for v in known.values() if isinstance(v, type) and is_theirs(v.__module__)]
-            for name in {step.argval for step in instructions(found.__code__) if isinstance(step.argval, str)}:
+            for name in sorted(names_in(found.__code__)):
                 todo += [known.get(name), *(getattr(owner, name, None) for owner in owners)]
 
 
@@ -71,12 +68,9 @@ def is_theirs(module: str) -> bool:
     return module.partition(".")[0] == "reasoning_gym"
 
 
-def instructions(code: CodeType) -> Iterator[dis.Instruction]:
-    """Those of the functions inside too."""
-    yield from dis.get_instructions(code)
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from instructions(constant)
+def names_in(code: CodeType) -> set[str]:
+    """All names that a function uses, and those inside it."""
+    return set(code.co_names).union(*(names_in(part) for part in code.co_consts if isinstance(part, CodeType)))
 
 
 def made(task: str, count: int) -> list[dict[str, Any]] | str:
@@ -102,7 +96,7 @@ def digests_elsewhere(tasks: Sequence[str], count: int) -> dict[str, str]:
 
 def refusals(tasks: Sequence[str], count: int) -> Iterator[tuple[str, str | None]]:
     """Each task with the reason why it is refused, None if it passes."""
-    code = {task: code_run(task) for task in tasks}
+    code = {task: code_run(DATASETS[task][0]) for task in tasks}
     elsewhere = digests_elsewhere([task for task in tasks if not code[task]], count)
     with ReasoningGymVerifier(tasks=tasks, num_workers=1, deadline=20.0) as verifier:
         for task in tasks:

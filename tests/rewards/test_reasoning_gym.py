@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -52,12 +53,60 @@ def test_the_docs_count_as_the_lists_do() -> None:
 @needs_library
 def test_the_gate_still_says_what_is_written_down() -> None:
     """Of some that pass, all that run code (eight are known from elsewhere), and some with other faults."""
-    from reasoning_gym_gate import refusals
+    from reasoning_gym_gate import DATASETS, code_run, refusals
 
+    assert [task for task in sorted(DATASETS) if code_run(DATASETS[task][0])] == RUN_CODE
     faulty = ["boxnet", "complex_arithmetic", "gsm_symbolic", "isomorphic_strings"]
     found = dict(refusals([*SAMPLE, *RUN_CODE, *faulty], 8))
     assert found == {**dict.fromkeys(SAMPLE), **{task: REFUSED[task] for task in (*RUN_CODE, *faulty)}}
     assert {"countdown", "n_queens", "puzzle24", "simple_integration", "spiral_matrix"} <= {*RUN_CODE}
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("return helper(answer)", "helper uses eval"),
+        ("return [eval(part) for part in answer]", "Task.score_answer uses eval"),
+        ("return self.method(answer)", "Task.method uses exec"),
+        ("return Line(answer)", "Line.__init__ uses parse_expr"),
+        ("return self.board.move(answer)", "Board.move uses eval"),
+        ("return self.shared(answer)", "Task.shared uses compile"),
+        ("return sympify(answer)", None),  # the library's own, not sympy's
+    ],
+)
+def test_the_gate_finds_code_that_a_scorer_reaches(body: str, reason: str | None) -> None:
+    from reasoning_gym_gate import code_run
+
+    source = f"""
+def helper(text): return eval(text)
+def sympify(text): return len(text)
+class Line:
+    def __init__(self, text): self.value = sympy.parse_expr(text)
+class Board:
+    def move(self, text): return eval(text)
+class Task:
+    def score_answer(self, answer, entry): {body}
+    def method(self, text): exec(text)
+    @classmethod
+    def shared(cls, text): return compile(text, "", "eval")
+    def unused(self, text): return eval(text)
+"""
+    names: dict[str, Any] = {"__name__": "reasoning_gym.fake"}
+    exec(source, names)
+    assert code_run(names["Task"]) == reason
+
+
+@needs_library
+def test_the_gate_does_not_let_a_generator_be_seeded_from_outside() -> None:
+    """list_functions draws from Python's global generator: 19 of 300 entries with seed 0."""
+    from reasoning_gym_gate import digest, made
+
+    found = set()
+    for _ in range(2):
+        random.seed(0)
+        found.add(digest(made("list_functions", 300)))
+    assert len(found) == 2
 
 
 class Scorer:
