@@ -3,7 +3,7 @@
     python -m benchmarks.update_throughput --model runs/seed0/checkpoints/step-000072
 
 The forward and backward of one step of the default run (groups sampled by the model itself), by rl.forward.packed_forward and by
-padded_forward, with the micro-batches of the same token budget. Medians over rounds.
+plain_forward, with the micro-batches of the same token budget. Medians over rounds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import tyro
 
 from benchmarks.machine import describe_machine, spread, write_result
 from rl.batch import Batch, TrainGroup, TrainSequence
-from rl.forward import Forward, packed_forward, padded_forward
+from rl.forward import Forward, packed_forward, plain_forward
 from rl.policy import load_pretrained
 from rl.reductions import StepCounts
 from rl.runtime import cpu_cores
@@ -73,7 +73,7 @@ def main(options: Options) -> None:
             (micro.weights * micro.advantages * scores.logprobs).sum().backward()
         return time.perf_counter() - started
 
-    pairs = [(seconds(packed_forward), seconds(padded_forward)) for _ in range(options.rounds + 1)][1:]
+    pairs = [(seconds(packed_forward), seconds(plain_forward)) for _ in range(options.rounds + 1)][1:]
     ratios = [padded / packed for packed, padded in pairs]
     result = {
         **describe_machine(),

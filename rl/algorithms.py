@@ -15,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rl.advantages import group_normalized, leave_one_out, process_supervised
-from rl.batch import Batch, MicroBatch, pack
-from rl.forward import TokenScores
+from rl.batch import Batch, ScoredTokens, pack
+from rl.head import TokenScores
 from rl.losses import (
     KLKind,
     clipped_surrogate,
@@ -68,15 +68,15 @@ def imitation(groups: Sequence[RolloutGroup], rewards: Tensor, graded: Tensor) -
     ]
 
 
-def token_ratio(policy_logprobs: Tensor, behaviour_logprobs: Tensor, micro: MicroBatch) -> Tensor:
+def token_ratio(policy_logprobs: Tensor, behaviour_logprobs: Tensor, tokens: ScoredTokens) -> Tensor:
     """Every token has its own ratio."""
     return policy_logprobs
 
 
-def sequence_ratio(policy_logprobs: Tensor, behaviour_logprobs: Tensor, micro: MicroBatch) -> Tensor:
+def sequence_ratio(policy_logprobs: Tensor, behaviour_logprobs: Tensor, tokens: ScoredTokens) -> Tensor:
     """Every token has its sequence's ratio, exp(mean over tokens of (l - b)): GSPO, arXiv 2507.18071, equation 7."""
     log_ratio = policy_logprobs - behaviour_logprobs
-    return behaviour_logprobs + mean_over_sequence(log_ratio, micro.sequence_of, micro.num_sequences)
+    return behaviour_logprobs + mean_over_sequence(log_ratio, tokens.sequence_of, tokens.num_sequences)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,7 @@ class Algorithm:
     surrogate: Surrogate = clipped_surrogate
     clip_low: float = 0.2
     clip_high: float = 0.2
-    ratio_level: Callable[[Tensor, Tensor, MicroBatch], Tensor] = token_ratio
+    ratio_level: Callable[[Tensor, Tensor, ScoredTokens], Tensor] = token_ratio
     reduction: Reduction = mean_of_token_means
     kl_weight: float = 0.0
     kl_kind: KLKind = "k3"
@@ -117,6 +117,11 @@ class Algorithm:
             buffer = max(1, round(self.overlong_fraction * max_tokens))
             value += overlong_penalty(len(rollout.completion.token_ids), max_tokens, buffer)
         return value
+
+    @property
+    def token_level(self) -> bool:
+        """Whether the loss of a token depends on no other token's log-prob."""
+        return self.ratio_level is token_ratio
 
     def advantages(self, groups: Sequence[RolloutGroup], max_tokens: int) -> Advantages:
         if not groups:  # dynamic sampling found none with signal
@@ -139,20 +144,22 @@ class Algorithm:
         scores: TokenScores,
         behaviour_logprobs: Float[Tensor, " S"],
         reference_logprobs: Float[Tensor, " S"] | None,
-        micro: MicroBatch,
+        tokens: ScoredTokens,
     ) -> Float[Tensor, ""]:
-        """sum_t weight_t (w_t surrogate_t + kl_weight KL_t - entropy_weight H_t): this micro-batch's part of the step's loss."""
-        policy_logprobs = self.ratio_level(scores.logprobs, behaviour_logprobs, micro)
+        """sum_t weight_t (w_t surrogate_t + kl_weight KL_t - entropy_weight H_t): these tokens' part of the step's loss."""
+        policy_logprobs = self.ratio_level(scores.logprobs, behaviour_logprobs, tokens)
         terms = self.surrogate(
-            policy_logprobs, behaviour_logprobs, micro.advantages, clip_low=self.clip_low, clip_high=self.clip_high
+            policy_logprobs, behaviour_logprobs, tokens.advantages, clip_low=self.clip_low, clip_high=self.clip_high
         )
         if self.importance_cap is not None:
-            terms = terms * truncated_importance_weight(behaviour_logprobs, micro.sampler_logprobs, self.importance_cap)
+            terms = terms * truncated_importance_weight(
+                behaviour_logprobs, tokens.sampler_logprobs, self.importance_cap
+            )
         if reference_logprobs is not None:
             terms = terms + self.kl_weight * kl_estimate(scores.logprobs, reference_logprobs, self.kl_kind)
         if self.entropy_weight != 0:
             terms = terms - self.entropy_weight * scores.entropies
-        return (micro.weights * terms).sum()
+        return (tokens.weights * terms).sum()
 
 
 GROUP_EPS = 1e-4  # added to the group's std, as in TRL

@@ -58,8 +58,19 @@ class AttentionBlock:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MicroBatch:
-    """N tokens in the row, of which S predict a scored token; scored tokens stand sequence after sequence.
+class ScoredTokens:
+    """What the loss knows of S tokens, sequence after sequence."""
+
+    sequence_of: Int[Tensor, " S"]
+    sampler_logprobs: Float[Tensor, " S"]
+    advantages: Float[Tensor, " S"]
+    weights: Float[Tensor, " S"]
+    num_sequences: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroBatch(ScoredTokens):
+    """N tokens in the row, of which S predict a scored token.
 
     prompts, completions: the row's attention. score_from: the place in the row whose hidden state predicts each target.
     """
@@ -70,11 +81,21 @@ class MicroBatch:
     completions: AttentionBlock
     score_from: Int[Tensor, " S"]
     targets: Int[Tensor, " S"]
-    sequence_of: Int[Tensor, " S"]
-    sampler_logprobs: Float[Tensor, " S"]
-    advantages: Float[Tensor, " S"]
-    weights: Float[Tensor, " S"]
-    num_sequences: int
+
+    @property
+    def score_from_padded(self) -> Int[Tensor, " S"]:
+        """The place in the flattened rows of `completions.key_slots` whose hidden state predicts each target."""
+        return self.sequence_of * self.completions.key_slots.shape[1] + self.position_ids[self.score_from]
+
+    def tokens(self, part: slice) -> ScoredTokens:
+        """Some of the scored tokens; sequences that are cut stay what they were."""
+        return ScoredTokens(
+            sequence_of=self.sequence_of[part],
+            sampler_logprobs=self.sampler_logprobs[part],
+            advantages=self.advantages[part],
+            weights=self.weights[part],
+            num_sequences=self.num_sequences,
+        )
 
     def to(self, device: torch.device) -> MicroBatch:
         movable = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "num_sequences"}

@@ -1,39 +1,30 @@
-"""The one forward: log-probs and entropies of a micro-batch's completions, without padding and with each prompt run once.
+"""The one forward: what a micro-batch's completions score under a model, without padding, without logits, each prompt run once.
 
 Every layer but attention works on the packed row of rl/batch.py as it is. The attention function registered here gives each
 completion the keys and values of its own prompt followed by its own; they are gathered, so gradients flow back into the prompt.
-A model whose attention is something else takes the plain padded forward.
+The output layer is rl/head.py's. A model whose attention is something else takes a padded forward.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from contextlib import nullcontext
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rl.batch import MicroBatch, TrainGroup, TrainSequence, lay_out
+from rl.head import LossOf, OutputHead, TokenScores, loss_in_one_pass, score_by_autograd, score_in_two_passes
 from rollout.attention import attention_implementation, grouped_attention, has_only_attention_layers
 
 log = logging.getLogger(__name__)
-
-LOGITS_PER_CHUNK = 1 << 24  # 64 MiB in float32
-
-
-class TokenScores(NamedTuple):
-    logprobs: Float[Tensor, " S"]
-    entropies: Float[Tensor, " S"]  # of the whole distribution, in nats
-
-
-Forward = Callable[[PreTrainedModel, MicroBatch, float], TokenScores]
 
 
 def packed_attention(
@@ -46,25 +37,50 @@ def packed_attention(
     micro: MicroBatch,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Prompts attend to themselves, completions to their prompt and to themselves. [1, H, N, D] -> [1, N, H, D]."""
+    """Prompts attend to themselves, completions to their prompt and to themselves. [1, H, N, D] -> [1, N, H, D].
+
+    softcap, s_aux: Gemma 2's bound on the scores; gpt-oss's sinks, a score per head that takes weight and gives nothing.
+    """
     outputs = []
     for block in (micro.prompts, micro.completions):
         if len(block.filled) > 0:
             visible = block.ago >= 0
             if sliding_window is not None:
                 visible &= block.ago < sliding_window
-            out = grouped_attention(
-                _gather(query, block.query_slots),
-                _gather(key, block.key_slots),
-                _gather(value, block.key_slots),
-                mask=visible[:, None],
-                causal=False,
-                scale=scaling,
-            )
+            states = _gather(query, block.query_slots), _gather(key, block.key_slots), _gather(value, block.key_slots)
+            if softcap is None and s_aux is None:
+                out = grouped_attention(*states, mask=visible[:, None], causal=False, scale=scaling)
+            else:
+                out = explicit_attention(*states, visible[:, None, None], scaling, softcap, s_aux)
             outputs.append(out.flatten(0, 1).index_select(0, block.filled))
     return torch.cat(outputs)[None], None
+
+
+def explicit_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    visible: Tensor,
+    scale: float | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """What scaled_dot_product_attention has no arguments for. [B, Hq, T, D], [B, Hkv, S, D] -> [B, T, Hq, D]."""
+    grouped = query.unflatten(1, (key.shape[1], -1))
+    scores = grouped @ key[:, :, None].mT * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores.masked_fill(~visible, -torch.inf).float()
+    if sinks is not None:
+        column = sinks.float().view(1, *grouped.shape[1:3], 1, 1).expand(*scores.shape[:-1], 1)
+        weights = torch.cat([scores, column], -1).softmax(-1)[..., :-1]
+    else:
+        weights = scores.softmax(-1)
+    return (weights.to(value.dtype) @ value[:, :, None]).flatten(1, 2).transpose(1, 2)
 
 
 def _gather(states: Tensor, slots: Int[Tensor, "B C"]) -> Tensor:
@@ -91,64 +107,109 @@ def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
             module.training = True  # the condition to checkpoint; its children stay in eval mode: no dropout
 
 
-def packed_forward(model: PreTrainedModel, micro: MicroBatch, temperature: float) -> TokenScores:
-    """log softmax(z / temperature) of each target and the entropy of that distribution, in float32."""
-    decoder, head = model.get_decoder(), model.get_output_embeddings()
-    assert isinstance(decoder, nn.Module)
-    assert isinstance(head, nn.Module)
+def packed_states(model: PreTrainedModel, micro: MicroBatch) -> Float[Tensor, "S H"]:
+    """The last hidden state before each target, every token of the row run once."""
     with attention_implementation(model, PACKED):
-        out = decoder(
+        out = _decoder(model)(
             input_ids=micro.input_ids[None], position_ids=micro.position_ids[None], use_cache=False, micro=micro
         )
-    hidden = out.last_hidden_state[0].index_select(0, micro.score_from)
-    return _score_by_chunks(head, hidden, micro.targets, temperature)
+    return out.last_hidden_state[0].index_select(0, micro.score_from)
 
 
-def padded_forward(model: PreTrainedModel, micro: MicroBatch, temperature: float) -> TokenScores:
-    """The same numbers by the model's own forward over whole sequences, padded on the right: for every causal model."""
+def padded_states(model: PreTrainedModel, micro: MicroBatch) -> Float[Tensor, "S H"]:
+    """The same by whole sequences, padded on the right, which no causal model can see."""
     contexts = micro.completions.key_slots  # of each completion: its prompt and itself, places in the row
-    logits = model(input_ids=micro.input_ids[contexts], use_cache=False).logits
-    scored = micro.sequence_of * contexts.shape[1] + micro.position_ids[micro.score_from]
-    return _score_by_chunks(lambda z: z, logits.flatten(0, 1).index_select(0, scored), micro.targets, temperature)
+    states = _decoder(model)(input_ids=micro.input_ids[contexts], use_cache=False).last_hidden_state
+    return states.flatten(0, 1).index_select(0, micro.score_from_padded)
 
 
-def _score_by_chunks(
-    to_logits: Callable[[Tensor], Tensor], states: Float[Tensor, "S H"], targets: Int[Tensor, " S"], temperature: float
-) -> TokenScores:
-    """Logits exist for one chunk of tokens at a time; the backward pass makes them again."""
+def padded_logits(model: PreTrainedModel, micro: MicroBatch) -> Float[Tensor, "S V"]:
+    """The model's own forward to the end."""
+    logits = model(input_ids=micro.input_ids[micro.completions.key_slots], use_cache=False).logits
+    return logits.flatten(0, 1).index_select(0, micro.score_from_padded)
 
-    def score(states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        logprobs = (to_logits(states).float() / temperature).log_softmax(-1)
-        entropies = -(logprobs.exp() * logprobs).sum(-1)
-        return logprobs.gather(-1, targets[:, None])[:, 0], entropies
 
-    vocab_size = to_logits(states[:1].detach()).shape[-1]
-    chunk = max(1, LOGITS_PER_CHUNK // vocab_size)
-    if len(states) <= chunk:  # to make the only chunk again would save nothing
-        return TokenScores(*score(states, targets))
-    parts = [
-        checkpoint(score, s, t, use_reentrant=False)
-        for s, t in zip(states.split(chunk), targets.split(chunk), strict=True)
-    ]
-    logprobs, entropies = zip(*parts, strict=True)  # pyright: ignore[reportArgumentType]
-    return TokenScores(torch.cat(logprobs), torch.cat(entropies))
+def _decoder(model: PreTrainedModel) -> nn.Module:
+    decoder = model.get_decoder()
+    assert isinstance(decoder, nn.Module)
+    return decoder
+
+
+@dataclass(frozen=True)
+class Forward:
+    """How a model scores tokens. `states` come before the output layer; where it gives the logits, there is none left."""
+
+    states: Callable[[PreTrainedModel, MicroBatch], Tensor]
+    gives_logits: bool = False
+
+    def __call__(self, model: PreTrainedModel, micro: MicroBatch, temperature: float) -> TokenScores:
+        """log softmax(z / temperature) of each target and the entropy of that distribution, in float32, with gradients."""
+        states, head = self.states(model, micro), self._head(model)
+        if isinstance(head, OutputHead):
+            return score_in_two_passes(head, states, micro.targets, temperature)
+        return score_by_autograd(head, states, micro.targets, temperature)
+
+    def loss(
+        self, model: PreTrainedModel, micro: MicroBatch, temperature: float, loss_of: LossOf, *, token_level: bool
+    ) -> tuple[Float[Tensor, ""], TokenScores]:
+        """(loss, scores without gradient). token_level: the loss of a token depends on no other token's log-prob."""
+        head = self._head(model)
+        if token_level and isinstance(head, OutputHead):
+            return loss_in_one_pass(head, self.states(model, micro), micro.targets, temperature, loss_of)
+        scores = self(model, micro, temperature)
+        return loss_of(scores, slice(None)), scores.detach()
+
+    def _head(self, model: PreTrainedModel) -> OutputHead | Callable[[Tensor], Tensor]:
+        if self.gives_logits:
+            return nn.Identity()
+        layer = OutputHead.of(model) or model.get_output_embeddings()
+        assert layer is not None
+        return layer
+
+
+packed_forward = Forward(packed_states)
+padded_forward = Forward(padded_states)
+plain_forward = Forward(padded_logits, gives_logits=True)
 
 
 @torch.no_grad()
 def choose_forward(model: PreTrainedModel) -> Forward:
-    """packed_forward where it gives this model's own log-probs, else padded_forward, which is said once.
+    """packed_forward where it gives this model's own log-probs, else a padded one, which is said once.
 
     It is tried rather than looked up: families differ in soft-caps, logit scales and attention sinks.
     """
-    if has_only_attention_layers(model):
-        micro = _example(model.config.get_text_config().vocab_size).to(model.device)
-        plain = padded_forward(model, micro, 1.0)
-        packed = packed_forward(model, micro, 1.0)
-        tolerance = 1e-4 if model.dtype == torch.float32 else 0.25  # bf16 keeps 8 bits: logits near 10 round to 0.06
-        if (plain.logprobs - packed.logprobs).abs().max() < tolerance:
-            return packed_forward
+    micro = _example(model.config.get_text_config().vocab_size).to(model.device)
+    if has_only_attention_layers(model) and _agrees(packed_forward, model, micro):
+        return packed_forward
     log.warning("%s takes the padded forward: its attention is not the plain one", type(model).__name__)
-    return padded_forward
+    return padded_forward if _agrees(padded_forward, model, micro) else plain_forward
+
+
+def _agrees(forward: Forward, model: PreTrainedModel, micro: MicroBatch) -> bool:
+    """Also with sliding windows narrower than the example, however wide the model's are."""
+    tolerance = 1e-4 if model.dtype == torch.float32 else 0.25  # bf16 keeps 8 bits: logits near 10 round to 0.06
+    for window in (nullcontext(), narrow_windows(model, 3)):
+        with window:
+            difference = plain_forward(model, micro, 1.0).logprobs - forward(model, micro, 1.0).logprobs
+        if not difference.abs().max() < tolerance:
+            return False
+    return True
+
+
+@contextmanager
+def narrow_windows(model: PreTrainedModel, width: int) -> Iterator[None]:
+    """Sliding windows of `width` tokens where the model has them, so that a short text shows what they do."""
+    owners = [model.config.get_text_config(), *model.modules()]
+    before = [
+        (owner, owner.sliding_window) for owner in owners if isinstance(getattr(owner, "sliding_window", None), int)
+    ]
+    for owner, _ in before:
+        owner.sliding_window = width
+    try:
+        yield
+    finally:
+        for owner, window in before:
+            owner.sliding_window = window
 
 
 def _example(vocab_size: int) -> MicroBatch:

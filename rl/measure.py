@@ -13,7 +13,7 @@ from torch import Tensor
 from rewards.score import Outcome
 from rl.algorithms import Algorithm
 from rl.batch import MicroBatch
-from rl.forward import TokenScores
+from rl.head import TokenScores
 from rl.losses import kl_estimate, no_signal_probability, probability_ratio, truncated_importance_weight
 from rollout.collect import Collected, has_signal
 from rollout.records import FinishReason, Rollout

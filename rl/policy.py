@@ -15,7 +15,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from rewards.errors import UserError
 from rl.batch import MicroBatch
-from rl.forward import TokenScores, choose_forward, enable_gradient_checkpointing
+from rl.forward import choose_forward, enable_gradient_checkpointing
+from rl.head import LossOf, TokenScores
 
 
 def load_pretrained(model: str | Path, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -64,6 +65,13 @@ class Policy:
     def score(self, micro: MicroBatch, temperature: float) -> TokenScores:
         with self.autocast():
             return self.forward(self.model, micro, temperature)
+
+    def loss(
+        self, micro: MicroBatch, temperature: float, loss_of: LossOf, *, token_level: bool
+    ) -> tuple[Tensor, TokenScores]:
+        """See Forward.loss."""
+        with self.autocast():
+            return self.forward.loss(self.model, micro, temperature, loss_of, token_level=token_level)
 
     def frozen_copy(self) -> Policy:
         """The reference: the policy as it is now."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from rewards.errors import UserError
 from rl.algorithms import Advantages, Algorithm
 from rl.batch import Batch, MicroBatch
 from rl.deliver import Delivery
+from rl.head import TokenScores
 from rl.measure import Metrics, TokenMeans, describe, timed
 from rl.policy import Policy
 from rl.runtime import Runtime
@@ -92,11 +94,13 @@ def update(learner: Learner, batch: Batch) -> Metrics:
             micro = micro.to(learner.policy.device)
             if epoch == 0:
                 reference.append(reference_logprobs(learner, micro))
-            scores = learner.policy.score(micro, learner.temperature)
-            if epoch == 0:
-                behaviour.append(scores.logprobs.detach())
-            loss = learner.algorithm.loss(scores, behaviour[i], reference[i], micro)
+            loss_of = partial(part_loss, learner.algorithm, micro, behaviour[i] if epoch > 0 else None, reference[i])
+            loss, scores = learner.policy.loss(
+                micro, learner.temperature, loss_of, token_level=learner.algorithm.token_level
+            )
             learner.runtime.backward(loss)
+            if epoch == 0:
+                behaviour.append(scores.logprobs)
             loss_sum += loss.item() / learner.num_epochs
             tracker.add(learner.algorithm, scores, behaviour[i], reference[i], micro)
         grad_norm = learner.runtime.clip_grad_norm(learner.policy.model, learner.max_grad_norm)
@@ -116,6 +120,23 @@ def update(learner: Learner, batch: Batch) -> Metrics:
         "tokens/trained": batch.num_tokens * learner.num_epochs,
         **tracker.means(),
     }
+
+
+def part_loss(
+    algorithm: Algorithm,
+    micro: MicroBatch,
+    behaviour: Tensor | None,
+    reference: Tensor | None,
+    scores: TokenScores,
+    part: slice,
+) -> Tensor:
+    """The loss of a part of the micro-batch's tokens. Without `behaviour` the policy is the behaviour."""
+    return algorithm.loss(
+        scores,
+        scores.logprobs.detach() if behaviour is None else behaviour[part],
+        None if reference is None else reference[part],
+        micro.tokens(part),
+    )
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rl.algorithms import ALGORITHMS, CISPO, GRPO, RLOO, SFT, Algorithm
 from rl.batch import MicroBatch
-from rl.forward import TokenScores
+from rl.head import TokenScores
 from rollout.records import RolloutGroup
 from tests.parity.cases import MAX_TOKENS, group_of, random_groups
 from tests.parity.restated import Scores, normalised, step_loss, token_advantages

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import Gemma2Config, Gemma2ForCausalLM, MambaConfig, MambaForCausalLM
+from transformers import MambaConfig, MambaForCausalLM
 
-import rl.forward
+import rl.head
 from rl.batch import Batch
-from rl.forward import choose_forward, enable_gradient_checkpointing, packed_forward, padded_forward
+from rl.forward import choose_forward, enable_gradient_checkpointing, packed_forward, padded_forward, plain_forward
 from tests.rl.models import FAMILIES, SIZES, make, random_batch
 
 # Two float32 forwards that sum in another order; the largest difference seen over the families is 3e-6 (log-probs of size 10).
@@ -39,10 +39,10 @@ def test_packed_log_probs_and_gradients_are_the_padded_ones(family: str) -> None
     """Masks, positions, the shared prompt, grouped heads, sliding windows: an error in any of them shows here."""
     model, batch = make(family), random_batch()
     (micro,) = batch.micro_batches(10_000)
-    packed, padded = packed_forward(model, micro, 0.7), padded_forward(model, micro, 0.7)
+    packed, padded = packed_forward(model, micro, 0.7), plain_forward(model, micro, 0.7)
     assert (packed.logprobs - padded.logprobs).abs().max() < LOGPROB_TOLERANCE
     assert (packed.entropies - padded.entropies).abs().max() < LOGPROB_TOLERANCE
-    assert_same_gradients(gradients(model, packed_forward, batch), gradients(model, padded_forward, batch))
+    assert_same_gradients(gradients(model, packed_forward, batch), gradients(model, plain_forward, batch))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -50,11 +50,11 @@ def test_the_usual_families_take_the_packed_forward(family: str) -> None:
     assert choose_forward(make(family)) is packed_forward
 
 
-def test_padded_forward_scores_each_sequence_as_if_alone() -> None:
+def test_plain_forward_scores_each_sequence_as_if_alone() -> None:
     """The yardstick itself, against log_softmax of one unpadded sequence at a time."""
     model, batch = make("qwen2"), random_batch()
     (micro,) = batch.micro_batches(10_000)
-    scored = padded_forward(model, micro, 0.7).logprobs.split(torch.bincount(micro.sequence_of).tolist())
+    scored = plain_forward(model, micro, 0.7).logprobs.split(torch.bincount(micro.sequence_of).tolist())
     by_length = sorted(batch.groups, key=lambda g: g.num_tokens / len(g.sequences))
     alone = [
         (g.prompt_ids, s.token_ids) for g in by_length for s in sorted(g.sequences, key=lambda s: len(s.token_ids))
@@ -68,7 +68,7 @@ def test_padded_forward_scores_each_sequence_as_if_alone() -> None:
 def test_chunks_of_logits_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = make("qwen2"), random_batch()
     whole = gradients(model, packed_forward, batch)
-    monkeypatch.setattr(rl.forward, "LOGITS_PER_CHUNK", 7 * SIZES["vocab_size"])
+    monkeypatch.setattr(rl.head, "LOGITS_PER_CHUNK", 7 * SIZES["vocab_size"])
     assert_same_gradients(gradients(model, packed_forward, batch), whole)
 
 
@@ -84,10 +84,7 @@ def test_gradient_checkpointing_recomputes_with_the_packed_attention() -> None:
 
 
 def test_models_with_other_attention_take_the_padded_forward(caplog: pytest.LogCaptureFixture) -> None:
-    """Gemma 2 caps its attention scores, Mamba has none: the packed forward would be wrong, and is not taken."""
-    sizes = {**SIZES, "bos_token_id": 2, "pad_token_id": 0}
-    capped = Gemma2ForCausalLM(Gemma2Config(**sizes, head_dim=8, attn_logit_softcapping=1.0)).eval()
-    assert choose_forward(capped) is padded_forward
+    """Mamba has none: the packed forward would be wrong, and is not taken."""
     recurrent = MambaForCausalLM(MambaConfig(vocab_size=61, hidden_size=16, num_hidden_layers=1, state_size=4)).eval()
     assert choose_forward(recurrent) is padded_forward
     assert "padded forward" in caplog.text

@@ -1,0 +1,260 @@
+"""Log-probs, entropies and their gradients without the logits: the output layer and its softmax, a chunk of tokens at a time.
+
+The logits of a step are its largest tensor by far (tokens x vocabulary). Here those of one chunk exist at a time. Where the
+loss is a sum over tokens, as all but the sequence-level ratios are, its derivative by each log-prob is known as soon as the
+chunk's log-probs are (every normaliser was counted beforehand), and one pass makes the gradient too: `loss_in_one_pass`.
+Where a token's loss needs other tokens' log-probs, the backward pass makes the logits again: `score_in_two_passes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+LOGITS_PER_CHUNK = 1 << 22  # 16 MiB in float32
+LEAST_TOKENS_PER_CHUNK = 128  # fewer would spend more time on adding up the weight's gradient than on computing it
+
+
+class TokenScores(NamedTuple):
+    """values: of the value head, where there is one."""
+
+    logprobs: Float[Tensor, " S"]
+    entropies: Float[Tensor, " S"]  # of the whole distribution, in nats
+    values: Float[Tensor, " S"] | None = None
+
+    def detach(self) -> TokenScores:
+        return TokenScores(*(None if x is None else x.detach() for x in self))  # pyright: ignore[reportArgumentType]
+
+    def as_leaves(self) -> TokenScores:
+        """To differentiate by them."""
+        return TokenScores(*(None if x is None else x.requires_grad_() for x in self.detach()))  # pyright: ignore[reportArgumentType]
+
+
+LossOf = Callable[[TokenScores, slice], Float[Tensor, ""]]  # a part of the tokens' scores, and which part -> its loss
+
+
+@dataclass(frozen=True)
+class ValueHead:
+    """v = w h + b, in float32. Of its gradient by h the share `trunk_scale` goes on into the trunk."""
+
+    weight: Float[Tensor, " H"]
+    bias: Float[Tensor, ""]
+    trunk_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class OutputHead:
+    """z = cap tanh(scale (W h + b) / cap), the logits; without a cap, z = scale (W h + b)."""
+
+    weight: Float[Tensor, "V H"]
+    bias: Float[Tensor, " V"] | None = None
+    scale: float = 1.0
+    soft_cap: float | None = None
+    value: ValueHead | None = None
+
+    @staticmethod
+    def of(model: PreTrainedModel) -> OutputHead | None:
+        """The model's own, or None where it is not a plain linear layer (adapted by LoRA, say)."""
+        layer, config = model.get_output_embeddings(), model.config.get_text_config()
+        if type(layer) is not nn.Linear:
+            return None
+        scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+        return OutputHead(layer.weight, layer.bias, scale, getattr(config, "final_logit_softcapping", None))
+
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """What is trained here, as autograd must see it."""
+        return self.weight, self.bias, *((self.value.weight, self.value.bias) if self.value else (None, None))
+
+
+class _Chunk:
+    """The tokens of one chunk: their scores, then the derivative of a loss of them."""
+
+    def __init__(self, head: OutputHead, weight: Tensor, hidden: Tensor, targets: Tensor, temperature: float) -> None:
+        self.head, self.weight, self.temperature = head, weight, temperature
+        self.hidden, self.targets = hidden, targets[:, None]
+        rows = hidden.to(weight.dtype)
+        # float32 from here on: rounded logits would bias what is learnt from them.
+        if rows.is_cuda and rows.dtype != torch.float32:
+            logits = torch.mm(rows, weight.T, out_dtype=torch.float32)
+        else:
+            logits = torch.mm(rows, weight.T).float()
+        if head.bias is not None:
+            logits += head.bias
+        if head.scale != 1:
+            logits *= head.scale
+        if head.soft_cap is not None:
+            logits.div_(head.soft_cap).tanh_().mul_(head.soft_cap)
+        if temperature != 1:
+            logits /= temperature
+        self.normaliser = logits.logsumexp(-1, keepdim=True)
+        self.logprobs = logits.sub_(self.normaliser)
+        self.probs = self.logprobs.exp()
+        self.entropies = -torch.linalg.vecdot(self.probs, self.logprobs)
+
+    def scores(self) -> TokenScores:
+        value = self.head.value
+        values = None if value is None else self.hidden.float() @ value.weight + value.bias
+        return TokenScores(self.logprobs.gather(1, self.targets)[:, 0], self.entropies, values)
+
+    def by_logits(self, by_logprob: Tensor, by_entropy: Tensor | None) -> Tensor:
+        """dL/d(W h + b), in place of the probabilities. With y the tempered logits and p their softmax,
+
+        dL/dy_j = dL/dlog p_t (1[j = t] - p_j) - dL/dH p_j (log p_j + H).
+        """
+        out = self.probs
+        if by_entropy is None:
+            out *= -by_logprob[:, None]
+        else:
+            out *= (self.logprobs + self.entropies[:, None]) * -by_entropy[:, None] - by_logprob[:, None]
+        out.scatter_add_(1, self.targets, by_logprob[:, None])
+        if self.head.soft_cap is not None:  # tanh' = 1 - tanh^2
+            tanh = (self.logprobs + self.normaliser) * (self.temperature / self.head.soft_cap)
+            out *= 1 - tanh.square()
+        factor = self.head.scale / self.temperature
+        return out if factor == 1 else out.mul_(factor)
+
+
+class _Gradients:
+    """By hidden states and by the head's tensors, those of them that are wanted; added up chunk by chunk in float32."""
+
+    def __init__(self, head: OutputHead, hidden: Tensor, wanted: tuple[bool, ...]) -> None:
+        self.head = head
+        by_hidden, *by_tensors = wanted
+        self.hidden = torch.empty_like(hidden, dtype=torch.float32) if by_hidden else None
+        self.tensors = [
+            torch.zeros_like(tensor, dtype=torch.float32) if want and tensor is not None else None
+            for tensor, want in zip(head.tensors(), by_tensors, strict=True)
+        ]
+
+    def add(self, part: slice, chunk: _Chunk, by_logprob: Tensor, by_entropy: Tensor | None, by_value: Tensor | None):
+        weight, bias, value_weight, value_bias = self.tensors
+        by_logits = chunk.by_logits(by_logprob, by_entropy)
+        if bias is not None:
+            bias += by_logits.sum(0)
+        by_logits = by_logits.to(chunk.weight.dtype)
+        if self.hidden is not None:
+            self.hidden[part] = by_logits @ chunk.weight
+        if weight is not None:
+            hidden = chunk.hidden.to(by_logits.dtype)
+            if by_logits.dtype == torch.float32:
+                weight.addmm_(by_logits.T, hidden)
+            else:
+                weight += by_logits.T @ hidden
+        if by_value is not None and self.head.value is not None:
+            if self.hidden is not None:
+                self.hidden[part].addr_(by_value, self.head.value.weight, alpha=self.head.value.trunk_scale)
+            if value_weight is not None:
+                value_weight += by_value @ chunk.hidden.float()
+            if value_bias is not None:
+                value_bias += by_value.sum()
+
+    def scaled(self, hidden: Tensor, factor: Tensor | None) -> tuple[Tensor | None, ...]:
+        """In the types of what they are the gradients of."""
+        found = ((self.hidden, hidden), *zip(self.tensors, self.head.tensors(), strict=True))
+        return tuple(
+            None if g is None or like is None else (g if factor is None else g.mul_(factor)).to(like.dtype)
+            for g, like in found
+        )
+
+
+def _chunks(head: OutputHead, hidden: Tensor, targets: Tensor, temperature: float) -> Iterator[tuple[slice, _Chunk]]:
+    """The products in the type that autocast asks for, the weight cast once."""
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.weight.dtype
+    weight = head.weight.to(dtype)
+    size = max(LEAST_TOKENS_PER_CHUNK, LOGITS_PER_CHUNK // len(weight))
+    with torch.autocast(device, enabled=False):
+        for start in range(0, len(hidden), size):
+            part = slice(start, start + size)
+            yield part, _Chunk(head, weight, hidden[part], targets[part], temperature)
+
+
+def _joined(parts: list[TokenScores]) -> TokenScores:
+    logprobs, entropies, values = zip(*parts, strict=True)
+    return TokenScores(torch.cat(logprobs), torch.cat(entropies), None if values[0] is None else torch.cat(values))
+
+
+class _OnePass(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, head: OutputHead, targets: Tensor, temperature: float, loss_of: LossOf, hidden: Tensor, *_: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        gradients = _Gradients(head, hidden, ctx.needs_input_grad[4:])
+        loss, parts = hidden.new_zeros((), dtype=torch.float32), []
+        for part, chunk in _chunks(head, hidden, targets, temperature):
+            parts.append(chunk.scores())
+            with torch.enable_grad():
+                leaves = parts[-1].as_leaves()
+                of_part = loss_of(leaves, part)
+            by_scores = iter(torch.autograd.grad(of_part, [x for x in leaves if x is not None], allow_unused=True))
+            by_logprob, by_entropy, by_value = (None if x is None else next(by_scores) for x in leaves)
+            if by_logprob is None:
+                by_logprob = torch.zeros_like(parts[-1].logprobs)
+            gradients.add(part, chunk, by_logprob, by_entropy, by_value)
+            loss += of_part.detach()
+        ctx.gradients, ctx.hidden = gradients, hidden
+        scores = _joined(parts)
+        ctx.mark_non_differentiable(*(x for x in scores if x is not None))
+        return loss, *scores
+
+    @staticmethod
+    def backward(ctx: Any, by_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        return None, None, None, None, *ctx.gradients.scaled(ctx.hidden, by_loss)
+
+
+class _TwoPasses(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, head: OutputHead, targets: Tensor, temperature: float, hidden: Tensor, *_: Tensor):
+        ctx.head, ctx.temperature = head, temperature
+        ctx.save_for_backward(hidden, targets)
+        ctx.autocast = torch.is_autocast_enabled(hidden.device.type)
+        return tuple(_joined([chunk.scores() for _, chunk in _chunks(head, hidden, targets, temperature)]))
+
+    @staticmethod
+    def backward(ctx: Any, by_logprob: Tensor, by_entropy: Tensor, by_value: Tensor | None):  # pyright: ignore
+        hidden, targets = ctx.saved_tensors
+        gradients = _Gradients(ctx.head, hidden, ctx.needs_input_grad[3:])
+        with torch.autocast(hidden.device.type, enabled=ctx.autocast):
+            for part, chunk in _chunks(ctx.head, hidden, targets, ctx.temperature):
+                of_value = None if by_value is None else by_value[part]
+                gradients.add(part, chunk, by_logprob[part], by_entropy[part], of_value)
+        return None, None, None, *gradients.scaled(hidden, None)
+
+
+def loss_in_one_pass(
+    head: OutputHead, hidden: Float[Tensor, "S H"], targets: Int[Tensor, " S"], temperature: float, loss_of: LossOf
+) -> tuple[Float[Tensor, ""], TokenScores]:
+    """(loss, scores without gradient): the loss of all tokens is the sum of loss_of over the chunks."""
+    loss, *scores = _OnePass.apply(head, targets, temperature, loss_of, hidden, *head.tensors())  # pyright: ignore
+    return loss, TokenScores(*scores)
+
+
+def score_in_two_passes(
+    head: OutputHead, hidden: Float[Tensor, "S H"], targets: Int[Tensor, " S"], temperature: float
+) -> TokenScores:
+    """log softmax(z / temperature) of each target, the entropy of that distribution, the value; all with gradients."""
+    return TokenScores(*_TwoPasses.apply(head, targets, temperature, hidden, *head.tensors()))  # pyright: ignore
+
+
+def score_by_autograd(
+    to_logits: Callable[[Tensor], Tensor], states: Float[Tensor, "S H"], targets: Int[Tensor, " S"], temperature: float
+) -> TokenScores:
+    """The same for any output layer, by autograd: slower."""
+
+    def score(states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        logprobs = F.log_softmax(to_logits(states).float() / temperature, -1)
+        entropies = -(logprobs.exp() * logprobs).sum(-1)
+        return logprobs.gather(-1, targets[:, None])[:, 0], entropies
+
+    size = max(LEAST_TOKENS_PER_CHUNK, LOGITS_PER_CHUNK // to_logits(states[:1].detach()).shape[-1])
+    pairs = zip(states.split(size), targets.split(size), strict=True)
+    parts: list[Any] = [checkpoint(score, s, t, use_reentrant=False) for s, t in pairs]
+    return _joined([TokenScores(*part) for part in parts])
