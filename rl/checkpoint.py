@@ -8,10 +8,9 @@ import shutil
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from rewards.errors import UserError
-from rl.policy import Policy
 from rl.step import Learner
 from rollout.problems import ProblemStream
 
@@ -21,14 +20,15 @@ from rollout.problems import ProblemStream
 def save_checkpoint(
     folder: Path, *, step: int, learner: Learner, stream: ProblemStream, tokenizer: PreTrainedTokenizerBase, keep: int
 ) -> None:
-    """The policy in Hugging Face format, the optimiser, the place in the stream; of older checkpoints `keep` - 1 are kept."""
+    """The policy (a model, or the adapters to one), the optimiser, the place in the stream; of older checkpoints `keep` - 1 are kept."""
     aside = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
-    learner.policy.model.save_pretrained(aside)
+    learner.policy.save(aside)
     tokenizer.save_pretrained(aside)
     torch.save(learner.optimizer.state_dict(), aside / "optimizer.pt")
-    if learner.reference is not None and learner.algorithm.refresh_reference_every:
-        learner.reference.model.save_pretrained(aside / "reference")
+    every = learner.algorithm.refresh_reference_every
+    if learner.reference is not None and every and step >= every:  # before its first refresh it is the base
+        learner.reference.save(aside / "reference")
     (aside / "trainer.json").write_text(json.dumps({"step": step, "cursor": stream.cursor}))
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(aside, folder)
@@ -50,16 +50,11 @@ def last_checkpoint(run_dir: Path) -> Path:
 
 def load_checkpoint(folder: Path, learner: Learner, stream: ProblemStream) -> int:
     """Puts everything back as it was saved. -> the step."""
-    load_weights(learner.policy, folder)
+    if (folder / "reference").is_dir():  # it was the policy once
+        learner.policy.load(folder / "reference")
+        learner.reference = learner.policy.frozen_copy()
+    learner.policy.load(folder)
     state = json.loads((folder / "trainer.json").read_text())
     learner.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
-    if (folder / "reference").is_dir():
-        assert learner.reference is not None
-        load_weights(learner.reference, folder / "reference")
     stream.cursor = state["cursor"]
     return state["step"]
-
-
-def load_weights(policy: Policy, folder: Path) -> None:
-    saved = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    policy.model.load_state_dict(saved.state_dict())

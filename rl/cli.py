@@ -66,6 +66,19 @@ def report(run_dir: tyro.conf.Positional[Path]) -> None:
 
 
 @app.command
+def merge(checkpoint: tyro.conf.Positional[Path], out: tyro.conf.Positional[Path]) -> None:
+    """Write a checkpoint of a LoRA run as a plain model, the adapters merged into the base's weights.
+
+    Args:
+        checkpoint: A folder such as runs/mine/checkpoints/step-000050.
+        out: The new folder of the model and its tokenizer.
+    """
+    from rl.lora import merge_adapters
+
+    print(merge_adapters(checkpoint, out))
+
+
+@app.command
 def doctor() -> None:
     """Print what this machine offers: GPU, engines, how well programs can be shut in, and why what is missing is."""
     from rl.doctor import examine

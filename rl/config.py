@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
@@ -66,8 +67,15 @@ class RunConfig:
     top_p: float = 1.0
     """Only 1: log-probs of a truncated distribution would bias the ratio."""
 
+    lora_rank: int = 0
+    """Rank of the LoRA adapters, which alone are then trained; 0 trains all weights."""
+    lora_alpha: float | None = None
+    """What the adapters give is scaled by lora_alpha / lora_rank. By lora_rank: twice it."""
+    lora_targets: tuple[str, ...] = ("all-linear",)
+    """Linear layers that get adapters, by the end of their names (q_proj v_proj); "all-linear" is all but the output layer."""
+
     learning_rate: float | None = None
-    """Of AdamW. By model: 4e-4, 1e-6."""
+    """Of AdamW. By model: 4e-4, 1e-6; ten times that with LoRA."""
     warmup_steps: int = 10
     """Steps over which the learning rate rises to its value."""
     schedule: Literal["constant", "linear"] | None = None
@@ -132,6 +140,9 @@ class RunConfig:
         defaults = dict(TINY_DEFAULTS[tiny_task(self.dataset)] if self.model == TINY else MODEL_DEFAULTS)
         if self.model == TINY and ALGORITHMS[self.algorithm].kl_weight > 0:
             defaults["kl_weight"] = TINY_KL_WEIGHT
+        if self.lora_rank > 0:
+            defaults["lora_alpha"] = 2.0 * self.lora_rank
+            defaults["learning_rate"] *= LORA_RATE
         filled = {k: v for k, v in defaults.items() if getattr(self, k) is None}
         return replace(self, **filled, run_dir=self.run_dir or self._unused_run_dir())
 
@@ -155,7 +166,8 @@ class RunConfig:
         return replace(named, **{k: getattr(self, k) for k in options if getattr(self, k) is not None})
 
     def as_json(self) -> dict[str, Any]:
-        return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
+        """As it reads from a JSON file."""
+        return json.loads(json.dumps(asdict(self), default=str))
 
 
 def _numbered(name: str, number: int) -> Path:
@@ -183,6 +195,7 @@ TINY_DEFAULTS: dict[str, dict[str, Any]] = {  # by built-in task
     "small-programs": {**ARITHMETIC_DEFAULTS, "problems_per_step": 80, "max_tokens": 24, "learning_rate": 6e-4},
 }
 TINY_KL_WEIGHT = 0.001  # a base that is wrong half of the time is no policy to stay near to
+LORA_RATE = 10  # that many times the best rate of all weights is the best of adapters (Schulman et al. 2025, LoRA Without Regret)
 MODEL_DEFAULTS: dict[str, Any] = {
     "num_steps": 500,
     "problems_per_step": 32,
@@ -224,6 +237,9 @@ CHECKS: dict[str, Check] = {
     "problems_per_step": _at_least(1),
     "max_tokens": _at_least(1),
     "temperature": _POSITIVE,
+    "lora_rank": _at_least(0),
+    "lora_alpha": _POSITIVE,
+    "lora_targets": ((lambda names: names and all(names)), "names of linear layers, or all-linear"),
     "learning_rate": _POSITIVE,
     "warmup_steps": _at_least(0),
     "weight_decay": _NOT_NEGATIVE,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
@@ -25,8 +25,13 @@ def load_pretrained(model: str | Path, device: torch.device) -> tuple[PreTrained
         raise UserError(
             f"model is {str(model)!r}: there is no such folder; give a folder in Hugging Face format or a hub name"
         )
+    folder = Path(model).expanduser().resolve()
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(
+            f"model is {str(model)!r}: it holds adapters and no model; `plumbline merge {model} OUT` makes one, then give OUT"
+        )
     disable_progress_bar()  # its bars would break into the live line
-    source = str(Path(model).expanduser()) if Path(model).expanduser().is_dir() else str(model)
+    source = str(folder) if folder.is_dir() else str(model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         config = AutoConfig.from_pretrained(source)
@@ -46,8 +51,11 @@ def load_pretrained(model: str | Path, device: torch.device) -> tuple[PreTrained
 class Policy:
     """Scores tokens with a model. Always in eval mode: dropout would make the ratio differ from 1 before the first update.
 
-    autocast: makes the context to run the forward in.
+    autocast: makes the context to run the forward in. weights: makes the one in which the model holds this policy's weights,
+    for a reference may share its model with the policy.
     """
+
+    weights: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def __init__(
         self,
@@ -63,7 +71,7 @@ class Policy:
             enable_gradient_checkpointing(model)
 
     def score(self, micro: MicroBatch, temperature: float) -> TokenScores:
-        with self.autocast():
+        with self.weights(), self.autocast():
             return self.forward(self.model, micro, temperature)
 
     def loss(
@@ -78,6 +86,17 @@ class Policy:
         clone = copy.copy(self)
         clone.model = copy.deepcopy(self.model).requires_grad_(False)
         return clone
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def save(self, folder: Path) -> None:
+        """In Hugging Face format."""
+        self.model.save_pretrained(folder)
+
+    def load(self, folder: Path) -> None:
+        saved = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        self.model.load_state_dict(saved.state_dict())
 
     def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every parameter under every name it has, tied ones too: an engine may keep an output head of its own."""

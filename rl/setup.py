@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rewards.errors import UserError
 from rewards.sandbox.isolation import FLOOR
@@ -18,6 +18,7 @@ from rewards.verifiers import Verifiers
 from rl.checkpoint import last_checkpoint, load_checkpoint
 from rl.config import TINY, TINY_DEFAULTS, RunConfig, tiny_task
 from rl.deliver import Delivery
+from rl.lora import LoraPolicy, add_adapters
 from rl.policy import Policy, load_pretrained
 from rl.progress import Progress
 from rl.records import RunRecords, write_config
@@ -32,6 +33,7 @@ from rollout.sampler import SamplingParams
 from rollout.torch_sampler import TorchSampler
 
 SAME_ON_RESUME = ("model", "dataset", "algorithm", "seed", "group_size", "problems_per_step", "learning_rate")
+SAME_ON_RESUME += ("lora_rank", "lora_alpha", "lora_targets")
 
 
 @dataclass(kw_only=True)
@@ -131,13 +133,13 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
     source = tiny_base(config.dataset, verifiers, runtime, progress) if config.model == TINY else config.model
     model, tokenizer = load_pretrained(source, runtime.device)
     renderer = PromptRenderer(tokenizer, style=config.prompt_style, system_prompt=config.system_prompt)
-    policy = Policy(model, gradient_checkpointing=config.gradient_checkpointing, autocast=runtime.autocast)
+    policy = build_policy(config, model, runtime)
     require_room(config, renderer, [*training, *held_out], policy.context_length)
     learner = Learner(
         policy=policy,
         reference=policy.frozen_copy() if algorithm.kl_weight > 0 else None,
         optimizer=torch.optim.AdamW(
-            model.parameters(),
+            policy.trainable_parameters(),
             lr=config.learning_rate or 0.0,
             betas=(0.9, config.adam_beta2),
             weight_decay=config.weight_decay,
@@ -182,6 +184,17 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
     )
 
 
+def build_policy(config: RunConfig, model: PreTrainedModel, runtime: Runtime) -> Policy:
+    """The model with all its weights to be trained, or with adapters that are."""
+    options = {"gradient_checkpointing": config.gradient_checkpointing, "autocast": runtime.autocast}
+    if config.lora_rank == 0:
+        return Policy(model, **options)
+    rank, alpha = config.lora_rank, config.lora_alpha or 1.0
+    return LoraPolicy(
+        add_adapters(model, rank=rank, alpha=alpha, targets=config.lora_targets, seed=config.seed), **options
+    )
+
+
 def tiny_base(dataset: str, verifiers: Verifiers, runtime: Runtime, progress: Progress) -> Path:
     """The model warm-started on the built-in task that goes with the run's data, whatever the run's own options are."""
     task = tiny_task(dataset)
@@ -193,10 +206,11 @@ def resume(config: RunConfig, learner: Learner, stream: ProblemStream) -> int:
     """Back to the last checkpoint of the run folder. -> its step."""
     assert config.run_dir is not None
     written = json.loads((config.run_dir / "config.json").read_text(encoding="utf-8"))
+    now, default = config.as_json(), RunConfig().as_json()  # an option younger than the run had its default
     for name in SAME_ON_RESUME:
-        now = config.as_json()[name]
-        if written[name] != now:
+        was = written.get(name, default[name])
+        if was != now[name]:
             raise UserError(
-                f"{name} is {now!r}: the run in {str(config.run_dir)!r} has {written[name]!r}; resume with that"
+                f"{name} is {now[name]!r}: the run in {str(config.run_dir)!r} has {was!r}; resume with that"
             )
     return load_checkpoint(last_checkpoint(config.run_dir), learner, stream)

@@ -1,0 +1,118 @@
+"""LoRA (arXiv 2106.09685) through peft: W x + (alpha / rank) B A x in place of W x; W is frozen, A and B are trained.
+
+The only file that imports peft.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from rewards.errors import UserError
+from rl.policy import Policy, load_pretrained
+
+ALL_LINEAR = "all-linear"
+
+
+def add_adapters(model: PreTrainedModel, *, rank: int, alpha: float, targets: Sequence[str], seed: int) -> PeftModel:
+    """Puts float32 adapters into the model itself, and freezes the rest of it. B starts at zero: the policy is the base.
+
+    targets: names of linear layers, as they end; "all-linear" alone is all of them but the output layer, experts included.
+    """
+    linear = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
+    linear = {name: m for name, m in linear.items() if m is not model.get_output_embeddings()}
+    everywhere = tuple(targets) == (ALL_LINEAR,)
+    missing = [t for t in targets if not any(f".{name}".endswith(f".{t}") for name in linear)]
+    advice = f"the linear layers here are {sorted({name.rpartition('.')[2] for name in linear})}; name some of them"
+    if missing and not everywhere:
+        raise UserError(
+            f"lora_targets is {tuple(targets)}: {missing} match nothing in {type(model).__name__}; {advice}, or {ALL_LINEAR} alone"
+        )
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # pyright: ignore[reportArgumentType]  only divided
+        target_modules=ALL_LINEAR if everywhere else list(targets),
+        fan_in_fan_out=any(isinstance(m, Conv1D) for m in linear.values()),
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            adapted = get_peft_model(model, config)
+        except ValueError as error:  # layers that peft knows it cannot adapt, such as Mamba's out_proj
+            raise UserError(f"lora_targets is {tuple(targets)}: peft refuses them ({error}); {advice}") from None
+    assert isinstance(adapted, PeftModel)
+    return adapted
+
+
+class LoraPolicy(Policy):
+    """The policy and its references are one model: a reference is a choice of adapters."""
+
+    def __init__(self, adapted: PeftModel, **options: Any) -> None:
+        super().__init__(adapted.get_base_model(), **options)  # pyright: ignore[reportArgumentType]
+        self.adapted = adapted
+
+    def frozen_copy(self) -> Policy:
+        """The policy as it is now, at the price of a copy of the adapters."""
+        frozen = copy.copy(self)
+        adapters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        kept = [p.detach().clone() for p in adapters.values()]
+        add_nothing = not any(p.any() for name, p in adapters.items() if ".lora_B." in name)
+        frozen.weights = partial(self.holding, list(adapters.values()), kept, off=add_nothing)
+        return frozen
+
+    @contextmanager
+    def holding(self, adapters: Sequence[nn.Parameter], kept: Sequence[Tensor], *, off: bool) -> Iterator[None]:
+        """Inside the block the adapters are the kept ones, and switched off where these add nothing to the base."""
+        trained = [p.data for p in adapters]
+        try:
+            for parameter, tensor in zip(adapters, kept, strict=True):
+                parameter.data = tensor
+            with self.adapted.disable_adapter() if off else nullcontext():
+                yield
+        finally:
+            for parameter, tensor in zip(adapters, trained, strict=True):
+                parameter.data = tensor
+
+    def save(self, folder: Path) -> None:
+        with self.weights():  # to look for new embeddings, as peft does unasked, would ask the hub
+            self.adapted.save_pretrained(str(folder), save_embedding_layers=False)
+
+    def load(self, folder: Path) -> None:
+        loaded = set_peft_model_state_dict(self.adapted, load_peft_weights(str(folder), device=str(self.device)))
+        assert not loaded.unexpected_keys
+
+
+def merge_adapters(checkpoint: Path, out: Path) -> Path:
+    """Writes the adapted model as a plain one, W + (alpha / rank) B A in place of W, with its tokenizer. -> out."""
+    described = checkpoint / "adapter_config.json"
+    if not described.is_file():
+        raise UserError(
+            f"checkpoint is {str(checkpoint)!r}: it holds no adapter (adapter_config.json); "
+            "give a checkpoint of a run with lora_rank, such as runs/mine/checkpoints/step-000050"
+        )
+    if out.exists():
+        raise UserError(f"out is {str(out)!r}: it is there already; name a new folder")
+    try:
+        base, _ = load_pretrained(
+            PeftConfig.from_pretrained(str(checkpoint)).base_model_name_or_path or "", torch.device("cpu")
+        )
+    except UserError as error:
+        raise UserError(f"base_model_name_or_path in {str(described)!r}: {error}") from None
+    merged = PeftModel.from_pretrained(base, str(checkpoint)).merge_and_unload()
+    aside = out.with_name(f".{out.name}.partial")
+    merged.save_pretrained(aside)
+    AutoTokenizer.from_pretrained(checkpoint).save_pretrained(aside)
+    os.replace(aside, out)
+    return out
