@@ -29,7 +29,7 @@ from rl.config import RunConfig
 from rl.deliver import Delivery
 from rl.loop import train
 from rl.lora import LoraPolicy, add_adapters, merge_adapters
-from rl.policy import Policy
+from rl.policy import Policy, load_pretrained
 from rl.runtime import Runtime
 from rl.setup import resume
 from rl.step import Learner, update
@@ -119,7 +119,13 @@ def test_the_reference_is_the_base_until_it_is_refreshed_and_no_second_model(fam
     shift(policy)
     trained = logprobs(policy)
     assert (trained - expected).abs().max() > 0.01
+    calls = []
+    hooks = [m.register_forward_hook(lambda *_: calls.append(1)) for n, m in model.named_modules() if ".lora_A." in n]
     assert torch.equal(logprobs(first), expected)
+    assert not calls  # off, and not multiplied by zero
+    assert torch.equal(logprobs(policy), trained) and calls
+    for hook in hooks:
+        hook.remove()
     second = policy.frozen_copy()
     shift(policy)
     assert torch.equal(logprobs(second), trained)
@@ -161,11 +167,15 @@ def test_steps_change_the_adapters_and_nothing_else(runtime: Runtime) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_plain_peft_opens_what_is_saved_and_the_merged_model_is_the_same(family: str, tmp_path: Path) -> None:
+def test_plain_peft_opens_what_is_saved_and_the_merged_model_is_the_same(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever it is opened from: the base's folder is kept as an absolute one."""
+    monkeypatch.chdir(tmp_path)
     base(family).save_pretrained(tmp_path / "base")
     tiny_tokenizer().save_pretrained(tmp_path / "base")
     tiny_tokenizer().save_pretrained(tmp_path / "saved")
-    policy = adapted(AutoModelForCausalLM.from_pretrained(tmp_path / "base"))
+    policy = adapted(load_pretrained("./base", torch.device("cpu"))[0])
     policy.save(tmp_path / "saved")
     merge_adapters(tmp_path / "saved", tmp_path / "merged")
     with torch.no_grad():
