@@ -51,8 +51,8 @@ def load_pretrained(model: str | Path, device: torch.device) -> tuple[PreTrained
 class Policy:
     """Scores tokens with a model. Always in eval mode: dropout would make the ratio differ from 1 before the first update.
 
-    autocast: makes the context to run the forward in. weights: makes the one in which the model holds this policy's weights,
-    for a reference may share its model with the policy.
+    autocast: makes the context to run the forward in. weights: makes the one in which the model has this policy's weights; a
+    reference may share the policy's model.
     """
 
     weights: Callable[[], AbstractContextManager[Any]] = nullcontext

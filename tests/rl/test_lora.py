@@ -194,9 +194,11 @@ def test_plain_peft_opens_what_is_saved_and_the_merged_model_is_the_same(
 def test_a_run_trains_adapters_that_can_be_merged(
     model: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every part of a run, with gradient checkpointing; the export is the base plus 2 B A, added here from the saved file."""
+    """Every part of a run, with gradient checkpointing and bfloat16; the export is the base plus 2 B A, added here from the saved file."""
     monkeypatch.setattr(MathVerifier, "verify_batch", odd_lengths)
-    run_dir = train(options(model, digits, tmp_path / "run", lora_rank=RANK, gradient_checkpointing=True))
+    run_dir = train(
+        options(model, digits, tmp_path / "run", lora_rank=RANK, gradient_checkpointing=True, dtype="bfloat16")
+    )
     saved, out = run_dir / "checkpoints" / "step-000003", tmp_path / "merged"
     app.cli(prog="plumbline", args=["merge", str(saved), str(out)])
     tensors, exported = load_file(saved / "adapter_model.safetensors"), load_file(out / "model.safetensors")
@@ -226,6 +228,7 @@ def test_adapters_reach_a_sampler_with_a_model_of_its_own() -> None:
         ("qwen2", ("q_prj",), r"lora_targets is \('q_prj',\): \['q_prj'\] match nothing in Qwen2ForCausalLM; .*'up_proj', 'v_proj'\]"),
         ("qwen2", ("q_proj", "typo"), r"\['typo'\] match nothing"),  # peft would adapt q_proj and say nothing
         ("qwen2", ("all-linear", "q_proj"), r"\['all-linear'\] match nothing .* or all-linear alone"),
+        ("qwen2", ("_proj",), r"\['_proj'\] match nothing"),
         ("qwen2", ("lm_head",), r"\['lm_head'\] match nothing"),
         ("gpt2", ("q_proj",), r"\['c_attn', 'c_fc', 'c_proj'\]"),
         ("mamba", ("all-linear",), r"peft refuses them \(.*'out_proj' is incompatible .*the linear layers here are .*'in_proj'"),
