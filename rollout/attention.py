@@ -36,6 +36,20 @@ def attention_implementation(model: PreTrainedModel, name: str) -> Iterator[None
         model.config._attn_implementation = before
 
 
+@contextmanager
+def narrow_windows(model: PreTrainedModel, width: int) -> Iterator[None]:
+    """Sliding windows of `width` tokens where the model has them, so that a short text shows what they do."""
+    owners = [model.config.get_text_config(), *model.modules()]
+    before = [(o, o.sliding_window) for o in owners if isinstance(getattr(o, "sliding_window", None), int)]
+    for owner, _ in before:
+        owner.sliding_window = width
+    try:
+        yield
+    finally:
+        for owner, window in before:
+            owner.sliding_window = window
+
+
 def grouped_attention(
     query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None, causal: bool, scale: float | None
 ) -> Tensor:

@@ -1,0 +1,110 @@
+"""A tiny random model of every family that is tried, and docs/families.md, the table of the path that each takes.
+
+python -m tests.rl.families    writes the table anew
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from rl.forward import choose_forward, packed_forward
+from tests.rl.models import SIZES
+
+TABLE = Path(__file__).parents[2] / "docs" / "families.md"
+
+EXPERTS = {"moe_intermediate_size": 16, "num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2}
+GPT = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}
+MIXED = {"layer_types": ["linear_attention", "full_attention"], "head_dim": 8}
+LINEAR = {
+    **MIXED,
+    **{f"linear_{of}_head_dim": 8 for of in ("key", "value")},
+    **{f"linear_num_{of}_heads": 2 for of in ("key", "value")},
+}
+MAMBA = {"mamba_d_state": 8, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_ssm": 32, "mamba_chunk_size": 4}
+
+# name -> model type of transformers, what differs from SIZES
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "Qwen2": ("qwen2", {"tie_word_embeddings": True}),
+    "Qwen3": ("qwen3", {"head_dim": 16}),
+    "Llama": ("llama", {}),
+    "Mistral, window": ("mistral", {"sliding_window": 4}),
+    "Gemma": ("gemma", {"head_dim": 16}),
+    "Gemma 2": ("gemma2", {"head_dim": 8, "sliding_window": 4, "attn_logit_softcapping": 2.0}),
+    "Gemma 3": ("gemma3_text", {"head_dim": 8, "sliding_window": 4}),
+    "Phi-3": ("phi3", {"pad_token_id": 0, "sliding_window": 4}),
+    "Phi": ("phi", {}),
+    "GPT-2": ("gpt2", GPT),
+    "GPT-NeoX": ("gpt_neox", {}),
+    "OPT": ("opt", {"init_std": 0.3, "word_embed_proj_dim": 32, "ffn_dim": 48, "pad_token_id": 0}),
+    "StarCoder2": ("starcoder2", {"sliding_window": 4}),
+    "OLMo 2": ("olmo2", {}),
+    "OLMo 3": ("olmo3", {"sliding_window": 4}),
+    "SmolLM3": ("smollm3", {"pad_token_id": 0}),
+    "Cohere 2": ("cohere2", {"sliding_window": 4, "logit_scale": 0.5}),
+    "Granite": ("granite", {"logits_scaling": 3.0, "embedding_multiplier": 2.0}),
+    "GLM-4": ("glm4", {"head_dim": 8, "pad_token_id": 0}),
+    "Exaone 4": ("exaone4", {"sliding_window": 4}),
+    "Apertus": ("apertus", {"pad_token_id": 0}),
+    "gpt-oss": ("gpt_oss", {**EXPERTS, "head_dim": 8, "sliding_window": 4}),
+    "Mixtral": ("mixtral", EXPERTS),
+    "Qwen3-MoE": ("qwen3_moe", {**EXPERTS, "head_dim": 8}),
+    "OLMoE": ("olmoe", EXPERTS),
+    "Falcon": ("falcon", {}),
+    "BLOOM": ("bloom", {}),
+    "Nemotron": ("nemotron", {}),
+    "Qwen3-Next": ("qwen3_next", {**EXPERTS, **LINEAR, "shared_expert_intermediate_size": 16}),
+    "Qwen3.5": ("qwen3_5_text", LINEAR),
+    "LFM2": ("lfm2", {"layer_types": ["conv", "full_attention"], "pad_token_id": 0}),
+    "Mamba": ("mamba", {"state_size": 4}),
+    "Mamba-2": ("mamba2", {"state_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 1, "chunk_size": 4}),
+    "Falcon-H1": ("falcon_h1", MAMBA),
+    "Jamba": ("jamba", {**EXPERTS, "attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 4}),
+    "RWKV": ("rwkv", {"attention_hidden_size": 32, "context_length": 128}),
+}
+
+
+def of_family(family: str) -> PreTrainedModel:
+    torch.manual_seed(0)
+    model_type, own = FAMILIES[family]
+    config = AutoConfig.for_model(model_type, **{**SIZES, **own})
+    # scaled_dot_product_attention has no cap on scores: transformers would leave it out
+    eager = getattr(config, "attn_logit_softcapping", None) is not None
+    return AutoModelForCausalLM.from_config(config, attn_implementation="eager" if eager else None).eval()
+
+
+def table() -> str:
+    """The page, by trying every family."""
+    packed = [name for name in FAMILIES if choose_forward(of_family(name)) is packed_forward]
+    padded = [name for name in FAMILIES if name not in packed]
+    rows = [f"| {name} | packed: no padding, each prompt once |" for name in packed]
+    rows += [f"| {name} | padded on the right |" for name in padded]
+    return PAGE.format(rows="\n".join(rows))
+
+
+PAGE = """# Which model takes which path
+
+The update scores completions by one packed row in which each prompt stands once ([rl/forward.py](../rl/forward.py)). Every layer
+but attention is the model's own; attention is ours, entered through the attention interface of transformers. When a model is
+loaded the path is tried on a short example, sliding windows narrowed so that they show, and taken where its log-probs are the
+model's own. Other models (recurrent layers, convolutions, position biases inside attention) run whole sequences padded on the right,
+which no causal model can see; that is said once.
+
+Made by `python -m tests.rl.families` from tiny random models; tests hold log-probs, entropies and every gradient of each
+to those of sequences run alone.
+
+| family | path |
+| --- | --- |
+{rows}
+
+Attention sinks (gpt-oss) and capped scores (Gemma 2) are packed by explicit attention, which keeps all scores in memory. Experts are
+routed token by token, so packing does not change them. A rotary scale that depends on the longest position of a batch (dynamic NTK,
+LongRoPE) depends on it in transformers too: there the numbers are those of whichever sequences stand in one micro-batch.
+"""
+
+
+if __name__ == "__main__":
+    TABLE.write_text(table(), encoding="utf-8")
