@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -52,6 +52,12 @@ class Sampler(Protocol):
         """The completions of each request, in the order of its seeds. A seed fixes the draws, whatever else is asked for."""
         ...
 
+    def stream(
+        self, requests: Sequence[SampleRequest], params: SamplingParams
+    ) -> Iterator[tuple[int, int, Completion]]:
+        """The same completions as they end, each with the index of its request and of its seed."""
+        ...
+
     def score(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> list[float]:
         """Log-probs of the given tokens at temperature 1, by the engine's own sampling path: the proof of delivery reads them."""
         ...
@@ -67,6 +73,14 @@ def completion_seed(run_seed: int, step: int, problem_id: str, sample_index: int
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
 
 
+def gathered(
+    requests: Sequence[SampleRequest], stream: Iterable[tuple[int, int, Completion]]
+) -> list[list[Completion]]:
+    """What a stream gave, in the order asked for."""
+    found = {(i, j): completion for i, j, completion in stream}
+    return [[found[i, j] for j in range(len(request.seeds))] for i, request in enumerate(requests)]
+
+
 class ScriptedSampler:
     """A sampler for tests: gives out the token sequences it was told to, by prompt, in turn."""
 
@@ -76,9 +90,14 @@ class ScriptedSampler:
         self.policy_version = 0
 
     def sample(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[list[Completion]]:
-        return [
-            [self._completion(self.script[r.prompt_ids][i], seed) for i, seed in enumerate(r.seeds)] for r in requests
-        ]
+        return gathered(requests, self.stream(requests, params))
+
+    def stream(
+        self, requests: Sequence[SampleRequest], params: SamplingParams
+    ) -> Iterator[tuple[int, int, Completion]]:
+        for i, request in enumerate(requests):
+            for j, seed in enumerate(request.seeds):
+                yield i, j, self._completion(self.script[request.prompt_ids][j], seed)
 
     def _completion(self, token_ids: tuple[int, ...], seed: int) -> Completion:
         return Completion(

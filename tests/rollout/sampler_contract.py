@@ -202,7 +202,7 @@ class SamplerContract:
         asked, sampler = requests(6, 1), engine.sampler(1000)
         free = [group[0] for group in sampler.sample(asked, SamplingParams(max_tokens=16, temperature=0))]
         decode = engine.tokenizer.decode
-        stops = tuple({text[3:6] for text in (decode(c.token_ids) for c in free[:4])})
+        stops = tuple({text[3:6] for text in (decode(c.token_ids) for c in free[:4]) if len(text) > 3})
         params = SamplingParams(max_tokens=16, temperature=0, stop_strings=stops)
         stopped = [group[0] for group in sampler.sample(asked, params)]
         for completion, whole in zip(stopped, free, strict=True):
@@ -247,6 +247,20 @@ class SamplerContract:
             for completion in group:
                 expected = plain_logprobs(engine.model, request.prompt_ids, completion.token_ids)
                 assert (expected - torch.tensor(completion.sampler_logprobs)).abs().max() < engine.tolerance
+
+    def test_completions_are_streamed_as_they_end(self, engine: Engine) -> None:
+        """Each once and the same as sample's, whether rows wait for others or not; a short one before the longest ends."""
+        asked, params = requests(6, 4), SamplingParams(max_tokens=24, temperature=2.0)
+        sampled = engine.sampler(1000).sample(asked, params)
+        sampler = engine.sampler(1000)
+        streamed = list(sampler.stream(asked, params))
+        assert sorted((i, j) for i, j, _ in streamed) == [(i, j) for i in range(6) for j in range(4)]
+        assert all(completion == sampled[i][j] for i, j, completion in streamed)
+        lengths = [len(completion.token_ids) for _, _, completion in streamed]
+        assert lengths[0] < max(lengths) == lengths[-1]
+        next(left := sampler.stream(asked, params))
+        left.close()  # pyright: ignore[reportAttributeAccessIssue]
+        assert tokens(sampler.sample(asked, params)) == tokens(sampled)
 
     def test_nothing_asked_is_nothing_sampled(self, engine: Engine) -> None:
         assert engine.sampler(4).sample([], SamplingParams(max_tokens=4)) == []

@@ -3,67 +3,41 @@
 from __future__ import annotations
 
 import copy
-from functools import cache
 
 import pytest
-import torch
-from transformers import (
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    GenerationConfig,
-    MambaConfig,
-    MambaForCausalLM,
-    PreTrainedModel,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
+from transformers import PreTrainedModel
 
 from rl.forward import enable_gradient_checkpointing
+from rollout.decoders import CachedDecoder, RecomputingDecoder
+from rollout.fused_decoder import FusedDecoder
 from rollout.records import FinishReason
-from rollout.sampler import SamplingParams
-from rollout.torch_sampler import CachedDecoder, RecomputingDecoder, TorchSampler, stop_token_ids
-from tests.rl.models import FAMILIES, SIZES, VOCAB
+from rollout.sampler import SampleRequest, SamplingParams
+from rollout.torch_sampler import TorchSampler, stop_token_ids
+from tests.rollout.families import ALL, CACHED, FUSED, RECOMPUTED, tiny_model
 from tests.rollout.sampler_contract import Engine, SamplerContract, requests, tokens
-from tests.rollout.tiny import END, PAD, tokenizer
+from tests.rollout.tiny import END, tokenizer
 from tests.rollout.uniform_reference import uniform
 
-ENDS = [END, 7]  # the tokenizer knows the first, only the generation config the second
+
+def sampler_of(model: PreTrainedModel, max_rows: int, how: str) -> TorchSampler:
+    """how: "" as it comes; "slots" by the model's own forward; "buckets" as on a GPU, but for the graphs."""
+    sampler = TorchSampler(copy.deepcopy(model), tokenizer(), max_rows=max_rows)
+    if how == "slots":
+        sampler.decoder_class, sampler.fused = CachedDecoder, None
+    if how == "buckets":
+        sampler.bucketed, sampler.check_every = True, 3
+    return sampler
 
 
-def qwen2_with_a_window_above_its_first_layer() -> PreTrainedModel:
-    return Qwen2ForCausalLM(Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=5, max_window_layers=1))
-
-
-def gemma2_with_capped_scores() -> PreTrainedModel:
-    sizes = {**SIZES, "bos_token_id": 2, "pad_token_id": PAD}
-    return Gemma2ForCausalLM(Gemma2Config(**sizes, head_dim=8, attn_implementation="eager", attn_logit_softcapping=1.0))
-
-
-def mamba() -> PreTrainedModel:
-    sizes = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
-    return MambaForCausalLM(MambaConfig(**sizes, initializer_range=0.3, tie_word_embeddings=False))
-
-
-CACHED = {**FAMILIES, "qwen2-window": qwen2_with_a_window_above_its_first_layer}
-RECOMPUTED = {"gemma2-capped": gemma2_with_capped_scores, "mamba": mamba}
-
-
-@cache
-def tiny_model(family: str, seed: int) -> PreTrainedModel:
-    torch.manual_seed(seed)
-    model = {**CACHED, **RECOMPUTED}[family]().eval()
-    model.generation_config = GenerationConfig(eos_token_id=ENDS, pad_token_id=PAD)
-    return model
-
-
-@pytest.fixture(params=[*CACHED, *RECOMPUTED])
+@pytest.fixture(params=[*ALL, "qwen2-window/slots", "qwen2-window/buckets"])
 def engine(request: pytest.FixtureRequest) -> Engine:
-    model, words = tiny_model(request.param, 0), tokenizer()
+    family, _, how = request.param.partition("/")
+    model = tiny_model(family, 0)
     return Engine(
         model=model,
-        other=tiny_model(request.param, 1),
-        tokenizer=words,
-        sampler=lambda max_rows: TorchSampler(copy.deepcopy(model), words, max_rows=max_rows),
+        other=tiny_model(family, 1),
+        tokenizer=tokenizer(),
+        sampler=lambda max_rows: sampler_of(model, max_rows, how),
         uniform=uniform,
     )
 
@@ -72,25 +46,27 @@ class TestTorchSampler(SamplerContract):
     pass
 
 
-@pytest.mark.parametrize("family", [*CACHED, *RECOMPUTED])
-def test_a_cache_is_used_wherever_it_is_right(family: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Without it decoding is many times slower, so that must be needed, and said."""
+@pytest.mark.parametrize("family", ALL)
+def test_the_fastest_decoder_that_is_right_is_used(family: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The others are slower, so they must be needed, and said."""
     sampler = TorchSampler(tiny_model(family, 0), tokenizer())
-    assert sampler.decoder_class is (CachedDecoder if family in CACHED else RecomputingDecoder)
+    expected = FusedDecoder if family in FUSED else CachedDecoder if family in CACHED else RecomputingDecoder
+    assert sampler.decoder_class is expected
+    assert ("by its own forward" in caplog.text) is (family in CACHED)
     assert ("without a cache" in caplog.text) is (family in RECOMPUTED)
 
 
-def test_no_token_is_run_twice() -> None:
+def test_no_token_is_run_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """What makes decoding fast: a prompt runs once for its group, and rows that ended leave at once."""
-    model = copy.deepcopy(tiny_model("qwen2", 0))
-    sampler, lengths = TorchSampler(model, tokenizer(), max_rows=9), []
-    model.register_forward_pre_hook(lambda *call: lengths.append(call[2]["input_ids"].shape), with_kwargs=True)
-    asked = [r for r in requests(12, 4) if len(r.prompt_ids) > 2]  # the last prompt token is left to the first step
+    sampler, run = TorchSampler(tiny_model("qwen2", 0), tokenizer(), max_rows=9), []
+    assert sampler.fused is not None
+    states = sampler.fused.states
+    monkeypatch.setattr(sampler.fused, "states", lambda tokens, *rest: run.append(tokens) or states(tokens, *rest))
+    asked = [SampleRequest((p, *range(3, 8)), r.seeds) for p, r in enumerate(requests(9, 4), 2)]  # of equal lengths
     sampled = sampler.sample(asked, SamplingParams(max_tokens=20, temperature=2.0))
-    written = sum(len(c.token_ids) for group in sampled for c in group)
-    assert sum(rows for rows, width in lengths if width == 1) == written
-    assert sum(rows for rows, width in lengths if width > 1) == len(asked)
-    assert len({len(c.token_ids) for group in sampled for c in group}) > 1  # else nothing left early
+    lengths = [len(c.token_ids) for group in sampled for c in group]
+    assert sum(map(len, run)) == sum(len(r.prompt_ids) - 1 for r in asked) + sum(lengths)
+    assert len(set(lengths)) > 1  # else nothing left early
 
 
 def test_the_trainers_own_module_is_sampled_from_and_left_as_it_was() -> None:

@@ -1,0 +1,83 @@
+"""What the fused decoder multiplies with: the trainer's own tensors wherever they can be, else a copy that is refreshed.
+
+q, k and v (gate and up) become one matrix without a second copy: the parameters' `.data` are made views of it. They stay
+parameters in every respect: an optimiser steps them in place, they are saved and copied each by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+
+class DecodeWeight:
+    """`tensor`: one parameter of one or several children of a module, stacked along its rows, in the dtype decoded in."""
+
+    def __init__(self, parent: nn.Module, children: tuple[str, ...], name: str, dtype: torch.dtype) -> None:
+        self.parent, self.children, self.name, self.dtype = parent, children, name, dtype
+        self.copy: Tensor | None = None
+        self.refresh()
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """The weights as they are now: read where the trainer keeps them, if they are plain and of the dtype decoded in."""
+        modules = [getattr(self.parent, child) for child in self.children]
+        parameters: list[nn.Parameter] = [getattr(_base(module), self.name) for module in modules]
+        if not any(map(is_lora, modules)) and all(p.dtype == self.dtype for p in parameters):
+            self.tensor = adjoined(parameters)
+            return
+        rows = [len(p) for p in parameters]
+        if self.copy is None:
+            self.copy = parameters[0].new_empty((sum(rows), *parameters[0].shape[1:]), dtype=self.dtype)
+        for part, module, parameter in zip(self.copy.split(rows), modules, parameters, strict=True):
+            part.copy_(_merged(module) if is_lora(module) and self.name == "weight" else parameter)
+        self.tensor = self.copy
+
+
+def is_plain(module: nn.Module) -> bool:
+    """A linear layer, embedding or norm whose parameters are ordinary tensors."""
+    return all(type(p) is nn.Parameter and type(p.data) is Tensor for p in module.parameters())
+
+
+def is_lora(module: nn.Module) -> bool:
+    """peft's low-rank layer (arXiv 2106.09685), recognised without importing peft."""
+    return hasattr(module, "base_layer") and hasattr(module, "lora_A")
+
+
+def is_readable_linear(module: nn.Module) -> bool:
+    """A linear layer, alone or with low-rank additions that are a plain product: no DoRA, no bias of their own."""
+    if is_lora(module):
+        is_product = not module.lora_variant and not any(module.lora_bias.values())  # pyright: ignore
+        return is_product and is_readable_linear(_base(module))
+    return type(module) is nn.Linear and is_plain(module)
+
+
+def _base(module: nn.Module) -> nn.Module:
+    return module.base_layer if is_lora(module) else module  # pyright: ignore[reportReturnType]
+
+
+def _merged(module: nn.Module) -> Tensor:
+    """W + sum of scaling B A over the adapters that are active now."""
+    weight = module.base_layer.weight  # pyright: ignore
+    if module.disable_adapters or module.merged:
+        return weight  # pyright: ignore[reportReturnType]
+    active = [name for name in module.active_adapters if name in module.lora_A]  # pyright: ignore
+    return weight + sum(module.get_delta_weight(name) for name in active)  # pyright: ignore
+
+
+def adjoined(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """One tensor over all of them, [sum of rows, ...]. Unless they stand so already, they are made views of a new one."""
+    if not all(_follows(a, b) for a, b in pairwise(parameters)):
+        joined = torch.cat([p.data for p in parameters])
+        for parameter, part in zip(parameters, joined.split([len(p) for p in parameters]), strict=True):
+            parameter.data = part
+    first = parameters[0].data
+    return first.as_strided((sum(map(len, parameters)), *first.shape[1:]), first.stride())
+
+
+def _follows(a: Tensor, b: Tensor) -> bool:
+    is_one_memory = a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+    return is_one_memory and a.is_contiguous() and b.is_contiguous() and a.data_ptr() + a.nbytes == b.data_ptr()

@@ -1,0 +1,245 @@
+"""Decoding with a FusedModel. A prompt's keys are stored once for its group, and read once by all rows of the group.
+
+Attention has two parts under one softmax. The shared one multiplies, for each group, the queries of all its rows and of all
+heads that share a key head with the prompt's keys: one product [rows x heads, D] [D, P]. The other is a row's own keys.
+
+A step depends on the host through five sizes only. Where they are rounded up to buckets, steps of one bucket are the same
+work in the same memory, which a GPU replays as one graph.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from rollout.attention import grouped_attention
+from rollout.batch import closing_moves
+from rollout.fused_model import FusedLayer, FusedModel
+
+log = logging.getLogger(__name__)
+
+PREFILL_TOKENS = 4096  # at once: enough for large products, few enough for a cache
+
+
+class Capacity(NamedTuple):
+    """What a decoder holds at most. shared_width: prompt tokens but the last; width: that and the completion's."""
+
+    rows: int
+    groups: int
+    shared_width: int
+    width: int
+
+
+class Sizes(NamedTuple):
+    """What a step works on. members: rows of the largest group; widths: columns filled in shared and own keys."""
+
+    rows: int
+    groups: int
+    members: int
+    shared_width: int
+    width: int
+
+    def bucketed(self) -> Sizes:
+        return Sizes(*map(power_of_two, self[:3]), *map(whole_blocks, self[3:]))
+
+
+def power_of_two(size: int) -> int:
+    return 1 << (size - 1).bit_length()
+
+
+def whole_blocks(width: int) -> int:
+    return -(-width // 64) * 64
+
+
+class Places(NamedTuple):
+    """Where queries stand: by row, [rows, Hkv], and by group, [groups, Hkv, members], filled up with the first.
+
+    to_groups: of each place by group the place by row; to_rows the other way.
+    """
+
+    to_groups: Tensor
+    to_rows: Tensor
+
+
+class FusedDecoder:
+    """Rows and groups 0..N-1 stand in the first slots of their buffers; who leaves is replaced from the tail.
+
+    A row writes its keys from its column 0. The prompt's last token is the first of them, so prefill needs no logits.
+    """
+
+    def __init__(self, model: FusedModel, capacity: Capacity, *, bucketed: bool = False) -> None:
+        if bucketed:
+            capacity = Capacity(*map(power_of_two, capacity[:2]), *map(whole_blocks, capacity[2:]))
+        self.model, self.capacity, self.bucketed = model, capacity, bucketed
+        layer = model.layers[0]
+        self.key_heads = layer.key_heads
+        zeros = partial(torch.zeros, device=model.device)
+        states = partial(zeros, len(model.layers), 2, dtype=model.dtype)  # of each layer keys and values
+        self.shared = states(capacity.groups, layer.key_heads, capacity.shared_width, layer.head_size)
+        self.own = states(capacity.rows, layer.key_heads, capacity.width, layer.head_size)
+        # Of each row: its newest token and the position of that, how many prompt tokens it shares, its group.
+        self.newest, self.position, self.prefix, self.group = zeros(4, capacity.rows, dtype=torch.long)
+        self.columns = torch.arange(max(capacity.shared_width, capacity.width), device=model.device)
+        self.graphs: dict[Sizes, Graph] | None = {} if bucketed and model.device.type == "cuda" else None
+        self.clear()
+
+    def clear(self) -> None:
+        self.prefixes: list[int] = []  # of each group
+        self.num_rows = self.width = 0
+        self.places: tuple[Sizes, Places] | None = None
+
+    def admit(self, rows: Tensor, prompts: list[Tensor], source: Tensor) -> None:
+        first = len(self.prefixes)
+        self.prefixes += [len(prompt) - 1 for prompt in prompts]
+        self.group[rows] = first + source
+        self.prefix[rows] = torch.tensor(self.prefixes[first:], device=rows.device)[source]
+        self.num_rows += len(rows)
+        self.places = None
+        while prompts:
+            count = max(1, PREFILL_TOKENS // max(map(len, prompts)))
+            self._prefill(first, [prompt[:-1] for prompt in prompts[:count]])
+            first, prompts = first + count, prompts[count:]
+
+    def _prefill(self, first: int, prompts: list[Tensor]) -> None:
+        block = pad_sequence(prompts, batch_first=True)  # right-padded: causal hides it
+        count, width = block.shape
+
+        def attend(layer: FusedLayer, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            for states, kept in zip((key, value), self.shared[layer.index, :, first : first + count], strict=True):
+                kept[:, :, :width] = states.unflatten(0, (count, width)).transpose(1, 2)
+            return causal_attention(layer, query, key, value, num_texts=count)
+
+        if width > 0:
+            self.model.states(block.flatten(), self.columns[:width].repeat(count), attend)
+
+    def logits(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        self.newest[: self.num_rows], self.position[: self.num_rows] = tokens, positions
+        self.width = min(self.width + 1, self.capacity.width)
+        sizes, places = self.places = self.places or self._place_queries()
+        sizes = sizes._replace(width=whole_blocks(self.width) if self.bucketed else self.width)
+        if self.graphs is None:
+            return self._step(sizes, places)[: self.num_rows]
+        if sizes not in self.graphs:
+            try:
+                self.graphs[sizes] = Graph(partial(self._step, sizes), places)
+            except RuntimeError as error:
+                log.warning("decoding goes on without CUDA graphs, slower: a step could not be captured (%s)", error)
+                self.graphs = None
+                return self._step(sizes, places)[: self.num_rows]
+        return self.graphs[sizes].replay(places)[: self.num_rows]
+
+    def _place_queries(self) -> tuple[Sizes, Places]:
+        group = self.group[: self.num_rows]
+        counts = group.bincount(minlength=len(self.prefixes))
+        sizes = Sizes(self.num_rows, len(counts), int(counts.max()), max(1, *self.prefixes), 1)
+        if self.bucketed:
+            sizes = sizes.bucketed()
+        rows = torch.arange(self.num_rows, device=group.device)
+        by_group = group.argsort(stable=True)
+        member = torch.empty_like(rows)
+        member[by_group] = rows - (counts.cumsum(0) - counts)[group[by_group]]
+        heads = torch.arange(self.key_heads, device=group.device)
+        row_places = rows[:, None] * self.key_heads + heads
+        group_places = (group[:, None] * self.key_heads + heads) * sizes.members + member[:, None]
+        to_groups = rows.new_zeros(sizes.groups * self.key_heads * sizes.members)
+        to_groups[group_places] = row_places
+        to_rows = rows.new_zeros(sizes.rows, self.key_heads)
+        to_rows[: self.num_rows] = group_places
+        return sizes, Places(to_groups, to_rows.flatten())
+
+    def _step(self, sizes: Sizes, places: Places) -> Tensor:
+        rows, groups, members, shared_width, width = sizes
+        positions = self.position[:rows]
+        at = positions - self.prefix[:rows]  # the column of the newest token
+        slots = torch.arange(rows * self.key_heads, device=at.device).view(rows, -1) * self.capacity.width + at[:, None]
+        masks = {layer.window: self._mask(sizes, positions, at, layer.window) for layer in self.model.layers}
+
+        def attend(layer: FusedLayer, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            own = self.own[layer.index, :, :rows]
+            for states, kept in zip((key, value), own, strict=True):
+                kept.view(-1, layer.head_size).index_copy_(0, slots.flatten(), states.flatten(0, 1))
+            own_keys, own_values = own[:, :, :, :width].flatten(1, 2)
+            shared_keys, shared_values = self.shared[layer.index, :, :groups, :, :shared_width].flatten(1, 2)
+
+            def by_group(x: Tensor) -> Tensor:  # [rows x Hkv, heads, ...] -> [groups x Hkv, members x heads, ...]
+                return x.index_select(0, places.to_groups).unflatten(0, (-1, members)).flatten(1, 2)
+
+            def by_row(x: Tensor) -> Tensor:
+                return x.unflatten(1, (members, -1)).flatten(0, 1).index_select(0, places.to_rows)
+
+            query = query.flatten(0, 1)
+            on_shared = by_row(by_group(query) @ shared_keys.mT)
+            scores = torch.cat([on_shared, query @ own_keys.mT], dim=-1)
+            scores.view(rows, -1, shared_width + width).add_(masks[layer.window])
+            weights = scores.softmax(-1)
+            out = weights[..., shared_width:] @ own_values
+            out += by_row(by_group(weights[..., :shared_width]) @ shared_values)
+            return out.view(rows, -1, layer.head_size)
+
+        return self.model.logits(self.model.states(self.newest[:rows], positions, attend))
+
+    def _mask(self, sizes: Sizes, positions: Tensor, at: Tensor, window: int | None) -> Tensor:
+        """Added to scores: 0 where a row may look, else -inf. [rows, 1, shared and own columns]"""
+        shared, own = self.columns[: sizes.shared_width], self.columns[: sizes.width]
+        visible = torch.cat([shared < self.prefix[: sizes.rows, None], own <= at[:, None]], dim=1)
+        if window is not None:
+            visible &= torch.cat([positions[:, None] - shared, at[:, None] - own], dim=1) < window
+        return torch.zeros_like(visible, dtype=self.model.dtype).masked_fill_(~visible, -torch.inf)[:, None]
+
+    def move(self, sources: Tensor, targets: Tensor, num_rows: int) -> None:
+        self.own[:, :, targets, :, : self.width] = self.own[:, :, sources, :, : self.width]
+        for state in (self.position, self.prefix, self.group):
+            state[targets] = state[sources]
+            state[num_rows:] = 0  # a bucket's rows without a completion decode in their first column
+        self.num_rows, self.places = num_rows, None
+        self.width = int((self.position - self.prefix).max()) + 1
+        self._drop_groups()
+
+    def _drop_groups(self) -> None:
+        """Those whose rows all left."""
+        group = self.group[: self.num_rows]
+        gone = group.bincount(minlength=len(self.prefixes)) == 0
+        sources, targets = closing_moves(gone)
+        self.shared[:, :, targets] = self.shared[:, :, sources]
+        slots = torch.arange(len(gone), device=group.device)
+        slots[sources] = targets
+        group.copy_(slots[group])
+        for source, target in zip(sources.tolist(), targets.tolist(), strict=True):
+            self.prefixes[target] = self.prefixes[source]
+        del self.prefixes[len(gone) - int(gone.sum()) :]
+
+
+class Graph:
+    """A step of one size as a CUDA graph. But for its places, all it reads and writes has one address for good."""
+
+    def __init__(self, step: Callable[[Places], Tensor], places: Places) -> None:
+        self.places = Places(*(place.clone() for place in places))
+        step(self.places)  # libraries set themselves up in their first call, which cannot be captured
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.logits = step(self.places)
+
+    def replay(self, places: Places) -> Tensor:
+        for mine, now in zip(self.places, places, strict=True):
+            mine.copy_(now)
+        self.graph.replay()
+        return self.logits
+
+
+def causal_attention(layer: FusedLayer, query: Tensor, key: Tensor, value: Tensor, *, num_texts: int) -> Tensor:
+    """Each token looks at those before it, of its own text: the texts are of one length, one after the other."""
+    query, key, value = (
+        states.unflatten(0, (num_texts, -1)).transpose(1, 2) for states in (query.flatten(1, 2), key, value)
+    )
+    mask = None
+    if layer.window is not None:
+        columns = torch.arange(query.shape[2], device=query.device)
+        ago = columns[:, None] - columns
+        mask = (ago >= 0) & (ago < layer.window)
+    return grouped_attention(query, key, value, mask=mask, causal=mask is None, scale=1.0).flatten(0, 1)

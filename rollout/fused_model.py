@@ -1,0 +1,172 @@
+"""Models of Llama's shape (Llama, Qwen2, Qwen3, Mistral, SmolLM3) written out in few and large operations.
+
+With h = rms_norm(x): x += o(attention(q, k, v)), then x += down(act(gate(h)) * up(h)); q|k|v and gate|up are one product
+each. Attention is the caller's part: prefill and decoding keep their keys in different places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from rollout.attention import has_only_attention_layers
+from rollout.decode_weights import DecodeWeight, is_plain, is_readable_linear
+
+# (layer, query [N, Hkv, Hq/Hkv, D] with the scale in it, key [N, Hkv, D], value [N, Hkv, D]) -> [N, Hq, D]
+Attend = Callable[["FusedLayer", Tensor, Tensor, Tensor], Tensor]
+
+FIXED_ROTARY = {"default", "linear", "llama3", "yarn"}  # the others' frequencies change with the length of the text
+
+
+class Projection:
+    """Linear layers of one input, as one."""
+
+    def __init__(self, parent: nn.Module, *children: str, dtype: torch.dtype) -> None:
+        self.weight = DecodeWeight(parent, children, "weight", dtype)
+        has_bias = parent.get_submodule(children[0]).bias is not None
+        self.bias = DecodeWeight(parent, children, "bias", dtype) if has_bias else None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.tensor, self.bias.tensor if self.bias else None)
+
+
+class RMSNorm:
+    def __init__(self, parent: nn.Module, child: str, dtype: torch.dtype) -> None:
+        self.weight = DecodeWeight(parent, (child,), "weight", dtype)
+        self.epsilon: float = parent.get_submodule(child).variance_epsilon  # pyright: ignore
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, x.shape[-1:], self.weight.tensor, self.epsilon)
+
+
+class FusedLayer:
+    """window: how many tokens back attention reaches, the newest among them; None: all."""
+
+    def __init__(self, index: int, layer: Any, config: Any, dtype: torch.dtype) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self.index = index
+        self.norm = RMSNorm(layer, "input_layernorm", dtype)
+        self.qkv = Projection(attention, "q_proj", "k_proj", "v_proj", dtype=dtype)
+        has_norms = hasattr(attention, "q_norm")
+        self.head_norms = [RMSNorm(attention, name, dtype) for name in ("q_norm", "k_norm")] if has_norms else []
+        self.out = Projection(attention, "o_proj", dtype=dtype)
+        self.mlp_norm = RMSNorm(layer, "post_attention_layernorm", dtype)
+        self.gate_up = Projection(mlp, "gate_proj", "up_proj", dtype=dtype)
+        self.activation: Callable[[Tensor], Tensor] = mlp.act_fn
+        self.down = Projection(mlp, "down_proj", dtype=dtype)
+        self.head_size: int = attention.head_dim
+        self.query_heads = attention.q_proj.out_features // self.head_size
+        self.key_heads = attention.k_proj.out_features // self.head_size
+        self.scale: float = attention.scaling
+        self.has_rotary = bool(getattr(attention, "use_rope", True))
+        self.window: int | None = getattr(attention, "sliding_window", getattr(config, "sliding_window", None))
+
+    def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        counts = (self.query_heads, self.key_heads, self.key_heads)
+        heads = self.qkv(self.norm(x)).unflatten(-1, (sum(counts), self.head_size))
+        for norm, part in zip(self.head_norms, heads.split(counts, dim=1), strict=False):
+            part.copy_(norm(part))
+        rotated, value = heads.split((self.query_heads + self.key_heads, self.key_heads), dim=1)
+        if self.has_rotary:
+            rotated = rotate(rotated, cos, sin)
+        query, key = rotated.split(counts[:2], dim=1)
+        out = attend(self, (query * self.scale).unflatten(1, (self.key_heads, -1)), key, value)
+        x = x + self.out(out.flatten(1))
+        gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
+        return x + self.down(self.activation(gate) * up)
+
+
+def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions (arXiv 2104.09864), pairs half a head apart. heads: [N, H, D]; cos, sin: [N, 1, D]."""
+    half = heads.shape[-1] // 2
+    out = heads * cos
+    out[..., :half].addcmul_(heads[..., half:], sin[..., :half], value=-1)
+    out[..., half:].addcmul_(heads[..., :half], sin[..., half:])
+    return out
+
+
+class FusedModel:
+    """A model's weights, in `dtype`, and its layers. It is the model's own memory as far as decode_weights.py can have it."""
+
+    def __init__(self, model: PreTrainedModel, dtype: torch.dtype) -> None:
+        trunk: Any = model.model
+        self.dtype, self.device = dtype, model.device
+        self.embedding = DecodeWeight(trunk, ("embed_tokens",), "weight", dtype)
+        self.rotary: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = trunk.rotary_emb
+        self.layers = [FusedLayer(i, layer, model.config, dtype) for i, layer in enumerate(trunk.layers)]
+        self.norm = RMSNorm(trunk, "norm", dtype)
+        self.head = Projection(model, "lm_head", dtype=dtype)
+        if model.lm_head.weight is trunk.embed_tokens.weight:
+            self.head.weight = self.embedding
+
+    def states(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """What the last layer gives. tokens, positions: [N] -> [N, H]."""
+        x = F.embedding(tokens, self.embedding.tensor)
+        cos, sin = (table[0, :, None] for table in self.rotary(x[None], positions[None]))
+        for layer in self.layers:
+            x = layer(x, cos, sin, attend)
+        return x
+
+    def logits(self, states: Tensor) -> Tensor:
+        return self.head(self.norm(states))
+
+    def weights(self) -> Iterator[DecodeWeight]:
+        yield from (self.embedding, self.norm.weight)
+        layers = [[x.norm, x.qkv, *x.head_norms, x.out, x.mlp_norm, x.gate_up, x.down] for x in self.layers]
+        for part in [self.head, *(part for parts in layers for part in parts)]:
+            yield part.weight
+            if isinstance(part, Projection) and part.bias is not None:
+                yield part.bias
+
+    def refresh(self) -> bool:
+        """Take the weights as they are now. -> whether they stand where they stood."""
+        weights = list(self.weights())
+        before = [weight.tensor.data_ptr() for weight in weights]
+        for weight in weights:
+            weight.refresh()
+        return before == [weight.tensor.data_ptr() for weight in weights]
+
+
+def has_llamas_shape(model: PreTrainedModel) -> bool:
+    """Whether FusedModel can read the model. That it computes the same is tried, in choose_decoder."""
+    trunk: Any = getattr(model, "model", None)
+    if not has_only_attention_layers(model) or _parts(model) != {"model", "lm_head"}:
+        return False
+    if _parts(trunk) != {"embed_tokens", "layers", "norm"} or not hasattr(trunk, "rotary_emb"):
+        return False
+    is_fixed = getattr(trunk.rotary_emb, "rope_type", None) in FIXED_ROTARY
+    is_together = len({p.device for p in model.parameters()}) == 1
+    is_table = type(trunk.embed_tokens) is nn.Embedding and is_plain(trunk.embed_tokens)
+    ends = is_table and _is_norm(trunk.norm) and is_readable_linear(model.lm_head)  # pyright: ignore
+    return is_fixed and is_together and ends and all(map(_is_llamas_layer, trunk.layers))
+
+
+def _is_llamas_layer(layer: Any) -> bool:
+    if _parts(layer) != {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}:
+        return False
+    attention, mlp = layer.self_attn, layer.mlp
+    norms = [layer.input_layernorm, layer.post_attention_layernorm]
+    if hasattr(attention, "q_norm"):
+        norms += [attention.q_norm, attention.k_norm]
+    linears = {name: part for parent in (attention, mlp) for name, part in parent.named_children() if "proj" in name}
+    expected = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    if set(linears) != expected or len(_parts(attention) | _parts(mlp)) != len(norms) - 2 + len(linears):
+        return False
+    if not all(map(_is_norm, norms)) or not all(map(is_readable_linear, linears.values())):
+        return False
+    fused = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+    return all(len({linears[name].bias is None for name in names}) == 1 for names in fused)
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return hasattr(module, "variance_epsilon") and is_plain(module)
+
+
+def _parts(module: nn.Module) -> set[str]:
+    """The children that hold parameters."""
+    return {name for name, child in module.named_children() if any(True for _ in child.parameters())}

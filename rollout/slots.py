@@ -1,0 +1,88 @@
+"""Keys and values in slots, for models decoded by their own forward: a cache and an attention function for transformers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, Cache
+
+from rollout.attention import grouped_attention
+
+
+def slot_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Prefill (no mask: plain causal) and decoding (the mask says which slots a row has filled)."""
+    if sliding_window is not None:
+        columns = torch.arange(key.shape[2], device=key.device)
+        if attention_mask is None:
+            ago = columns[:, None] - columns[None, :]
+            attention_mask = ((ago >= 0) & (ago < sliding_window))[None, None]
+        else:
+            position = attention_mask.sum(-1, keepdim=True) - 1
+            attention_mask = attention_mask & (columns > position - sliding_window)
+    causal = attention_mask is None and query.shape[2] > 1
+    return grouped_attention(query, key, value, mask=attention_mask, causal=causal, scale=scaling), None
+
+
+SLOT_ATTENTION = "plumbline_slots"
+AttentionInterface.register(SLOT_ATTENTION, slot_attention)
+
+
+class KeyValueSlots(Cache):
+    """Preallocated keys and values, one slot a row; column = position. Nothing is concatenated, and rows can move."""
+
+    def __init__(self, num_slots: int, capacity: int) -> None:
+        super().__init__(layers=[])
+        self.num_slots, self.capacity = num_slots, capacity
+        self.buffers: list[tuple[Tensor, Tensor]] = []
+        self.rows = torch.empty(0, dtype=torch.long)
+        self.source: Tensor | None = None
+        self.newest: tuple[Any, ...] = ()  # where in a buffer the newest token of each row stands
+        self.width = 0
+
+    def at_prefill(self, rows: Tensor, source: Tensor) -> None:
+        """The next forward runs prompts from column 0; row rows[i] takes those of prompt source[i]."""
+        self.rows, self.source = rows, source
+
+    def at_step(self, columns: Tensor) -> None:
+        """The next forward runs one token for each of the first len(columns) rows, at the given columns."""
+        lowest, highest = int(columns.min()), int(columns.max())
+        self.rows, self.source, self.width = torch.arange(len(columns), device=columns.device), None, highest + 1
+        # One column for all rows is a slice, and its write a plain copy: a tenth of the time of an indexed one.
+        aligned = lowest == highest
+        self.newest = (slice(len(columns)), slice(None), highest) if aligned else (self.rows, slice(None), columns)
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any):  # pyright: ignore
+        while layer_idx >= len(self.buffers):
+            self.buffers.append(tuple(self._allocate(s) for s in (key_states, value_states)))  # pyright: ignore
+        keys, values = self.buffers[layer_idx]
+        if self.source is not None:
+            width = key_states.shape[2]
+            keys[self.rows, :, :width] = key_states[self.source]
+            values[self.rows, :, :width] = value_states[self.source]
+            return key_states, value_states
+        keys[self.newest] = key_states[:, :, 0]
+        values[self.newest] = value_states[:, :, 0]
+        num_rows = len(self.rows)
+        return keys[:num_rows, :, : self.width], values[:num_rows, :, : self.width]
+
+    def _allocate(self, states: Tensor) -> Tensor:
+        return states.new_zeros(self.num_slots, states.shape[1], self.capacity, states.shape[3])
+
+    def move(self, sources: Tensor, targets: Tensor) -> None:
+        for keys, values in self.buffers:
+            keys[targets, :, : self.width] = keys[sources, :, : self.width]
+            values[targets, :, : self.width] = values[sources, :, : self.width]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0

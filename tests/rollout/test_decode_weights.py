@@ -1,0 +1,163 @@
+"""What is decoded with is what the trainer has: its own memory, or a copy that each delivery makes anew."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from rollout.decode_weights import DecodeWeight
+from rollout.fused_decoder import FusedDecoder
+from rollout.fused_model import has_llamas_shape
+from rollout.torch_sampler import TorchSampler
+from tests.rollout.families import FUSED, model_of, tiny_model
+from tests.rollout.sampler_contract import TOLERANCE
+from tests.rollout.tiny import plain_logprobs, tokenizer
+
+PROMPT, COMPLETION = (5, 9, 2, 11), (4, 3, 8, 30, 2)
+BF16_TOLERANCE = 0.1  # 8 bits of logits up to 10, and of what they are made from; seen up to 0.03
+
+
+def sampler_of(model: PreTrainedModel, dtype: torch.dtype | None = None) -> TorchSampler:
+    sampler = TorchSampler(model, tokenizer(), decode_dtype=dtype)
+    assert sampler.fused is not None
+    return sampler
+
+
+def error(sampler: TorchSampler, model: PreTrainedModel) -> float:
+    scored = torch.tensor(sampler.score(PROMPT, COMPLETION), dtype=torch.float64)
+    return (scored - plain_logprobs(model, PROMPT, COMPLETION)).abs().max().item()
+
+
+def trained(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> PreTrainedModel:
+    """One step: log-probs move by tenths."""
+    tokens = torch.tensor([[*PROMPT, *COMPLETION]])
+    model(tokens, labels=tokens).loss.backward()
+    optimizer.step()
+    return model
+
+
+def adamw(model: PreTrainedModel) -> torch.optim.Optimizer:
+    return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.05, fused=True)
+
+
+@pytest.mark.parametrize("family", FUSED)
+def test_an_optimiser_step_is_seen_without_delivery(family: str) -> None:
+    """Also by an optimiser made before the sampler; a second sampler does not take the weights from the first."""
+    model = copy.deepcopy(tiny_model(family, 0))
+    optimizer = adamw(model)
+    first = sampler_of(model)
+    second = sampler_of(model)
+    trained(model, optimizer)
+    assert error(first, tiny_model(family, 0)) > 0.05
+    assert max(error(first, model), error(second, model)) < TOLERANCE
+
+
+def test_delivery_of_the_trainers_own_tensors_copies_nothing() -> None:
+    model = copy.deepcopy(tiny_model("qwen2", 0))
+    sampler = sampler_of(model)
+    assert sampler.fused is not None
+    memory = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    assert all(weight.tensor.untyped_storage().data_ptr() in memory for weight in sampler.fused.weights())
+    assert sampler.fused.refresh()  # everything stands where it stood
+    assert all(weight.copy is None for weight in sampler.fused.weights())
+
+
+def test_a_model_that_is_sampled_from_is_saved_loaded_and_copied_as_any_other(tmp_path: Path) -> None:
+    """Its parameters share memory now: a file must hold each of them, and a copy must share none with it."""
+    model = copy.deepcopy(tiny_model("qwen2", 0))
+    sampler = sampler_of(model)
+    model.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "state.pt")
+    frozen, loaded = copy.deepcopy(model), AutoModelForCausalLM.from_pretrained(tmp_path)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    expected = dict(tiny_model("qwen2", 0).named_parameters())
+    for other in (dict(frozen.named_parameters()), dict(loaded.named_parameters()), state):
+        assert all(torch.equal(other[name], value) for name, value in expected.items())
+    trained(model, adamw(model))
+    assert all(torch.equal(dict(frozen.named_parameters())[name], value) for name, value in expected.items())
+    model.load_state_dict(state)
+    assert error(sampler, tiny_model("qwen2", 0)) < TOLERANCE
+
+
+def test_weights_put_elsewhere_are_found_again_by_the_next_delivery() -> None:
+    """load_state_dict(assign=True) and .to() replace the memory of a parameter."""
+    model = copy.deepcopy(tiny_model("qwen2", 0))
+    sampler = sampler_of(model)
+    for parameter in model.parameters():
+        parameter.data = 1.1 * parameter.data
+    assert error(sampler, model) > 0.01
+    sampler.update_weights(model.named_parameters(), version=1)
+    assert error(sampler, model) < TOLERANCE
+
+
+def test_a_bfloat16_copy_is_made_anew_by_each_delivery() -> None:
+    model = copy.deepcopy(tiny_model("qwen2", 0))
+    sampler = sampler_of(model, torch.bfloat16)
+    assert TOLERANCE < error(sampler, model) < BF16_TOLERANCE
+    trained(model, adamw(model))
+    assert error(sampler, model) > 2 * BF16_TOLERANCE
+    sampler.update_weights(model.named_parameters(remove_duplicate=False), version=1)
+    assert error(sampler, model) < BF16_TOLERANCE
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_adapters_are_merged_anew_by_each_delivery(dtype: torch.dtype | None) -> None:
+    """On any linear layer, some of a fused group only too; a switched-off adapter counts for nothing."""
+    model = copy.deepcopy(tiny_model("qwen2", 0))
+    targets = ["q_proj", "v_proj", "up_proj", "down_proj", "o_proj"]
+    adapted = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=targets))  # pyright: ignore
+    bound = TOLERANCE if dtype is None else BF16_TOLERANCE
+    sampler = sampler_of(model, dtype)
+    optimizer = adamw(model)
+    for version in (1, 2):
+        trained(model, optimizer)
+        assert error(sampler, model) > 2 * BF16_TOLERANCE
+        sampler.update_weights(model.named_parameters(remove_duplicate=False), version)
+        assert error(sampler, model) < bound
+    with adapted.disable_adapter():
+        sampler.update_weights([], version=3)
+        assert error(sampler, tiny_model("qwen2", 0)) < bound
+
+
+@pytest.mark.parametrize(
+    ("own", "reason"),
+    [
+        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "rotary changes with length"),
+        ({"hidden_act": "gelu"}, ""),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}}, ""),
+    ],
+)
+def test_what_a_short_text_does_not_show_is_not_trusted(own: dict, reason: str) -> None:
+    assert has_llamas_shape(model_of("llama", own)) is (not reason)
+
+
+def test_attention_that_changes_with_the_position_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ministral 3 scales queries by their position, from the end of the original context on: no parameter tells of it."""
+    rope = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
+    model = model_of("ministral3", {"rope_parameters": {**rope, "llama_4_scaling_beta": 2.0}})
+    assert has_llamas_shape(model)
+    assert TorchSampler(model, tokenizer()).decoder_class is not FusedDecoder
+
+
+def test_low_rank_layers_that_are_no_plain_product_are_left_to_the_model() -> None:
+    """DoRA begins as the base does: a trial at the start would not tell it."""
+    model = copy.deepcopy(tiny_model("qwen2", 0))
+    get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"], use_dora=True))  # pyright: ignore
+    assert not has_llamas_shape(model)
+
+
+def test_parameters_in_one_memory_are_only_taken_for_one_where_they_adjoin() -> None:
+    """Views in the wrong order, or with something between them, are joined anew."""
+    parent, memory = torch.nn.Module(), torch.arange(12.0).view(6, 2)
+    for name, rows in (("a", slice(2, 4)), ("b", slice(0, 2)), ("c", slice(4, 6))):
+        child = torch.nn.Linear(2, 2)
+        child.weight.data = memory[rows]
+        parent.add_module(name, child)
+    weight = DecodeWeight(parent, ("a", "b", "c"), "weight", torch.float32)
+    assert weight.tensor[:, 0].tolist() == [4, 6, 0, 2, 8, 10]
