@@ -1,0 +1,236 @@
+"""This trainer beside TRL's GRPOTrainer: speed of a step, memory of an update, accuracy against time.
+
+    python -m benchmarks.vs_trl                     every shape: steps in turn, then memory; 20 minutes on two idle cores
+    python -m benchmarks.vs_trl --shapes b c        some of them; the table only, no result file
+    python -m benchmarks.vs_trl --learning          the default run by both, over seeds; an hour
+    python -m benchmarks.vs_trl --sweep             TRL's micro-batches and caches, from which benchmarks/shapes.py has its own
+
+The same for both sides: machine, threads, weights, prompts and their order, completions a prompt, longest completion, reward,
+temperature, number format, AdamW (fused), clipping, loss, one update on each step's samples. Both are alive in one process and take
+their steps in turn, TRL in its own train(). TRL runs in the settings that are best for it: see benchmarks/trl_side.py.
+
+Lengths are really sampled: the random models end each completion by chance, whatever the text (benchmarks/models.py). Memory is
+of an update alone, on given completions, in a fresh process (benchmarks/update_memory.py), at the same settings as the speed.
+Both sides' micro-batches hold about as many completions.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: as the recipes, see rl/cli.py
+
+import torch
+import tyro
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.machine import describe_machine, write_result
+from benchmarks.our_side import OurSide, StepTime
+from benchmarks.shapes import SHAPES, Shape, given
+from benchmarks.trl_side import build, run
+from benchmarks.update_memory import in_fresh_process
+from benchmarks.vs_trl_learning import figure, learn, summary
+from rl.runtime import DType, Runtime, cpu_cores
+
+HEAD = "h"  # head and loss alone: no step of it, see benchmarks/head_and_loss.py
+WARM_UP = 2
+SWEPT_ROWS = (4, 8, 16, 32, 64)
+
+console = Console()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    shapes: tuple[str, ...] = (*SHAPES, HEAD)
+    """Any of a b c d e f g h, described in benchmarks/shapes.py."""
+    rounds: int = 5
+    """Steps of each side that count."""
+    memory: bool = True
+    learning: bool = False
+    """Instead: accuracy against time."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    num_steps: int = 72
+    """Of each run of --learning."""
+    sweep: bool = False
+    """Instead: find TRL's best settings."""
+    dtype: DType = "float32"
+    """bfloat16 is autocast over float32 weights on both sides."""
+    threads: int = cpu_cores()
+
+
+def main(options: Options) -> None:
+    runtime = Runtime(dtype=options.dtype, trackers=(), run_dir=Path("runs"), device="auto")
+    torch.set_num_threads(options.threads)
+    if options.learning:
+        compare_learning(options, runtime)
+    elif options.sweep:
+        for name in options.shapes:
+            if name != HEAD:
+                sweep(name, SHAPES[name], runtime)
+    else:
+        compare_shapes(options, runtime)
+
+
+def compare_shapes(options: Options, runtime: Runtime) -> None:
+    found: dict[str, Any] = {}
+    for name in options.shapes:
+        if name == HEAD:
+            found[name] = compare_heads(options)
+            continue
+        found[name] = {"configuration": asdict(SHAPES[name]), **compare_steps(SHAPES[name], runtime, options.rounds)}
+        if options.memory:
+            arguments = {"shape": name, "threads": options.threads, "dtype": options.dtype}
+            peaks = {
+                side: in_fresh_process("benchmarks.update_memory", {**arguments, "side": side})
+                for side in ("ours", "trl")
+            }
+            found[name]["update_peak_bytes"] = {**peaks, "share": peaks["ours"] / peaks["trl"]}
+        found[name]["targets"] = targets_met(SHAPES[name], found[name])
+        show(found)
+    if set(options.shapes) == {*SHAPES, HEAD}:
+        write_result("vs_trl", __doc__ or "", {**described(options, runtime), "shapes": found})
+
+
+def compare_steps(shape: Shape, runtime: Runtime, rounds: int) -> dict[str, Any]:
+    """Steps in turn, A B A B; the first ones are not counted."""
+    num_steps = WARM_UP + rounds
+    what = given(shape, runtime, num_problems=num_steps * shape.problems)
+    ours = OurSide(shape, what, runtime)
+    trainer = build(shape, what, runtime, num_steps=num_steps)
+    pairs: list[tuple[StepTime, StepTime]] = []
+    run(trainer, lambda theirs: pairs.append((ours.step(), theirs)))
+    what.close()
+    sides = dict(zip(("ours", "trl"), zip(*pairs[WARM_UP:], strict=True), strict=True))
+    return {
+        **{side: medians(steps) for side, steps in sides.items()},
+        "speed": {
+            part: spread_of([getattr(b, part) / getattr(a, part) for a, b in pairs[WARM_UP:]])
+            for part in ("total", "sample", "train")
+        },
+    }
+
+
+def medians(steps: Sequence[StepTime]) -> dict[str, Any]:
+    """Tokens a second: completion tokens of the step, by the seconds of sampling them and by those of training on them."""
+    lengths = [n for step in steps for n in step.lengths]
+    return {
+        "step_seconds": spread_of([s.total for s in steps]),
+        "sample_seconds": spread_of([s.sample for s in steps]),
+        "train_seconds": spread_of([s.train for s in steps]),
+        "sampled_tokens_per_second": round(statistics.median(s.tokens / s.sample for s in steps), 1),
+        "trained_tokens_per_second": round(statistics.median(s.tokens / s.train for s in steps), 1),
+        "length_mean": round(statistics.mean(lengths), 1),
+        "length_max": max(lengths),
+        "groups_without_signal": round(statistics.mean(s.no_signal for s in steps), 3),
+    }
+
+
+def spread_of(values: Sequence[float]) -> dict[str, float]:
+    found = {"median": statistics.median(values), "min": min(values), "max": max(values)}
+    return {name: round(value, 4) for name, value in found.items()}
+
+
+def targets_met(shape: Shape, found: dict[str, Any]) -> dict[str, bool]:
+    met = {
+        f"step at least {shape.target_speed:g} times as fast": found["speed"]["total"]["median"] >= shape.target_speed
+    }
+    if shape.target_memory is not None and "update_peak_bytes" in found:
+        most = f"at most {shape.target_memory:.0%} of the memory"
+        met[most] = found["update_peak_bytes"]["share"] <= shape.target_memory
+    return met
+
+
+def compare_heads(options: Options) -> dict[str, Any]:
+    arguments = {"threads": options.threads, "dtype": options.dtype}
+    found = {
+        side: in_fresh_process("benchmarks.head_and_loss", {**arguments, "side": side})
+        for side in ("ours", "trl", "naive")
+    }
+    speed = found["trl"]["seconds"] / found["ours"]["seconds"]
+    share = found["ours"]["peak_bytes"] / found["trl"]["peak_bytes"]
+    return {**found, "speed": speed, "share_of_memory": share, "targets": {"at least 2 times as fast": speed >= 2}}
+
+
+def show(found: dict[str, Any]) -> None:
+    table = Table(box=SIMPLE, title="seconds: median (least to most)    speed: TRL's seconds / ours, pair by pair")
+    for column in (
+        "shape",
+        "lengths",
+        "TRL step",
+        "ours",
+        "speed",
+        "sampling",
+        "training",
+        "memory, MB: TRL, ours",
+        "met",
+    ):
+        table.add_column(column)
+    for name, row in found.items():
+        if name == HEAD:
+            continue
+        peaks = row.get("update_peak_bytes")
+        table.add_row(
+            f"{name}: {row['configuration']['what']}",
+            " ".join(f"{row[side]['length_mean']:g}/{row[side]['length_max']}" for side in ("trl", "ours")),
+            _spread(row["trl"]["step_seconds"]),
+            _spread(row["ours"]["step_seconds"]),
+            _spread(row["speed"]["total"]),
+            f"{row['speed']['sample']['median']:.2f}",
+            f"{row['speed']['train']['median']:.2f}",
+            f"{peaks['trl'] / 1e6:.0f}, {peaks['ours'] / 1e6:.0f} = {peaks['share']:.0%}" if peaks else "",
+            " ".join("yes" if met else "NO" for met in row["targets"].values()),
+        )
+    console.print(table)
+    if HEAD in found:
+        for side in ("trl", "naive", "ours"):
+            row = found[HEAD][side]
+            console.print(f"head and loss, {side:5s}: {row['seconds']:.2f} s, {row['peak_bytes'] / 1e6:.0f} MB")
+
+
+def _spread(values: dict[str, float]) -> str:
+    return "{median:.2f} ({min:.2f}-{max:.2f})".format(**values)
+
+
+def sweep(name: str, shape: Shape, runtime: Runtime) -> None:
+    """Prints TRL's seconds: of training at each micro-batch, of sampling with each cache."""
+    fitting = [rows for rows in SWEPT_ROWS if shape.rows % rows == 0]
+    for rows, cache in [*((rows, None) for rows in fitting), (fitting[-1], "static")]:
+        tried = replace(shape, trl_rows=rows, trl_cache=cache)
+        what = given(tried, runtime, num_problems=4 * shape.problems)
+        steps: list[StepTime] = []
+        run(build(tried, what, runtime, num_steps=4), steps.append)
+        what.close()
+        sample, train = (statistics.median(getattr(s, part) for s in steps[1:]) for part in ("sample", "train"))
+        console.print(f"{name}: {rows:3d} rows, cache {cache}: sampling {sample:.2f} s, training {train:.2f} s")
+
+
+def compare_learning(options: Options, runtime: Runtime) -> None:
+    runs = [learn(runtime, seed=seed, num_steps=options.num_steps, report=console.print) for seed in options.seeds]
+    figure(runs, Path("docs/vs_trl.png"))
+    write_result(
+        "vs_trl_learning", "Held-out accuracy against wall time.", {**described(options, runtime), **summary(runs)}
+    )
+
+
+def described(options: Options, runtime: Runtime) -> dict[str, Any]:
+    machine = describe_machine()
+    if runtime.device.type == "cuda":
+        machine["hardware"]["gpu"] = torch.cuda.get_device_name()
+    machine["versions"] |= {name: version(name) for name in ("trl", "peft")}
+    return {
+        **machine,
+        "options": {k: v for k, v in asdict(options).items() if k not in ("learning", "sweep", "shapes")},
+        "trl_settings": "no gradient checkpointing, its fused head, AdamW fused, no logging, the fastest micro-batch and cache",
+    }
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
