@@ -1,4 +1,4 @@
-"""Sample G completions of each problem, verify them, return groups."""
+"""Sample G completions of each problem, verify each as soon as it ends, return groups."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from rewards.equation_steps import score_steps
-from rewards.errors import UserError
 from rewards.score import Score, Verifier
-from rewards.verifiers import VERIFIERS
 from rollout.problems import ProblemStream
 from rollout.prompts import PromptRenderer
 from rollout.records import Completion, Problem, Rollout, RolloutGroup
 from rollout.sampler import Sampler, SampleRequest, SamplingParams, completion_seed
+from rollout.verify import BackgroundVerifier
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +24,7 @@ class Collected:
 
     groups: for the update. sampled: all that were sampled; more than `groups` where dynamic sampling left some out.
     num_refills: rounds that dynamic sampling drew beyond the first.
+    verify_seconds: what verification adds to the step, the wait for verdicts once sampling has ended.
     """
 
     groups: list[RolloutGroup]
@@ -62,24 +62,29 @@ class Collector:
             seeds = tuple(completion_seed(self.run_seed, step, problem.id, i) for i in indices)
             requests.append(SampleRequest(prompt_ids, seeds))
             drawn[problem.id] += 1
-        completions = self.sampler.sample(requests, self.params)
-        sampled = time.perf_counter()
-        scores = verify(problems, completions, self.verifiers)
+        completions: dict[tuple[int, int], Completion] = {}
+        with BackgroundVerifier(problems, self.verifiers) as verifier:
+            for i, j, completion in self.sampler.stream(requests, self.params):
+                completions[i, j] = completion
+                verifier.put(i, j, completion)
+            sampled = time.perf_counter()
+            scores = verifier.scores()
+            verified = time.perf_counter()
         groups = [
             RolloutGroup(
                 problem=problem,
-                prompt_ids=prompt_ids,
-                rollouts=tuple(self._rollout(problem, c, s) for c, s in zip(of_problem, verdicts, strict=True)),
+                prompt_ids=prompts[i],
+                rollouts=tuple(self._rollout(problem, completions[i, j], scores[i, j]) for j in range(self.group_size)),
             )
-            for problem, prompt_ids, of_problem, verdicts in zip(problems, prompts, completions, scores, strict=True)
+            for i, problem in enumerate(problems)
         ]
         return Collected(
             groups=groups,
             sampled=groups,
             num_refills=0,
-            num_sampled_tokens=sum(len(c.token_ids) for of_problem in completions for c in of_problem),
+            num_sampled_tokens=sum(len(c.token_ids) for c in completions.values()),
             sample_seconds=sampled - started,
-            verify_seconds=time.perf_counter() - sampled,
+            verify_seconds=verified - sampled,
         )
 
     def collect_with_signal(self, stream: ProblemStream, count: int, *, step: int, max_refills: int = 4) -> Collected:
@@ -115,26 +120,6 @@ class Collector:
             step_rewards=tuple(step.value for step in steps),
             step_ends=tuple(next((t for t, end in enumerate(ends) if end >= step.end), last) for step in steps),
         )
-
-
-def verify(
-    problems: Sequence[Problem], completions: Sequence[Sequence[Completion]], verifiers: Mapping[str, Verifier]
-) -> list[list[Score]]:
-    """One call per kind of verifier, over all problems that ask for it."""
-    scores: list[list[Score]] = [[] for _ in problems]
-    for name in sorted({p.verifier for p in problems}):
-        try:
-            verifier = verifiers[name]
-        except KeyError:
-            known = sorted({*VERIFIERS, *verifiers})
-            raise UserError(f"a problem asks for verifier {name!r}: there are {known}") from None
-        asking = [i for i, p in enumerate(problems) if p.verifier == name]
-        answers = [c.text for i in asking for c in completions[i]]
-        references = [problems[i].reference for i in asking for _ in completions[i]]
-        verdicts = iter(verifier.verify_batch(answers, references))
-        for i in asking:
-            scores[i] = [next(verdicts) for _ in completions[i]]
-    return scores
 
 
 def has_signal(group: RolloutGroup) -> bool:

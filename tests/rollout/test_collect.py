@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 
 from rewards.errors import UserError
 from rewards.score import Outcome, Score, Verifier
 from rl.tiny import tiny_tokenizer
-from rollout.collect import Collector, has_signal, verify
+from rollout.collect import Collector, has_signal
 from rollout.problems import ProblemStream
 from rollout.prompts import PromptRenderer
 from rollout.records import Completion, Problem, RolloutGroup
@@ -51,9 +51,11 @@ class Equal:
 class Noting(ScriptedSampler):
     """Also notes what it was asked for."""
 
-    def sample(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[list[Completion]]:
+    def stream(
+        self, requests: Sequence[SampleRequest], params: SamplingParams
+    ) -> Iterator[tuple[int, int, Completion]]:
         self.asked = [*getattr(self, "asked", []), *requests]
-        return super().sample(requests, params)
+        return super().stream(requests, params)
 
 
 def scripted(answers: dict[str, list[str]]) -> Noting:
@@ -96,19 +98,6 @@ def test_every_completion_is_asked_for_by_a_seed_of_its_own() -> None:
     assert [r.seeds for r in sampler.asked] == [
         tuple(completion_seed(5, 4, name, i) for i in range(SIZE)) for name in ("first", "second")
     ]
-
-
-def test_a_verifier_is_called_once_for_all_who_ask_for_it() -> None:
-    """Pools are fast with large batches; verdicts must find back to their completions across kinds and ragged groups."""
-    equal, other = Equal(), Equal()
-    problems = [problem("a", reference="1"), problem("b", reference="2", verifier="other"), problem("c", reference="3")]
-    answers = [["1", "3"], ["2"], ["1", "?", "3"]]
-    sampler = scripted({"a": answers[0], "b": answers[1], "c": answers[2]})
-    completions = [[sampler._completion(encoded(answer), seed=0) for answer in of_problem] for of_problem in answers]
-    scores = verify(problems, completions, {"equal": equal, "other": other})
-    assert [[s.value for s in of_problem] for of_problem in scores] == [[1.0, 0.0], [1.0], [0.0, None, 1.0]]
-    assert equal.batches == [[("1", "1"), ("3", "1"), ("1", "3"), ("?", "3"), ("3", "3")]]
-    assert other.batches == [[("2", "2")]]
 
 
 def test_an_unknown_verifier_is_named_with_those_there_are() -> None:

@@ -1,0 +1,81 @@
+"""Completions are verified while others are still being sampled."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Self
+
+from rewards.errors import UserError
+from rewards.score import Score, Verifier
+from rewards.verifiers import VERIFIERS
+from rollout.records import Completion, Problem
+
+
+class BackgroundVerifier:
+    """One thread that verifies all that waits, again and again, and lives as long as the `with` block.
+
+    It costs the sampler little: verifiers judge in processes of their own, the thread waits for them. What fails in it is
+    raised by the next `put` or by `scores`. An exception in the block ends it after the batch it is at.
+    """
+
+    def __init__(self, problems: Sequence[Problem], verifiers: Mapping[str, Verifier]) -> None:
+        self._problems, self._verifiers = problems, {p.verifier: chosen_verifier(p, verifiers) for p in problems}
+        self._waiting: SimpleQueue[tuple[int, int, str] | None] = SimpleQueue()
+        self._is_abandoned = threading.Event()
+
+    def __enter__(self) -> Self:
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="verify")
+        self._judged = self._executor.submit(self._judge_all)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._is_abandoned.set()
+        self._waiting.put(None)
+        self._executor.shutdown()
+
+    def put(self, problem_index: int, sample_index: int, completion: Completion) -> None:
+        if self._judged.done():
+            self._judged.result()
+        self._waiting.put((problem_index, sample_index, completion.text))
+
+    def scores(self) -> dict[tuple[int, int], Score]:
+        """Of all that was put, once the last of it is judged."""
+        self._waiting.put(None)
+        return self._judged.result()
+
+    def _judge_all(self) -> dict[tuple[int, int], Score]:
+        scores: dict[tuple[int, int], Score] = {}
+        is_last = False
+        while not is_last and not self._is_abandoned.is_set():
+            taken = [self._waiting.get()]
+            while not self._waiting.empty():
+                taken.append(self._waiting.get())
+            is_last = None in taken
+            scores |= self._judge([item for item in taken if item is not None])
+        return scores
+
+    def _judge(self, batch: Sequence[tuple[int, int, str]]) -> dict[tuple[int, int], Score]:
+        """One call per kind of verifier: pools are fast with large batches."""
+        scores: dict[tuple[int, int], Score] = {}
+        for name, verifier in self._verifiers.items():
+            asking = [item for item in batch if self._problems[item[0]].verifier == name]
+            if asking:
+                references = [self._problems[i].reference for i, _, _ in asking]
+                verdicts = verifier.verify_batch([text for _, _, text in asking], references)
+                scores |= {(i, j): score for (i, j, _), score in zip(asking, verdicts, strict=True)}
+        return scores
+
+
+def chosen_verifier(problem: Problem, verifiers: Mapping[str, Verifier]) -> Verifier:
+    try:
+        return verifiers[problem.verifier]
+    except KeyError:
+        known = sorted({*VERIFIERS, *verifiers})
+        raise UserError(f"a problem asks for verifier {problem.verifier!r}: there are {known}") from None

@@ -1,0 +1,149 @@
+"""Verification runs beside sampling, gives every completion its own verdict, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from rewards.errors import UserError
+from rewards.math_answer import MathVerifier
+from rewards.score import Outcome, Score
+from rollout.records import Completion
+from rollout.sampler import SampleRequest, SamplingParams, ScriptedSampler
+from rollout.verify import BackgroundVerifier
+from tests.rollout.test_collect import Equal, Noting, collector, encoded, problem, scripted, values
+
+PATIENCE = 30.0  # seconds that a test waits for what must come
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    before = set(threading.enumerate())
+    yield
+    assert set(threading.enumerate()) <= before
+
+
+class Waiting(Noting):
+    """Ends its last completion only once `go` is set, and says whether that was in time."""
+
+    go: threading.Event
+    was_in_time = False
+
+    def stream(
+        self, requests: Sequence[SampleRequest], params: SamplingParams
+    ) -> Iterator[tuple[int, int, Completion]]:
+        *first, last = super().stream(requests, params)
+        yield from first
+        self.was_in_time = self.go.wait(PATIENCE)
+        yield last
+
+
+class Telling(Equal):
+    """Sets `started` when it is first asked for verdicts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.started = threading.Event()
+
+    def verify_batch(self, answers: Sequence[str], references: Sequence[str]) -> list[Score]:
+        self.started.set()
+        return super().verify_batch(answers, references)
+
+
+class Failing(Telling):
+    def verify_batch(self, answers: Sequence[str], references: Sequence[str]) -> list[Score]:
+        self.started.set()
+        raise UserError("this verifier is not installed")
+
+
+def waiting(go: threading.Event) -> Waiting:
+    plain = scripted({"a": ["1", "2"], "b": ["2", "1"]})
+    sampler = Waiting(plain.script, plain.texts)
+    sampler.go = go
+    return sampler
+
+
+def test_verification_begins_before_the_last_completion_ends() -> None:
+    verifier = Telling()
+    sampler = waiting(verifier.started)
+    groups = collector(sampler, equal=verifier).collect([problem("a"), problem("b")], step=1).groups
+    assert sampler.was_in_time
+    assert [values(group) for group in groups] == [[1.0, 0.0], [0.0, 1.0]]
+    assert sum(map(len, verifier.batches)) == 4
+
+
+def test_verdicts_find_back_to_their_completions() -> None:
+    """In whatever order they end, across kinds of verifiers and ragged groups; each verifier sees what asks for it only."""
+    equal, other = Equal(), Equal()
+    problems = [problem("a", reference="1"), problem("b", reference="2", verifier="other"), problem("c", reference="3")]
+    answers = {(2, 1): "?", (0, 1): "3", (1, 0): "2", (2, 0): "1", (0, 0): "1", (2, 2): "3"}
+    made = ScriptedSampler({}, {encoded(a): a for a in answers.values()})
+    with BackgroundVerifier(problems, {"equal": equal, "other": other}) as verifier:
+        for (i, j), answer in answers.items():
+            verifier.put(i, j, made._completion(encoded(answer), seed=0))
+        scores = verifier.scores()
+    expected = {(0, 0): 1.0, (0, 1): 0.0, (1, 0): 1.0, (2, 0): 0.0, (2, 1): None, (2, 2): 1.0}
+    assert {place: score.value for place, score in scores.items()} == expected
+    assert [pair for batch in other.batches for pair in batch] == [("2", "2")]
+
+
+def test_all_that_waits_is_one_batch() -> None:
+    """Pools are fast with large batches: while one is judged the next grows."""
+    verifier, entered, go = Equal(), threading.Event(), threading.Event()
+
+    class Slow(Equal):
+        def verify_batch(self, answers: Sequence[str], references: Sequence[str]) -> list[Score]:
+            entered.set()
+            assert go.wait(PATIENCE)
+            return verifier.verify_batch(answers, references)
+
+    made = ScriptedSampler({}, {encoded("1"): "1"})
+    with BackgroundVerifier([problem("a")], {"equal": Slow()}) as background:
+        background.put(0, 0, made._completion(encoded("1"), seed=0))
+        assert entered.wait(PATIENCE)
+        for j in range(1, 9):
+            background.put(0, j, made._completion(encoded("1"), seed=0))
+        go.set()
+        assert len(background.scores()) == 9
+    assert [len(batch) for batch in verifier.batches] == [1, 8]
+
+
+def test_what_fails_in_the_verifier_is_raised_and_ends_sampling() -> None:
+    """Before the sampler has gone through all: a step may take an hour."""
+    verifier = Failing()
+    endless = scripted({"a": ["1", "2"]})
+    endless.stream = lambda *_: ((0, 0, endless._completion(encoded("1"), 0)) for _ in iter(int, 1))
+    with pytest.raises(UserError, match="not installed"):
+        collector(endless, equal=verifier).collect([problem("a")], step=1)
+    with pytest.raises(UserError, match="not installed"):
+        collector(waiting(verifier.started), equal=verifier).collect([problem("a"), problem("b")], step=1)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_a_sampler_that_raises_leaves_no_thread(error: type[BaseException]) -> None:
+    """Ctrl-C too. What waits is not judged any more."""
+    verifier = Equal()
+    sampler = scripted({"a": ["1", "2"]})
+
+    def stream(*_: object) -> Iterator[tuple[int, int, Completion]]:
+        yield 0, 0, sampler._completion(encoded("1"), 0)
+        raise error
+
+    sampler.stream = stream
+    with pytest.raises(error):
+        collector(sampler, equal=verifier).collect([problem("a")], step=1)
+    assert len(verifier.batches) <= 1
+
+
+def test_the_worker_pool_works_from_the_thread() -> None:
+    """Workers replaced there must outlive it: on Linux a child may be bound to the thread that started it."""
+    with MathVerifier(num_workers=1) as verifier:
+        verifier._pool._workers[0].process.kill()
+        made = ScriptedSampler({}, {(1,): "\\boxed{1}"})
+        for _ in range(2):
+            with BackgroundVerifier([problem("a", verifier="math")], {"math": verifier}) as background:
+                background.put(0, 0, made._completion((1,), seed=0))
+                assert background.scores()[0, 0].outcome is Outcome.CORRECT
+            assert all(worker.process.poll() is None for worker in verifier._pool._workers)
