@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -43,15 +43,23 @@ class TrainGroup:
 class AttentionBlock:
     """Queries that are attended together: B pieces of the row, each of at most C queries, over at most K keys each.
 
-    query_slots, key_slots: where in the row they stand; past the end of a piece the slot is 0 and the query is dropped
-    (`filled`: the places in the flattened block that are real), the key invisible.
-    ago: the query's position minus the key's; negative where the key may not be seen.
+    A piece's keys are its context from position 0 on, and its queries the last of them. query_slots, key_slots: where in the
+    row they stand, padded with 0; filled_queries, filled_keys: the places in the flattened slots that are no padding.
     """
 
     query_slots: Int[Tensor, "B C"]
     key_slots: Int[Tensor, "B K"]
-    filled: Int[Tensor, " F"]
-    ago: Int[Tensor, "B C K"]
+    num_queries: Int[Tensor, " B"]
+    num_keys: Int[Tensor, " B"]
+    filled_queries: Int[Tensor, " F"]
+    filled_keys: Int[Tensor, " E"]
+
+    def visible(self, window: int | None) -> Bool[Tensor, "B C K"]:
+        """Keys at the query's position or before it, in a window only the last `window` of them."""
+        queries, keys = (torch.arange(n.shape[1], device=n.device) for n in (self.query_slots, self.key_slots))
+        last = self.num_queries[:, None] - 1  # padding sees what the last query sees: never nothing
+        position = (torch.minimum(queries, last) + (self.num_keys - self.num_queries)[:, None])[:, :, None]
+        return keys <= position if window is None else (keys <= position) & (keys > position - window)
 
     def to(self, device: torch.device) -> AttentionBlock:
         return AttentionBlock(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
@@ -102,18 +110,22 @@ class MicroBatch(ScoredTokens):
         return replace(self, **{name: value.to(device) for name, value in movable.items()})
 
 
-def _block(position_ids: Tensor, queries: list[Tensor], keys: list[Tensor]) -> AttentionBlock:
+def _block(queries: list[Tensor], keys: list[Tensor]) -> AttentionBlock:
     """queries[b], keys[b]: places in the row, in order of position."""
-    query_slots, key_slots = pad_sequence(queries, batch_first=True), pad_sequence(keys, batch_first=True)
-    num_queries, num_keys = (torch.tensor([len(piece) for piece in pieces]) for pieces in (queries, keys))
-    real_query = torch.arange(query_slots.shape[1]) < num_queries[:, None]
-    real_key = torch.arange(key_slots.shape[1]) < num_keys[:, None]
-    ago = position_ids[query_slots][:, :, None] - position_ids[key_slots][:, None, :]
+
+    def laid(pieces: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        slots, lengths = pad_sequence(pieces, batch_first=True), torch.tensor([len(piece) for piece in pieces])
+        return slots, lengths, (torch.arange(slots.shape[1]) < lengths[:, None]).flatten().nonzero()[:, 0]
+
+    query_slots, num_queries, filled_queries = laid(queries)
+    key_slots, num_keys, filled_keys = laid(keys)
     return AttentionBlock(
         query_slots=query_slots,
         key_slots=key_slots,
-        filled=real_query.flatten().nonzero()[:, 0],
-        ago=ago.masked_fill(~real_key[:, None, :], -1).int(),
+        num_queries=num_queries,
+        num_keys=num_keys,
+        filled_queries=filled_queries,
+        filled_keys=filled_keys,
     )
 
 
@@ -134,8 +146,8 @@ def lay_out(groups: Sequence[TrainGroup]) -> MicroBatch:
     return MicroBatch(
         input_ids=torch.cat(pieces),
         position_ids=position_ids,
-        prompts=_block(position_ids, prompt_slots, prompt_slots),
-        completions=_block(position_ids, completion_slots, contexts),
+        prompts=_block(prompt_slots, prompt_slots),
+        completions=_block(completion_slots, contexts),
         # The last token of the prompt predicts the first of each completion.
         score_from=torch.cat([context[-n:] for context, n in zip(contexts, lengths.tolist(), strict=True)]),
         targets=torch.cat(targets),

@@ -1,8 +1,7 @@
 """The one forward: what a micro-batch's completions score under a model, without padding, without logits, each prompt run once.
 
-Every layer but attention works on the packed row of rl/batch.py as it is. The attention function registered here gives each
-completion the keys and values of its own prompt followed by its own; they are gathered, so gradients flow back into the prompt.
-The output layer is rl/head.py's. A model whose attention is something else takes a padded forward.
+Every layer but attention works on the packed row of rl/batch.py as it is; attention is rl/packed_attention.py's, the output layer
+rl/head.py's. A model whose attention is something else takes a padded forward.
 """
 
 from __future__ import annotations
@@ -11,92 +10,24 @@ import logging
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from rewards.errors import UserError
 from rl.batch import MicroBatch, TrainGroup, TrainSequence, lay_out
 from rl.head import LossOf, OutputHead, TokenScores, loss_in_one_pass, score_by_autograd, score_in_two_passes
-from rollout.attention import (
-    attention_implementation,
-    grouped_attention,
-    has_only_attention_layers,
-    narrow_windows,
-)
+from rl.packed_attention import PACKED, Kernel, dense, varlen
+from rollout.attention import attention_implementation, has_only_attention_layers, narrow_windows
 
 log = logging.getLogger(__name__)
 
-
-def packed_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    micro: MicroBatch,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    s_aux: Tensor | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """Prompts attend to themselves, completions to their prompt and to themselves. [1, H, N, D] -> [1, N, H, D].
-
-    softcap, s_aux: Gemma 2's bound on the scores; gpt-oss's sinks, a score per head that takes weight and gives nothing.
-    """
-    outputs = []
-    for block in (micro.prompts, micro.completions):
-        if len(block.filled) > 0:
-            visible = block.ago >= 0
-            if sliding_window is not None:
-                visible &= block.ago < sliding_window
-            states = _gather(query, block.query_slots), _gather(key, block.key_slots), _gather(value, block.key_slots)
-            if softcap is None and s_aux is None:
-                out = grouped_attention(*states, mask=visible[:, None], causal=False, scale=scaling)
-            else:
-                out = explicit_attention(*states, visible[:, None, None], scaling, softcap, s_aux)
-            outputs.append(out.flatten(0, 1).index_select(0, block.filled))
-    return torch.cat(outputs)[None], None
-
-
-def explicit_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    visible: Tensor,
-    scale: float | None,
-    softcap: float | None,
-    sinks: Tensor | None,
-) -> Tensor:
-    """What scaled_dot_product_attention has no arguments for. [B, Hq, T, D], [B, Hkv, S, D] -> [B, T, Hq, D]."""
-    grouped = query.unflatten(1, (key.shape[1], -1))
-    scores = grouped @ key[:, :, None].mT * (query.shape[-1] ** -0.5 if scale is None else scale)
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    scores = scores.masked_fill(~visible, -torch.inf).float()
-    if sinks is not None:
-        column = sinks.float().view(1, *grouped.shape[1:3], 1, 1).expand(*scores.shape[:-1], 1)
-        weights = torch.cat([scores, column], -1).softmax(-1)[..., :-1]
-    else:
-        weights = scores.softmax(-1)
-    return (weights.to(value.dtype) @ value[:, :, None]).flatten(1, 2).transpose(1, 2)
-
-
-def _gather(states: Tensor, slots: Int[Tensor, "B C"]) -> Tensor:
-    """[1, H, N, D] -> [B, H, C, D]. By `embedding`, whose backward adds up repeated rows fast on every device."""
-    _, heads, num_tokens, size = states.shape
-    rows = states[0].transpose(0, 1).reshape(num_tokens, heads * size)
-    return F.embedding(slots, rows).unflatten(-1, (heads, size)).transpose(1, 2)
-
-
-PACKED = "plumbline_packed"
-AttentionInterface.register(PACKED, packed_attention)
+Attention = Literal["auto", "dense", "varlen"]
 
 
 def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
@@ -112,11 +43,15 @@ def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
             module.training = True  # the condition to checkpoint; its children stay in eval mode: no dropout
 
 
-def packed_states(model: PreTrainedModel, micro: MicroBatch) -> Float[Tensor, "S H"]:
+def packed_states(model: PreTrainedModel, micro: MicroBatch, kernel: Kernel = dense) -> Float[Tensor, "S H"]:
     """The last hidden state before each target, every token of the row run once."""
     with attention_implementation(model, PACKED):
         out = _decoder(model)(
-            input_ids=micro.input_ids[None], position_ids=micro.position_ids[None], use_cache=False, micro=micro
+            input_ids=micro.input_ids[None],
+            position_ids=micro.position_ids[None],
+            use_cache=False,
+            micro=micro,
+            kernel=kernel,
         )
     return out.last_hidden_state[0].index_select(0, micro.score_from)
 
@@ -173,32 +108,43 @@ class Forward:
 
 
 packed_forward = Forward(packed_states)
+varlen_forward = Forward(partial(packed_states, kernel=varlen))
 padded_forward = Forward(padded_states)
 plain_forward = Forward(padded_logits, gives_logits=True)
 
 
 @torch.no_grad()
-def choose_forward(model: PreTrainedModel) -> Forward:
-    """packed_forward where it gives this model's own log-probs, else a padded one, which is said once.
+def choose_forward(model: PreTrainedModel, attention: Attention = "auto") -> Forward:
+    """The fastest that gives this model's own log-probs, in the precision of the context it is called in. Padding is said once.
 
     It is tried rather than looked up: families differ in soft-caps, logit scales and attention sinks.
     """
     micro = _example(model.config.get_text_config().vocab_size).to(model.device)
-    if has_only_attention_layers(model) and _agrees(packed_forward, model, micro):
-        return packed_forward
+    if has_only_attention_layers(model):
+        if attention != "dense" and model.device.type == "cuda" and _agrees(varlen_forward, model, micro):
+            return varlen_forward
+        if attention == "varlen":
+            raise UserError(
+                f"attention is 'varlen': torch {torch.__version__} has no such kernel for this model on {model.device.type} in "
+                "this precision (it needs a GPU and --dtype bfloat16); use auto or dense"
+            )
+        if _agrees(packed_forward, model, micro):
+            return packed_forward
     log.warning("%s takes the padded forward: its attention is not the plain one", type(model).__name__)
     return padded_forward if _agrees(padded_forward, model, micro) else plain_forward
 
 
 def _agrees(forward: Forward, model: PreTrainedModel, micro: MicroBatch) -> bool:
     """Also with sliding windows narrower than the example, however wide the model's are."""
-    tolerance = 1e-4 if model.dtype == torch.float32 else 0.25  # bf16 keeps 8 bits: logits near 10 round to 0.06
+    exact = model.dtype == torch.float32 and not torch.is_autocast_enabled(model.device.type)
+    tolerance = 1e-4 if exact else 0.25  # bf16 keeps 8 bits: logits near 10 round to 0.06
     for window in (nullcontext(), narrow_windows(model, 3)):
         with window:
             expected = plain_forward(model, micro, 1.0).logprobs
             try:
                 found = forward(model, micro, 1.0).logprobs
-            except (TypeError, AttributeError) as error:  # it does not hand on our arguments, or has no separate decoder
+            except (TypeError, AttributeError, RuntimeError, ImportError) as error:
+                # It does not hand on our arguments, has no separate decoder, or the device lacks the kernel.
                 log.info("%s: %s", type(model).__name__, error)
                 return False
         if not (found - expected).abs().max() < tolerance:

@@ -15,7 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from rewards.errors import UserError
 from rl.batch import MicroBatch
-from rl.forward import choose_forward, enable_gradient_checkpointing
+from rl.forward import Attention, choose_forward, enable_gradient_checkpointing
 from rl.head import LossOf, TokenScores
 
 
@@ -63,10 +63,12 @@ class Policy:
         *,
         gradient_checkpointing: bool = False,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        attention: Attention = "auto",
     ) -> None:
         self.model = model.eval()
         self.autocast = autocast
-        self.forward = choose_forward(model)
+        with autocast():
+            self.forward = choose_forward(model, attention)
         if gradient_checkpointing:
             enable_gradient_checkpointing(model)
 

@@ -1,0 +1,112 @@
+"""What a step costs at least: floating-point operations and bytes, counted from shapes. Nothing here is measured.
+
+A matrix product of m x k and k x n is 2 m k n operations. A weight matrix costs 2 a parameter and token forward, and twice
+that backward: once for the gradient by its input, once by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from rl.batch import TrainGroup
+
+FLOAT32 = 4  # bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCost:
+    """block: parameters of the layers' matrices, N_b. head: those of the output layer, V H. attention: layers x width of
+    the queries; key_value: numbers that a token's keys and values take in all layers."""
+
+    block: int
+    head: int
+    attention: int
+    key_value: int
+    all_parameters: int
+
+    @staticmethod
+    def of(model: PreTrainedModel) -> ModelCost:
+        config, embeddings = model.config.get_text_config(), (nn.Embedding,)
+        head = model.get_output_embeddings()
+        inner = [m for m in model.modules() if m is not head and not isinstance(m, embeddings)]
+        matrices = {p for m in inner for p in m.parameters(recurse=False) if p.dim() > 1}
+        head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        key_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        return ModelCost(
+            block=sum(p.numel() for p in matrices),
+            head=config.vocab_size * config.hidden_size,
+            attention=config.num_hidden_layers * config.num_attention_heads * head_size,
+            key_value=2 * config.num_hidden_layers * key_heads * head_size,
+            all_parameters=sum(p.numel() for p in model.parameters()),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """Tokens that go through the layers, tokens that are scored, and pairs of a query and a key that it sees."""
+
+    tokens: int
+    scored: int
+    pairs: float
+
+    @staticmethod
+    def of(groups: Sequence[TrainGroup], *, shared: bool = True) -> Work:
+        """p prompt tokens and completions of c: p + sum c tokens, p^2/2 + sum (p c + c^2/2) pairs; each prompt c times unless
+        it is shared."""
+        tokens, scored, pairs = 0, 0, 0.0
+        for group in groups:
+            p = len(group.prompt_ids)
+            lengths = [len(s.token_ids) for s in group.sequences]
+            prompts = 1 if shared else len(lengths)
+            tokens += prompts * p + sum(c - 1 for c in lengths)  # the last token of a completion is no input
+            scored += sum(lengths)
+            pairs += prompts * p * p / 2 + sum(p * c + c * c / 2 for c in lengths)
+        return Work(tokens=tokens, scored=scored, pairs=pairs)
+
+
+def forward_flops(cost: ModelCost, work: Work) -> float:
+    """2 (N_b T + V H S) + 4 L H_q pairs: layers on every token, the output layer on scored ones, scores and their sum."""
+    return 2 * (cost.block * work.tokens + cost.head * work.scored) + 4 * cost.attention * work.pairs
+
+
+def update_flops(cost: ModelCost, work: Work, *, frozen: bool = False) -> float:
+    """Forward and backward: three times the forward; twice where the weights are frozen (LoRA), attention still three times."""
+    matrices = 2 * (cost.block * work.tokens + cost.head * work.scored)
+    return (2 if frozen else 3) * matrices + 3 * 4 * cost.attention * work.pairs
+
+
+def optimizer_bytes(cost: ModelCost) -> float:
+    """AdamW in float32 reads weight, gradient and two moments, and writes all but the gradient."""
+    return 7 * FLOAT32 * cost.all_parameters
+
+
+def decode_seconds(
+    cost: ModelCost,
+    prompt_lengths: Sequence[int],
+    completion_lengths: Sequence[Sequence[int]],
+    *,
+    flops_per_second: float,
+    bytes_per_second: float,
+    bytes_per_number: int = FLOAT32,
+) -> float:
+    """The least time of decoding all rows together, prompts prefilled once a group, without a row that has ended.
+
+    Each step reads the weights and the live keys and values (a prompt's once for its group), and computes 2 (N_b + V H) per
+    live row and 4 L H_q per row and visible key; the slower of the two bounds it. Reading is bounded by memory, though what
+    lies in a cache may come faster.
+    """
+    seconds = 0.0
+    for step in range(max(max(lengths) for lengths in completion_lengths)):
+        live = [sum(c > step for c in lengths) for lengths in completion_lengths]
+        rows, own = sum(live), sum(n * (step + 1) for n in live)
+        visible = own + sum(n * p for n, p in zip(live, prompt_lengths, strict=True))
+        stored = own + sum(p for n, p in zip(live, prompt_lengths, strict=True) if n)
+        flops = 2 * (cost.block + cost.head) * rows + 4 * cost.attention * visible
+        moved = (cost.block + cost.head + cost.key_value * stored) * bytes_per_number
+        seconds += max(flops / flops_per_second, moved / bytes_per_second)
+    prefill = 2 * cost.block * sum(prompt_lengths) + 4 * cost.attention * sum(p * p / 2 for p in prompt_lengths)
+    return seconds + prefill / flops_per_second
