@@ -24,6 +24,7 @@ from transformers import (
 from rewards.errors import UserError
 from rewards.math_answer import MathVerifier
 from rl.algorithms import GRPO
+from rl.checkpoint import load_checkpoint, save_checkpoint
 from rl.cli import app
 from rl.config import RunConfig
 from rl.deliver import Delivery
@@ -34,6 +35,8 @@ from rl.runtime import Runtime
 from rl.setup import resume
 from rl.step import Learner, update
 from rl.tiny import tiny_tokenizer
+from rollout.problems import ProblemStream
+from rollout.records import Problem
 from rollout.torch_sampler import TorchSampler
 from tests.rl.models import SIZES, make, random_batch
 from tests.rl.test_loop import odd_lengths, options
@@ -79,6 +82,19 @@ def logprobs(policy: Policy) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def runtime(tmp_path_factory: pytest.TempPathFactory) -> Runtime:
     return Runtime(dtype="float32", trackers=(), run_dir=tmp_path_factory.mktemp("run"), device="cpu")
+
+
+def learner_of(policy: Policy, runtime: Runtime, *, refresh_every: int) -> Learner:
+    return Learner(
+        policy=policy,
+        reference=policy.frozen_copy(),
+        optimizer=torch.optim.AdamW(policy.trainable_parameters(), 1e-2, fused=True),
+        runtime=runtime,
+        algorithm=replace(GRPO, refresh_reference_every=refresh_every),
+        temperature=1.0,
+        token_budget=30,
+        max_grad_norm=1.0,
+    )
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -145,16 +161,7 @@ def test_steps_change_the_adapters_and_nothing_else(runtime: Runtime) -> None:
     policy = adapted(base("qwen2"), trained=False)
     frozen = {name: p for name, p in policy.model.named_parameters() if not p.requires_grad}
     before = {name: p.clone() for name, p in frozen.items()}
-    learner = Learner(
-        policy=policy,
-        reference=policy.frozen_copy(),
-        optimizer=torch.optim.AdamW(policy.trainable_parameters(), 1e-2, fused=True),
-        runtime=runtime,
-        algorithm=replace(GRPO, refresh_reference_every=3),
-        temperature=1.0,
-        token_budget=30,
-        max_grad_norm=1.0,
-    )
+    learner = learner_of(policy, runtime, refresh_every=3)
     divergence = []
     for step in range(1, 5):
         measured = update(learner, random_batch())
@@ -164,6 +171,27 @@ def test_steps_change_the_adapters_and_nothing_else(runtime: Runtime) -> None:
     assert divergence[0] == divergence[3] == 0.0
     assert 0 < divergence[1] < divergence[2]
     assert all(p.grad is None and torch.equal(p, before[name]) for name, p in frozen.items())
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_checkpoint_keeps_the_policy_apart_from_its_refreshed_reference(
+    lora: bool, runtime: Runtime, tmp_path: Path
+) -> None:
+    stream = ProblemStream([Problem(id="a", prompt="1+1=", reference="2")], 0)
+    saved, restored = (
+        learner_of(adapted(base("qwen2"), trained=False) if lora else Policy(base("qwen2")), runtime, refresh_every=1)
+        for _ in range(2)
+    )
+    shift(saved.policy)
+    saved.refresh_reference(1)
+    shift(saved.policy)
+    folder = tmp_path / "checkpoints" / "step-000001"
+    save_checkpoint(folder, step=1, learner=saved, stream=stream, tokenizer=tiny_tokenizer(), keep=1)
+    assert load_checkpoint(folder, restored, stream) == 1
+    assert saved.reference is not None and restored.reference is not None
+    assert torch.equal(logprobs(restored.policy), logprobs(saved.policy))
+    assert torch.equal(logprobs(restored.reference), logprobs(saved.reference))
+    assert not torch.equal(logprobs(saved.policy), logprobs(saved.reference))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -248,6 +276,19 @@ def test_targets_are_the_ends_of_names() -> None:
     assert {n.partition(".lora_")[0] for n, p in policy.model.named_parameters() if p.requires_grad} == {
         "model.layers.0.mlp.up_proj", "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj"
     }  # fmt: skip
+
+
+def test_adapters_start_as_the_seed_says() -> None:
+    """Whatever was drawn before, so that a seed is a run; and what is drawn afterwards does not depend on them."""
+    starts = []
+    for seed, drawn_before in ((0, 1), (0, 2), (1, 1)):
+        model = base("qwen2")
+        torch.manual_seed(drawn_before)
+        add_adapters(model, rank=RANK, alpha=ALPHA, targets=("q_proj",), seed=seed)
+        starts.append(torch.cat([p.flatten() for p in model.parameters() if p.requires_grad]))
+        assert torch.initial_seed() == drawn_before
+    assert torch.equal(starts[0], starts[1])
+    assert not torch.equal(starts[0], starts[2])
 
 
 def test_what_cannot_be_merged_is_said(tmp_path: Path) -> None:
