@@ -23,7 +23,7 @@ from benchmarks.our_side import clock
 from benchmarks.update_memory import PeakMemory
 from rl.head import OutputHead, TokenScores, loss_in_one_pass
 from rl.losses import clipped_surrogate
-from rl.runtime import DType
+from rl.runtime import DType, cpu_cores
 
 HeadSide = Literal["ours", "trl", "naive"]
 
@@ -36,7 +36,7 @@ class Options:
     vocab_size: int = 151_936
     train_head: bool = True
     rounds: int = 3
-    threads: int = 2
+    threads: int = cpu_cores()
     dtype: DType = "float32"
 
 

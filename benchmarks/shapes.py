@@ -91,6 +91,7 @@ B = Shape(
     max_tokens=128,
     mean_tokens=64,
     share_without_signal=0.3,
+    token_budget=1536,
     trl_rows=16,
     target_speed=4.0,
     target_memory=0.5,

@@ -33,7 +33,7 @@ from transformers import TrainerCallback
 from benchmarks.models import HashVerifier, end_probability
 from benchmarks.our_side import OurSide
 from benchmarks.shapes import SHAPES, Given, Shape, given
-from rl.runtime import DType, Runtime
+from rl.runtime import DType, Runtime, cpu_cores
 from rl.step import update
 from rollout.records import Completion, FinishReason, Rollout, RolloutGroup
 
@@ -47,7 +47,7 @@ MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
 class Options:
     shape: str
     side: Side
-    threads: int = 2
+    threads: int = cpu_cores()
     dtype: DType = "float32"
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import os
 import statistics
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -44,7 +45,7 @@ HEAD = "h"  # head and loss alone: no step of it, see benchmarks/head_and_loss.p
 WARM_UP = 2
 SWEPT_ROWS = (4, 8, 16, 32, 64)
 
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 120)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +95,8 @@ def compare_shapes(options: Options, runtime: Runtime) -> None:
             }
             found[name]["update_peak_bytes"] = {**peaks, "share": peaks["ours"] / peaks["trl"]}
         found[name]["targets"] = targets_met(SHAPES[name], found[name])
-        show(found)
+        console.print(f"{name}: {_spread(found[name]['speed']['total'])} times TRL's speed")
+    show(found)
     if set(options.shapes) == {*SHAPES, HEAD}:
         write_result("vs_trl", __doc__ or "", {**described(options, runtime), "shapes": found})
 
@@ -160,38 +162,27 @@ def compare_heads(options: Options) -> dict[str, Any]:
 
 
 def show(found: dict[str, Any]) -> None:
-    table = Table(box=SIMPLE, title="seconds: median (least to most)    speed: TRL's seconds / ours, pair by pair")
-    for column in (
-        "shape",
-        "lengths",
-        "TRL step",
-        "ours",
-        "speed",
-        "sampling",
-        "training",
-        "memory, MB: TRL, ours",
-        "met",
-    ):
-        table.add_column(column)
+    table = Table(box=SIMPLE, title="seconds of TRL over seconds of ours, pair by pair: median (least-most)")
+    table.add_column("", no_wrap=True)
+    for column in ("TRL, s", "ours, s", "step", "sampling", "training", "memory, MB", "targets"):
+        table.add_column(column, justify="right", no_wrap=True)
     for name, row in found.items():
         if name == HEAD:
             continue
+        console.print(f"{name}: {row['configuration']['what']}; mean length {row['ours']['length_mean']:g} (TRL "
+                      f"{row['trl']['length_mean']:g}), groups without signal {row['ours']['groups_without_signal']:.0%}")  # fmt: skip
         peaks = row.get("update_peak_bytes")
         table.add_row(
-            f"{name}: {row['configuration']['what']}",
-            " ".join(f"{row[side]['length_mean']:g}/{row[side]['length_max']}" for side in ("trl", "ours")),
-            _spread(row["trl"]["step_seconds"]),
-            _spread(row["ours"]["step_seconds"]),
-            _spread(row["speed"]["total"]),
-            f"{row['speed']['sample']['median']:.2f}",
-            f"{row['speed']['train']['median']:.2f}",
-            f"{peaks['trl'] / 1e6:.0f}, {peaks['ours'] / 1e6:.0f} = {peaks['share']:.0%}" if peaks else "",
-            " ".join("yes" if met else "NO" for met in row["targets"].values()),
+            name,
+            f"{row['trl']['step_seconds']['median']:.2f}",
+            f"{row['ours']['step_seconds']['median']:.2f}",
+            *(_spread(row["speed"][part]) for part in ("total", "sample", "train")),
+            f"{peaks['ours'] / 1e6:.0f} of {peaks['trl'] / 1e6:.0f}" if peaks else "",
+            " ".join("met" if met else "MISSED" for met in row["targets"].values()),
         )
     console.print(table)
-    if HEAD in found:
-        for side in ("trl", "naive", "ours"):
-            row = found[HEAD][side]
+    for side, row in found.get(HEAD, {}).items():
+        if side in ("ours", "trl", "naive"):
             console.print(f"head and loss, {side:5s}: {row['seconds']:.2f} s, {row['peak_bytes'] / 1e6:.0f} MB")
 
 

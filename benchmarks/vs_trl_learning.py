@@ -73,6 +73,7 @@ def learn(runtime: Runtime, *, seed: int, num_steps: int, report: Callable[[str]
         if step % EVERY != 0 and step != num_steps:
             return
         copied.learner.policy.model.load_state_dict(trainer.model.state_dict())
+        copied.delivery.deliver(version=step)
         for name, looked_at in (("ours", side), ("trl", copied)):
             accuracy = evaluate(looked_at.collector, what.held_out)["eval/accuracy"] or 0.0
             curves[name].append((seconds[name], accuracy))
