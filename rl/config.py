@@ -12,6 +12,7 @@ from typing import Any, Literal
 from rewards.answer_format import format_rule
 from rewards.errors import UserError
 from rl.algorithms import ALGORITHMS, Algorithm
+from rl.forward import Attention
 from rl.runtime import DType
 from rollout.prompts import PromptStyle
 
@@ -88,12 +89,16 @@ class RunConfig:
     """Tokens in one forward; the gradient does not depend on it, memory does."""
     dtype: DType = "float32"
     """bfloat16 is autocast over float32 weights."""
-    gradient_checkpointing: bool = False
-    """Less memory for a third more time."""
+    gradient_checkpointing: bool | None = None
+    """Less memory for a third more time. Off, unless what a forward of token_budget tokens keeps would not fit."""
+    attention: Attention = "auto"
+    """Of the update: "varlen" is torch's ragged flash attention (GPU, bfloat16), "dense" works everywhere."""
     device: Literal["auto", "cpu"] = "auto"
 
     sampler: Literal["auto", "torch"] = "auto"
     """"auto" is the embedded engine."""
+    sampler_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """The embedded engine's; bfloat16 decodes with a copy of the weights. "auto" is dtype."""
     format: tuple[str, ...] = ()
     """Rules of form beside correctness, any of think-answer, boxed, no-repetition, words:N (at most N words)."""
     format_weight: float = 0.1

@@ -84,6 +84,22 @@ def optimizer_bytes(cost: ModelCost) -> float:
     return 7 * FLOAT32 * cost.all_parameters
 
 
+def activation_bytes(model: PreTrainedModel, num_tokens: int, bytes_per_number: int = FLOAT32) -> int:
+    """What a forward keeps for its backward: (11 H + 6 H_kv + 4 I) numbers a token and layer, for layers as transformers writes
+    Llama's. Both norms keep their input, the normalised and their output (6 H), rotary positions and attention the queries
+    thrice, the output and the keys (5 H + 6 H_kv with what is gathered), the MLP both branches, one activated, their product.
+
+    An estimate, for other families too; scores that explicit attention keeps are not in it.
+    """
+    config = model.config.get_text_config()
+    heads = config.num_attention_heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    key_value = (getattr(config, "num_key_value_heads", None) or heads) * head_size
+    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    numbers = 11 * config.hidden_size + 6 * key_value + 4 * inner
+    return num_tokens * config.num_hidden_layers * numbers * bytes_per_number
+
+
 def decode_seconds(
     cost: ModelCost,
     prompt_lengths: Sequence[int],

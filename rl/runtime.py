@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -34,6 +35,8 @@ class Runtime:
                 f"trackers is {trackers}: {sorted(missing)} is not installed; pip install it or leave it out"
             )
         self.dtype = dtype
+        if dtype == "bfloat16" and self.device.type == "cuda" and not torch.cuda.is_bf16_supported():
+            raise UserError(f"dtype is 'bfloat16': {torch.cuda.get_device_name()} does not compute in it; use float32")
         if self.accelerator.num_processes > 1:
             raise UserError(
                 f"num_processes is {self.accelerator.num_processes}: this version trains in one process; "
@@ -62,6 +65,12 @@ class Runtime:
 
     def track(self, metrics: Mapping[str, Any], step: int) -> None:
         self.accelerator.log({k: v for k, v in metrics.items() if v is not None}, step=step)
+
+    def free_memory(self) -> int:
+        """Bytes that this process could still take."""
+        if self.device.type == "cuda":
+            return torch.cuda.mem_get_info(self.device)[0]
+        return psutil.virtual_memory().available
 
     def peak_memory(self) -> int:
         """Bytes: the allocator's peak on a GPU, else the process's peak resident size."""

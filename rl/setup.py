@@ -17,6 +17,7 @@ from rewards.score import Outcome, Score
 from rewards.verifiers import Verifiers
 from rl.checkpoint import last_checkpoint, load_checkpoint
 from rl.config import TINY, TINY_DEFAULTS, RunConfig, tiny_task
+from rl.cost import FLOAT32, activation_bytes
 from rl.deliver import Delivery
 from rl.lora import LoraPolicy, add_adapters
 from rl.policy import Policy, load_pretrained
@@ -133,7 +134,7 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
     source = tiny_base(config.dataset, verifiers, runtime, progress) if config.model == TINY else config.model
     model, tokenizer = load_pretrained(source, runtime.device)
     renderer = PromptRenderer(tokenizer, style=config.prompt_style, system_prompt=config.system_prompt)
-    policy = build_policy(config, model, runtime)
+    policy = build_policy(config, model, runtime, progress)
     require_room(config, renderer, [*training, *held_out], policy.context_length)
     learner = Learner(
         policy=policy,
@@ -152,7 +153,8 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
         max_grad_norm=config.max_grad_norm,
         num_epochs=config.num_epochs,
     )
-    sampler = TorchSampler(model, tokenizer, autocast=runtime.autocast)
+    sampler_dtype = runtime.dtype if config.sampler_dtype == "auto" else config.sampler_dtype
+    sampler = TorchSampler(model, tokenizer, decode_dtype=getattr(torch, sampler_dtype), autocast=runtime.autocast)
     collector = Collector(
         sampler=sampler,
         verifiers=verifiers,
@@ -166,7 +168,8 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
     step = resume(config, learner, stream) if config.resume else 0
     if step == 0:
         write_config(config.run_dir, config)
-    tolerance = 1e-3 if config.dtype == "float32" else 0.25  # bf16 keeps 8 bits: logits near 10 round to 0.06
+    exact = config.dtype == sampler_dtype == "float32"
+    tolerance = 1e-3 if exact else 0.25  # bf16 keeps 8 bits: logits near 10 round to 0.06
     delivery = Delivery(policy, sampler, tolerance=tolerance)
     delivery.deliver(version=step)
     return Run(
@@ -184,15 +187,36 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
     )
 
 
-def build_policy(config: RunConfig, model: PreTrainedModel, runtime: Runtime) -> Policy:
+def build_policy(config: RunConfig, model: PreTrainedModel, runtime: Runtime, progress: Progress) -> Policy:
     """The model with all its weights to be trained, or with adapters that are."""
-    options = {"gradient_checkpointing": config.gradient_checkpointing, "autocast": runtime.autocast}
+    options = {
+        "gradient_checkpointing": must_checkpoint(config, model, runtime, progress),
+        "autocast": runtime.autocast,
+        "attention": config.attention,
+    }
     if config.lora_rank == 0:
         return Policy(model, **options)
     rank, alpha = config.lora_rank, config.lora_alpha or 1.0
     return LoraPolicy(
         add_adapters(model, rank=rank, alpha=alpha, targets=config.lora_targets, seed=config.seed), **options
     )
+
+
+def must_checkpoint(config: RunConfig, model: PreTrainedModel, runtime: Runtime, progress: Progress) -> bool:
+    """As asked for; else where a forward would keep more than nine tenths of the memory that is left beside the optimiser."""
+    if config.gradient_checkpointing is not None:
+        return config.gradient_checkpointing
+    kept = activation_bytes(model, config.token_budget, 2 if config.dtype == "bfloat16" else FLOAT32)
+    trained = sum(p.numel() for p in model.parameters()) if config.lora_rank == 0 else 0
+    free = runtime.free_memory() - 3 * FLOAT32 * trained  # the gradient and two moments
+    if kept <= 0.9 * free:
+        return False
+    gib = 1 << 30
+    progress.message(
+        f"gradient checkpointing is on: a forward of {config.token_budget} tokens would keep about {kept / gib:.1f} GiB, "
+        f"{max(0, free) / gib:.1f} GiB are free; a lower token_budget would do without"
+    )
+    return True
 
 
 def tiny_base(dataset: str, verifiers: Verifiers, runtime: Runtime, progress: Progress) -> Path:

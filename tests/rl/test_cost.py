@@ -1,0 +1,93 @@
+"""What is counted from shapes, against what the code really does."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+
+from rl.batch import Batch
+from rl.config import RunConfig
+from rl.cost import ModelCost, Work, activation_bytes, decode_seconds, forward_flops, update_flops
+from rl.forward import packed_forward, packed_states
+from rl.setup import must_checkpoint
+from tests.rl.families import of_family
+from tests.rl.models import random_batch
+
+
+@pytest.mark.parametrize("family", ["Qwen2", "Llama", "GPT-2"])
+def test_flops_of_a_forward_are_those_that_torch_counts(family: str) -> None:
+    """Matrix products exactly. Attention runs on padded rectangles, twice the triangle that is needed: left out of both."""
+    model, batch = of_family(family), random_batch()
+    (micro,) = batch.micro_batches(10_000)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        packed_forward(model, micro, 1.0)
+    counts = counter.get_flop_counts()["Global"]
+    products = sum(
+        n for operation, n in counts.items() if "attention" not in str(operation) and "bmm" not in str(operation)
+    )
+    cost, work = ModelCost.of(model), Work.of(batch.groups)
+    assert products == forward_flops(cost, work) - 4 * cost.attention * work.pairs
+
+
+def test_shared_prompts_count_once_and_frozen_weights_have_no_gradient() -> None:
+    """By hand: one group, p = 10, completions of 3 and 5 tokens."""
+    (group,) = random_batch(groups=1, size=2).groups
+    group = type(group)(tuple(range(10)), group.sequences)
+    lengths = [len(s.token_ids) for s in group.sequences]
+    shared, apart = Work.of([group]), Work.of([group], shared=False)
+    assert shared.tokens == 10 + sum(lengths) - 2 and apart.tokens == 20 + sum(lengths) - 2
+    assert apart.pairs - shared.pairs == 50 and shared.scored == apart.scored == sum(lengths)
+    cost = ModelCost(block=100, head=10, attention=0, key_value=1, all_parameters=110)
+    assert update_flops(cost, shared) == 3 * forward_flops(cost, shared)
+    assert update_flops(cost, shared, frozen=True) == 2 * forward_flops(cost, shared)
+
+
+def test_decoding_is_bounded_by_the_slower_of_memory_and_arithmetic() -> None:
+    """One group of two rows, p = 4, completions of 1 and 2 tokens; N_b + V H = 110, no attention, 3 numbers a token kept."""
+    cost = ModelCost(block=100, head=10, attention=0, key_value=3, all_parameters=110)
+    prefill = 2 * 100 * 4
+    by_arithmetic = decode_seconds(cost, [4], [[1, 2]], flops_per_second=1.0, bytes_per_second=1e9)
+    assert by_arithmetic == prefill + 2 * 110 * (2 + 1)
+    by_memory = decode_seconds(cost, [4], [[1, 2]], flops_per_second=1e9, bytes_per_second=1.0)
+    assert by_memory == pytest.approx(4 * (110 + 3 * (4 + 2 * 1)) + 4 * (110 + 3 * (4 + 1 * 2)))
+
+
+def kept_bytes(model, batch: Batch) -> int:
+    """Of all different tensors that autograd keeps in the trunk, the weights aside."""
+    (micro,) = batch.micro_batches(10_000)
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        states = packed_states(model, micro)
+        total = sum(kept.values())
+    assert states.requires_grad
+    return total
+
+
+def test_what_a_forward_keeps_is_estimated_within_a_half() -> None:
+    model, batch = of_family("Llama"), random_batch(groups=20, longest=40)
+    (micro,) = batch.micro_batches(10_000)
+    assert 2 / 3 < kept_bytes(model, batch) / activation_bytes(model, len(micro.input_ids)) < 3 / 2
+
+
+@pytest.mark.parametrize(("free", "expected"), [(1 << 40, False), (1 << 16, True)])
+def test_checkpointing_is_on_where_a_forward_would_not_fit_and_only_there(free: int, expected: bool) -> None:
+    said: list[str] = []
+    runtime, progress = SimpleNamespace(free_memory=lambda: free), SimpleNamespace(message=said.append)
+    model = of_family("Llama")
+    assert must_checkpoint(RunConfig(), model, runtime, progress) is expected  # pyright: ignore
+    assert len(said) == expected and all("token_budget" in message for message in said)
+    for chosen in (True, False):
+        config = RunConfig(gradient_checkpointing=chosen)
+        assert must_checkpoint(config, model, runtime, progress) is chosen  # pyright: ignore
