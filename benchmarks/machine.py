@@ -10,6 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rl.runtime import cpu_cores
 
 
@@ -17,7 +19,11 @@ def describe_machine() -> dict[str, Any]:
     head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
         "commit": head.stdout.strip(),
-        "hardware": {"cpu": _cpu_name(), "cores": cpu_cores(), "gpu": "none"},
+        "hardware": {
+            "cpu": _cpu_name(),
+            "cores": cpu_cores(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        },
         "versions": {name: version(name) for name in ("torch", "transformers", "accelerate")},
     }
 
