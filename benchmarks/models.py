@@ -18,6 +18,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from rewards.score import Outcome, Reference, Score
+from rollout.problems import ProblemStream
 from rollout.records import Problem
 
 END, PAD = "<|end|>", "<|pad|>"
@@ -105,17 +106,40 @@ def end_probability(mean: float, longest: int) -> float:
     return low
 
 
-def random_problems(count: int, prompt_length: int, vocab_size: int, *, seed: int = 0) -> list[Problem]:
-    """Prompts of random words. The reference is the prompt itself: HashVerifier looks at both."""
+def random_problems(
+    count: int, prompt_length: int, vocab_size: int, *, share_without_signal: float, seed: int = 0
+) -> list[Problem]:
+    """Prompts of random words, those without signal spread evenly. The reference is the prompt itself: HashVerifier asks it."""
     chance = random.Random(seed)
-    prompts = [" ".join(f"w{chance.randrange(2, vocab_size)}" for _ in range(prompt_length)) for _ in range(count)]
+
+    def prompt(wanted: bool) -> str:
+        while True:
+            text = " ".join(f"w{chance.randrange(2, vocab_size)}" for _ in range(prompt_length))
+            if has_signal(text, share_without_signal) == wanted:
+                return text
+
+    silent = [int((i + 1) * share_without_signal) > int(i * share_without_signal) for i in range(count)]
+    prompts = [prompt(not is_silent) for is_silent in silent]
     return [Problem(id=str(i), prompt=p, reference=p, verifier="hash") for i, p in enumerate(prompts)]
+
+
+@dataclass
+class InOrder(ProblemStream):
+    """Deals the problems as they stand."""
+
+    def _at(self, index: int) -> Problem:
+        return self.problems[index % len(self.problems)]
+
+
+def has_signal(prompt: str, share_without_signal: float) -> bool:
+    """A function of the prompt alone, so that both sides agree."""
+    return crc32(prompt.encode()) % 1000 >= 1000 * share_without_signal
 
 
 @dataclass(frozen=True)
 class HashVerifier:
-    """A reward that is a function of prompt and completion and costs nothing: 0 for a share of the prompts, for
-    the rest right or wrong by a bit of the completion's checksum."""
+    """A reward that is a function of prompt and completion and costs nothing: 0 for prompts without signal, for the
+    rest right or wrong by a bit of the completion's checksum."""
 
     share_without_signal: float
 
@@ -123,8 +147,7 @@ class HashVerifier:
         return [self._score(answer, str(reference)) for answer, reference in zip(answers, references, strict=True)]
 
     def _score(self, answer: str, prompt: str) -> Score:
-        has_signal = crc32(prompt.encode()) % 1000 >= 1000 * self.share_without_signal
-        is_right = has_signal and crc32(answer.encode()) % 2 == 1
+        is_right = has_signal(prompt, self.share_without_signal) and crc32(answer.encode()) % 2 == 1
         return Score(float(is_right), Outcome.CORRECT if is_right else Outcome.WRONG)
 
     def check_references(self, references: Sequence[Reference]) -> list[Score]:

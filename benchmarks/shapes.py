@@ -13,6 +13,7 @@ from benchmarks.models import (
     LARGE,
     SMALL,
     HashVerifier,
+    InOrder,
     ModelSize,
     end_probability,
     random_model,
@@ -136,19 +137,16 @@ SHAPES: Mapping[str, Shape] = {"a": A, "b": B, "c": C, "d": D, "e": E, "f": F, "
 class Given:
     """What both sides are given. make_model: the same weights each time, on the device.
 
-    problems: dealt by a ProblemStream of this seed on both sides. held_out: of the tiny default only.
+    stream: makes the one that deals the problems, in the same order to both. held_out: of the tiny default only.
     """
 
     make_model: Callable[[], PreTrainedModel]
     tokenizer: PreTrainedTokenizerBase
     renderer: PromptRenderer
-    problems: list[Problem]
+    stream: Callable[[], ProblemStream]
     held_out: list[Problem]
     verifiers: Mapping[str, Verifier]
     seed: int = 0
-
-    def stream(self) -> ProblemStream:
-        return ProblemStream(self.problems, self.seed)
 
     def close(self) -> None:
         for verifier in self.verifiers.values():
@@ -160,6 +158,12 @@ def given(shape: Shape, runtime: Runtime, *, num_problems: int, seed: int = 0) -
     if shape.size is None:
         return _tiny(runtime, seed)
     tokenizer = word_tokenizer(shape.size.vocab_size)
+    problems = random_problems(
+        num_problems,
+        shape.prompt_length,
+        shape.size.vocab_size,
+        share_without_signal=shape.share_without_signal,
+    )
     hazard = end_probability(shape.mean_tokens or shape.max_tokens, shape.max_tokens)
     model = random_model(shape.size, tokenizer, end_probability=hazard).to(runtime.device)  # pyright: ignore[reportArgumentType]
     weights = model.state_dict()
@@ -173,7 +177,7 @@ def given(shape: Shape, runtime: Runtime, *, num_problems: int, seed: int = 0) -
         make_model=make_model,
         tokenizer=tokenizer,
         renderer=PromptRenderer(tokenizer, style="plain"),
-        problems=random_problems(num_problems, shape.prompt_length, shape.size.vocab_size),
+        stream=lambda: InOrder(problems, seed),
         held_out=[],
         verifiers={"hash": HashVerifier(shape.share_without_signal)},
         seed=seed,
@@ -190,7 +194,7 @@ def _tiny(runtime: Runtime, seed: int) -> Given:
         make_model=lambda: load_pretrained(folder, runtime.device)[0],
         tokenizer=tokenizer,
         renderer=PromptRenderer(tokenizer, style="plain"),
-        problems=training,
+        stream=lambda: ProblemStream(training, seed),
         held_out=held_out,
         verifiers=verifiers,
         seed=seed,

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from tempfile import gettempdir
 from typing import Any
 
+import torch
 import transformers
 from datasets import Dataset
 from peft import LoraConfig
@@ -27,17 +28,28 @@ from rl.runtime import Runtime
 
 
 class TimedTrainer(GRPOTrainer):
-    """Notes how long sampling took, rewards included, and how long the completions were."""
+    """Notes how long sampling took, rewards included, and how long the completions were.
+
+    TRL runs the reference where it samples; that is counted as training, as in ours.
+    """
 
     sample_seconds = 0.0
     lengths: tuple[int, ...] = ()
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         started = clock(self.accelerator.device)
+        self.sample_seconds = 0.0
         batch = super()._generate_and_score_completions(inputs)
-        self.sample_seconds = clock(self.accelerator.device) - started
+        self.sample_seconds += clock(self.accelerator.device) - started
         self.lengths = tuple(batch["completion_mask"].sum(1).tolist())
         return batch
+
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+        started = clock(self.accelerator.device)
+        found = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        if not torch.is_grad_enabled():
+            self.sample_seconds -= clock(self.accelerator.device) - started
+        return found
 
 
 def build(

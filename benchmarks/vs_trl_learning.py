@@ -93,8 +93,9 @@ def summary(runs: list[LearningRun]) -> dict[str, Any]:
         found.append(
             {"seed": learnt.seed, "accuracy_both_reach": level, "seconds_to_it": taken, "curves": learnt.curves}
         )
-    ratios = [run["seconds_to_it"]["trl"] / run["seconds_to_it"]["ours"] for run in found]
-    return {"runs": found, "seconds_to_accuracy_ratio_median": statistics.median(ratios)}
+    # A run that is no better in the end than at the start has no such time.
+    ratios = [run["seconds_to_it"]["trl"] / s for run in found if (s := run["seconds_to_it"]["ours"])]
+    return {"runs": found, "seconds_to_accuracy_ratio_median": statistics.median(ratios) if ratios else None}
 
 
 def figure(runs: list[LearningRun], path: Path) -> None:
