@@ -126,7 +126,7 @@ E = Shape(
     max_tokens=64,
     mean_tokens=32,
     share_without_signal=0.3,
-    trl_rows=8,
+    trl_rows=16,
 )
 F = replace(B, what="as b, G = 32", problems=4, group_size=32, target_speed=2.0, target_memory=None)
 G = replace(E, what="as e, LoRA of rank 16", lora_rank=16, learning_rate=1e-5)

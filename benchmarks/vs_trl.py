@@ -180,7 +180,8 @@ def show(found: dict[str, Any]) -> None:
             f"{peaks['ours'] / 1e6:.0f} of {peaks['trl'] / 1e6:.0f}" if peaks else "",
             " ".join("met" if met else "MISSED" for met in row["targets"].values()),
         )
-    console.print(table)
+    if table.rows:
+        console.print(table)
     for side, row in found.get(HEAD, {}).items():
         if side in ("ours", "trl", "naive"):
             console.print(f"head and loss, {side:5s}: {row['seconds']:.2f} s, {row['peak_bytes'] / 1e6:.0f} MB")
