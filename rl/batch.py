@@ -41,7 +41,7 @@ class TrainGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionBlock:
-    """Queries that are attended together: B pieces of the row, each of at most C queries, over at most K keys each.
+    """Queries that are attended together: B pieces of the row of about one length, at most C queries over at most K keys each.
 
     A piece's keys are its context from position 0 on, and its queries the last of them. query_slots, key_slots: where in the
     row they stand, padded with 0; filled_queries, filled_keys: the places in the flattened slots that are no padding.
@@ -80,20 +80,23 @@ class ScoredTokens:
 class MicroBatch(ScoredTokens):
     """N tokens in the row, of which S predict a scored token.
 
-    prompts, completions: the row's attention. score_from: the place in the row whose hidden state predicts each target.
+    blocks: the row's attention; attended_at: where each token of the row stands in the blocks' queries, one after the other.
+    score_from: the place in the row whose hidden state predicts each target.
+    contexts: of each completion the places of its prompt and itself, padded with 0: the row as whole sequences.
     """
 
     input_ids: Int[Tensor, " N"]
     position_ids: Int[Tensor, " N"]
-    prompts: AttentionBlock
-    completions: AttentionBlock
+    blocks: tuple[AttentionBlock, ...]
+    attended_at: Int[Tensor, " N"]
     score_from: Int[Tensor, " S"]
     targets: Int[Tensor, " S"]
+    contexts: Int[Tensor, "B K"]
 
     @property
     def score_from_padded(self) -> Int[Tensor, " S"]:
-        """The place in the flattened rows of `completions.key_slots` whose hidden state predicts each target."""
-        return self.sequence_of * self.completions.key_slots.shape[1] + self.position_ids[self.score_from]
+        """The place in the flattened `contexts` whose hidden state predicts each target."""
+        return self.sequence_of * self.contexts.shape[1] + self.position_ids[self.score_from]
 
     def tokens(self, part: slice) -> ScoredTokens:
         """Some of the scored tokens; sequences that are cut stay what they were."""
@@ -106,8 +109,9 @@ class MicroBatch(ScoredTokens):
         )
 
     def to(self, device: torch.device) -> MicroBatch:
-        movable = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "num_sequences"}
-        return replace(self, **{name: value.to(device) for name, value in movable.items()})
+        blocks = tuple(block.to(device) for block in self.blocks)
+        tensors = {f.name: x.to(device) for f in fields(self) if isinstance(x := getattr(self, f.name), Tensor)}
+        return replace(self, blocks=blocks, **tensors)
 
 
 def _block(queries: list[Tensor], keys: list[Tensor]) -> AttentionBlock:
@@ -129,6 +133,17 @@ def _block(queries: list[Tensor], keys: list[Tensor]) -> AttentionBlock:
     )
 
 
+def _blocks(queries: list[Tensor], keys: list[Tensor]) -> list[AttentionBlock]:
+    """Pieces of similar numbers of queries together: what a block pads is attended for nothing."""
+    order = sorted((i for i in range(len(queries)) if len(queries[i])), key=lambda i: len(queries[i]))
+    blocks: list[list[int]] = []
+    for i in order:
+        if not blocks or len(queries[i]) > 1.5 * len(queries[blocks[-1][0]]) + 16:
+            blocks.append([])
+        blocks[-1].append(i)
+    return [_block([queries[i] for i in block], [keys[i] for i in block]) for block in blocks]
+
+
 def lay_out(groups: Sequence[TrainGroup]) -> MicroBatch:
     """The groups of one micro-batch in one row."""
     prompts = [torch.tensor(g.prompt_ids) for g in groups]
@@ -143,14 +158,17 @@ def lay_out(groups: Sequence[TrainGroup]) -> MicroBatch:
     position_ids = torch.cat([torch.arange(f, f + len(piece)) for f, piece in zip(first, pieces, strict=True)])
     contexts = [torch.cat([prompt_slots[q], own]) for q, own in zip(prompt_of, completion_slots, strict=True)]
     lengths = torch.tensor([len(t) for t in targets])
+    blocks = (*_blocks(prompt_slots, prompt_slots), *_blocks(completion_slots, contexts))
+    attended = torch.cat([block.query_slots.flatten()[block.filled_queries] for block in blocks])
     return MicroBatch(
         input_ids=torch.cat(pieces),
         position_ids=position_ids,
-        prompts=_block(prompt_slots, prompt_slots),
-        completions=_block(completion_slots, contexts),
+        blocks=blocks,
+        attended_at=attended.argsort(),
         # The last token of the prompt predicts the first of each completion.
         score_from=torch.cat([context[-n:] for context, n in zip(contexts, lengths.tolist(), strict=True)]),
         targets=torch.cat(targets),
+        contexts=pad_sequence(contexts, batch_first=True),
         sequence_of=torch.arange(len(targets)).repeat_interleave(lengths),
         sampler_logprobs=torch.tensor([x for s in sequences for x in s.sampler_logprobs]),
         advantages=torch.cat([s.advantages for s in sequences]),

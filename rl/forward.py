@@ -58,14 +58,13 @@ def packed_states(model: PreTrainedModel, micro: MicroBatch, kernel: Kernel = de
 
 def padded_states(model: PreTrainedModel, micro: MicroBatch) -> Float[Tensor, "S H"]:
     """The same by whole sequences, padded on the right, which no causal model can see."""
-    contexts = micro.completions.key_slots  # of each completion: its prompt and itself, places in the row
-    states = _decoder(model)(input_ids=micro.input_ids[contexts], use_cache=False).last_hidden_state
+    states = _decoder(model)(input_ids=micro.input_ids[micro.contexts], use_cache=False).last_hidden_state
     return states.flatten(0, 1).index_select(0, micro.score_from_padded)
 
 
 def padded_logits(model: PreTrainedModel, micro: MicroBatch) -> Float[Tensor, "S V"]:
     """The model's own forward to the end."""
-    logits = model(input_ids=micro.input_ids[micro.completions.key_slots], use_cache=False).logits
+    logits = model(input_ids=micro.input_ids[micro.contexts], use_cache=False).logits
     return logits.flatten(0, 1).index_select(0, micro.score_from_padded)
 
 

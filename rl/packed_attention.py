@@ -44,9 +44,8 @@ def packed_attention(
     """
     if softcap is not None or s_aux is not None:
         kernel = explicit
-    blocks = [block for block in (micro.prompts, micro.completions) if len(block.filled_queries) > 0]
-    outputs = [kernel(block, query, key, value, scaling, sliding_window, softcap, s_aux) for block in blocks]
-    return torch.cat(outputs)[None], None
+    outputs = [kernel(block, query, key, value, scaling, sliding_window, softcap, s_aux) for block in micro.blocks]
+    return torch.cat(outputs).index_select(0, micro.attended_at)[None], None
 
 
 AttentionInterface.register(PACKED, packed_attention)

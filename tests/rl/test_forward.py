@@ -91,6 +91,16 @@ def test_chunks_of_logits_change_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     assert_same_gradients(gradients(model, packed_forward, batch), whole)
 
 
+@pytest.mark.parametrize("family", ["Qwen2", "Mistral, window"])
+def test_pieces_of_very_different_lengths(family: str) -> None:
+    """Short and long completions are attended apart and put back in their places."""
+    model, batch = of_family(family), random_batch(longest=70)
+    (micro,) = batch.micro_batches(10_000)
+    assert len(micro.blocks) == 4  # prompts; completions of up to 17 tokens, up to 43, longer ones
+    assert (packed_forward(model, micro, 0.7).logprobs - plain_forward(model, micro, 0.7).logprobs).abs().max() < 1e-4
+    assert_same_gradients(gradients(model, packed_forward, batch), gradients(model, plain_forward, batch))
+
+
 def varlen_attention(query, key, value, queries_from, keys_from, max_q, max_k, *, scale, window_size, enable_gqa=False):
     """What torch's kernel for the GPU is documented to do, by a loop: the last query of a piece sees its last key."""
     outputs = []
