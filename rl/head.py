@@ -156,9 +156,10 @@ class _Gradients:
             if value_bias is not None:
                 value_bias += by_value.sum()
 
-    def scaled(self, hidden: Tensor, factor: Tensor | None) -> tuple[Tensor | None, ...]:
-        """In the types of what they are the gradients of."""
+    def given_up(self, hidden: Tensor, factor: Tensor | None) -> tuple[Tensor | None, ...]:
+        """In the types of what they are the gradients of. None is kept here: autograd copies a gradient that somebody else has."""
         found = ((self.hidden, hidden), *zip(self.tensors, self.head.tensors(), strict=True))
+        del self.hidden, self.tensors
         return tuple(
             None if g is None or like is None else (g if factor is None else g.mul_(factor)).to(like.dtype)
             for g, like in found
@@ -207,7 +208,7 @@ class _OnePass(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, by_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
-        return None, None, None, None, *ctx.gradients.scaled(ctx.hidden, by_loss)
+        return None, None, None, None, *ctx.gradients.given_up(ctx.hidden, by_loss)
 
 
 class _TwoPasses(torch.autograd.Function):
@@ -226,7 +227,7 @@ class _TwoPasses(torch.autograd.Function):
             for part, chunk in _chunks(ctx.head, hidden, targets, ctx.temperature):
                 of_value = None if by_value is None else by_value[part]
                 gradients.add(part, chunk, by_logprob[part], by_entropy[part], of_value)
-        return None, None, None, *gradients.scaled(hidden, None)
+        return None, None, None, *gradients.given_up(hidden, None)
 
 
 def loss_in_one_pass(

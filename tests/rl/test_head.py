@@ -181,3 +181,23 @@ def test_bfloat16_rounds_products_and_nothing_else(way) -> None:
     assert abs(loss - expected) < 0.06 * abs(expected)
     for ours, theirs in zip((hidden.grad, head.weight.grad), gradients, strict=True):
         assert (ours - theirs).norm() < 0.06 * theirs.norm()  # logits near 17 round by 0.03, and the loss is a sine
+
+
+@pytest.mark.parametrize("way", [by_one_pass, by_two_passes])
+def test_the_weights_gradient_is_not_copied(way) -> None:
+    """It is the largest tensor of the head, and autograd copies a gradient that somebody else holds."""
+    head, (hidden, targets) = make(), data()
+    made: list[int] = []
+
+    class Addresses(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            made.extend(
+                x.data_ptr() for x in tree_leaves(out) if isinstance(x, Tensor) and x.shape == head.weight.shape
+            )
+            return out
+
+    with Addresses():
+        way(head, hidden, targets).backward()
+    assert head.weight.grad is not None
+    assert set(made) - {head.weight.data_ptr()} == {head.weight.grad.data_ptr()}
