@@ -44,6 +44,11 @@ LARGE = ModelSize(
 )  # 28 M parameters, 12 M of them embeddings
 
 
+HALF_BILLION = ModelSize(
+    vocab_size=151_936, hidden_size=896, intermediate_size=4864, num_layers=24, num_heads=14, num_key_value_heads=2
+)  # the size of Qwen2.5-0.5B
+
+
 def word_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
     """A token a word: prompts of any length can be written, and a completion's text is its tokens."""
     words = {word: i for i, word in enumerate([END, PAD, *(f"w{i}" for i in range(2, vocab_size))])}

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.models import (
+    HALF_BILLION,
     LARGE,
     SMALL,
     HashVerifier,
@@ -130,7 +131,20 @@ E = Shape(
 )
 F = replace(B, what="as b, G = 32", problems=4, group_size=32, target_speed=2.0, target_memory=None)
 G = replace(E, what="as e, LoRA of rank 16", lora_rank=16, learning_rate=1e-5)
-SHAPES: Mapping[str, Shape] = {"a": A, "b": B, "c": C, "d": D, "e": E, "f": F, "g": G}
+GPU = Shape(
+    what="half a billion parameters, p = 512, completions skewed, 30 % of groups without signal",
+    size=HALF_BILLION,
+    problems=32,
+    group_size=8,
+    prompt_length=512,
+    max_tokens=512,
+    mean_tokens=256,
+    share_without_signal=0.3,
+    token_budget=32_768,
+    trl_rows=32,
+)
+COMPARED: Mapping[str, Shape] = {"a": A, "b": B, "c": C, "d": D, "e": E, "f": F, "g": G}
+SHAPES: Mapping[str, Shape] = {**COMPARED, "gpu": GPU}
 
 
 @dataclass(frozen=True, kw_only=True)

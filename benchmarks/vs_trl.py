@@ -25,7 +25,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: as the recipes, see rl/cli.py
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch is imported: as the recipes, see rl/cli.py
 
 import torch
 import tyro
@@ -35,7 +35,7 @@ from rich.table import Table
 
 from benchmarks.machine import describe_machine, write_result
 from benchmarks.our_side import OurSide, StepTime
-from benchmarks.shapes import SHAPES, Shape, given
+from benchmarks.shapes import COMPARED, SHAPES, Shape, given
 from benchmarks.trl_side import build, run
 from benchmarks.update_memory import in_fresh_process
 from benchmarks.vs_trl_learning import figure, learn, summary
@@ -50,7 +50,7 @@ console = Console(width=None if sys.stdout.isatty() else 120)
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    shapes: tuple[str, ...] = (*SHAPES, HEAD)
+    shapes: tuple[str, ...] = (*COMPARED, HEAD)
     """Any of a b c d e f g h, described in benchmarks/shapes.py."""
     rounds: int = 5
     """Steps of each side that count."""
@@ -97,7 +97,7 @@ def compare_shapes(options: Options, runtime: Runtime) -> None:
         found[name]["targets"] = targets_met(SHAPES[name], found[name])
         console.print(f"{name}: {_spread(found[name]['speed']['total'])} times TRL's speed")
     show(found)
-    if set(options.shapes) == {*SHAPES, HEAD}:
+    if set(options.shapes) == {*COMPARED, HEAD}:
         write_result("vs_trl", __doc__ or "", {**described(options, runtime), "shapes": found})
 
 
