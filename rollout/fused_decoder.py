@@ -79,10 +79,14 @@ class FusedDecoder:
         self.model, self.capacity, self.bucketed = model, capacity, bucketed
         layer = model.layers[0]
         self.key_heads = layer.key_heads
+        self.windows = {layer.window for layer in model.layers}
         zeros = partial(torch.zeros, device=model.device)
         states = partial(zeros, len(model.layers), 2, dtype=model.dtype)  # of each layer keys and values
         self.shared = states(capacity.groups, layer.key_heads, capacity.shared_width, layer.head_size)
         self.own = states(capacity.rows, layer.key_heads, capacity.width, layer.head_size)
+        # The same as attention reads them: [slots x Hkv, width, D].
+        self.shared_heads = [layer_states.flatten(1, 2).unbind() for layer_states in self.shared]
+        self.own_heads = [layer_states.flatten(1, 2).unbind() for layer_states in self.own]
         # Of each row: its newest token and the position of that, how many prompt tokens it shares, its group.
         self.newest, self.position, self.prefix, self.group = zeros(4, capacity.rows, dtype=torch.long)
         self.columns = torch.arange(max(capacity.shared_width, capacity.width), device=model.device)
@@ -92,11 +96,13 @@ class FusedDecoder:
     def clear(self) -> None:
         self.prefixes: list[int] = []  # of each group
         self.num_rows = self.width = 0
+        self.is_aligned = True  # every row writes the same column
         self.places: tuple[Sizes, Places] | None = None
 
     def admit(self, rows: Tensor, prompts: list[Tensor], source: Tensor) -> None:
         first = len(self.prefixes)
         self.prefixes += [len(prompt) - 1 for prompt in prompts]
+        self.is_aligned = self.num_rows == 0 and not self.bucketed
         self.group[rows] = first + source
         self.prefix[rows] = torch.tensor(self.prefixes[first:], device=rows.device)[source]
         self.num_rows += len(rows)
@@ -157,22 +163,30 @@ class FusedDecoder:
         rows, groups, members, shared_width, width = sizes
         positions = self.position[:rows]
         at = positions - self.prefix[:rows]  # the column of the newest token
-        slots = torch.arange(rows * self.key_heads, device=at.device).view(rows, -1) * self.capacity.width + at[:, None]
-        masks = {layer.window: self._mask(sizes, positions, at, layer.window) for layer in self.model.layers}
+        heads = torch.arange(rows * self.key_heads, device=at.device)
+        slots = heads * self.capacity.width + at.repeat_interleave(self.key_heads)
+        masks = {window: self._mask(sizes, positions, at, window) for window in self.windows}
+
+        def write(states: Tensor, kept: Tensor) -> None:
+            if self.is_aligned:  # a slice: half the time of an indexed copy
+                kept[: len(slots), width - 1] = states.flatten(0, 1)
+            else:
+                kept.view(-1, kept.shape[-1]).index_copy_(0, slots, states.flatten(0, 1))
+
+        def by_group(x: Tensor) -> Tensor:  # [rows x Hkv, n, ...] -> [groups x Hkv, members x n, ...]
+            return x.index_select(0, places.to_groups).view(groups * self.key_heads, members * x.shape[1], x.shape[2])
+
+        def by_row(x: Tensor) -> Tensor:
+            return x.view(len(places.to_groups), -1, x.shape[2]).index_select(0, places.to_rows)
 
         def attend(layer: FusedLayer, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            own = self.own[layer.index, :, :rows]
-            for states, kept in zip((key, value), own, strict=True):
-                kept.view(-1, layer.head_size).index_copy_(0, slots.flatten(), states.flatten(0, 1))
-            own_keys, own_values = own[:, :, :, :width].flatten(1, 2)
-            shared_keys, shared_values = self.shared[layer.index, :, :groups, :, :shared_width].flatten(1, 2)
-
-            def by_group(x: Tensor) -> Tensor:  # [rows x Hkv, heads, ...] -> [groups x Hkv, members x heads, ...]
-                return x.index_select(0, places.to_groups).unflatten(0, (-1, members)).flatten(1, 2)
-
-            def by_row(x: Tensor) -> Tensor:
-                return x.unflatten(1, (members, -1)).flatten(0, 1).index_select(0, places.to_rows)
-
+            shared_keys, shared_values = (
+                kept[: groups * self.key_heads, :shared_width] for kept in self.shared_heads[layer.index]
+            )
+            own = self.own_heads[layer.index]
+            write(key, own[0])
+            write(value, own[1])
+            own_keys, own_values = (kept[: len(slots), :width] for kept in own)
             query = query.flatten(0, 1)
             on_shared = by_row(by_group(query) @ shared_keys.mT)
             scores = torch.cat([on_shared, query @ own_keys.mT], dim=-1)
@@ -180,7 +194,7 @@ class FusedDecoder:
             weights = scores.softmax(-1)
             out = weights[..., shared_width:] @ own_values
             out += by_row(by_group(weights[..., :shared_width]) @ shared_values)
-            return out.view(rows, -1, layer.head_size)
+            return out.view(rows, layer.query_heads, layer.head_size)
 
         return self.model.logits(self.model.states(self.newest[:rows], positions, attend))
 
@@ -198,7 +212,7 @@ class FusedDecoder:
             state[targets] = state[sources]
             state[num_rows:] = 0  # a bucket's rows without a completion decode in their first column
         self.num_rows, self.places = num_rows, None
-        self.width = int((self.position - self.prefix).max()) + 1
+        self.width = int((self.position - self.prefix)[:num_rows].max()) + 1 if num_rows else 0
         self._drop_groups()
 
     def _drop_groups(self) -> None:

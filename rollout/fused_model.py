@@ -67,6 +67,7 @@ class FusedLayer:
         self.window: int | None = getattr(attention, "sliding_window", getattr(config, "sliding_window", None))
 
     def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        """x itself, with what the layer adds to it."""
         counts = (self.query_heads, self.key_heads, self.key_heads)
         heads = self.qkv(self.norm(x)).unflatten(-1, (sum(counts), self.head_size))
         for norm, part in zip(self.head_norms, heads.split(counts, dim=1), strict=False):
@@ -76,9 +77,10 @@ class FusedLayer:
             rotated = rotate(rotated, cos, sin)
         query, key = rotated.split(counts[:2], dim=1)
         out = attend(self, (query * self.scale).unflatten(1, (self.key_heads, -1)), key, value)
-        x = x + self.out(out.flatten(1))
+        x += self.out(out.flatten(1))
         gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
-        return x + self.down(self.activation(gate) * up)
+        x += self.down(self.activation(gate).mul_(up))
+        return x
 
 
 def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
