@@ -1,95 +1,174 @@
-"""Completions per second: the embedded sampler beside `model.generate`, on the default task, interleaved in one run.
+"""Tokens per second: the embedded sampler beside `model.generate`, where rows end together and where they do not.
 
     python -m benchmarks.rollout_throughput --model runs/seed0/checkpoints/step-000072
 
-Same weights, prompts, number of completions, temperature and token limit; generate gets whole groups by
-num_return_sequences in one batch, left-padded, with its cache. Medians over rounds; the ratio is of each round's pair.
+Four settings: the default task; a 3 M model whose rows all run to the end, in float32 and in bfloat16; the same model with
+lengths of mean half the longest. Same weights, prompts, number of completions, temperature and token limit; generate gets
+whole groups by num_return_sequences in one batch, left-padded, with its cache, and for bfloat16 a bfloat16 model. Medians
+over rounds; a ratio is of each round's pair. `limit` says what part of the machine's own limit each reaches, see
+rl/cost.py; generate is held against the same one.
 """
 
 from __future__ import annotations
 
+import copy
+import random
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.machine import describe_machine, spread, write_result
+from benchmarks.models import SMALL, end_probability, random_model, word_tokenizer
+from benchmarks.percent_of_limit import rates
+from rl.cost import ModelCost, decode_seconds
 from rl.policy import load_pretrained
 from rl.runtime import cpu_cores
 from rollout.arithmetic import arithmetic_problems
 from rollout.prompts import PromptRenderer
-from rollout.sampler import SampleRequest, SamplingParams, completion_seed
+from rollout.sampler import SampleRequest, SamplingParams
 from rollout.torch_sampler import TorchSampler
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     model: Path
-    """Folder of the model: a checkpoint of a run, or the cached base (its path is printed by the default run)."""
-    problems: int = 96
-    group_size: int = 10
-    max_tokens: int = 32
+    """Folder of the default task's model: a checkpoint of a run, or the cached base (the default run prints its path)."""
     rounds: int = 7
+    cpu_time: bool = False
+    """One thread, and the process's CPU time instead of the wall's: for a machine that others use too."""
 
 
-def main(options: Options) -> None:
-    torch.set_num_threads(cpu_cores())
-    model, tokenizer = load_pretrained(options.model, torch.device("cpu"))
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    prompts: list[tuple[int, ...]]
+    group_size: int
+    max_tokens: int
+    dtype: torch.dtype = torch.float32
+
+
+def default_task(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Setting:
     renderer = PromptRenderer(tokenizer, style="plain")
-    problems = arithmetic_problems(options.problems, seed=1)
-    prompts = [renderer.render(p) for p in problems]
-    sampler = TorchSampler(model, tokenizer)
-    params = SamplingParams(max_tokens=options.max_tokens)
-    round_number = 0
+    prompts = [renderer.render(p) for p in arithmetic_problems(96, seed=1)]
+    return Setting(model=model, tokenizer=tokenizer, prompts=prompts, group_size=10, max_tokens=32)
 
-    def ours() -> int:
-        requests = [
-            SampleRequest(ids, tuple(completion_seed(0, round_number, p.id, i) for i in range(options.group_size)))
-            for p, ids in zip(problems, prompts, strict=True)
+
+def random_task(
+    *, problems: int, prompt_length: int, mean_tokens: float, dtype: torch.dtype, max_tokens: int = 128
+) -> Setting:
+    tokenizer = word_tokenizer(SMALL.vocab_size)
+    model = random_model(SMALL, tokenizer, end_probability=end_probability(mean_tokens, max_tokens))
+    chance = random.Random(0)
+    prompts = [tuple(chance.randrange(2, SMALL.vocab_size) for _ in range(prompt_length)) for _ in range(problems)]
+    return Setting(model=model, tokenizer=tokenizer, prompts=prompts, group_size=8, max_tokens=max_tokens, dtype=dtype)
+
+
+def settings(options: Options) -> dict[str, Setting]:
+    full = {"problems": 8, "prompt_length": 32, "mean_tokens": 128}
+    skewed = {"problems": 32, "prompt_length": 128, "mean_tokens": 64}
+    return {
+        "default task": default_task(*load_pretrained(options.model, torch.device("cpu"))),
+        **{
+            f"{name}, {str(dtype).removeprefix('torch.')}": random_task(**shape, dtype=dtype)
+            for name, shape in (("all rows full", full), ("mean half of the longest", skewed))
+            for dtype in (torch.float32, torch.bfloat16)
+        },
+    }
+
+
+def ours(setting: Setting) -> Callable[[int], list[list[int]]]:
+    sampler = TorchSampler(setting.model, setting.tokenizer, decode_dtype=setting.dtype)
+    params = SamplingParams(max_tokens=setting.max_tokens)
+
+    def lengths(round_number: int) -> list[list[int]]:
+        first = round_number * len(setting.prompts) * setting.group_size
+        seeds = [
+            range(first + i * setting.group_size, first + (i + 1) * setting.group_size)
+            for i in range(len(setting.prompts))
         ]
-        return sum(len(c.token_ids) for group in sampler.sample(requests, params) for c in group)
+        requests = [SampleRequest(p, tuple(s)) for p, s in zip(setting.prompts, seeds, strict=True)]
+        return [[len(c.token_ids) for c in group] for group in sampler.sample(requests, params)]
 
-    width = max(map(len, prompts))
-    pad = int(tokenizer.pad_token_id)  # pyright: ignore[reportArgumentType]
-    ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts])
+    return lengths
+
+
+def generate(setting: Setting) -> Callable[[int], list[list[int]]]:
+    model = copy.deepcopy(setting.model).to(setting.dtype)  # pyright: ignore[reportArgumentType]  the stubs lose `self`
+    width = max(map(len, setting.prompts))
+    pad = int(setting.tokenizer.pad_token_id)  # pyright: ignore[reportArgumentType]
+    ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in setting.prompts])
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in setting.prompts])
 
     @torch.no_grad()
-    def generate() -> int:
+    def lengths(round_number: int) -> list[list[int]]:
+        torch.manual_seed(round_number)
         out = model.generate(  # pyright: ignore[reportCallIssue]
             ids,
-            attention_mask=ids.ne(pad).long(),
+            attention_mask=mask,
             do_sample=True,
             top_k=0,
             temperature=1.0,
-            num_return_sequences=options.group_size,
-            max_new_tokens=options.max_tokens,
+            num_return_sequences=setting.group_size,
+            max_new_tokens=setting.max_tokens,
             pad_token_id=pad,
         )
-        return int(out[:, width:].ne(pad).sum())
+        return out[:, width:].ne(pad).sum(-1).view(-1, setting.group_size).tolist()
 
-    def rate(run: Callable[[], int]) -> tuple[float, float]:
-        started = time.perf_counter()
-        tokens = run()
-        seconds = time.perf_counter() - started
-        return options.problems * options.group_size / seconds, tokens / seconds
+    return lengths
 
-    for run in (ours, generate):  # warm-up
-        rate(run)
-    pairs = []
-    for round_number in range(1, options.rounds + 1):
-        pairs.append((rate(ours), rate(generate)))
-        print(f"round {round_number}: ours {pairs[-1][0][0]:7.0f}/s   generate {pairs[-1][1][0]:7.0f}/s")
-    ratios = [a[0] / b[0] for a, b in pairs]
+
+def compare(setting: Setting, rounds: int, clock: Callable[[], float]) -> dict[str, Any]:
+    engines = {"ours": ours(setting), "generate": generate(setting)}
+    config, cost, num_rows = (
+        setting.model.config,
+        ModelCost.of(setting.model),
+        len(setting.prompts) * setting.group_size,
+    )
+    speeds: dict[str, list[float]] = {name: [] for name in engines}
+    shares: dict[str, list[float]] = {name: [] for name in engines}
+    for round_number in range(rounds + 1):
+        machine = rates(config.hidden_size, config.intermediate_size, num_rows, setting.dtype, torch.device("cpu"))
+        for name, run in engines.items():
+            started = clock()
+            lengths = run(round_number)
+            seconds = clock() - started
+            limit = decode_seconds(
+                cost,
+                [len(prompt) for prompt in setting.prompts],
+                lengths,
+                flops_per_second=machine[0],
+                bytes_per_second=machine[1],
+                bytes_per_number=setting.dtype.itemsize,
+            )
+            if round_number > 0:  # the first warms up
+                speeds[name].append(sum(map(sum, lengths)) / seconds)
+                shares[name].append(limit / seconds)
+    found = {f"{name}_tokens_per_second": statistics.median(values) for name, values in speeds.items()}
+    found |= {f"{name}_share_of_limit": statistics.median(values) for name, values in shares.items()}
+    print("  ".join(f"{name} {value:.3g}" for name, value in found.items()), end="  ")
+    return {**found, **spread([a / b for a, b in zip(speeds["ours"], speeds["generate"], strict=True)])}
+
+
+def main(options: Options) -> None:
+    torch.set_num_threads(1 if options.cpu_time else cpu_cores())
+    clock = time.process_time if options.cpu_time else time.perf_counter
+    found = {}
+    for name, setting in settings(options).items():
+        print(name, end=": ", flush=True)
+        found[name] = compare(setting, options.rounds, clock)
     result = {
         **describe_machine(),
-        "configuration": {k: v for k, v in vars(options).items() if k != "model"},
-        "ours_completions_per_second": statistics.median(a[0] for a, _ in pairs),
-        "generate_completions_per_second": statistics.median(b[0] for _, b in pairs),
-        **spread(ratios),
+        "rounds": options.rounds,
+        "one_thread_cpu_time": options.cpu_time,
+        "settings": found,
     }
     write_result("rollout_throughput", __doc__ or "", result)
 
