@@ -80,7 +80,9 @@ class OurSide:
             token_budget=shape.token_budget,
             max_grad_norm=MAX_GRAD_NORM,
         )
-        sampler = TorchSampler(model, given.tokenizer, autocast=runtime.autocast)
+        sampler = TorchSampler(
+            model, given.tokenizer, decode_dtype=getattr(torch, runtime.dtype), autocast=runtime.autocast
+        )
         self.collector = Collector(
             sampler=sampler,
             verifiers=given.verifiers,
