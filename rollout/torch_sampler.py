@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from threading import Event
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ from rollout.fused_decoder import Capacity, FusedDecoder
 from rollout.fused_model import FusedModel
 from rollout.records import Completion, FinishReason
 from rollout.sampler import SampleRequest, SamplingParams, gathered
+from rollout.threads import side_by_side
 
 
 class TorchSampler:
@@ -57,9 +60,26 @@ class TorchSampler:
     def sample(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[list[Completion]]:
         return gathered(requests, self.stream(requests, params))
 
-    @torch.no_grad()
     def stream(
         self, requests: Sequence[SampleRequest], params: SamplingParams
+    ) -> Iterator[tuple[int, int, Completion]]:
+        """On a CPU the requests are dealt to as many threads as torch has, prompts of similar length to all of them."""
+        num_threads = torch.get_num_threads() if self.fused and not self.bucketed else 1
+        by_length = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt_ids))
+        parts = [part for n in range(num_threads) if (part := by_length[n::num_threads])]
+        if len(parts) < 2:
+            yield from self._decode(requests, params)
+            return
+
+        def decode(part: list[int], stop: Event) -> Iterator[tuple[int, int, Completion]]:
+            for i, j, completion in self._decode([requests[i] for i in part], params, stop):
+                yield part[i], j, completion
+
+        yield from side_by_side([partial(decode, part) for part in parts])
+
+    @torch.no_grad()
+    def _decode(
+        self, requests: Sequence[SampleRequest], params: SamplingParams, stop: Event | None = None
     ) -> Iterator[tuple[int, int, Completion]]:
         places = [(i, j) for i, request in enumerate(requests) for j in range(len(request.seeds))]
         if not places:
@@ -71,7 +91,7 @@ class TorchSampler:
         starts = torch.tensor([0] + [len(r.seeds) for r in requests]).cumsum(0).tolist()
         waiting = sorted((i for i, r in enumerate(requests) if r.seeds), key=lambda i: len(requests[i].prompt_ids))
         num_steps = 0
-        while waiting or len(batch):
+        while (waiting or len(batch)) and not (stop and stop.is_set()):
             entering: list[int] = []
             free = capacity.rows - len(batch)
             while waiting and len(requests[waiting[-1]].seeds) <= free:

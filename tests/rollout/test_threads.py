@@ -1,0 +1,51 @@
+"""Streams side by side: everything comes once, errors come through, nothing is left running."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from threading import Event
+
+import pytest
+import torch
+
+from rollout.threads import side_by_side
+
+
+def numbers(first: int):
+    def stream(stop: Event) -> Iterator[int]:
+        assert torch.get_num_threads() == 1
+        yield from range(first, first + 50)
+
+    return stream
+
+
+def endless(stop: Event) -> Iterator[int]:
+    while not stop.is_set():
+        yield 0
+
+
+def failing(stop: Event) -> Iterator[int]:
+    yield 0
+    raise ValueError("as it should")
+
+
+def test_everything_comes_once_and_threads_are_as_before() -> None:
+    threads, running = torch.get_num_threads(), threading.active_count()
+    assert sorted(side_by_side([numbers(0), numbers(50), numbers(100)])) == list(range(150))
+    assert (torch.get_num_threads(), threading.active_count()) == (threads, running)
+
+
+def test_an_error_in_one_ends_all() -> None:
+    running = threading.active_count()
+    with pytest.raises(ValueError, match="as it should"):
+        list(side_by_side([endless, failing]))
+    assert threading.active_count() == running
+
+
+def test_who_stops_listening_stops_the_streams() -> None:
+    threads, running = torch.get_num_threads(), threading.active_count()
+    stream = side_by_side([endless, endless])
+    next(stream)
+    stream.close()  # pyright: ignore[reportAttributeAccessIssue]
+    assert (torch.get_num_threads(), threading.active_count()) == (threads, running)
