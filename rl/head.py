@@ -201,6 +201,7 @@ class _OnePass(torch.autograd.Function):
                 by_logprob = torch.zeros_like(parts[-1].logprobs)
             gradients.add(part, chunk, by_logprob, by_entropy, by_value)
             loss += of_part.detach()
+            del chunk  # before the next one's logits are made
         ctx.gradients, ctx.hidden = gradients, hidden
         scores = _joined(parts)
         ctx.mark_non_differentiable(*(x for x in scores if x is not None))
@@ -227,6 +228,7 @@ class _TwoPasses(torch.autograd.Function):
             for part, chunk in _chunks(ctx.head, hidden, targets, ctx.temperature):
                 of_value = None if by_value is None else by_value[part]
                 gradients.add(part, chunk, by_logprob[part], by_entropy[part], of_value)
+                del chunk
         return None, None, None, *gradients.given_up(hidden, None)
 
 
