@@ -88,7 +88,7 @@ def main(options: Options) -> None:
             collected.groups, algorithm.advantages(collected.groups, shape.max_tokens), shape.max_tokens
         )
         work = Work.of(batch.groups)
-        parts = [part for micro in batch.micro_batches(shape.token_budget) for part in (len(micro.input_ids),)]
+        run = sum(len(micro.input_ids) for micro in batch.micro_batches(shape.token_budget))
 
         seconds = {"update": 0.0, "apart": 0.0}
         for name, cut in (("update", batch), ("apart", apart(batch))):
@@ -100,9 +100,7 @@ def main(options: Options) -> None:
         optimizer = best(learner.optimizer.step, device, 3)
         learner.optimizer.zero_grad()
         needed = update_flops(cost, work, frozen=shape.lora_rank > 0)
-        as_run = update_flops(
-            cost, Work(tokens=sum(parts), scored=work.scored, pairs=work.pairs), frozen=shape.lora_rank > 0
-        )
+        as_run = update_flops(cost, Work(tokens=run, scored=work.scored, pairs=work.pairs), frozen=shape.lora_rank > 0)
         rows.append(
             {
                 "gflops": flops / 1e9,

@@ -10,11 +10,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from rl.batch import TrainGroup
 
 FLOAT32 = 4  # bytes
+
+
+def head_size(config: PretrainedConfig) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def key_width(config: PretrainedConfig) -> int:
+    """Of all key heads together, H_kv."""
+    return (getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * head_size(config)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +43,11 @@ class ModelCost:
         head = model.get_output_embeddings()
         inner = [m for m in model.modules() if m is not head and not isinstance(m, embeddings)]
         matrices = {p for m in inner for p in m.parameters(recurse=False) if p.dim() > 1}
-        head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        key_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         return ModelCost(
             block=sum(p.numel() for p in matrices),
             head=config.vocab_size * config.hidden_size,
-            attention=config.num_hidden_layers * config.num_attention_heads * head_size,
-            key_value=2 * config.num_hidden_layers * key_heads * head_size,
+            attention=config.num_hidden_layers * config.num_attention_heads * head_size(config),
+            key_value=2 * config.num_hidden_layers * key_width(config),
             all_parameters=sum(p.numel() for p in model.parameters()),
         )
 
@@ -75,8 +82,8 @@ def forward_flops(cost: ModelCost, work: Work) -> float:
 
 def update_flops(cost: ModelCost, work: Work, *, frozen: bool = False) -> float:
     """Forward and backward: three times the forward; twice where the weights are frozen (LoRA), attention still three times."""
-    matrices = 2 * (cost.block * work.tokens + cost.head * work.scored)
-    return (2 if frozen else 3) * matrices + 3 * 4 * cost.attention * work.pairs
+    by_weights = 2 * (cost.block * work.tokens + cost.head * work.scored)
+    return 3 * forward_flops(cost, work) - (by_weights if frozen else 0)
 
 
 def optimizer_bytes(cost: ModelCost) -> float:
@@ -92,11 +99,8 @@ def activation_bytes(model: PreTrainedModel, num_tokens: int, bytes_per_number: 
     An estimate, for other families too; scores that explicit attention keeps are not in it.
     """
     config = model.config.get_text_config()
-    heads = config.num_attention_heads
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    key_value = (getattr(config, "num_key_value_heads", None) or heads) * head_size
     inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    numbers = 11 * config.hidden_size + 6 * key_value + 4 * inner
+    numbers = 11 * config.hidden_size + 6 * key_width(config) + 4 * inner
     return num_tokens * config.num_hidden_layers * numbers * bytes_per_number
 
 

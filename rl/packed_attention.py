@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -20,7 +21,8 @@ from rl.batch import AttentionBlock, MicroBatch
 from rollout.attention import grouped_attention
 
 PACKED = "plumbline_packed"
-Kernel = Callable[..., Tensor]  # block, query, key, value [1, H, N, D], scale, window, **extras -> [F, H, D]
+# block, query, key, value [1, H, N, D], scale, window -> [F, H, D]
+Kernel = Callable[[AttentionBlock, Tensor, Tensor, Tensor, float | None, int | None], Tensor]
 
 
 def packed_attention(
@@ -43,8 +45,8 @@ def packed_attention(
     softcap, s_aux: Gemma 2's bound on the scores; gpt-oss's sinks, a score per head that takes weight and gives nothing.
     """
     if softcap is not None or s_aux is not None:
-        kernel = explicit
-    outputs = [kernel(block, query, key, value, scaling, sliding_window, softcap, s_aux) for block in micro.blocks]
+        kernel = partial(explicit, softcap=softcap, sinks=s_aux)
+    outputs = [kernel(block, query, key, value, scaling, sliding_window) for block in micro.blocks]
     return torch.cat(outputs).index_select(0, micro.attended_at)[None], None
 
 
@@ -58,8 +60,6 @@ def dense(
     value: Tensor,
     scale: float | None,
     window: int | None,
-    softcap: None = None,
-    sinks: None = None,
 ) -> Tensor:
     """By scaled_dot_product_attention on padded pieces: any device, any precision."""
     out = grouped_attention(
@@ -80,8 +80,6 @@ def varlen(
     value: Tensor,
     scale: float | None,
     window: int | None,
-    softcap: None = None,
-    sinks: None = None,
 ) -> Tensor:
     """By torch's flash attention on ragged pieces: no padding and no mask, on a GPU in 16 bits."""
     from torch.nn.attention.varlen import varlen_attn
@@ -95,7 +93,7 @@ def varlen(
         )
     ]
     group, options = query.shape[1] // key.shape[1], {}
-    if group > 1 and "enable_gqa" in inspect.signature(varlen_attn).parameters:  # from torch 2.12 on
+    if group > 1 and _takes_grouped_heads(varlen_attn):
         options["enable_gqa"] = True
     elif group > 1:
         states[1:] = [x.repeat_interleave(group, 1) for x in states[1:]]
@@ -107,6 +105,12 @@ def varlen(
     return out
 
 
+@cache
+def _takes_grouped_heads(attention: Callable[..., Any]) -> bool:
+    """From torch 2.12 on."""
+    return "enable_gqa" in inspect.signature(attention).parameters
+
+
 def explicit(
     block: AttentionBlock,
     query: Tensor,
@@ -114,6 +118,7 @@ def explicit(
     value: Tensor,
     scale: float | None,
     window: int | None,
+    *,
     softcap: float | None,
     sinks: Tensor | None,
 ) -> Tensor:
