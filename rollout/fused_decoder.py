@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from rollout.attention import grouped_attention
@@ -24,6 +25,7 @@ from rollout.fused_model import FusedLayer, FusedModel
 
 log = logging.getLogger(__name__)
 
+GROWTH = 16  # columns of own keys: products read the whole of a block up to twice as fast as a part of a wider one
 PREFILL_TOKENS = 4096  # at once: enough for large products, few enough for a cache
 
 
@@ -83,13 +85,10 @@ class FusedDecoder:
         zeros = partial(torch.zeros, device=model.device)
         states = partial(zeros, len(model.layers), 2, dtype=model.dtype)  # of each layer keys and values
         self.shared = states(capacity.groups, layer.key_heads, capacity.shared_width, layer.head_size)
-        self.own = states(capacity.rows, layer.key_heads, capacity.width, layer.head_size)
-        # The same as attention reads them: [slots x Hkv, width, D].
-        self.shared_heads = [layer_states.flatten(1, 2).unbind() for layer_states in self.shared]
-        self.own_heads = [layer_states.flatten(1, 2).unbind() for layer_states in self.own]
+        self.own = states(capacity.rows, layer.key_heads, capacity.width if bucketed else 0, layer.head_size)
         # Of each row: its newest token and the position of that, how many prompt tokens it shares, its group.
         self.newest, self.position, self.prefix, self.group = zeros(4, capacity.rows, dtype=torch.long)
-        self.columns = torch.arange(max(capacity.shared_width, capacity.width), device=model.device)
+        self.columns = torch.arange(max(capacity.shared_width, capacity.width + GROWTH), device=model.device)
         self.graphs: dict[Sizes, Graph] | None = {} if bucketed and model.device.type == "cuda" else None
         self.clear()
 
@@ -127,8 +126,10 @@ class FusedDecoder:
     def logits(self, tokens: Tensor, positions: Tensor) -> Tensor:
         self.newest[: self.num_rows], self.position[: self.num_rows] = tokens, positions
         self.width = min(self.width + 1, self.capacity.width)
+        if self.width > self.own.shape[4]:
+            self.own = F.pad(self.own, (0, 0, 0, GROWTH))
         sizes, places = self.places = self.places or self._place_queries()
-        sizes = sizes._replace(width=whole_blocks(self.width) if self.bucketed else self.width)
+        sizes = sizes._replace(width=whole_blocks(self.width) if self.bucketed else self.own.shape[4])
         if self.graphs is None:
             return self._step(sizes, places)[: self.num_rows]
         if sizes not in self.graphs:
@@ -163,15 +164,11 @@ class FusedDecoder:
         rows, groups, members, shared_width, width = sizes
         positions = self.position[:rows]
         at = positions - self.prefix[:rows]  # the column of the newest token
-        heads = torch.arange(rows * self.key_heads, device=at.device)
-        slots = heads * self.capacity.width + at.repeat_interleave(self.key_heads)
-        masks = {window: self._mask(sizes, positions, at, window) for window in self.windows}
-
-        def write(states: Tensor, kept: Tensor) -> None:
-            if self.is_aligned:  # a slice: half the time of an indexed copy
-                kept[: len(slots), width - 1] = states.flatten(0, 1)
-            else:
-                kept.view(-1, kept.shape[-1]).index_copy_(0, slots, states.flatten(0, 1))
+        # Of each layer the states as attention reads them, [slots x Hkv, D, width] and [slots x Hkv, width, D].
+        shared = self.shared[:, :, :groups, :, :shared_width].flatten(2, 3)
+        shared_keys, shared_values = shared[:, 0].mT.unbind(), shared[:, 1].unbind()
+        own = self.own[:, :, :rows, :, :width].flatten(2, 3)
+        own_keys, own_values = own[:, 0].mT.unbind(), own[:, 1].unbind()
 
         def by_group(x: Tensor) -> Tensor:  # [rows x Hkv, n, ...] -> [groups x Hkv, members x n, ...]
             return x.index_select(0, places.to_groups).view(groups * self.key_heads, members * x.shape[1], x.shape[2])
@@ -179,24 +176,46 @@ class FusedDecoder:
         def by_row(x: Tensor) -> Tensor:
             return x.view(len(places.to_groups), -1, x.shape[2]).index_select(0, places.to_rows)
 
+        def mask_of(window: int | None) -> tuple[Tensor, Tensor]:
+            mask = self._mask(sizes, positions, at, window).repeat_interleave(self.key_heads, 0)
+            on_shared, on_own = mask.split_with_sizes((shared_width, width), -1)
+            return by_group(on_shared.expand(-1, self.model.layers[0].queries_per_key, -1)), on_own
+
+        masks = {window: mask_of(window) for window in self.windows}
+        write = self._writer(rows, at)
+
         def attend(layer: FusedLayer, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            shared_keys, shared_values = (
-                kept[: groups * self.key_heads, :shared_width] for kept in self.shared_heads[layer.index]
-            )
-            own = self.own_heads[layer.index]
-            write(key, own[0])
-            write(value, own[1])
-            own_keys, own_values = (kept[: len(slots), :width] for kept in own)
-            query = query.flatten(0, 1)
-            on_shared = by_row(by_group(query) @ shared_keys.mT)
-            scores = torch.cat([on_shared, query @ own_keys.mT], dim=-1)
-            scores.view(rows, -1, shared_width + width).add_(masks[layer.window])
-            weights = scores.softmax(-1)
-            out = weights[..., shared_width:] @ own_values
-            out += by_row(by_group(weights[..., :shared_width]) @ shared_values)
-            return out.view(rows, layer.query_heads, layer.head_size)
+            i = layer.index
+            write(i, key, value)
+            query = query.reshape(rows * self.key_heads, -1, layer.head_size)
+            shared_mask, own_mask = masks[layer.window]
+            on_shared = torch.baddbmm(shared_mask, by_group(query), shared_keys[i], alpha=layer.scale)
+            on_own = torch.baddbmm(own_mask, query, own_keys[i], alpha=layer.scale)
+            weights = torch.cat([by_row(on_shared), on_own], dim=-1).softmax(-1)
+            on_shared, on_own = weights.split_with_sizes((shared_width, width), -1)
+            out = by_row(by_group(on_shared) @ shared_values[i])
+            return out.baddbmm_(on_own, own_values[i]).view(rows, -1, layer.head_size)
 
         return self.model.logits(self.model.states(self.newest[:rows], positions, attend))
+
+    def _writer(self, rows: int, at: Tensor) -> Callable[[int, Tensor, Tensor], None]:
+        """What puts a layer's newest keys and values, [rows, Hkv, D], into column `at` of their rows."""
+        if self.is_aligned:  # a slice: half the time of an indexed copy
+            newest = self.own[:, :, :rows, :, self.width - 1].unbind()
+
+            def write(layer: int, *states: Tensor) -> None:
+                for target, state in zip(newest[layer], states, strict=True):
+                    target.copy_(state)
+        else:
+            heads = torch.arange(rows * self.key_heads, device=at.device)
+            columns = heads * self.own.shape[4] + at.repeat_interleave(self.key_heads)
+            targets = self.own.flatten(2, 4).unbind()
+
+            def write(layer: int, *states: Tensor) -> None:
+                for target, state in zip(targets[layer], states, strict=True):
+                    target.index_copy_(0, columns, state.flatten(0, 1))
+
+        return write
 
     def _mask(self, sizes: Sizes, positions: Tensor, at: Tensor, window: int | None) -> Tensor:
         """Added to scores: 0 where a row may look, else -inf. [rows, 1, shared and own columns]"""
@@ -248,12 +267,10 @@ class Graph:
 
 def causal_attention(layer: FusedLayer, query: Tensor, key: Tensor, value: Tensor, *, num_texts: int) -> Tensor:
     """Each token looks at those before it, of its own text: the texts are of one length, one after the other."""
-    query, key, value = (
-        states.unflatten(0, (num_texts, -1)).transpose(1, 2) for states in (query.flatten(1, 2), key, value)
-    )
+    query, key, value = (states.unflatten(0, (num_texts, -1)).transpose(1, 2) for states in (query, key, value))
     mask = None
     if layer.window is not None:
         columns = torch.arange(query.shape[2], device=query.device)
         ago = columns[:, None] - columns
         mask = (ago >= 0) & (ago < layer.window)
-    return grouped_attention(query, key, value, mask=mask, causal=mask is None, scale=1.0).flatten(0, 1)
+    return grouped_attention(query, key, value, mask=mask, causal=mask is None, scale=layer.scale).flatten(0, 1)

@@ -63,6 +63,12 @@ class TorchSampler:
     def stream(
         self, requests: Sequence[SampleRequest], params: SamplingParams
     ) -> Iterator[tuple[int, int, Completion]]:
+        with self.fused.packed() if self.fused else nullcontext():
+            yield from self._side_by_side(requests, params)
+
+    def _side_by_side(
+        self, requests: Sequence[SampleRequest], params: SamplingParams
+    ) -> Iterator[tuple[int, int, Completion]]:
         """On a CPU the requests are dealt to as many threads as torch has, prompts of similar length to all of them."""
         num_threads = torch.get_num_threads() if self.fused and not self.bucketed else 1
         by_length = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt_ids))
