@@ -16,17 +16,23 @@ from torch.nn.utils.rnn import pad_sequence
 
 from rewards.errors import UserError
 from rl.reductions import Reduction, StepCounts
-from rollout.records import RolloutGroup
+from rollout.records import FinishReason, Rollout, RolloutGroup
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSequence:
-    """One completion as the update sees it. `weight`: what the reduction gives each of its tokens."""
+    """One completion as the update sees it.
+
+    weight: what the reduction gives each of its tokens. reward: of the whole; a critic takes it for the last token's.
+    goes_on: cut by the token limit, and a critic says what would have followed: its last token is not trained on.
+    """
 
     token_ids: tuple[int, ...]
     sampler_logprobs: tuple[float, ...]
     advantages: Float[Tensor, " T"]
     weight: float
+    reward: float = 0.0
+    goes_on: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,13 +84,17 @@ class ScoredTokens:
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatch(ScoredTokens):
-    """N tokens in the row, of which S predict a scored token.
+    """N tokens in the row, of which S predict a scored token, of B sequences.
 
+    lengths: of the sequences, in scored tokens; rewards and goes_on as TrainSequence has them.
     blocks: the row's attention; attended_at: where each token of the row stands in the blocks' queries, one after the other.
     score_from: the place in the row whose hidden state predicts each target.
     contexts: of each completion the places of its prompt and itself, padded with 0: the row as whole sequences.
     """
 
+    lengths: tuple[int, ...]
+    rewards: Float[Tensor, " B"]
+    goes_on: Bool[Tensor, " B"]
     input_ids: Int[Tensor, " N"]
     position_ids: Int[Tensor, " N"]
     blocks: tuple[AttentionBlock, ...]
@@ -158,9 +168,13 @@ def lay_out(groups: Sequence[TrainGroup]) -> MicroBatch:
     position_ids = torch.cat([torch.arange(f, f + len(piece)) for f, piece in zip(first, pieces, strict=True)])
     contexts = [torch.cat([prompt_slots[q], own]) for q, own in zip(prompt_of, completion_slots, strict=True)]
     lengths = torch.tensor([len(t) for t in targets])
+    goes_on = torch.tensor([s.goes_on for s in sequences])
+    weights = torch.tensor([s.weight for s in sequences]).repeat_interleave(lengths)
+    weights[lengths.cumsum(0)[goes_on] - 1] = 0.0
     blocks = (*_blocks(prompt_slots, prompt_slots), *_blocks(completion_slots, contexts))
     attended = torch.cat([block.query_slots.flatten()[block.filled_queries] for block in blocks])
     return MicroBatch(
+        lengths=tuple(lengths.tolist()),
         input_ids=torch.cat(pieces),
         position_ids=position_ids,
         blocks=blocks,
@@ -172,7 +186,9 @@ def lay_out(groups: Sequence[TrainGroup]) -> MicroBatch:
         sequence_of=torch.arange(len(targets)).repeat_interleave(lengths),
         sampler_logprobs=torch.tensor([x for s in sequences for x in s.sampler_logprobs]),
         advantages=torch.cat([s.advantages for s in sequences]),
-        weights=torch.tensor([s.weight for s in sequences]).repeat_interleave(lengths),
+        rewards=torch.tensor([s.reward for s in sequences]),
+        goes_on=goes_on,
+        weights=weights,
         num_sequences=len(sequences),
     )
 
@@ -224,22 +240,32 @@ def split_to_fit(group: TrainGroup, token_budget: int) -> list[TrainGroup]:
 
 def pack(
     groups: Sequence[RolloutGroup],
+    rewards: Float[Tensor, "P G"],
     advantages: Sequence[Sequence[Tensor]],
     *,
     reduction: Reduction,
     max_tokens: int,
     drop_zero_advantages: bool,
+    bootstrap_cut: bool = False,
 ) -> Batch:
     """Count over all graded completions, then keep those that carry gradient.
 
     advantages[i][j]: Float[T] of the completion j of group i. Completions without a value are in neither sum nor count.
     drop_zero_advantages: their policy terms are exactly zero; they may go where the loss has no other term.
+    bootstrap_cut: completions that the token limit cut go on, as a critic says.
     """
+
+    def trained_tokens(rollout: Rollout) -> int:
+        return max(1, len(rollout.completion.token_ids) - goes_on(rollout))
+
+    def goes_on(rollout: Rollout) -> bool:
+        return bootstrap_cut and rollout.completion.finish_reason is FinishReason.LENGTH
+
     graded = [
-        (group, [(r, a) for r, a in zip(group.rollouts, of_group, strict=True) if r.score.value is not None])
-        for group, of_group in zip(groups, advantages, strict=True)
+        (group, [(r, x, a) for r, x, a in zip(group.rollouts, row.tolist(), of_group, strict=True) if r.is_graded])
+        for group, row, of_group in zip(groups, rewards, advantages, strict=True)
     ]
-    lengths = [len(r.completion.token_ids) for _, rollouts in graded for r, _ in rollouts]
+    lengths = [trained_tokens(r) for _, rollouts in graded for r, _, _ in rollouts]
     counts = StepCounts(num_tokens=sum(lengths), num_sequences=len(lengths), max_tokens=max_tokens)
     packed = []
     for group, rollouts in graded:
@@ -248,9 +274,11 @@ def pack(
                 token_ids=r.completion.token_ids,
                 sampler_logprobs=r.completion.sampler_logprobs,
                 advantages=a,
-                weight=reduction(len(r.completion.token_ids), counts),
+                weight=reduction(trained_tokens(r), counts),
+                reward=reward,
+                goes_on=goes_on(r),
             )
-            for r, a in rollouts
+            for r, reward, a in rollouts
             if not drop_zero_advantages or bool(a.any())
         )
         if kept:

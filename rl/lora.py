@@ -66,6 +66,7 @@ class LoraPolicy(Policy):
     def frozen_copy(self) -> Policy:
         """The policy as it is now, at the price of a copy of the adapters."""
         frozen = copy.copy(self)
+        frozen.value_head = None
         adapters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         kept = [(p, p.detach().clone()) for p in adapters.values()]
         add_nothing = not any(p.any() for name, p in adapters.items() if ".lora_B." in name)

@@ -21,6 +21,7 @@ from rl.forward import packed_forward
 from rl.losses import probability_ratio
 from rollout.records import RolloutGroup
 from tests.parity.cases import (
+    WITHOUT_CRITIC,
     MAX_TOKENS,
     TEMPERATURE,
     drift,
@@ -73,7 +74,7 @@ def step_gradient(
     return total
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", WITHOUT_CRITIC)
 def test_the_gradient_does_not_depend_on_the_token_budget(
     name: str, policy: PreTrainedModel, reference: PreTrainedModel
 ) -> None:
@@ -87,7 +88,7 @@ def test_the_gradient_does_not_depend_on_the_token_budget(
         assert relative_difference(pieces, at_once) < SAME
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", WITHOUT_CRITIC)
 def test_the_gradient_does_not_depend_on_order(name: str, policy: PreTrainedModel, reference: PreTrainedModel) -> None:
     """Of the groups, and of the completions within each."""
     groups, rng = random_groups(2), random.Random(0)
@@ -104,10 +105,17 @@ def test_the_gradient_does_not_depend_on_order(name: str, policy: PreTrainedMode
 def everything(algorithm: Algorithm, groups: Sequence[RolloutGroup]) -> Batch:
     """Nothing is left out, zero or not."""
     advantages = algorithm.advantages(groups, MAX_TOKENS)
-    return pack(groups, advantages, reduction=algorithm.reduction, max_tokens=MAX_TOKENS, drop_zero_advantages=False)
+    return pack(
+        groups,
+        algorithm.rewards(groups, MAX_TOKENS),
+        advantages,
+        reduction=algorithm.reduction,
+        max_tokens=MAX_TOKENS,
+        drop_zero_advantages=False,
+    )
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", WITHOUT_CRITIC)
 def test_without_a_kl_skipping_what_has_no_advantage_changes_nothing(
     name: str, policy: PreTrainedModel, reference: PreTrainedModel
 ) -> None:
@@ -121,14 +129,21 @@ def test_without_a_kl_skipping_what_has_no_advantage_changes_nothing(
     ) < SAME  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [n for n, a in ALGORITHMS.items() if a.kl_weight > 0])
+@pytest.mark.parametrize("name", [n for n in WITHOUT_CRITIC if ALGORITHMS[n].kl_weight > 0])
 def test_with_a_kl_what_has_no_advantage_is_run(name: str, policy: PreTrainedModel, reference: PreTrainedModel) -> None:
     """Its KL has a gradient, which is a visible part of the step's."""
     algorithm, groups = ALGORITHMS[name], random_groups(3)
     ours = step_gradient(algorithm, packed(algorithm, groups), policy, reference)
     assert relative_difference(ours, step_gradient(algorithm, everything(algorithm, groups), policy, reference)) < SAME
     advantages = algorithm.advantages(groups, MAX_TOKENS)
-    without = pack(groups, advantages, reduction=algorithm.reduction, max_tokens=MAX_TOKENS, drop_zero_advantages=True)
+    without = pack(
+        groups,
+        algorithm.rewards(groups, MAX_TOKENS),
+        advantages,
+        reduction=algorithm.reduction,
+        max_tokens=MAX_TOKENS,
+        drop_zero_advantages=True,
+    )
     assert relative_difference(step_gradient(algorithm, without, policy, reference), ours) > 10 * SAME
 
 
@@ -140,7 +155,7 @@ def apply(rule: Behaviour, groups: Sequence[RolloutGroup], scores: Scores) -> Sc
 
 
 @pytest.mark.parametrize("seed", [4, 5])
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", WITHOUT_CRITIC)
 def test_the_gradient_is_that_of_a_padded_forward_and_the_papers_loss(
     name: str, seed: int, policy: PreTrainedModel, reference: PreTrainedModel
 ) -> None:
@@ -159,7 +174,7 @@ def on_policy(logprobs: Tensor, sampler_logprobs: Tensor) -> Tensor:
     return logprobs.detach()
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", WITHOUT_CRITIC)
 def test_the_ratio_is_exactly_one_at_the_first_update(name: str, policy: PreTrainedModel) -> None:
     """To the last bit, sequence ratios too: otherwise tight bounds like GSPO's would clip on rounding."""
     algorithm = ALGORITHMS[name]
@@ -191,7 +206,7 @@ def coefficients(
     return pairs
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", WITHOUT_CRITIC)
 def test_the_first_update_is_the_gradient_coefficients(
     name: str, policy: PreTrainedModel, reference: PreTrainedModel
 ) -> None:

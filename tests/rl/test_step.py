@@ -20,6 +20,7 @@ from rl.step import Learner, update
 from rollout.collect import Collected
 from rollout.records import Completion, FinishReason, Problem, Rollout, RolloutGroup
 from rollout.torch_sampler import TorchSampler
+from tests.parity.cases import WITHOUT_CRITIC
 from tests.rl.models import make, random_batch
 
 
@@ -54,7 +55,7 @@ def weights(of: Learner) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in of.policy.model.parameters()])
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", WITHOUT_CRITIC)
 def test_an_update_does_not_depend_on_the_token_budget(name: str, runtime: Runtime) -> None:
     """Denominators are of the whole step; groups are split and sequences reordered by the smaller budgets."""
     batch = random_batch()
