@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import accumulate
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -86,7 +87,8 @@ class ScoredTokens:
 class MicroBatch(ScoredTokens):
     """N tokens in the row, of which S predict a scored token, of B sequences.
 
-    lengths: of the sequences, in scored tokens; rewards and goes_on as TrainSequence has them.
+    lengths: of the sequences, in scored tokens; rewards and goes_on as TrainSequence has them. trained: the scored tokens
+    that are trained on.
     blocks: the row's attention; attended_at: where each token of the row stands in the blocks' queries, one after the other.
     score_from: the place in the row whose hidden state predicts each target.
     contexts: of each completion the places of its prompt and itself, padded with 0: the row as whole sequences.
@@ -95,6 +97,7 @@ class MicroBatch(ScoredTokens):
     lengths: tuple[int, ...]
     rewards: Float[Tensor, " B"]
     goes_on: Bool[Tensor, " B"]
+    trained: Int[Tensor, " U"]
     input_ids: Int[Tensor, " N"]
     position_ids: Int[Tensor, " N"]
     blocks: tuple[AttentionBlock, ...]
@@ -128,8 +131,9 @@ def _block(queries: list[Tensor], keys: list[Tensor]) -> AttentionBlock:
     """queries[b], keys[b]: places in the row, in order of position."""
 
     def laid(pieces: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        slots, lengths = pad_sequence(pieces, batch_first=True), torch.tensor([len(piece) for piece in pieces])
-        return slots, lengths, (torch.arange(slots.shape[1]) < lengths[:, None]).flatten().nonzero()[:, 0]
+        slots, lengths = pad_sequence(pieces, batch_first=True), [len(piece) for piece in pieces]
+        filled = [torch.arange(length) + row * slots.shape[1] for row, length in enumerate(lengths)]
+        return slots, torch.tensor(lengths), torch.cat(filled)
 
     query_slots, num_queries, filled_queries = laid(queries)
     key_slots, num_keys, filled_keys = laid(keys)
@@ -161,34 +165,36 @@ def lay_out(groups: Sequence[TrainGroup]) -> MicroBatch:
     targets = [torch.tensor(s.token_ids) for s in sequences]
     prompt_of = [q for q, group in enumerate(groups) for _ in group.sequences]
     pieces = prompts + [t[:-1] for t in targets]
-    starts = torch.tensor([0] + [len(piece) for piece in pieces]).cumsum(0)[:-1].tolist()
-    slots = [torch.arange(start, start + len(piece)) for start, piece in zip(starts, pieces, strict=True)]
+    ends = accumulate(len(piece) for piece in pieces)
+    slots = [torch.arange(end - len(piece), end) for end, piece in zip(ends, pieces, strict=True)]
     prompt_slots, completion_slots = slots[: len(prompts)], slots[len(prompts) :]
     first = [0] * len(prompts) + [len(prompts[q]) for q in prompt_of]
     position_ids = torch.cat([torch.arange(f, f + len(piece)) for f, piece in zip(first, pieces, strict=True)])
     contexts = [torch.cat([prompt_slots[q], own]) for q, own in zip(prompt_of, completion_slots, strict=True)]
-    lengths = torch.tensor([len(t) for t in targets])
-    goes_on = torch.tensor([s.goes_on for s in sequences])
-    weights = torch.tensor([s.weight for s in sequences]).repeat_interleave(lengths)
-    weights[lengths.cumsum(0)[goes_on] - 1] = 0.0
+    lengths = [len(t) for t in targets]
+    num_trained = [n - s.goes_on for n, s in zip(lengths, sequences, strict=True)]
+    starts = (end - n for end, n in zip(accumulate(lengths), lengths, strict=True))
+    trained = torch.cat([torch.arange(start, start + n) for start, n in zip(starts, num_trained, strict=True)])
+    weights = torch.cat([torch.full((n,), float(s.weight)) for n, s in zip(num_trained, sequences, strict=True)])
     blocks = (*_blocks(prompt_slots, prompt_slots), *_blocks(completion_slots, contexts))
     attended = torch.cat([block.query_slots.flatten()[block.filled_queries] for block in blocks])
     return MicroBatch(
-        lengths=tuple(lengths.tolist()),
+        lengths=tuple(lengths),
         input_ids=torch.cat(pieces),
         position_ids=position_ids,
         blocks=blocks,
         attended_at=attended.argsort(),
         # The last token of the prompt predicts the first of each completion.
-        score_from=torch.cat([context[-n:] for context, n in zip(contexts, lengths.tolist(), strict=True)]),
+        score_from=torch.cat([context[-n:] for context, n in zip(contexts, lengths, strict=True)]),
         targets=torch.cat(targets),
         contexts=pad_sequence(contexts, batch_first=True),
-        sequence_of=torch.arange(len(targets)).repeat_interleave(lengths),
+        sequence_of=torch.cat([torch.full((n,), i) for i, n in enumerate(lengths)]),
         sampler_logprobs=torch.tensor([x for s in sequences for x in s.sampler_logprobs]),
         advantages=torch.cat([s.advantages for s in sequences]),
         rewards=torch.tensor([s.reward for s in sequences]),
-        goes_on=goes_on,
-        weights=weights,
+        goes_on=torch.tensor([s.goes_on for s in sequences]),
+        weights=torch.zeros(sum(lengths)).index_copy(0, trained, weights),
+        trained=trained,
         num_sequences=len(sequences),
     )
 

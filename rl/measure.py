@@ -59,8 +59,8 @@ class TokenMeans:
         self.num_tokens += len(behaviour)
         self.ratio_max = max(self.ratio_max, ratio.max().item())
         if seen.estimates is not None:
-            trained = micro.weights > 0
-            self.valued.append((seen.estimates.values[trained], seen.estimates.returns[trained]))
+            values, _, returns = (x.index_select(0, micro.trained) for x in seen.estimates)
+            self.valued.append((values, returns))
 
     def means(self) -> Metrics:
         if self.num_tokens == 0:
