@@ -26,6 +26,7 @@ from rl.losses import (
     mean_over_sequence,
     overlong_penalty,
     truncated_importance_weight,
+    value_loss,
 )
 from rl.reductions import Reduction, constant_length, mean_of_token_means, sequence_sum, token_mean
 from rl.values import Estimates, ValueRule
@@ -186,11 +187,16 @@ class Algorithm:
             terms = terms + self.kl_weight * kl_estimate(scores.logprobs, reference_logprobs, self.kl_kind)
         if self.entropy_weight != 0:
             terms = terms - self.entropy_weight * scores.entropies
-        if scores.values is not None:
-            assert estimates is not None and self.value_rule is not None
-            terms = policy_weight * terms + self.value_rule.value_weight * self.value_rule.loss(
-                scores.values, estimates
-            )
+        loss = (tokens.weights * terms).sum()
+        if scores.values is None:
+            return loss
+        assert estimates is not None and self.value_rule is not None
+        return policy_weight * loss + self.value_rule.value_weight * self.value_loss(scores.values, estimates, tokens)
+
+    def value_loss(self, values: Float[Tensor, " S"], estimates: Estimates, tokens: ScoredTokens) -> Float[Tensor, ""]:
+        """sum_t weight_t of the loss of each value: these tokens' part of the critic's."""
+        assert self.value_rule is not None
+        terms = value_loss(values, estimates.values, estimates.returns, clip=self.value_rule.value_clip)
         return (tokens.weights * terms).sum()
 
     @property
@@ -255,13 +261,9 @@ CISPO = Algorithm(
     reduction=token_mean,
 )
 # Supervised learning is the same step with every demonstration worth 1.
-SFT = Algorithm(
-    name="sft", advantage_rule=imitation, surrogate=likelihood, reduction=token_mean, importance_cap=None
-)
+SFT = Algorithm(name="sft", advantage_rule=imitation, surrogate=likelihood, reduction=token_mean, importance_cap=None)
 # Of the start policy's completions those that are right, or of the live policy's; wrong ones count in the mean.
-RFT = Algorithm(
-    name="rft", advantage_rule=imitation, surrogate=likelihood, samples_from="start", importance_cap=None
-)
+RFT = Algorithm(name="rft", advantage_rule=imitation, surrogate=likelihood, samples_from="start", importance_cap=None)
 ONLINE_RFT = replace(RFT, name="online-rft", samples_from="live")
 PPO = Algorithm(name="ppo", advantage_rule=by_the_critic, reduction=token_mean, kl_weight=0.04, value_rule=ValueRule())
 PPO_SEPARATE = replace(PPO, name="ppo-separate", value_rule=ValueRule(source="separate"))

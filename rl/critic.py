@@ -7,8 +7,9 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from jaxtyping import Float
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -21,7 +22,12 @@ CRITIC = "critic.safetensors"
 
 
 class Critic:
-    """V_t = w h_{t-1} + b over a language model's trunk, all of it trained by an optimiser of its own."""
+    """V_t = w h_{t-1} + b over a language model's trunk, trained by itself.
+
+    weights: makes the context in which the model has the critic's weights, for its forward and its backward.
+    """
+
+    weights: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def __init__(
         self,
@@ -37,23 +43,29 @@ class Critic:
             raise UserError(
                 f"critic_model: {type(model).__name__} does not show its last hidden states; name another model"
             )
-        model.set_output_embeddings(nn.Identity())  # its output layer is not needed
         if gradient_checkpointing:
             enable_gradient_checkpointing(model)
         self.model, self.autocast, self.head = model, autocast, ValueHead.zeros(model)
+        model.set_output_embeddings(nn.Identity())  # its output layer is not needed
 
     def values(self, micro: MicroBatch) -> Float[Tensor, " S"]:
         with self.autocast():
             states = self.forward.states(self.model, micro)
         return self.head(states)
 
+    def trunk(self) -> dict[str, nn.Parameter]:
+        return dict(self.model.named_parameters())
+
     def parameters(self) -> list[nn.Parameter]:
-        return [*self.model.parameters(), *self.head.parameters()]
+        return [*self.trunk().values(), *self.head.parameters()]
 
     def save(self, folder: Path) -> None:
-        save_model(self.model, folder / CRITIC)
+        save_file({name: p.detach() for name, p in self.trunk().items()}, folder / CRITIC)
         self.head.save(folder)
 
+    @torch.no_grad()
     def load(self, folder: Path) -> None:
-        load_model(self.model, folder / CRITIC)
+        saved = load_file(folder / CRITIC)
+        for name, parameter in self.trunk().items():
+            parameter.copy_(saved[name])
         self.head.load(folder)

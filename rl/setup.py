@@ -22,7 +22,7 @@ from rl.config import TINY, TINY_DEFAULTS, RunConfig, tiny_task
 from rl.cost import FLOAT32, activation_bytes
 from rl.critic import Critic
 from rl.deliver import Delivery
-from rl.lora import LoraPolicy, add_adapters
+from rl.lora import LoraCritic, LoraPolicy, add_adapters
 from rl.policy import Policy, load_pretrained
 from rl.progress import Progress
 from rl.records import RunRecords, write_config
@@ -219,10 +219,13 @@ def build_critic(
     if rule.source == "shared":
         policy.share_trunk(config.value_trunk_scale)
         return None
-    if config.lora_rank > 0:
-        raise UserError(
-            f"value is 'separate': it trains all weights of the critic and lora_rank is {config.lora_rank}; use value shared, or lora_rank 0"
-        )
+    if isinstance(policy, LoraPolicy):
+        if config.critic_model is not None:
+            raise UserError(
+                f"critic_model is {config.critic_model!r}: with lora_rank the critic is a second set of adapters on the policy's "
+                "own base; leave it out, or set lora_rank 0"
+            )
+        return LoraCritic(policy, seed=config.seed)
     if config.critic_model is None:
         model = copy.deepcopy(policy.model)
     else:

@@ -147,18 +147,17 @@ def differentiate(learner: Learner, micro: MicroBatch, seen: Seen | None) -> tup
     """Adds the gradients of a micro-batch's part of the loss. Unless it was seen before, it is now. -> (loss, scores, seen)"""
     policy, algorithm = learner.policy, learner.algorithm
     reference = seen.reference_logprobs if seen else reference_logprobs(learner, micro)
-    behaviour = seen.behaviour_logprobs if seen else None
-    estimates, value_loss = seen.estimates if seen else None, 0.0
-    values: Tensor | None = None
-    if (
-        learner.critic is not None and algorithm.value_rule is not None
-    ):  # first, so that what its forward keeps is gone before the policy's
-        values = learner.critic.values(micro)
+    behaviour, estimates = (seen.behaviour_logprobs, seen.estimates) if seen else (None, None)
+    critic_loss = 0.0
+    if learner.critic is not None:  # before the policy's forward: what the critic's kept is gone by then
+        with learner.critic.weights():
+            values = learner.critic.values(micro)
         if estimates is None:
             estimates = estimate(learner, micro, values.detach(), behaviour, reference)
-        of_values = (micro.weights * algorithm.value_rule.loss(values, estimates)).sum()
-        learner.runtime.backward(of_values)
-        value_loss, values = of_values.item(), values.detach()
+        of_values = algorithm.value_loss(values, estimates, micro)
+        with learner.critic.weights():
+            learner.runtime.backward(of_values)
+        critic_loss = of_values.item()
 
     def loss_of(scores: TokenScores, part: slice) -> Tensor:
         logprobs = scores.logprobs.detach()
@@ -182,9 +181,7 @@ def differentiate(learner: Learner, micro: MicroBatch, seen: Seen | None) -> tup
         behaviour = scores.logprobs
     if scores.values is not None and estimates is None:
         estimates = estimate(learner, micro, scores.values, behaviour, reference)
-    if values is not None:
-        scores = scores._replace(values=values)
-    return loss.item() + value_loss, scores, Seen(behaviour, reference, estimates)
+    return loss.item() + critic_loss, scores, Seen(behaviour, reference, estimates)
 
 
 @torch.no_grad()
@@ -195,7 +192,10 @@ def look_ahead(learner: Learner, parts: list[list[MicroBatch]]) -> dict[tuple[in
         for i, micro in enumerate(micros):
             scores = learner.policy.score(micro, learner.temperature)
             reference = reference_logprobs(learner, micro)
-            values = scores.values if learner.critic is None else learner.critic.values(micro)
+            values = scores.values
+            if learner.critic is not None:
+                with learner.critic.weights():
+                    values = learner.critic.values(micro)
             known = None if values is None else estimate(learner, micro, values, scores.logprobs, reference)
             seen[n, i] = Seen(scores.logprobs, reference, known)
     if learner.algorithm.whitens:

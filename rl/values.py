@@ -17,7 +17,6 @@ from torch.nn.utils.rnn import pad_sequence
 
 from rl.advantages import gae
 from rl.batch import MicroBatch, ScoredTokens
-from rl.losses import value_loss
 
 
 class Estimates(NamedTuple):
@@ -75,7 +74,7 @@ class ValueRule:
         rewards = rewards.index_copy(0, last, torch.where(micro.goes_on, values[last], micro.rewards + rewards[last]))
 
         def by_sequence(flat: Tensor) -> Tensor:
-            return pad_sequence(flat.split(micro.lengths), batch_first=True)
+            return pad_sequence(list(flat.split(micro.lengths)), batch_first=True)
 
         def flat(rows: Tensor) -> Tensor:
             return torch.cat([row[:n] for row, n in zip(rows, micro.lengths, strict=True)])
@@ -85,10 +84,6 @@ class ValueRule:
         if self.lam_critic != self.lam:
             _, returns = gae(*rows, gamma=self.gamma, lam=self.lam_critic)
         return Estimates(values, flat(advantages), flat(returns))
-
-    def loss(self, values: Float[Tensor, " S"], estimates: Estimates) -> Float[Tensor, " S"]:
-        """Of each token's value, see rl/losses.py."""
-        return value_loss(values, estimates.values, estimates.returns, clip=self.value_clip)
 
 
 def whitened(estimates: Sequence[Estimates], tokens: Sequence[ScoredTokens]) -> list[Estimates]:

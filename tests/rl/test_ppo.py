@@ -18,6 +18,7 @@ from rl.batch import Batch, TrainGroup
 from rl.checkpoint import load_checkpoint, save_checkpoint
 from rl.config import RunConfig
 from rl.critic import Critic
+from rl.lora import LoraCritic, LoraPolicy, add_adapters
 from rl.policy import Policy
 from rl.runtime import Runtime
 from rl.step import Learner, update
@@ -39,7 +40,9 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Runtime:
 def ppo(source: str = "shared", **options: object) -> Algorithm:
     rule = {k: v for k, v in options.items() if hasattr(ValueRule, k)}
     rest = {k: v for k, v in options.items() if k not in rule}
-    return replace(PPO, value_rule=ValueRule(source=source, **rule), **{"importance_cap": None, "kl_weight": 0.0, **rest})  # pyright: ignore
+    return replace(
+        PPO, value_rule=ValueRule(source=source, **rule), **{"importance_cap": None, "kl_weight": 0.0, **rest}
+    )  # pyright: ignore
 
 
 def rewarded(batch: Batch, *, goes_on: bool = False) -> Batch:
@@ -129,7 +132,9 @@ def restated_update(of: Learner, batch: Batch) -> Tensor:
             v = values.tolist()
             rewards[-1] += rule.gamma * v[-1] if sequence.goes_on else sequence.reward
             advantages = torch.tensor(restated(rewards, v[:trained], rule.gamma, rule.lam))
-            returns = torch.tensor(restated(rewards, v[:trained], rule.gamma, rule.lam_critic)) + torch.tensor(v[:trained])
+            returns = torch.tensor(restated(rewards, v[:trained], rule.gamma, rule.lam_critic)) + torch.tensor(
+                v[:trained]
+            )
             terms = -(chosen[:trained] - chosen[:trained].detach()).exp() * advantages
             if reference is not None and not rule.kl_in_reward:
                 d = reference[:trained] - chosen[:trained]
@@ -228,7 +233,7 @@ def test_later_epochs_and_minibatches_hold_on_to_what_was_sampled(source: str, r
 def test_while_the_critic_is_warmed_up_the_policy_stays(source: str, runtime: Runtime) -> None:
     ours = learner(runtime, ppo(source), trains_policy=False)
     before = copy.deepcopy(ours.policy.model.state_dict())
-    head = (ours.critic.head if ours.critic else ours.policy.value_head)
+    head = ours.critic.head if ours.critic else ours.policy.value_head
     assert head is not None
     bias = head.bias.item()
     update(ours, rewarded(random_batch()))
@@ -261,7 +266,10 @@ class SavedTokenizer(NoTokenizer):
         ({"algorithm": "ppo", "lam": 1.5}, r"lam is 1.5: it must be in \[0, 1\]"),
         ({"algorithm": "ppo", "value_trunk_scale": -0.1}, "value_trunk_scale is -0.1"),
         ({"algorithm": "grpo", "group_size": 1}, "group_size is 1: it must be at least 2 for grpo"),
-        ({"algorithm": "ppo", "critic_warmup_steps": 72}, "critic_warmup_steps is 72: it must be less than num_steps, 72"),
+        (
+            {"algorithm": "ppo", "critic_warmup_steps": 72},
+            "critic_warmup_steps is 72: it must be less than num_steps, 72",
+        ),
     ],
 )
 def test_options_that_cannot_be(options: dict[str, object], message: str) -> None:
@@ -292,3 +300,28 @@ def test_checkpointed_layers_learn_the_same(runtime: Runtime) -> None:
     update(checkpointed, batch)
     assert (state(plain) - state(checkpointed)).abs().max() < SAME
 
+
+def test_adapters_of_the_policy_and_of_its_critic_are_apart(runtime: Runtime) -> None:
+    """One frozen base. Neither's loss reaches the other's adapters, and the policy scores as if there were no critic."""
+    adapted = add_adapters(make("qwen2"), rank=4, alpha=8.0, targets=("q_proj", "down_proj"), seed=0)
+    policy = LoraPolicy(adapted)
+    (micro,) = rewarded(random_batch()).micro_batches(10_000)
+    before = policy.score(micro, 1.0).logprobs.detach()
+    critic = LoraCritic(policy, seed=1)
+    with torch.no_grad():
+        critic.head.weight.fill_(0.1)
+    assert torch.equal(policy.score(micro, 1.0).logprobs, before)
+    moved = {}
+    for trains_policy in (False, True):
+        policies, critics = policy.trainable_parameters(), critic.parameters()
+        was = [p.detach().clone() for p in (*policies, *critics)]
+        ours = learner(runtime, ppo("separate"), trains_policy=trains_policy)
+        ours.policy, ours.critic = policy, critic
+        ours.optimizer = torch.optim.SGD([{"params": policies}, {"params": critics}], lr=0.1)
+        update(ours, rewarded(random_batch()))
+        changed = [not torch.equal(a, b) for a, b in zip(was, (*policies, *critics), strict=True)]
+        moved[trains_policy] = any(changed[: len(policies)]), any(changed[len(policies) : -2])
+    assert moved == {False: (False, True), True: (True, True)}
+    frozen = {n: p for n, p in policy.model.named_parameters() if "lora" not in n}
+    plain = dict(make("qwen2").named_parameters())
+    assert all(torch.equal(p, plain[n.replace(".base_layer", "")]) for n, p in frozen.items())

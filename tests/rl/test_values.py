@@ -61,7 +61,7 @@ def test_with_lam_1_advantages_are_what_came_less_the_value_and_with_0_the_one_s
 @pytest.mark.parametrize("seed", range(20))
 def test_ragged_sequences_are_each_by_itself(seed: int) -> None:
     chance = random.Random(seed)
-    lengths = [chance.randint(1, 9) for _ in range(chance.randint(1, 7))]
+    lengths = [chance.randint(2, 9) for _ in range(chance.randint(1, 7))]
     rewards = [chance.uniform(-1, 1) for _ in lengths]
     goes_on = [chance.random() < 0.4 for _ in lengths]
     values = [[chance.gauss(0, 1) for _ in range(n)] for n in lengths]
@@ -69,18 +69,22 @@ def test_ragged_sequences_are_each_by_itself(seed: int) -> None:
     gamma, lam, lam_critic = (chance.choice([0.0, 1.0, chance.random()]) for _ in range(3))
     rule = ValueRule(gamma=gamma, lam=lam, lam_critic=lam_critic)
     flat = torch.tensor([v for row in values for v in row])
-    found = rule.estimate(micro_of(lengths, rewards, goes_on), flat, torch.tensor([p for row in penalties for p in row]))
+    found = rule.estimate(
+        micro_of(lengths, rewards, goes_on), flat, torch.tensor([p for row in penalties for p in row])
+    )
     start = 0
     for length, reward, on, row, costs in zip(lengths, rewards, goes_on, values, penalties, strict=True):
         given = [-c for c in costs]
         given[-1] += reward
         trained = length - on
-        if on and trained:  # what would have followed is worth the value before the last token
+        if on:  # what would have followed is worth the value before the last token
             given = given[:-1]
             given[-1] += gamma * row[-1]
         part = slice(start, start + trained)
         assert close(found.advantages[part], restated(given[:trained], row[:trained], gamma, lam))
-        returns = [a + v for a, v in zip(restated(given[:trained], row[:trained], gamma, lam_critic), row, strict=False)]
+        returns = [
+            a + v for a, v in zip(restated(given[:trained], row[:trained], gamma, lam_critic), row, strict=False)
+        ]
         assert close(found.returns[part], returns)
         if on:
             assert found.advantages[start + length - 1] == 0
