@@ -72,7 +72,9 @@ def test_the_formulas_agree_with_the_update_as_it_is_run(size: str, options: dic
     assert peak - plan.kept() == pytest.approx(dry.peak - dry.kept, rel=0.1)
 
 
-@pytest.mark.parametrize(("token_budget", "completion_length"), [(60, 9), (90, 9), (400, 9), (10_000, 9), (47, 33)])
+@pytest.mark.parametrize(
+    ("token_budget", "completion_length"), [(39, 9), (60, 9), (90, 9), (400, 9), (10_000, 9), (47, 33)]
+)
 def test_a_step_is_cut_as_the_batch_is(token_budget: int, completion_length: int) -> None:
     """Groups that fit and groups that do not, against the batch's own micro-batches."""
     cut = Cut.of(5, 4, 15, completion_length, token_budget)
