@@ -5,28 +5,31 @@ docs/algorithms.md has the equation, the paper and the options of each.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from rl.advantages import group_normalized, leave_one_out, process_supervised
-from rl.batch import Batch, ScoredTokens, pack
+from rl.batch import Batch, MicroBatch, ScoredTokens, pack
 from rl.head import TokenScores
 from rl.losses import (
     KLKind,
     clipped_surrogate,
     clipped_weight_reinforce,
     kl_estimate,
+    likelihood,
     mean_over_sequence,
     overlong_penalty,
     truncated_importance_weight,
+    value_loss,
 )
 from rl.reductions import Reduction, constant_length, mean_of_token_means, sequence_sum, token_mean
+from rl.values import Estimates, ValueRule
 from rollout.records import Rollout, RolloutGroup
 
 Advantages = list[list[Tensor]]  # of each group, of each completion: Float[T], one a token
@@ -68,6 +71,11 @@ def imitation(groups: Sequence[RolloutGroup], rewards: Tensor, graded: Tensor) -
     ]
 
 
+def by_the_critic(groups: Sequence[RolloutGroup], rewards: Tensor, graded: Tensor) -> Advantages:
+    """None before the update: they depend on values."""
+    return [[torch.zeros(len(r.completion.token_ids)) for r in group.rollouts] for group in groups]
+
+
 def token_ratio(policy_logprobs: Tensor, behaviour_logprobs: Tensor, tokens: ScoredTokens) -> Tensor:
     """Every token has its own ratio."""
     return policy_logprobs
@@ -92,6 +100,8 @@ class Algorithm:
     dynamic_sampling: replace groups without signal by new ones before the update.
     refresh_reference_every: steps after which the reference becomes the policy; 0 is never.
     scores_steps: reasoning steps get rewards of their own.
+    value_rule: where a critic's values come from, and what is made of them; None is no critic.
+    samples_from: the policy whose completions are trained on, the live one or the one that the run began with.
     """
 
     name: str
@@ -109,6 +119,13 @@ class Algorithm:
     dynamic_sampling: bool = False
     refresh_reference_every: int = 0
     scores_steps: bool = False
+    value_rule: ValueRule | None = None
+    samples_from: Literal["live", "start"] = "live"
+
+    @property
+    def compares_within_groups(self) -> bool:
+        """Whether one completion alone would have no advantage."""
+        return self.advantage_rule not in (imitation, by_the_critic)
 
     def reward(self, rollout: Rollout, max_tokens: int) -> float:
         """The score's value, less what an overlong completion costs; 0 stands in for what could not be graded."""
@@ -126,17 +143,21 @@ class Algorithm:
     def advantages(self, groups: Sequence[RolloutGroup], max_tokens: int) -> Advantages:
         if not groups:  # dynamic sampling found none with signal
             return []
-        rewards = torch.tensor([[self.reward(r, max_tokens) for r in group.rollouts] for group in groups])
-        graded = torch.tensor([[r.score.value is not None for r in group.rollouts] for group in groups])
-        return self.advantage_rule(groups, rewards, graded)
+        graded = torch.tensor([[r.is_graded for r in group.rollouts] for group in groups])
+        return self.advantage_rule(groups, self.rewards(groups, max_tokens), graded)
+
+    def rewards(self, groups: Sequence[RolloutGroup], max_tokens: int) -> Float[Tensor, "P G"]:
+        return torch.tensor([[self.reward(r, max_tokens) for r in group.rollouts] for group in groups])
 
     def pack(self, groups: Sequence[RolloutGroup], advantages: Advantages, max_tokens: int) -> Batch:
         return pack(
             groups,
+            self.rewards(groups, max_tokens),
             advantages,
             reduction=self.reduction,
             max_tokens=max_tokens,
-            drop_zero_advantages=self.kl_weight == 0 and self.entropy_weight == 0,
+            drop_zero_advantages=self.kl_weight == 0 and self.entropy_weight == 0 and self.value_rule is None,
+            bootstrap_cut=self.value_rule is not None and self.value_rule.bootstrap_cut,
         )
 
     def loss(
@@ -145,21 +166,61 @@ class Algorithm:
         behaviour_logprobs: Float[Tensor, " S"],
         reference_logprobs: Float[Tensor, " S"] | None,
         tokens: ScoredTokens,
+        estimates: Estimates | None = None,
+        *,
+        policy_weight: float = 1.0,
     ) -> Float[Tensor, ""]:
-        """sum_t weight_t (w_t surrogate_t + kl_weight KL_t - entropy_weight H_t): these tokens' part of the step's loss."""
+        """sum_t weight_t (w_t surrogate_t + kl_weight KL_t - entropy_weight H_t): these tokens' part of the step's loss.
+
+        Where the scores have values, policy_weight times that, and value_weight times the values' loss.
+        """
         policy_logprobs = self.ratio_level(scores.logprobs, behaviour_logprobs, tokens)
+        advantages = tokens.advantages if estimates is None else estimates.advantages
         terms = self.surrogate(
-            policy_logprobs, behaviour_logprobs, tokens.advantages, clip_low=self.clip_low, clip_high=self.clip_high
+            policy_logprobs, behaviour_logprobs, advantages, clip_low=self.clip_low, clip_high=self.clip_high
         )
         if self.importance_cap is not None:
             terms = terms * truncated_importance_weight(
                 behaviour_logprobs, tokens.sampler_logprobs, self.importance_cap
             )
-        if reference_logprobs is not None:
+        if reference_logprobs is not None and not self.kl_in_reward:
             terms = terms + self.kl_weight * kl_estimate(scores.logprobs, reference_logprobs, self.kl_kind)
         if self.entropy_weight != 0:
             terms = terms - self.entropy_weight * scores.entropies
+        loss = (tokens.weights * terms).sum()
+        if scores.values is None:
+            return loss
+        assert estimates is not None and self.value_rule is not None
+        return policy_weight * loss + self.value_rule.value_weight * self.value_loss(scores.values, estimates, tokens)
+
+    def value_loss(self, values: Float[Tensor, " S"], estimates: Estimates, tokens: ScoredTokens) -> Float[Tensor, ""]:
+        """sum_t weight_t of the loss of each value: these tokens' part of the critic's."""
+        assert self.value_rule is not None
+        terms = value_loss(values, estimates.values, estimates.returns, clip=self.value_rule.value_clip)
         return (tokens.weights * terms).sum()
+
+    @property
+    def whitens(self) -> bool:
+        return self.value_rule is not None and self.value_rule.whiten
+
+    @property
+    def kl_in_reward(self) -> bool:
+        return self.value_rule is not None and self.value_rule.kl_in_reward
+
+    def estimate(
+        self,
+        micro: MicroBatch,
+        values: Float[Tensor, " S"],
+        behaviour_logprobs: Float[Tensor, " S"] | None,
+        reference_logprobs: Float[Tensor, " S"] | None,
+    ) -> Estimates:
+        """What the critic's values make of the rewards; the log-probs are needed where the KL is part of them."""
+        assert self.value_rule is not None
+        if not self.kl_in_reward or reference_logprobs is None:
+            return self.value_rule.estimate(micro, values)
+        assert behaviour_logprobs is not None
+        kl = kl_estimate(behaviour_logprobs, reference_logprobs, "k1")
+        return self.value_rule.estimate(micro, values, self.kl_weight * kl)
 
 
 GROUP_EPS = 1e-4  # added to the group's std, as in TRL
@@ -199,14 +260,15 @@ CISPO = Algorithm(
     clip_high=0.28,
     reduction=token_mean,
 )
-# Supervised learning is the same step with every demonstration worth 1: the gradient of -rho A at rho = 1 is -A grad log p.
-SFT = Algorithm(
-    name="sft",
-    advantage_rule=imitation,
-    clip_low=math.inf,
-    clip_high=math.inf,
-    reduction=token_mean,
-    importance_cap=None,
-)
+# Supervised learning is the same step with every demonstration worth 1.
+SFT = Algorithm(name="sft", advantage_rule=imitation, surrogate=likelihood, reduction=token_mean, importance_cap=None)
+# Of the start policy's completions those that are right, or of the live policy's; wrong ones count in the mean.
+RFT = Algorithm(name="rft", advantage_rule=imitation, surrogate=likelihood, samples_from="start", importance_cap=None)
+ONLINE_RFT = replace(RFT, name="online-rft", samples_from="live")
+PPO = Algorithm(name="ppo", advantage_rule=by_the_critic, reduction=token_mean, kl_weight=0.04, value_rule=ValueRule())
+PPO_SEPARATE = replace(PPO, name="ppo-separate", value_rule=ValueRule(source="separate"))
 
-ALGORITHMS = {a.name: a for a in (GRPO, GRPO_PROCESS, GRPO_ITERATIVE, DR_GRPO, DAPO, GSPO, RLOO, CISPO)}
+ALGORITHMS = {
+    a.name: a
+    for a in (GRPO, GRPO_PROCESS, GRPO_ITERATIVE, DR_GRPO, DAPO, GSPO, RLOO, CISPO, RFT, ONLINE_RFT, PPO, PPO_SEPARATE)
+}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import accumulate
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,17 +17,23 @@ from torch.nn.utils.rnn import pad_sequence
 
 from rewards.errors import UserError
 from rl.reductions import Reduction, StepCounts
-from rollout.records import RolloutGroup
+from rollout.records import FinishReason, Rollout, RolloutGroup
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSequence:
-    """One completion as the update sees it. `weight`: what the reduction gives each of its tokens."""
+    """One completion as the update sees it.
+
+    weight: what the reduction gives each of its tokens. reward: of the whole; a critic takes it for the last token's.
+    goes_on: cut by the token limit, and a critic says what would have followed: its last token is not trained on.
+    """
 
     token_ids: tuple[int, ...]
     sampler_logprobs: tuple[float, ...]
     advantages: Float[Tensor, " T"]
     weight: float
+    reward: float = 0.0
+    goes_on: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,13 +85,19 @@ class ScoredTokens:
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatch(ScoredTokens):
-    """N tokens in the row, of which S predict a scored token.
+    """N tokens in the row, of which S predict a scored token, of B sequences.
 
+    lengths: of the sequences, in scored tokens; rewards and goes_on as TrainSequence has them. trained: the scored tokens
+    that are trained on.
     blocks: the row's attention; attended_at: where each token of the row stands in the blocks' queries, one after the other.
     score_from: the place in the row whose hidden state predicts each target.
     contexts: of each completion the places of its prompt and itself, padded with 0: the row as whole sequences.
     """
 
+    lengths: tuple[int, ...]
+    rewards: Float[Tensor, " B"]
+    goes_on: Bool[Tensor, " B"]
+    trained: Int[Tensor, " U"]
     input_ids: Int[Tensor, " N"]
     position_ids: Int[Tensor, " N"]
     blocks: tuple[AttentionBlock, ...]
@@ -118,8 +131,9 @@ def _block(queries: list[Tensor], keys: list[Tensor]) -> AttentionBlock:
     """queries[b], keys[b]: places in the row, in order of position."""
 
     def laid(pieces: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        slots, lengths = pad_sequence(pieces, batch_first=True), torch.tensor([len(piece) for piece in pieces])
-        return slots, lengths, (torch.arange(slots.shape[1]) < lengths[:, None]).flatten().nonzero()[:, 0]
+        slots, lengths = pad_sequence(pieces, batch_first=True), [len(piece) for piece in pieces]
+        filled = [torch.arange(length) + row * slots.shape[1] for row, length in enumerate(lengths)]
+        return slots, torch.tensor(lengths), torch.cat(filled)
 
     query_slots, num_queries, filled_queries = laid(queries)
     key_slots, num_keys, filled_keys = laid(keys)
@@ -151,28 +165,36 @@ def lay_out(groups: Sequence[TrainGroup]) -> MicroBatch:
     targets = [torch.tensor(s.token_ids) for s in sequences]
     prompt_of = [q for q, group in enumerate(groups) for _ in group.sequences]
     pieces = prompts + [t[:-1] for t in targets]
-    starts = torch.tensor([0] + [len(piece) for piece in pieces]).cumsum(0)[:-1].tolist()
-    slots = [torch.arange(start, start + len(piece)) for start, piece in zip(starts, pieces, strict=True)]
+    ends = accumulate(len(piece) for piece in pieces)
+    slots = [torch.arange(end - len(piece), end) for end, piece in zip(ends, pieces, strict=True)]
     prompt_slots, completion_slots = slots[: len(prompts)], slots[len(prompts) :]
     first = [0] * len(prompts) + [len(prompts[q]) for q in prompt_of]
     position_ids = torch.cat([torch.arange(f, f + len(piece)) for f, piece in zip(first, pieces, strict=True)])
     contexts = [torch.cat([prompt_slots[q], own]) for q, own in zip(prompt_of, completion_slots, strict=True)]
-    lengths = torch.tensor([len(t) for t in targets])
+    lengths = [len(t) for t in targets]
+    num_trained = [n - s.goes_on for n, s in zip(lengths, sequences, strict=True)]
+    starts = (end - n for end, n in zip(accumulate(lengths), lengths, strict=True))
+    trained = torch.cat([torch.arange(start, start + n) for start, n in zip(starts, num_trained, strict=True)])
+    weights = torch.cat([torch.full((n,), float(s.weight)) for n, s in zip(num_trained, sequences, strict=True)])
     blocks = (*_blocks(prompt_slots, prompt_slots), *_blocks(completion_slots, contexts))
     attended = torch.cat([block.query_slots.flatten()[block.filled_queries] for block in blocks])
     return MicroBatch(
+        lengths=tuple(lengths),
         input_ids=torch.cat(pieces),
         position_ids=position_ids,
         blocks=blocks,
         attended_at=attended.argsort(),
         # The last token of the prompt predicts the first of each completion.
-        score_from=torch.cat([context[-n:] for context, n in zip(contexts, lengths.tolist(), strict=True)]),
+        score_from=torch.cat([context[-n:] for context, n in zip(contexts, lengths, strict=True)]),
         targets=torch.cat(targets),
         contexts=pad_sequence(contexts, batch_first=True),
-        sequence_of=torch.arange(len(targets)).repeat_interleave(lengths),
+        sequence_of=torch.cat([torch.full((n,), i) for i, n in enumerate(lengths)]),
         sampler_logprobs=torch.tensor([x for s in sequences for x in s.sampler_logprobs]),
         advantages=torch.cat([s.advantages for s in sequences]),
-        weights=torch.tensor([s.weight for s in sequences]).repeat_interleave(lengths),
+        rewards=torch.tensor([s.reward for s in sequences]),
+        goes_on=torch.tensor([s.goes_on for s in sequences]),
+        weights=torch.zeros(sum(lengths)).index_copy(0, trained, weights),
+        trained=trained,
         num_sequences=len(sequences),
     )
 
@@ -224,22 +246,32 @@ def split_to_fit(group: TrainGroup, token_budget: int) -> list[TrainGroup]:
 
 def pack(
     groups: Sequence[RolloutGroup],
+    rewards: Float[Tensor, "P G"],
     advantages: Sequence[Sequence[Tensor]],
     *,
     reduction: Reduction,
     max_tokens: int,
     drop_zero_advantages: bool,
+    bootstrap_cut: bool = False,
 ) -> Batch:
     """Count over all graded completions, then keep those that carry gradient.
 
     advantages[i][j]: Float[T] of the completion j of group i. Completions without a value are in neither sum nor count.
     drop_zero_advantages: their policy terms are exactly zero; they may go where the loss has no other term.
+    bootstrap_cut: completions that the token limit cut go on, as a critic says.
     """
+
+    def trained_tokens(rollout: Rollout) -> int:
+        return max(1, len(rollout.completion.token_ids) - goes_on(rollout))
+
+    def goes_on(rollout: Rollout) -> bool:
+        return bootstrap_cut and rollout.completion.finish_reason is FinishReason.LENGTH
+
     graded = [
-        (group, [(r, a) for r, a in zip(group.rollouts, of_group, strict=True) if r.score.value is not None])
-        for group, of_group in zip(groups, advantages, strict=True)
+        (group, [(r, x, a) for r, x, a in zip(group.rollouts, row.tolist(), of_group, strict=True) if r.is_graded])
+        for group, row, of_group in zip(groups, rewards, advantages, strict=True)
     ]
-    lengths = [len(r.completion.token_ids) for _, rollouts in graded for r, _ in rollouts]
+    lengths = [trained_tokens(r) for _, rollouts in graded for r, _, _ in rollouts]
     counts = StepCounts(num_tokens=sum(lengths), num_sequences=len(lengths), max_tokens=max_tokens)
     packed = []
     for group, rollouts in graded:
@@ -248,9 +280,11 @@ def pack(
                 token_ids=r.completion.token_ids,
                 sampler_logprobs=r.completion.sampler_logprobs,
                 advantages=a,
-                weight=reduction(len(r.completion.token_ids), counts),
+                weight=reduction(trained_tokens(r), counts),
+                reward=reward,
+                goes_on=goes_on(r),
             )
-            for r, a in rollouts
+            for r, reward, a in rollouts
             if not drop_zero_advantages or bool(a.any())
         )
         if kept:

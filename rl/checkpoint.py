@@ -20,10 +20,13 @@ from rollout.problems import ProblemStream
 def save_checkpoint(
     folder: Path, *, step: int, learner: Learner, stream: ProblemStream, tokenizer: PreTrainedTokenizerBase, keep: int
 ) -> None:
-    """The policy (a model, or the adapters to one), the optimiser, the place in the stream; of older checkpoints `keep` - 1 are kept."""
+    """The policy (a model, or the adapters to one), its critic, the optimiser, the place in the stream; of older checkpoints `keep` - 1 are kept."""
     aside = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     learner.policy.save(aside)
+    critic = learner.critic or learner.policy.value_head
+    if critic is not None:
+        critic.save(aside)
     tokenizer.save_pretrained(aside)
     torch.save(learner.optimizer.state_dict(), aside / "optimizer.pt")
     every = learner.algorithm.refresh_reference_every
@@ -54,6 +57,9 @@ def load_checkpoint(folder: Path, learner: Learner, stream: ProblemStream) -> in
         learner.policy.load(folder / "reference")
         learner.reference = learner.policy.frozen_copy()
     learner.policy.load(folder)
+    critic = learner.critic or learner.policy.value_head
+    if critic is not None:
+        critic.load(folder)
     state = json.loads((folder / "trainer.json").read_text())
     learner.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
     stream.cursor = state["cursor"]

@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
@@ -85,6 +85,52 @@ def doctor() -> None:
     from rl.doctor import examine
 
     print(examine())
+
+
+@app.command
+def plan(
+    model: str,
+    algorithm: str = "grpo",
+    value: Literal["none", "shared", "separate"] | None = None,
+    kl_weight: float | None = None,
+    lora_rank: int = 0,
+    group_size: int = 8,
+    problems_per_step: int = 32,
+    prompt_length: int = 512,
+    completion_length: int = 1024,
+    token_budget: int = 8192,
+    dtype: Literal["float32", "bfloat16"] = "bfloat16",
+    gradient_checkpointing: bool = False,
+    gpus: int = 1,
+    sharding: Literal["none", "full"] = "none",
+    card: float | None = None,
+    dry_run: bool = True,
+) -> None:
+    """Print what a step needs, before a run: memory, operations, and whether a card has room for it.
+
+    Args:
+        model: tiny, qwen2.5-0.5b, -1.5b, -7b, -32b, a folder or file of a config.json, or a hub name in the cache.
+        algorithm: A name in rl/algorithms.py.
+        value: PPO's critic, a head on the policy's trunk or a model of its own. By algorithm.
+        kl_weight: 0 keeps no reference. By algorithm.
+        lora_rank: Rank of the adapters that are trained; 0 trains all weights.
+        group_size: Completions per problem.
+        problems_per_step: Of all GPUs together.
+        prompt_length: Tokens of a prompt.
+        completion_length: Tokens of every completion: the longest, for the most memory.
+        token_budget: Tokens in one forward.
+        dtype: bfloat16 is autocast over float32 weights.
+        gradient_checkpointing: Run the layers again in the backward pass.
+        gpus: More than one is what the formulas say; this version trains on one.
+        sharding: full divides weights, gradients and optimiser by the GPUs.
+        card: GiB of one card.
+        dry_run: Also run the update itself, without numbers, to count what it holds. Not with full sharding.
+    """
+    options = {name: given for name, given in locals().items() if name != "dry_run"}
+    from rl.plan import PlanOptions, describe, make_plan
+
+    made = make_plan(PlanOptions(**options))
+    print(describe(made, made.dry() if dry_run and sharding == "none" else None))
 
 
 verify = tyro.extras.SubcommandApp()

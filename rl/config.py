@@ -14,6 +14,7 @@ from rewards.errors import UserError
 from rl.algorithms import ALGORITHMS, Algorithm
 from rl.forward import Attention
 from rl.runtime import DType
+from rl.values import ValueRule
 from rollout.prompts import PromptStyle
 
 TINY = "tiny"
@@ -53,7 +54,36 @@ class RunConfig:
     entropy_weight: float | None = None
     """Weight of the entropy bonus. By algorithm: 0."""
     num_epochs: int = 1
-    """Updates on each step's samples."""
+    """Times that each step's samples are trained on."""
+    num_minibatches: int = 1
+    """Updates in an epoch, each on its part of the step's groups."""
+
+    value: Literal["none", "shared", "separate"] | None = None
+    """PPO's critic: a head on the policy's own trunk, or a model of its own. By algorithm."""
+    value_trunk_scale: float = 1.0
+    """Share of the value loss's gradient that a shared trunk gets; at 0 the head reads it only."""
+    value_weight: float = 0.5
+    """Weight of the value loss where the trunk is shared."""
+    value_clip: float | None = 0.2
+    """A value counts as moved by at most this much; None is off."""
+    value_learning_rate: float | None = None
+    """Of the critic or the value head. By value: the policy's, ten times the policy's."""
+    critic_model: str | None = None
+    """The critic's trunk at the start, of the policy's vocabulary; otherwise the policy's own weights."""
+    critic_warmup_steps: int = 0
+    """First steps that train the critic only."""
+    gamma: float = 1.0
+    """Discount of a token's reward by each token before it."""
+    lam: float = 1.0
+    """GAE: 1 weighs what really came, 0 what the critic says of the next token."""
+    lam_critic: float = 1.0
+    """The same for the returns that the critic is trained towards."""
+    kl_in: Literal["loss", "reward"] = "loss"
+    """Where PPO's KL to the reference counts."""
+    whiten: bool = False
+    """Advantages of a step are centred and scaled to std 1; PPO only, and needs a forward beforehand."""
+    bootstrap_cut: bool = False
+    """PPO takes a completion that the token limit cut to go on as its value says, not to end."""
 
     num_steps: int | None = None
     """By model: 72, 500."""
@@ -134,10 +164,31 @@ class RunConfig:
             value = getattr(self, name)
             if value is not None and not holds(value):
                 raise UserError(f"{name} is {value!r}: it must be {possible}")
+        self._check_critic()
         if self.top_p != 1:
             raise UserError(
                 f"top_p is {self.top_p}: training needs 1, for log-probs of a truncated distribution are renormalised and "
                 "the ratio against the full softmax would be biased; lower the temperature instead"
+            )
+
+    def _check_critic(self) -> None:
+        named = ALGORITHMS[self.algorithm]
+        with_critic = ", ".join(sorted(a.name for a in ALGORITHMS.values() if a.value_rule is not None))
+        if named.value_rule is None:
+            for name, none in CRITIC_OPTIONS.items():
+                if getattr(self, name) not in (None, none):
+                    raise UserError(
+                        f"{name} is {getattr(self, name)!r}: {self.algorithm} has no critic; leave it out, or choose an algorithm "
+                        f"that has one: {with_critic}"
+                    )
+        elif self.value == "none":
+            raise UserError(
+                f"value is 'none': {self.algorithm} needs a critic; use shared or separate, or another algorithm"
+            )
+        if self.group_size == 1 and named.compares_within_groups:
+            raise UserError(
+                f"group_size is 1: it must be at least 2 for {self.algorithm}, whose advantages are relative to the others of a "
+                f"group; {with_critic} can do with 1"
             )
 
     def resolved(self) -> RunConfig:
@@ -148,6 +199,11 @@ class RunConfig:
         if self.lora_rank > 0:
             defaults["lora_alpha"] = 2.0 * self.lora_rank
             defaults["learning_rate"] *= LORA_RATE
+        if self.critic_warmup_steps >= (self.num_steps or defaults["num_steps"]):
+            raise UserError(
+                f"critic_warmup_steps is {self.critic_warmup_steps}: it must be less than num_steps, "
+                f"{self.num_steps or defaults['num_steps']}, for the policy to be trained at all"
+            )
         filled = {k: v for k, v in defaults.items() if getattr(self, k) is None}
         return replace(self, **filled, run_dir=self.run_dir or self._unused_run_dir())
 
@@ -168,7 +224,15 @@ class RunConfig:
         """The named algorithm with this run's options in place of its own."""
         named = ALGORITHMS[self.algorithm]
         options = ("kl_weight", "clip_low", "clip_high", "entropy_weight")
-        return replace(named, **{k: getattr(self, k) for k in options if getattr(self, k) is not None})
+        given = {k: getattr(self, k) for k in options if getattr(self, k) is not None}
+        return replace(named, **given, value_rule=self._value_rule(named))
+
+    def _value_rule(self, named: Algorithm) -> ValueRule | None:
+        if named.value_rule is None:
+            return None
+        options = ("gamma", "lam", "lam_critic", "value_clip", "value_weight", "whiten", "bootstrap_cut")
+        source = named.value_rule.source if self.value in (None, "none") else self.value
+        return ValueRule(source=source, kl_in_reward=self.kl_in == "reward", **{k: getattr(self, k) for k in options})
 
     def as_json(self) -> dict[str, Any]:
         """As it reads from a JSON file."""
@@ -212,6 +276,16 @@ MODEL_DEFAULTS: dict[str, Any] = {
     "eval_size": 200,
 }
 
+# What these are where there is no critic.
+CRITIC_OPTIONS: dict[str, Any] = {
+    "value": "none",
+    "critic_model": None,
+    "critic_warmup_steps": 0,
+    "whiten": False,
+    "bootstrap_cut": False,
+    "kl_in": "loss",
+}
+
 Check = tuple[Callable[[Any], bool], str]
 
 
@@ -225,19 +299,26 @@ def _one_of(names: Any) -> Check:
 
 _POSITIVE: Check = (lambda v: 0 < v < math.inf), "more than 0"
 _NOT_NEGATIVE: Check = (lambda v: 0 <= v < math.inf), "0 or more"
+_SHARE: Check = (lambda v: 0 <= v <= 1), "in [0, 1]"
 _TRACKERS = ("tensorboard", "wandb", "trackio")
 
 CHECKS: dict[str, Check] = {
     "algorithm": _one_of(ALGORITHMS),
-    "group_size": (
-        (lambda v: v >= 2),
-        "at least 2: the advantage of a completion is relative to the others of its group",
-    ),
+    "group_size": _at_least(1),
     "kl_weight": _NOT_NEGATIVE,
     "clip_low": _NOT_NEGATIVE,
     "clip_high": _NOT_NEGATIVE,
     "entropy_weight": _NOT_NEGATIVE,
     "num_epochs": _at_least(1),
+    "num_minibatches": _at_least(1),
+    "value_trunk_scale": _SHARE,
+    "value_weight": _NOT_NEGATIVE,
+    "value_clip": _POSITIVE,
+    "value_learning_rate": _POSITIVE,
+    "critic_warmup_steps": _at_least(0),
+    "gamma": _SHARE,
+    "lam": _SHARE,
+    "lam_critic": _SHARE,
     "num_steps": _at_least(1),
     "problems_per_step": _at_least(1),
     "max_tokens": _at_least(1),
@@ -255,7 +336,7 @@ CHECKS: dict[str, Check] = {
     "format_weight": ((lambda v: 0 < v < 1), "more than 0 and less than 1"),
     "verifier_workers": _at_least(1),
     "verifier_deadline": _POSITIVE,
-    "max_unjudged": ((lambda v: 0 <= v <= 1), "in [0, 1]"),
+    "max_unjudged": _SHARE,
     "eval_every": _at_least(1),
     "eval_size": _at_least(1),
     "save_every": _at_least(1),

@@ -7,7 +7,7 @@ that backward: once for the gradient by its input, once by itself.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -86,6 +86,11 @@ def update_flops(cost: ModelCost, work: Work, *, frozen: bool = False) -> float:
     return 3 * forward_flops(cost, work) - (by_weights if frozen else 0)
 
 
+def trunk_update_flops(cost: ModelCost, work: Work, *, frozen: bool = False) -> float:
+    """The same of a critic, whose output layer is one row: u N_b T + 12 L H_q pairs, u = 6 (frozen weights: 4)."""
+    return update_flops(replace(cost, head=0), work, frozen=frozen)
+
+
 def optimizer_bytes(cost: ModelCost) -> float:
     """AdamW in float32 reads weight, gradient and two moments, and writes all but the gradient."""
     return 7 * FLOAT32 * cost.all_parameters
@@ -130,3 +135,10 @@ def decode_seconds(
         seconds += max(flops / flops_per_second, moved / bytes_per_second)
     prefill = 2 * cost.block * sum(prompt_lengths) + 4 * cost.attention * sum(p * p / 2 for p in prompt_lengths)
     return seconds + prefill / flops_per_second
+
+
+def key_value_bytes(
+    cost: ModelCost, groups: int, rows: int, prompt_length: int, completion_length: int, width: int
+) -> int:
+    """2 L H_kv b (Q p + R c), for the rows that are decoded at once."""
+    return width * cost.key_value * (groups * prompt_length + rows * completion_length)

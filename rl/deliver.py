@@ -30,11 +30,12 @@ class Delivery:
         )
         self.micro = lay_out([TrainGroup(self.prompt, (sequence,))]).to(policy.device)
 
-    def deliver(self, version: int) -> float:
-        """-> the largest absolute difference of a probe token's log-prob, in nats."""
-        self.sampler.update_weights(self.policy.named_tensors(), version)
+    def deliver(self, version: int, policy: Policy | None = None) -> float:
+        """The policy's weights, or another's in its place. -> the largest absolute difference of a probe token's log-prob, in nats."""
+        policy = policy or self.policy
+        self.sampler.update_weights(policy.named_tensors(), version)
         with torch.no_grad():
-            trained = self.policy.score(self.micro, temperature=1.0).logprobs.tolist()
+            trained = policy.score(self.micro, temperature=1.0).logprobs.tolist()
         sampled = self.sampler.score(self.prompt, self.probe)
         error = max(abs(a - b) for a, b in zip(trained, sampled, strict=True))
         if not error <= self.tolerance:

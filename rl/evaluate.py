@@ -18,7 +18,7 @@ def evaluate(collector: Collector, problems: Sequence[Problem]) -> Metrics:
     greedy = replace(collector, params=replace(collector.params, temperature=0.0), group_size=1, scores_steps=False)
     rollouts = [group.rollouts[0] for group in greedy.collect(problems, step=0).groups]
     return {
-        "eval/accuracy": mean(r.score.outcome is Outcome.CORRECT for r in rollouts if r.score.value is not None),
+        "eval/accuracy": mean(r.score.outcome is Outcome.CORRECT for r in rollouts if r.is_graded),
         "eval/length": mean(len(r.completion.token_ids) for r in rollouts),
         "eval/truncated": mean(r.completion.finish_reason is FinishReason.LENGTH for r in rollouts),
         "time/evaluate": time.perf_counter() - started,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -21,7 +21,15 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rewards.errors import UserError
 from rl.batch import MicroBatch, TrainGroup, TrainSequence, lay_out
-from rl.head import LossOf, OutputHead, TokenScores, loss_in_one_pass, score_by_autograd, score_in_two_passes
+from rl.head import (
+    LossOf,
+    OutputHead,
+    TokenScores,
+    ValueHead,
+    loss_in_one_pass,
+    score_by_autograd,
+    score_in_two_passes,
+)
 from rl.packed_attention import PACKED, Kernel, dense, varlen
 from rollout.attention import attention_implementation, has_only_attention_layers, narrow_windows
 
@@ -81,27 +89,40 @@ class Forward:
     states: Callable[[PreTrainedModel, MicroBatch], Tensor]
     gives_logits: bool = False
 
-    def __call__(self, model: PreTrainedModel, micro: MicroBatch, temperature: float) -> TokenScores:
-        """log softmax(z / temperature) of each target and the entropy of that distribution, in float32, with gradients."""
-        states, head = self.states(model, micro), self._head(model)
+    def __call__(
+        self, model: PreTrainedModel, micro: MicroBatch, temperature: float, value: ValueHead | None = None
+    ) -> TokenScores:
+        """log softmax(z / temperature) of each target, the entropy of that distribution, the value; float32, with gradients."""
+        states, head = self.states(model, micro), self._head(model, value)
         if isinstance(head, OutputHead):
             return score_in_two_passes(head, states, micro.targets, temperature)
-        return score_by_autograd(head, states, micro.targets, temperature)
+        scores = score_by_autograd(head, states, micro.targets, temperature)
+        return scores if value is None else scores._replace(values=value(states))
 
     def loss(
-        self, model: PreTrainedModel, micro: MicroBatch, temperature: float, loss_of: LossOf, *, token_level: bool
+        self,
+        model: PreTrainedModel,
+        micro: MicroBatch,
+        temperature: float,
+        loss_of: LossOf,
+        *,
+        token_level: bool,
+        value: ValueHead | None = None,
     ) -> tuple[Float[Tensor, ""], TokenScores]:
-        """(loss, scores without gradient). token_level: the loss of a token depends on no other token's log-prob."""
-        head = self._head(model)
+        """(loss, scores without gradient). token_level: the loss of a token depends on no other token's scores."""
+        head = self._head(model, value)
         if token_level and isinstance(head, OutputHead):
             return loss_in_one_pass(head, self.states(model, micro), micro.targets, temperature, loss_of)
-        scores = self(model, micro, temperature)
+        scores = self(model, micro, temperature, value)
         return loss_of(scores, slice(None)), scores.detach()
 
-    def _head(self, model: PreTrainedModel) -> OutputHead | Callable[[Tensor], Tensor]:
+    def _head(self, model: PreTrainedModel, value: ValueHead | None) -> OutputHead | Callable[[Tensor], Tensor]:
         if self.gives_logits:
             return nn.Identity()
-        layer = OutputHead.of(model) or model.get_output_embeddings()
+        plain = OutputHead.of(model)
+        if plain is not None:
+            return replace(plain, value=value)
+        layer = model.get_output_embeddings()
         assert layer is not None
         return layer
 

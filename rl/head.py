@@ -10,15 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+VALUE_HEAD = "value_head.safetensors"
 LOGITS_PER_CHUNK = 1 << 22  # 16 MiB in float32
 LEAST_TOKENS_PER_CHUNK = 128  # fewer would spend more time on adding up the weight's gradient than on computing it
 
@@ -48,6 +51,29 @@ class ValueHead:
     weight: Float[Tensor, " H"]
     bias: Float[Tensor, ""]
     trunk_scale: float = 1.0
+
+    @staticmethod
+    def zeros(model: PreTrainedModel, trunk_scale: float = 1.0) -> ValueHead:
+        """To be trained, over the model's states: 0 at the start, whatever it reads."""
+        weight = torch.zeros(model.config.get_text_config().hidden_size, device=model.device)
+        return ValueHead(nn.Parameter(weight), nn.Parameter(weight.new_zeros(())), trunk_scale)
+
+    def __call__(self, hidden: Float[Tensor, "S H"]) -> Float[Tensor, " S"]:
+        """With gradients."""
+        into_trunk = hidden if self.trunk_scale == 1 else torch.lerp(hidden.detach(), hidden, self.trunk_scale)
+        return into_trunk.float() @ self.weight + self.bias
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [x for x in (self.weight, self.bias) if isinstance(x, nn.Parameter)]
+
+    def save(self, folder: Path) -> None:
+        save_file({"weight": self.weight.detach(), "bias": self.bias.detach()}, folder / VALUE_HEAD)
+
+    @torch.no_grad()
+    def load(self, folder: Path) -> None:
+        saved = load_file(folder / VALUE_HEAD)
+        self.weight.copy_(saved["weight"])
+        self.bias.copy_(saved["bias"])
 
 
 @dataclass(frozen=True)
@@ -100,8 +126,7 @@ class _Chunk:
         self.entropies = -torch.linalg.vecdot(self.probs, self.logprobs)
 
     def scores(self) -> TokenScores:
-        value = self.head.value
-        values = None if value is None else self.hidden.float() @ value.weight + value.bias
+        values = None if self.head.value is None else self.head.value(self.hidden)
         return TokenScores(self.logprobs.gather(1, self.targets)[:, 0], self.entropies, values)
 
     def by_logits(self, by_logprob: Tensor, by_entropy: Tensor | None) -> Tensor:

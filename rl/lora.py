@@ -20,9 +20,12 @@ from transformers import AutoTokenizer, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from rewards.errors import UserError
+from rl.critic import Critic
+from rl.head import ValueHead
 from rl.policy import Policy, load_pretrained
 
 ALL_LINEAR = "all-linear"
+POLICY, CRITIC_ADAPTERS = "default", "critic"  # peft's names of the sets of adapters
 
 
 def add_adapters(model: PreTrainedModel, *, rank: int, alpha: float, targets: Sequence[str], seed: int) -> PeftModel:
@@ -66,7 +69,8 @@ class LoraPolicy(Policy):
     def frozen_copy(self) -> Policy:
         """The policy as it is now, at the price of a copy of the adapters."""
         frozen = copy.copy(self)
-        adapters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        frozen.value_head = None
+        adapters = adapters_of(self.model, POLICY)
         kept = [(p, p.detach().clone()) for p in adapters.values()]
         add_nothing = not any(p.any() for name, p in adapters.items() if ".lora_B." in name)
         frozen.weights = partial(self.holding, kept, off=add_nothing)
@@ -92,13 +96,53 @@ class LoraPolicy(Policy):
             for adapter, tensor in trained:
                 adapter.data = tensor
 
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        return list(adapters_of(self.model, POLICY).values())
+
     def save(self, folder: Path) -> None:
         with self.weights():  # to look for new embeddings, as peft does unasked, would ask the hub
-            self.adapted.save_pretrained(str(folder), save_embedding_layers=False)
+            self.adapted.save_pretrained(str(folder), save_embedding_layers=False, selected_adapters=[POLICY])
 
     def load(self, folder: Path) -> None:
         loaded = set_peft_model_state_dict(self.adapted, load_peft_weights(str(folder), device=str(self.device)))
         assert not loaded.unexpected_keys
+
+
+class LoraCritic(Critic):
+    """A critic of its own on the policy's frozen base: a second set of adapters, of the same rank and places, that add nothing yet."""
+
+    def __init__(self, policy: LoraPolicy, *, seed: int) -> None:
+        adapted, layers = policy.adapted, policy.adapted.base_model
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            adapted.add_adapter(CRITIC_ADAPTERS, copy.deepcopy(adapted.peft_config[POLICY]))
+        self.forward, self.model, self.autocast = policy.forward, policy.model, policy.autocast
+        self.head = ValueHead.zeros(self.model)
+        self.weights = partial(self.holding, layers)
+        self._train_both()
+
+    @contextmanager
+    def holding(self, layers: Any) -> Iterator[None]:
+        try:
+            layers.set_adapter(CRITIC_ADAPTERS)
+            self._train_both()
+            yield
+        finally:
+            layers.set_adapter(POLICY)
+            self._train_both()
+
+    def _train_both(self) -> None:
+        """peft freezes adapters as it switches them off; what runs backward later still needs them."""
+        for name in (POLICY, CRITIC_ADAPTERS):
+            for adapter in adapters_of(self.model, name).values():
+                adapter.requires_grad_(True)
+
+    def trunk(self) -> dict[str, nn.Parameter]:
+        return adapters_of(self.model, CRITIC_ADAPTERS)
+
+
+def adapters_of(model: nn.Module, which: str) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if ".lora_" in name and f".{which}" in name}
 
 
 def merge_adapters(checkpoint: Path, out: Path) -> Path:

@@ -70,6 +70,16 @@ def clipped_weight_reinforce(
     return -weight * advantages * policy_logprobs
 
 
+def likelihood(
+    policy_logprobs: Float[Tensor, "*n"],
+    behaviour_logprobs: Float[Tensor, "*n"],
+    advantages: Float[Tensor, "*n"],
+    **_: float,
+) -> Float[Tensor, "*n"]:
+    """-A l: whoever sampled them, the tokens are imitated. SFT and RFT, arXiv 2402.03300, equations 10 and 13."""
+    return -advantages * policy_logprobs
+
+
 def kl_estimate(
     policy_logprobs: Float[Tensor, "*n"], reference_logprobs: Float[Tensor, "*n"], kind: KLKind
 ) -> Float[Tensor, "*n"]:

@@ -15,6 +15,7 @@ from rl.algorithms import Algorithm
 from rl.batch import MicroBatch
 from rl.head import TokenScores
 from rl.losses import kl_estimate, no_signal_probability, probability_ratio, truncated_importance_weight
+from rl.values import Seen
 from rollout.collect import Collected, has_signal
 from rollout.records import FinishReason, Rollout
 
@@ -37,11 +38,11 @@ class TokenMeans:
         self.sums: dict[str, float] = {}
         self.num_tokens = 0
         self.ratio_max = 0.0
+        self.valued: list[tuple[Tensor, Tensor]] = []  # values and returns, of the trained tokens
 
     @torch.no_grad()
-    def add(
-        self, algorithm: Algorithm, scores: TokenScores, behaviour: Tensor, reference: Tensor | None, micro: MicroBatch
-    ) -> None:
+    def add(self, algorithm: Algorithm, scores: TokenScores, seen: Seen, micro: MicroBatch) -> None:
+        behaviour, reference = seen.behaviour_logprobs, seen.reference_logprobs
         ratio = probability_ratio(algorithm.ratio_level(scores.logprobs, behaviour, micro), behaviour)
         terms = {
             "entropy": scores.entropies,
@@ -57,20 +58,36 @@ class TokenMeans:
             self.sums[key] = self.sums.get(key, 0.0) + values.sum().item()
         self.num_tokens += len(behaviour)
         self.ratio_max = max(self.ratio_max, ratio.max().item())
+        if seen.estimates is not None:
+            values, _, returns = (x.index_select(0, micro.trained) for x in seen.estimates)
+            self.valued.append((values, returns))
 
     def means(self) -> Metrics:
         if self.num_tokens == 0:
             return {}
-        return {**{key: total / self.num_tokens for key, total in self.sums.items()}, "ratio/max": self.ratio_max}
+        means: Metrics = {key: total / self.num_tokens for key, total in self.sums.items()}
+        if self.valued:
+            values, returns = map(torch.cat, zip(*self.valued, strict=True))
+            error, spread = (returns - values).var(correction=0), returns.var(correction=0)
+            means |= {
+                "value/mean": values.mean().item(),
+                "value/return": returns.mean().item(),
+                "value/explained": (1 - error / spread).item() if spread > 0 else None,
+            }
+        return {**means, "ratio/max": self.ratio_max}
 
 
 def describe(collected: Collected, algorithm: Algorithm, max_tokens: int) -> Metrics:
     """What was sampled, in numbers."""
     rollouts = [r for group in collected.sampled for r in group.rollouts]
-    rewards = torch.tensor([algorithm.reward(r, max_tokens) for r in rollouts if r.score.value is not None])
+    rewards = torch.tensor([algorithm.reward(r, max_tokens) for r in rollouts if r.is_graded])
     lengths = [len(r.completion.token_ids) for r in rollouts]
-    pass_rate = mean(r.score.outcome is Outcome.CORRECT for r in rollouts if r.score.value is not None)
-    expected = None if pass_rate is None else no_signal_probability(pass_rate, len(collected.sampled[0].rollouts))
+    pass_rate = mean(r.score.outcome is Outcome.CORRECT for r in rollouts if r.is_graded)
+    signal: Metrics = {}
+    size = len(collected.sampled[0].rollouts)
+    if size > 1:
+        signal["groups/no_signal"] = mean(not has_signal(group) for group in collected.sampled)
+        signal["groups/no_signal_expected"] = None if pass_rate is None else no_signal_probability(pass_rate, size)
     return (
         {
             "reward/mean": mean(rewards.tolist()),
@@ -79,8 +96,7 @@ def describe(collected: Collected, algorithm: Algorithm, max_tokens: int) -> Met
             "length/mean": mean(lengths),
             "length/max": max(lengths),
             "length/truncated": mean(r.completion.finish_reason is FinishReason.LENGTH for r in rollouts),
-            "groups/no_signal": mean(not has_signal(group) for group in collected.sampled),
-            "groups/no_signal_expected": expected,
+            **signal,
             "groups/refilled": collected.num_refills,
             "tokens/sampled": collected.num_sampled_tokens,
             "tokens/per_second": collected.num_sampled_tokens / collected.sample_seconds,

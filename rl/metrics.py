@@ -127,6 +127,16 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
                "Completions that could not be graded because the problem's reference is unusable. Left out as well.",
                "0: such problems are dropped before training."),
     ),
+    "Critic": (
+        Metric("value/mean", "reward", "Mean over the step's tokens of V as it was when they were sampled.",
+               "Follows `value/return`."),
+        Metric("value/return", "reward", "Mean over the step's tokens of what V is trained towards.",
+               "Near `reward/mean`."),
+        Metric("value/explained", "share",
+               "`1 - Var(R - V) / Var(R)` over the step's tokens: how much of the returns' spread the critic foresees.",
+               "Rises from 0. Below 0: the critic is worse than a constant; raise `value_learning_rate` or warm it up."),
+        Metric("value/grad_norm", "", "Length of the critic's gradient before clipping.", "As `grad_norm`."),
+    ),
     "Update": (
         Metric("loss", "loss",
                "The sum that the optimiser minimised: surrogate, plus weighted KL, plus weighted value loss where "

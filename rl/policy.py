@@ -16,7 +16,7 @@ from transformers.utils.logging import disable_progress_bar
 from rewards.errors import UserError
 from rl.batch import MicroBatch
 from rl.forward import Attention, choose_forward, enable_gradient_checkpointing
-from rl.head import LossOf, TokenScores
+from rl.head import LossOf, TokenScores, ValueHead
 
 
 def load_pretrained(model: str | Path, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -52,10 +52,11 @@ class Policy:
     """Scores tokens with a model. Always in eval mode: dropout would make the ratio differ from 1 before the first update.
 
     autocast: makes the context to run the forward in. weights: makes the one in which the model has this policy's weights; a
-    reference may share the policy's model.
+    reference may share the policy's model. value_head: over the policy's own states, where a critic shares its trunk.
     """
 
     weights: Callable[[], AbstractContextManager[Any]] = nullcontext
+    value_head: ValueHead | None = None
 
     def __init__(
         self,
@@ -74,19 +75,30 @@ class Policy:
 
     def score(self, micro: MicroBatch, temperature: float) -> TokenScores:
         with self.weights(), self.autocast():
-            return self.forward(self.model, micro, temperature)
+            return self.forward(self.model, micro, temperature, self.value_head)
 
     def loss(
         self, micro: MicroBatch, temperature: float, loss_of: LossOf, *, token_level: bool
     ) -> tuple[Tensor, TokenScores]:
         """See Forward.loss."""
         with self.autocast():
-            return self.forward.loss(self.model, micro, temperature, loss_of, token_level=token_level)
+            return self.forward.loss(
+                self.model, micro, temperature, loss_of, token_level=token_level, value=self.value_head
+            )
+
+    def share_trunk(self, trunk_scale: float) -> None:
+        """A critic on the policy's own trunk."""
+        if self.forward.gives_logits:
+            raise UserError(
+                f"value is 'shared': {type(self.model).__name__} does not show its last hidden states; use separate or none"
+            )
+        self.value_head = ValueHead.zeros(self.model, trunk_scale)
 
     def frozen_copy(self) -> Policy:
         """The reference: the policy as it is now."""
         clone = copy.copy(self)
         clone.model = copy.deepcopy(self.model).requires_grad_(False)
+        clone.value_head = None
         return clone
 
     def trainable_parameters(self) -> list[nn.Parameter]:

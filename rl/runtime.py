@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
@@ -55,9 +55,9 @@ class Runtime:
     def backward(self, loss: Tensor) -> None:
         self.accelerator.backward(loss)
 
-    def clip_grad_norm(self, model: nn.Module, max_norm: float) -> float:
+    def clip_grad_norm(self, parameters: Iterable[Tensor], max_norm: float) -> float:
         """Scales the gradient down to max_norm where it is longer. -> its length before."""
-        return float(nn.utils.clip_grad_norm_(model.parameters(), max_norm))
+        return float(nn.utils.clip_grad_norm_(parameters, max_norm))
 
     def start_trackers(self, project: str, config: Mapping[str, Any]) -> None:
         plain = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in config.items()}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,8 +20,9 @@ from rewards.verifiers import Verifiers
 from rl.checkpoint import last_checkpoint, load_checkpoint
 from rl.config import TINY, TINY_DEFAULTS, RunConfig, tiny_task
 from rl.cost import FLOAT32, activation_bytes
+from rl.critic import Critic
 from rl.deliver import Delivery
-from rl.lora import LoraPolicy, add_adapters
+from rl.lora import LoraCritic, LoraPolicy, add_adapters
 from rl.policy import Policy, load_pretrained
 from rl.progress import Progress
 from rl.records import RunRecords, write_config
@@ -34,7 +37,7 @@ from rollout.sampler import SamplingParams
 from rollout.torch_sampler import TorchSampler
 
 SAME_ON_RESUME = ("model", "dataset", "algorithm", "seed", "group_size", "problems_per_step", "learning_rate")
-SAME_ON_RESUME += ("lora_rank", "lora_alpha", "lora_targets")
+SAME_ON_RESUME += ("value", "lora_rank", "lora_alpha", "lora_targets")
 
 
 @dataclass(kw_only=True)
@@ -136,25 +139,29 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
     renderer = PromptRenderer(tokenizer, style=config.prompt_style, system_prompt=config.system_prompt)
     policy = build_policy(config, model, runtime, progress)
     require_room(config, renderer, [*training, *held_out], policy.context_length)
+    is_offline = algorithm.samples_from == "start"
+    critic = build_critic(config, policy, tokenizer, runtime, progress)
     learner = Learner(
         policy=policy,
         reference=policy.frozen_copy() if algorithm.kl_weight > 0 else None,
-        optimizer=torch.optim.AdamW(
-            policy.trainable_parameters(),
-            lr=config.learning_rate or 0.0,
-            betas=(0.9, config.adam_beta2),
-            weight_decay=config.weight_decay,
-            fused=True,
-        ),
+        start=policy.frozen_copy() if is_offline else None,
+        critic=critic,
+        optimizer=build_optimizer(config, policy, critic),
         runtime=runtime,
         algorithm=algorithm,
         temperature=config.temperature,
         token_budget=config.token_budget,
         max_grad_norm=config.max_grad_norm,
         num_epochs=config.num_epochs,
+        num_minibatches=config.num_minibatches,
     )
     sampler_dtype = runtime.dtype if config.sampler_dtype == "auto" else config.sampler_dtype
-    sampler = TorchSampler(model, tokenizer, decode_dtype=getattr(torch, sampler_dtype), autocast=runtime.autocast)
+    sampler = TorchSampler(
+        copy.deepcopy(model) if is_offline else model,  # what is delivered there must not reach the policy
+        tokenizer,
+        decode_dtype=getattr(torch, sampler_dtype),
+        autocast=runtime.autocast,
+    )
     collector = Collector(
         sampler=sampler,
         verifiers=verifiers,
@@ -199,6 +206,53 @@ def build_policy(config: RunConfig, model: PreTrainedModel, runtime: Runtime, pr
     rank, alpha = config.lora_rank, config.lora_alpha or 1.0
     return LoraPolicy(
         add_adapters(model, rank=rank, alpha=alpha, targets=config.lora_targets, seed=config.seed), **options
+    )
+
+
+def build_critic(
+    config: RunConfig, policy: Policy, tokenizer: PreTrainedTokenizerBase, runtime: Runtime, progress: Progress
+) -> Critic | None:
+    """A critic of its own; one that shares the policy's trunk is put there."""
+    rule = config.chosen_algorithm().value_rule
+    if rule is None:
+        return None
+    if rule.source == "shared":
+        policy.share_trunk(config.value_trunk_scale)
+        return None
+    if isinstance(policy, LoraPolicy):
+        if config.critic_model is not None:
+            raise UserError(
+                f"critic_model is {config.critic_model!r}: with lora_rank the critic is a second set of adapters on the policy's "
+                "own base; leave it out, or set lora_rank 0"
+            )
+        return LoraCritic(policy, seed=config.seed)
+    if config.critic_model is None:
+        model = copy.deepcopy(policy.model)
+    else:
+        model, words = load_pretrained(config.critic_model, runtime.device)
+        if words.get_vocab() != tokenizer.get_vocab():
+            raise UserError(
+                f"critic_model is {config.critic_model!r}: its tokenizer has other tokens than the policy's, so it would read "
+                f"another text; use a critic of {config.model}'s family, or none for the policy's own weights"
+            )
+    return Critic(
+        model,
+        gradient_checkpointing=must_checkpoint(config, model, runtime, progress),
+        autocast=runtime.autocast,
+        attention=config.attention,
+    )
+
+
+def build_optimizer(config: RunConfig, policy: Policy, critic: Critic | None) -> torch.optim.AdamW:
+    rate = config.learning_rate or 1.0
+    groups: list[dict[str, Any]] = [{"params": policy.trainable_parameters()}]
+    if critic is not None:
+        groups.append({"params": critic.parameters(), "relative_rate": (config.value_learning_rate or rate) / rate})
+    elif policy.value_head is not None:
+        relative = (config.value_learning_rate or 10 * rate) / rate
+        groups.append({"params": policy.value_head.parameters(), "relative_rate": relative})
+    return torch.optim.AdamW(
+        groups, lr=rate, betas=(0.9, config.adam_beta2), weight_decay=config.weight_decay, fused=True
     )
 
 

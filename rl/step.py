@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,11 +11,13 @@ from torch import Tensor
 from rewards.errors import UserError
 from rl.algorithms import Advantages, Algorithm
 from rl.batch import Batch, MicroBatch
+from rl.critic import Critic
 from rl.deliver import Delivery
 from rl.head import TokenScores
 from rl.measure import Metrics, TokenMeans, describe, timed
 from rl.policy import Policy
 from rl.runtime import Runtime
+from rl.values import Estimates, Seen, whitened
 from rollout.collect import Collector
 from rollout.problems import ProblemStream
 from rollout.records import RolloutGroup
@@ -24,10 +25,18 @@ from rollout.records import RolloutGroup
 
 @dataclass(kw_only=True)
 class Learner:
-    """What a step changes: the policy, its reference, the optimiser."""
+    """What a step changes: the policy, its reference, its critic, their optimiser.
+
+    start: the policy as the run began, where the algorithm samples from that.
+    optimizer: its first group is the policy's, a second one the critic's or the value head's. Each is clipped by itself.
+    num_minibatches: updates in an epoch, each on its part of the step's groups.
+    trains_policy: False while the critic is warmed up.
+    """
 
     policy: Policy
     reference: Policy | None
+    start: Policy | None = None
+    critic: Critic | None = None
     optimizer: torch.optim.Optimizer
     runtime: Runtime
     algorithm: Algorithm
@@ -35,14 +44,23 @@ class Learner:
     token_budget: int
     max_grad_norm: float
     num_epochs: int = 1
+    num_minibatches: int = 1
+    trains_policy: bool = True
 
     @property
     def learning_rate(self) -> float:
         return self.optimizer.param_groups[0]["lr"]
 
     def set_learning_rate(self, rate: float) -> None:
+        """The policy's; the critic's stays in proportion."""
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("relative_rate", 1.0)
+
+    def clip_gradients(self) -> list[float]:
+        """-> the length of each group's gradient before."""
+        return [
+            self.runtime.clip_grad_norm(group["params"], self.max_grad_norm) for group in self.optimizer.param_groups
+        ]
 
     def refresh_reference(self, step: int) -> None:
         """Iterative GRPO: at the end of an outer iteration the policy becomes the reference."""
@@ -67,76 +85,134 @@ def train_step(
     """Sample and verify, compare within groups, pack, update, deliver."""
     algorithm, max_tokens = learner.algorithm, collector.params.max_tokens
 
+    if learner.start is not None:
+        delivery.deliver(version=0, policy=learner.start)
     if algorithm.dynamic_sampling:
         collected = collector.collect_with_signal(stream, num_problems, step=step)
     else:
         collected = collector.collect(stream.take(num_problems), step=step)
     advantages = algorithm.advantages(collected.groups, max_tokens)
-    batch = algorithm.pack(collected.groups, advantages, max_tokens)
+    parts = range(min(learner.num_minibatches, len(collected.groups)))
+    batches = [
+        algorithm.pack(collected.groups[i :: len(parts)], advantages[i :: len(parts)], max_tokens) for i in parts
+    ]
 
     metrics = describe(collected, algorithm, max_tokens)
     with timed(metrics, "time/train"):
-        metrics |= update(learner, batch)
+        metrics |= update(learner, *batches)
         learner.refresh_reference(step)
     with timed(metrics, "time/deliver"):
         metrics["delivery/error"] = delivery.deliver(version=step)
     return StepResult(groups=collected.groups, sampled=collected.sampled, advantages=advantages, metrics=metrics)
 
 
-def update(learner: Learner, batch: Batch) -> Metrics:
-    """num_epochs gradient steps on the batch. The first epoch's log-probs are the behaviour's: no forward is spent on them."""
+def update(learner: Learner, *minibatches: Batch) -> Metrics:
+    """num_epochs times a gradient step on each mini-batch.
+
+    With one mini-batch nobody looks at it beforehand: the training forward of the first epoch gives the log-probs and the values
+    as they were when it was sampled.
+    """
     tracker = TokenMeans()
-    behaviour: list[Tensor] = []
-    reference: list[Tensor | None] = []
-    loss_sum, grad_norm = 0.0, 0.0
-    for epoch in range(learner.num_epochs if batch.groups else 0):
-        for i, micro in enumerate(batch.micro_batches(learner.token_budget)):
-            micro = micro.to(learner.policy.device)
-            if epoch == 0:
-                reference.append(reference_logprobs(learner, micro))
-            loss_of = partial(part_loss, learner.algorithm, micro, behaviour[i] if epoch > 0 else None, reference[i])
-            loss, scores = learner.policy.loss(
-                micro, learner.temperature, loss_of, token_level=learner.algorithm.token_level
-            )
-            learner.runtime.backward(loss)
-            if epoch == 0:
-                behaviour.append(scores.logprobs)
-            loss_sum += loss.item() / learner.num_epochs
-            tracker.add(learner.algorithm, scores, behaviour[i], reference[i], micro)
-        grad_norm = learner.runtime.clip_grad_norm(learner.policy.model, learner.max_grad_norm)
-        if not math.isfinite(loss_sum + grad_norm):
+    parts = [[m.to(learner.policy.device) for m in b.micro_batches(learner.token_budget)] for b in minibatches]
+    parts = [micros for micros in parts if micros]
+    seen = look_ahead(learner, parts) if len(parts) > 1 or learner.algorithm.whitens else {}
+    loss_sum, norms = 0.0, [0.0]
+    for _ in range(learner.num_epochs):
+        for n, micros in enumerate(parts):
+            for i, micro in enumerate(micros):
+                loss, scores, seen[n, i] = differentiate(learner, micro, seen.get((n, i)))
+                loss_sum += loss / learner.num_epochs
+                tracker.add(learner.algorithm, scores, seen[n, i], micro)
+            if not learner.trains_policy:
+                for parameter in learner.optimizer.param_groups[0]["params"]:
+                    parameter.grad = None
+            norms = learner.clip_gradients()
+            require_finite(learner, loss_sum, norms)
+            learner.optimizer.step()
             learner.optimizer.zero_grad()
-            raise UserError(
-                f"loss is {loss_sum} and the gradient's norm {grad_norm}: training has diverged, and this update was not made. "
-                f"Lower learning_rate (now {learner.learning_rate:g}) and resume from the last checkpoint"
-            )
-        learner.optimizer.step()
-        learner.optimizer.zero_grad()
-    return {
-        "loss": loss_sum if batch.groups else None,
-        "grad_norm": grad_norm if batch.groups else None,
+    metrics: Metrics = {
+        "loss": loss_sum if parts else None,
+        "grad_norm": norms[0] if parts else None,
         "learning_rate": learner.learning_rate,
-        "groups/trained": len(batch.groups),
-        "tokens/trained": batch.num_tokens * learner.num_epochs,
+        "groups/trained": sum(len(batch.groups) for batch in minibatches),
+        "tokens/trained": sum(batch.num_tokens for batch in minibatches) * learner.num_epochs,
         **tracker.means(),
     }
+    if len(norms) > 1:
+        metrics["value/grad_norm"] = norms[1]
+    return metrics
 
 
-def part_loss(
-    algorithm: Algorithm,
-    micro: MicroBatch,
-    behaviour: Tensor | None,
-    reference: Tensor | None,
-    scores: TokenScores,
-    part: slice,
-) -> Tensor:
-    """The loss of a part of the micro-batch's tokens. Without `behaviour` the policy is the behaviour."""
-    return algorithm.loss(
-        scores,
-        scores.logprobs.detach() if behaviour is None else behaviour[part],
-        None if reference is None else reference[part],
-        micro.tokens(part),
-    )
+def differentiate(learner: Learner, micro: MicroBatch, seen: Seen | None) -> tuple[float, TokenScores, Seen]:
+    """Adds the gradients of a micro-batch's part of the loss. Unless it was seen before, it is now. -> (loss, scores, seen)"""
+    policy, algorithm = learner.policy, learner.algorithm
+    reference = seen.reference_logprobs if seen else reference_logprobs(learner, micro)
+    behaviour, estimates = (seen.behaviour_logprobs, seen.estimates) if seen else (None, None)
+    critic_loss = 0.0
+    if learner.critic is not None:  # before the policy's forward: what the critic's kept is gone by then
+        with learner.critic.weights():
+            values = learner.critic.values(micro)
+        if estimates is None:
+            estimates = estimate(learner, micro, values.detach(), behaviour, reference)
+        of_values = algorithm.value_loss(values, estimates, micro)
+        with learner.critic.weights():
+            learner.runtime.backward(of_values)
+        critic_loss = of_values.item()
+
+    def loss_of(scores: TokenScores, part: slice) -> Tensor:
+        logprobs = scores.logprobs.detach()
+        known = None if estimates is None else Estimates(*(x[part] for x in estimates))
+        if scores.values is not None and known is None:
+            known = estimate(learner, micro, scores.values.detach(), logprobs, reference)
+        return algorithm.loss(
+            scores,
+            logprobs if behaviour is None else behaviour[part],
+            None if reference is None else reference[part],
+            micro.tokens(part),
+            known,
+            policy_weight=float(learner.trains_policy),
+        )
+
+    # Advantages of a shared trunk's own values need the values of whole sequences.
+    token_level = algorithm.token_level and (policy.value_head is None or estimates is not None)
+    loss, scores = policy.loss(micro, learner.temperature, loss_of, token_level=token_level)
+    learner.runtime.backward(loss)
+    if behaviour is None:
+        behaviour = scores.logprobs
+    if scores.values is not None and estimates is None:
+        estimates = estimate(learner, micro, scores.values, behaviour, reference)
+    return loss.item() + critic_loss, scores, Seen(behaviour, reference, estimates)
+
+
+@torch.no_grad()
+def look_ahead(learner: Learner, parts: list[list[MicroBatch]]) -> dict[tuple[int, int], Seen]:
+    """Every micro-batch before the first update."""
+    seen: dict[tuple[int, int], Seen] = {}
+    for n, micros in enumerate(parts):
+        for i, micro in enumerate(micros):
+            scores = learner.policy.score(micro, learner.temperature)
+            reference = reference_logprobs(learner, micro)
+            values = scores.values
+            if learner.critic is not None:
+                with learner.critic.weights():
+                    values = learner.critic.values(micro)
+            known = None if values is None else estimate(learner, micro, values, scores.logprobs, reference)
+            seen[n, i] = Seen(scores.logprobs, reference, known)
+    if learner.algorithm.whitens:
+        tokens = [micro for micros in parts for micro in micros]
+        estimates = whitened([s.estimates for s in seen.values() if s.estimates is not None], tokens)
+        seen = {key: replace(s, estimates=e) for (key, s), e in zip(seen.items(), estimates, strict=True)}
+    return seen
+
+
+@torch.no_grad()
+def estimate(
+    learner: Learner, micro: MicroBatch, values: Tensor, behaviour: Tensor | None, reference: Tensor | None
+) -> Estimates:
+    """What the values make of the rewards. Where the KL is part of these, the log-probs are needed first."""
+    if learner.algorithm.kl_in_reward and behaviour is None:
+        behaviour = learner.policy.score(micro, learner.temperature).logprobs
+    return learner.algorithm.estimate(micro, values, behaviour, reference)
 
 
 @torch.no_grad()
@@ -144,3 +220,12 @@ def reference_logprobs(learner: Learner, micro: MicroBatch) -> Tensor | None:
     if learner.reference is None:
         return None
     return learner.reference.score(micro, learner.temperature).logprobs
+
+
+def require_finite(learner: Learner, loss: float, norms: list[float]) -> None:
+    if not math.isfinite(loss + sum(norms)):
+        learner.optimizer.zero_grad()
+        raise UserError(
+            f"loss is {loss} and the gradient's norm {norms[0]}: training has diverged, and this update was not made. "
+            f"Lower learning_rate (now {learner.learning_rate:g}) and resume from the last checkpoint"
+        )

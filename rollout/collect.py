@@ -124,7 +124,7 @@ class Collector:
 
 def has_signal(group: RolloutGroup) -> bool:
     """Whether the graded rewards of the group differ: otherwise every advantage is zero."""
-    values = {r.score.value for r in group.rollouts if r.score.value is not None}
+    values = {r.score.value for r in group.rollouts if r.is_graded}
     return len(values) > 1
 
 

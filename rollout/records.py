@@ -65,6 +65,10 @@ class Rollout:
         assert len(self.step_rewards) == len(self.step_ends)
 
     @property
+    def is_graded(self) -> bool:
+        return self.score.value is not None
+
+    @property
     def cut_short(self) -> bool:
         """Cut by the token limit, and not right: a verdict on half an answer says nothing of the verifier."""
         is_cut = self.completion.finish_reason is FinishReason.LENGTH

@@ -11,8 +11,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from rewards.score import Outcome, Score
+from rl.algorithms import ALGORITHMS
 from rollout.records import Completion, FinishReason, Problem, Rollout, RolloutGroup
 
+WITHOUT_CRITIC = [name for name, algorithm in ALGORITHMS.items() if algorithm.value_rule is None]
 VOCAB = 61
 MAX_TOKENS = 10
 TEMPERATURE = 0.7

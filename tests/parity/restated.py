@@ -60,6 +60,8 @@ def token_advantages(name: str, group: RolloutGroup, max_tokens: int) -> list[li
         return [steps_after(e, s, n) for e, s, n in zip(ends, scaled, lengths, strict=True)]
     if name == "dapo":
         values = [v + overlong(n, max_tokens, 0.2 * max_tokens) for v, n in zip(values, lengths, strict=True)]
+    if name in ("rft", "online-rft"):
+        return [[v] * n for v, n in zip(values, lengths, strict=True)]
     mean = statistics.fmean(values)
     if name == "dr-grpo":
         rows = [v - mean for v in values]
@@ -72,6 +74,8 @@ def policy_term(name: str, ratio: Tensor, advantage: float, logprob: Tensor) -> 
     """What is to be maximised, of one token."""
     if name == "cispo":
         return min(ratio.detach(), torch.tensor(1.28)) * advantage * logprob
+    if name in ("rft", "online-rft"):
+        return advantage * logprob
     low, high = CLIP.get(name, (0.2, 0.2))
     clipped = torch.full_like(ratio, 1 - low) if ratio < 1 - low else ratio
     clipped = torch.full_like(ratio, 1 + high) if ratio > 1 + high else clipped
@@ -105,7 +109,7 @@ def step_loss(
             sampler = torch.tensor(rollout.completion.sampler_logprobs)
             weight = token_weight(name, len(ps), lengths, max_tokens)
             for rho, a, p, b, f, s in zip(ratios, advantages, ps, bs, fs, sampler, strict=True):
-                correction = min(float((b - s).exp()), WEIGHT_CAP)
+                correction = 1.0 if name in ("rft", "online-rft") else min(float((b - s).exp()), WEIGHT_CAP)
                 total = total + weight * (penalty(name, p, f) - correction * policy_term(name, rho, a, p))
     return total
 

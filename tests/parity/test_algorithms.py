@@ -17,7 +17,7 @@ from rl.algorithms import ALGORITHMS, CISPO, GRPO, RLOO, SFT, Algorithm
 from rl.batch import MicroBatch
 from rl.head import TokenScores
 from rollout.records import RolloutGroup
-from tests.parity.cases import MAX_TOKENS, group_of, random_groups
+from tests.parity.cases import MAX_TOKENS, WITHOUT_CRITIC, group_of, random_groups
 from tests.parity.restated import Scores, normalised, step_loss, token_advantages
 
 FLOAT32 = 2e-6  # float32 sums of about 100 terms whose sizes add up to less than 10
@@ -25,8 +25,20 @@ FLOAT32 = 2e-6  # float32 sums of about 100 terms whose sizes add up to less tha
 
 def test_every_algorithm_is_restated() -> None:
     """A new one wants a restatement of its own; without it the tests below would compare it with GRPO."""
-    restated = {"grpo", "grpo-process", "grpo-iterative", "dr-grpo", "dapo", "gspo", "rloo", "cispo"}
-    assert set(ALGORITHMS) == restated
+    restated = {
+        "grpo",
+        "grpo-process",
+        "grpo-iterative",
+        "dr-grpo",
+        "dapo",
+        "gspo",
+        "rloo",
+        "cispo",
+        "rft",
+        "online-rft",
+    }
+    assert set(WITHOUT_CRITIC) == restated
+    assert set(ALGORITHMS) - restated == {"ppo", "ppo-separate"}  # in tests/rl/test_ppo.py
 
 
 def whole(algorithm: Algorithm, groups: list[RolloutGroup]) -> MicroBatch:
@@ -60,7 +72,7 @@ def in_order(micro: MicroBatch, groups: list[RolloutGroup], scores: Scores) -> T
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", WITHOUT_CRITIC)
 def test_the_loss_is_the_restated_one(name: str, seed: int) -> None:
     """Ratios far from 1, a reference, samplers that differ, an ungraded completion: the value and every token's gradient."""
     algorithm, groups = ALGORITHMS[name], random_groups(seed)[:4]
@@ -83,7 +95,7 @@ def test_the_loss_is_the_restated_one(name: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", WITHOUT_CRITIC)
 def test_the_advantages_are_the_restated_ones(name: str, seed: int) -> None:
     """Of graded completions; float32 keeps seven digits of sums near 1."""
     groups = random_groups(seed)
@@ -157,3 +169,42 @@ def test_float32_rewards_do_not_blur_the_restatement() -> None:
     values = [0.1, 0.2, 0.4, 0.7]
     ours = GRPO.advantages([group_of([1] * 4, list(values))], 10)[0]
     assert [float(a[0]) for a in ours] == pytest.approx(normalised(values), abs=1e-5)
+
+
+def coefficients(name: str, group: RolloutGroup, index: int, policy: Tensor, reference: Tensor) -> list[float]:
+    """What DeepSeekMath's section 5.2 multiplies each token's grad log p with, for one update per sampling."""
+    rollout = group.rollouts[index]
+    if name in (
+        "sft",
+        "rft",
+        "online-rft",
+    ):  # equations 10, 13 and 16: 1, and whether the output is right, here its reward
+        return [1.0 if name == "sft" else rollout.score.value or 0.0] * len(policy)
+    # Equations 21 and its kin: the advantage plus beta (f / l - 1).
+    advantages = token_advantages(name, group, MAX_TOKENS)[index]
+    return [
+        a + 0.04 * (math.exp(f - p) - 1)
+        for a, p, f in zip(advantages, policy.tolist(), reference.tolist(), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("name", ["sft", "rft", "online-rft", "grpo", "grpo-process", "grpo-iterative"])
+def test_the_gradient_is_deepseekmaths_coefficient_times_that_of_the_log_prob(name: str) -> None:
+    """-grad = sum of weight x coefficient x grad log p, the weight 1 / (N |o|) (1 / all tokens for SFT)."""
+    algorithm = replace({**ALGORITHMS, "sft": SFT}[name], importance_cap=None)
+    groups = [group_of([3, 5], [1.0, 1.0])] if name == "sft" else random_groups(1, ungraded=False)
+    scores, fixed = drawn(groups, 1), drawn(groups, 2)
+    micro = whole(algorithm, groups)
+    logprobs, reference = (in_order(micro, groups, x) for x in (scores, fixed))
+    logprobs.requires_grad_()
+    given = reference if algorithm.kl_weight else None
+    loss = algorithm.loss(TokenScores(logprobs, torch.zeros_like(logprobs)), logprobs.detach(), given, micro)
+    (gradient,) = torch.autograd.grad(loss, logprobs)
+    of_each = [
+        [torch.tensor(coefficients(name, g, i, scores[q][i], fixed[q][i])) for i in range(len(g.rollouts))]
+        for q, g in enumerate(groups)
+    ]
+    lengths = torch.tensor(micro.lengths)[micro.sequence_of]
+    count = sum(len(g.rollouts) for g in groups)
+    weights = 1 / sum(map(len, (t for row in scores for t in row))) if name == "sft" else 1 / (count * lengths)
+    assert torch.allclose(-gradient, weights * in_order(micro, groups, of_each), atol=FLOAT32, rtol=0)

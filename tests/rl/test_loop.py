@@ -55,8 +55,9 @@ def measured(run_dir: Path) -> list[dict[str, float | None]]:
 
 
 def final_weights(run_dir: Path, step: int) -> dict[str, torch.Tensor]:
-    (path,) = (run_dir / "checkpoints" / f"step-{step:06d}").glob("*model.safetensors")
-    return load_file(path)
+    """The policy's, its value head's and its critic's."""
+    paths = (run_dir / "checkpoints" / f"step-{step:06d}").glob("*.safetensors")
+    return {f"{path.name}/{name}": tensor for path in paths for name, tensor in load_file(path).items()}
 
 
 def test_a_run_leaves_what_a_person_needs(model: Path, digits: Path, tmp_path: Path) -> None:
@@ -82,7 +83,19 @@ def odd_lengths(self: MathVerifier, answers: Sequence[str], references: Sequence
     return [Score(float(len(a) % 2), Outcome.CORRECT if len(a) % 2 else Outcome.WRONG) for a in answers]
 
 
-@pytest.mark.parametrize(("algorithm", "lora_rank"), [("grpo-iterative", 0), ("grpo-iterative", 4), ("dapo", 0)])
+RESUMED = [
+    ("grpo-iterative", 0),
+    ("grpo-iterative", 4),
+    ("dapo", 0),
+    ("ppo", 0),
+    ("ppo", 4),
+    ("ppo-separate", 0),
+    ("rft", 0),
+]
+RESUMED += [("ppo-separate", 4)]
+
+
+@pytest.mark.parametrize(("algorithm", "lora_rank"), RESUMED)
 def test_a_resumed_run_equals_one_that_was_not_interrupted(
     algorithm: str, lora_rank: int, model: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,7 +118,7 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(
     texts = [(tmp_path / name / "completions.jsonl").read_text() for name in ("parted", "whole")]
     assert texts[0] == texts[1]
     ours, theirs = (final_weights(tmp_path / name, 4) for name in ("parted", "whole"))
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
 def interrupt_at(step: int, config: RunConfig) -> None:

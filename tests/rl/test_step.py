@@ -10,16 +10,19 @@ import torch
 
 from rewards.errors import UserError
 from rewards.score import Outcome, Score
-from rl.algorithms import ALGORITHMS, GRPO, Algorithm
+from rl.algorithms import ALGORITHMS, GRPO, RFT, Algorithm
 from rl.batch import Batch
 from rl.deliver import Delivery, DeliveryError
 from rl.measure import describe
 from rl.policy import Policy
 from rl.runtime import Runtime
-from rl.step import Learner, update
+from rl.step import Learner, train_step, update
 from rollout.collect import Collected
+from rollout.problems import ProblemStream
 from rollout.records import Completion, FinishReason, Problem, Rollout, RolloutGroup
+from rollout.sampler import SamplingParams
 from rollout.torch_sampler import TorchSampler
+from tests.parity.cases import WITHOUT_CRITIC
 from tests.rl.models import make, random_batch
 
 
@@ -54,7 +57,7 @@ def weights(of: Learner) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in of.policy.model.parameters()])
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", WITHOUT_CRITIC)
 def test_an_update_does_not_depend_on_the_token_budget(name: str, runtime: Runtime) -> None:
     """Denominators are of the whole step; groups are split and sequences reordered by the smaller budgets."""
     batch = random_batch()
@@ -199,3 +202,36 @@ def test_a_group_without_signal_is_skipped_and_still_counted() -> None:
     assert batch.counts.num_sequences == 4
     assert batch.groups[0].sequences[0].weight == 1 / (4 * 2)  # N |o|
     assert len(GRPO.pack(groups, GRPO.advantages(groups, 10), 10).groups) == 2  # with a KL it carries gradient
+
+
+def test_offline_rft_samples_from_where_it_began_and_is_evaluated_where_it_is(runtime: Runtime) -> None:
+    """The sampler has the start policy's weights while it samples, the live ones afterwards; the policy's are its own."""
+    trained = learner(runtime, RFT)
+    trained.start = trained.policy.frozen_copy()
+    sampler = TorchSampler(copy.deepcopy(trained.policy.model), NoTokenizer())  # pyright: ignore[reportArgumentType]
+    delivery = Delivery(trained.policy, sampler, tolerance=1e-3)
+    held: list[torch.Tensor] = []
+
+    class Collects:
+        params = SamplingParams(max_tokens=10)
+
+        def collect(self, problems: list[Problem], *, step: int) -> Collected:
+            held.append(sampler.model.get_input_embeddings().weight.detach().clone())  # pyright: ignore
+            groups = [group("a", 1.0, 0.0), group("b", 1.0, 1.0)]
+            return Collected(
+                groups=groups,
+                sampled=groups,
+                num_refills=0,
+                num_sampled_tokens=8,
+                sample_seconds=1.0,
+                verify_seconds=0.0,
+            )
+
+    stream = ProblemStream([Problem(id="a", prompt="a", reference="1")], 0)
+    start = weights(trained)
+    for step in (1, 2):
+        train_step(trained, Collects(), stream, delivery, step=step, num_problems=1)  # pyright: ignore
+    assert torch.equal(held[0], held[1])
+    assert not torch.equal(weights(trained), start)
+    live = trained.policy.model.get_input_embeddings().weight  # pyright: ignore
+    assert torch.equal(sampler.model.get_input_embeddings().weight, live) and not torch.equal(held[1], live)  # pyright: ignore

@@ -121,7 +121,9 @@ def test_what_is_packed_for_a_call_is_of_its_time_and_let_go_after_it() -> None:
     for step in range(2):
         (completion,) = sampler.sample(requests[:1], SamplingParams(max_tokens=8))[0]
         expected = plain_logprobs(model, PROMPT, completion.token_ids)
-        assert torch.allclose(torch.tensor(completion.sampler_logprobs).double(), expected, atol=TOLERANCE, rtol=0), step
+        assert torch.allclose(torch.tensor(completion.sampler_logprobs).double(), expected, atol=TOLERANCE, rtol=0), (
+            step
+        )
         trained(model, adamw(model))
 
     stream = sampler.stream(requests, SamplingParams(max_tokens=8))

@@ -1,0 +1,119 @@
+"""The update of rl/step.py, run without numbers: how much memory it holds at most, of any model, on any machine.
+
+Tensors have shapes and sizes but no contents (FakeTensorMode), and every one that is made and let go is counted (MemTracker).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch.distributed._tools.mem_tracker import MemTracker
+from torch.overrides import TorchFunctionMode
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from rl.batch import Batch, TrainGroup, TrainSequence
+from rl.config import RunConfig
+from rl.forward import varlen_forward
+from rl.reductions import StepCounts
+from rl.runtime import Runtime
+from rl.setup import build_critic, build_optimizer, build_policy
+from rl.step import Learner, update
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """Bytes. kept: what is there before an update, weights and optimiser state; peak: the most that an update holds."""
+
+    kept: int
+    peak: int
+
+
+class MadeUpReads(TorchFunctionMode):
+    """What the host reads of a tensor without contents: 0, or True."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (Tensor.item, Tensor.__float__):
+            return 0.0
+        if func is Tensor.__bool__:
+            return True
+        if func is Tensor.__deepcopy__:  # torch's would copy the bytes, of which there are none
+            tensor, memo = args
+            copied = tensor.detach().clone()
+            if isinstance(tensor, nn.Parameter):
+                copied = nn.Parameter(copied, tensor.requires_grad)
+            return memo.setdefault(id(tensor), copied)
+        return func(*args, **(kwargs or {}))
+
+
+class TotalMemory(MemTracker):
+    """Without statistics of each module, which may then be called as often as an update calls it."""
+
+    def _nothing(self, *_: Any) -> None:
+        pass
+
+    _pre_fw_hook = _post_fw_hook = _pre_bw_hook = _post_bw_hook = _nothing  # pyright: ignore
+
+    def total(self, which: Literal["current", "peak"]) -> int:
+        return sum(kinds["Total"] for kinds in self.get_tracker_snapshot(which).values())
+
+
+def equal_batch(problems: int, group_size: int, prompt_length: int, completion_length: int) -> Batch:
+    """A step whose prompts and completions are all of one length."""
+    sequence = TrainSequence(
+        token_ids=(0,) * completion_length,
+        sampler_logprobs=(0.0,) * completion_length,
+        advantages=torch.zeros(completion_length),
+        weight=1.0,
+    )
+    group = TrainGroup((0,) * prompt_length, (sequence,) * group_size)
+    return Batch((group,) * problems, StepCounts(num_tokens=1, num_sequences=1, max_tokens=1))
+
+
+def dry_run(model: PretrainedConfig, config: RunConfig, batch: Batch) -> DryRun:
+    """An update on `batch` after a small one, which makes the optimiser's state."""
+    runtime = Runtime(dtype=config.dtype, trackers=(), run_dir=Path("runs"), device="cpu")
+    tracker = TotalMemory()
+    without_contents = FakeTensorMode(allow_non_fake_inputs=True)
+    # It keeps a weak reference to what it makes; a parameter with one could not be moved between types, as peft does.
+    without_contents.fake_tensor_converter.set_tensor_memo = lambda *_: None  # pyright: ignore
+    with without_contents, MadeUpReads():
+        with tracker:
+            learner = build_learner(model, config, runtime)
+            update(learner, equal_batch(1, 1, 1, 2))
+        kept = tracker.total("current")
+        with tracker:  # its peak begins anew
+            update(learner, batch)
+    return DryRun(kept, _total(tracker, "peak"))
+
+
+def _total(tracker: MemTracker, which: str) -> int:
+    return sum(kinds["Total"] for kinds in tracker.get_tracker_snapshot(which).values())
+
+
+def build_learner(model: PretrainedConfig, config: RunConfig, runtime: Runtime) -> Learner:
+    """As rl/setup.py does, with a model that nobody has taught anything."""
+    algorithm, none = config.chosen_algorithm(), cast(Any, None)  # a tokenizer to compare with, a display
+    attention, config = config.attention, replace(config, attention="dense")  # a CPU has no other kernel to try
+    made = AutoModelForCausalLM.from_config(model, dtype=torch.float32)
+    policy = build_policy(config, made, runtime, none)
+    critic = build_critic(config, policy, none, runtime, none)
+    if attention == "varlen":
+        policy.forward = varlen_forward
+        if critic is not None:
+            critic.forward = varlen_forward
+    return Learner(
+        policy=policy,
+        reference=policy.frozen_copy() if algorithm.kl_weight > 0 else None,
+        critic=critic,
+        optimizer=build_optimizer(config, policy, critic),
+        runtime=runtime,
+        algorithm=algorithm,
+        temperature=config.temperature,
+        token_budget=config.token_budget,
+        max_grad_norm=config.max_grad_norm,
+    )

@@ -1,0 +1,299 @@
+"""What a step of a run needs, before the run: memory and floating-point operations, from a model's config alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from rewards.errors import UserError
+from rl.config import TINY, RunConfig
+from rl.cost import (
+    FLOAT32,
+    ModelCost,
+    forward_flops,
+    key_value_bytes,
+    trunk_update_flops,
+    update_flops,
+)
+from rl.dry_run import DryRun, dry_run, equal_batch
+from rl.memory import Cut, TrainedTrunk, adapter_numbers
+from rl.runtime import DType
+from rl.tiny import tiny_model, tiny_tokenizer
+
+CONFIGS = Path(__file__).parent / "model_configs"
+GIB = 1 << 30
+MAX_ROWS = 1024  # that the embedded sampler decodes at once
+
+Sharding = Literal["none", "full"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """As the options of `plumbline plan`, which explains them."""
+
+    model: str
+    algorithm: str = "grpo"
+    value: Literal["none", "shared", "separate"] | None = None
+    kl_weight: float | None = None
+    lora_rank: int = 0
+    group_size: int = 8
+    problems_per_step: int = 32
+    prompt_length: int = 512
+    completion_length: int = 1024
+    token_budget: int = 8192
+    dtype: DType = "bfloat16"
+    gradient_checkpointing: bool = False
+    gpus: int = 1
+    sharding: Sharding = "none"
+    card: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("prompt_length", 1), ("completion_length", 2), ("problems_per_step", 1), ("gpus", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name} is {getattr(self, name)}: it must be at least {least}; give a larger one")
+        if self.card is not None and not self.card > 0:
+            raise UserError(
+                f"card is {self.card:g}: it must be more than 0, the GiB of one card; give 80, for instance"
+            )
+        longest = self.prompt_length + self.completion_length - 1
+        if longest > self.token_budget:
+            raise UserError(
+                f"token_budget is {self.token_budget}: one sequence of prompt_length {self.prompt_length} and completion_length "
+                f"{self.completion_length} has {longest} tokens, and must fit one forward; raise token_budget to at least that"
+            )
+        if self.gpus > self.problems_per_step:
+            raise UserError(
+                f"gpus is {self.gpus}: it must be at most problems_per_step, {self.problems_per_step}, for each to have a problem"
+            )
+        if self.sharding == "full" and self.gpus == 1:
+            raise UserError(
+                "sharding is 'full': there is one GPU to shard over; set gpus to at least 2, or sharding none"
+            )
+
+    @cached_property
+    def run(self) -> RunConfig:
+        """The options of the run that is planned; those that cannot be are refused there."""
+        return RunConfig(
+            algorithm=self.algorithm,
+            value=self.value,
+            kl_weight=self.kl_weight,
+            lora_rank=self.lora_rank,
+            lora_alpha=2.0 * self.lora_rank or None,
+            group_size=self.group_size,
+            problems_per_step=self.problems_per_step,
+            max_tokens=self.completion_length,
+            token_budget=self.token_budget,
+            dtype=self.dtype,
+            gradient_checkpointing=self.gradient_checkpointing,
+            attention="varlen" if self.dtype == "bfloat16" else "dense",  # what a GPU has for these
+        )
+
+    @property
+    def own_problems(self) -> int:
+        """Of the GPU that has most."""
+        return -(-self.problems_per_step // self.gpus)
+
+
+def known_models() -> list[str]:
+    return [TINY, *sorted(path.stem for path in CONFIGS.glob("*.json"))]
+
+
+def load_config(model: str) -> PretrainedConfig:
+    """Of a folder, a file, one of known_models(), or a hub name that is in the cache. Nothing is downloaded."""
+    if model == TINY:
+        return tiny_model(tiny_tokenizer(), seed=0, device=torch.device("cpu")).config
+    path, known = Path(model).expanduser(), CONFIGS / f"{model.lower()}.json"
+    source = str(known) if model.lower() in known_models() else str(path if path.exists() else model)
+    try:
+        config = AutoConfig.from_pretrained(source, local_files_only=True)
+    except (OSError, ValueError) as error:
+        reason = f" ({str(error).strip().splitlines()[0]})" if path.exists() else ""
+        raise UserError(
+            f"model is {model!r}: it is no known model, no folder or file of a config.json that can be read{reason}, and no hub "
+            f"name in the cache; give one of {', '.join(known_models())}, or the path of a config.json"
+        ) from None
+    text = config.get_text_config()
+    needed = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
+    missing = [name for name in needed if not isinstance(getattr(text, name, None), int)]
+    if missing:
+        raise UserError(
+            f"model is {model!r}: its config has no {', '.join(missing)}, and the formulas are for models of Llama's shape; "
+            f"give one of {', '.join(known_models())}, or the config.json of a Llama, Qwen or Mistral"
+        )
+    return text
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes on one GPU and operations of one step, all GPUs together."""
+
+    options: PlanOptions
+    config: PretrainedConfig
+
+    @cached_property
+    def skeleton(self) -> PreTrainedModel:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(self.config)
+
+    @cached_property
+    def cost(self) -> ModelCost:
+        return ModelCost.of(self.skeleton)
+
+    @cached_property
+    def cut(self) -> Cut:
+        o = self.options
+        return Cut.of(o.own_problems, o.group_size, o.prompt_length, o.completion_length, o.token_budget)
+
+    @cached_property
+    def policy(self) -> TrainedTrunk:
+        o = self.options
+        return TrainedTrunk(
+            cost=self.cost,
+            config=self.config,
+            is_bfloat16=o.dtype == "bfloat16",
+            checkpointed=o.gradient_checkpointing,
+            dense=o.run.attention == "dense",
+            lora_rank=o.lora_rank,
+            adapters=adapter_numbers(self.skeleton, o.lora_rank),
+        )
+
+    @property
+    def value(self) -> Literal["none", "shared", "separate"]:
+        rule = self.options.run.chosen_algorithm().value_rule
+        return "none" if rule is None else rule.source
+
+    @property
+    def has_reference(self) -> bool:
+        return self.options.run.chosen_algorithm().kl_weight > 0
+
+    @cached_property
+    def critic(self) -> TrainedTrunk | None:
+        return replace(self.policy, has_head=False) if self.value == "separate" else None
+
+    @property
+    def value_head(self) -> int:
+        return 0 if self.value == "none" else self.config.hidden_size + 1
+
+    def memory(self) -> dict[str, float]:
+        """Bytes on one GPU. Sharding divides what is kept, not what a micro-batch needs.
+
+        critic: 16 bytes a number of its trunk and head; with LoRA a second set of adapters on the policy's base. gathered:
+        sharding brings together two layers, or embedding and head, and their gradients, before they are used.
+        """
+        o, row = self.options, self.cut.largest
+        trained, shards = self.policy.trained, o.gpus if o.sharding == "full" else 1
+        of_critic = self.value_head + (self.critic.trained if self.critic else 0)
+        weights = self.cost.all_parameters + (trained if o.lora_rank else 0)
+        of_reference = 0 if not self.has_reference else trained if o.lora_rank else self.cost.all_parameters
+        largest = max(self.cost.head, self.cost.block // self.config.num_hidden_layers)
+        rows = min(o.own_problems * o.group_size, max(MAX_ROWS, o.group_size))
+        width = self.policy.width
+        # What the sampler multiplies with: the trainer's own weights, unless they are of another type or have adapters.
+        copied = self.cost.all_parameters if width != FLOAT32 else self.cost.block if o.lora_rank else 0
+        head = self.policy.head(row)
+        return {
+            "parameters": FLOAT32 * weights / shards,
+            "gradients": FLOAT32 * trained / shards,
+            "optimiser": 2 * FLOAT32 * trained / shards,
+            "reference": FLOAT32 * of_reference / shards,
+            "critic": 4 * FLOAT32 * of_critic / shards,
+            "gathered": 0.0 if shards == 1 else 4.0 * FLOAT32 * largest,
+            "activations": float(self.policy.kept(row) + (self.policy.layer(row) if o.gradient_checkpointing else 0)),
+            "head, a chunk": float(head["chunk"]),
+            "head, gradient": float(head["gradient"]),
+            "sampler's weights": float(width * copied),
+            "key-value cache": float(
+                key_value_bytes(self.cost, rows // o.group_size, rows, o.prompt_length, o.completion_length, width)
+            ),
+            "sampler's logits": 2.0 * FLOAT32 * rows * self.config.vocab_size,
+        }
+
+    def kept(self) -> float:
+        """What is there between updates: weights, moments, reference, the critic's."""
+        memory = self.memory()
+        named = ("parameters", "optimiser", "reference", "gathered")
+        return sum(memory[name] for name in named) + 3 / 4 * memory["critic"]
+
+    def peak_of_update(self) -> float:
+        """kept + the most of: the critic's pass, the policy's with the critic's gradients beside it, the optimiser's step.
+
+        From a second micro-batch on there are all gradients beforehand. The sampler's copy stays meanwhile.
+        """
+        memory, row, is_first = self.memory(), self.cut.largest, self.cut.micro_batches == 1
+        of_critic = memory["critic"] / 4
+        before = 0.0 if is_first else memory["gradients"]
+        passes = [memory["gradients"] + of_critic, before + of_critic + self.policy.peak(row, is_first=is_first)]
+        if self.critic is not None:
+            passes.append(before + (0 if is_first else of_critic) + self.critic.peak(row, is_first=is_first))
+        return self.kept() + memory["sampler's weights"] + max(passes)
+
+    def peak_of_sampling(self) -> float:
+        memory = self.memory()
+        return self.kept() + sum(memory[name] for name in ("sampler's weights", "key-value cache", "sampler's logits"))
+
+    def flops(self) -> dict[str, float]:
+        """sampling 2 (N_b T + V H S) + attention, every prompt once for its group; the reference the same on what the update
+        runs; forward and backward by rl/cost.py, a forward of the trunk more where layers are run again, and one of the output
+        layer, 2 V H S, where a shared trunk's advantages need all values before the loss."""
+        o, frozen = self.options, self.options.lora_rank > 0
+        whole = replace(
+            self.cut.whole, prompts=self.cut.whole.prompts * o.gpus, sequences=o.problems_per_step * o.group_size
+        )
+        work, trunk = whole.work, replace(self.cost, head=0)
+        again = forward_flops(trunk, work) if o.gradient_checkpointing else 0.0
+        second_head = 2 * self.cost.head * work.scored if self.value == "shared" else 0.0
+        sampled = replace(whole, prompts=o.problems_per_step).work
+        return {
+            "sampling": forward_flops(self.cost, sampled),
+            "reference": forward_flops(self.cost, work) if self.has_reference else 0.0,
+            "forward/backward, policy": update_flops(self.cost, work, frozen=frozen) + again + second_head,
+            "forward/backward, critic": trunk_update_flops(self.cost, work, frozen=frozen) + again
+            if self.critic
+            else 0.0,
+        }
+
+    def dry(self) -> DryRun:
+        """The update itself, run without numbers, on at most two micro-batches: any further one is like the second."""
+        o = self.options
+        problems = min(o.own_problems, 2 * self.cut.largest.prompts)
+        return dry_run(self.config, o.run, equal_batch(problems, o.group_size, o.prompt_length, o.completion_length))
+
+
+def describe(plan: Plan, dry: DryRun | None) -> str:
+    """As text for a person."""
+    o, row = plan.options, plan.cut.largest
+    sampler = plan.memory()["sampler's weights"]
+
+    def line(name: str, size: float, beside: str = "") -> str:
+        return f"{name:<27}{size / GIB:>10.3f}{beside}"
+
+    lines = [
+        f"{o.model}, {plan.cost.all_parameters / 1e6:,.1f} M parameters, {plan.policy.trained / 1e6:,.1f} M trained",
+        f"{o.algorithm}, value {plan.value}, {o.dtype}, attention {o.run.attention}; {plan.cut.micro_batches} micro-batches, the "
+        f"largest of {row.tokens:,} tokens, {row.scored:,} of them scored",
+        "",
+        f"{'GiB on one GPU':<27}{'formula':>10}",
+        *(line(name, size) for name, size in plan.memory().items()),
+        "",
+        f"{'GiB on one GPU':<27}{'formula':>10}" + (f"{'dry run':>12}" if dry else ""),
+        line("peak of the update", plan.peak_of_update(), f"{(dry.peak + sampler) / GIB:>12.3f}" if dry else ""),
+        line("peak of sampling", plan.peak_of_sampling()),
+        "",
+        f"{'operations of a step':<27}{'TFLOP':>10}",
+        *(f"{name:<27}{count / 1e12:>10,.1f}" for name, count in plan.flops().items()),
+    ]
+    if o.card is not None:
+        peaks = [plan.peak_of_update(), plan.peak_of_sampling(), *([dry.peak + sampler] if dry else [])]
+        need = max(peaks) / GIB
+        verdict = "fits" if need <= o.card else "does not fit"
+        lines += ["", f"{verdict} a card of {o.card:g} GiB: {need:.1f} GiB are needed"]
+    return "\n".join(lines)
+
+
+def make_plan(options: PlanOptions) -> Plan:
+    return Plan(options, load_config(options.model))

@@ -1,0 +1,327 @@
+"""PPO's update: against the same written out with the model's own padded forward, plain Python GAE and autograd."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rewards.errors import UserError
+from rl.algorithms import ALGORITHMS, PPO, PPO_SEPARATE, Algorithm
+from rl.batch import Batch, TrainGroup
+from rl.checkpoint import load_checkpoint, save_checkpoint
+from rl.config import RunConfig
+from rl.critic import Critic
+from rl.lora import LoraCritic, LoraPolicy, add_adapters
+from rl.policy import Policy
+from rl.runtime import Runtime
+from rl.step import Learner, update
+from rl.values import ValueRule
+from rollout.problems import ProblemStream
+from tests.rl.models import make, random_batch
+from tests.rl.test_step import NoTokenizer
+from tests.rl.test_values import restated
+
+# Two float32 forwards that sum in another order, through one step of plain gradient descent with a rate of 0.1; weights near 0.3.
+SAME = 2e-6
+
+
+@pytest.fixture(scope="module")
+def runtime(tmp_path_factory: pytest.TempPathFactory) -> Runtime:
+    return Runtime(dtype="float32", trackers=(), run_dir=tmp_path_factory.mktemp("run"), device="cpu")
+
+
+def ppo(source: str = "shared", **options: object) -> Algorithm:
+    rule = {k: v for k, v in options.items() if hasattr(ValueRule, k)}
+    rest = {k: v for k, v in options.items() if k not in rule}
+    return replace(
+        PPO, value_rule=ValueRule(source=source, **rule), **{"importance_cap": None, "kl_weight": 0.0, **rest}
+    )  # pyright: ignore
+
+
+def rewarded(batch: Batch, *, goes_on: bool = False) -> Batch:
+    """Every sequence with a reward of its own; every third, if so asked, goes on."""
+    count = 0
+
+    def group(of: TrainGroup) -> TrainGroup:
+        nonlocal count
+        sequences = []
+        for sequence in of.sequences:
+            count += 1
+            on = goes_on and count % 3 == 0
+            sequences.append(replace(sequence, reward=math.sin(count), goes_on=on))
+        return TrainGroup(of.prompt_ids, tuple(sequences))
+
+    return Batch(tuple(group(g) for g in batch.groups), batch.counts)
+
+
+def learner(runtime: Runtime, algorithm: Algorithm, *, trunk_scale: float = 1.0, **options: object) -> Learner:
+    """The heads are not at zero, so that their gradients reach the trunk."""
+    policy, critic = Policy(make("qwen2")), None
+    assert algorithm.value_rule is not None
+    if algorithm.value_rule.source == "shared":
+        policy.share_trunk(trunk_scale)
+        head = policy.value_head
+    else:
+        critic = Critic(make("qwen2", seed=5))
+        head = critic.head
+    assert head is not None
+    with torch.no_grad():
+        head.weight.copy_(torch.linspace(-0.3, 0.3, len(head.weight)))
+        head.bias.fill_(0.2)
+    parameters = critic.parameters() if critic else head.parameters()
+    groups = [{"params": policy.trainable_parameters()}, {"params": parameters}]
+    settings = {"temperature": 1.0, "token_budget": 10_000, "max_grad_norm": 1e9, **options}
+    return Learner(
+        policy=policy,
+        reference=Policy(make("qwen2", seed=9)) if algorithm.kl_weight else None,
+        critic=critic,
+        optimizer=torch.optim.SGD(groups, lr=0.1),
+        runtime=runtime,
+        algorithm=algorithm,
+        **settings,  # pyright: ignore
+    )
+
+
+def state(of: Learner) -> Tensor:
+    return torch.cat([p.detach().flatten() for group in of.optimizer.param_groups for p in group["params"]])
+
+
+def plain_states(model: PreTrainedModel, group: TrainGroup, n: int) -> tuple[Tensor, Tensor]:
+    """(log-probs [T, V], last hidden states [T, H]) before each token of completion n, run alone."""
+    tokens = torch.tensor([[*group.prompt_ids, *group.sequences[n].token_ids]])
+    out = model(tokens, output_hidden_states=True, use_cache=False)
+    at = slice(len(group.prompt_ids) - 1, -1)
+    return out.logits[0, at].log_softmax(-1), out.hidden_states[-1][0, at]
+
+
+def restated_update(of: Learner, batch: Batch) -> Tensor:
+    """One gradient step on the batch, each sequence run alone. -> the weights after it."""
+    policy, algorithm = of.policy, of.algorithm
+    rule, head = algorithm.value_rule, of.critic.head if of.critic else of.policy.value_head
+    assert rule is not None and head is not None
+    loss = torch.zeros(())
+    for group in batch.groups:
+        for n, sequence in enumerate(group.sequences):
+            logprobs, states = plain_states(policy.model, group, n)
+            chosen = logprobs[range(len(sequence.token_ids)), list(sequence.token_ids)]
+            if of.critic:
+                tokens = torch.tensor([[*group.prompt_ids, *sequence.token_ids]])
+                states = of.critic.model.get_decoder()(tokens, use_cache=False).last_hidden_state[0]  # pyright: ignore
+                states = states[len(group.prompt_ids) - 1 : -1]
+            elif head.trunk_scale != 1:
+                states = head.trunk_scale * states + (1 - head.trunk_scale) * states.detach()
+            values = states @ head.weight + head.bias
+            reference = None
+            if of.reference:
+                with torch.no_grad():
+                    reference = plain_states(of.reference.model, group, n)[0]
+                reference = reference[range(len(sequence.token_ids)), list(sequence.token_ids)]
+            trained = len(sequence.token_ids) - sequence.goes_on
+            if not trained:
+                continue
+            rewards = [0.0] * trained
+            if rule.kl_in_reward and reference is not None:
+                rewards = [-algorithm.kl_weight * x for x in (chosen - reference).tolist()[:trained]]
+            v = values.tolist()
+            rewards[-1] += rule.gamma * v[-1] if sequence.goes_on else sequence.reward
+            advantages = torch.tensor(restated(rewards, v[:trained], rule.gamma, rule.lam))
+            returns = torch.tensor(restated(rewards, v[:trained], rule.gamma, rule.lam_critic)) + torch.tensor(
+                v[:trained]
+            )
+            terms = -(chosen[:trained] - chosen[:trained].detach()).exp() * advantages
+            if reference is not None and not rule.kl_in_reward:
+                d = reference[:trained] - chosen[:trained]
+                terms = terms + algorithm.kl_weight * (d.exp() - d - 1)
+            share = 1.0 if of.critic else rule.value_weight
+            loss = loss + sequence.weight * (terms + share * (values[:trained] - returns).square() / 2).sum()
+    loss.backward()
+    of.optimizer.step()
+    of.optimizer.zero_grad()
+    return state(of)
+
+
+CASES = {
+    "shared": (ppo(), {}),
+    "shared, lam": (ppo(gamma=0.95, lam=0.7, lam_critic=0.9, value_weight=0.3), {}),
+    "shared, half of the gradient": (ppo(lam=0.5), {"trunk_scale": 0.5}),
+    "shared, KL in the loss": (ppo(kl_weight=0.1), {}),
+    "shared, KL in the reward": (ppo(kl_weight=0.1, kl_in_reward=True), {}),
+    "shared, cut completions go on": (ppo(gamma=0.9, bootstrap_cut=True), {}),
+    "separate": (ppo("separate", lam=0.7), {}),
+    "separate, KL in the reward": (ppo("separate", kl_weight=0.1, kl_in_reward=True), {}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_update_is_that_of_the_formulas(case: str, runtime: Runtime) -> None:
+    """Also with small micro-batches, and where every micro-batch is looked at beforehand."""
+    algorithm, options = CASES[case]
+    batch = rewarded(random_batch(), goes_on="go on" in case)
+    expected = restated_update(learner(runtime, algorithm, **options), batch)
+    before = state(learner(runtime, algorithm, **options))
+    assert (expected - before).abs().max() > 1e-3
+    for budget in (10_000, 25):
+        ours = learner(runtime, algorithm, token_budget=budget, **options)
+        update(ours, batch)
+        assert (state(ours) - expected).abs().max() < SAME, budget
+
+
+@pytest.mark.parametrize("source", ["shared", "separate"])
+def test_whitened_advantages_do_not_depend_on_the_micro_batches(source: str, runtime: Runtime) -> None:
+    batch, found = rewarded(random_batch()), []
+    for budget in (10_000, 25):
+        ours = learner(runtime, ppo(source, whiten=True, lam=0.8), token_budget=budget)
+        update(ours, batch)
+        found.append(state(ours))
+    assert (found[0] - found[1]).abs().max() < SAME
+    plain = learner(runtime, ppo(source, lam=0.8))
+    update(plain, batch)
+    assert (found[0] - state(plain)).abs().max() > 1e-3
+
+
+def test_the_policys_scores_do_not_know_of_the_head() -> None:
+    (micro,) = random_batch().micro_batches(10_000)
+    without, with_head = Policy(make("qwen2")), Policy(make("qwen2"))
+    with_head.share_trunk(1.0)
+    a, b = without.score(micro, 0.7), with_head.score(micro, 0.7)
+    assert torch.equal(a.logprobs, b.logprobs) and torch.equal(a.entropies, b.entropies)
+    assert b.values is not None and not b.values.any()  # it starts at 0
+    assert not any("value" in name for name, _ in with_head.named_tensors())
+
+
+def test_the_trunk_gets_its_share_of_the_values_gradient(runtime: Runtime) -> None:
+    """In a line from none to all of it, while the head learns the same."""
+    batch, moved = rewarded(random_batch()), {}
+    for scale in (0.0, 0.25, 1.0):
+        ours = learner(runtime, ppo(value_clip=None), trunk_scale=scale)
+        before = state(ours)
+        update(ours, batch)
+        moved[scale] = state(ours) - before
+    between = 0.75 * moved[0.0] + 0.25 * moved[1.0]
+    assert (moved[0.25] - between).abs().max() < SAME
+    size = len(make("qwen2").lm_head.weight[0]) + 1  # pyright: ignore
+    assert (moved[0.0] - moved[1.0])[:-size].abs().max() > 1e-3
+    assert (moved[0.0] - moved[1.0])[-size:].abs().max() < SAME
+
+
+@pytest.mark.parametrize("source", ["shared", "separate"])
+def test_later_epochs_and_minibatches_hold_on_to_what_was_sampled(source: str, runtime: Runtime) -> None:
+    """Advantages, returns, old values and log-probs are those of before the first update, whoever looks when."""
+    batch = rewarded(random_batch(longest=6))
+    first, second = (Batch(batch.groups[i::2], batch.counts) for i in range(2))
+    inline = learner(runtime, ppo(source), num_epochs=3)
+    assert update(inline, batch)["ratio/max"] > 1  # pyright: ignore
+    once = learner(runtime, ppo(source))
+    assert update(once, batch)["ratio/max"] == 1
+    halves = learner(runtime, ppo(source))
+    measured = update(halves, first, second)
+    assert measured["ratio/max"] > 1  # pyright: ignore  the second half was sampled before the first was trained on
+    again = learner(runtime, ppo(source))
+    update(again, first)
+    stale = state(again)
+    assert (state(halves) - stale).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("source", ["shared", "separate"])
+def test_while_the_critic_is_warmed_up_the_policy_stays(source: str, runtime: Runtime) -> None:
+    ours = learner(runtime, ppo(source), trains_policy=False)
+    before = copy.deepcopy(ours.policy.model.state_dict())
+    head = ours.critic.head if ours.critic else ours.policy.value_head
+    assert head is not None
+    bias = head.bias.item()
+    update(ours, rewarded(random_batch()))
+    assert all(torch.equal(x, before[name]) for name, x in ours.policy.model.state_dict().items())
+    assert head.bias.item() != bias
+
+
+@pytest.mark.parametrize("source", ["shared", "separate"])
+def test_checkpoints_hold_the_critic(source: str, runtime: Runtime, tmp_path: Path) -> None:
+    ours, fresh = learner(runtime, ppo(source)), learner(runtime, ppo(source))
+    update(ours, rewarded(random_batch()))
+    stream = ProblemStream([], 0)
+    folder = tmp_path / "checkpoints" / "step-000001"
+    save_checkpoint(folder, step=1, learner=ours, stream=stream, tokenizer=SavedTokenizer(), keep=1)  # pyright: ignore
+    assert not torch.equal(state(ours), state(fresh))
+    load_checkpoint(folder, fresh, stream)
+    assert torch.equal(state(ours), state(fresh))
+
+
+class SavedTokenizer(NoTokenizer):
+    def save_pretrained(self, folder: Path) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"algorithm": "grpo", "value": "shared"}, "value is 'shared': grpo has no critic"),
+        ({"algorithm": "grpo", "whiten": True}, "whiten is True: grpo has no critic"),
+        ({"algorithm": "ppo", "value": "none"}, "value is 'none': ppo needs a critic"),
+        ({"algorithm": "ppo", "lam": 1.5}, r"lam is 1.5: it must be in \[0, 1\]"),
+        ({"algorithm": "ppo", "value_trunk_scale": -0.1}, "value_trunk_scale is -0.1"),
+        ({"algorithm": "grpo", "group_size": 1}, "group_size is 1: it must be at least 2 for grpo"),
+        (
+            {"algorithm": "ppo", "critic_warmup_steps": 72},
+            "critic_warmup_steps is 72: it must be less than num_steps, 72",
+        ),
+    ],
+)
+def test_options_that_cannot_be(options: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        RunConfig(**options).resolved()  # pyright: ignore
+
+
+def test_ppo_may_sample_one_completion_of_each_problem() -> None:
+    assert RunConfig(algorithm="ppo", group_size=1).resolved().group_size == 1
+    assert {a.name for a in ALGORITHMS.values() if a.value_rule} == {"ppo", "ppo-separate"}
+    assert PPO_SEPARATE.value_rule == ValueRule(source="separate")
+
+
+def test_a_model_without_hidden_states_shares_no_trunk() -> None:
+    policy = Policy(make("qwen2"))
+    policy.forward = replace(policy.forward, gives_logits=True)
+    with pytest.raises(UserError, match="value is 'shared'"):
+        policy.share_trunk(1.0)
+
+
+def test_checkpointed_layers_learn_the_same(runtime: Runtime) -> None:
+    batch = rewarded(random_batch())
+    plain, checkpointed = learner(runtime, ppo()), learner(runtime, ppo())
+    slow = Policy(checkpointed.policy.model, gradient_checkpointing=True)
+    slow.value_head = checkpointed.policy.value_head
+    checkpointed.policy = slow
+    update(plain, batch)
+    update(checkpointed, batch)
+    assert (state(plain) - state(checkpointed)).abs().max() < SAME
+
+
+def test_adapters_of_the_policy_and_of_its_critic_are_apart(runtime: Runtime) -> None:
+    """One frozen base. Neither's loss reaches the other's adapters, and the policy scores as if there were no critic."""
+    adapted = add_adapters(make("qwen2"), rank=4, alpha=8.0, targets=("q_proj", "down_proj"), seed=0)
+    policy = LoraPolicy(adapted)
+    (micro,) = rewarded(random_batch()).micro_batches(10_000)
+    before = policy.score(micro, 1.0).logprobs.detach()
+    critic = LoraCritic(policy, seed=1)
+    with torch.no_grad():
+        critic.head.weight.fill_(0.1)
+    assert torch.equal(policy.score(micro, 1.0).logprobs, before)
+    moved = {}
+    for trains_policy in (False, True):
+        policies, critics = policy.trainable_parameters(), critic.parameters()
+        was = [p.detach().clone() for p in (*policies, *critics)]
+        ours = learner(runtime, ppo("separate"), trains_policy=trains_policy)
+        ours.policy, ours.critic = policy, critic
+        ours.optimizer = torch.optim.SGD([{"params": policies}, {"params": critics}], lr=0.1)
+        update(ours, rewarded(random_batch()))
+        changed = [not torch.equal(a, b) for a, b in zip(was, (*policies, *critics), strict=True)]
+        moved[trains_policy] = any(changed[: len(policies)]), any(changed[len(policies) : -2])
+    assert moved == {False: (False, True), True: (True, True)}
+    frozen = {n: p for n, p in policy.model.named_parameters() if "lora" not in n}
+    plain = dict(make("qwen2").named_parameters())
+    assert all(torch.equal(p, plain[n.replace(".base_layer", "")]) for n, p in frozen.items())
