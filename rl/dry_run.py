@@ -75,7 +75,7 @@ def equal_batch(problems: int, group_size: int, prompt_length: int, completion_l
 
 
 def dry_run(model: PretrainedConfig, config: RunConfig, batch: Batch) -> DryRun:
-    """An update on `batch` after a small one, which makes the optimiser's state."""
+    """An update on `batch`, and not the first of its run."""
     runtime = Runtime(dtype=config.dtype, trackers=(), run_dir=Path("runs"), device="cpu")
     tracker = TotalMemory()
     without_contents = FakeTensorMode(allow_non_fake_inputs=True)
@@ -84,7 +84,7 @@ def dry_run(model: PretrainedConfig, config: RunConfig, batch: Batch) -> DryRun:
     with without_contents, MadeUpReads():
         with tracker:
             learner = build_learner(model, config, runtime)
-            update(learner, equal_batch(1, 1, 1, 2))
+            make_state(learner.optimizer)
         kept = tracker.total("current")
         with tracker:  # its peak begins anew
             update(learner, batch)
@@ -93,6 +93,15 @@ def dry_run(model: PretrainedConfig, config: RunConfig, batch: Batch) -> DryRun:
 
 def _total(tracker: MemTracker, which: str) -> int:
     return sum(kinds["Total"] for kinds in tracker.get_tracker_snapshot(which).values())
+
+
+def make_state(optimizer: torch.optim.Optimizer) -> None:
+    """As the first step of a run does."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 def build_learner(model: PretrainedConfig, config: RunConfig, runtime: Runtime) -> Learner:

@@ -82,7 +82,8 @@ class Cut:
 class TrainedTrunk:
     """What a forward and backward of a model of Llama's shape hold, in bytes; b is 4, or 2 under bfloat16 autocast.
 
-    adapters: numbers in LoRA's, 0 where all weights are trained. has_head: the policy; a critic has none.
+    adapters: numbers in LoRA's, 0 where all weights are trained. has_head: the policy; a critic has none. two_passes: of the
+    head, see rl/head.py.
     """
 
     cost: ModelCost
@@ -93,6 +94,7 @@ class TrainedTrunk:
     lora_rank: int = 0
     adapters: int = 0
     has_head: bool = True
+    two_passes: bool = False
 
     @property
     def trained(self) -> int:
@@ -140,14 +142,15 @@ class TrainedTrunk:
         return inner + FLOAT32 * rest + casts
 
     def head(self, row: EqualRow) -> dict[str, int]:
-        """A chunk of t tokens: logits, probabilities and their product, 12 t V. Gradients: 4 V H of the weight, if trained,
+        """A chunk of t tokens: logits, probabilities and their product, 12 t V; 16 t V where a second pass differentiates by the
+        entropy too. Gradients: 4 V H of the weight, if trained,
         4 S H of the states. Under autocast a copy of the weight, and its gradient by one chunk, 2 V H each."""
         if not self.has_head:
             return {"chunk": 0, "gradient": FLOAT32 * row.scored * self.config.hidden_size}
         vocab = self.config.vocab_size
         tokens = min(row.scored, max(LEAST_TOKENS_PER_CHUNK, LOGITS_PER_CHUNK // vocab))
         trained = 0 if self.lora_rank else self.cost.head
-        chunk, copy = 3 * FLOAT32 * tokens * vocab, 0
+        chunk, copy = (4 if self.two_passes else 3) * FLOAT32 * tokens * vocab, 0
         if self.is_bfloat16:
             copy = 2 * self.cost.head
             chunk = max(chunk, 10 * tokens * vocab + 2 * trained)
@@ -157,6 +160,7 @@ class TrainedTrunk:
         """The most beyond weights and gradients that were there before, 4 n unless is_first: the largest of
 
         the head:      kept + chunk + its gradients
+        in two passes: kept + 5/4 chunk: in the first there are no gradients, but two of the chunk before
         its backward:  kept + its gradients + 2 b T I: the MLP's product and branches have gradients before they are let go
         the last:      gradients, 4 n if is_first, and those of embedding and head, 4 V H each, before they are added up
         """
@@ -166,7 +170,8 @@ class TrainedTrunk:
         embedding = 0 if self.lora_rank else FLOAT32 * self.cost.head
         waiting = embedding if self.has_head and self.is_tied else 0
         last = FLOAT32 * self.trained + waiting if is_first else embedding + waiting
-        return max(kept + sum(head.values()), kept + head["gradient"] + again + of_mlp, last)
+        first_pass = kept + 5 * head["chunk"] // 4 if self.two_passes else 0
+        return max(kept + sum(head.values()), first_pass, kept + head["gradient"] + again + of_mlp, last)
 
 
 def adapter_numbers(model: PreTrainedModel, rank: int) -> int:

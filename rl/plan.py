@@ -160,6 +160,7 @@ class Plan:
             dense=o.run.attention == "dense",
             lora_rank=o.lora_rank,
             adapters=adapter_numbers(self.skeleton, o.lora_rank),
+            two_passes=self.value == "shared",
         )
 
     @property
