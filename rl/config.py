@@ -22,7 +22,7 @@ TINY = "tiny"
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """GRPO and its relatives on checked answers.
+    """GRPO, PPO and their relatives on checked answers.
 
     Options marked "by model" have one default for the tiny built-in model, here on arithmetic, and another for real ones.
     """

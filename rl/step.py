@@ -199,8 +199,8 @@ def look_ahead(learner: Learner, parts: list[list[MicroBatch]]) -> dict[tuple[in
             known = None if values is None else estimate(learner, micro, values, scores.logprobs, reference)
             seen[n, i] = Seen(scores.logprobs, reference, known)
     if learner.algorithm.whitens:
-        tokens = [micro for micros in parts for micro in micros]
-        estimates = whitened([s.estimates for s in seen.values() if s.estimates is not None], tokens)
+        looked_at = [micro for micros in parts for micro in micros]
+        estimates = whitened([s.estimates for s in seen.values() if s.estimates is not None], looked_at)
         seen = {key: replace(s, estimates=e) for (key, s), e in zip(seen.items(), estimates, strict=True)}
     return seen
 

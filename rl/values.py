@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from rl.advantages import gae
-from rl.batch import MicroBatch, ScoredTokens
+from rl.batch import MicroBatch
 
 
 class Estimates(NamedTuple):
@@ -86,8 +86,8 @@ class ValueRule:
         return Estimates(values, flat(advantages), flat(returns))
 
 
-def whitened(estimates: Sequence[Estimates], tokens: Sequence[ScoredTokens]) -> list[Estimates]:
+def whitened(estimates: Sequence[Estimates], micros: Sequence[MicroBatch]) -> list[Estimates]:
     """Advantages of a whole step, less their mean and over their std. Returns stay as they were."""
-    trained = torch.cat([e.advantages[t.weights > 0] for e, t in zip(estimates, tokens, strict=True)])
+    trained = torch.cat([e.advantages.index_select(0, m.trained) for e, m in zip(estimates, micros, strict=True)])
     mean, std = trained.mean(), trained.std(correction=0)
     return [e._replace(advantages=(e.advantages - mean) / (std + 1e-8)) for e in estimates]
