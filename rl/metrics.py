@@ -135,7 +135,7 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
         Metric("value/explained", "share",
                "`1 - Var(R - V) / Var(R)` over the step's tokens: how much of the returns' spread the critic foresees.",
                "Rises from 0. Below 0: the critic is worse than a constant; raise `value_learning_rate` or warm it up."),
-        Metric("value/grad_norm", "", "Length of the critic's gradient before clipping.", "As `grad_norm`."),
+        Metric("value/grad_norm", "norm", "Length of the critic's gradient before clipping.", "As `grad_norm`."),
     ),
     "Update": (
         Metric("loss", "loss",
