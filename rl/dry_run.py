@@ -88,11 +88,7 @@ def dry_run(model: PretrainedConfig, config: RunConfig, batch: Batch) -> DryRun:
         kept = tracker.total("current")
         with tracker:  # its peak begins anew
             update(learner, batch)
-    return DryRun(kept, _total(tracker, "peak"))
-
-
-def _total(tracker: MemTracker, which: str) -> int:
-    return sum(kinds["Total"] for kinds in tracker.get_tracker_snapshot(which).values())
+    return DryRun(kept, tracker.total("peak"))
 
 
 def make_state(optimizer: torch.optim.Optimizer) -> None:

@@ -143,8 +143,8 @@ class TrainedTrunk:
 
     def head(self, row: EqualRow) -> dict[str, int]:
         """A chunk of t tokens: logits, probabilities and their product, 12 t V; 16 t V where a second pass differentiates by the
-        entropy too. Gradients: 4 V H of the weight, if trained,
-        4 S H of the states. Under autocast a copy of the weight, and its gradient by one chunk, 2 V H each."""
+        entropy too. Gradients: 4 V H of the weight, if trained, 4 S H of the states. Under autocast a copy of the weight, and its
+        gradient by one chunk, 2 V H each."""
         if not self.has_head:
             return {"chunk": 0, "gradient": FLOAT32 * row.scored * self.config.hidden_size}
         vocab = self.config.vocab_size

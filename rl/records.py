@@ -48,10 +48,10 @@ def _complete_lines(path: Path) -> Iterator[str]:
 
 
 def completion_rows(step: int, result: StepResult) -> Iterator[dict[str, Any]]:
-    for group, advantages in zip(result.groups, result.advantages, strict=True):
+    for i, group in enumerate(result.groups):
         prompt = group.problem.prompt
         text = prompt if isinstance(prompt, str) else "\n".join(m["content"] for m in prompt)
-        for rollout, advantage in zip(group.rollouts, advantages, strict=True):
+        for j, rollout in enumerate(group.rollouts):
             completion, score = rollout.completion, rollout.score
             yield {
                 "step": step,
@@ -65,7 +65,7 @@ def completion_rows(step: int, result: StepResult) -> Iterator[dict[str, Any]]:
                 "detail": score.detail,
                 "length": len(completion.token_ids),
                 "finish_reason": completion.finish_reason.value,
-                "advantage": advantage.mean().item(),
+                "advantage": None if result.advantages is None else result.advantages[i][j].mean().item(),
             }
 
 

@@ -71,11 +71,14 @@ class Learner:
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """groups, with their advantages, went into the update; `sampled` is all that was sampled."""
+    """groups, with their advantages, went into the update; `sampled` is all that was sampled.
+
+    advantages: None where a critic gave them in the update.
+    """
 
     groups: list[RolloutGroup]
     sampled: list[RolloutGroup]
-    advantages: Advantages
+    advantages: Advantages | None
     metrics: Metrics
 
 
@@ -103,7 +106,8 @@ def train_step(
         learner.refresh_reference(step)
     with timed(metrics, "time/deliver"):
         metrics["delivery/error"] = delivery.deliver(version=step)
-    return StepResult(groups=collected.groups, sampled=collected.sampled, advantages=advantages, metrics=metrics)
+    known = advantages if algorithm.value_rule is None else None
+    return StepResult(groups=collected.groups, sampled=collected.sampled, advantages=known, metrics=metrics)
 
 
 def update(learner: Learner, *minibatches: Batch) -> Metrics:

@@ -83,6 +83,26 @@ def odd_lengths(self: MathVerifier, answers: Sequence[str], references: Sequence
     return [Score(float(len(a) % 2), Outcome.CORRECT if len(a) % 2 else Outcome.WRONG) for a in answers]
 
 
+def test_ppo_runs_with_one_completion_of_each_problem(
+    model: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It measures its critic, and claims no advantage within a group. In the first step only the critic learns."""
+    monkeypatch.setattr(MathVerifier, "verify_batch", odd_lengths)
+    config = options(
+        model, digits, tmp_path / "run", algorithm="ppo", group_size=1, critic_warmup_steps=1, save_every=1
+    )
+    run_dir = train(replace(config, save_total_limit=3))
+    rows = read_metrics(run_dir)
+    assert all(rows[2][key] is not None for key in ("value/mean", "value/return", "value/grad_norm"))
+    assert all(row.get("groups/no_signal") is None for row in rows)
+    completions = [json.loads(line) for line in (run_dir / "completions.jsonl").read_text().splitlines()]
+    assert len(completions) == 3 * 4 and all(row["advantage"] is None for row in completions)
+    weights = [load_file(run_dir / "checkpoints" / f"step-00000{step}" / "model.safetensors") for step in (1, 2)]
+    base = load_file(model / "model.safetensors")
+    assert all(torch.equal(base[name], tensor) for name, tensor in weights[0].items())
+    assert any(not torch.equal(base[name], tensor) for name, tensor in weights[1].items())
+
+
 RESUMED = [
     ("grpo-iterative", 0),
     ("grpo-iterative", 4),
