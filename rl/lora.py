@@ -119,23 +119,14 @@ class LoraCritic(Critic):
         self.forward, self.model, self.autocast = policy.forward, policy.model, policy.autocast
         self.head = ValueHead.zeros(self.model)
         self.weights = partial(self.holding, layers)
-        self._train_both()
 
     @contextmanager
     def holding(self, layers: Any) -> Iterator[None]:
         try:
-            layers.set_adapter(CRITIC_ADAPTERS)
-            self._train_both()
+            layers.set_adapter(CRITIC_ADAPTERS)  # which alone take gradients meanwhile
             yield
         finally:
             layers.set_adapter(POLICY)
-            self._train_both()
-
-    def _train_both(self) -> None:
-        """peft freezes adapters as it switches them off; what runs backward later still needs them."""
-        for name in (POLICY, CRITIC_ADAPTERS):
-            for adapter in adapters_of(self.model, name).values():
-                adapter.requires_grad_(True)
 
     def trunk(self) -> dict[str, nn.Parameter]:
         return adapters_of(self.model, CRITIC_ADAPTERS)

@@ -18,6 +18,7 @@ from rl.batch import Batch, TrainGroup
 from rl.checkpoint import load_checkpoint, save_checkpoint
 from rl.config import RunConfig
 from rl.critic import Critic
+from rl.head import ValueHead
 from rl.lora import LoraCritic, LoraPolicy, add_adapters
 from rl.policy import Policy
 from rl.runtime import Runtime
@@ -227,6 +228,34 @@ def test_later_epochs_and_minibatches_hold_on_to_what_was_sampled(source: str, r
     update(again, first)
     stale = state(again)
     assert (state(halves) - stale).abs().max() > 1e-3
+
+
+def test_the_second_epochs_gradient_is_of_the_ratio_to_what_was_sampled(runtime: Runtime) -> None:
+    """sum w rho A grad l: by autograd on log-probs and advantages that were kept from before the first update."""
+    batch = rewarded(random_batch())
+    algorithm = ppo(clip_low=math.inf, clip_high=math.inf, value_weight=0.0)
+    ours, twice = learner(runtime, algorithm), learner(runtime, algorithm, num_epochs=2)
+    (micro,) = batch.micro_batches(10_000)
+    with torch.no_grad():
+        sampled = ours.policy.score(micro, 1.0)
+    assert sampled.values is not None
+    known = algorithm.estimate(micro, sampled.values, None, None)
+    update(ours, batch)
+    scores = ours.policy.score(micro, 1.0)
+    ratio = (scores.logprobs - sampled.logprobs).exp()
+    (-micro.weights * ratio * known.advantages).sum().backward()
+    ours.optimizer.step()
+    update(twice, batch)
+    assert (state(ours) - state(twice)).abs().max() < SAME
+
+
+def test_the_head_lets_its_share_into_the_trunk_by_autograd_too() -> None:
+    """Output layers that are no plain one are differentiated by autograd."""
+    hidden = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    head = ValueHead(torch.tensor([1.0, -2.0, 0.5]), torch.tensor(0.3), trunk_scale=0.25)
+    head(hidden).sum().backward()
+    assert hidden.grad is not None and torch.equal(hidden.grad, 0.25 * head.weight.expand(4, 3))
+    assert torch.equal(head(hidden), hidden @ head.weight + 0.3)
 
 
 @pytest.mark.parametrize("source", ["shared", "separate"])
