@@ -164,16 +164,16 @@ def differentiate(learner: Learner, micro: MicroBatch, seen: Seen | None) -> tup
         critic_loss = of_values.item()
 
     def loss_of(scores: TokenScores, part: slice) -> Tensor:
+        nonlocal estimates
         logprobs = scores.logprobs.detach()
-        known = None if estimates is None else Estimates(*(x[part] for x in estimates))
-        if scores.values is not None and known is None:
-            known = estimate(learner, micro, scores.values.detach(), logprobs, reference)
+        if scores.values is not None and estimates is None:  # part is all of them then, see token_level
+            estimates = estimate(learner, micro, scores.values.detach(), logprobs, reference)
         return algorithm.loss(
             scores,
             logprobs if behaviour is None else behaviour[part],
             None if reference is None else reference[part],
             micro.tokens(part),
-            known,
+            None if estimates is None else Estimates(*(x[part] for x in estimates)),
             policy_weight=float(learner.trains_policy),
         )
 
@@ -181,11 +181,8 @@ def differentiate(learner: Learner, micro: MicroBatch, seen: Seen | None) -> tup
     token_level = algorithm.token_level and (policy.value_head is None or estimates is not None)
     loss, scores = policy.loss(micro, learner.temperature, loss_of, token_level=token_level)
     learner.runtime.backward(loss)
-    if behaviour is None:
-        behaviour = scores.logprobs
-    if scores.values is not None and estimates is None:
-        estimates = estimate(learner, micro, scores.values, behaviour, reference)
-    return loss.item() + critic_loss, scores, Seen(behaviour, reference, estimates)
+    seen = seen or Seen(scores.logprobs, reference, estimates)
+    return loss.item() + critic_loss, scores, seen
 
 
 @torch.no_grad()
