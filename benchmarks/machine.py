@@ -48,3 +48,13 @@ def write_result(name: str, question: str, result: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"question": question.split("\n")[0], **result}, indent=2) + "\n")
     print(f"written to {path}")
+
+
+def write_table(name: str, table: str) -> None:
+    """Into docs/results.md, between the marks of that name."""
+    path, begin, end = Path("docs/results.md"), f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
+    before, _, rest = path.read_text(encoding="utf-8").partition(begin)
+    _, _, after = rest.partition(end)
+    if not rest:
+        raise SystemExit(f"{path} has no mark {begin}: it is gone from the section of the table")
+    path.write_text(f"{before}{begin}{table}\n{end}{after}", encoding="utf-8")

@@ -35,6 +35,18 @@ class ModelSize:
     num_heads: int
     num_key_value_heads: int
 
+    def config(self, **further: Any) -> Qwen2Config:
+        return Qwen2Config(
+            vocab_size=self.vocab_size,
+            hidden_size=self.hidden_size,
+            intermediate_size=self.intermediate_size,
+            num_hidden_layers=self.num_layers,
+            num_attention_heads=self.num_heads,
+            num_key_value_heads=self.num_key_value_heads,
+            tie_word_embeddings=True,
+            **further,
+        )
+
 
 SMALL = ModelSize(
     vocab_size=512, hidden_size=256, intermediate_size=704, num_layers=4, num_heads=4, num_key_value_heads=2
@@ -66,15 +78,8 @@ def random_model(
     has `bias` more there, and since the head is tied that is added to END's logit alone; END is never an input. The
     constant is so large beside the rest that the last norm hardly depends on the text.
     """
-    config = Qwen2Config(
-        vocab_size=size.vocab_size,
-        hidden_size=size.hidden_size,
-        intermediate_size=size.intermediate_size,
-        num_hidden_layers=size.num_layers,
-        num_attention_heads=size.num_heads,
-        num_key_value_heads=size.num_key_value_heads,
+    config = size.config(
         max_position_embeddings=2048,
-        tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=tokenizer.vocab[END],
         pad_token_id=tokenizer.vocab[PAD],

@@ -18,13 +18,12 @@ from typing import Any
 
 import torch
 import tyro
-from transformers import Qwen2Config
 
 from benchmarks.machine import describe_machine, write_result
 from benchmarks.models import LARGE, SMALL
 from benchmarks.update_memory import PeakMemory, in_fresh_process
 from rl.cost import forward_flops
-from rl.dry_run import build_learner, equal_batch, make_state
+from rl.dry_run import equal_batch, make_state, untaught_learner
 from rl.plan import Plan, PlanOptions
 from rl.runtime import Runtime
 from rl.step import Learner, update
@@ -44,16 +43,6 @@ class Options:
 
 
 def planned(size: str, algorithm: str, lora_rank: int, token_budget: int = 1024) -> Plan:
-    s = SIZES[size]
-    config = Qwen2Config(
-        vocab_size=s.vocab_size,
-        hidden_size=s.hidden_size,
-        intermediate_size=s.intermediate_size,
-        num_hidden_layers=s.num_layers,
-        num_attention_heads=s.num_heads,
-        num_key_value_heads=s.num_key_value_heads,
-        tie_word_embeddings=True,
-    )
     options = PlanOptions(
         model=size,
         algorithm=algorithm,
@@ -63,13 +52,13 @@ def planned(size: str, algorithm: str, lora_rank: int, token_budget: int = 1024)
         token_budget=token_budget,
         **STEP,
     )
-    return Plan(options, config)
+    return Plan(options, SIZES[size].config())
 
 
 def real_learner(plan: Plan) -> Learner:
     runtime = Runtime(dtype="float32", trackers=(), run_dir=Path("runs"), device="cpu")
     torch.set_num_threads(1)
-    return build_learner(plan.config, plan.options.run, runtime)
+    return untaught_learner(plan.config, plan.options.run, runtime)
 
 
 def measured_bytes(plan: Plan) -> int:

@@ -15,12 +15,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import tyro
 
-from benchmarks.machine import describe_machine, write_result
+from benchmarks.machine import describe_machine, write_result, write_table
 from rl.plan import GIB, PlanOptions, make_plan
 from rl.runtime import cpu_cores
 
@@ -28,7 +27,6 @@ MODELS = ("qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-7b", "qwen2.5-32b")
 METHODS = {"GRPO": "grpo", "PPO shared": "ppo", "PPO separate": "ppo-separate"}
 RANKS = {"full": 0, "LoRA r=16": 16}
 STEP: dict[str, Any] = {"prompt_length": 512, "completion_length": 1024, "group_size": 8, "problems_per_step": 32}
-BEGIN, END = "<!-- vram_table: begin -->", "<!-- vram_table: end -->"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,16 +89,6 @@ def as_table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def write_table(table: str) -> None:
-    path = Path("docs/results.md")
-    text = path.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    if not rest:
-        raise SystemExit(f"{path} has no mark {BEGIN}: it is gone from the section of the table")
-    path.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
-
-
 def main(options: Options) -> None:
     if options.cell:
         print(json.dumps(make_plan(options_of(*options.cell)).dry().peak))
@@ -113,7 +101,7 @@ def main(options: Options) -> None:
         __doc__ or "",
         {**describe_machine(), "step": asdict(options_of(MODELS[0], "grpo", 0)), "rows": rows},
     )
-    write_table(as_table(rows))
+    write_table("vram_table", as_table(rows))
 
 
 if __name__ == "__main__":

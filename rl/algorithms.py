@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rl.advantages import group_normalized, leave_one_out, process_supervised
 from rl.batch import Batch, MicroBatch, ScoredTokens, pack
+from rl.cost import CriticSource
 from rl.head import TokenScores
 from rl.losses import (
     KLKind,
@@ -101,7 +102,8 @@ class Algorithm:
     refresh_reference_every: steps after which the reference becomes the policy; 0 is never.
     scores_steps: reasoning steps get rewards of their own.
     value_rule: where a critic's values come from, and what is made of them; None is no critic.
-    samples_from: the policy whose completions are trained on, the live one or the one that the run began with.
+    samples_from: whose completions are trained on: the live policy's, those of the policy that the run began with, or the
+        problems' own worked solutions.
     """
 
     name: str
@@ -120,7 +122,11 @@ class Algorithm:
     refresh_reference_every: int = 0
     scores_steps: bool = False
     value_rule: ValueRule | None = None
-    samples_from: Literal["live", "start"] = "live"
+    samples_from: Literal["live", "start", "dataset"] = "live"
+
+    @property
+    def critic(self) -> CriticSource:
+        return "none" if self.value_rule is None else self.value_rule.source
 
     @property
     def compares_within_groups(self) -> bool:
@@ -261,14 +267,35 @@ CISPO = Algorithm(
     reduction=token_mean,
 )
 # Supervised learning is the same step with every demonstration worth 1.
-SFT = Algorithm(name="sft", advantage_rule=imitation, surrogate=likelihood, reduction=token_mean, importance_cap=None)
+SFT = Algorithm(
+    name="sft",
+    advantage_rule=imitation,
+    surrogate=likelihood,
+    reduction=token_mean,
+    importance_cap=None,
+    samples_from="dataset",
+)
 # Of the start policy's completions those that are right, or of the live policy's; wrong ones count in the mean.
-RFT = Algorithm(name="rft", advantage_rule=imitation, surrogate=likelihood, samples_from="start", importance_cap=None)
+RFT = Algorithm(name="rft", advantage_rule=imitation, surrogate=likelihood, importance_cap=None, samples_from="start")
 ONLINE_RFT = replace(RFT, name="online-rft", samples_from="live")
 PPO = Algorithm(name="ppo", advantage_rule=by_the_critic, reduction=token_mean, kl_weight=0.04, value_rule=ValueRule())
 PPO_SEPARATE = replace(PPO, name="ppo-separate", value_rule=ValueRule(source="separate"))
 
 ALGORITHMS = {
     a.name: a
-    for a in (GRPO, GRPO_PROCESS, GRPO_ITERATIVE, DR_GRPO, DAPO, GSPO, RLOO, CISPO, RFT, ONLINE_RFT, PPO, PPO_SEPARATE)
+    for a in (
+        GRPO,
+        GRPO_PROCESS,
+        GRPO_ITERATIVE,
+        DR_GRPO,
+        DAPO,
+        GSPO,
+        RLOO,
+        CISPO,
+        SFT,
+        RFT,
+        ONLINE_RFT,
+        PPO,
+        PPO_SEPARATE,
+    )
 }

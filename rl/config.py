@@ -148,6 +148,8 @@ class RunConfig:
     """Steps between evaluations. By model: 10, 25."""
     eval_size: int | None = None
     """Problems held out. By model: 400, 200."""
+    eval_samples: int = 0
+    """Completions k of each of them, sampled besides, for pass@k and the vote of k; 0 is the greedy one alone."""
     run_dir: Path | None = None
     """Folder of the run; runs/<model>-<dataset>-<algorithm>-<seed> otherwise."""
     save_every: int = 50
@@ -185,6 +187,10 @@ class RunConfig:
             raise UserError(
                 f"value is 'none': {self.algorithm} needs a critic; use shared or separate, or another algorithm"
             )
+        if self.group_size not in (None, 1) and named.samples_from == "dataset":
+            raise UserError(
+                f"group_size is {self.group_size}: {self.algorithm} has one worked solution of each problem; leave group_size out"
+            )
         if self.group_size == 1 and named.compares_within_groups:
             raise UserError(
                 f"group_size is 1: it must be at least 2 for {self.algorithm}, whose advantages are relative to the others of a "
@@ -196,6 +202,8 @@ class RunConfig:
         defaults = dict(TINY_DEFAULTS[tiny_task(self.dataset)] if self.model == TINY else MODEL_DEFAULTS)
         if self.model == TINY and ALGORITHMS[self.algorithm].kl_weight > 0:
             defaults["kl_weight"] = TINY_KL_WEIGHT
+        if ALGORITHMS[self.algorithm].samples_from == "dataset":
+            defaults["group_size"] = 1
         if self.lora_rank > 0:
             defaults["lora_alpha"] = 2.0 * self.lora_rank
             defaults["learning_rate"] *= LORA_RATE
@@ -339,6 +347,7 @@ CHECKS: dict[str, Check] = {
     "max_unjudged": _SHARE,
     "eval_every": _at_least(1),
     "eval_size": _at_least(1),
+    "eval_samples": _at_least(0),
     "save_every": _at_least(1),
     "save_total_limit": _at_least(1),
     "trackers": ((lambda v: set(v) <= set(_TRACKERS)), "among " + ", ".join(_TRACKERS)),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -15,6 +16,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from rl.batch import TrainGroup
 
 FLOAT32 = 4  # bytes
+CriticSource = Literal["none", "shared", "separate"]
 
 
 def head_size(config: PretrainedConfig) -> int:
@@ -89,6 +91,35 @@ def update_flops(cost: ModelCost, work: Work, *, frozen: bool = False) -> float:
 def trunk_update_flops(cost: ModelCost, work: Work, *, frozen: bool = False) -> float:
     """The same of a critic, whose output layer is one row: u N_b T + 12 L H_q pairs, u = 6 (frozen weights: 4)."""
     return update_flops(replace(cost, head=0), work, frozen=frozen)
+
+
+def step_flops(
+    cost: ModelCost,
+    work: Work,
+    *,
+    critic: CriticSource,
+    has_reference: bool = False,
+    looks_ahead: bool = False,
+    num_epochs: int = 1,
+    frozen: bool = False,
+    checkpointed: bool = False,
+) -> dict[str, float]:
+    """Of a step's whole update, by what is run. Prompts that are run twice because their group was split are counted once.
+
+    looks_ahead: a forward of the policy, and of a critic of its own, before the first update. checkpointed: layers are run
+    again in the backward pass. A shared trunk whose values are not known beforehand runs the output layer again, 2 V H S:
+    its advantages need all values before the loss.
+    """
+    trunk = replace(cost, head=0)
+    again = forward_flops(trunk, work) if checkpointed else 0.0
+    second_head = 2 * cost.head * work.scored if critic == "shared" and not looks_ahead else 0.0
+    critics = int(critic == "separate")
+    return {
+        "reference": has_reference * forward_flops(cost, work),
+        "look ahead": looks_ahead * (forward_flops(cost, work) + critics * forward_flops(trunk, work)),
+        "forward/backward, policy": num_epochs * (update_flops(cost, work, frozen=frozen) + again) + second_head,
+        "forward/backward, critic": critics * num_epochs * (trunk_update_flops(cost, work, frozen=frozen) + again),
+    }
 
 
 def optimizer_bytes(cost: ModelCost) -> float:

@@ -21,7 +21,7 @@ from rl.config import RunConfig
 from rl.forward import varlen_forward
 from rl.reductions import StepCounts
 from rl.runtime import Runtime
-from rl.setup import build_critic, build_optimizer, build_policy
+from rl.setup import build_learner
 from rl.step import Learner, update
 
 
@@ -83,7 +83,7 @@ def dry_run(model: PretrainedConfig, config: RunConfig, batch: Batch) -> DryRun:
     without_contents.fake_tensor_converter.set_tensor_memo = lambda *_: None  # pyright: ignore
     with without_contents, MadeUpReads():
         with tracker:
-            learner = build_learner(model, config, runtime)
+            learner = untaught_learner(model, config, runtime)
             make_state(learner.optimizer)
         kept = tracker.total("current")
         with tracker:  # its peak begins anew
@@ -100,25 +100,13 @@ def make_state(optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad()
 
 
-def build_learner(model: PretrainedConfig, config: RunConfig, runtime: Runtime) -> Learner:
+def untaught_learner(model: PretrainedConfig, config: RunConfig, runtime: Runtime) -> Learner:
     """As rl/setup.py does, with a model that nobody has taught anything."""
-    algorithm, none = config.chosen_algorithm(), cast(Any, None)  # a tokenizer to compare with, a display
-    attention, config = config.attention, replace(config, attention="dense")  # a CPU has no other kernel to try
+    none = cast(Any, None)  # a tokenizer to compare with, a display
     made = AutoModelForCausalLM.from_config(model, dtype=torch.float32)
-    policy = build_policy(config, made, runtime, none)
-    critic = build_critic(config, policy, none, runtime, none)
-    if attention == "varlen":
-        policy.forward = varlen_forward
-        if critic is not None:
-            critic.forward = varlen_forward
-    return Learner(
-        policy=policy,
-        reference=policy.frozen_copy() if algorithm.kl_weight > 0 else None,
-        critic=critic,
-        optimizer=build_optimizer(config, policy, critic),
-        runtime=runtime,
-        algorithm=algorithm,
-        temperature=config.temperature,
-        token_budget=config.token_budget,
-        max_grad_norm=config.max_grad_norm,
-    )
+    learner = build_learner(replace(config, attention="dense"), made, none, runtime, none)  # a CPU has no other to try
+    if config.attention == "varlen":
+        for scorer in (learner.policy, learner.reference, learner.critic):
+            if scorer is not None:
+                scorer.forward = varlen_forward
+    return learner

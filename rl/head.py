@@ -243,7 +243,11 @@ class _TwoPasses(torch.autograd.Function):
         ctx.head, ctx.temperature = head, temperature
         ctx.save_for_backward(hidden, targets)
         ctx.autocast = torch.is_autocast_enabled(hidden.device.type)
-        return tuple(_joined([chunk.scores() for _, chunk in _chunks(head, hidden, targets, temperature)]))
+        parts = []
+        for _part, chunk in _chunks(head, hidden, targets, temperature):
+            parts.append(chunk.scores())
+            del chunk  # before the next one's logits are made
+        return tuple(_joined(parts))
 
     @staticmethod
     def backward(ctx: Any, by_logprob: Tensor, by_entropy: Tensor, by_value: Tensor | None):  # pyright: ignore
@@ -253,7 +257,7 @@ class _TwoPasses(torch.autograd.Function):
             for part, chunk in _chunks(ctx.head, hidden, targets, ctx.temperature):
                 of_value = None if by_value is None else by_value[part]
                 gradients.add(part, chunk, by_logprob[part], by_entropy[part], of_value)
-                del chunk
+                del chunk  # as above
         return None, None, None, *gradients.given_up(hidden, None)
 
 

@@ -70,7 +70,7 @@ def run_steps(run: Run, progress: Progress, asked: StopRequest) -> None:
     config, num_steps = run.config, run.config.num_steps or 0
     if run.step == 0:
         progress.start("evaluating the base model")
-        log(run, progress, {"step": 0, **evaluate(run.collector, run.held_out)}, None)
+        log(run, progress, {"step": 0, **evaluate(run.collector, run.held_out, config.eval_samples)}, None)
     while run.step < num_steps:
         step, started = run.step + 1, time.perf_counter()
         run.learner.set_learning_rate(config.learning_rate_at(step))
@@ -83,7 +83,7 @@ def run_steps(run: Run, progress: Progress, asked: StopRequest) -> None:
         if run.verifiers.isolation:
             metrics["sandbox/level"] = run.verifiers.isolation.rank
         if step % (config.eval_every or 1) == 0 or step == num_steps:
-            metrics |= evaluate(run.collector, run.held_out)
+            metrics |= evaluate(run.collector, run.held_out, config.eval_samples)
         metrics |= {"time/step": time.perf_counter() - started, "memory/peak": run.learner.runtime.peak_memory()}
         log(run, progress, metrics, result)
         run.step = step

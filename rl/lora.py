@@ -62,6 +62,8 @@ def add_adapters(model: PreTrainedModel, *, rank: int, alpha: float, targets: Se
 class LoraPolicy(Policy):
     """The policy and its references are one model: a reference is a choice of adapters."""
 
+    frozen_base = True
+
     def __init__(self, adapted: PeftModel, **options: Any) -> None:
         super().__init__(adapted.get_base_model(), **options)  # pyright: ignore[reportArgumentType]
         self.adapted = adapted

@@ -160,7 +160,6 @@ class TrainedTrunk:
         """The most beyond weights and gradients that were there before, 4 n unless is_first: the largest of
 
         the head:      kept + chunk + its gradients
-        in two passes: kept + 5/4 chunk: in the first there are no gradients, but two of the chunk before
         its backward:  kept + its gradients + 2 b T I: the MLP's product and branches have gradients before they are let go
         the last:      gradients, 4 n if is_first, and those of embedding and head, 4 V H each, before they are added up
         """
@@ -170,8 +169,7 @@ class TrainedTrunk:
         embedding = 0 if self.lora_rank else FLOAT32 * self.cost.head
         waiting = embedding if self.has_head and self.is_tied else 0
         last = FLOAT32 * self.trained + waiting if is_first else embedding + waiting
-        first_pass = kept + 5 * head["chunk"] // 4 if self.two_passes else 0
-        return max(kept + sum(head.values()), first_pass, kept + head["gradient"] + again + of_mlp, last)
+        return max(kept + sum(head.values()), kept + head["gradient"] + again + of_mlp, last)
 
 
 def adapter_numbers(model: PreTrainedModel, rank: int) -> int:

@@ -38,6 +38,14 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
                "The number to trust: it should rise above step 0. Its standard error is `sqrt(p (1 - p) / n)`: about "
                "0.02 for 500 problems, so smaller steps are noise. Flat while `reward/mean` rises: reward hacking or "
                "memorised training problems."),
+        Metric("eval/pass_at_k", "share",
+               "Held-out problems of which at least one of k = `eval_samples` sampled completions is right. Null unless "
+               "`eval_samples` is set.",
+               "Above `eval/accuracy`. RL often raises that and leaves this: it sharpens what the model could do already."),
+        Metric("eval/maj_at_k", "share",
+               "Held-out problems of which the answer that most of the same k completions give is right (a tie counts by "
+               "its share). Null where answers are not written out, as with programs.",
+               "Near `eval/accuracy`, or above."),
         Metric("eval/length", "tokens", "Mean number of tokens of the greedy held-out completions.",
                "Near `length/mean`."),
         Metric("eval/truncated", "share", "Held-out completions that were cut by the token limit.",
@@ -172,12 +180,17 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
                "Below `tokens/sampled` when many groups carry no signal."),
         Metric("tokens/per_second", "tokens per second", "`tokens/sampled / time/sample`.",
                "Steady. Falls as completions grow longer."),
+        Metric("flops/update", "operations",
+               "Floating-point operations of the update, counted from shapes (rl/cost.py): reference, forward and backward of "
+               "policy and critic, every epoch.",
+               "Falls with the groups that carry no signal."),
         Metric("time/step", "seconds", "The whole step by the wall clock, all phases below included.", "Steady."),
         Metric("time/sample", "seconds", "Sampling the completions.", "Usually the largest part."),
         Metric("time/verify", "seconds", "Grading that was still to do when the last completion was sampled.",
                "Small: most is done while others are sampled. Large: stalling answers, few workers."),
         Metric("time/train", "seconds", "Forward, backward and optimiser, the reference included.",
                "Falls with the groups that carry no signal."),
+        Metric("time/optimizer", "seconds", "Of `time/train`, clipping and the optimiser's own step.", "Steady."),
         Metric("time/deliver", "seconds", "Handing the weights to the sampler, and the proof that they arrived.",
                "Small."),
         Metric("time/evaluate", "seconds", "The held-out evaluation, on the steps that evaluate.",

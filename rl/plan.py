@@ -14,11 +14,11 @@ from rewards.errors import UserError
 from rl.config import TINY, RunConfig
 from rl.cost import (
     FLOAT32,
+    CriticSource,
     ModelCost,
     forward_flops,
     key_value_bytes,
-    trunk_update_flops,
-    update_flops,
+    step_flops,
 )
 from rl.dry_run import DryRun, dry_run, equal_batch
 from rl.memory import Cut, TrainedTrunk, adapter_numbers
@@ -164,9 +164,8 @@ class Plan:
         )
 
     @property
-    def value(self) -> Literal["none", "shared", "separate"]:
-        rule = self.options.run.chosen_algorithm().value_rule
-        return "none" if rule is None else rule.source
+    def value(self) -> CriticSource:
+        return self.options.run.chosen_algorithm().critic
 
     @property
     def has_reference(self) -> bool:
@@ -238,25 +237,21 @@ class Plan:
         return self.kept() + sum(memory[name] for name in ("sampler's weights", "key-value cache", "sampler's logits"))
 
     def flops(self) -> dict[str, float]:
-        """sampling 2 (N_b T + V H S) + attention, every prompt once for its group; the reference the same on what the update
-        runs; forward and backward by rl/cost.py, a forward of the trunk more where layers are run again, and one of the output
-        layer, 2 V H S, where a shared trunk's advantages need all values before the loss."""
-        o, frozen = self.options, self.options.lora_rank > 0
+        """sampling 2 (N_b T + V H S) + attention, every prompt once for its group; the update by rl/cost.py."""
+        o = self.options
         whole = replace(
             self.cut.whole, prompts=self.cut.whole.prompts * o.gpus, sequences=o.problems_per_step * o.group_size
         )
-        work, trunk = whole.work, replace(self.cost, head=0)
-        again = forward_flops(trunk, work) if o.gradient_checkpointing else 0.0
-        second_head = 2 * self.cost.head * work.scored if self.value == "shared" else 0.0
+        updated = step_flops(
+            self.cost,
+            whole.work,
+            critic=self.value,
+            has_reference=self.has_reference,
+            frozen=o.lora_rank > 0,
+            checkpointed=o.gradient_checkpointing,
+        )
         sampled = replace(whole, prompts=o.problems_per_step).work
-        return {
-            "sampling": forward_flops(self.cost, sampled),
-            "reference": forward_flops(self.cost, work) if self.has_reference else 0.0,
-            "forward/backward, policy": update_flops(self.cost, work, frozen=frozen) + again + second_head,
-            "forward/backward, critic": trunk_update_flops(self.cost, work, frozen=frozen) + again
-            if self.critic
-            else 0.0,
-        }
+        return {"sampling": forward_flops(self.cost, sampled), **updated}
 
     def dry(self) -> DryRun:
         """The update itself, run without numbers, on at most two micro-batches: any further one is like the second."""

@@ -53,10 +53,12 @@ class Policy:
 
     autocast: makes the context to run the forward in. weights: makes the one in which the model has this policy's weights; a
     reference may share the policy's model. value_head: over the policy's own states, where a critic shares its trunk.
+    frozen_base: the model's own weights are not trained.
     """
 
     weights: Callable[[], AbstractContextManager[Any]] = nullcontext
     value_head: ValueHead | None = None
+    frozen_base: bool = False
 
     def __init__(
         self,

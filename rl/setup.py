@@ -30,9 +30,10 @@ from rl.runtime import Runtime
 from rl.step import Learner
 from rl.warm_start import WarmStart, warm_started
 from rollout.collect import Collector
+from rollout.demonstrations import demonstration
 from rollout.problems import ProblemStream, load_problems, split_held_out, without_overlap
 from rollout.prompts import PromptRenderer
-from rollout.records import Problem
+from rollout.records import WORKED, Problem
 from rollout.sampler import SamplingParams
 from rollout.torch_sampler import TorchSampler
 
@@ -113,6 +114,31 @@ def gradable(problems: Sequence[Problem], verifiers: Verifiers, progress: Progre
     return [p for p in problems if scores[p.id].outcome is Outcome.CORRECT]
 
 
+def demonstrable(
+    problems: Sequence[Problem], verifiers: Verifiers, renderer: PromptRenderer, max_tokens: int, progress: Progress
+) -> list[Problem]:
+    """The problems with a worked solution that is right and no longer than a completion may be; the others are told and dropped."""
+    worked = [p for p in problems if p.metadata.get(WORKED)]
+    scores: dict[str, Score] = {}
+    for name in sorted({p.verifier for p in worked}):
+        asking = [p for p in worked if p.verifier == name]
+        judged = verifiers[name].verify_batch([str(p.metadata[WORKED]) for p in asking], [p.reference for p in asking])
+        scores |= {p.id: s for p, s in zip(asking, judged, strict=True)}
+    right = [p for p in worked if scores[p.id].outcome is Outcome.CORRECT]
+    kept = [p for p in right if len(demonstration(p, renderer).rollouts[0].completion.token_ids) <= max_tokens]
+    why = f"{len(problems) - len(worked)} have no worked solution, of {len(worked) - len(right)} it is not judged right, of "
+    why += f"{len(right) - len(kept)} it is longer than max_tokens {max_tokens}"
+    wrong = next((f"; problem {i!r}: {s.detail}" for i, s in scores.items() if s.outcome is not Outcome.CORRECT), "")
+    if not kept:
+        raise UserError(
+            f"dataset: sft has nothing to learn from its {len(problems)} problems: {why}{wrong}. Give worked solutions that state "
+            "their final answer, in the answer column or in one named worked"
+        )
+    if len(kept) < len(problems):
+        progress.message(f"{len(problems) - len(kept)} of {len(problems)} problems are left out: {why}{wrong}")
+    return kept
+
+
 def require_room(config: RunConfig, renderer: PromptRenderer, problems: Sequence[Problem], context: int | None) -> None:
     """Every prompt with a full completion fits the model's context and one forward."""
     longest, length = max(((p, len(renderer.render(p))) for p in problems), key=lambda pair: pair[1])
@@ -137,27 +163,13 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
     source = tiny_base(config.dataset, verifiers, runtime, progress) if config.model == TINY else config.model
     model, tokenizer = load_pretrained(source, runtime.device)
     renderer = PromptRenderer(tokenizer, style=config.prompt_style, system_prompt=config.system_prompt)
-    policy = build_policy(config, model, runtime, progress)
-    require_room(config, renderer, [*training, *held_out], policy.context_length)
-    is_offline = algorithm.samples_from == "start"
-    critic = build_critic(config, policy, tokenizer, runtime, progress)
-    learner = Learner(
-        policy=policy,
-        reference=policy.frozen_copy() if algorithm.kl_weight > 0 else None,
-        start=policy.frozen_copy() if is_offline else None,
-        critic=critic,
-        optimizer=build_optimizer(config, policy, critic),
-        runtime=runtime,
-        algorithm=algorithm,
-        temperature=config.temperature,
-        token_budget=config.token_budget,
-        max_grad_norm=config.max_grad_norm,
-        num_epochs=config.num_epochs,
-        num_minibatches=config.num_minibatches,
-    )
+    if algorithm.samples_from == "dataset":
+        training = demonstrable(training, verifiers, renderer, max_tokens, progress)
+    learner = build_learner(config, model, tokenizer, runtime, progress)
+    require_room(config, renderer, [*training, *held_out], learner.policy.context_length)
     sampler_dtype = runtime.dtype if config.sampler_dtype == "auto" else config.sampler_dtype
     sampler = TorchSampler(
-        copy.deepcopy(model) if is_offline else model,  # what is delivered there must not reach the policy
+        copy.deepcopy(model) if learner.start else model,  # what is delivered there must not reach the policy
         tokenizer,
         decode_dtype=getattr(torch, sampler_dtype),
         autocast=runtime.autocast,
@@ -177,7 +189,7 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
         write_config(config.run_dir, config)
     exact = config.dtype == sampler_dtype == "float32"
     tolerance = 1e-3 if exact else 0.25  # bf16 keeps 8 bits: logits near 10 round to 0.06
-    delivery = Delivery(policy, sampler, tolerance=tolerance)
+    delivery = Delivery(learner.policy, sampler, tolerance=tolerance)
     delivery.deliver(version=step)
     return Run(
         config=config,
@@ -191,6 +203,32 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
         tokenizer=tokenizer,
         records=RunRecords(config.run_dir, keep_through=step if config.resume else None),
         step=step,
+    )
+
+
+def build_learner(
+    config: RunConfig,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    runtime: Runtime,
+    progress: Progress,
+) -> Learner:
+    algorithm = config.chosen_algorithm()
+    policy = build_policy(config, model, runtime, progress)
+    critic = build_critic(config, policy, tokenizer, runtime, progress)
+    return Learner(
+        policy=policy,
+        reference=policy.frozen_copy() if algorithm.kl_weight > 0 else None,
+        start=policy.frozen_copy() if algorithm.samples_from == "start" else None,
+        critic=critic,
+        optimizer=build_optimizer(config, policy, critic),
+        runtime=runtime,
+        algorithm=algorithm,
+        temperature=config.temperature,
+        token_budget=config.token_budget,
+        max_grad_norm=config.max_grad_norm,
+        num_epochs=config.num_epochs,
+        num_minibatches=config.num_minibatches,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from rewards.errors import UserError
 from rl.algorithms import Advantages, Algorithm
 from rl.batch import Batch, MicroBatch
+from rl.cost import ModelCost, Work, step_flops
 from rl.critic import Critic
 from rl.deliver import Delivery
 from rl.head import TokenScores
@@ -19,6 +21,7 @@ from rl.policy import Policy
 from rl.runtime import Runtime
 from rl.values import Estimates, Seen, whitened
 from rollout.collect import Collector
+from rollout.demonstrations import demonstrate
 from rollout.problems import ProblemStream
 from rollout.records import RolloutGroup
 
@@ -56,6 +59,20 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("relative_rate", 1.0)
 
+    def flops(self, work: Work, *, looks_ahead: bool) -> float:
+        """Of an update on that."""
+        parts = step_flops(
+            ModelCost.of(self.policy.model),
+            work,
+            critic=self.algorithm.critic,
+            has_reference=self.reference is not None,
+            looks_ahead=looks_ahead,
+            num_epochs=self.num_epochs,
+            frozen=self.policy.frozen_base,
+            checkpointed=self.policy.model.is_gradient_checkpointing,
+        )
+        return sum(parts.values())
+
     def clip_gradients(self) -> list[float]:
         """-> the length of each group's gradient before."""
         return [
@@ -90,7 +107,9 @@ def train_step(
 
     if learner.start is not None:
         delivery.deliver(version=0, policy=learner.start)
-    if algorithm.dynamic_sampling:
+    if algorithm.samples_from == "dataset":
+        collected = demonstrate(stream.take(num_problems), collector.renderer)
+    elif algorithm.dynamic_sampling:
         collected = collector.collect_with_signal(stream, num_problems, step=step)
     else:
         collected = collector.collect(stream.take(num_problems), step=step)
@@ -119,8 +138,9 @@ def update(learner: Learner, *minibatches: Batch) -> Metrics:
     tracker = TokenMeans()
     parts = [[m.to(learner.policy.device) for m in b.micro_batches(learner.token_budget)] for b in minibatches]
     parts = [micros for micros in parts if micros]
-    seen = look_ahead(learner, parts) if len(parts) > 1 or learner.algorithm.whitens else {}
-    loss_sum, norms = 0.0, [0.0]
+    looks_ahead = len(parts) > 1 or learner.algorithm.whitens
+    seen = look_ahead(learner, parts) if looks_ahead else {}
+    loss_sum, norms, seconds_of_optimizer = 0.0, [0.0], 0.0
     for _ in range(learner.num_epochs):
         for n, micros in enumerate(parts):
             for i, micro in enumerate(micros):
@@ -130,16 +150,21 @@ def update(learner: Learner, *minibatches: Batch) -> Metrics:
             if not learner.trains_policy:
                 for parameter in learner.optimizer.param_groups[0]["params"]:
                     parameter.grad = None
+            started = time.perf_counter()
             norms = learner.clip_gradients()
             require_finite(learner, loss_sum, norms)
             learner.optimizer.step()
             learner.optimizer.zero_grad()
+            seconds_of_optimizer += time.perf_counter() - started
+    groups = [group for batch in minibatches for group in batch.groups]
     metrics: Metrics = {
         "loss": loss_sum if parts else None,
         "grad_norm": norms[0] if parts else None,
         "learning_rate": learner.learning_rate,
-        "groups/trained": sum(len(batch.groups) for batch in minibatches),
-        "tokens/trained": sum(batch.num_tokens for batch in minibatches) * learner.num_epochs,
+        "groups/trained": len(groups),
+        "tokens/trained": sum(group.num_tokens for group in groups) * learner.num_epochs,
+        "flops/update": learner.flops(Work.of(groups), looks_ahead=looks_ahead),
+        "time/optimizer": seconds_of_optimizer,
         **tracker.means(),
     }
     if len(norms) > 1:
@@ -162,6 +187,10 @@ def differentiate(learner: Learner, micro: MicroBatch, seen: Seen | None) -> tup
         with learner.critic.weights():
             learner.runtime.backward(of_values)
         critic_loss = of_values.item()
+
+        if not learner.trains_policy:
+            scores = policy.score(micro, learner.temperature)
+            return critic_loss, scores, seen or Seen(scores.logprobs, reference, estimates)
 
     def loss_of(scores: TokenScores, part: slice) -> Tensor:
         nonlocal estimates

@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 
 from rewards.errors import UserError
-from rewards.score import Outcome, Score
 from rewards.verifiers import Verifiers
 from rl.algorithms import SFT
 from rl.evaluate import evaluate
@@ -25,11 +24,12 @@ from rl.policy import Policy
 from rl.progress import Progress
 from rl.runtime import Runtime
 from rl.step import Learner, update
-from rl.tiny import END, tiny_model, tiny_tokenizer
+from rl.tiny import tiny_model, tiny_tokenizer
 from rollout.collect import Collector
+from rollout.demonstrations import demonstrate
 from rollout.problems import ProblemStream, load_problems, split_held_out
 from rollout.prompts import PromptRenderer
-from rollout.records import Completion, FinishReason, Problem, Rollout, RolloutGroup
+from rollout.records import Problem
 from rollout.sampler import SamplingParams
 from rollout.torch_sampler import TorchSampler
 
@@ -117,7 +117,7 @@ def _teach(
     rate, next_check = recipe.learning_rate, COARSE
     for step in range(1, recipe.max_steps + 1):
         learner.set_learning_rate(rate * min(1.0, step / COARSE))
-        groups = [_demonstration(p, collector.renderer) for p in stream.take(recipe.demonstrations_per_step)]
+        groups = demonstrate(stream.take(recipe.demonstrations_per_step), collector.renderer).groups
         update(learner, SFT.pack(groups, SFT.advantages(groups, 0), 0))
         if step < next_check:
             continue
@@ -134,20 +134,3 @@ def _teach(
     raise UserError(
         f"the warm start did not reach {recipe.lowest:.0%} in {recipe.max_steps} steps; it may be run again"
     )
-
-
-def _demonstration(problem: Problem, renderer: PromptRenderer) -> RolloutGroup:
-    """The worked solution, as if it had been sampled and found right."""
-    text = str(problem.metadata["worked"])
-    tokenizer = renderer.tokenizer
-    token_ids = tuple(tokenizer(text + END, add_special_tokens=False).input_ids)
-    completion = Completion(
-        token_ids=token_ids,
-        sampler_logprobs=(0.0,) * len(token_ids),
-        finish_reason=FinishReason.STOP,
-        policy_version=0,
-        seed=0,
-        text=text,
-    )
-    rollout = Rollout(problem=problem, completion=completion, score=Score(1.0, Outcome.CORRECT))
-    return RolloutGroup(problem=problem, prompt_ids=renderer.render(problem), rollouts=(rollout,))

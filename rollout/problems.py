@@ -19,7 +19,7 @@ from rewards.verifiers import VERIFIERS
 from rollout.arithmetic import arithmetic_problems
 from rollout.program_tasks import asks_for_program, program_task
 from rollout.puzzles import PUZZLE_MAKERS, puzzle_problems, reasoning_gym_problems
-from rollout.records import Problem
+from rollout.records import WORKED, Problem
 from rollout.small_programs import small_programs
 
 BUILT_IN: dict[str, Callable[[], list[Problem]]] = {
@@ -80,7 +80,9 @@ def load_problems(
         prompt = _messages(row[prompt_column])
         verifier, reference = _judged_by(row, answer_column, f"dataset is {dataset!r}: row {number + 1}")
         problem_id = str(row.get("id", row.get("task_id", number)))
-        problem = Problem(id=problem_id, prompt=prompt, reference=reference, verifier=verifier)
+        worked = row.get(WORKED, row.get(answer_column or ""))
+        metadata = {} if worked is None else {WORKED: str(worked)}
+        problem = Problem(id=problem_id, prompt=prompt, reference=reference, verifier=verifier, metadata=metadata)
         problems.setdefault(json.dumps(prompt), problem)
     if len({p.id for p in problems.values()}) < len(problems):
         raise UserError(

@@ -10,6 +10,7 @@ from typing import Any
 from rewards.score import Outcome, Reference, Score
 
 Message = Mapping[str, str]  # {"role": "user", "content": "..."}
+WORKED = "worked"  # in a problem's metadata: its solution, written out
 
 
 @dataclass(frozen=True, kw_only=True)

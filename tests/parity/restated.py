@@ -29,6 +29,9 @@ def normalised(values: Sequence[float], eps: float = GROUP_EPS) -> list[float]:
     return [(v - mean) / (std + eps) for v in values]
 
 
+IMITATION = ("sft", "rft", "online-rft")
+
+
 def above_the_others(values: Sequence[float]) -> list[float]:
     if len(values) < 2:
         return [0.0] * len(values)
@@ -60,7 +63,7 @@ def token_advantages(name: str, group: RolloutGroup, max_tokens: int) -> list[li
         return [steps_after(e, s, n) for e, s, n in zip(ends, scaled, lengths, strict=True)]
     if name == "dapo":
         values = [v + overlong(n, max_tokens, 0.2 * max_tokens) for v, n in zip(values, lengths, strict=True)]
-    if name in ("rft", "online-rft"):
+    if name in IMITATION:
         return [[v] * n for v, n in zip(values, lengths, strict=True)]
     mean = statistics.fmean(values)
     if name == "dr-grpo":
@@ -74,7 +77,7 @@ def policy_term(name: str, ratio: Tensor, advantage: float, logprob: Tensor) -> 
     """What is to be maximised, of one token."""
     if name == "cispo":
         return min(ratio.detach(), torch.tensor(1.28)) * advantage * logprob
-    if name in ("rft", "online-rft"):
+    if name in IMITATION:
         return advantage * logprob
     low, high = CLIP.get(name, (0.2, 0.2))
     clipped = torch.full_like(ratio, 1 - low) if ratio < 1 - low else ratio
@@ -91,7 +94,7 @@ def penalty(name: str, policy: Tensor, reference: Tensor) -> Tensor:
 
 def token_weight(name: str, length: int, lengths: Sequence[int], max_tokens: int) -> float:
     """lengths: of all graded completions of the step."""
-    if name in ("dapo", "cispo"):
+    if name in ("sft", "dapo", "cispo"):
         return 1 / sum(lengths)
     return 1 / len(lengths) / {"dr-grpo": max_tokens, "rloo": 1}.get(name, length)
 
@@ -109,7 +112,7 @@ def step_loss(
             sampler = torch.tensor(rollout.completion.sampler_logprobs)
             weight = token_weight(name, len(ps), lengths, max_tokens)
             for rho, a, p, b, f, s in zip(ratios, advantages, ps, bs, fs, sampler, strict=True):
-                correction = 1.0 if name in ("rft", "online-rft") else min(float((b - s).exp()), WEIGHT_CAP)
+                correction = 1.0 if name in IMITATION else min(float((b - s).exp()), WEIGHT_CAP)
                 total = total + weight * (penalty(name, p, f) - correction * policy_term(name, rho, a, p))
     return total
 

@@ -34,6 +34,7 @@ def test_every_algorithm_is_restated() -> None:
         "gspo",
         "rloo",
         "cispo",
+        "sft",
         "rft",
         "online-rft",
     }
@@ -191,7 +192,7 @@ def coefficients(name: str, group: RolloutGroup, index: int, policy: Tensor, ref
 @pytest.mark.parametrize("name", ["sft", "rft", "online-rft", "grpo", "grpo-process", "grpo-iterative"])
 def test_the_gradient_is_deepseekmaths_coefficient_times_that_of_the_log_prob(name: str) -> None:
     """-grad = sum of weight x coefficient x grad log p, the weight 1 / (N |o|) (1 / all tokens for SFT)."""
-    algorithm = replace({**ALGORITHMS, "sft": SFT}[name], importance_cap=None)
+    algorithm = replace(ALGORITHMS[name], importance_cap=None)
     groups = [group_of([3, 5], [1.0, 1.0])] if name == "sft" else random_groups(1, ungraded=False)
     scores, fixed = drawn(groups, 1), drawn(groups, 2)
     micro = whole(algorithm, groups)

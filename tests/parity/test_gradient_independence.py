@@ -31,7 +31,15 @@ from tests.parity.cases import (
     relative_difference,
     tiny_qwen2,
 )
-from tests.parity.restated import Scores, padded_logprobs, padded_tables, step_loss, token_advantages, token_weight
+from tests.parity.restated import (
+    IMITATION,
+    Scores,
+    padded_logprobs,
+    padded_tables,
+    step_loss,
+    token_advantages,
+    token_weight,
+)
 
 # Of the largest entry. float32 keeps 6e-8; an entry is a sum of about 100 tokens' terms, which partly cancel, in another
 # order and through another attention kernel. Measured: at most 2e-6.
@@ -124,7 +132,7 @@ def test_without_a_kl_skipping_what_has_no_advantage_changes_nothing(
     skipped, run = packed(algorithm, groups), everything(algorithm, groups)
     silent = [g for g in algorithm.advantages(groups, MAX_TOKENS) if not any(bool(a.any()) for a in g)]
     assert len(run.groups) - len(skipped.groups) == len(silent)
-    assert silent or "rft" in name  # which leaves out single completions
+    assert silent or name in IMITATION  # which leave out single completions
     assert skipped.num_tokens < run.num_tokens
     assert relative_difference(
         step_gradient(algorithm, skipped, policy, reference), step_gradient(algorithm, run, policy, reference)
@@ -201,7 +209,7 @@ def coefficients(
         for advantages, (rollout, row, f) in zip(token_advantages(name, group, MAX_TOKENS), graded, strict=True):
             logprobs = row.detach()
             w = (logprobs - torch.tensor(rollout.completion.sampler_logprobs)).exp().clamp(max=2.0)
-            w = w.mean().expand(len(w)) if name == "gspo" else torch.ones_like(w) if "rft" in name else w
+            w = w.mean().expand(len(w)) if name == "gspo" else torch.ones_like(w) if name in IMITATION else w
             kl = {"grpo": 0.04 * (1 - (f - logprobs).exp()), "rloo": 0.03 * (logprobs - f)}
             weight = token_weight(name, len(w), lengths, MAX_TOKENS)
             pairs.append((row, weight * (kl.get(name.split("-")[0], 0) - w * torch.tensor(advantages))))

@@ -14,6 +14,8 @@ from rl.config import RunConfig
     ("options", "message"),
     [
         ({"group_size": 1}, r"group_size is 1: it must be at least 2"),
+        ({"group_size": 8, "algorithm": "sft"}, r"group_size is 8: sft has one worked solution of each problem"),
+        ({"eval_samples": -1}, r"eval_samples is -1: it must be at least 0"),
         ({"algorithm": "grop"}, r"algorithm is 'grop': it must be one of .*grpo, "),
         ({"temperature": 0.0}, r"temperature is 0.0: it must be more than 0"),
         ({"temperature": float("nan")}, r"temperature is nan"),

@@ -1,0 +1,289 @@
+"""GRPO beside PPO and the other methods that DeepSeekMath compares: accuracy, samples, operations, time, memory.
+
+    python -m benchmarks.grpo_vs_ppo
+
+Every method begins from the same warm-started base, takes as many completions a step, and has the learning rates, clipping,
+schedule and number of steps of the default run; none has a KL, which all could have at the same price. Two things are varied
+apart: the method, and how many different problems a step's completions are of (N / G problems x G, or N x 1 where a method
+does not compare within groups). Each run is a process of its own, on one core, two of them at a time; a run that is there
+already is not made again. The held-out problems are looked at greedily and by 16 samples each.
+
+Writes benchmarks/results/grpo_vs_ppo.json, the table in docs/results.md and docs/grpo_vs_ppo.png.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, Literal
+
+import torch
+import tyro
+from matplotlib.figure import Figure
+
+from benchmarks.machine import describe_machine, write_result, write_table
+from benchmarks.update_memory import PeakMemory, in_fresh_process
+from rewards.verifiers import Verifiers
+from rl.config import RunConfig
+from rl.cost import FLOAT32
+from rl.loop import train, verifier_options
+from rl.metrics import Row, read_metrics, series
+from rl.plots import PERCENT
+from rl.progress import Progress
+from rl.runtime import Runtime
+from rl.setup import set_up
+from rl.step import update
+
+COMPLETIONS = 512  # a step
+LEVEL = 0.75
+LOOKS = ("eval/accuracy", "eval/maj_at_k", "eval/pass_at_k")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """A method, and how many problems a step's completions are of."""
+
+    title: str
+    group_size: int
+    colour: str
+    style: str = "-"
+    options: dict[str, Any]
+
+    def config(self, seed: int, run_dir: Path, num_steps: int) -> RunConfig:
+        return RunConfig(
+            **self.options,
+            kl_weight=0.0,
+            group_size=self.group_size,
+            problems_per_step=COMPLETIONS // self.group_size,
+            num_steps=num_steps,
+            seed=seed,
+            eval_every=12,
+            eval_samples=16,
+            save_every=num_steps,
+            run_dir=run_dir,
+        ).resolved()
+
+
+def ppo(scale: float | None, group_size: int, colour: str, style: str) -> Arm:
+    own = {"algorithm": "ppo-separate"} if scale is None else {"algorithm": "ppo", "value_trunk_scale": scale}
+    title = "PPO, critic of its own" if scale is None else f"PPO, shared trunk, scale {scale:g}"
+    return Arm(title=title, group_size=group_size, colour=colour, style=style, options=own)
+
+
+def named(title: str, algorithm: str, group_size: int, colour: str, style: str = "-") -> Arm:
+    return Arm(title=title, group_size=group_size, colour=colour, style=style, options={"algorithm": algorithm})
+
+
+G = 8
+ARMS = {
+    "grpo": named("GRPO", "grpo", G, "#3b7dd8"),
+    "grpo-pairs": named("GRPO", "grpo", 2, "#3b7dd8", "--"),
+    "grpo-process": named("GRPO, process", "grpo-process", G, "#75808f"),
+    "rloo": named("RLOO", "rloo", G, "#2fa37a"),
+    "dr-grpo": named("Dr. GRPO", "dr-grpo", G, "#cfa62e"),
+    "ppo-1": ppo(1.0, G, "#d1495b", "-"),
+    "ppo-0.1": ppo(0.1, G, "#8c5a3c", "-"),
+    "ppo-0": ppo(0.0, G, "#e08a2e", "-"),
+    "ppo-separate": ppo(None, G, "#8d6bd1", "-"),
+    "rft": named("RFT", "rft", G, "#b9c0ca"),
+    "online-rft": named("online RFT", "online-rft", G, "#222222"),
+    "ppo-1-spread": ppo(1.0, 1, "#d1495b", "--"),
+    "ppo-separate-spread": ppo(None, 1, "#8d6bd1", "--"),
+    "online-rft-spread": named("online RFT", "online-rft", 1, "#222222", "--"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    seeds: tuple[int, ...] = (0, 1, 2)
+    steps: int = 48
+    arms: tuple[str, ...] = tuple(ARMS)
+    runs: Path = Path("runs/grpo_vs_ppo")
+    """Where the runs are kept."""
+    only: Literal["run", "memory"] | None = None
+    """Do this for the first of arms and seeds, and print what was found: what the processes are called with."""
+
+
+def folder(options: Options, arm: str, seed: int) -> Path:
+    return options.runs / f"{arm}-{seed}"
+
+
+def is_done(options: Options, arm: str, seed: int) -> bool:
+    rows = read_metrics(folder(options, arm, seed))
+    return bool(rows) and rows[-1]["step"] == options.steps
+
+
+def make_runs(options: Options) -> None:
+    """All of a seed before the next, so that what disturbs the machine meets all methods."""
+    missing = [(a, s) for s in options.seeds for a in options.arms if not is_done(options, a, s)]
+    cores: SimpleQueue[int] = SimpleQueue()
+    for core in sorted(os.sched_getaffinity(0)):
+        cores.put(core)
+
+    def make(arm: str, seed: int) -> None:
+        core = cores.get()
+        command = [sys.executable, "-m", "benchmarks.grpo_vs_ppo", "--only", "run", "--arms", arm, "--seeds", str(seed)]
+        command += ["--steps", str(options.steps), "--runs", str(options.runs)]
+        done = subprocess.run(["taskset", "-c", str(core), *command], capture_output=True, text=True, check=False)
+        cores.put(core)
+        if done.returncode != 0:
+            raise RuntimeError(f"{arm}, seed {seed} failed:\n{done.stderr[-3000:]}")
+        final = read_metrics(folder(options, arm, seed))[-1]["eval/accuracy"]
+        print(f"{arm}, seed {seed}: {final:.1%}", flush=True)
+
+    with ThreadPoolExecutor(cores.qsize()) as threads:
+        for _ in threads.map(lambda run: make(*run), missing):
+            pass  # an error of its own is raised here
+
+
+def update_bytes(arm: Arm) -> dict[str, int]:
+    """Of the base's first step: what is kept between updates, and what an update takes beyond."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as aside, Progress(0) as progress:
+        config = arm.config(0, Path(aside), 1)
+        verifiers = Verifiers(verifier_options(config))
+        run = set_up(
+            config, Runtime(dtype="float32", trackers=(), run_dir=Path(aside), device="cpu"), verifiers, progress
+        )
+        learner, max_tokens = run.learner, config.max_tokens or 1
+        groups = run.collector.collect(run.stream.take(config.problems_per_step or 1), step=1).groups
+        batch = learner.algorithm.pack(groups, learner.algorithm.advantages(groups, max_tokens), max_tokens)
+        verifiers.close()
+        learner.set_learning_rate(0.0)
+        peak = PeakMemory(torch.device("cpu"))
+        update(learner, batch)
+        peak.start()
+        update(learner, batch)
+        taken = peak.stop()
+    trained = sum(p.numel() for group in learner.optimizer.param_groups for p in group["params"])
+    copies = sum(p.numel() for p in learner.start.model.parameters()) if learner.start else 0
+    return {
+        "kept": FLOAT32 * (3 * trained + 2 * copies),
+        "update": taken,
+    }  # the start policy's, and the sampler's of it
+
+
+def step_seconds(rows: Sequence[Row]) -> dict[str, float]:
+    """Medians over the steps."""
+    found = {
+        p: statistics.median(series(list(rows), f"time/{p}")[1]) for p in ("sample", "verify", "train", "optimizer")
+    }
+    return {
+        "sampling": found["sample"],
+        "verifying": found["verify"],
+        "forward/backward": found["train"] - found["optimizer"],
+        "optimiser": found["optimizer"],
+    }
+
+
+def summarise(options: Options, arm: str) -> dict[str, Any]:
+    runs = [read_metrics(folder(options, arm, seed)) for seed in options.seeds]
+    looked = [[row for row in rows if row.get("eval/accuracy") is not None] for rows in runs]
+    seconds = [step_seconds(rows) for rows in runs]
+    flops = [[0.0, *series(rows, "flops/update")[1]] for rows in runs]
+    return {
+        "title": ARMS[arm].title,
+        "problems": COMPLETIONS // ARMS[arm].group_size,
+        "group_size": ARMS[arm].group_size,
+        "steps": [row["step"] for row in looked[0]],
+        **{key: [[row[key] for row in rows] for rows in looked] for key in LOOKS},
+        "update_flops_so_far": [[sum(f[: int(row["step"] or 0) + 1]) for row in looked[0]] for f in flops],
+        "step_seconds": {part: statistics.median(s[part] for s in seconds) for part in seconds[0]},
+        "memory": in_fresh_process("benchmarks.grpo_vs_ppo", {"only": "memory", "arms": arm}),
+    }
+
+
+def mean_curve(found: dict[str, Any], key: str = "eval/accuracy") -> list[float]:
+    return [statistics.mean(at_step) for at_step in zip(*found[key], strict=True)]
+
+
+def samples_to(found: dict[str, Any], level: float) -> float | None:
+    """Where the mean curve crosses the level, between two looks in a line."""
+    points = list(zip(found["steps"], mean_curve(found), strict=True))
+    for (step, accuracy), (next_step, next_accuracy) in pairwise(points):
+        if accuracy < level <= next_accuracy:
+            return COMPLETIONS * (step + (next_step - step) * (level - accuracy) / (next_accuracy - accuracy))
+    return None
+
+
+def table(found: dict[str, dict[str, Any]]) -> str:
+    def final(of_arm: dict[str, Any], key: str) -> str:
+        last = [100 * run[-1] for run in of_arm[key]]
+        return f"{statistics.mean(last):.1f} ({min(last):.1f} to {max(last):.1f})"
+
+    lines = [
+        f"| method | problems x completions | greedy, % | maj@16 | pass@16 | samples to {LEVEL:.0%} | update, TFLOP "
+        "| step, s: sampling + verifying + forward/backward + optimiser | memory, MB: kept + update |",
+        "| --- " * 9 + "|",
+    ]
+    for of_arm in sorted(found.values(), key=lambda f: -mean_curve(f)[-1]):
+        seconds, memory, samples = of_arm["step_seconds"], of_arm["memory"], samples_to(of_arm, LEVEL)
+        flops = statistics.mean(run[-1] for run in of_arm["update_flops_so_far"]) / 1e12
+        parts = " + ".join(f"{s:.2f}" for s in seconds.values())
+        lines.append(
+            f"| {of_arm['title']} | {of_arm['problems']} x {of_arm['group_size']} | {final(of_arm, 'eval/accuracy')} "
+            f"| {final(of_arm, 'eval/maj_at_k')} | {final(of_arm, 'eval/pass_at_k')} "
+            f"| {'-' if samples is None else f'{samples:,.0f}'} | {flops:.2f} | {sum(seconds.values()):.2f}: {parts} "
+            f"| {memory['kept'] / 1e6:.0f} + {memory['update'] / 1e6:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def figure(found: dict[str, dict[str, Any]], path: Path) -> None:
+    """The mean over seeds, the range shaded, against three prices."""
+    prices: dict[str, Callable[[dict[str, Any]], list[float]]] = {
+        "completions sampled": lambda f: [COMPLETIONS * step for step in f["steps"]],
+        "operations of the updates, TFLOP": lambda f: [
+            statistics.mean(at) / 1e12 for at in zip(*f["update_flops_so_far"], strict=True)
+        ],
+        "seconds on one core (median step)": lambda f: [sum(f["step_seconds"].values()) * step for step in f["steps"]],
+    }
+    drawn = Figure(figsize=(15, 6), dpi=90, layout="constrained")
+    all_axes = drawn.subplots(1, len(prices), sharey=True)
+    for axes, (label, price) in zip(all_axes, prices.items(), strict=True):
+        for name, of_arm in found.items():
+            arm, x = ARMS[name], price(of_arm)
+            runs = list(zip(*of_arm["eval/accuracy"], strict=True))
+            title = f"{arm.title}, {of_arm['problems']} x {arm.group_size}"
+            axes.plot(x, mean_curve(of_arm), arm.style, marker="o", markersize=3, color=arm.colour, label=title)
+            axes.fill_between(
+                x, [min(r) for r in runs], [max(r) for r in runs], color=arm.colour, alpha=0.06, linewidth=0
+            )
+        axes.set_xlabel(label)
+        axes.yaxis.set_major_formatter(PERCENT)
+        axes.spines[["top", "right"]].set_visible(False)
+    all_axes[0].set_ylabel("held-out problems solved, greedy")
+    handles, labels = all_axes[0].get_legend_handles_labels()
+    drawn.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    drawn.savefig(path, format="png")
+
+
+def main(options: Options) -> None:
+    if options.only == "run":
+        arm, seed = options.arms[0], options.seeds[0]
+        train(ARMS[arm].config(seed, folder(options, arm, seed), options.steps))
+    elif options.only == "memory":
+        print(json.dumps(update_bytes(ARMS[options.arms[0]])))
+    else:
+        make_runs(options)
+        found = {arm: summarise(options, arm) for arm in options.arms}
+        written = table(found)
+        print(written)
+        write_table("grpo_vs_ppo", written)
+        figure(found, Path("docs/grpo_vs_ppo.png"))
+        step = {"completions": COMPLETIONS, "steps": options.steps, "seeds": options.seeds}
+        write_result("grpo_vs_ppo", __doc__ or "", {**describe_machine(), **step, "methods": found})
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
