@@ -125,10 +125,16 @@ class RunConfig:
     """Of the update: "varlen" is torch's ragged flash attention (GPU, bfloat16), "dense" works everywhere."""
     device: Literal["auto", "cpu"] = "auto"
 
-    sampler: Literal["auto", "torch"] = "auto"
-    """"auto" is the embedded engine."""
+    sampler: Literal["auto", "torch", "vllm"] = "auto"
+    """"torch" is the embedded engine, "vllm" is vLLM in this process. "auto" is vLLM where there is a GPU and vLLM, else torch."""
     sampler_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """The embedded engine's; bfloat16 decodes with a copy of the weights. "auto" is dtype."""
+    """The engine's; the embedded one decodes with a copy of the weights in bfloat16. "auto" is dtype."""
+    vllm_memory: float = 0.4
+    """Share of the GPU's memory that vLLM takes for itself; on a CPU the most of what is free."""
+    vllm_max_rows: int = 256
+    """Completions that vLLM decodes at once."""
+    vllm_tensor_parallel: int = 1
+    """GPUs that vLLM's weights are spread over."""
     format: tuple[str, ...] = ()
     """Rules of form beside correctness, any of think-answer, boxed, no-repetition, words:N (at most N words)."""
     format_weight: float = 0.1
@@ -222,6 +228,10 @@ class RunConfig:
         while (_numbered(name, taken) / "metrics.jsonl").exists():
             taken += 1
         return _numbered(name, max(1, taken - 1) if self.resume else taken)
+
+    @property
+    def sampling_dtype(self) -> DType:
+        return self.dtype if self.sampler_dtype == "auto" else self.sampler_dtype
 
     def learning_rate_at(self, step: int) -> float:
         """A function of the step alone, so that a resumed run needs no state of it."""
@@ -340,6 +350,9 @@ CHECKS: dict[str, Check] = {
     "adam_beta2": ((lambda v: 0 <= v < 1), "in [0, 1)"),
     "max_grad_norm": _POSITIVE,
     "token_budget": _at_least(1),
+    "vllm_memory": ((lambda v: 0 < v < 1), "more than 0 and less than 1"),
+    "vllm_max_rows": _at_least(1),
+    "vllm_tensor_parallel": _at_least(1),
     "format": ((lambda names: all(map(format_rule, names))), "names of rules"),
     "format_weight": ((lambda v: 0 < v < 1), "more than 0 and less than 1"),
     "verifier_workers": _at_least(1),

@@ -44,6 +44,7 @@ def train(config: RunConfig) -> Path:
             with interruption(progress) as asked:
                 run_steps(run, progress, asked)
             report = write_report(run_dir)
+            run.collector.sampler.close()
     finally:
         verifiers.close()
         runtime.close()

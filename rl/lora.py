@@ -101,6 +101,20 @@ class LoraPolicy(Policy):
     def trainable_parameters(self) -> list[nn.Parameter]:
         return list(adapters_of(self.model, POLICY).values())
 
+    def named_tensors(self, *, merged: bool = False) -> Iterator[tuple[str, Tensor]]:
+        """W + (alpha / rank) B A is made anew from the frozen W at each call, in float32: nothing is ever added to W itself."""
+        with self.weights(), torch.no_grad():
+            if not merged:
+                yield from super().named_tensors()
+                return
+            for name, tensor in self.model.named_parameters(remove_duplicate=False):
+                if ".lora_" in name:
+                    continue
+                layer, is_adapted, kind = name.rpartition(".base_layer.")
+                if is_adapted and kind == "weight":
+                    tensor = tensor + self.model.get_submodule(layer).get_delta_weight(POLICY)  # pyright: ignore
+                yield name.replace(".base_layer.", "."), tensor
+
     def save(self, folder: Path) -> None:
         with self.weights():  # to look for new embeddings, as peft does unasked, would ask the hub
             self.adapted.save_pretrained(str(folder), save_embedding_layers=False, selected_adapters=[POLICY])

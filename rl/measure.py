@@ -37,7 +37,7 @@ class TokenMeans:
     def __init__(self) -> None:
         self.sums: dict[str, float] = {}
         self.num_tokens = 0
-        self.ratio_max = 0.0
+        self.ratio_max = self.mismatch_max = 0.0
         self.valued: list[tuple[Tensor, Tensor]] = []  # values and returns, of the trained tokens
 
     @torch.no_grad()
@@ -47,6 +47,7 @@ class TokenMeans:
         terms = {
             "entropy": scores.entropies,
             "kl/sampler": kl_estimate(micro.sampler_logprobs, behaviour, "k3"),
+            "mismatch/mean": (behaviour - micro.sampler_logprobs).abs(),
             "ratio/clipped": (ratio < 1 - algorithm.clip_low) | (ratio > 1 + algorithm.clip_high),
         }
         if reference is not None:
@@ -58,6 +59,7 @@ class TokenMeans:
             self.sums[key] = self.sums.get(key, 0.0) + values.sum().item()
         self.num_tokens += len(behaviour)
         self.ratio_max = max(self.ratio_max, ratio.max().item())
+        self.mismatch_max = max(self.mismatch_max, terms["mismatch/mean"].max().item())
         if seen.estimates is not None:
             values, _, returns = (x.index_select(0, micro.trained) for x in seen.estimates)
             self.valued.append((values, returns))
@@ -74,7 +76,7 @@ class TokenMeans:
                 "value/return": returns.mean().item(),
                 "value/explained": (1 - error / spread).item() if spread > 0 else None,
             }
-        return {**means, "ratio/max": self.ratio_max}
+        return {**means, "ratio/max": self.ratio_max, "mismatch/max": self.mismatch_max}
 
 
 def describe(collected: Collected, algorithm: Algorithm, max_tokens: int) -> Metrics:

@@ -76,6 +76,10 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
                "log-prob of the token and `b` the trainer's (the behaviour log-prob).",
                "Below 1e-6 with the embedded sampler in float32, below about 1e-2 with another engine or bfloat16. "
                "Growth over the run: the weights do not arrive, or the engines disagree (precision, temperature)."),
+        Metric("mismatch/mean", "nats", "Mean over sampled tokens of `|b - s|`, the same two log-probs.",
+               "Below 1e-5 with float32 on both sides, about 0.01 with bfloat16. See `kl/sampler`."),
+        Metric("mismatch/max", "nats", "The largest `|b - s|` of a sampled token.",
+               "A few hundred times the mean. A single token of several nats: another temperature, or a cut distribution."),
         Metric("entropy", "nats per token",
                "Mean over sampled positions of `-sum_v p(v) log p(v)`, the policy's entropy at the sampling "
                "temperature.",

@@ -114,8 +114,11 @@ class Policy:
         saved = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         self.model.load_state_dict(saved.state_dict())
 
-    def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every parameter under every name it has, tied ones too: an engine may keep an output head of its own."""
+    def named_tensors(self, *, merged: bool = False) -> Iterator[tuple[str, Tensor]]:
+        """Every parameter under every name it has, tied ones too: an engine may keep an output head of its own.
+
+        merged: as a plain model has them, adapters added to what they adapt.
+        """
         yield from self.model.named_parameters(remove_duplicate=False)
 
     @property

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from rl.checkpoint import last_checkpoint, load_checkpoint
 from rl.config import TINY, TINY_DEFAULTS, RunConfig, tiny_task
 from rl.cost import FLOAT32, activation_bytes
 from rl.critic import Critic
-from rl.deliver import Delivery
+from rl.deliver import EXACT, Delivery
 from rl.lora import LoraCritic, LoraPolicy, add_adapters
 from rl.policy import Policy, load_pretrained
 from rl.progress import Progress
@@ -34,8 +35,8 @@ from rollout.demonstrations import demonstration
 from rollout.problems import ProblemStream, load_problems, split_held_out, without_overlap
 from rollout.prompts import PromptRenderer
 from rollout.records import WORKED, Problem
-from rollout.sampler import SamplingParams
-from rollout.torch_sampler import TorchSampler
+from rollout.sampler import Sampler, SamplingParams
+from rollout.torch_sampler import TorchSampler, stop_token_ids
 
 SAME_ON_RESUME = ("model", "dataset", "algorithm", "seed", "group_size", "problems_per_step", "learning_rate")
 SAME_ON_RESUME += ("value", "lora_rank", "lora_alpha", "lora_targets")
@@ -139,8 +140,8 @@ def demonstrable(
     return kept
 
 
-def require_room(config: RunConfig, renderer: PromptRenderer, problems: Sequence[Problem], context: int | None) -> None:
-    """Every prompt with a full completion fits the model's context and one forward."""
+def require_room(config: RunConfig, renderer: PromptRenderer, problems: Sequence[Problem], context: int | None) -> int:
+    """Every prompt with a full completion fits the model's context and one forward. -> the tokens of the longest."""
     longest, length = max(((p, len(renderer.render(p))) for p in problems), key=lambda pair: pair[1])
     total = length + (config.max_tokens or 0)
     what = f"problem {longest.id!r} has a prompt of {length} tokens and max_tokens is {config.max_tokens}, together {total}"
@@ -150,6 +151,7 @@ def require_room(config: RunConfig, renderer: PromptRenderer, problems: Sequence
         raise UserError(
             f"token_budget is {config.token_budget}: {what}, more than fits one forward; raise token_budget"
         )
+    return total
 
 
 def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: Progress) -> Run:
@@ -166,14 +168,8 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
     if algorithm.samples_from == "dataset":
         training = demonstrable(training, verifiers, renderer, max_tokens, progress)
     learner = build_learner(config, model, tokenizer, runtime, progress)
-    require_room(config, renderer, [*training, *held_out], learner.policy.context_length)
-    sampler_dtype = runtime.dtype if config.sampler_dtype == "auto" else config.sampler_dtype
-    sampler = TorchSampler(
-        copy.deepcopy(model) if learner.start else model,  # what is delivered there must not reach the policy
-        tokenizer,
-        decode_dtype=getattr(torch, sampler_dtype),
-        autocast=runtime.autocast,
-    )
+    longest = require_room(config, renderer, [*training, *held_out], learner.policy.context_length)
+    sampler = build_sampler(config, source, model, tokenizer, learner, runtime, longest)
     collector = Collector(
         sampler=sampler,
         verifiers=verifiers,
@@ -187,8 +183,8 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
     step = resume(config, learner, stream) if config.resume else 0
     if step == 0:
         write_config(config.run_dir, config)
-    exact = config.dtype == sampler_dtype == "float32"
-    tolerance = 1e-3 if exact else 0.25  # bf16 keeps 8 bits: logits near 10 round to 0.06
+    exact = config.dtype == config.sampling_dtype == "float32"
+    tolerance = EXACT if exact else 0.25  # bf16 keeps 8 bits: logits near 10 round to 0.06
     delivery = Delivery(learner.policy, sampler, tolerance=tolerance)
     delivery.deliver(version=step)
     return Run(
@@ -204,6 +200,39 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
         records=RunRecords(config.run_dir, keep_through=step if config.resume else None),
         step=step,
     )
+
+
+def build_sampler(
+    config: RunConfig,
+    source: str | Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    learner: Learner,
+    runtime: Runtime,
+    longest: int,
+) -> Sampler:
+    """longest: tokens of a prompt and a full completion."""
+    if config.sampler == "torch" or (config.sampler == "auto" and not (runtime.device.type == "cuda" and has_vllm())):
+        return TorchSampler(
+            copy.deepcopy(model) if learner.start else model,  # what is delivered there must not reach the policy
+            tokenizer,
+            decode_dtype=getattr(torch, config.sampling_dtype),
+            autocast=runtime.autocast,
+        )
+    from rollout.vllm_sampler import VLLMOptions, VLLMSampler  # takes ten seconds, and is not everywhere
+
+    options = VLLMOptions(
+        dtype=config.sampling_dtype,
+        max_length=longest,
+        memory=config.vllm_memory,
+        max_rows=config.vllm_max_rows,
+        tensor_parallel=config.vllm_tensor_parallel,
+    )
+    return VLLMSampler(source, tokenizer, stop_token_ids(model, tokenizer), options)
+
+
+def has_vllm() -> bool:
+    return find_spec("vllm") is not None
 
 
 def build_learner(

@@ -120,6 +120,7 @@ def train_step(
     ]
 
     metrics = describe(collected, algorithm, max_tokens)
+    collector.sampler.rest()
     with timed(metrics, "time/train"):
         metrics |= update(learner, *batches)
         learner.refresh_reference(step)

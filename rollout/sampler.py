@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
+
+import torch
 
 from rewards.errors import UserError
 from rollout.records import Completion, FinishReason
-
-if TYPE_CHECKING:
-    import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +42,10 @@ class SampleRequest:
 
 
 class Sampler(Protocol):
+    """takes_adapters: weights are delivered under the adapted model's own names; otherwise under a plain model's, merged."""
+
+    takes_adapters: bool
+
     @property
     def policy_version(self) -> int:
         """How many times weights were delivered."""
@@ -64,6 +67,14 @@ class Sampler(Protocol):
 
     def update_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None: ...
 
+    def images(self) -> dict[str, torch.Tensor]:
+        """image() of the tensors that the engine computes with, by the names under which they are delivered."""
+        ...
+
+    def rest(self) -> None:
+        """Nothing will be sampled for a while: memory that an update could use may be let go."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -71,6 +82,19 @@ def completion_seed(run_seed: int, step: int, problem_id: str, sample_index: int
     """A seed in [0, 2^63) that depends on nothing but what it is for: not on the batch, the rank or earlier draws."""
     key = f"{run_seed}/{step}/{problem_id}/{sample_index}".encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
+
+
+def image(tensor: torch.Tensor) -> torch.Tensor:
+    """What a matrix makes of a fixed direction, as an engine that keeps it packed can tell too; a vector is its own."""
+    return (
+        tensor.detach().float() @ direction(tensor.shape[1], tensor.device)
+        if tensor.dim() == 2
+        else tensor.detach().float()
+    )
+
+
+def direction(size: int, device: torch.device) -> torch.Tensor:
+    return torch.randn(size, generator=torch.Generator().manual_seed(0)).to(device) / size**0.5
 
 
 def gathered(
@@ -83,6 +107,8 @@ def gathered(
 
 class ScriptedSampler:
     """A sampler for tests: gives out the token sequences it was told to, by prompt, in turn."""
+
+    takes_adapters = False
 
     def __init__(self, script: dict[tuple[int, ...], list[tuple[int, ...]]], texts: dict[tuple[int, ...], str]) -> None:
         self.script = script
@@ -114,6 +140,12 @@ class ScriptedSampler:
 
     def update_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         self.policy_version = version
+
+    def images(self) -> dict[str, torch.Tensor]:
+        return {}
+
+    def rest(self) -> None:
+        pass
 
     def close(self) -> None:
         pass

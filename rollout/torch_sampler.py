@@ -22,7 +22,7 @@ from rollout.draw import draw_tokens, uniforms
 from rollout.fused_decoder import Capacity, FusedDecoder
 from rollout.fused_model import FusedModel
 from rollout.records import Completion, FinishReason
-from rollout.sampler import SampleRequest, SamplingParams, gathered
+from rollout.sampler import SampleRequest, SamplingParams, gathered, image
 from rollout.threads import side_by_side
 
 
@@ -34,6 +34,8 @@ class TorchSampler:
     decode_dtype: of a model of Llama's shape; another than the model's own is a copy, made anew by each delivery.
     autocast: makes the context for other models, which are decoded by their own forward.
     """
+
+    takes_adapters = True
 
     def __init__(
         self,
@@ -191,16 +193,25 @@ class TorchSampler:
             logprobs.append(logits[0].float().log_softmax(-1)[tokens[i + 1]].item())
         return logprobs
 
+    def _own(self) -> dict[str, Tensor]:
+        return dict(self.model.named_parameters(remove_duplicate=False)) | dict(self.model.named_buffers())
+
     @torch.no_grad()
     def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Copy each tensor over the one of its name; a tensor that is already the model's own is left where it is."""
-        own = dict(self.model.named_parameters(remove_duplicate=False)) | dict(self.model.named_buffers())
+        own = self._own()
         for name, tensor in named_tensors:
             if own[name].data_ptr() != tensor.data_ptr():
                 own[name].copy_(tensor)
         if self.fused is not None and not self.fused.refresh():
             self.kept = None  # its graphs read where the weights stood
         self.policy_version = version
+
+    def images(self) -> dict[str, Tensor]:
+        return {name: image(tensor) for name, tensor in self._own().items()}
+
+    def rest(self) -> None:
+        """Nothing: to record the graphs of a GPU anew would take longer than an update gains."""
 
     def close(self) -> None:
         self.kept = None

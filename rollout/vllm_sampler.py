@@ -18,7 +18,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from rewards.errors import UserError
 from rollout.records import Completion, FinishReason
-from rollout.sampler import SampleRequest, SamplingParams, gathered
+from rollout.sampler import SampleRequest, SamplingParams, direction, gathered
 
 KNOWN = "0.32."  # versions that the contract suite has passed on
 CPU_BLOCK = 128  # tokens of keys and values that vLLM hands out at once on a CPU
@@ -76,14 +76,14 @@ class VLLMSampler:
     stop_ids: every token that ends a completion.
     """
 
-    shares_model = False
+    takes_adapters = False
 
     def __init__(
         self, folder: str | Path, tokenizer: PreTrainedTokenizerBase, stop_ids: Set[int], options: VLLMOptions
     ) -> None:
         self.tokenizer, self.stop_ids, self.policy_version = tokenizer, sorted(stop_ids), 0
         self.on_gpu = torch.cuda.is_available()
-        self.asleep = False
+        self.asleep = self.has_received = False
         self.numbers = count()
         threads, set_num_threads = torch.get_num_threads(), torch.set_num_threads
         try:
@@ -180,20 +180,22 @@ class VLLMSampler:
     def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """A plain model's tensors by name, an output head that is tied to the embeddings too: vLLM has one of its own."""
         self.wake()
+        if (
+            not self.has_received
+        ):  # what is there afterwards has been delivered: nothing of the folder's weights stays unseen
+            self.llm.collective_rpc("reset_weights")
+            self.has_received = True
         tensors = ((name, tensor.detach()) for name, tensor in named_tensors)
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": tensors})
         self.llm.reset_prefix_cache()  # keys and values of the old weights
         self.policy_version = version
 
-    def forget_weights(self) -> None:
-        """All zero: what is there afterwards has been delivered."""
-        self.llm.collective_rpc("reset_weights")
-
-    def checksums(self) -> dict[str, str]:
-        """Of the engine's tensors, under its own names."""
+    @torch.no_grad()
+    def images(self) -> dict[str, Tensor]:
+        """Of nothing where the tensors are spread over GPUs."""
         self.wake()
-        found: list[dict[str, str]] = self.llm.collective_rpc("compute_weight_checksums")
-        return {name: digest for of_worker in found for name, digest in of_worker.items()}
+        found: list[dict[str, Tensor]] = self.llm.collective_rpc(_images)
+        return found[0] if len(found) == 1 else {}
 
     def rest(self) -> None:
         """Gives a GPU's memory to the update: keys and values are dropped, weights wait in the host's memory."""
@@ -208,6 +210,31 @@ class VLLMSampler:
 
     def close(self) -> None:
         self.llm.llm_engine.engine_core.shutdown()
+
+
+def _images(worker: Any) -> dict[str, Tensor]:
+    """Through the engine's own products: on a CPU a linear layer keeps nothing but packed weights. Of what vLLM has joined
+    (q, k and v, say) each part goes by its own name."""
+    model, found = worker.model_runner.get_model(), {}
+    joined: dict[str, list[str]] = getattr(model, "packed_modules_mapping", {})
+    for name, module in model.named_modules(remove_duplicate=False):
+        method = getattr(module, "quant_method", None)
+        if method is None or not hasattr(module, "weight"):
+            own = module.named_parameters(recurse=False)
+            found |= {f"{name}.{kind}": p.detach().float().cpu() for kind, p in own if p.dim() == 1}
+            continue
+        width = module.input_size if hasattr(module, "input_size") else module.embedding_dim
+        x = direction(width, module.weight.device)[None].to(module.weight.dtype)
+        image = method.apply(module, x)[0].float().cpu()[: getattr(module, "org_vocab_size", None)]
+        bias = getattr(module, "bias", None)
+        above, _, last = name.rpartition(".")
+        parts = joined.get(last, [last])
+        sizes = module.output_partition_sizes if len(parts) > 1 else [len(image)]
+        for kind, whole in (("weight", image), ("bias", bias)):
+            if whole is not None:
+                pieces = whole.detach().float().cpu().split(sizes)
+                found |= {f"{above}.{part}.{kind}".lstrip("."): p for part, p in zip(parts, pieces, strict=True)}
+    return found
 
 
 def _in_32_bits(seed: int) -> int:

@@ -153,7 +153,7 @@ def test_delivery_notices_a_sampler_with_one_other_tensor() -> None:
     sampler.update_weights = lambda named, version: TorchSampler.update_weights(  # drops one tensor
         sampler, ((n, t) for n, t in named if "layers.1.mlp.up_proj" not in n), version
     )
-    with pytest.raises(DeliveryError, match="does not hold the policy's weights"):
+    with pytest.raises(DeliveryError, match="tensors of it differ: model.layers.1.mlp.up_proj.weight"):
         delivery.deliver(2)
 
 
@@ -212,7 +212,10 @@ def test_offline_rft_samples_from_where_it_began_and_is_evaluated_where_it_is(ru
     delivery = Delivery(trained.policy, sampler, tolerance=1e-3)
     held: list[torch.Tensor] = []
 
+    held_by = sampler
+
     class Collects:
+        sampler = held_by
         params = SamplingParams(max_tokens=10)
 
         def collect(self, problems: list[Problem], *, step: int) -> Collected:

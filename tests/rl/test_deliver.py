@@ -1,0 +1,147 @@
+"""The proof of delivery: what arrives damaged, late, twice or not at all stops the run, and the message says what is wrong."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Iterable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from rl.deliver import Delivery, DeliveryError
+from rl.lora import LoraPolicy, add_adapters
+from rl.policy import Policy
+from rollout.torch_sampler import TorchSampler
+from tests.rl.models import make
+from tests.rl.test_step import NoTokenizer
+
+Tensors = Iterable[tuple[str, Tensor]]
+
+
+class Plain(TorchSampler):
+    """An engine with weights of its own, of a plain model; `fault` changes what it is sent from the second delivery on."""
+
+    takes_adapters = False
+    fault: Callable[[Tensors], Tensors] = staticmethod(iter)
+
+    def update_weights(self, named_tensors: Tensors, version: int) -> None:
+        super().update_weights(self.fault(named_tensors) if version > 0 else named_tensors, version)
+
+
+def plain(fault: Callable[[Tensors], Tensors] | None = None) -> Plain:
+    sampler = Plain(copy.deepcopy(make("llama")), NoTokenizer())  # pyright: ignore[reportArgumentType]
+    if fault is not None:
+        sampler.fault = fault
+    return sampler
+
+
+def lora_policy() -> LoraPolicy:
+    return LoraPolicy(add_adapters(make("llama"), rank=4, alpha=8.0, targets=("all-linear",), seed=0))
+
+
+def move(policy: Policy, size: float, seed: int = 0) -> None:
+    """Every trained tensor a little, as an update does."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in policy.trainable_parameters():
+            parameter += size * torch.randn_like(parameter)
+
+
+@pytest.mark.parametrize("made", [lambda: Policy(make("llama")), lora_policy])
+def test_what_arrives_is_let_through(made: Callable[[], Policy]) -> None:
+    """Forty short steps, each delivered, some twice."""
+    policy, sampler = made(), plain()
+    delivery = Delivery(policy, sampler, tolerance=1e-3)
+    for version in range(40):
+        assert delivery.deliver(version) < 1e-4
+        if version % 10 == 0:
+            delivery.deliver(version)
+        move(policy, 1e-4, version)
+
+
+def test_a_damaged_tensor_is_named() -> None:
+    damaged = "model.layers.1.mlp.up_proj.weight"
+
+    def fault(tensors: Tensors) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in tensors:
+            yield name, tensor.clone().index_fill_(0, torch.tensor(3), 0.0) if name == damaged else tensor
+
+    policy = Policy(make("llama"))
+    delivery = Delivery(policy, plain(fault), tolerance=1e-3)
+    delivery.deliver(0)
+    move(policy, 1e-3)
+    with pytest.raises(
+        DeliveryError, match=rf"differ from the trainer's by .*tensors of it differ: {re.escape(damaged)}$"
+    ):
+        delivery.deliver(1)
+
+
+def test_a_tensor_that_never_takes_what_is_sent_is_named() -> None:
+    """As an engine does with an output head of its own where the checkpoint, tied, has none."""
+    head = "lm_head.weight"
+    policy = Policy(make("llama"))
+    sampler = plain(lambda tensors: ((name, tensor) for name, tensor in tensors if name != head))
+    delivery = Delivery(policy, sampler, tolerance=1e-3)
+    delivery.deliver(0)
+    move(policy, 1e-2)
+    with pytest.raises(DeliveryError, match=rf"tensors of it differ: {re.escape(head)}$"):
+        delivery.deliver(1)
+
+
+@pytest.mark.parametrize("size", [1e-2, 1e-5])
+def test_late_weights_are_caught_however_short_the_step(size: float) -> None:
+    """One delivery behind; a step of 1e-5 moves log-probs by less than the tolerance."""
+    policy = Policy(make("llama"))
+    waiting: list[list[tuple[str, Tensor]]] = [[(n, t.detach().clone()) for n, t in policy.named_tensors()]]
+
+    def late(tensors: Tensors) -> Tensors:
+        waiting.append([(n, t.detach().clone()) for n, t in tensors])
+        return waiting.pop(0)
+
+    delivery = Delivery(policy, plain(late), tolerance=1e-3)
+    delivery.deliver(0)
+    move(policy, size)
+    said = (
+        "arrive late|differ from the trainer's" if size > 1e-3 else "are those of delivery 0: the weights arrive late"
+    )
+    with pytest.raises(DeliveryError, match=said):
+        delivery.deliver(1)
+
+
+def test_a_dropped_adapter_is_caught() -> None:
+    """The base alone: near to the policy in the first steps, and the same as what was delivered first."""
+    policy = lora_policy()
+    base = [(n, t.detach().clone()) for n, t in policy.named_tensors(merged=True)]
+    delivery = Delivery(policy, plain(lambda tensors: base), tolerance=1e-3)
+    delivery.deliver(0)
+    move(policy, 1e-4)
+    with pytest.raises(DeliveryError, match="those of delivery 0"):
+        delivery.deliver(1)
+
+
+def test_an_adapter_that_is_added_twice_is_caught() -> None:
+    policy, original = lora_policy(), {n: t.detach().clone() for n, t in lora_policy().named_tensors(merged=True)}
+    twice = plain(lambda tensors: ((n, 2 * t - original[n]) for n, t in tensors))
+    delivery = Delivery(policy, twice, tolerance=1e-3)
+    delivery.deliver(0)
+    move(policy, 1e-2)
+    with pytest.raises(DeliveryError, match="differ from the trainer's"):
+        delivery.deliver(1)
+
+
+def test_the_base_of_adapters_is_the_same_bits_after_many_deliveries() -> None:
+    """Merging is W + (alpha / rank) B A made anew: nothing is added to W and taken off again, which rounds."""
+    policy, sampler = lora_policy(), plain()
+    base = {n: t.detach().clone() for n, t in policy.named_tensors() if ".lora_" not in n}
+    delivery = Delivery(policy, sampler, tolerance=1e-3)
+    for version in range(200):
+        delivery.deliver(version)
+        move(policy, 1e-3, version)
+    assert all(torch.equal(t, base[n]) for n, t in policy.named_tensors() if n in base)
+    merged = dict(policy.named_tensors(merged=True))
+    layer = "model.layers.0.self_attn.q_proj"
+    a, b = (p for n, p in policy.model.named_parameters() if n.startswith(layer) and ".lora_" in n)
+    expected = base[f"{layer}.base_layer.weight"] + 8.0 / 4 * (b @ a)
+    assert torch.allclose(merged[f"{layer}.weight"], expected, atol=1e-6, rtol=0)  # float32 sums of four products

@@ -1,0 +1,109 @@
+"""What is delivered to real vLLM is proved, and what is wrong is named."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from rl.deliver import Delivery, DeliveryError
+from rl.lora import LoraPolicy, add_adapters
+from rl.policy import Policy
+from rollout.sampler import Sampler
+from tests.rl.test_deliver import move
+from tests.vllm.conftest import model_of, saved
+
+Tensors = Iterable[tuple[str, Tensor]]
+
+
+class Faulty:
+    """The engine, but what it is sent from the second delivery on is changed on the way."""
+
+    def __init__(self, sampler: Sampler, fault: Callable[[Sampler, Tensors], None]) -> None:
+        self.sampler, self.fault, self.deliveries = sampler, fault, 0
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.sampler, name)
+
+    def update_weights(self, named_tensors: Tensors, version: int) -> None:
+        self.deliveries += 1
+        if self.deliveries > 1:
+            self.fault(self.sampler, named_tensors)
+        else:
+            self.sampler.update_weights(named_tensors, version)
+
+
+def lora_policy() -> LoraPolicy:
+    return LoraPolicy(add_adapters(model_of(0), rank=4, alpha=8.0, targets=("all-linear",), seed=0))
+
+
+@pytest.mark.parametrize("made", [lambda: Policy(model_of(0)), lora_policy])
+def test_what_arrives_is_let_through(made: Callable[[], Policy], vllm: Sampler) -> None:
+    """200 short steps; of a LoRA policy the base is the same bits afterwards."""
+    policy = made()
+    base = {n: t.detach().clone() for n, t in policy.named_tensors() if ".base_layer." in n}
+    delivery = Delivery(policy, vllm, tolerance=1e-3)
+    for version in range(200):
+        assert delivery.deliver(version) < 1e-4
+        move(policy, 1e-4, version)
+    assert all(torch.equal(t, base[n]) for n, t in policy.named_tensors() if n in base)
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        "model.layers.1.self_attn.k_proj.weight",
+        "model.layers.0.self_attn.v_proj.bias",
+        "model.layers.0.mlp.up_proj.weight",
+        "model.layers.1.mlp.down_proj.weight",
+        "model.layers.0.input_layernorm.weight",
+        "model.norm.weight",
+    ],
+)
+def test_a_damaged_tensor_is_named(damaged: str, vllm: Sampler) -> None:
+    """One row of it is 0: also of a matrix that vLLM keeps packed and joined with others."""
+
+    def fault(sampler: Sampler, tensors: Tensors) -> None:
+        row = torch.arange(8)
+        changed = ((n, t.detach().index_fill(0, row, 0.0) if n == damaged else t) for n, t in tensors)
+        sampler.update_weights(changed, 1)
+
+    policy = Policy(model_of(0))
+    with torch.no_grad():  # biases are 0 as they are made
+        for name, tensor in policy.named_tensors():
+            if name.endswith("bias"):
+                tensor.normal_(std=0.1)
+    delivery = Delivery(policy, Faulty(vllm, fault), tolerance=1e-3)  # pyright: ignore
+    delivery.deliver(0)
+    with pytest.raises(DeliveryError, match=rf"tensors of it differ: {re.escape(damaged)}$"):
+        delivery.deliver(1)
+
+
+def test_an_output_head_that_stays_behind_is_named(vllm: Sampler, tmp_path: Path) -> None:
+    """vLLM reports success on a saved model with tied embeddings, and goes on with the old head: the file has none."""
+
+    def by_file(sampler: Sampler, tensors: Tensors) -> None:
+        sampler.llm.collective_rpc(  # pyright: ignore
+            "reload_weights", kwargs={"weights_path": str(saved(policy.model, tmp_path))}
+        )
+        sampler.llm.reset_prefix_cache()  # pyright: ignore
+
+    policy = Policy(model_of(0))
+    delivery = Delivery(policy, Faulty(vllm, by_file), tolerance=1e-3)  # pyright: ignore
+    delivery.deliver(0)
+    move(policy, 1e-2)
+    with pytest.raises(DeliveryError, match=r"tensors of it differ: lm_head\.weight$"):
+        delivery.deliver(1)
+
+
+def test_late_weights_are_caught_however_short_the_step(vllm: Sampler) -> None:
+    policy = Policy(model_of(0))
+    delivery = Delivery(policy, Faulty(vllm, lambda sampler, tensors: None), tolerance=1e-3)  # pyright: ignore
+    delivery.deliver(0)
+    move(policy, 1e-5)
+    with pytest.raises(DeliveryError, match="those of delivery 0: the weights arrive late"):
+        delivery.deliver(1)
