@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 from pathlib import Path
 
@@ -12,13 +13,23 @@ from transformers import PreTrainedTokenizerBase
 
 from rewards.errors import UserError
 from rl.step import Learner
+from rollout.collect import Collected
 from rollout.problems import ProblemStream
+
+WAITING = "waiting.pickle"  # completions that the next step will be trained on, sampled one step ahead
 
 # Nothing else has to be saved: every random draw is a function of the run's seed and of these counters.
 
 
 def save_checkpoint(
-    folder: Path, *, step: int, learner: Learner, stream: ProblemStream, tokenizer: PreTrainedTokenizerBase, keep: int
+    folder: Path,
+    *,
+    step: int,
+    learner: Learner,
+    stream: ProblemStream,
+    tokenizer: PreTrainedTokenizerBase,
+    waiting: Collected | None,
+    keep: int,
 ) -> None:
     """The policy (a model, or the adapters to one), its critic, the optimiser, the place in the stream; of older checkpoints `keep` - 1 are kept."""
     aside = folder.with_name(f".{folder.name}.partial")
@@ -32,6 +43,8 @@ def save_checkpoint(
     every = learner.algorithm.refresh_reference_every
     if learner.reference is not None and every and step >= every:  # before its first refresh it is the base
         learner.reference.save(aside / "reference")
+    if waiting is not None:
+        (aside / WAITING).write_bytes(pickle.dumps(waiting))
     (aside / "trainer.json").write_text(json.dumps({"step": step, "cursor": stream.cursor}))
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(aside, folder)
@@ -64,3 +77,9 @@ def load_checkpoint(folder: Path, learner: Learner, stream: ProblemStream) -> in
     learner.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
     stream.cursor = state["cursor"]
     return state["step"]
+
+
+def load_waiting(folder: Path) -> Collected | None:
+    """What was sampled one step ahead. A pickle: resume only runs that you trust."""
+    path = folder / WAITING
+    return pickle.loads(path.read_bytes()) if path.exists() else None

@@ -133,6 +133,23 @@ def plan(
     print(describe(made, made.dry() if dry_run and sharding == "none" else None))
 
 
+@app.command
+def serve_vllm(
+    model: str, port: int = 8000, dtype: Literal["float32", "bfloat16"] = "bfloat16", max_length: int | None = None
+) -> None:
+    """Serve a model with vLLM for runs with --sampler vllm-server, until it is stopped.
+
+    Args:
+        model: tiny, a folder in Hugging Face format or a hub name; the policy that the run starts from.
+        port: Of http://127.0.0.1, where the run looks for it by default.
+        dtype: Of the weights there.
+        max_length: Tokens of a prompt and its completion; the model's context otherwise.
+    """
+    from rl.serve import serve
+
+    serve(model, port=port, dtype=dtype, max_length=max_length)
+
+
 verify = tyro.extras.SubcommandApp()
 app.command(verify, name="verify", help="Judge one answer or program, or a run's verdicts once more.")
 

@@ -125,16 +125,24 @@ class RunConfig:
     """Of the update: "varlen" is torch's ragged flash attention (GPU, bfloat16), "dense" works everywhere."""
     device: Literal["auto", "cpu"] = "auto"
 
-    sampler: Literal["auto", "torch", "vllm"] = "auto"
-    """"torch" is the embedded engine, "vllm" is vLLM in this process. "auto" is vLLM where there is a GPU and vLLM, else torch."""
+    sampler: Literal["auto", "torch", "vllm", "vllm-server"] = "auto"
+    """"torch" is the embedded engine, "vllm" vLLM in this process, "vllm-server" one or several servers. "auto" is vllm where
+    there is a GPU and vLLM, else torch."""
     sampler_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """The engine's; the embedded one decodes with a copy of the weights in bfloat16. "auto" is dtype."""
+    one_step_ahead: bool = False
+    """Sample the next step's completions while this one is trained on. They are one update old then, which importance weights
+    correct."""
     vllm_memory: float = 0.4
     """Share of the GPU's memory that vLLM takes for itself; on a CPU the most of what is free."""
     vllm_max_rows: int = 256
     """Completions that vLLM decodes at once."""
     vllm_tensor_parallel: int = 1
     """GPUs that vLLM's weights are spread over."""
+    vllm_urls: tuple[str, ...] = ("http://127.0.0.1:8000",)
+    """Servers (plumbline serve-vllm) that see the run's folder: weights reach them through it."""
+    vllm_patience: float = 600.0
+    """Seconds that a server which does not answer is waited for."""
     format: tuple[str, ...] = ()
     """Rules of form beside correctness, any of think-answer, boxed, no-repetition, words:N (at most N words)."""
     format_weight: float = 0.1
@@ -192,6 +200,14 @@ class RunConfig:
         elif self.value == "none":
             raise UserError(
                 f"value is 'none': {self.algorithm} needs a critic; use shared or separate, or another algorithm"
+            )
+        if self.one_step_ahead and named.samples_from != "live":
+            raise UserError(
+                f"one_step_ahead is True: {self.algorithm} does not sample from the policy that is trained; leave it out"
+            )
+        if self.one_step_ahead and named.importance_cap is None:
+            raise UserError(
+                f"one_step_ahead is True: {self.algorithm} has no importance weights, which correct for older samples; leave it out"
             )
         if self.group_size not in (None, 1) and named.samples_from == "dataset":
             raise UserError(
@@ -353,6 +369,11 @@ CHECKS: dict[str, Check] = {
     "vllm_memory": ((lambda v: 0 < v < 1), "more than 0 and less than 1"),
     "vllm_max_rows": _at_least(1),
     "vllm_tensor_parallel": _at_least(1),
+    "vllm_urls": (
+        (lambda urls: urls and all(u.startswith("http") for u in urls)),
+        "addresses such as http://host:8000",
+    ),
+    "vllm_patience": _POSITIVE,
     "format": ((lambda names: all(map(format_rule, names))), "names of rules"),
     "format_weight": ((lambda v: 0 < v < 1), "more than 0 and less than 1"),
     "verifier_workers": _at_least(1),

@@ -44,7 +44,7 @@ def train(config: RunConfig) -> Path:
             with interruption(progress) as asked:
                 run_steps(run, progress, asked)
             report = write_report(run_dir)
-            run.collector.sampler.close()
+            run.close()
     finally:
         verifiers.close()
         runtime.close()
@@ -77,7 +77,13 @@ def run_steps(run: Run, progress: Progress, asked: StopRequest) -> None:
         run.learner.set_learning_rate(config.learning_rate_at(step))
         run.learner.trains_policy = step > config.critic_warmup_steps
         result = train_step(
-            run.learner, run.collector, run.stream, run.delivery, step=step, num_problems=config.problems_per_step or 1
+            run.learner,
+            run.collector,
+            run.stream,
+            run.delivery,
+            step=step,
+            num_problems=config.problems_per_step or 1,
+            ahead=run.ahead,
         )
         require_judged(result.sampled, config.max_unjudged)
         metrics: Metrics = {"step": step, **result.metrics}
@@ -107,6 +113,7 @@ def save(run: Run) -> None:
         learner=run.learner,
         stream=run.stream,
         tokenizer=run.tokenizer,
+        waiting=run.ahead.wait() if run.ahead else None,
         keep=run.config.save_total_limit,
     )
 

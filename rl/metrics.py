@@ -164,6 +164,10 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
                "0 in the first update on fresh samples; below 0.2 later. Above: fewer updates a step or a lower rate."),
         Metric("ratio/max", "ratio", "Largest ratio of policy to behaviour probability over the trained tokens.",
                "1 in the first update on fresh samples; tens or more: the update is too large."),
+        Metric("staleness", "updates",
+               "Mean over completions of the updates made between the weights they were sampled with and this step's. Each "
+               "completion's own is in completions.jsonl, as `policy_version`.",
+               "0; 1 with `one_step_ahead`; with `rft` it grows, with `sft` it says nothing."),
         Metric("tis/weight", "weight",
                "Mean weight of truncated importance sampling, `min(exp(b - s), C)`: corrects for the sampler's "
                "mismatch (see `kl/sampler`).",

@@ -65,6 +65,7 @@ def completion_rows(step: int, result: StepResult) -> Iterator[dict[str, Any]]:
                 "detail": score.detail,
                 "length": len(completion.token_ids),
                 "finish_reason": completion.finish_reason.value,
+                "policy_version": completion.policy_version,
                 "advantage": None if result.advantages is None else result.advantages[i][j].mean().item(),
             }
 

@@ -18,7 +18,8 @@ from rewards.errors import UserError
 from rewards.sandbox.isolation import FLOOR
 from rewards.score import Outcome, Score
 from rewards.verifiers import Verifiers
-from rl.checkpoint import last_checkpoint, load_checkpoint
+from rl.ahead import Ahead
+from rl.checkpoint import last_checkpoint, load_checkpoint, load_waiting
 from rl.config import TINY, TINY_DEFAULTS, RunConfig, tiny_task
 from rl.cost import FLOAT32, activation_bytes
 from rl.critic import Critic
@@ -37,9 +38,10 @@ from rollout.prompts import PromptRenderer
 from rollout.records import WORKED, Problem
 from rollout.sampler import Sampler, SamplingParams
 from rollout.torch_sampler import TorchSampler, stop_token_ids
+from rollout.vllm_server import VLLMServerSampler
 
 SAME_ON_RESUME = ("model", "dataset", "algorithm", "seed", "group_size", "problems_per_step", "learning_rate")
-SAME_ON_RESUME += ("value", "lora_rank", "lora_alpha", "lora_targets")
+SAME_ON_RESUME += ("value", "lora_rank", "lora_alpha", "lora_targets", "one_step_ahead")
 
 
 @dataclass(kw_only=True)
@@ -54,9 +56,15 @@ class Run:
     stream: ProblemStream
     held_out: list[Problem]
     delivery: Delivery
+    ahead: Ahead | None
     tokenizer: PreTrainedTokenizerBase
     records: RunRecords
     step: int
+
+    def close(self) -> None:
+        if self.ahead is not None:
+            self.ahead.close()
+        self.collector.sampler.close()
 
 
 def open_run_dir(config: RunConfig) -> Path:
@@ -169,7 +177,7 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
         training = demonstrable(training, verifiers, renderer, max_tokens, progress)
     learner = build_learner(config, model, tokenizer, runtime, progress)
     longest = require_room(config, renderer, [*training, *held_out], learner.policy.context_length)
-    sampler = build_sampler(config, source, model, tokenizer, learner, runtime, longest)
+    sampler = build_sampler(config, source, model, tokenizer, learner, runtime, progress, longest)
     collector = Collector(
         sampler=sampler,
         verifiers=verifiers,
@@ -196,6 +204,9 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
         stream=stream,
         held_out=held_out,
         delivery=delivery,
+        ahead=Ahead(config.num_steps or 1, load_waiting(last_checkpoint(config.run_dir)) if step else None)
+        if config.one_step_ahead
+        else None,
         tokenizer=tokenizer,
         records=RunRecords(config.run_dir, keep_through=step if config.resume else None),
         step=step,
@@ -209,15 +220,29 @@ def build_sampler(
     tokenizer: PreTrainedTokenizerBase,
     learner: Learner,
     runtime: Runtime,
+    progress: Progress,
     longest: int,
 ) -> Sampler:
     """longest: tokens of a prompt and a full completion."""
     if config.sampler == "torch" or (config.sampler == "auto" and not (runtime.device.type == "cuda" and has_vllm())):
         return TorchSampler(
-            copy.deepcopy(model) if learner.start else model,  # what is delivered there must not reach the policy
+            # A copy where other weights than the policy's as it is are sampled with.
+            copy.deepcopy(model) if learner.start or config.one_step_ahead else model,
             tokenizer,
             decode_dtype=getattr(torch, config.sampling_dtype),
             autocast=runtime.autocast,
+        )
+    stop_ids = stop_token_ids(model, tokenizer)
+    if config.sampler == "vllm-server":
+        assert config.run_dir is not None
+        return VLLMServerSampler(
+            config.vllm_urls,
+            tokenizer,
+            stop_ids,
+            max_length=longest,
+            transfer=config.run_dir / "transfer",
+            patience=config.vllm_patience,
+            report=progress.message,
         )
     from rollout.vllm_sampler import VLLMOptions, VLLMSampler  # takes ten seconds, and is not everywhere
 
@@ -228,7 +253,7 @@ def build_sampler(
         max_rows=config.vllm_max_rows,
         tensor_parallel=config.vllm_tensor_parallel,
     )
-    return VLLMSampler(source, tokenizer, stop_token_ids(model, tokenizer), options)
+    return VLLMSampler(source, tokenizer, stop_ids, options)
 
 
 def has_vllm() -> bool:

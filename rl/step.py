@@ -10,17 +10,18 @@ import torch
 from torch import Tensor
 
 from rewards.errors import UserError
+from rl.ahead import Ahead
 from rl.algorithms import Advantages, Algorithm
 from rl.batch import Batch, MicroBatch
 from rl.cost import ModelCost, Work, step_flops
 from rl.critic import Critic
 from rl.deliver import Delivery
 from rl.head import TokenScores
-from rl.measure import Metrics, TokenMeans, describe, timed
+from rl.measure import Metrics, TokenMeans, describe, mean, timed
 from rl.policy import Policy
 from rl.runtime import Runtime
 from rl.values import Estimates, Seen, whitened
-from rollout.collect import Collector
+from rollout.collect import Collected, Collector
 from rollout.demonstrations import demonstrate
 from rollout.problems import ProblemStream
 from rollout.records import RolloutGroup
@@ -100,19 +101,28 @@ class StepResult:
 
 
 def train_step(
-    learner: Learner, collector: Collector, stream: ProblemStream, delivery: Delivery, *, step: int, num_problems: int
+    learner: Learner,
+    collector: Collector,
+    stream: ProblemStream,
+    delivery: Delivery,
+    *,
+    step: int,
+    num_problems: int,
+    ahead: Ahead | None = None,
 ) -> StepResult:
     """Sample and verify, compare within groups, pack, update, deliver."""
     algorithm, max_tokens = learner.algorithm, collector.params.max_tokens
 
+    def sample(step: int) -> Collected:
+        if algorithm.samples_from == "dataset":
+            return demonstrate(stream.take(num_problems), collector.renderer)
+        if algorithm.dynamic_sampling:
+            return collector.collect_with_signal(stream, num_problems, step=step)
+        return collector.collect(stream.take(num_problems), step=step)
+
     if learner.start is not None:
         delivery.deliver(version=0, policy=learner.start)
-    if algorithm.samples_from == "dataset":
-        collected = demonstrate(stream.take(num_problems), collector.renderer)
-    elif algorithm.dynamic_sampling:
-        collected = collector.collect_with_signal(stream, num_problems, step=step)
-    else:
-        collected = collector.collect(stream.take(num_problems), step=step)
+    collected = ahead.take(step, sample) if ahead else sample(step)
     advantages = algorithm.advantages(collected.groups, max_tokens)
     parts = range(min(learner.num_minibatches, len(collected.groups)))
     batches = [
@@ -120,11 +130,16 @@ def train_step(
     ]
 
     metrics = describe(collected, algorithm, max_tokens)
-    collector.sampler.rest()
+    versions = [r.completion.policy_version for group in collected.groups for r in group.rollouts]
+    metrics["staleness"] = mean(step - 1 - version for version in versions)
+    if ahead is None:
+        collector.sampler.rest()
     with timed(metrics, "time/train"):
         metrics |= update(learner, *batches)
         learner.refresh_reference(step)
     with timed(metrics, "time/deliver"):
+        if ahead is not None:
+            ahead.wait()
         metrics["delivery/error"] = delivery.deliver(version=step)
     known = advantages if algorithm.value_rule is None else None
     return StepResult(groups=collected.groups, sampled=collected.sampled, advantages=known, metrics=metrics)

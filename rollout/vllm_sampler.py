@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
@@ -18,7 +17,8 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from rewards.errors import UserError
 from rollout.records import Completion, FinishReason
-from rollout.sampler import SampleRequest, SamplingParams, direction, gathered
+from rollout.sampler import SampleRequest, SamplingParams, gathered
+from rollout.vllm_worker import images_of, in_32_bits
 
 KNOWN = "0.32."  # versions that the contract suite has passed on
 CPU_BLOCK = 128  # tokens of keys and values that vLLM hands out at once on a CPU
@@ -141,7 +141,7 @@ class VLLMSampler:
             max_tokens=params.max_tokens,
             temperature=params.temperature,
             top_p=params.top_p,
-            seed=_in_32_bits(seed),
+            seed=in_32_bits(seed),
             stop=list(params.stop_strings),
             include_stop_str_in_output=True,
             stop_token_ids=self.stop_ids,
@@ -160,7 +160,7 @@ class VLLMSampler:
             finish_reason=FinishReason.STOP if output.finish_reason == "stop" else FinishReason.LENGTH,
             policy_version=self.policy_version,
             seed=seed,
-            text=self.tokenizer.decode(token_ids, skip_special_tokens=True),
+            text=self.tokenizer.batch_decode([list(token_ids)], skip_special_tokens=True)[0],
         )
 
     def score(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> list[float]:
@@ -194,7 +194,7 @@ class VLLMSampler:
     def images(self) -> dict[str, Tensor]:
         """Of nothing where the tensors are spread over GPUs."""
         self.wake()
-        found: list[dict[str, Tensor]] = self.llm.collective_rpc(_images)
+        found: list[dict[str, Tensor]] = self.llm.collective_rpc(images_of)
         return found[0] if len(found) == 1 else {}
 
     def rest(self) -> None:
@@ -210,36 +210,6 @@ class VLLMSampler:
 
     def close(self) -> None:
         self.llm.llm_engine.engine_core.shutdown()
-
-
-def _images(worker: Any) -> dict[str, Tensor]:
-    """Through the engine's own products: on a CPU a linear layer keeps nothing but packed weights. Of what vLLM has joined
-    (q, k and v, say) each part goes by its own name."""
-    model, found = worker.model_runner.get_model(), {}
-    joined: dict[str, list[str]] = getattr(model, "packed_modules_mapping", {})
-    for name, module in model.named_modules(remove_duplicate=False):
-        method = getattr(module, "quant_method", None)
-        if method is None or not hasattr(module, "weight"):
-            own = module.named_parameters(recurse=False)
-            found |= {f"{name}.{kind}": p.detach().float().cpu() for kind, p in own if p.dim() == 1}
-            continue
-        width = module.input_size if hasattr(module, "input_size") else module.embedding_dim
-        x = direction(width, module.weight.device)[None].to(module.weight.dtype)
-        image = method.apply(module, x)[0].float().cpu()[: getattr(module, "org_vocab_size", None)]
-        bias = getattr(module, "bias", None)
-        above, _, last = name.rpartition(".")
-        parts = joined.get(last, [last])
-        sizes = module.output_partition_sizes if len(parts) > 1 else [len(image)]
-        for kind, whole in (("weight", image), ("bias", bias)):
-            if whole is not None:
-                pieces = whole.detach().float().cpu().split(sizes)
-                found |= {f"{above}.{part}.{kind}".lstrip("."): p for part, p in zip(parts, pieces, strict=True)}
-    return found
-
-
-def _in_32_bits(seed: int) -> int:
-    """vLLM seeds a generator of torch, which on a CPU takes no more of a seed: the rest would be thrown away."""
-    return int.from_bytes(hashlib.blake2b(seed.to_bytes(8, "big"), digest_size=4).digest(), "big")
 
 
 def _cache_bytes(folder: str | Path, options: VLLMOptions) -> int:

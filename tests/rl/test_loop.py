@@ -103,26 +103,28 @@ def test_ppo_runs_with_one_completion_of_each_problem(
     assert any(not torch.equal(base[name], tensor) for name, tensor in weights[1].items())
 
 
-RESUMED = [
-    ("grpo-iterative", 0),
-    ("grpo-iterative", 4),
-    ("dapo", 0),
-    ("ppo", 0),
-    ("ppo", 4),
-    ("ppo-separate", 0),
-    ("rft", 0),
+RESUMED: list[dict[str, object]] = [
+    {"algorithm": "grpo-iterative"},
+    {"algorithm": "grpo-iterative", "lora_rank": 4},
+    {"algorithm": "grpo", "one_step_ahead": True},
+    {"algorithm": "dapo"},
+    {"algorithm": "dapo", "one_step_ahead": True},
+    {"algorithm": "ppo"},
+    {"algorithm": "ppo", "lora_rank": 4},
+    {"algorithm": "ppo-separate"},
+    {"algorithm": "ppo-separate", "lora_rank": 4},
+    {"algorithm": "rft"},
 ]
-RESUMED += [("ppo-separate", 4)]
 
 
-@pytest.mark.parametrize(("algorithm", "lora_rank"), RESUMED)
+@pytest.mark.parametrize("changed", RESUMED, ids=lambda c: "-".join(map(str, c.values())))
 def test_a_resumed_run_equals_one_that_was_not_interrupted(
-    algorithm: str, lora_rank: int, model: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    changed: dict[str, object], model: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Weights, metrics and completions, bit for bit: SIGINT in step 2 of 4, then --resume. Optimiser, stream, reference count."""
     monkeypatch.setattr(MathVerifier, "verify_batch", odd_lengths)
     monkeypatch.setitem(ALGORITHMS, "grpo-iterative", replace(GRPO_ITERATIVE, refresh_reference_every=2))
-    whole = options(model, digits, tmp_path / "whole", algorithm=algorithm, lora_rank=lora_rank, num_steps=4)
+    whole = options(model, digits, tmp_path / "whole", num_steps=4, **changed)
     train(whole)
     parted = replace(whole, run_dir=tmp_path / "parted")
     with pytest.raises(Interrupted, match="saved after step 2"):

@@ -153,7 +153,7 @@ def test_delivery_notices_a_sampler_with_one_other_tensor() -> None:
     sampler.update_weights = lambda named, version: TorchSampler.update_weights(  # drops one tensor
         sampler, ((n, t) for n, t in named if "layers.1.mlp.up_proj" not in n), version
     )
-    with pytest.raises(DeliveryError, match="tensors of it differ: model.layers.1.mlp.up_proj.weight"):
+    with pytest.raises(DeliveryError, match=r"tensors of it differ: model\.layers.1.mlp.up_proj.weight"):
         delivery.deliver(2)
 
 

