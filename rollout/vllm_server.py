@@ -151,7 +151,8 @@ class Server:
     def __init__(self, url: str, patience: float, report: Callable[[str], None]) -> None:
         self.url, self.patience, self.report = url, patience, report
         self.session = Session()
-        self.session.mount("http", HTTPAdapter(pool_maxsize=CONNECTIONS + 1))
+        for scheme in ("http://", "https://"):
+            self.session.mount(scheme, HTTPAdapter(pool_maxsize=CONNECTIONS + 1))
         self.weights: Path | None = None
         self.recovering = threading.Lock()
         self.num_recoveries = 0
