@@ -10,9 +10,10 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import torch
@@ -69,22 +70,33 @@ class VLLMServerSampler:
         for server in self.servers:
             server.ensure_weights()
 
-        def ask(i: int, j: int, seed: int) -> tuple[int, int, Completion]:
-            body = {"prompt": list(requests[i].prompt_ids), "seed": in_32_bits(seed), **self._options(params)}
-            answer = self.servers[i % len(self.servers)].post("/v1/completions", body)
-            return i, j, self._completion(answer["choices"][0], seed)
+        finished: SimpleQueue[tuple[int, int, Completion] | Exception] = SimpleQueue()
 
-        with ThreadPoolExecutor(CONNECTIONS * len(self.servers)) as threads:
-            asked = [
-                threads.submit(ask, i, j, s) for i, request in enumerate(requests) for j, s in enumerate(request.seeds)
-            ]
+        def ask(i: int, j: int, seed: int) -> None:
+            body = {"prompt": list(requests[i].prompt_ids), "seed": in_32_bits(seed), **self._options(params)}
             try:
-                for done in as_completed(asked):
-                    yield done.result()
-            finally:
-                if not all(future.cancel() or future.done() for future in asked):
-                    for server in self.servers:
-                        server.abort()
+                answer = self.servers[i % len(self.servers)].post("/v1/completions", body)
+                finished.put((i, j, self._completion(answer["choices"][0], seed)))
+            except Exception as error:  # noqa: BLE001  raised where it is waited for
+                finished.put(error)
+
+        threads = ThreadPoolExecutor(CONNECTIONS * len(self.servers))
+        places = [(i, j, seed) for i, request in enumerate(requests) for j, seed in enumerate(request.seeds)]
+        num_left = len(places)
+        try:
+            for place in places:
+                threads.submit(ask, *place)
+            while num_left:
+                done = finished.get()
+                if isinstance(done, Exception):
+                    raise done
+                num_left -= 1
+                yield done
+        finally:
+            if num_left:
+                for server in self.servers:
+                    server.abort()
+            threads.shutdown(cancel_futures=True)
 
     def _options(self, params: SamplingParams) -> dict[str, Any]:
         return {

@@ -107,3 +107,33 @@ def test_late_weights_are_caught_however_short_the_step(vllm: Sampler) -> None:
     move(policy, 1e-5)
     with pytest.raises(DeliveryError, match="those of delivery 0: the weights arrive late"):
         delivery.deliver(1)
+
+
+def test_saved_models_and_adapters_open_in_vllm(vllm: Sampler, tmp_path: Path) -> None:
+    """What a run saves: the whole model, its merged adapters, and adapters on their base all say what the policy says."""
+    from vllm import LLM, TokensPrompt  # pyright: ignore[reportMissingImports]
+    from vllm import SamplingParams as EngineParams  # pyright: ignore[reportMissingImports]
+    from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
+
+    policy = lora_policy()
+    move(policy, 0.05)
+    base = saved(model_of(0), tmp_path / "base")
+    policy.save(tmp_path / "adapters")
+    text = [3, 4, 5, 6, 7, 8]
+    expected = policy.model(torch.tensor([text])).logits.log_softmax(-1)[0]
+    plain = model_of(0)(torch.tensor([text])).logits.log_softmax(-1)[0]
+    engine = LLM(
+        str(base),
+        dtype="float32",
+        enforce_eager=True,
+        enable_lora=True,
+        max_lora_rank=8,
+        max_model_len=32,
+        kv_cache_memory_bytes=1 << 24,
+    )
+    prompt, params = TokensPrompt(prompt_token_ids=text), EngineParams(max_tokens=1, prompt_logprobs=0)
+    for adapters, wanted in ((None, plain), (LoRARequest("ours", 1, str(tmp_path / "adapters")), expected)):
+        (found,) = engine.generate(prompt, params, lora_request=adapters, use_tqdm=False)
+        rows = [row[t].logprob for row, t in zip(found.prompt_logprobs[1:], text[1:], strict=True)]
+        assert rows == pytest.approx([wanted[i, t].item() for i, t in enumerate(text[1:])], abs=1e-3)
+    engine.llm_engine.engine_core.shutdown()

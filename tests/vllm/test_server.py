@@ -88,7 +88,9 @@ def engine(server: Server, tmp_path: Path) -> Engine:
         sampler.update_weights(model.named_parameters(remove_duplicate=False), version=0)
         return sampler
 
-    return Engine(model=model, other=model_of(1), tokenizer=tokenizer(), sampler=anew, uniform=None)
+    return Engine(
+        model=model, other=model_of(1), tokenizer=tokenizer(), sampler=anew, uniform=None, draws=1_500, in_order=False
+    )
 
 
 class TestVLLMServerSampler(SamplerContract):
