@@ -28,8 +28,8 @@ def save_checkpoint(
     learner: Learner,
     stream: ProblemStream,
     tokenizer: PreTrainedTokenizerBase,
-    waiting: Collected | None,
     keep: int,
+    waiting: Collected | None = None,
 ) -> None:
     """The policy (a model, or the adapters to one), its critic, the optimiser, the place in the stream; of older checkpoints `keep` - 1 are kept."""
     aside = folder.with_name(f".{folder.name}.partial")

@@ -51,9 +51,9 @@ installed_version()
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the engine in this process
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # it warns at every delivery of what is as it should be
 
-from vllm import LLM, TokensPrompt  # noqa: E402
-from vllm import SamplingParams as EngineParams  # noqa: E402
-from vllm.sampling_params import RequestOutputKind  # noqa: E402
+from vllm import LLM, TokensPrompt  # noqa: E402  # pyright: ignore[reportMissingImports]
+from vllm import SamplingParams as EngineParams  # noqa: E402  # pyright: ignore[reportMissingImports]
+from vllm.sampling_params import RequestOutputKind  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 
 @dataclass(frozen=True, kw_only=True)

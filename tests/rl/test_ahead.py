@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from rewards.errors import UserError
+from rewards.math_answer import MathVerifier
 from rl.ahead import Ahead
 from rl.config import RunConfig
 from rl.loop import train
 from rl.metrics import read_metrics
 from rollout.collect import Collected
-from tests.rl.test_loop import options
+from tests.rl.test_loop import odd_lengths, options
 
 
 def collected(number: int) -> Collected:
@@ -43,7 +44,10 @@ def test_the_next_step_is_sampled_before_it_is_asked_for_and_the_one_after_the_l
     ahead.close()
 
 
-def test_completions_are_one_update_old_but_for_the_first(model: Path, digits: Path, tmp_path: Path) -> None:
+def test_completions_are_one_update_old_but_for_the_first(
+    model: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MathVerifier, "verify_batch", odd_lengths)  # an untaught model is never right
     run_dir = train(options(model, digits, tmp_path / "run", one_step_ahead=True, num_steps=4))
     assert [row.get("staleness") for row in read_metrics(run_dir)[1:]] == [0, 1, 1, 1]
     rows = [json.loads(line) for line in (run_dir / "completions.jsonl").read_text().splitlines()]
