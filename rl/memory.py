@@ -133,12 +133,15 @@ class TrainedTrunk:
 
     def kept(self, row: EqualRow) -> int:
         """All layers, or 4 L T H, their inputs, where they are run again; then 4 ((2 H + 2 D) T + H S): the last norm, the
-        rotary tables, the states that are scored. Under autocast the weights' copies too, 2 N_b."""
+        rotary tables, the states that are scored. Under autocast the weights' copies too, 2 N_b; of one layer, 2 N_b / L, where they
+        are frozen and layers are run again."""
         c, layers = self.config, self.config.num_hidden_layers
         inner = layers * (FLOAT32 * row.tokens * c.hidden_size if self.checkpointed else self.layer(row))
         last_norm = c.hidden_size * (1 if self.lora_rank else 2)
         rest = row.tokens * (last_norm + 2 * head_size(c)) + row.scored * c.hidden_size
-        casts = self.width * (self.cost.block + self.adapters) if self.is_bfloat16 else 0
+        # Autocast keeps the casts of trained weights; those of frozen ones stay with the layer whose backward needs them.
+        cast = self.cost.block // layers if self.lora_rank and self.checkpointed else self.cost.block
+        casts = self.width * (cast + self.adapters) if self.is_bfloat16 else 0
         return inner + FLOAT32 * rest + casts
 
     def head(self, row: EqualRow) -> dict[str, int]:

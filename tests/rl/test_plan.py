@@ -59,6 +59,7 @@ def planned(size: str, **options: object) -> Plan:
         ("3 M", {"algorithm": "ppo-separate", "lora_rank": 8}),
         ("3 M", {"gradient_checkpointing": True, "kl_weight": 0.0}),
         ("30 M", {}),
+        ("30 M", {"lora_rank": 8, "dtype": "bfloat16", "gradient_checkpointing": True}),
         ("30 M", {"problems_per_step": 2, "kl_weight": 0.0}),  # one micro-batch: no gradients before it
     ],
 )
