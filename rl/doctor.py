@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -36,10 +37,10 @@ def examine() -> str:
 
 
 def _installed(package: str, without: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return f"not installed: {without}"
+    for name in (package, f"{package}-cpu"):  # as vLLM's build for CPUs is called
+        with suppress(PackageNotFoundError):
+            return version(name)
+    return f"not installed: {without}"
 
 
 def _isolation() -> str:

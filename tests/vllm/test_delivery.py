@@ -10,11 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from rewards.errors import UserError
 from rl.deliver import Delivery, DeliveryError
 from rl.lora import LoraPolicy, add_adapters
 from rl.policy import Policy
 from rollout.sampler import Sampler
 from tests.rl.test_deliver import move
+from tests.rollout.tiny import tokenizer
 from tests.vllm.conftest import model_of, saved
 
 Tensors = Iterable[tuple[str, Tensor]]
@@ -137,3 +139,12 @@ def test_saved_models_and_adapters_open_in_vllm(vllm: Sampler, tmp_path: Path) -
         rows = [row[t].logprob for row, t in zip(found.prompt_logprobs[1:], text[1:], strict=True)]
         assert rows == pytest.approx([wanted[i, t].item() for i, t in enumerate(text[1:])], abs=1e-3)
     engine.llm_engine.engine_core.shutdown()
+
+
+def test_an_engine_without_room_for_keys_and_values_is_told(vllm: Sampler, tmp_path: Path) -> None:
+    from rollout.vllm_sampler import VLLMOptions, VLLMSampler
+
+    folder = saved(model_of(0), tmp_path)
+    options = VLLMOptions(dtype="float32", max_length=64, memory=1e-7)
+    with pytest.raises(UserError, match=r"sampler is 'vllm': it did not start with .*memory=1e-07.*raise vllm_memory"):
+        VLLMSampler(folder, tokenizer(), {1}, options)
