@@ -128,7 +128,8 @@ class VLLMSampler:
                 waiting[name] = (i, j, seed)
         try:
             while waiting:
-                for output in engine.step():
+                outputs: list[Any] = engine.step()
+                for output in outputs:
                     if output.finished:
                         i, j, seed = waiting.pop(output.request_id)
                         yield i, j, self._completion(output.outputs[0], seed)
