@@ -6,6 +6,7 @@ New weights go through a folder that the trainer and the servers see.
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import threading
 import time
@@ -55,7 +56,8 @@ class VLLMServerSampler:
     ) -> None:
         self.tokenizer, self.stop_ids, self.policy_version = tokenizer, sorted(stop_ids), 0
         self.transfer = transfer.absolute()
-        self.num_deliveries = 0
+        shutil.rmtree(self.transfer, ignore_errors=True)  # what a run that was killed has left
+        self.own, self.num_deliveries = secrets.token_hex(4), 0  # no other run names its weights so
         self.servers = [Server(url.rstrip("/"), patience, report) for url in urls]
         for server in self.servers:
             server.check(tokenizer, max_length)
@@ -132,7 +134,7 @@ class VLLMServerSampler:
     def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """A file with every tensor under every name: of one with tied embeddings alone vLLM leaves the old output head in place."""
         self.num_deliveries += 1
-        folder = self.transfer / f"weights-{self.num_deliveries}"
+        folder = self.transfer / f"weights-{self.own}-{self.num_deliveries}"
         folder.mkdir(parents=True, exist_ok=True)
         save_file({name: t.detach().cpu().clone() for name, t in named_tensors}, folder / "model.safetensors")
         for server in self.servers:
