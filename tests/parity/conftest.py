@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 import pytest
 import torch
+
+if find_spec("trl") is not None:
+    from trl import import_utils
+
+    # Where vLLM is installed TRL would load it, and warn of a version that it does not know.
+    import_utils.is_vllm_available = lambda *_, **__: False
 
 
 @pytest.fixture(autouse=True, scope="package")
