@@ -132,7 +132,7 @@ class ProgramJudge:
 
     def _run_asserts(self, source: str, task: AssertsTask) -> Verdict:
         tested, ended = self._run_tests(source, task)
-        if _starved(ended, self._limits) or _starved(tested, self._limits):
+        if _starved(ended, self._limits) or _starved(tested, self._limits) or _left_early(tested, ended):
             tested, ended = self._run_tests(source, task)
         try:
             verdict = json.loads(tested.result)
@@ -188,6 +188,12 @@ class ProgramJudge:
 def _starved(ended: Ended, limits: Limits) -> bool:
     """A wall clock that ran out may be a busy machine's fault: then the program is run once more."""
     return ended.ended_by == "wall" and ended.cpu > _STARVED * limits["cpu_seconds"]
+
+
+def _left_early(tested: Ended, ended: Ended) -> bool:
+    """The tests lost the program before it had ended: it hung up on them, or somebody else was just killing it. Nobody is
+    killed twice by chance, so it is run once more."""
+    return ended.ended_by == "judge" and b'"gone": true' in tested.result
 
 
 def _failure(ended: Ended, limits: Limits) -> Verdict | None:

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from program_honest import OTHERS
 from rewards.program import ProgramVerifier, UnsafeMachine
 from rewards.program_judge import ProgramJudge
 from rewards.sandbox.child import Limits
+from rewards.sandbox.client import Ended
 from rewards.sandbox.isolation import measure
 from rewards.score import Outcome, Score
 
@@ -261,6 +263,23 @@ def test_killing_costs_hardly_any_program_its_grade(depth: int) -> None:
         assert {score.outcome for score in _verify(verifier, again).values()} == {Outcome.CORRECT}
     assert outcomes.keys() <= {Outcome.CORRECT, Outcome.CRASHED}, outcomes
     assert outcomes[Outcome.CRASHED] <= num_kills // 2, outcomes
+
+
+@pytest.mark.parametrize(("again", "expected"), [("passes", Outcome.CORRECT), ("hangs up", Outcome.WRONG)])
+def test_a_program_that_the_tests_lose_before_it_has_ended_is_run_once_more(again: str, expected: Outcome) -> None:
+    """It may be about to be killed by somebody else, and the judge came first; one that hangs up each time is wrong."""
+
+    def ended(by: str, result: str) -> Ended:
+        return Ended(status=-9, cpu=0.0, ended_by=by, overflowed=False, stdout=b"", stderr=b"", result=result.encode())
+
+    lost = ended("exit", json.dumps({"failed": 1, "gone": True})), ended("judge", "")
+    passed = ended("exit", json.dumps({"num_calls": 1})), ended("judge", "")
+    runs = iter([lost, {"passes": passed, "hangs up": lost}[again]])
+    judge = object.__new__(ProgramJudge)
+    judge._limits = {"cpu_seconds": 2}  # pyright: ignore
+    judge._run_tests = lambda *_: next(runs)  # pyright: ignore
+    task = SimpleNamespace(entry_point="f", asserts=["assert f() == 1"])
+    assert judge._run_asserts("", task)[0] is expected  # pyright: ignore
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -16,13 +17,17 @@ import pytest
 import requests
 import torch
 
+import rl.loop
 from rewards.errors import UserError
+from rewards.math_answer import MathVerifier
 from rl.deliver import Delivery
+from rl.loop import train
 from rl.policy import Policy
 from rl.tiny import tiny_tokenizer
 from rollout.sampler import Sampler, SamplingParams
 from rollout.torch_sampler import stop_token_ids
 from rollout.vllm_server import VLLMServerSampler
+from tests.rl.test_loop import final_weights, odd_lengths, options
 from tests.rollout.sampler_contract import Engine, SamplerContract, tokens
 from tests.rollout.sampler_contract import requests as asked_for
 from tests.rollout.tiny import tokenizer
@@ -156,3 +161,30 @@ def test_a_port_that_is_taken_is_told(server: Server, tmp_path: Path) -> None:
     command = [*PLUMBLINE, "serve-vllm", "--model", "x", "--port", str(server.port)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 2 and f"port is {server.port}: it cannot be had" in done.stderr
+
+
+def test_a_run_goes_on_when_its_server_was_killed(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In its second step of three: what was sampled and the weights in the end are those of an undisturbed run."""
+    monkeypatch.setattr(MathVerifier, "verify_batch", odd_lengths)  # an untaught model is never right
+    data = tmp_path / "sums.jsonl"
+    data.write_text("".join(json.dumps({"question": f"{i}+{i}=", "answer": f"{2 * i}"}) + "\n" for i in range(60)))
+    urls = {"sampler": "vllm-server", "vllm_urls": (server.url,), "vllm_patience": 300.0}
+    train(options(server.folder, data, tmp_path / "whole", **urls))
+    train_step = rl.loop.train_step
+
+    def killed(*args: object, **named: object) -> object:
+        if named["step"] == 2:
+            server.kill()
+            server.start()
+        return train_step(*args, **named)  # pyright: ignore
+
+    monkeypatch.setattr(rl.loop, "train_step", killed)
+    train(options(server.folder, data, tmp_path / "killed", **urls))
+    assert "with the weights again" in " ".join(capsys.readouterr().out.split())
+    texts = [(tmp_path / name / "completions.jsonl").read_text() for name in ("whole", "killed")]
+    assert texts[0] == texts[1]
+    ours, theirs = (final_weights(tmp_path / name, 3) for name in ("whole", "killed"))
+    assert all(torch.allclose(ours[key], theirs[key], atol=1e-6) for key in theirs)  # the engine's log-probs round
+    assert not (tmp_path / "killed" / "transfer").exists()
