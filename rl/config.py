@@ -180,14 +180,15 @@ class RunConfig:
             value = getattr(self, name)
             if value is not None and not holds(value):
                 raise UserError(f"{name} is {value!r}: it must be {possible}")
-        self._check_critic()
+        self._check_algorithm()
         if self.top_p != 1:
             raise UserError(
                 f"top_p is {self.top_p}: training needs 1, for log-probs of a truncated distribution are renormalised and "
                 "the ratio against the full softmax would be biased; lower the temperature instead"
             )
 
-    def _check_critic(self) -> None:
+    def _check_algorithm(self) -> None:
+        """Options that the named algorithm has no use for, or cannot do with."""
         named = ALGORITHMS[self.algorithm]
         with_critic = ", ".join(sorted(a.name for a in ALGORITHMS.values() if a.value_rule is not None))
         if named.value_rule is None:

@@ -13,9 +13,8 @@ from rl.policy import Policy
 from rollout.sampler import Sampler, image
 
 REMEMBERED = 64  # deliveries
-SPREAD = (
-    30  # an error may be that many times the first one: the first delivery is of weights that nobody has trained yet
-)
+# An error may be that many times the first one: the first delivery is of weights that nobody has trained yet.
+SPREAD = 30
 EXACT = 1e-3  # nats: no tolerance of float32 is larger
 LEAST = 1e-4  # nats, for float32 sums in another order
 

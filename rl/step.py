@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -60,10 +61,14 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("relative_rate", 1.0)
 
+    @cached_property
+    def cost(self) -> ModelCost:
+        return ModelCost.of(self.policy.model)
+
     def flops(self, work: Work, *, looks_ahead: bool) -> float:
         """Of an update on that."""
         parts = step_flops(
-            ModelCost.of(self.policy.model),
+            self.cost,
             work,
             critic=self.algorithm.critic,
             has_reference=self.reference is not None,
@@ -178,7 +183,7 @@ def update(learner: Learner, *minibatches: Batch) -> Metrics:
         "grad_norm": norms[0] if parts else None,
         "learning_rate": learner.learning_rate,
         "groups/trained": len(groups),
-        "tokens/trained": sum(group.num_tokens for group in groups) * learner.num_epochs,
+        "tokens/trained": sum(batch.num_tokens for batch in minibatches) * learner.num_epochs,
         "flops/update": learner.flops(Work.of(groups), looks_ahead=looks_ahead),
         "time/optimizer": seconds_of_optimizer,
         **tracker.means(),

@@ -86,11 +86,8 @@ def completion_seed(run_seed: int, step: int, problem_id: str, sample_index: int
 
 def image(tensor: torch.Tensor) -> torch.Tensor:
     """What a matrix makes of a fixed direction, as an engine that keeps it packed can tell too; a vector is its own."""
-    return (
-        tensor.detach().float() @ direction(tensor.shape[1], tensor.device)
-        if tensor.dim() == 2
-        else tensor.detach().float()
-    )
+    tensor = tensor.detach().float()
+    return tensor @ direction(tensor.shape[1], tensor.device) if tensor.dim() == 2 else tensor
 
 
 def direction(size: int, device: torch.device) -> torch.Tensor:

