@@ -105,6 +105,9 @@ class RunConfig:
     lora_targets: tuple[str, ...] = ("all-linear",)
     """Linear layers that get adapters, by the end of their names (q_proj v_proj); "all-linear" is all but the output layer."""
 
+    lora_base: Literal["float32", "nf4"] = "float32"
+    """Precision of the frozen weights under the adapters; nf4 keeps them in 4 bits (QLoRA), by bitsandbytes."""
+
     learning_rate: float | None = None
     """Of AdamW. By model: 4e-4, 1e-6; ten times that with LoRA."""
     warmup_steps: int = 10
@@ -140,7 +143,9 @@ class RunConfig:
     vllm_tensor_parallel: int = 1
     """GPUs that vLLM's weights are spread over."""
     vllm_urls: tuple[str, ...] = ("http://127.0.0.1:8000",)
-    """Servers (plumbline serve-vllm) that see the run's folder: weights reach them through it."""
+    """Servers (plumbline serve-vllm)."""
+    vllm_transfer: Literal["file", "nccl"] = "file"
+    """Of weights to servers: a file in the run's folder, which they must see, or NCCL from GPU to GPU."""
     vllm_patience: float = 600.0
     """Seconds that a server which does not answer is waited for."""
     format: tuple[str, ...] = ()
@@ -181,6 +186,11 @@ class RunConfig:
             if value is not None and not holds(value):
                 raise UserError(f"{name} is {value!r}: it must be {possible}")
         self._check_algorithm()
+        for name in ("lora_alpha", "lora_base"):
+            if self.lora_rank == 0 and getattr(self, name) not in (None, "float32"):
+                raise UserError(
+                    f"{name} is {getattr(self, name)!r}: there are no adapters; set lora_rank, or leave it out"
+                )
         if self.top_p != 1:
             raise UserError(
                 f"top_p is {self.top_p}: training needs 1, for log-probs of a truncated distribution are renormalised and "
@@ -205,6 +215,11 @@ class RunConfig:
         if self.one_step_ahead and named.samples_from != "live":
             raise UserError(
                 f"one_step_ahead is True: {self.algorithm} does not sample from the policy that is trained; leave it out"
+            )
+        if self.one_step_ahead and self.vllm_transfer == "nccl":
+            raise UserError(
+                "vllm_transfer is 'nccl': one step ahead the policy changes while completions are sampled, so a server that comes "
+                "back could not be given the weights it had; use file"
             )
         if self.one_step_ahead and named.importance_cap is None:
             raise UserError(

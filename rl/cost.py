@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Literal
 
 from torch import nn
@@ -28,6 +29,11 @@ def key_width(config: PretrainedConfig) -> int:
     return (getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * head_size(config)
 
 
+def size(parameter: nn.Parameter) -> int:
+    """Numbers in it; of one that is kept in 4 bits those that it stands for."""
+    return prod((getattr(parameter, "quant_state", None) or parameter).shape)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelCost:
     """block: parameters of the layers' matrices, N_b. head: those of the output layer, V H. attention: layers x width of
@@ -46,11 +52,11 @@ class ModelCost:
         inner = [m for m in model.modules() if m is not head and not isinstance(m, embeddings)]
         matrices = {p for m in inner for p in m.parameters(recurse=False) if p.dim() > 1}
         return ModelCost(
-            block=sum(p.numel() for p in matrices),
+            block=sum(map(size, matrices)),
             head=config.vocab_size * config.hidden_size,
             attention=config.num_hidden_layers * config.num_attention_heads * head_size(config),
             key_value=2 * config.num_hidden_layers * key_width(config),
-            all_parameters=sum(p.numel() for p in model.parameters()),
+            all_parameters=sum(map(size, model.parameters())),
         )
 
 

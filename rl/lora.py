@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
+from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -26,6 +27,9 @@ from rl.policy import Policy, load_pretrained
 
 ALL_LINEAR = "all-linear"
 POLICY, CRITIC_ADAPTERS = "default", "critic"  # peft's names of the sets of adapters
+IN_FOUR_BITS = (
+    "base-is-nf4"  # a file beside adapters that were trained on the rounded base: on the exact one they are others
+)
 
 
 def add_adapters(model: PreTrainedModel, *, rank: int, alpha: float, targets: Sequence[str], seed: int) -> PeftModel:
@@ -107,17 +111,13 @@ class LoraPolicy(Policy):
             if not merged:
                 yield from super().named_tensors()
                 return
-            for name, tensor in self.model.named_parameters(remove_duplicate=False):
-                if ".lora_" in name:
-                    continue
-                layer, is_adapted, kind = name.rpartition(".base_layer.")
-                if is_adapted and kind == "weight":
-                    tensor = tensor + self.model.get_submodule(layer).get_delta_weight(POLICY)  # pyright: ignore
-                yield name.replace(".base_layer.", "."), tensor
+            yield from merged_tensors(self.model)
 
     def save(self, folder: Path) -> None:
         with self.weights():  # to look for new embeddings, as peft does unasked, would ask the hub
             self.adapted.save_pretrained(str(folder), save_embedding_layers=False, selected_adapters=[POLICY])
+        if is_quantized(self.model):
+            (folder / IN_FOUR_BITS).touch()
 
     def load(self, folder: Path) -> None:
         loaded = set_peft_model_state_dict(self.adapted, load_peft_weights(str(folder), device=str(self.device)))
@@ -152,6 +152,26 @@ def adapters_of(model: nn.Module, which: str) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if ".lora_" in name and f".{which}" in name}
 
 
+def is_quantized(model: PreTrainedModel) -> bool:
+    return getattr(model, "is_quantized", False)
+
+
+def merged_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The parameters of a plain model: W + (alpha / rank) B A for W, which in 4 bits is what these stand for."""
+    for name, tensor in model.named_parameters(remove_duplicate=False):
+        if ".lora_" in name:
+            continue
+        path, _, kind = name.rpartition(".")
+        if getattr(tensor, "quant_state", None) is not None:
+            tensor = dequantize_module_weight(model.get_submodule(path)).float()
+        while path.endswith(".base_layer"):  # of experts each parameter has a wrapper, one around the other
+            path = path.removesuffix(".base_layer")
+            wrapper: Any = model.get_submodule(path)
+            if getattr(wrapper, "parameter_name", "weight") == kind:
+                tensor = tensor + wrapper.get_delta_weight(POLICY)
+        yield f"{path}.{kind}" if path else kind, tensor
+
+
 def merge_adapters(checkpoint: Path, out: Path) -> Path:
     """Writes the adapted model as a plain one, W + (alpha / rank) B A in place of W, with its tokenizer. -> out."""
     described = checkpoint / "adapter_config.json"
@@ -163,11 +183,15 @@ def merge_adapters(checkpoint: Path, out: Path) -> Path:
     if out.exists():
         raise UserError(f"out is {str(out)!r}: it is there already; name a new folder")
     source = str(PeftConfig.from_pretrained(str(checkpoint)).base_model_name_or_path)
+    cpu, nf4 = torch.device("cpu"), torch.float32 if (checkpoint / IN_FOUR_BITS).exists() else None
     try:
-        base, _ = load_pretrained(source, torch.device("cpu"))
+        (base, _), (merged, _) = load_pretrained(source, cpu, nf4=nf4), load_pretrained(source, cpu)
     except UserError as error:
         raise UserError(f"base_model_name_or_path in {str(described)!r}: {error}") from None
-    merged = PeftModel.from_pretrained(base, str(checkpoint)).merge_and_unload()
+    adapted = PeftModel.from_pretrained(base, str(checkpoint)).get_base_model()
+    with torch.no_grad():
+        for name, tensor in merged_tensors(adapted):
+            merged.get_parameter(name).copy_(tensor)
     aside = out.with_name(f".{out.name}.partial")
     merged.save_pretrained(aside)
     AutoTokenizer.from_pretrained(checkpoint).save_pretrained(aside)

@@ -5,12 +5,20 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils.logging import disable_progress_bar
 
 from rewards.errors import UserError
@@ -19,8 +27,13 @@ from rl.forward import Attention, choose_forward, enable_gradient_checkpointing
 from rl.head import LossOf, TokenScores, ValueHead
 
 
-def load_pretrained(model: str | Path, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model and its tokenizer from a local folder or the hub, in float32."""
+def load_pretrained(
+    model: str | Path, device: torch.device, *, nf4: torch.dtype | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model and its tokenizer from a local folder or the hub, in float32.
+
+    nf4: its linear layers but the output layer are kept in 4 bits (QLoRA, arXiv 2305.14314) and multiply in this dtype.
+    """
     if str(model).startswith((".", "/", "~")) and not Path(model).expanduser().is_dir():
         raise UserError(
             f"model is {str(model)!r}: there is no such folder; give a folder in Hugging Face format or a hub name"
@@ -38,14 +51,33 @@ def load_pretrained(model: str | Path, device: torch.device) -> tuple[PreTrained
         # The default attention of transformers leaves out Gemma 2's cap on attention scores without a word.
         capped = getattr(config, "attn_logit_softcapping", None) is not None
         loaded = AutoModelForCausalLM.from_pretrained(
-            source, dtype=torch.float32, attn_implementation="eager" if capped else None
+            source,
+            dtype=torch.float32,
+            attn_implementation="eager" if capped else None,
+            **(_in_four_bits(nf4, device) if nf4 else {}),
         )
     except (OSError, ValueError) as error:
         raise UserError(
             f"model is {str(model)!r}: it cannot be loaded as a causal LM with its tokenizer "
             f"({str(error).strip().splitlines()[0]}); give a folder in Hugging Face format or a hub name"
         ) from None
+    if nf4:
+        for module in loaded.modules():
+            # Else bitsandbytes packs weights, which no gradient goes through.
+            module.support_avx512bf16_for_cpu = False  # pyright: ignore[reportArgumentType]
+        return loaded, tokenizer
     return loaded.to(device), tokenizer  # pyright: ignore[reportArgumentType]  the stubs lose `self`
+
+
+def _in_four_bits(dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    if find_spec("bitsandbytes") is None:
+        raise UserError(
+            "lora_base is 'nf4': it needs bitsandbytes, which is not installed; pip install 'plumbline-rl[qlora]', or leave it out"
+        )
+    quantized = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+    return {"quantization_config": quantized, "device_map": {"": device}}
 
 
 class Policy:

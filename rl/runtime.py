@@ -79,4 +79,8 @@ class Runtime:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def close(self) -> None:
-        self.accelerator.end_training()
+        """Where this is the only process, a process group is not ours: vLLM has one."""
+        if self.accelerator.num_processes > 1:
+            self.accelerator.state.destroy_process_group()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()

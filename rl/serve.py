@@ -34,7 +34,9 @@ def serve(model: str, *, port: int, dtype: str, max_length: int | None) -> None:
     command += ["--worker-extension-cls", "rollout.vllm_worker.Extension"]
     command += ["--max-model-len", str(max_length)] if max_length else []
     environment = {"VLLM_SERVER_DEV_MODE": "1", **os.environ}  # the routes that change weights
-    if not torch.cuda.is_available():
+    if torch.cuda.is_available():
+        command += ["--weight-transfer-config", '{"backend": "nccl"}']  # for runs with --vllm-transfer nccl
+    else:
         command.append("--enforce-eager")
         environment = {"VLLM_CPU_KVCACHE_SPACE": "1", **environment}
     os.execve(sys.executable, command, environment)

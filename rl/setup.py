@@ -41,7 +41,7 @@ from rollout.torch_sampler import TorchSampler, stop_token_ids
 from rollout.vllm_server import VLLMServerSampler
 
 SAME_ON_RESUME = ("model", "dataset", "algorithm", "seed", "group_size", "problems_per_step", "learning_rate")
-SAME_ON_RESUME += ("value", "lora_rank", "lora_alpha", "lora_targets", "one_step_ahead")
+SAME_ON_RESUME += ("value", "lora_rank", "lora_alpha", "lora_targets", "lora_base", "one_step_ahead")
 
 
 @dataclass(kw_only=True)
@@ -171,7 +171,8 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
     algorithm = config.chosen_algorithm()
     max_tokens = config.max_tokens or 1
     source = tiny_base(config.dataset, verifiers, runtime, progress) if config.model == TINY else config.model
-    model, tokenizer = load_pretrained(source, runtime.device)
+    nf4 = getattr(torch, config.dtype) if config.lora_base == "nf4" else None
+    model, tokenizer = load_pretrained(source, runtime.device, nf4=nf4)
     renderer = PromptRenderer(tokenizer, style=config.prompt_style, system_prompt=config.system_prompt)
     if algorithm.samples_from == "dataset":
         training = demonstrable(training, verifiers, renderer, max_tokens, progress)
@@ -237,12 +238,14 @@ def build_sampler(
     stop_ids = stop_token_ids(model, tokenizer)
     if config.sampler == "vllm-server":
         assert config.run_dir is not None
+        if config.vllm_transfer == "nccl" and runtime.device.type != "cuda":
+            raise UserError("vllm_transfer is 'nccl': it goes from GPU to GPU, and this process has none; use file")
         return VLLMServerSampler(
             config.vllm_urls,
             tokenizer,
             stop_ids,
             max_length=longest,
-            transfer=config.run_dir / "transfer",
+            transfer=config.run_dir / "transfer" if config.vllm_transfer == "file" else None,
             patience=config.vllm_patience,
             report=progress.message,
         )

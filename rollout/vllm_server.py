@@ -1,7 +1,7 @@
 """vLLM as one or several servers, asked over HTTP. A server that dies is waited for, and gets the weights again.
 
 The servers must run with the routes that change weights and with log-probs of what is sampled from: `plumbline serve-vllm`.
-New weights go through a folder that the trainer and the servers see.
+New weights go through a folder that the trainer and the servers see, or by NCCL from GPU to GPU.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -36,9 +37,8 @@ SAMPLE_TEXT = "What is 12 + 30? \\boxed{42}"
 
 
 class VLLMServerSampler:
-    """urls: of servers of one model. transfer: the folder for weights. patience: seconds that a dead server is waited for.
-
-    max_length: of a prompt and its completion. report: is told when a server is waited for.
+    """urls: of servers of one model. transfer: the folder for weights; None sends them by NCCL. patience: seconds that a dead
+    server is waited for. max_length: of a prompt and its completion. report: is told when a server is waited for.
     """
 
     takes_adapters = False
@@ -50,13 +50,13 @@ class VLLMServerSampler:
         stop_ids: Set[int],
         *,
         max_length: int,
-        transfer: Path,
+        transfer: Path | None,
         patience: float = 600.0,
         report: Callable[[str], None] = print,
     ) -> None:
         self.tokenizer, self.stop_ids, self.policy_version = tokenizer, sorted(stop_ids), 0
-        self.transfer = transfer.absolute()
-        shutil.rmtree(self.transfer, ignore_errors=True)  # what a run that was killed has left
+        self.transfer = transfer.absolute() if transfer else None
+        self._drop_files()  # what a run that was killed has left
         self.own, self.num_deliveries = secrets.token_hex(4), 0  # no other run names its weights so
         self.servers = [Server(url.rstrip("/"), patience, report) for url in urls]
         for server in self.servers:
@@ -118,16 +118,18 @@ class VLLMServerSampler:
 
     @torch.no_grad()
     def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """A file with every tensor under every name: of one with tied embeddings alone vLLM leaves the old output head in place."""
+        """Every tensor under every name: where those with tied embeddings have one alone, vLLM leaves the old output head in place."""
         self.num_deliveries += 1
-        folder = self.transfer / f"weights-{self.own}-{self.num_deliveries}"
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: t.detach().cpu().clone() for name, t in named_tensors}, folder / "model.safetensors")
+        name = f"weights-{self.own}-{self.num_deliveries}"
+        if self.transfer is None:
+            weights: Weights = TensorWeights(name, list(named_tensors))
+        else:
+            self._drop_files()
+            weights = FileWeights(name, self.transfer / name)
+            weights.folder.mkdir(parents=True)
+            save_file({n: t.detach().cpu().clone() for n, t in named_tensors}, weights.folder / "model.safetensors")
         for server in self.servers:
-            server.load(folder)
-        for older in self.transfer.glob("weights-*"):
-            if older != folder:
-                shutil.rmtree(older)
+            server.load(weights)
         self.policy_version = version
 
     def images(self) -> dict[str, Tensor]:
@@ -142,7 +144,41 @@ class VLLMServerSampler:
         """Nothing: the servers' memory is their own."""
 
     def close(self) -> None:
-        shutil.rmtree(self.transfer, ignore_errors=True)
+        self._drop_files()
+
+    def _drop_files(self) -> None:
+        if self.transfer is not None:
+            shutil.rmtree(self.transfer, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class FileWeights:
+    """By a file that the server reads."""
+
+    name: str
+    folder: Path
+
+    def send(self, server: Server, *, waits: bool) -> None:
+        kwargs = {"weights_path": str(self.folder)}
+        server.post("/collective_rpc", {"method": "reload_weights", "kwargs": kwargs}, waits=waits)
+
+
+@dataclass(frozen=True)
+class TensorWeights:
+    """By NCCL: the policy's own tensors, which must stay as they are until the next ones are sent."""
+
+    name: str
+    tensors: list[tuple[str, Tensor]]
+
+    def send(self, server: Server, *, waits: bool) -> None:
+        if server.channel is None:
+            from rollout.vllm_nccl import Channel  # vllm is not everywhere
+
+            server.channel = Channel(server.url)
+        server.channel.send(self.tensors)
+
+
+Weights = FileWeights | TensorWeights
 
 
 class Server:
@@ -153,7 +189,8 @@ class Server:
         self.session = Session()
         for scheme in ("http://", "https://"):
             self.session.mount(scheme, HTTPAdapter(pool_maxsize=CONNECTIONS + 1))
-        self.weights: Path | None = None
+        self.weights: Weights | None = None
+        self.channel: Any = None  # rollout.vllm_nccl.Channel, once it is asked for
         self.recovering = threading.Lock()
         self.num_recoveries = 0
         self.given_up: UserError | None = None
@@ -204,14 +241,13 @@ class Server:
             found.append(top[f"token_id:{token}"])
         return found
 
-    def load(self, folder: Path) -> None:
-        self.weights = folder
+    def load(self, weights: Weights) -> None:
+        self.weights = weights
         self._load()
 
     def _load(self, *, waits: bool = True) -> None:
         assert self.weights is not None
-        kwargs = {"weights_path": str(self.weights)}
-        self.post("/collective_rpc", {"method": "reload_weights", "kwargs": kwargs}, waits=waits)
+        self.weights.send(self, waits=waits)
         self.post("/reset_prefix_cache", {}, waits=waits)  # keys and values of the old weights
         self.post("/update_weight_version", {"new_version": self.weights.name}, waits=waits)
 
@@ -224,6 +260,7 @@ class Server:
             self._recover(self.num_recoveries, "it does not answer")
             return
         if self.weights is not None and held != self.weights.name:
+            self.channel = None  # it was started anew
             self._load()
 
     def post(self, path: str, body: dict[str, Any], *, waits: bool = True) -> Any:
@@ -255,6 +292,7 @@ class Server:
             if self.num_recoveries != seen:
                 return
             self.is_up.clear()
+            self.channel = None
             self.report(f"waiting for {self.url} ({why})")
             deadline = time.monotonic() + self.patience
             while not self._is_back():

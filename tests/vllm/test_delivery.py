@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import re
 from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -107,7 +109,17 @@ def test_late_weights_are_caught_however_short_the_step(vllm: Sampler) -> None:
         delivery.deliver(1)
 
 
-def test_saved_models_and_adapters_open_in_vllm(vllm: Sampler, tmp_path: Path) -> None:
+def in_a_process_of_its_own(test: Callable[[Path], None], folder: Path) -> None:
+    """A second engine that ends takes vLLM's process groups with it, and these belong to the whole process."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        process.submit(test, folder).result()
+
+
+def test_saved_models_and_adapters_open_in_vllm(tmp_path: Path) -> None:
+    in_a_process_of_its_own(opens_saved, tmp_path)
+
+
+def opens_saved(folder: Path) -> None:
     """What a run saves: the whole model, its merged adapters, and adapters on their base all say what the policy says."""
     from vllm import LLM, TokensPrompt  # pyright: ignore[reportMissingImports]
     from vllm import SamplingParams as EngineParams  # pyright: ignore[reportMissingImports]
@@ -115,8 +127,8 @@ def test_saved_models_and_adapters_open_in_vllm(vllm: Sampler, tmp_path: Path) -
 
     policy = lora_policy()
     move(policy, 0.05)
-    base = saved(model_of(0), tmp_path / "base")
-    policy.save(tmp_path / "adapters")
+    base = saved(model_of(0), folder / "base")
+    policy.save(folder / "adapters")
     text = [3, 4, 5, 6, 7, 8]
     expected = policy.model(torch.tensor([text])).logits.log_softmax(-1)[0]
     plain = model_of(0)(torch.tensor([text])).logits.log_softmax(-1)[0]
@@ -130,17 +142,20 @@ def test_saved_models_and_adapters_open_in_vllm(vllm: Sampler, tmp_path: Path) -
         kv_cache_memory_bytes=1 << 24,
     )
     prompt, params = TokensPrompt(prompt_token_ids=text), EngineParams(max_tokens=1, prompt_logprobs=0)
-    for adapters, wanted in ((None, plain), (LoRARequest("ours", 1, str(tmp_path / "adapters")), expected)):
+    for adapters, wanted in ((None, plain), (LoRARequest("ours", 1, str(folder / "adapters")), expected)):
         (found,) = engine.generate(prompt, params, lora_request=adapters, use_tqdm=False)
         rows = [row[t].logprob for row, t in zip(found.prompt_logprobs[1:], text[1:], strict=True)]
         assert rows == pytest.approx([wanted[i, t].item() for i, t in enumerate(text[1:])], abs=1e-3)
-    engine.llm_engine.engine_core.shutdown()
 
 
-def test_an_engine_without_room_for_keys_and_values_is_told(vllm: Sampler, tmp_path: Path) -> None:
+def test_an_engine_without_room_for_keys_and_values_is_told(tmp_path: Path) -> None:
+    in_a_process_of_its_own(tells_of_no_room, tmp_path)
+
+
+def tells_of_no_room(folder: Path) -> None:
     from rollout.vllm_sampler import VLLMOptions, VLLMSampler
 
-    folder = saved(model_of(0), tmp_path)
+    saved(model_of(0), folder)
     options = VLLMOptions(dtype="float32", max_length=64, key_values=128, memory=1e-7)
     with pytest.raises(UserError, match=r"sampler is 'vllm': it did not start with .*memory=1e-07.*raise vllm_memory"):
         VLLMSampler(folder, tokenizer(), {1}, options)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -37,22 +37,26 @@ PLUMBLINE = [sys.executable, "-c", "from rl.cli import main; main()"]
 
 
 class Server:
-    """`plumbline serve-vllm` on a port of its own."""
+    """`plumbline serve-vllm`, or vLLM's own server with other options, on a port of its own."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, plain: Sequence[str] | None = None, **environment: str) -> None:
+        self.folder, self.plain, self.environment = folder, plain, environment
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.start()
-        self.wait()
 
     def start(self) -> None:
         command = [*PLUMBLINE, "serve-vllm", "--model", str(self.folder), "--dtype", "float32"]
         command += ["--port", str(self.port), "--max-length", str(MAX_LENGTH)]
+        if self.plain is not None:
+            command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(self.folder)]
+            command += ["--port", str(self.port), "--dtype", "float32", "--enforce-eager", *self.plain]
         with (self.folder / "log").open("a") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, start_new_session=True, env={**os.environ, **self.environment}
+            )
 
     def wait(self) -> None:
         for _ in range(300):
@@ -74,6 +78,7 @@ class Server:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     made = Server(saved(model_of(0), tmp_path_factory.mktemp("served")))
+    made.wait()
     yield made
     made.kill()
 
@@ -155,6 +160,25 @@ def test_wrong_servers_are_told(server: Server, tmp_path: Path) -> None:
         VLLMServerSampler([server.url], tiny_tokenizer(), {1}, max_length=8, transfer=tmp_path)
     with pytest.raises(UserError, match=r"no vLLM answers at http://127.0.0.1:9"):
         VLLMServerSampler(["http://127.0.0.1:9"], tokenizer(), {1}, max_length=8, transfer=tmp_path)
+
+
+def test_servers_that_were_started_otherwise_are_told(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
+    """vLLM's own defaults: no routes that change weights, and log-probs from before the temperature."""
+    folders = [saved(model_of(0), tmp_path_factory.mktemp("plain")) for _ in range(2)]
+    small = {"VLLM_CPU_KVCACHE_SPACE": "1"}
+    closed = Server(folders[0], plain=[], **small)
+    raw = Server(folders[1], plain=["--logprobs-mode", "raw_logprobs"], **small, VLLM_SERVER_DEV_MODE="1")
+    try:
+        for server, message in (
+            (closed, "has no routes to change its weights; start it with plumbline serve-vllm"),
+            (raw, "reports log-probs of another distribution than it samples from; start it with"),
+        ):
+            server.wait()
+            with pytest.raises(UserError, match=message):
+                client(server, tmp_path)
+    finally:
+        closed.kill()
+        raw.kill()
 
 
 def test_a_port_that_is_taken_is_told(server: Server, tmp_path: Path) -> None:

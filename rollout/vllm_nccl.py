@@ -1,0 +1,60 @@
+"""Weights to vLLM's servers from GPU to GPU, by vLLM's own transfer engine. Imports vllm: import it where it is asked for."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import requests
+import torch
+from torch import Tensor
+
+from rollout.vllm_worker import require_vllm
+
+require_vllm()
+
+from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource  # noqa: E402  # pyright: ignore[reportMissingImports]
+from vllm.distributed.weight_transfer.clients import HTTPVLLMWeightSyncClient  # noqa: E402  # pyright: ignore[reportMissingImports]
+from vllm.distributed.weight_transfer.nccl_engine import (  # noqa: E402  # pyright: ignore[reportMissingImports]
+    NCCLTrainerInitInfo,
+    NCCLTrainerWeightTransferEngine,
+)
+
+
+class Tensors(WeightSource):
+    """What the next sending sends."""
+
+    named: list[tuple[str, Tensor]]
+
+    def metadata(self) -> list[ParamMeta]:
+        return [ParamMeta(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in self.named]
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        return iter(self.named)
+
+
+class Channel:
+    """A group of this process's GPU and all GPUs of one server. A server that was started anew needs a new one."""
+
+    def __init__(self, url: str) -> None:
+        workers = requests.get(f"{url}/get_world_size", timeout=10).json()["world_size"]
+        with socket.socket(
+            type=socket.SOCK_DGRAM
+        ) as towards_it:  # nothing is sent: this asks which of our addresses it sees
+            towards_it.connect((urlsplit(url).hostname, 9))
+            address = towards_it.getsockname()[0]
+        with socket.socket() as free:
+            free.bind((address, 0))
+            port = free.getsockname()[1]
+        self.tensors = Tensors()
+        self.engine = NCCLTrainerWeightTransferEngine.trainer_init(
+            NCCLTrainerInitInfo(master_address=address, master_port=port, world_size=workers + 1, rank=0),
+            client=HTTPVLLMWeightSyncClient(url),
+            source=self.tensors,
+        )
+
+    @torch.no_grad()
+    def send(self, named: list[tuple[str, Tensor]]) -> None:
+        self.tensors.named = [(name, tensor.detach()) for name, tensor in named]
+        self.engine.send_weights()
