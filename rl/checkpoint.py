@@ -1,14 +1,21 @@
-"""Save and resume. A checkpoint is written aside and renamed, so that what has its name is complete."""
+"""Save and resume. A checkpoint is written aside and renamed, so that what has its name is complete.
+
+It carries the checksums of its files (`sha256sum -c SHA256SUMS` reads them): one that was damaged later is not resumed from.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
 from rewards.errors import UserError
@@ -17,6 +24,7 @@ from rollout.collect import Collected
 from rollout.problems import ProblemStream
 
 WAITING = "waiting.pickle"  # completions that the next step will be trained on, sampled one step ahead
+CHECKSUMS = "SHA256SUMS"
 
 # Nothing else has to be saved: every random draw is a function of the run's seed and of these counters.
 
@@ -33,23 +41,64 @@ def save_checkpoint(
 ) -> None:
     """The policy (a model, or the adapters to one), its critic, the optimiser, the place in the stream; of older checkpoints `keep` - 1 are kept."""
     aside = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    learner.policy.save(aside)
-    critic = learner.critic or learner.policy.value_head
-    if critic is not None:
-        critic.save(aside)
-    tokenizer.save_pretrained(aside)
-    torch.save(learner.optimizer.state_dict(), aside / "optimizer.pt")
-    every = learner.algorithm.refresh_reference_every
-    if learner.reference is not None and every and step >= every:  # before its first refresh it is the base
-        learner.reference.save(aside / "reference")
-    if waiting is not None:
-        (aside / WAITING).write_bytes(pickle.dumps(waiting))
-    (aside / "trainer.json").write_text(json.dumps({"step": step, "cursor": stream.cursor}))
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(aside, folder)
+    with writing(folder.parent.parent, aside):
+        shutil.rmtree(aside, ignore_errors=True)
+        learner.policy.save(aside)
+        critic = learner.critic or learner.policy.value_head
+        if critic is not None:
+            critic.save(aside)
+        tokenizer.save_pretrained(aside)
+        torch.save(learner.optimizer.state_dict(), aside / "optimizer.pt")
+        every = learner.algorithm.refresh_reference_every
+        if learner.reference is not None and every and step >= every:  # before its first refresh it is the base
+            learner.reference.save(aside / "reference")
+        if waiting is not None:
+            (aside / WAITING).write_bytes(pickle.dumps(waiting))
+        counters = {"step": step, "cursor": stream.cursor, "skipped_in_a_row": learner.skipped_in_a_row}
+        (aside / "trainer.json").write_text(json.dumps(counters))
+        sums = {path: checksum(path) for path in files_of(aside)}
+        (aside / CHECKSUMS).write_text("".join(f"{s}  {path.relative_to(aside)}\n" for path, s in sums.items()))
+        for path in (*files_of(aside), aside):
+            flush(path)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(aside, folder)
+        flush(folder.parent)
     for old in checkpoints(folder.parent.parent)[:-keep]:
         shutil.rmtree(old)
+
+
+@contextmanager
+def writing(run_dir: Path, aside: Path | None = None) -> Iterator[None]:
+    """What cannot be written ends the run with a message, and leaves nothing behind in `aside`."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:  # by Python, safetensors, torch
+        if aside is not None:
+            shutil.rmtree(aside, ignore_errors=True)
+        found = checkpoints(run_dir)
+        stands = f"{found[-1].name} stands" if found else "there is no checkpoint yet"
+        raise UserError(
+            f"run_dir is {str(run_dir)!r}: it could not be written ({error}); {stands}. Mend that (free space, permissions) and "
+            "go on with --resume: what is lost is done once more, with the same outcome"
+        ) from error
+
+
+def files_of(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def flush(path: Path) -> None:
+    """To the disk itself: a machine that loses power after the renaming has the files whole."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def checkpoints(run_dir: Path) -> list[Path]:
@@ -57,11 +106,27 @@ def checkpoints(run_dir: Path) -> list[Path]:
     return sorted((run_dir / "checkpoints").glob("step-*"))
 
 
-def last_checkpoint(run_dir: Path) -> Path:
-    found = checkpoints(run_dir)
-    if not found:
-        raise UserError(f"run_dir is {str(run_dir)!r}: it holds no checkpoint to resume from; run it without --resume")
-    return found[-1]
+def set_aside_damaged(run_dir: Path) -> Iterator[str]:
+    """Renames, from the newest on, every checkpoint that is not as it was saved, until one is. -> what is wrong with each."""
+    for folder in reversed(checkpoints(run_dir)):
+        wrong = damage(folder)
+        if wrong is None:
+            return
+        os.replace(folder, folder.with_name(f"damaged-{folder.name}"))
+        yield f"{folder.name} is not as it was saved ({wrong}) and is left out; it is kept as damaged-{folder.name}"
+
+
+def damage(folder: Path) -> str | None:
+    """What is not as it was saved."""
+    try:
+        lines = (folder / CHECKSUMS).read_text(encoding="utf-8").splitlines()
+        expected = {name: sum for sum, _, name in (line.partition("  ") for line in lines)}
+        wrong = [name for name, sum in expected.items() if checksum(folder / name) != sum]
+    except (OSError, ValueError) as error:
+        return str(error)
+    if not expected:
+        return f"{CHECKSUMS} is empty"
+    return f"checksum of {', '.join(wrong)}" if wrong else None
 
 
 def load_checkpoint(folder: Path, learner: Learner, stream: ProblemStream) -> int:
@@ -76,6 +141,7 @@ def load_checkpoint(folder: Path, learner: Learner, stream: ProblemStream) -> in
     state = json.loads((folder / "trainer.json").read_text())
     learner.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
     stream.cursor = state["cursor"]
+    learner.skipped_in_a_row = state["skipped_in_a_row"]
     return state["step"]
 
 

@@ -118,6 +118,8 @@ class RunConfig:
     adam_beta2: float = 0.99
     max_grad_norm: float = 1.0
     """A longer gradient is scaled down to this length."""
+    max_skipped: int = 3
+    """Updates in a row that are left out because their loss or gradient is not finite; one more stops the run."""
     token_budget: int = 8192
     """Tokens in one forward; the gradient does not depend on it, memory does."""
     dtype: DType = "float32"
@@ -257,7 +259,7 @@ class RunConfig:
         """runs/<what the run is>, with a number where that folder is taken; the newest of them where the run is resumed."""
         name = f"{Path(self.model).name}-{Path(self.dataset).stem}-{self.algorithm}-seed{self.seed}"
         taken = 1
-        while (_numbered(name, taken) / "metrics.jsonl").exists():
+        while (_numbered(name, taken) / "config.json").exists():
             taken += 1
         return _numbered(name, max(1, taken - 1) if self.resume else taken)
 
@@ -381,6 +383,7 @@ CHECKS: dict[str, Check] = {
     "weight_decay": _NOT_NEGATIVE,
     "adam_beta2": ((lambda v: 0 <= v < 1), "in [0, 1)"),
     "max_grad_norm": _POSITIVE,
+    "max_skipped": _at_least(0),
     "token_budget": _at_least(1),
     "vllm_memory": ((lambda v: 0 < v < 1), "more than 0 and less than 1"),
     "vllm_max_rows": _at_least(1),

@@ -13,7 +13,7 @@ from types import FrameType
 from rewards.errors import UserError
 from rewards.score import Outcome
 from rewards.verifiers import VerifierOptions, Verifiers
-from rl.checkpoint import save_checkpoint
+from rl.checkpoint import save_checkpoint, writing
 from rl.config import RunConfig
 from rl.evaluate import evaluate
 from rl.measure import Metrics
@@ -43,7 +43,8 @@ def train(config: RunConfig) -> Path:
             progress.message(f"run folder: {run_dir}")
             with interruption(progress) as asked:
                 run_steps(run, progress, asked)
-            report = write_report(run_dir)
+            with writing(run_dir):
+                report = write_report(run_dir)
             run.close()
     finally:
         verifiers.close()
@@ -101,9 +102,12 @@ def run_steps(run: Run, progress: Progress, asked: StopRequest) -> None:
 
 
 def log(run: Run, progress: Progress, metrics: Metrics, result: StepResult | None) -> None:
-    run.records.write(metrics, result)
+    with writing(run.run_dir):
+        run.records.write(metrics, result)
     run.learner.runtime.track(metrics, step=int(metrics["step"] or 0))
     progress.step(metrics)
+    for sign in run.watch.add(metrics):
+        progress.message(f"look at this run: {sign}")
 
 
 def save(run: Run) -> None:

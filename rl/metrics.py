@@ -157,6 +157,8 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
                "means something."),
         Metric("grad_norm", "norm", "Euclidean norm of the whole gradient before clipping.",
                "Steady within a factor of a few. Spikes go with bad steps; 0 means no signal; null means not finite."),
+        Metric("updates/skipped", "updates", "Updates of the step that were left out, their loss or gradient was not finite.",
+               "0. More than `max_skipped` in a row stop the run."),
         Metric("learning_rate", "step size", "Learning rate of this step, warm-up and decay included.",
                "Follows the schedule."),
         Metric("ratio/clipped", "share",

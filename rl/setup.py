@@ -19,18 +19,20 @@ from rewards.sandbox.isolation import FLOOR
 from rewards.score import Outcome, Score
 from rewards.verifiers import Verifiers
 from rl.ahead import Ahead
-from rl.checkpoint import last_checkpoint, load_checkpoint, load_waiting
+from rl.checkpoint import checkpoints, load_checkpoint, load_waiting, set_aside_damaged, writing
 from rl.config import TINY, TINY_DEFAULTS, RunConfig, tiny_task
 from rl.cost import FLOAT32, activation_bytes
 from rl.critic import Critic
 from rl.deliver import EXACT, Delivery
 from rl.lora import LoraCritic, LoraPolicy, add_adapters
+from rl.metrics import read_metrics
 from rl.policy import Policy, load_pretrained
 from rl.progress import Progress
 from rl.records import RunRecords, write_config
 from rl.runtime import Runtime
 from rl.step import Learner
 from rl.warm_start import WarmStart, warm_started
+from rl.watch import Watch
 from rollout.collect import Collector
 from rollout.demonstrations import demonstration
 from rollout.problems import ProblemStream, load_problems, split_held_out, without_overlap
@@ -59,6 +61,7 @@ class Run:
     ahead: Ahead | None
     tokenizer: PreTrainedTokenizerBase
     records: RunRecords
+    watch: Watch
     step: int
 
     def close(self) -> None:
@@ -71,10 +74,10 @@ def open_run_dir(config: RunConfig) -> Path:
     """The run's folder, writable; a new one unless the run is resumed or one is named."""
     assert config.run_dir is not None
     run_dir = config.run_dir
-    is_taken = (run_dir / "metrics.jsonl").exists()
-    if config.resume:
-        last_checkpoint(run_dir)
-    elif is_taken:
+    is_taken = (run_dir / "config.json").exists()
+    if config.resume and not is_taken:
+        raise UserError(f"run_dir is {str(run_dir)!r}: it holds no run to resume; run it without --resume")
+    if is_taken and not config.resume:
         raise UserError(f"run_dir is {str(run_dir)!r}: it holds a run already; add --resume, or name another folder")
     try:
         (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -189,13 +192,15 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
         scores_steps=algorithm.scores_steps,
     )
     stream = ProblemStream(training, config.seed)
-    step = resume(config, learner, stream) if config.resume else 0
-    if step == 0:
-        write_config(config.run_dir, config)
+    step = resume(config, learner, stream, progress) if config.resume else 0
     exact = config.dtype == config.sampling_dtype == "float32"
     tolerance = EXACT if exact else 0.25  # bf16 keeps 8 bits: logits near 10 round to 0.06
     delivery = Delivery(learner.policy, sampler, tolerance=tolerance)
     delivery.deliver(version=step)
+    with writing(config.run_dir):
+        if step == 0:
+            write_config(config.run_dir, config)
+        records = RunRecords(config.run_dir, keep_through=step or -1)
     return Run(
         config=config,
         run_dir=config.run_dir,
@@ -205,11 +210,12 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
         stream=stream,
         held_out=held_out,
         delivery=delivery,
-        ahead=Ahead(config.num_steps or 1, load_waiting(last_checkpoint(config.run_dir)) if step else None)
+        ahead=Ahead(config.num_steps or 1, load_waiting(checkpoints(config.run_dir)[-1]) if step else None)
         if config.one_step_ahead
         else None,
         tokenizer=tokenizer,
-        records=RunRecords(config.run_dir, keep_through=step if config.resume else None),
+        records=records,
+        watch=Watch(read_metrics(config.run_dir)),
         step=step,
     )
 
@@ -285,6 +291,7 @@ def build_learner(
         max_grad_norm=config.max_grad_norm,
         num_epochs=config.num_epochs,
         num_minibatches=config.num_minibatches,
+        max_skipped=config.max_skipped,
     )
 
 
@@ -374,8 +381,8 @@ def tiny_base(dataset: str, verifiers: Verifiers, runtime: Runtime, progress: Pr
     return warm_started(recipe, verifiers, runtime, progress)
 
 
-def resume(config: RunConfig, learner: Learner, stream: ProblemStream) -> int:
-    """Back to the last checkpoint of the run folder. -> its step."""
+def resume(config: RunConfig, learner: Learner, stream: ProblemStream, progress: Progress) -> int:
+    """Back to the last checkpoint of the run folder that is as it was saved; to the beginning where there is none. -> its step."""
     assert config.run_dir is not None
     written = json.loads((config.run_dir / "config.json").read_text(encoding="utf-8"))
     now, default = config.as_json(), RunConfig().as_json()  # an option younger than the run had its default
@@ -385,4 +392,10 @@ def resume(config: RunConfig, learner: Learner, stream: ProblemStream) -> int:
             raise UserError(
                 f"{name} is {now[name]!r}: the run in {str(config.run_dir)!r} has {was!r}; resume with that"
             )
-    return load_checkpoint(last_checkpoint(config.run_dir), learner, stream)
+    for wrong in set_aside_damaged(config.run_dir):
+        progress.message(wrong)
+    found = checkpoints(config.run_dir)
+    if not found:
+        progress.message("there is no checkpoint to resume from: the run begins again")
+        return 0
+    return load_checkpoint(found[-1], learner, stream)

@@ -35,6 +35,7 @@ class Learner:
     start: the policy as the run began, where the algorithm samples from that.
     optimizer: its first group is the policy's, a second one the critic's or the value head's. Each is clipped by itself.
     num_minibatches: updates in an epoch, each on its part of the step's groups.
+    max_skipped: updates in a row that may be left out because their loss or gradient is not finite.
     trains_policy: False while the critic is warmed up.
     """
 
@@ -51,6 +52,8 @@ class Learner:
     num_epochs: int = 1
     num_minibatches: int = 1
     trains_policy: bool = True
+    max_skipped: int = 3
+    skipped_in_a_row: int = 0
 
     @property
     def learning_rate(self) -> float:
@@ -84,6 +87,22 @@ class Learner:
         return [
             self.runtime.clip_grad_norm(group["params"], self.max_grad_norm) for group in self.optimizer.param_groups
         ]
+
+    def step_if_finite(self, loss: float, norms: list[float]) -> bool:
+        """An update whose loss or gradient is not finite is left out. -> whether it was made."""
+        if math.isfinite(loss + sum(norms)):
+            self.optimizer.step()
+            self.skipped_in_a_row = 0
+            return True
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row > self.max_skipped:
+            self.optimizer.zero_grad()
+            raise UserError(
+                f"max_skipped is {self.max_skipped}: loss is {loss} and the gradient's norm {norms[0]}, {self.skipped_in_a_row} "
+                f"updates in a row: training has diverged. None of them was made: lower learning_rate (now "
+                f"{self.learning_rate:g}) and resume"
+            )
+        return False
 
     def refresh_reference(self, step: int) -> None:
         """Iterative GRPO: at the end of an outer iteration the policy becomes the reference."""
@@ -161,26 +180,28 @@ def update(learner: Learner, *minibatches: Batch) -> Metrics:
     parts = [micros for micros in parts if micros]
     looks_ahead = len(parts) > 1 or learner.algorithm.whitens
     seen = look_ahead(learner, parts) if looks_ahead else {}
-    loss_sum, norms, seconds_of_optimizer = 0.0, [0.0], 0.0
+    loss_sum, norms, num_skipped, seconds_of_optimizer = 0.0, [0.0], 0, 0.0
     for _ in range(learner.num_epochs):
         for n, micros in enumerate(parts):
+            loss = 0.0
             for i, micro in enumerate(micros):
-                loss, scores, seen[n, i] = differentiate(learner, micro, seen.get((n, i)))
-                loss_sum += loss / learner.num_epochs
+                part, scores, seen[n, i] = differentiate(learner, micro, seen.get((n, i)))
+                loss += part
                 tracker.add(learner.algorithm, scores, seen[n, i], micro)
             if not learner.trains_policy:
                 for parameter in learner.optimizer.param_groups[0]["params"]:
                     parameter.grad = None
             started = time.perf_counter()
             norms = learner.clip_gradients()
-            require_finite(learner, loss_sum, norms)
-            learner.optimizer.step()
+            num_skipped += not learner.step_if_finite(loss, norms)
             learner.optimizer.zero_grad()
+            loss_sum += loss / learner.num_epochs
             seconds_of_optimizer += time.perf_counter() - started
     groups = [group for batch in minibatches for group in batch.groups]
     metrics: Metrics = {
         "loss": loss_sum if parts else None,
         "grad_norm": norms[0] if parts else None,
+        "updates/skipped": num_skipped,
         "learning_rate": learner.learning_rate,
         "groups/trained": len(groups),
         "tokens/trained": sum(batch.num_tokens for batch in minibatches) * learner.num_epochs,
@@ -271,12 +292,3 @@ def reference_logprobs(learner: Learner, micro: MicroBatch) -> Tensor | None:
     if learner.reference is None:
         return None
     return learner.reference.score(micro, learner.temperature).logprobs
-
-
-def require_finite(learner: Learner, loss: float, norms: list[float]) -> None:
-    if not math.isfinite(loss + sum(norms)):
-        learner.optimizer.zero_grad()
-        raise UserError(
-            f"loss is {loss} and the gradient's norm {norms[0]}: training has diverged, and this update was not made. "
-            f"Lower learning_rate (now {learner.learning_rate:g}) and resume from the last checkpoint"
-        )

@@ -180,7 +180,7 @@ def test_gsm8k_from_a_file_with_a_model_from_a_folder(model: Path, tmp_path: Pat
         ({"eval_size": 60}, r"eval_size is 60: the dataset has 60 problems"),
         ({"token_budget": 9}, r"token_budget is 9: problem .* raise token_budget"),
         ({"max_tokens": 4000}, r"max_tokens is 4000, together 400\d: the model's context is 2048; lower max_tokens"),
-        ({"resume": True}, r"run_dir is .* holds no checkpoint to resume from"),
+        ({"resume": True}, r"run_dir is .* holds no run to resume; run it without"),
         ({"run_dir": Path("/proc/run")}, r"run_dir is '/proc/run': it cannot be written"),
     ],
 )

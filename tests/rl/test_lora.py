@@ -324,4 +324,4 @@ def test_a_run_of_all_weights_is_not_resumed_with_adapters(tmp_path: Path) -> No
     written = {k: v for k, v in RunConfig().as_json().items() if not k.startswith("lora_")}
     (tmp_path / "config.json").write_text(json.dumps(written))
     with pytest.raises(UserError, match=r"lora_rank is 4: the run in .* has 0; resume with that"):
-        resume(RunConfig(run_dir=tmp_path, lora_rank=4), None, None)  # pyright: ignore[reportArgumentType]
+        resume(RunConfig(run_dir=tmp_path, lora_rank=4), None, None, None)  # pyright: ignore[reportArgumentType]

@@ -126,18 +126,6 @@ def test_a_step_without_signal_moves_nothing(runtime: Runtime) -> None:
     assert (measured["loss"], measured["groups/trained"]) == (None, 0)
 
 
-def test_a_gradient_that_is_not_finite_ends_the_run_before_the_update(runtime: Runtime) -> None:
-    trained = learner(runtime)
-    before = weights(trained)
-    batch = random_batch()
-    first = batch.groups[0].sequences[0]
-    broken = replace(first, advantages=torch.full_like(first.advantages, torch.nan))
-    groups = (replace(batch.groups[0], sequences=(broken,)), *batch.groups[1:])
-    with pytest.raises(UserError, match=r"loss is nan .* learning_rate \(now 0\.1\)"):
-        update(trained, Batch(groups, batch.counts))
-    assert torch.equal(weights(trained), before)
-
-
 def test_delivery_notices_a_sampler_with_one_other_tensor() -> None:
     """The sampler has a copy of the model; an engine that drops a tensor, or a head tied only in the trainer, is caught."""
     policy = Policy(make("qwen2"))
@@ -238,3 +226,21 @@ def test_offline_rft_samples_from_where_it_began_and_is_evaluated_where_it_is(ru
     assert not torch.equal(weights(trained), start)
     live = trained.policy.model.get_input_embeddings().weight  # pyright: ignore
     assert torch.equal(sampler.model.get_input_embeddings().weight, live) and not torch.equal(held[1], live)  # pyright: ignore
+
+
+def test_an_update_that_is_not_finite_is_left_out_and_counted(runtime: Runtime) -> None:
+    """Optimiser and weights stay as they are; a good update in between forgives, one too many in a row ends the run."""
+    of, good = learner(runtime, max_skipped=2), random_batch()
+    first = good.groups[0].sequences[0]
+    broken = replace(first, advantages=torch.full_like(first.advantages, torch.nan))
+    bad = Batch((replace(good.groups[0], sequences=(broken,)), *good.groups[1:]), good.counts)
+    before = weights(of)
+    for _ in range(2):
+        metrics = update(of, bad)
+        assert metrics["updates/skipped"] == 1 and torch.equal(weights(of), before)
+    assert update(of, good)["updates/skipped"] == 0 and not torch.equal(weights(of), before)
+    assert weights(of).isfinite().all()
+    update(of, bad)
+    update(of, bad)
+    with pytest.raises(UserError, match=r"max_skipped is 2: loss is nan .* 3 updates in a row: training has diverged"):
+        update(of, bad)
