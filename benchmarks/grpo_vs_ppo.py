@@ -151,10 +151,9 @@ def update_bytes(arm: Arm) -> dict[str, int]:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as aside, Progress(0) as progress:
         config = arm.config(0, Path(aside), 1)
-        verifiers = Verifiers(verifier_options(config))
-        run = set_up(
-            config, Runtime(dtype="float32", trackers=(), run_dir=Path(aside), device="cpu"), verifiers, progress
-        )
+        runtime = Runtime(dtype="float32", device="cpu")
+        verifiers = Verifiers(verifier_options(config, runtime))
+        run = set_up(config, runtime, verifiers, progress)
         learner, max_tokens = run.learner, config.max_tokens or 1
         groups = run.collector.collect(run.stream.take(config.problems_per_step or 1), step=1).groups
         batch = learner.algorithm.pack(groups, learner.algorithm.advantages(groups, max_tokens), max_tokens)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import tyro
@@ -65,7 +64,7 @@ def apart(batch: Batch) -> Batch:
 def main(options: Options) -> None:
     if torch.get_num_threads() < cpu_cores():
         torch.set_num_threads(cpu_cores())
-    runtime = Runtime(dtype=options.dtype, trackers=(), run_dir=Path("runs/percent-of-limit"))
+    runtime = Runtime(dtype=options.dtype)
     shape, device = SHAPES[options.shape], runtime.device
     side = OurSide(shape, given(shape, runtime, num_problems=shape.problems * (options.rounds + 1)), runtime)
     learner, algorithm = side.learner, side.learner.algorithm

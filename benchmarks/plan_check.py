@@ -13,7 +13,6 @@ import json
 import statistics
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -56,7 +55,7 @@ def planned(size: str, algorithm: str, lora_rank: int, token_budget: int = 1024)
 
 
 def real_learner(plan: Plan) -> Learner:
-    runtime = Runtime(dtype="float32", trackers=(), run_dir=Path("runs"), device="cpu")
+    runtime = Runtime(dtype="float32", device="cpu")
     torch.set_num_threads(1)
     return untaught_learner(plan.config, plan.options.run, runtime)
 

@@ -68,7 +68,7 @@ class Options:
 
 
 def main(options: Options) -> None:
-    runtime = Runtime(dtype=options.dtype, trackers=(), run_dir=Path("runs"), device="auto")
+    runtime = Runtime(dtype=options.dtype, device="auto")
     torch.set_num_threads(options.threads)
     if options.learning:
         compare_learning(options, runtime)

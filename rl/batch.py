@@ -211,6 +211,11 @@ class Batch:
         """Tokens that go through the update's forward."""
         return sum(g.num_tokens for g in self.groups)
 
+    def share(self, rank: int, count: int) -> Batch:
+        """What one of several processes trains on: parts of about equally many tokens. The counts stay those of the whole."""
+        by_size = sorted(self.groups, key=lambda g: -g.num_tokens)
+        return Batch(self.groups if count == 1 else tuple(by_size[rank::count]), self.counts)
+
     def micro_batches(self, token_budget: int) -> Iterator[MicroBatch]:
         """Micro-batches of at most token_budget tokens, completions of similar length together."""
         waiting: list[TrainGroup] = []

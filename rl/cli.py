@@ -31,12 +31,28 @@ def run_safely(action: Callable[[], object]) -> None:
 
 def end_launcher() -> None:
     """`accelerate launch` answers a script that failed with a trace of its own, which would bury the message: end it first."""
-    try:
-        command = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().split(b"\0")
-    except OSError:
-        return
-    if b"launch" in command and any(Path(part.decode(errors="replace")).name == "accelerate" for part in command):
+    if launcher_command():
         os.kill(os.getppid(), signal.SIGTERM)
+
+
+def launcher_command() -> list[str]:
+    """Of the `accelerate launch` that started this process; empty where none did."""
+    try:
+        command = Path(f"/proc/{os.getppid()}/cmdline").read_text(errors="replace").split("\0")
+    except OSError:
+        return []
+    return command if "launch" in command and any(Path(part).name == "accelerate" for part in command) else []
+
+
+def require_all_processes() -> None:
+    """Without a GPU accelerate starts one process whatever is asked for, and says nothing of it."""
+    command = launcher_command()
+    asked = command[command.index("--num_processes") + 1] if "--num_processes" in command else "1"
+    if asked != os.environ.get("WORLD_SIZE", "1"):
+        raise UserError(
+            f"num_processes is {asked}: accelerate has started {os.environ.get('WORLD_SIZE', '1')}, as it finds no GPUs; add "
+            "--multi_gpu, which starts them on a CPU too (without --cpu)"
+        )
 
 
 def run_recipe(description: str, **defaults: Any) -> None:
@@ -50,6 +66,7 @@ def run_recipe(description: str, **defaults: Any) -> None:
         from rl.config import RunConfig
         from rl.loop import train
 
+        require_all_processes()
         train(tyro.cli(RunConfig, description=description, default=RunConfig(**defaults)))
 
     run_safely(action)

@@ -6,7 +6,6 @@ Tensors have shapes and sizes but no contents (FakeTensorMode), and every one th
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -76,7 +75,7 @@ def equal_batch(problems: int, group_size: int, prompt_length: int, completion_l
 
 def dry_run(model: PretrainedConfig, config: RunConfig, batch: Batch) -> DryRun:
     """An update on `batch`, and not the first of its run."""
-    runtime = Runtime(dtype=config.dtype, trackers=(), run_dir=Path("runs"), device="cpu")
+    runtime = Runtime(dtype=config.dtype, device="cpu")
     tracker = TotalMemory()
     without_contents = FakeTensorMode(allow_non_fake_inputs=True)
     # It keeps a weak reference to what it makes; a parameter with one could not be moved between types, as peft does.

@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -19,9 +19,9 @@ from rl.evaluate import evaluate
 from rl.measure import Metrics
 from rl.metrics import read_metrics
 from rl.progress import Progress, final_table, visible
-from rl.report import write_report
+from rl.report import REPORT, write_report
 from rl.runtime import Runtime
-from rl.setup import Run, open_run_dir, set_up
+from rl.setup import Run, opened, set_up
 from rl.step import StepResult, train_step
 from rollout.records import RolloutGroup
 
@@ -32,33 +32,35 @@ class Interrupted(KeyboardInterrupt):
 
 def train(config: RunConfig) -> Path:
     """Runs, and leaves metrics, completions, checkpoints and a report in the run's folder. -> the folder."""
-    config = config.resolved()
-    run_dir = open_run_dir(config)
-    runtime = Runtime(dtype=config.dtype, trackers=config.trackers, run_dir=run_dir, device=config.device)
-    verifiers = Verifiers(verifier_options(config))
+    runtime = Runtime(dtype=config.dtype, trackers=config.trackers, device=config.device)
+    config = runtime.from_main(lambda: opened(config.resolved()))
+    run_dir = config.run_dir
+    assert run_dir is not None
+    verifiers = Verifiers(verifier_options(config, runtime))
     try:
-        with Progress(config.num_steps or 0) as progress:
-            run = set_up(replace(config, run_dir=run_dir), runtime, verifiers, progress)
-            runtime.start_trackers("plumbline", config.as_json())
+        with Progress(config.num_steps or 0, quiet=not runtime.is_main) as progress:
+            run = set_up(config, runtime, verifiers, progress)
+            runtime.start_trackers("plumbline", config.as_json(), run_dir)
             progress.message(f"run folder: {run_dir}")
             with interruption(progress) as asked:
                 run_steps(run, progress, asked)
-            with writing(run_dir):
-                report = write_report(run_dir)
+            if runtime.is_main:
+                with writing(run_dir):
+                    write_report(run_dir)
             run.close()
     finally:
         verifiers.close()
         runtime.close()
     final_table(read_metrics(run_dir), progress.console)
-    progress.message(f"report: {report}\nmodel:  {checkpoint_of(run)}")
+    progress.message(f"report: {run_dir / REPORT}\nmodel:  {checkpoint_of(run)}")
     if run.step < (config.num_steps or 0):
         raise Interrupted(f"stopped and saved after step {run.step}; go on with --run-dir {run_dir} --resume")
     return run_dir
 
 
-def verifier_options(config: RunConfig) -> VerifierOptions:
+def verifier_options(config: RunConfig, runtime: Runtime) -> VerifierOptions:
     return VerifierOptions(
-        num_workers=config.verifier_workers,
+        num_workers=config.verifier_workers or runtime.cores,
         deadline=config.verifier_deadline,
         allow_unsafe_code=config.allow_unsafe_code,
         formats=config.format,
@@ -95,13 +97,16 @@ def run_steps(run: Run, progress: Progress, asked: StopRequest) -> None:
         metrics |= {"time/step": time.perf_counter() - started, "memory/peak": run.learner.runtime.peak_memory()}
         log(run, progress, metrics, result)
         run.step = step
-        if step % config.save_every == 0 or step == num_steps or asked.stop:
+        stops = run.learner.runtime.any(asked.stop)
+        if step % config.save_every == 0 or step == num_steps or stops:
             save(run)
-        if asked.stop:
+        if stops:
             break
 
 
 def log(run: Run, progress: Progress, metrics: Metrics, result: StepResult | None) -> None:
+    if run.records is None:
+        return
     with writing(run.run_dir):
         run.records.write(metrics, result)
     run.learner.runtime.track(metrics, step=int(metrics["step"] or 0))
@@ -111,15 +116,17 @@ def log(run: Run, progress: Progress, metrics: Metrics, result: StepResult | Non
 
 
 def save(run: Run) -> None:
-    save_checkpoint(
-        checkpoint_of(run),
-        step=run.step,
-        learner=run.learner,
-        stream=run.stream,
-        tokenizer=run.tokenizer,
-        waiting=run.ahead.wait() if run.ahead else None,
-        keep=run.config.save_total_limit,
-    )
+    if run.learner.runtime.is_main:
+        save_checkpoint(
+            checkpoint_of(run),
+            step=run.step,
+            learner=run.learner,
+            stream=run.stream,
+            tokenizer=run.tokenizer,
+            waiting=run.ahead.wait() if run.ahead else None,
+            keep=run.config.save_total_limit,
+        )
+    run.learner.runtime.wait()
 
 
 def checkpoint_of(run: Run) -> Path:
@@ -150,10 +157,15 @@ class StopRequest:
 
 @contextmanager
 def interruption(progress: Progress) -> Iterator[StopRequest]:
-    """Ctrl-C or SIGTERM asks for a stop after the step under way; a second one stops at once."""
+    """Ctrl-C or SIGTERM asks for a stop after the step under way; a second Ctrl-C stops at once.
+
+    A second SIGTERM does not: a launcher of several processes passes the first one on, and Ctrl-C too as another SIGTERM.
+    """
     request = StopRequest()
 
     def ask(number: int, frame: FrameType | None) -> None:
+        if request.stop and number == signal.SIGTERM:
+            return
         if request.stop:
             raise KeyboardInterrupt
         request.stop = True

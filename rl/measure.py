@@ -64,6 +64,19 @@ class TokenMeans:
             values, _, returns = (x.index_select(0, micro.trained) for x in seen.estimates)
             self.valued.append((values, returns))
 
+    @staticmethod
+    def merged(parts: Iterable[TokenMeans]) -> TokenMeans:
+        """Over the tokens of all of them."""
+        whole = TokenMeans()
+        for part in parts:
+            for key, total in part.sums.items():
+                whole.sums[key] = whole.sums.get(key, 0.0) + total
+            whole.num_tokens += part.num_tokens
+            whole.ratio_max = max(whole.ratio_max, part.ratio_max)
+            whole.mismatch_max = max(whole.mismatch_max, part.mismatch_max)
+            whole.valued += part.valued
+        return whole
+
     def means(self) -> Metrics:
         if self.num_tokens == 0:
             return {}

@@ -45,9 +45,9 @@ class Progress:
     is a file (CI, nohup) every step is a plain line without control codes.
     """
 
-    def __init__(self, num_steps: int, console: Console | None = None) -> None:
+    def __init__(self, num_steps: int, console: Console | None = None, *, quiet: bool = False) -> None:
         # force_terminal is stated, since FORCE_COLOR in the environment would otherwise put control codes into a log.
-        self.console = console or Console(force_terminal=sys.stdout.isatty())
+        self.console = console or Console(force_terminal=sys.stdout.isatty(), quiet=quiet)
         self.num_steps = num_steps
         self._seconds: list[float] = []
         self._accuracy: float | None = None

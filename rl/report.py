@@ -29,6 +29,7 @@ from rl.plots import GREY, OUTCOME_COLOURS, PLOTS, Panel, svg_of
 from rl.progress import duration, visible, where_time_went
 from rl.watch import signs
 
+REPORT = "report.html"
 TEXT_LIMIT = 4_000  # characters of a prompt or completion that are embedded
 
 
@@ -282,5 +283,5 @@ def write_report(run_dir: Path) -> Path:
     page = _page(run_dir.resolve().name, _read_config(run_dir), read_metrics(run_dir), completions)
     aside = run_dir / "report.html.tmp"
     aside.write_text(page, encoding="utf-8")
-    os.replace(aside, run_dir / "report.html")
-    return run_dir / "report.html"
+    os.replace(aside, run_dir / REPORT)
+    return run_dir / REPORT

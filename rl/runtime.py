@@ -1,22 +1,29 @@
-"""The only file that imports accelerate: the device, precision, the backward pass, trackers."""
+"""The only file that imports accelerate: the device, precision, the backward pass, the other processes, trackers."""
 
 from __future__ import annotations
 
+import copy
 import os
 import resource
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import psutil
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType, InitProcessGroupKwargs
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
 from rewards.errors import UserError
 
 DType = Literal["float32", "bfloat16"]
+T = TypeVar("T")
+# A process waits that long for the others: a verifier or an engine may be slow on one of them. One that dies is noticed at once.
+PATIENCE = timedelta(hours=2)
+BUCKET = 1 << 24  # numbers of the gradient that are summed over the processes at once
 
 
 def cpu_cores() -> int:
@@ -25,10 +32,25 @@ def cpu_cores() -> int:
 
 
 class Runtime:
-    """One process on one device. bfloat16 is autocast over float32 weights, which keep updates smaller than 2^-9 of them."""
+    """One of the processes, on one device. bfloat16 is autocast over float32 weights, which keep updates smaller than 2^-9 of them.
 
-    def __init__(self, *, dtype: DType, trackers: tuple[str, ...], run_dir: Path, device: str = "auto") -> None:
-        self.accelerator = Accelerator(cpu=device == "cpu", log_with=list(trackers) or None, project_dir=run_dir)
+    Each process holds the whole model, samples its part of the problems and makes its part of the gradient; the gradients are
+    summed. So a step on several is the step of one, but for the order of float32 sums.
+    """
+
+    rank: int
+    count: int
+
+    def __init__(self, *, dtype: DType, trackers: tuple[str, ...] = (), device: str = "auto") -> None:
+        patience = InitProcessGroupKwargs(timeout=PATIENCE)
+        self.accelerator = Accelerator(cpu=device == "cpu", log_with=list(trackers) or None, kwargs_handlers=[patience])
+        self.rank, self.count = self.accelerator.process_index, self.accelerator.num_processes
+        kind = self.accelerator.distributed_type
+        if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+            raise UserError(
+                f"distributed_type is {kind.value}: weights are not sharded over processes in this version, each holds the whole "
+                "model; use accelerate launch --multi_gpu (or --num_processes N on a CPU), or --lora-rank for less memory"
+            )
         missing = set(trackers) - {str(tracker) for tracker in self.accelerator.log_with}
         if missing:  # accelerate leaves them out without a word
             raise UserError(
@@ -37,13 +59,74 @@ class Runtime:
         self.dtype = dtype
         if dtype == "bfloat16" and self.device.type == "cuda" and not torch.cuda.is_bf16_supported():
             raise UserError(f"dtype is 'bfloat16': {torch.cuda.get_device_name()} does not compute in it; use float32")
-        if self.accelerator.num_processes > 1:
-            raise UserError(
-                f"num_processes is {self.accelerator.num_processes}: this version trains in one process; "
-                "use accelerate launch --num_processes 1"
-            )
         if self.device.type == "cpu":
-            torch.set_num_threads(cpu_cores())  # accelerate launch asks for one thread
+            torch.set_num_threads(self.cores)  # accelerate launch asks for one thread
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def cores(self) -> int:
+        """This process's share of the machine's."""
+        return max(1, cpu_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+    def alone(self) -> Runtime:
+        """For work that one process does while the others wait."""
+        alone = copy.copy(self)
+        alone.rank, alone.count = 0, 1
+        return alone
+
+    def gather(self, mine: list[T]) -> list[T]:
+        """Everybody's, in order of the ranks."""
+        if self.count == 1:
+            return mine
+        with self.together():
+            return gather_object(mine)
+
+    def from_main(self, make: Callable[[], T]) -> T:
+        """What the main process makes of it, to all."""
+        made: list[Any] = [make() if self.is_main else None]
+        with self.together():
+            return made[0] if self.count == 1 else broadcast_object_list(made)[0]
+
+    def any(self, mine: bool) -> bool:
+        return any(self.gather([mine]))
+
+    def wait(self) -> None:
+        """Until all are here."""
+        self.gather([None])
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:  # of gloo or NCCL
+            raise UserError(
+                f"num_processes is {self.count}: another process has ended or does not answer ({str(error).splitlines()[0]}); its own "
+                "message is above. Mend what it says and go on with --resume"
+            ) from error
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Over the processes. DistributedDataParallel would need the model's own forward, and as many backwards in each of them."""
+        if self.count == 1:
+            return
+        waiting: list[nn.Parameter] = []
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            waiting.append(parameter)
+            if sum(p.numel() for p in waiting) >= BUCKET:
+                self._sum_bucket(waiting)
+                waiting = []
+        self._sum_bucket(waiting)
+
+    def _sum_bucket(self, parameters: list[nn.Parameter]) -> None:
+        if parameters:
+            flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+            with self.together():
+                total: Any = self.accelerator.reduce(flat, reduction="sum")
+            for parameter, part in zip(parameters, total.split([p.numel() for p in parameters]), strict=True):
+                parameter.grad = part.view_as(parameter)
 
     @property
     def device(self) -> torch.device:
@@ -59,7 +142,8 @@ class Runtime:
         """Scales the gradient down to max_norm where it is longer. -> its length before."""
         return float(nn.utils.clip_grad_norm_(parameters, max_norm))
 
-    def start_trackers(self, project: str, config: Mapping[str, Any]) -> None:
+    def start_trackers(self, project: str, config: Mapping[str, Any], run_dir: Path) -> None:
+        self.accelerator.project_configuration.set_directories(str(run_dir))
         plain = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in config.items()}
         self.accelerator.init_trackers(project, config=plain)
 
@@ -80,7 +164,7 @@ class Runtime:
 
     def close(self) -> None:
         """Where this is the only process, a process group is not ours: vLLM has one."""
-        if self.accelerator.num_processes > 1:
+        if self.count > 1:
             self.accelerator.state.destroy_process_group()
         for tracker in self.accelerator.trackers:
             tracker.finish()

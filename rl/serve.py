@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from pathlib import Path
 
 import torch
 
@@ -46,7 +45,7 @@ def served(model: str) -> str:
     """A folder or hub name; of the tiny model the folder of its base, which is made if it is not there."""
     if model != TINY:
         return model
-    runtime, verifiers = Runtime(dtype="float32", trackers=(), run_dir=Path("runs")), Verifiers(VerifierOptions())
+    runtime, verifiers = Runtime(dtype="float32"), Verifiers(VerifierOptions())
     try:
         return str(tiny_base("arithmetic", verifiers, runtime, Progress(0)))
     finally:

@@ -60,7 +60,7 @@ class Run:
     delivery: Delivery
     ahead: Ahead | None
     tokenizer: PreTrainedTokenizerBase
-    records: RunRecords
+    records: RunRecords | None  # of the main process
     watch: Watch
     step: int
 
@@ -70,8 +70,8 @@ class Run:
         self.collector.sampler.close()
 
 
-def open_run_dir(config: RunConfig) -> Path:
-    """The run's folder, writable; a new one unless the run is resumed or one is named."""
+def opened(config: RunConfig) -> RunConfig:
+    """The same, with the run's folder there and writable; a new one unless the run is resumed or one is named."""
     assert config.run_dir is not None
     run_dir = config.run_dir
     is_taken = (run_dir / "config.json").exists()
@@ -87,7 +87,7 @@ def open_run_dir(config: RunConfig) -> Path:
         raise UserError(
             f"run_dir is {str(run_dir)!r}: it cannot be written ({error.strerror}); name another folder"
         ) from None
-    return run_dir
+    return config
 
 
 def load_data(config: RunConfig) -> tuple[list[Problem], list[Problem]]:
@@ -173,7 +173,9 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
         progress.message(f"{unsafe}programs are run at isolation {verifiers.isolation.describe()}")
     algorithm = config.chosen_algorithm()
     max_tokens = config.max_tokens or 1
-    source = tiny_base(config.dataset, verifiers, runtime, progress) if config.model == TINY else config.model
+    source = config.model
+    if config.model == TINY:
+        source = runtime.from_main(lambda: str(tiny_base(config.dataset, verifiers, runtime.alone(), progress)))
     nf4 = getattr(torch, config.dtype) if config.lora_base == "nf4" else None
     model, tokenizer = load_pretrained(source, runtime.device, nf4=nf4)
     renderer = PromptRenderer(tokenizer, style=config.prompt_style, system_prompt=config.system_prompt)
@@ -190,6 +192,7 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
         group_size=config.group_size or 2,
         run_seed=config.seed,
         scores_steps=algorithm.scores_steps,
+        processes=runtime,
     )
     stream = ProblemStream(training, config.seed)
     step = resume(config, learner, stream, progress) if config.resume else 0
@@ -197,10 +200,13 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
     tolerance = EXACT if exact else 0.25  # bf16 keeps 8 bits: logits near 10 round to 0.06
     delivery = Delivery(learner.policy, sampler, tolerance=tolerance)
     delivery.deliver(version=step)
-    with writing(config.run_dir):
-        if step == 0:
-            write_config(config.run_dir, config)
-        records = RunRecords(config.run_dir, keep_through=step or -1)
+    records = None
+    if runtime.is_main:
+        with writing(config.run_dir):
+            if step == 0:
+                write_config(config.run_dir, config)
+            records = RunRecords(config.run_dir, keep_through=step or -1)
+    runtime.wait()
     return Run(
         config=config,
         run_dir=config.run_dir,
@@ -231,8 +237,13 @@ def build_sampler(
     longest: int,
 ) -> Sampler:
     """longest: tokens of a prompt and a full completion."""
+    several = f"each of {runtime.count} processes would need an engine of its own on its own GPU"
+    if config.sampler == "vllm" and runtime.count > 1:
+        raise UserError(f"sampler is 'vllm': {several}; use --sampler vllm-server, or torch")
+    if config.one_step_ahead and runtime.count > 1:
+        raise UserError(f"one_step_ahead is True: it needs one process, and there are {runtime.count}; leave it out")
     if config.sampler == "torch" or (
-        config.sampler == "auto" and not (runtime.device.type == "cuda" and find_spec("vllm"))
+        config.sampler == "auto" and not (runtime.device.type == "cuda" and find_spec("vllm") and runtime.count == 1)
     ):
         return TorchSampler(
             # A copy where other weights than the policy's as it is are sampled with.
@@ -254,6 +265,7 @@ def build_sampler(
             transfer=config.run_dir / "transfer" if config.vllm_transfer == "file" else None,
             patience=config.vllm_patience,
             report=progress.message,
+            processes=runtime,
         )
     from rollout.vllm_sampler import VLLMOptions, VLLMSampler  # takes ten seconds, and is not everywhere
 
@@ -392,9 +404,10 @@ def resume(config: RunConfig, learner: Learner, stream: ProblemStream, progress:
             raise UserError(
                 f"{name} is {now[name]!r}: the run in {str(config.run_dir)!r} has {was!r}; resume with that"
             )
-    for wrong in set_aside_damaged(config.run_dir):
+    run_dir = config.run_dir
+    for wrong in learner.runtime.from_main(lambda: list(set_aside_damaged(run_dir))):
         progress.message(wrong)
-    found = checkpoints(config.run_dir)
+    found = checkpoints(run_dir)
     if not found:
         progress.message("there is no checkpoint to resume from: the run begins again")
         return 0

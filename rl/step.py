@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rewards.errors import UserError
 from rl.ahead import Ahead
@@ -81,6 +81,9 @@ class Learner:
             checkpointed=self.policy.model.is_gradient_checkpointing,
         )
         return sum(parts.values())
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def clip_gradients(self) -> list[float]:
         """-> the length of each group's gradient before."""
@@ -175,9 +178,10 @@ def update(learner: Learner, *minibatches: Batch) -> Metrics:
     With one mini-batch nobody looks at it beforehand: the training forward of the first epoch gives the log-probs and the values
     as they were when it was sampled.
     """
-    tracker = TokenMeans()
-    parts = [[m.to(learner.policy.device) for m in b.micro_batches(learner.token_budget)] for b in minibatches]
-    parts = [micros for micros in parts if micros]
+    tracker, runtime = TokenMeans(), learner.runtime
+    minibatches = tuple(batch for batch in minibatches if batch.groups)
+    shares = [batch.share(runtime.rank, runtime.count) for batch in minibatches]
+    parts = [[m.to(learner.policy.device) for m in share.micro_batches(learner.token_budget)] for share in shares]
     looks_ahead = len(parts) > 1 or learner.algorithm.whitens
     seen = look_ahead(learner, parts) if looks_ahead else {}
     loss_sum, norms, num_skipped, seconds_of_optimizer = 0.0, [0.0], 0, 0.0
@@ -191,6 +195,8 @@ def update(learner: Learner, *minibatches: Batch) -> Metrics:
             if not learner.trains_policy:
                 for parameter in learner.optimizer.param_groups[0]["params"]:
                     parameter.grad = None
+            runtime.sum_gradients(learner.parameters())
+            loss = sum(runtime.gather([loss]))
             started = time.perf_counter()
             norms = learner.clip_gradients()
             num_skipped += not learner.step_if_finite(loss, norms)
@@ -207,7 +213,7 @@ def update(learner: Learner, *minibatches: Batch) -> Metrics:
         "tokens/trained": sum(batch.num_tokens for batch in minibatches) * learner.num_epochs,
         "flops/update": learner.flops(Work.of(groups), looks_ahead=looks_ahead),
         "time/optimizer": seconds_of_optimizer,
-        **tracker.means(),
+        **TokenMeans.merged(runtime.gather([tracker])).means(),
     }
     if len(norms) > 1:
         metrics["value/grad_norm"] = norms[1]
@@ -272,7 +278,8 @@ def look_ahead(learner: Learner, parts: list[list[MicroBatch]]) -> dict[tuple[in
             seen[n, i] = Seen(scores.logprobs, reference, known)
     if learner.algorithm.whitens:
         looked_at = [micro for micros in parts for micro in micros]
-        estimates = whitened([s.estimates for s in seen.values() if s.estimates is not None], looked_at)
+        estimates = [s.estimates for s in seen.values() if s.estimates is not None]
+        estimates = whitened(estimates, looked_at, learner.runtime)
         seen = {key: replace(s, estimates=e) for (key, s), e in zip(seen.items(), estimates, strict=True)}
     return seen
 

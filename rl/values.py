@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from rl.advantages import gae
 from rl.batch import MicroBatch
+from rollout.processes import Alone, Processes
 
 
 class Estimates(NamedTuple):
@@ -86,8 +87,13 @@ class ValueRule:
         return Estimates(values, flat(advantages), flat(returns))
 
 
-def whitened(estimates: Sequence[Estimates], micros: Sequence[MicroBatch]) -> list[Estimates]:
-    """Advantages of a whole step, less their mean and over their std. Returns stay as they were."""
-    trained = torch.cat([e.advantages.index_select(0, m.trained) for e, m in zip(estimates, micros, strict=True)])
+def whitened(
+    estimates: Sequence[Estimates],
+    micros: Sequence[MicroBatch],
+    processes: Processes = Alone(),  # noqa: B008
+) -> list[Estimates]:
+    """Advantages of a whole step, in all processes, less their mean and over their std. Returns stay as they were."""
+    mine = [e.advantages.index_select(0, m.trained) for e, m in zip(estimates, micros, strict=True)]
+    trained = torch.cat(processes.gather(mine))
     mean, std = trained.mean(), trained.std(correction=0)
     return [e._replace(advantages=(e.advantages - mean) / (std + 1e-8)) for e in estimates]

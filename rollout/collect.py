@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
 
 from rewards.equation_steps import score_steps
 from rewards.score import Score, Verifier
 from rollout.problems import ProblemStream
+from rollout.processes import Alone, Processes
 from rollout.prompts import PromptRenderer
 from rollout.records import Completion, Problem, Rollout, RolloutGroup
 from rollout.sampler import Sampler, SampleRequest, SamplingParams, completion_seed
@@ -39,7 +40,8 @@ class Collected:
 class Collector:
     """Turns problems into scored groups.
 
-    scores_steps: also give the worked steps of each completion rewards of their own.
+    scores_steps: also give the worked steps of each completion rewards of their own. processes: each samples every count-th
+    problem; seeds do not depend on which one does.
     """
 
     sampler: Sampler
@@ -49,19 +51,34 @@ class Collector:
     group_size: int
     run_seed: int
     scores_steps: bool = False
+    processes: Processes = field(default_factory=Alone)
 
     def collect(self, problems: Sequence[Problem], *, step: int, drawn: Counter[str] | None = None) -> Collected:
         """`drawn`: how often each problem was drawn in this step already; drawn again, it gets other seeds."""
-        started = time.perf_counter()
         drawn = Counter() if drawn is None else drawn
-        prompts = [self.renderer.render(problem) for problem in problems]
         requests = []
-        for problem, prompt_ids in zip(problems, prompts, strict=True):
+        for problem in problems:
+            prompt_ids = self.renderer.render(problem)
             first = drawn[problem.id] * self.group_size
             indices = range(first, first + self.group_size)
             seeds = tuple(completion_seed(self.run_seed, step, problem.id, i) for i in indices)
             requests.append(SampleRequest(prompt_ids, seeds))
             drawn[problem.id] += 1
+        rank, count = self.processes.rank, self.processes.count
+        parts = self.processes.gather([self._collect(problems[rank::count], requests[rank::count])])
+        groups = [parts[i % count].groups[i // count] for i in range(len(problems))]
+        return Collected(
+            groups=groups,
+            sampled=groups,
+            num_refills=0,
+            num_sampled_tokens=sum(part.num_sampled_tokens for part in parts),
+            sample_seconds=max(part.sample_seconds for part in parts),
+            verify_seconds=max(part.verify_seconds for part in parts),
+        )
+
+    def _collect(self, problems: Sequence[Problem], requests: Sequence[SampleRequest]) -> Collected:
+        """This process's part."""
+        started = time.perf_counter()
         completions: dict[tuple[int, int], Completion] = {}
         with BackgroundVerifier(problems, self.verifiers) as verifier:
             for i, j, completion in self.sampler.stream(requests, self.params):
@@ -73,7 +90,7 @@ class Collector:
         groups = [
             RolloutGroup(
                 problem=problem,
-                prompt_ids=prompts[i],
+                prompt_ids=requests[i].prompt_ids,
                 rollouts=tuple(self._rollout(problem, completions[i, j], scores[i, j]) for j in range(self.group_size)),
             )
             for i, problem in enumerate(problems)

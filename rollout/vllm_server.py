@@ -26,6 +26,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rewards.errors import UserError
+from rollout.processes import Alone, Processes
 from rollout.records import Completion, FinishReason
 from rollout.sampler import SampleRequest, SamplingParams, gathered
 from rollout.vllm_worker import request_options
@@ -39,6 +40,7 @@ SAMPLE_TEXT = "What is 12 + 30? \\boxed{42}"
 class VLLMServerSampler:
     """urls: of servers of one model. transfer: the folder for weights; None sends them by NCCL. patience: seconds that a dead
     server is waited for. max_length: of a prompt and its completion. report: is told when a server is waited for.
+    processes: the first one sends the weights.
     """
 
     takes_adapters = False
@@ -53,11 +55,17 @@ class VLLMServerSampler:
         transfer: Path | None,
         patience: float = 600.0,
         report: Callable[[str], None] = print,
+        processes: Processes | None = None,
     ) -> None:
         self.tokenizer, self.stop_ids, self.policy_version = tokenizer, sorted(stop_ids), 0
         self.transfer = transfer.absolute() if transfer else None
+        self.processes = processes or Alone()
+        self.is_first = self.processes.rank == 0
         self._drop_files()  # what a run that was killed has left
-        self.own, self.num_deliveries = secrets.token_hex(4), 0  # no other run names its weights so
+        self.own, self.num_deliveries = (
+            self.processes.gather([secrets.token_hex(4)])[0],
+            0,
+        )  # no other run names its weights so
         self.servers = [Server(url.rstrip("/"), patience, report) for url in urls]
         for server in self.servers:
             server.check(tokenizer, max_length)
@@ -121,15 +129,20 @@ class VLLMServerSampler:
         """Every tensor under every name: where those with tied embeddings have one alone, vLLM leaves the old output head in place."""
         self.num_deliveries += 1
         name = f"weights-{self.own}-{self.num_deliveries}"
+        weights: Weights
         if self.transfer is None:
-            weights: Weights = TensorWeights(name, list(named_tensors))
+            weights = TensorWeights(name, list(named_tensors), is_sender=self.is_first)
         else:
             self._drop_files()
             weights = FileWeights(name, self.transfer / name)
-            weights.folder.mkdir(parents=True)
-            save_file({n: t.detach().cpu().clone() for n, t in named_tensors}, weights.folder / "model.safetensors")
+            if self.is_first:
+                weights.folder.mkdir(parents=True)
+                save_file({n: t.detach().cpu().clone() for n, t in named_tensors}, weights.folder / "model.safetensors")
         for server in self.servers:
-            server.load(weights)
+            server.weights = weights
+            if self.is_first:
+                server.load()
+        self.processes.gather([None])  # nobody samples before they are there
         self.policy_version = version
 
     def images(self) -> dict[str, Tensor]:
@@ -147,7 +160,7 @@ class VLLMServerSampler:
         self._drop_files()
 
     def _drop_files(self) -> None:
-        if self.transfer is not None:
+        if self.transfer is not None and self.is_first:
             shutil.rmtree(self.transfer, ignore_errors=True)
 
 
@@ -169,8 +182,14 @@ class TensorWeights:
 
     name: str
     tensors: list[tuple[str, Tensor]]
+    is_sender: bool
 
     def send(self, server: Server, *, waits: bool) -> None:
+        if not self.is_sender:
+            raise UserError(
+                f"vllm_urls: {server.url} has died, and only the first process can send it weights by NCCL; resume the run, or use "
+                "--vllm-transfer file"
+            )
         if server.channel is None:
             from rollout.vllm_nccl import Channel  # vllm is not everywhere
 
@@ -241,11 +260,7 @@ class Server:
             found.append(top[f"token_id:{token}"])
         return found
 
-    def load(self, weights: Weights) -> None:
-        self.weights = weights
-        self._load()
-
-    def _load(self, *, waits: bool = True) -> None:
+    def load(self, *, waits: bool = True) -> None:
         assert self.weights is not None
         self.weights.send(self, waits=waits)
         self.post("/reset_prefix_cache", {}, waits=waits)  # keys and values of the old weights
@@ -261,7 +276,7 @@ class Server:
             return
         if self.weights is not None and held != self.weights.name:
             self.channel = None  # it was started anew
-            self._load()
+            self.load()
 
     def post(self, path: str, body: dict[str, Any], *, waits: bool = True) -> Any:
         """The answer. Unless it `waits`, a server that is down is an error."""
@@ -312,7 +327,7 @@ class Server:
             if self.session.get(f"{self.url}/health", timeout=5).status_code != 200:
                 return False
             if self.weights is not None:
-                self._load(waits=False)
+                self.load(waits=False)
         except (RequestException, UserError):
             return False
         return True

@@ -81,7 +81,7 @@ def logprobs(policy: Policy) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def runtime(tmp_path_factory: pytest.TempPathFactory) -> Runtime:
-    return Runtime(dtype="float32", trackers=(), run_dir=tmp_path_factory.mktemp("run"), device="cpu")
+    return Runtime(dtype="float32", device="cpu")
 
 
 def learner_of(policy: Policy, runtime: Runtime, *, refresh_every: int) -> Learner:

@@ -37,7 +37,7 @@ class NoTokenizer:
 
 @pytest.fixture(scope="module")
 def runtime(tmp_path_factory: pytest.TempPathFactory) -> Runtime:
-    return Runtime(dtype="float32", trackers=(), run_dir=tmp_path_factory.mktemp("run"), device="cpu")
+    return Runtime(dtype="float32", device="cpu")
 
 
 def learner(runtime: Runtime, algorithm: Algorithm = GRPO, **options: object) -> Learner:

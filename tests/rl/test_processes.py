@@ -1,0 +1,151 @@
+"""Several processes make the step of one: the same draws, the same gradient, the same files."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from rewards.math_answer import MathVerifier
+from rl.config import RunConfig
+from rl.loop import train
+from tests.rl.test_checkpoint import in_a_child
+from tests.rl.test_loop import ROOT, final_weights, measured, odd_lengths, options
+
+LAUNCH = [str(Path(sys.executable).with_name("accelerate")), "launch"]
+# Sums over processes are made in another order, and divided by the roots of tiny second moments in the first steps of AdamW.
+CLOSE = 2e-4
+ROUNDING = {"delivery/error", "mismatch/max", "mismatch/mean", "kl/sampler", "loss", "kl/reference"}  # near zero
+
+
+def one_of(count: int, rank: int, port: int, config: RunConfig) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    MathVerifier.verify_batch = odd_lengths
+    train(config)
+
+
+def train_by(count: int, config: RunConfig) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = [in_a_child(one_of, count, rank, port, config) for rank in range(count)]
+    for child in children:
+        child.join(300)
+    assert [child.exitcode for child in children] == [0] * count
+
+
+def assert_same_run(ours: Path, theirs: Path, step: int) -> None:
+    assert (ours / "completions.jsonl").read_text() == (theirs / "completions.jsonl").read_text()
+    for a, b in zip(measured(ours), measured(theirs), strict=True):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert a[key] == pytest.approx(b[key], rel=1e-3, abs=1e-4 if key in ROUNDING else 1e-7), key
+    x, y = final_weights(ours, step), final_weights(theirs, step)
+    assert max((x[key] - y[key]).abs().max() for key in y) < CLOSE
+
+
+SHARED_OUT: list[dict[str, object]] = [
+    {"algorithm": "grpo", "num_minibatches": 2, "num_epochs": 2},
+    {"algorithm": "dapo"},
+    {"algorithm": "ppo", "lora_rank": 4},
+    {"algorithm": "ppo-separate"},
+]
+
+
+@pytest.mark.parametrize("changed", SHARED_OUT, ids=lambda c: "-".join(map(str, c.values())))
+def test_two_processes_make_the_run_of_one(
+    changed: dict[str, object], model: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five problems: the shares are unequal, and in dynamic sampling and mini-batches sometimes empty."""
+    monkeypatch.setattr(MathVerifier, "verify_batch", odd_lengths)
+    one = options(model, digits, tmp_path / "one", problems_per_step=5, learning_rate=1e-4, **changed)
+    train(one)
+    train_by(2, RunConfig(**{**vars(one), "run_dir": tmp_path / "two"}))
+    assert_same_run(tmp_path / "two", tmp_path / "one", 3)
+
+
+def test_a_run_of_one_process_is_resumed_by_two_and_by_three(
+    model: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MathVerifier, "verify_batch", odd_lengths)
+    usual = {"eval_every": 1, "schedule": "constant", "learning_rate": 1e-4}
+    whole = options(model, digits, tmp_path / "whole", **usual)
+    train(whole)
+    parted = {**vars(whole), "run_dir": tmp_path / "parted"}
+    train(RunConfig(**{**parted, "num_steps": 1}))
+    train_by(2, RunConfig(**{**parted, "num_steps": 2, "resume": True}))
+    train_by(3, RunConfig(**{**parted, "num_steps": 3, "resume": True}))
+    assert_same_run(tmp_path / "parted", tmp_path / "whole", 3)
+
+
+def test_a_process_that_dies_ends_the_others(model: Path, digits: Path, tmp_path: Path) -> None:
+    """By the recipe and accelerate's own launcher, in the midst of a run."""
+    run = tmp_path / "run"
+    command = [*LAUNCH, "--multi_gpu", "--num_processes", "2", "recipes/grpo_math.py", "--model", str(model)]
+    command += ["--dataset", str(digits), "--device", "cpu", "--eval-size", "10", "--max-tokens", "8"]
+    command += ["--num-steps", "100000", "--problems-per-step", "4", "--run-dir", str(run), "--prompt-style", "plain"]
+    command += ["--max-unjudged", "1"]
+    with (tmp_path / "log").open("w") as log:
+        launched = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 120
+        while not (run / "metrics.jsonl").exists() or len((run / "metrics.jsonl").read_text().splitlines()) < 3:
+            assert launched.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()[-2000:]
+            time.sleep(0.2)
+        workers = [p for p in psutil.Process(launched.pid).children() if "grpo_math" in " ".join(p.cmdline())]
+        assert len(workers) == 2
+        workers[1].kill()
+        assert launched.wait(60) != 0
+        psutil.wait_procs(workers, timeout=10)
+        assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in workers)
+        said = (tmp_path / "log").read_text()
+        assert "another process has ended" in said or "Signal 9 (SIGKILL)" in said
+    finally:
+        launched.kill()
+
+
+def test_processes_that_accelerate_does_not_start_are_told(tmp_path: Path) -> None:
+    """Without a GPU it starts one, and the run would take twice as long as its user thinks."""
+    command = [*LAUNCH, "--num_processes", "2", "--cpu", "recipes/grpo_math.py", "--run-dir", str(tmp_path / "run")]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode != 0
+    assert "num_processes is 2: accelerate has started 1" in ended.stderr
+
+
+def test_gradients_are_summed_in_buckets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A parameter that only one process has a gradient for, and buckets smaller than a parameter."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = [in_a_child(sums_gradients, rank, port, tmp_path) for rank in range(2)]
+    for child in children:
+        child.join(60)
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt")
+        assert [g.tolist() for g in found] == [[3.0] * 5, [10.0] * 7, [3.0] * 2]
+
+
+def sums_gradients(rank: int, port: int, folder: Path) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    import rl.runtime
+
+    rl.runtime.BUCKET = 6
+    runtime = rl.runtime.Runtime(dtype="float32", device="cpu")
+    parameters = [torch.nn.Parameter(torch.zeros(n)) for n in (5, 7, 2)]
+    for n, parameter in enumerate(parameters):
+        if n != 1:
+            parameter.grad = torch.full_like(parameter, rank + 1.0)
+        elif rank == 1:
+            parameter.grad = torch.full_like(parameter, 10.0)
+    runtime.sum_gradients(parameters)
+    torch.save([p.grad for p in parameters], folder / f"{rank}.pt")
+    runtime.close()
