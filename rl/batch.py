@@ -216,6 +216,12 @@ class Batch:
         by_size = sorted(self.groups, key=lambda g: -g.num_tokens)
         return Batch(self.groups if count == 1 else tuple(by_size[rank::count]), self.counts)
 
+    def idle(self) -> MicroBatch:
+        """For a process that has none left while others have: a sequence that nothing is learnt from."""
+        group = self.groups[0]
+        micro = lay_out([TrainGroup(group.prompt_ids, group.sequences[:1])])
+        return replace(micro, weights=torch.zeros_like(micro.weights), trained=micro.trained[:0])
+
     def micro_batches(self, token_budget: int) -> Iterator[MicroBatch]:
         """Micro-batches of at most token_budget tokens, completions of similar length together."""
         waiting: list[TrainGroup] = []

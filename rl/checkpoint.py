@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
 from rewards.errors import UserError
+from rl.sharding import load_state, whole_state
 from rl.step import Learner
 from rollout.collect import Collected
 from rollout.problems import ProblemStream
@@ -39,19 +40,27 @@ def save_checkpoint(
     keep: int,
     waiting: Collected | None = None,
 ) -> None:
-    """The policy (a model, or the adapters to one), its critic, the optimiser, the place in the stream; of older checkpoints `keep` - 1 are kept."""
+    """The policy (a model, or the adapters to one), its critic, the optimiser, the place in the stream; of older checkpoints `keep` - 1 are kept.
+
+    Every process must call it, and the first one writes.
+    """
+    every = learner.algorithm.refresh_reference_every
+    reference = learner.reference if every and step >= every else None  # before its first refresh it is the base
+    policy_state, optimizer_state = learner.policy.state(), whole_state(learner.optimizer)
+    reference_state = {} if reference is None else reference.state()
+    if not learner.runtime.is_main:
+        return
     aside = folder.with_name(f".{folder.name}.partial")
     with writing(folder.parent.parent, aside):
         shutil.rmtree(aside, ignore_errors=True)
-        learner.policy.save(aside)
+        learner.policy.save(aside, policy_state)
         critic = learner.critic or learner.policy.value_head
         if critic is not None:
             critic.save(aside)
         tokenizer.save_pretrained(aside)
-        torch.save(learner.optimizer.state_dict(), aside / "optimizer.pt")
-        every = learner.algorithm.refresh_reference_every
-        if learner.reference is not None and every and step >= every:  # before its first refresh it is the base
-            learner.reference.save(aside / "reference")
+        torch.save(optimizer_state, aside / "optimizer.pt")
+        if reference is not None:
+            reference.save(aside / "reference", reference_state)
         if waiting is not None:
             (aside / WAITING).write_bytes(pickle.dumps(waiting))
         counters = {"step": step, "cursor": stream.cursor, "skipped_in_a_row": learner.skipped_in_a_row}
@@ -139,7 +148,7 @@ def load_checkpoint(folder: Path, learner: Learner, stream: ProblemStream) -> in
     if critic is not None:
         critic.load(folder)
     state = json.loads((folder / "trainer.json").read_text())
-    learner.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
+    load_state(learner.optimizer, torch.load(folder / "optimizer.pt", weights_only=True))
     stream.cursor = state["cursor"]
     learner.skipped_in_a_row = state["skipped_in_a_row"]
     return state["step"]

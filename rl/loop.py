@@ -116,16 +116,15 @@ def log(run: Run, progress: Progress, metrics: Metrics, result: StepResult | Non
 
 
 def save(run: Run) -> None:
-    if run.learner.runtime.is_main:
-        save_checkpoint(
-            checkpoint_of(run),
-            step=run.step,
-            learner=run.learner,
-            stream=run.stream,
-            tokenizer=run.tokenizer,
-            waiting=run.ahead.wait() if run.ahead else None,
-            keep=run.config.save_total_limit,
-        )
+    save_checkpoint(
+        checkpoint_of(run),
+        step=run.step,
+        learner=run.learner,
+        stream=run.stream,
+        tokenizer=run.tokenizer,
+        waiting=run.ahead.wait() if run.ahead else None,
+        keep=run.config.save_total_limit,
+    )
     run.learner.runtime.wait()
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, load_peft_weights
 from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel
@@ -24,6 +24,7 @@ from rewards.errors import UserError
 from rl.critic import Critic
 from rl.head import ValueHead
 from rl.policy import Policy, load_pretrained
+from rl.sharding import part_of, whole
 
 ALL_LINEAR = "all-linear"
 POLICY, CRITIC_ADAPTERS = "default", "critic"  # peft's names of the sets of adapters
@@ -111,17 +112,27 @@ class LoraPolicy(Policy):
             if not merged:
                 yield from super().named_tensors()
                 return
-            yield from merged_tensors(self.model)
+            for name, tensor in merged_tensors(self.model):
+                yield name, whole(tensor)
 
-    def save(self, folder: Path) -> None:
-        with self.weights():  # to look for new embeddings, as peft does unasked, would ask the hub
-            self.adapted.save_pretrained(str(folder), save_embedding_layers=False, selected_adapters=[POLICY])
+    def state(self) -> dict[str, Tensor]:
+        with self.weights():
+            return {f"base_model.model.{name}": whole(p) for name, p in adapters_of(self.model, POLICY).items()}
+
+    def save(self, folder: Path, state: dict[str, Tensor] | None = None) -> None:
+        # To look for new embeddings, as peft does unasked, would ask the hub.
+        self.adapted.save_pretrained(
+            str(folder), save_embedding_layers=False, selected_adapters=[POLICY], state_dict=state or self.state()
+        )
         if is_quantized(self.model):
             (folder / IN_FOUR_BITS).touch()
 
+    @torch.no_grad()
     def load(self, folder: Path) -> None:
-        loaded = set_peft_model_state_dict(self.adapted, load_peft_weights(str(folder), device=str(self.device)))
-        assert not loaded.unexpected_keys
+        saved = load_peft_weights(str(folder), device=str(self.device))
+        for name, adapter in adapters_of(self.model, POLICY).items():
+            adapter.copy_(part_of(saved.pop(f"base_model.model.{name}".replace(f".{POLICY}", "")), adapter))
+        assert not saved
 
 
 class LoraCritic(Critic):

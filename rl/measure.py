@@ -42,6 +42,8 @@ class TokenMeans:
 
     @torch.no_grad()
     def add(self, algorithm: Algorithm, scores: TokenScores, seen: Seen, micro: MicroBatch) -> None:
+        if len(micro.trained) == 0:  # Batch.idle()
+            return
         behaviour, reference = seen.behaviour_logprobs, seen.reference_logprobs
         ratio = probability_ratio(algorithm.ratio_level(scores.logprobs, behaviour, micro), behaviour)
         terms = {

@@ -25,6 +25,7 @@ from rewards.errors import UserError
 from rl.batch import MicroBatch
 from rl.forward import Attention, choose_forward, enable_gradient_checkpointing
 from rl.head import LossOf, TokenScores, ValueHead
+from rl.sharding import part_of, whole
 
 
 def load_pretrained(
@@ -85,12 +86,14 @@ class Policy:
 
     autocast: makes the context to run the forward in. weights: makes the one in which the model has this policy's weights; a
     reference may share the policy's model. value_head: over the policy's own states, where a critic shares its trunk.
-    frozen_base: the model's own weights are not trained.
+    frozen_base: the model's own weights are not trained. inside: runs what reads the model's weights; where these are spread
+    over processes that is their Root.
     """
 
     weights: Callable[[], AbstractContextManager[Any]] = nullcontext
     value_head: ValueHead | None = None
     frozen_base: bool = False
+    inside: Callable[[Callable[[], Any]], Any] = staticmethod(lambda run: run())
 
     def __init__(
         self,
@@ -109,15 +112,17 @@ class Policy:
 
     def score(self, micro: MicroBatch, temperature: float) -> TokenScores:
         with self.weights(), self.autocast():
-            return self.forward(self.model, micro, temperature, self.value_head)
+            return self.inside(lambda: self.forward(self.model, micro, temperature, self.value_head))
 
     def loss(
         self, micro: MicroBatch, temperature: float, loss_of: LossOf, *, token_level: bool
     ) -> tuple[Tensor, TokenScores]:
         """See Forward.loss."""
         with self.autocast():
-            return self.forward.loss(
-                self.model, micro, temperature, loss_of, token_level=token_level, value=self.value_head
+            return self.inside(
+                lambda: self.forward.loss(
+                    self.model, micro, temperature, loss_of, token_level=token_level, value=self.value_head
+                )
             )
 
     def share_trunk(self, trunk_scale: float) -> None:
@@ -138,20 +143,28 @@ class Policy:
     def trainable_parameters(self) -> list[nn.Parameter]:
         return [p for p in self.model.parameters() if p.requires_grad]
 
-    def save(self, folder: Path) -> None:
-        """In Hugging Face format."""
-        self.model.save_pretrained(folder)
+    def state(self) -> dict[str, Tensor]:
+        """What save() writes. All processes must ask for it."""
+        every, once = (dict(self.model.named_parameters(remove_duplicate=d)).keys() for d in (False, True))
+        return {name: whole(t) for name, t in self.model.state_dict().items() if name not in every - once}
 
+    def save(self, folder: Path, state: dict[str, Tensor] | None = None) -> None:
+        """In Hugging Face format."""
+        self.model.save_pretrained(folder, state_dict=state or self.state())
+
+    @torch.no_grad()
     def load(self, folder: Path) -> None:
-        saved = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        self.model.load_state_dict(saved.state_dict())
+        saved = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
+        for name, tensor in self.model.state_dict().items():
+            tensor.copy_(part_of(saved[name], tensor))
 
     def named_tensors(self, *, merged: bool = False) -> Iterator[tuple[str, Tensor]]:
         """Every parameter under every name it has, tied ones too: an engine may keep an output head of its own.
 
         merged: as a plain model has them, adapters added to what they adapt.
         """
-        yield from self.model.named_parameters(remove_duplicate=False)
+        for name, tensor in self.model.named_parameters(remove_duplicate=False):
+            yield name, whole(tensor)
 
     @property
     def device(self) -> torch.device:

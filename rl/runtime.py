@@ -16,8 +16,10 @@ import torch
 from accelerate import Accelerator, DistributedType, InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from rewards.errors import UserError
+from rl.sharding import whole
 
 DType = Literal["float32", "bfloat16"]
 T = TypeVar("T")
@@ -45,11 +47,15 @@ class Runtime:
         patience = InitProcessGroupKwargs(timeout=PATIENCE)
         self.accelerator = Accelerator(cpu=device == "cpu", log_with=list(trackers) or None, kwargs_handlers=[patience])
         self.rank, self.count = self.accelerator.process_index, self.accelerator.num_processes
-        kind = self.accelerator.distributed_type
-        if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        # On a CPU accelerate would leave the weights whole without a word, so what was asked for is read here.
+        self.shards = self.count > 1 and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+        version, kind = os.environ.get("FSDP_VERSION", "1"), self.accelerator.distributed_type
+        if self.shards and version != "2":
+            raise UserError(f"fsdp_version is {version}: weights are sharded by version 2 only; add --fsdp_version 2")
+        if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
             raise UserError(
-                f"distributed_type is {kind.value}: weights are not sharded over processes in this version, each holds the whole "
-                "model; use accelerate launch --multi_gpu (or --num_processes N on a CPU), or --lora-rank for less memory"
+                f"distributed_type is {kind.value}: weights are sharded by FSDP2 only; use accelerate launch --use_fsdp "
+                "--fsdp_version 2, or --multi_gpu with the whole model in each process"
             )
         missing = set(trackers) - {str(tracker) for tracker in self.accelerator.log_with}
         if missing:  # accelerate leaves them out without a word
@@ -109,7 +115,7 @@ class Runtime:
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Over the processes. DistributedDataParallel would need the model's own forward, and as many backwards in each of them."""
-        if self.count == 1:
+        if self.count == 1 or self.shards:  # sharded ones are summed as they are made
             return
         waiting: list[nn.Parameter] = []
         for parameter in parameters:
@@ -140,7 +146,10 @@ class Runtime:
 
     def clip_grad_norm(self, parameters: Iterable[Tensor], max_norm: float) -> float:
         """Scales the gradient down to max_norm where it is longer. -> its length before."""
-        return float(nn.utils.clip_grad_norm_(parameters, max_norm))
+        return float(whole(nn.utils.clip_grad_norm_(parameters, max_norm)))
+
+    def mesh(self) -> DeviceMesh:
+        return init_device_mesh(self.device.type, (self.count,))
 
     def start_trackers(self, project: str, config: Mapping[str, Any], run_dir: Path) -> None:
         self.accelerator.project_configuration.set_directories(str(run_dir))

@@ -184,6 +184,9 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
     learner = build_learner(config, model, tokenizer, runtime, progress)
     longest = require_room(config, renderer, [*training, *held_out], learner.policy.context_length)
     sampler = build_sampler(config, source, model, tokenizer, learner, runtime, progress, longest)
+    if runtime.shards:
+        require_shardable(config)
+        learner.shard(lambda policy: build_optimizer(config, policy, None))
     collector = Collector(
         sampler=sampler,
         verifiers=verifiers,
@@ -226,6 +229,19 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
     )
 
 
+def require_shardable(config: RunConfig) -> None:
+    algorithm = config.chosen_algorithm()
+    for name, value, is_in_the_way in (
+        ("value", config.value or algorithm.critic, algorithm.value_rule is not None),
+        ("lora_base", config.lora_base, config.lora_base != "float32"),
+        ("algorithm", config.algorithm, algorithm.refresh_reference_every > 0),
+    ):
+        if is_in_the_way:
+            raise UserError(
+                f"{name} is {value!r}: that is not there for weights that are spread over processes; start them without --use_fsdp"
+            )
+
+
 def build_sampler(
     config: RunConfig,
     source: str | Path,
@@ -247,7 +263,7 @@ def build_sampler(
     ):
         return TorchSampler(
             # A copy where other weights than the policy's as it is are sampled with.
-            copy.deepcopy(model) if learner.start or config.one_step_ahead else model,
+            copy.deepcopy(model) if learner.start or config.one_step_ahead or runtime.shards else model,
             tokenizer,
             decode_dtype=getattr(torch, config.sampling_dtype),
             autocast=runtime.autocast,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -21,6 +22,7 @@ from rl.head import TokenScores
 from rl.measure import Metrics, TokenMeans, describe, mean, timed
 from rl.policy import Policy
 from rl.runtime import Runtime
+from rl.sharding import shard
 from rl.values import Estimates, Seen, whitened
 from rollout.collect import Collected, Collector
 from rollout.demonstrations import demonstrate
@@ -113,6 +115,14 @@ class Learner:
         if every and step % every == 0:
             self.reference = self.policy.frozen_copy()
 
+    def shard(self, make_optimizer: Callable[[Policy], torch.optim.Optimizer]) -> None:
+        """Spreads the weights over the processes; the optimiser is a new one, of what this process keeps."""
+        mesh, policies = self.runtime.mesh(), [p for p in (self.policy, self.reference, self.start) if p is not None]
+        roots = {model: shard(model, mesh) for model in dict.fromkeys(p.model for p in policies)}
+        for policy in policies:
+            policy.inside = roots[policy.model]
+        self.optimizer = make_optimizer(self.policy)
+
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
@@ -181,7 +191,12 @@ def update(learner: Learner, *minibatches: Batch) -> Metrics:
     tracker, runtime = TokenMeans(), learner.runtime
     minibatches = tuple(batch for batch in minibatches if batch.groups)
     shares = [batch.share(runtime.rank, runtime.count) for batch in minibatches]
-    parts = [[m.to(learner.policy.device) for m in share.micro_batches(learner.token_budget)] for share in shares]
+    micros_of = [list(share.micro_batches(learner.token_budget)) for share in shares]
+    if runtime.shards:  # whose forwards and backwards are made together
+        most = [max(lengths) for lengths in zip(*runtime.gather([[len(micros) for micros in micros_of]]), strict=True)]
+        idle = [batch.idle() for batch in minibatches]
+        micros_of = [m + [i] * (n - len(m)) for m, i, n in zip(micros_of, idle, most, strict=True)]
+    parts = [[micro.to(learner.policy.device) for micro in micros] for micros in micros_of]
     looks_ahead = len(parts) > 1 or learner.algorithm.whitens
     seen = look_ahead(learner, parts) if looks_ahead else {}
     loss_sum, norms, num_skipped, seconds_of_optimizer = 0.0, [0.0], 0, 0.0

@@ -135,9 +135,10 @@ class VLLMServerSampler:
         else:
             self._drop_files()
             weights = FileWeights(name, self.transfer / name)
+            tensors = {name: t.detach().cpu().clone() for name, t in named_tensors if self.is_first}
             if self.is_first:
                 weights.folder.mkdir(parents=True)
-                save_file({n: t.detach().cpu().clone() for n, t in named_tensors}, weights.folder / "model.safetensors")
+                save_file(tensors, weights.folder / "model.safetensors")
         for server in self.servers:
             server.weights = weights
             if self.is_first:

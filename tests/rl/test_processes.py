@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
@@ -25,18 +26,25 @@ CLOSE = 2e-4
 ROUNDING = {"delivery/error", "mismatch/max", "mismatch/mean", "kl/sampler", "loss", "kl/reference"}  # near zero
 
 
-def one_of(count: int, rank: int, port: int, config: RunConfig) -> None:
+SHARDS = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+}  # as accelerate launch --use_fsdp --fsdp_version 2 sets it
+
+
+def one_of(count: int, rank: int, port: int, config: RunConfig, environment: Mapping[str, str]) -> None:
+    os.environ |= environment
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     MathVerifier.verify_batch = odd_lengths
     train(config)
 
 
-def train_by(count: int, config: RunConfig) -> None:
+def train_by(count: int, config: RunConfig, environment: Mapping[str, str] | None = None) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    children = [in_a_child(one_of, count, rank, port, config) for rank in range(count)]
+    children = [in_a_child(one_of, count, rank, port, config, environment or {}) for rank in range(count)]
     for child in children:
         child.join(300)
     assert [child.exitcode for child in children] == [0] * count
@@ -56,7 +64,7 @@ SHARED_OUT: list[dict[str, object]] = [
     {"algorithm": "grpo", "num_minibatches": 2, "num_epochs": 2},
     {"algorithm": "dapo"},
     {"algorithm": "ppo", "lora_rank": 4},
-    {"algorithm": "ppo-separate"},
+    {"algorithm": "ppo-separate", "whiten": True},
 ]
 
 
@@ -70,6 +78,30 @@ def test_two_processes_make_the_run_of_one(
     train(one)
     train_by(2, RunConfig(**{**vars(one), "run_dir": tmp_path / "two"}))
     assert_same_run(tmp_path / "two", tmp_path / "one", 3)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"algorithm": "grpo", "num_minibatches": 2, "num_epochs": 2, "token_budget": 60},
+        {"algorithm": "dapo"},
+        {"algorithm": "grpo", "lora_rank": 4},
+    ],
+    ids=lambda c: "-".join(map(str, c.values())),
+)
+def test_weights_that_are_spread_over_processes_make_the_run_of_whole_ones(
+    changed: dict[str, object], model: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By two processes, then resumed by three and by one."""
+    monkeypatch.setattr(MathVerifier, "verify_batch", odd_lengths)
+    usual = {"eval_every": 1, "schedule": "constant", "learning_rate": 1e-4, "problems_per_step": 5, **changed}
+    whole = options(model, digits, tmp_path / "whole", **usual)
+    train(whole)
+    parted = {**vars(whole), "run_dir": tmp_path / "parted"}
+    train_by(2, RunConfig(**{**parted, "num_steps": 1}), SHARDS)
+    train_by(3, RunConfig(**{**parted, "num_steps": 2, "resume": True}), SHARDS)
+    train(RunConfig(**{**parted, "num_steps": 3, "resume": True}))
+    assert_same_run(tmp_path / "parted", tmp_path / "whole", 3)
 
 
 def test_a_run_of_one_process_is_resumed_by_two_and_by_three(

@@ -1,0 +1,70 @@
+"""Weights, gradients and optimiser spread over the processes, by torch's own fully_shard (FSDP2, arXiv 2304.11277).
+
+Each layer is a group of its own, the rest of the model another one. A group is put together for the time of its forward and its
+backward, and its gradient is summed as it is taken apart again. What the embedded engine samples with stays whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import PreTrainedModel
+
+R = TypeVar("R")
+
+
+class Root(nn.Module):
+    """Everything that reads the model's weights runs inside its forward: there those outside of the layers are whole."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, run: Callable[[], R]) -> R:
+        return run()
+
+
+def shard(model: PreTrainedModel, mesh: DeviceMesh) -> Root:
+    """In place: the model's parameters are new ones, each a part of the old one."""
+    layers = [m for m in model.modules() if type(m).__name__ in (model._no_split_modules or ())]
+    root = Root(model)
+    for module in (*layers, root):
+        fully_shard(module, mesh=mesh)
+    for module in root.modules():
+        if isinstance(module, FSDPModule):  # sums, no means: the loss has the step's own denominators
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+    assert all(isinstance(p, DTensor) for p in model.parameters())
+    return root
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor that may be spread over the processes: all of them must ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def part_of(tensor: Tensor, like: Tensor) -> Tensor:
+    """Of a whole tensor what this process keeps."""
+    if not isinstance(like, DTensor) or tensor.dim() == 0:
+        return tensor
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def whole_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Its state_dict with whole tensors."""
+    state = optimizer.state_dict()
+    kept = {i: {key: whole(x) for key, x in of_parameter.items()} for i, of_parameter in state["state"].items()}
+    return {**state, "state": kept}
+
+
+def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Of whole_state(), on any number of processes."""
+    optimizer.load_state_dict(state)
+    for parameter, kept in optimizer.state.items():
+        optimizer.state[parameter] = {key: part_of(x, parameter) for key, x in kept.items()}
