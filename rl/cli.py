@@ -97,6 +97,58 @@ def merge(checkpoint: tyro.conf.Positional[Path], out: tyro.conf.Positional[Path
 
 
 @app.command
+def evaluate(
+    model: tyro.conf.Positional[str],
+    dataset: str | None = None,
+    split: str = "test",
+    size: int | None = None,
+    samples: int = 0,
+    temperature: float = 1.0,
+    max_tokens: int | None = None,
+    prompt_style: Literal["plain", "boxed", "r1", "code"] | None = None,
+    system_prompt: str | None = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    sampler: Literal["torch", "vllm"] = "torch",
+    seed: int = 0,
+    against: str | None = None,
+    ngram: int = 13,
+    out: Path | None = None,
+    allow_unsafe_code: bool = False,
+    device: Literal["auto", "cpu"] = "auto",
+) -> None:
+    """Measure a model on a data set: greedy accuracy, pass@k, the vote of k, each with the interval that it is known to.
+
+    Args:
+        model: tiny, a checkpoint of a run (adapters too), a folder in Hugging Face format or a hub name.
+        dataset: As in training. Of a checkpoint the run's own: what that held out.
+        split: Of a data set of the hub.
+        size: The first that many problems.
+        samples: Completions n of each problem beside the greedy one, for pass@1, 2, 4 ... n and maj@n.
+        temperature: Of the samples.
+        max_tokens: Longest completion. Of a checkpoint the run's, else 1024.
+        prompt_style: Of a checkpoint the run's, else the one for the problem's verifier.
+        system_prompt: In place of the style's.
+        dtype: Of the engine.
+        sampler: The embedded engine or vLLM in this process.
+        seed: Of the samples.
+        against: Also look for problems that share words with this data set, such as the one that was trained on.
+        ngram: That many words in a row.
+        out: A JSON file for the numbers.
+        allow_unsafe_code: Run programs even where this machine cannot shut them in.
+        device: auto or cpu.
+    """
+    options = {name: given for name, given in locals().items() if name != "out"}
+    from rl.evaluate_model import EvaluateOptions, as_json, describe, evaluate_model
+    from rl.progress import Progress
+
+    with Progress(0) as progress:
+        found = evaluate_model(EvaluateOptions(**options), progress)
+    print(describe(found))
+    if out is not None:
+        out.write_text(as_json(found) + "\n", encoding="utf-8")
+
+
+@app.command
 def doctor() -> None:
     """Print what this machine offers: GPU, engines, how well programs can be shut in, and why what is missing is."""
     from rl.doctor import examine

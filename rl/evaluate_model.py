@@ -1,0 +1,231 @@
+"""`plumbline evaluate`: what a model can do on a data set, and how sure that is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from math import comb
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from rewards.errors import UserError
+from rewards.math_answer import MathVerifier
+from rewards.score import Outcome, Verifier
+from rewards.verifiers import VerifierOptions, Verifiers
+from rl.config import MODEL_DEFAULTS, TINY, RunConfig
+from rl.cost import ModelCost
+from rl.evaluate import VOTED_ON, is_right, right_by_vote
+from rl.lora import load_merged
+from rl.policy import load_pretrained
+from rl.progress import Progress
+from rl.runtime import DType, Runtime
+from rl.setup import gradable, tiny_base
+from rollout.collect import Collector
+from rollout.contamination import NGRAM, contaminated
+from rollout.problems import load_problems, split_held_out
+from rollout.prompts import PromptRenderer, PromptStyle
+from rollout.records import Problem, RolloutGroup
+from rollout.sampler import Sampler, SamplingParams
+from rollout.torch_sampler import TorchSampler, stop_token_ids
+
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A mean over problems, and where it lies in 95 of 100 data sets like this one (bootstrap over problems)."""
+
+    mean: float
+    low: float
+    high: float
+    problems: int
+
+    @staticmethod
+    def of(values: Sequence[float]) -> Estimate | None:
+        if not values:
+            return None
+        drawn = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
+        low, high = np.quantile(np.asarray(values, float)[drawn].mean(1), [0.025, 0.975])
+        return Estimate(mean=float(np.mean(values)), low=float(low), high=float(high), problems=len(values))
+
+    def __str__(self) -> str:
+        return f"{self.mean:6.1%}  [{self.low:.1%}, {self.high:.1%}]  of {self.problems}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """See `plumbline evaluate --help`. What is None is as in the run that the model is a checkpoint of."""
+
+    model: str
+    dataset: str | None = None
+    split: str = "test"
+    size: int | None = None
+    samples: int = 0
+    temperature: float = 1.0
+    max_tokens: int | None = None
+    prompt_style: PromptStyle | None = None
+    system_prompt: str | None = None
+    dtype: DType = "float32"
+    sampler: Literal["torch", "vllm"] = "torch"
+    seed: int = 0
+    against: str | None = None
+    ngram: int = NGRAM
+    allow_unsafe_code: bool = False
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name, least in (("size", 1), ("samples", 0), ("max_tokens", 1), ("ngram", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"{name} is {value!r}: it must be at least {least}")
+        if self.temperature <= 0:
+            raise UserError(
+                f"temperature is {self.temperature}: it must be more than 0; greedy accuracy is always measured"
+            )
+
+
+def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
+    """1 - C(n - c, k) / C(n, k): the chance that one of k of the n samples is right. Unbiased (arXiv 2107.03374, eq. 1)."""
+    return 1.0 - comb(num_samples - num_right, k) / comb(num_samples, k)
+
+
+def evaluate_model(options: EvaluateOptions, progress: Progress) -> dict[str, Estimate | None]:
+    """By measure: greedy accuracy with lenient and strict extraction, pass@k at powers of two, maj@n, what was cut."""
+    run = run_of(options)
+    given = {name: getattr(options, name) for name in ("max_tokens", "prompt_style", "system_prompt")}
+    options = replace(options, **{name: run.get(name) for name, value in given.items() if value is None})
+    problems, where = problems_of(options, run)
+    runtime = Runtime(dtype=options.dtype, device=options.device)
+    verifiers = Verifiers(VerifierOptions(num_workers=runtime.cores, allow_unsafe_code=options.allow_unsafe_code))
+    try:
+        progress.message(f"{options.model} on {where}")
+        if options.against is not None:
+            progress.message(describe_contamination(problems, options))
+        problems = gradable(problems, verifiers, progress)
+        collector = make_collector(options, problems, verifiers, runtime, progress)
+        progress.start(f"{len(problems)} problems, greedy")
+        greedy = replace(collector, params=replace(collector.params, temperature=0.0), group_size=1)
+        found = of_greedy(greedy.collect(problems, step=0).groups, runtime)
+        if options.samples > 0:
+            progress.start(f"{len(problems)} problems, {options.samples} samples of each")
+            found |= of_samples(collector.collect(problems, step=0).groups, options.samples)
+        collector.sampler.close()
+        return found
+    finally:
+        verifiers.close()
+        runtime.close()
+
+
+def run_of(options: EvaluateOptions) -> dict[str, Any]:
+    """The configuration of the run that the model is a checkpoint of, or would be trained with; {} where there is none."""
+    if options.model == TINY:
+        return RunConfig(dataset=options.dataset or RunConfig().dataset).resolved().as_json()
+    written = Path(options.model).parent.parent / "config.json"
+    found = json.loads(written.read_text(encoding="utf-8")) if written.is_file() else {}
+    return found if "problems_per_step" in found else {}
+
+
+def problems_of(options: EvaluateOptions, run: Mapping[str, Any]) -> tuple[list[Problem], str]:
+    """On the run's own data what it held out, else all of the split; and what that is."""
+    if options.dataset not in (None, run.get("dataset")):
+        problems, where = load_problems(options.dataset, split=options.split), f"{options.dataset}, {options.split}"
+    elif not run:
+        raise UserError(
+            f"dataset is None: {options.model!r} is no checkpoint of a run, which would name one; add --dataset"
+        )
+    elif run["eval_dataset"] is not None:
+        problems, where = load_problems(run["eval_dataset"], split="test"), f"{run['eval_dataset']}, test"
+    else:
+        columns = {name: run[name] for name in ("prompt_column", "answer_column")}
+        _, problems = split_held_out(load_problems(run["dataset"], **columns), run["eval_size"])
+        where = f"the {len(problems)} problems of {run['dataset']} that runs hold out"
+    return problems[: options.size], where
+
+
+def make_collector(
+    options: EvaluateOptions, problems: Sequence[Problem], verifiers: Verifiers, runtime: Runtime, progress: Progress
+) -> Collector:
+    source = options.model
+    if source == TINY:
+        source = str(tiny_base(options.dataset or RunConfig().dataset, verifiers, runtime, progress))
+    is_adapted = (Path(source) / "adapter_config.json").is_file()
+    model, tokenizer = load_merged(Path(source)) if is_adapted else load_pretrained(source, runtime.device)
+    model = model.to(runtime.device)  # pyright: ignore[reportArgumentType]  the stubs lose `self`
+    renderer = PromptRenderer(tokenizer, style=options.prompt_style, system_prompt=options.system_prompt)
+    max_tokens = options.max_tokens or MODEL_DEFAULTS["max_tokens"]
+    longest = max(len(renderer.render(problem)) for problem in problems) + max_tokens
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if context is not None and longest > context:
+        raise UserError(
+            f"max_tokens is {max_tokens}: with the longest prompt that is {longest} tokens, and the model's context is {context}; "
+            "lower it"
+        )
+    sampler: Sampler
+    if options.sampler == "torch":
+        sampler = TorchSampler(model, tokenizer, decode_dtype=getattr(torch, options.dtype), autocast=runtime.autocast)
+    else:
+        from rollout.vllm_sampler import VLLMOptions, VLLMSampler  # takes ten seconds, and is not everywhere
+
+        engine = VLLMOptions(dtype=options.dtype, max_length=longest, key_values=ModelCost.of(model).key_value)
+        folder = model.config._name_or_path if is_adapted else source
+        sampler = VLLMSampler(folder, tokenizer, stop_token_ids(model, tokenizer), engine)
+        sampler.update_weights(model.named_parameters(remove_duplicate=False), version=0)
+    return Collector(
+        sampler=sampler,
+        verifiers=verifiers,
+        renderer=renderer,
+        params=SamplingParams(max_tokens=max_tokens, temperature=options.temperature),
+        group_size=max(1, options.samples),
+        run_seed=options.seed,
+    )
+
+
+def of_greedy(groups: Sequence[RolloutGroup], runtime: Runtime) -> dict[str, Estimate | None]:
+    rollouts = [group.rollouts[0] for group in groups]
+    found = {"greedy accuracy": Estimate.of([is_right(r) for r in rollouts if r.is_graded])}
+    math = [r for r in rollouts if r.problem.verifier == "math"]
+    if math:
+        strict: Verifier = MathVerifier(strict=True, num_workers=runtime.cores)
+        scores = strict.verify_batch([r.completion.text for r in math], [r.problem.reference for r in math])
+        strict.close()
+        right = [s.outcome is Outcome.CORRECT for r, s in zip(math, scores, strict=True) if r.is_graded]
+        found["greedy accuracy, only \\boxed{}"] = Estimate.of(right)
+    found["cut by max_tokens"] = Estimate.of([r.cut_short for r in rollouts])
+    return found
+
+
+def of_samples(groups: Sequence[RolloutGroup], num_samples: int) -> dict[str, Estimate | None]:
+    """Over the graded samples of each problem; problems with fewer than k of them are not in pass@k."""
+    graded = [[r for r in group.rollouts if r.is_graded] for group in groups]
+    found: dict[str, Estimate | None] = {}
+    for k in sorted({2**i for i in range(num_samples.bit_length())} | {num_samples}):
+        found[f"pass@{k}"] = Estimate.of(
+            [pass_at_k(len(rollouts), sum(map(is_right, rollouts)), k) for rollouts in graded if len(rollouts) >= k]
+        )
+    voted = [g for g, rollouts in zip(groups, graded, strict=True) if rollouts and g.problem.verifier in VOTED_ON]
+    if voted:
+        found[f"maj@{num_samples}"] = Estimate.of([right_by_vote(group) for group in voted])
+    return found
+
+
+def describe_contamination(problems: Sequence[Problem], options: EvaluateOptions) -> str:
+    assert options.against is not None
+    shared = contaminated(problems, load_problems(options.against, split="train"), options.ngram)
+    shown = "".join(f"\n  {name}: {words}" for name, words in list(shared.items())[:5])
+    return (
+        f"{len(shared)} of {len(problems)} problems share {options.ngram} words in a row with {options.against}{shown}"
+    )
+
+
+def describe(found: dict[str, Estimate | None]) -> str:
+    width = max(map(len, found))
+    lines = [f"{name:<{width}}  {'not measured' if x is None else x}" for name, x in found.items()]
+    return "\n".join([*lines, "In brackets: 95 % intervals, bootstrap over problems."])
+
+
+def as_json(found: dict[str, Estimate | None]) -> str:
+    return json.dumps({name: None if x is None else asdict(x) for name, x in found.items()}, indent=2)

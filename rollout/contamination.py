@@ -1,0 +1,40 @@
+"""Whether problems of one data set stand in another: n-grams of words, as GPT-3's authors looked for them (arXiv 2005.14165, C)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from rollout.records import Problem
+
+NGRAM = 13  # words
+_WORD = re.compile(r"\w+")
+
+
+def contaminated(problems: Sequence[Problem], others: Sequence[Problem], size: int = NGRAM) -> dict[str, str]:
+    """By id, the problems that share an n-gram with one of the others, and that n-gram. A shorter prompt is one n-gram by itself.
+
+    What at least a tenth of either data set shares is a template's and says nothing.
+    """
+    held = [set(ngrams(problem, size)) for problem in problems]
+    seen = [set(ngrams(problem, size)) for problem in others]
+    common = _of_a_tenth(held) | _of_a_tenth(seen)
+    elsewhere = set[tuple[str, ...]]().union(*seen) - common
+    shared = {p.id: min(own & elsewhere) for p, own in zip(problems, held, strict=True) if own & elsewhere}
+    return {name: " ".join(words) for name, words in shared.items()}
+
+
+def _of_a_tenth(sets: Sequence[set[tuple[str, ...]]]) -> set[tuple[str, ...]]:
+    counts: dict[tuple[str, ...], int] = {}
+    for grams in sets:
+        for gram in grams:
+            counts[gram] = counts.get(gram, 0) + 1
+    return {gram for gram, count in counts.items() if count >= max(3, len(sets) / 10)}
+
+
+def ngrams(problem: Problem, size: int) -> Iterator[tuple[str, ...]]:
+    prompt = problem.prompt
+    text = prompt if isinstance(prompt, str) else "\n".join(m["content"] for m in prompt)
+    words = _WORD.findall(text.lower())
+    for start in range(max(1, len(words) - size + 1)):
+        yield tuple(words[start : start + size])
