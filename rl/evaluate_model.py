@@ -109,7 +109,7 @@ def evaluate_model(options: EvaluateOptions, progress: Progress) -> dict[str, Es
         collector = make_collector(options, problems, verifiers, runtime, progress)
         progress.start(f"{len(problems)} problems, greedy")
         greedy = replace(collector, params=replace(collector.params, temperature=0.0), group_size=1)
-        found = of_greedy(greedy.collect(problems, step=0).groups, runtime)
+        found = of_greedy(greedy.collect(problems, step=0).groups, num_workers=runtime.cores)
         if options.samples > 0:
             progress.start(f"{len(problems)} problems, {options.samples} samples of each")
             found |= of_samples(collector.collect(problems, step=0).groups, options.samples)
@@ -184,12 +184,12 @@ def make_collector(
     )
 
 
-def of_greedy(groups: Sequence[RolloutGroup], runtime: Runtime) -> dict[str, Estimate | None]:
+def of_greedy(groups: Sequence[RolloutGroup], *, num_workers: int) -> dict[str, Estimate | None]:
     rollouts = [group.rollouts[0] for group in groups]
     found = {"greedy accuracy": Estimate.of([is_right(r) for r in rollouts if r.is_graded])}
     math = [r for r in rollouts if r.problem.verifier == "math"]
     if math:
-        strict: Verifier = MathVerifier(strict=True, num_workers=runtime.cores)
+        strict: Verifier = MathVerifier(strict=True, num_workers=num_workers)
         scores = strict.verify_batch([r.completion.text for r in math], [r.problem.reference for r in math])
         strict.close()
         right = [s.outcome is Outcome.CORRECT for r, s in zip(math, scores, strict=True) if r.is_graded]

@@ -12,15 +12,18 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+import rl.step
 from rewards.errors import UserError
 from rewards.math_answer import MathVerifier
 from rl.checkpoint import checkpoints
 from rl.config import RunConfig
 from rl.loop import train
+from rl.metrics import read_metrics
 from tests.rl.test_loop import final_weights, measured, odd_lengths, options
 
 KILLS = 30
@@ -181,3 +184,22 @@ def test_a_run_that_is_killed_thirty_times_ends_as_one_that_is_not(
             assert child.exitcode in (0, -signal.SIGKILL)
         assert_equal_runs(tmp_path / f"killed-{runs}", tmp_path / "whole", STEPS)
         assert len(checkpoints(tmp_path / f"killed-{runs}")) == 2
+
+
+def test_updates_that_were_left_out_are_counted_across_a_resume(
+    model: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two before it and two after it are four in a row."""
+    monkeypatch.setattr(MathVerifier, "verify_batch", odd_lengths)
+    differentiate = rl.step.differentiate
+
+    def never_finite(*args: Any) -> Any:
+        _, scores, seen = differentiate(*args)
+        return float("nan"), scores, seen
+
+    monkeypatch.setattr(rl.step, "differentiate", never_finite)
+    config = options(model, digits, tmp_path / "run", num_steps=2, max_skipped=3)
+    train(config)
+    assert [row["updates/skipped"] for row in read_metrics(tmp_path / "run")[1:]] == [1, 1]
+    with pytest.raises(UserError, match="4 updates in a row"):
+        train(resumed(RunConfig(**{**vars(config), "num_steps": 4})))

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from rewards.errors import UserError
 from rewards.score import Outcome, Score
+from rl.algorithms import GRPO
+from rl.head import TokenScores
 from rl.loop import require_judged
-from rl.measure import outcome_shares, part_means
+from rl.measure import TokenMeans, outcome_shares, part_means
+from rl.values import Seen
 from rollout.records import Completion, FinishReason, Problem, Rollout, RolloutGroup
+from tests.rl.models import random_batch
 
 PROBLEM = Problem(id="p", prompt="1+1?", reference="2")
 
@@ -64,3 +69,15 @@ def test_each_part_has_its_mean_over_the_scores_that_have_it() -> None:
     parts = [{"math": 1.0, "boxed": 0.0}, {"math": 0.0, "boxed": 1.0}, {"math": 0.0}, {}]
     means = part_means([rollout(Outcome.WRONG, parts=p) for p in parts])
     assert means == {"part/math": pytest.approx(1 / 3), "part/boxed": 0.5}
+
+
+def test_what_a_process_does_only_to_keep_step_is_not_measured() -> None:
+    """Batch.idle(): tokens that no other process has, for the sake of a forward."""
+    batch = random_batch()
+    (micro,) = batch.micro_batches(10_000)
+    tokens = TokenMeans(), TokenMeans()
+    for of, micros in zip(tokens, ([micro], [micro, batch.idle()]), strict=True):
+        for one in micros:
+            logprobs = torch.linspace(-2, -1, len(one.targets))
+            of.add(GRPO, TokenScores(logprobs, -logprobs), Seen(logprobs, None, None), one)
+    assert tokens[0].means() == tokens[1].means()

@@ -1,0 +1,149 @@
+"""`plumbline evaluate`: its formulas, and that it measures a checkpoint as its run did."""
+
+from __future__ import annotations
+
+import json
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+
+from rewards.errors import UserError
+from rewards.math_answer import MathVerifier
+from rewards.score import Outcome, Score
+from rl.cli import app
+from rl.evaluate_model import (
+    Estimate,
+    EvaluateOptions,
+    evaluate_model,
+    of_greedy,
+    of_samples,
+    pass_at_k,
+    problems_of,
+    run_of,
+)
+from rl.loop import train
+from rl.metrics import read_metrics
+from rl.progress import Progress
+from rollout.contamination import contaminated
+from rollout.problems import load_problems, split_held_out
+from rollout.records import Completion, FinishReason, Problem, Rollout, RolloutGroup
+from tests.rl.test_loop import odd_lengths, options
+
+
+@pytest.mark.parametrize(("n", "c", "k"), [(5, 0, 2), (5, 2, 1), (5, 2, 3), (6, 3, 4), (4, 4, 2), (7, 1, 7)])
+def test_pass_at_k_is_the_share_of_all_choices_of_k_with_a_right_one(n: int, c: int, k: int) -> None:
+    samples = [True] * c + [False] * (n - c)
+    choices = [any(chosen) for chosen in combinations(samples, k)]
+    assert pass_at_k(n, c, k) == pytest.approx(sum(choices) / len(choices))
+
+
+def test_the_interval_of_a_mean() -> None:
+    """Of 0 and 1 in equal parts over 400 problems it is 1.96 times sqrt(0.25 / 400) to each side; of equal values it is none."""
+    found = Estimate.of([0.0, 1.0] * 200)
+    assert found is not None and found.mean == 0.5 and found.problems == 400
+    assert found.low == pytest.approx(0.451, abs=0.004) and found.high == pytest.approx(0.549, abs=0.004)
+    certain = Estimate.of([1.0] * 5)
+    assert certain is not None and (certain.low, certain.high) == (1.0, 1.0)
+    assert Estimate.of([]) is None
+
+
+def completion(text: str, seed: int = 0) -> Completion:
+    return Completion(
+        token_ids=(1,),
+        sampler_logprobs=(0.0,),
+        finish_reason=FinishReason.STOP,
+        policy_version=0,
+        seed=seed,
+        text=text,
+    )
+
+
+def group(outcomes: str) -> RolloutGroup:
+    """r: right, w: wrong, -: could not be graded."""
+    problem = Problem(id="p", prompt="?", reference="1", verifier="math")
+    kinds = {"r": (1.0, Outcome.CORRECT), "w": (0.0, Outcome.WRONG), "-": (None, Outcome.CRASHED)}
+    rollouts = tuple(
+        Rollout(
+            problem=problem,
+            completion=completion("\\boxed{1}" if kind == "r" else "\\boxed{2}", seed=i),
+            score=Score(*kinds[kind]),
+        )
+        for i, kind in enumerate(outcomes)
+    )
+    return RolloutGroup(problem=problem, prompt_ids=(1,), rollouts=rollouts)
+
+
+def test_samples_that_could_not_be_graded_count_neither_for_nor_against() -> None:
+    """rw--: 1 of 2 at k = 1; too few for k = 4, where rrrw alone is left."""
+    found = of_samples([group("rw--"), group("rrrw")], 4)
+    assert list(found) == ["pass@1", "pass@2", "pass@4", "maj@4"]
+    assert found["pass@1"] is not None and found["pass@1"].mean == pytest.approx((1 / 2 + 3 / 4) / 2)
+    assert found["pass@4"] is not None and (found["pass@4"].mean, found["pass@4"].problems) == (1.0, 1)
+
+
+def test_a_checkpoint_is_measured_as_its_run_measured_it(
+    model: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the problems that it held out, with its own prompts and limits; adapters on their base. Strict reading needs a box."""
+    monkeypatch.setattr(MathVerifier, "verify_batch", odd_lengths)
+    run = train(options(model, digits, tmp_path / "run", lora_rank=4))
+    saved = run / "checkpoints" / "step-000003"
+    out = tmp_path / "found.json"
+    app.cli(prog="plumbline", args=["evaluate", str(saved), "--samples", "2", "--out", str(out), "--device", "cpu"])
+    found = json.loads(out.read_text())
+    assert found["greedy accuracy"]["mean"] == pytest.approx(read_metrics(run)[-1]["eval/accuracy"])
+    assert found["greedy accuracy"]["problems"] == 10
+    assert "the 10 problems of" in " ".join(capsys.readouterr().out.split())
+
+
+def test_strict_reading_needs_a_box() -> None:
+    """Of three right answers in three forms one is boxed."""
+    groups = []
+    with MathVerifier(num_workers=1) as verifier:
+        for i, text in enumerate(["\\boxed{2}", "#### 4", "<answer>6</answer>", "no"], 1):
+            problem = Problem(id=str(i), prompt="?", reference=str(2 * i), verifier="math")
+            (score,) = verifier.verify_batch([text], [problem.reference])
+            rollout = Rollout(problem=problem, completion=completion(text), score=score)
+            groups.append(RolloutGroup(problem=problem, prompt_ids=(1,), rollouts=(rollout,)))
+    found = of_greedy(groups, num_workers=1)
+    lenient, strict = found["greedy accuracy"], found["greedy accuracy, only \\boxed{}"]
+    assert lenient is not None and lenient.mean == 0.75
+    assert strict is not None and strict.mean == 0.25
+
+
+def test_problems_that_stand_in_another_data_set_are_found() -> None:
+    def problem(number: int, text: str) -> Problem:
+        return Problem(id=str(number), prompt=text, reference="1", verifier="math")
+
+    words = [" ".join(f"w{i}x{j}" for j in range(30)) for i in range(20)]
+    ours = [
+        problem(i, f"Please solve the following problem and put the final answer in a box now: {w}")
+        for i, w in enumerate(words)
+    ]
+    theirs = [problem(0, "W3X5, w3x6 -- " + " ".join(f"w3x{j}" for j in range(7, 18))), problem(1, "something else")]
+    found = contaminated(ours, theirs)
+    assert list(found) == ["3"] and found["3"].startswith("w3x5 w3x6")
+    short = contaminated([problem(0, "What is 2 + 2?"), problem(1, "What is 2 + 3?")], [problem(0, "what is 2+2")])
+    assert list(short) == ["0"]  # shorter than n words: the whole of it
+    template = contaminated(ours, [problem(i, ours[0].prompt[:90]) for i in range(20)])  # pyright: ignore[reportArgumentType]
+    assert template == {}
+
+
+def test_mistakes_are_told(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="samples is -1: it must be at least 0"):
+        EvaluateOptions(model="tiny", samples=-1)
+    with pytest.raises(UserError, match=r"dataset is None: .* is no checkpoint of a run"):
+        problems_of(EvaluateOptions(model=str(model)), run_of(EvaluateOptions(model=str(model))))
+    with pytest.raises(UserError, match=r"max_tokens is 5000: with the longest prompt .* context is 2048"):
+        evaluate_model(
+            EvaluateOptions(model=str(model), dataset="arithmetic", max_tokens=5000, size=2, device="cpu"), Progress(0)
+        )
+
+
+def test_what_a_run_holds_out_is_never_what_it_trains_on() -> None:
+    problems, _ = problems_of(EvaluateOptions(model="tiny"), run_of(EvaluateOptions(model="tiny")))
+    assert len(problems) == 400
+    training, held_out = split_held_out(load_problems("arithmetic"), 400)
+    assert [p.id for p in problems] == [p.id for p in held_out]
+    assert not {p.id for p in problems} & {p.id for p in training}
