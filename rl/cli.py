@@ -172,6 +172,7 @@ def plan(
     gradient_checkpointing: bool = False,
     gpus: int = 1,
     sharding: Literal["none", "full"] = "none",
+    sampler: Literal["torch", "vllm-server"] = "torch",
     card: float | None = None,
     dry_run: bool = True,
 ) -> None:
@@ -190,16 +191,17 @@ def plan(
         token_budget: Tokens in one forward.
         dtype: bfloat16 is autocast over float32 weights.
         gradient_checkpointing: Run the layers again in the backward pass.
-        gpus: More than one is what the formulas say; this version trains on one.
-        sharding: full divides weights, gradients and optimiser by the GPUs.
+        gpus: That the problems are shared out to.
+        sharding: full divides weights, gradients and optimiser by the GPUs (FSDP2).
+        sampler: The embedded one on the same GPUs, or vLLM's servers on others.
         card: GiB of one card.
-        dry_run: Also run the update itself, without numbers, to count what it holds. Not with full sharding.
+        dry_run: Also run the update itself, without numbers, to count what it holds.
     """
     options = {name: given for name, given in locals().items() if name != "dry_run"}
     from rl.plan import PlanOptions, describe, make_plan
 
     made = make_plan(PlanOptions(**options))
-    print(describe(made, made.dry() if dry_run and sharding == "none" else None))
+    print(describe(made, made.dry() if dry_run else None))
 
 
 @app.command

@@ -5,6 +5,8 @@ Tensors have shapes and sizes but no contents (FakeTensorMode), and every one th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
@@ -12,7 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.overrides import TorchFunctionMode
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from rl.batch import Batch, TrainGroup, TrainSequence
@@ -20,7 +24,7 @@ from rl.config import RunConfig
 from rl.forward import varlen_forward
 from rl.reductions import StepCounts
 from rl.runtime import Runtime
-from rl.setup import build_learner
+from rl.setup import build_learner, build_optimizer
 from rl.step import Learner, update
 
 
@@ -73,21 +77,34 @@ def equal_batch(problems: int, group_size: int, prompt_length: int, completion_l
     return Batch((group,) * problems, StepCounts(num_tokens=1, num_sequences=1, max_tokens=1))
 
 
-def dry_run(model: PretrainedConfig, config: RunConfig, batch: Batch) -> DryRun:
-    """An update on `batch`, and not the first of its run."""
+def dry_run(model: PretrainedConfig, config: RunConfig, batch: Batch, *, shards: int = 1) -> DryRun:
+    """An update on `batch`, and not the first of its run, in one of as many processes as the weights are spread over."""
     runtime = Runtime(dtype=config.dtype, device="cpu")
     tracker = TotalMemory()
     without_contents = FakeTensorMode(allow_non_fake_inputs=True)
     # It keeps a weak reference to what it makes; a parameter with one could not be moved between types, as peft does.
     without_contents.fake_tensor_converter.set_tensor_memo = lambda *_: None  # pyright: ignore
-    with without_contents, MadeUpReads():
+    with others(shards) as mesh, without_contents, MadeUpReads():
         with tracker:
             learner = untaught_learner(model, config, runtime)
+            if shards > 1:
+                runtime.shards, runtime.mesh = True, lambda: mesh
+                learner.shard(lambda policy: build_optimizer(config, policy, None))
             make_state(learner.optimizer)
         kept = tracker.total("current")
         with tracker:  # its peak begins anew
             update(learner, batch)
     return DryRun(kept, tracker.total("peak"))
+
+
+@contextmanager
+def others(count: int) -> Iterator[DeviceMesh]:
+    """As if there were as many processes: what they would send is made up."""
+    torch.distributed.init_process_group("fake", rank=0, world_size=count, store=FakeStore())
+    try:
+        yield init_device_mesh("cpu", (count,))
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def make_state(optimizer: torch.optim.Optimizer) -> None:

@@ -159,12 +159,20 @@ class TrainedTrunk:
             chunk = max(chunk, 10 * tokens * vocab + 2 * trained)
         return {"chunk": chunk + copy, "gradient": FLOAT32 * (trained + row.scored * self.config.hidden_size)}
 
-    def peak(self, row: EqualRow, *, is_first: bool) -> int:
+    @property
+    def outside(self) -> int:
+        """Numbers outside of the layers."""
+        return self.cost.all_parameters - self.cost.block
+
+    def peak(self, row: EqualRow, *, is_first: bool, sharded: bool = False) -> int:
         """The most beyond weights and gradients that were there before, 4 n unless is_first: the largest of
 
         the head:      kept + chunk + its gradients
         its backward:  kept + its gradients + 2 b T I: the MLP's product and branches have gradients before they are let go
         the last:      gradients, 4 n if is_first, and those of embedding and head, 4 V H each, before they are added up
+
+        Where weights are sharded, those outside of the layers are whole meanwhile, and two layers in the forward; in the
+        backward three, a gradient among them.
         """
         kept, head = self.kept(row), self.head(row)
         of_mlp = 2 * self.width * row.tokens * self.config.intermediate_size
@@ -172,7 +180,11 @@ class TrainedTrunk:
         embedding = 0 if self.lora_rank else FLOAT32 * self.cost.head
         waiting = embedding if self.has_head and self.is_tied else 0
         last = FLOAT32 * self.trained + waiting if is_first else embedding + waiting
-        return max(kept + sum(head.values()), kept + head["gradient"] + again + of_mlp, last)
+        layer = self.cost.block // self.config.num_hidden_layers
+        forward, backward = (sharded * FLOAT32 * (self.outside + n * layer) for n in (2, 3))
+        return max(
+            kept + sum(head.values()) + forward, kept + head["gradient"] + again + of_mlp + backward, last + backward
+        )
 
 
 def adapter_numbers(model: PreTrainedModel, rank: int) -> int:

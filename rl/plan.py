@@ -23,11 +23,13 @@ from rl.cost import (
 from rl.dry_run import DryRun, dry_run, equal_batch
 from rl.memory import Cut, TrainedTrunk, adapter_numbers
 from rl.runtime import DType
+from rl.setup import require_shardable
 from rl.tiny import tiny_model, tiny_tokenizer
 
 CONFIGS = Path(__file__).parent / "model_configs"
 GIB = 1 << 30
 MAX_ROWS = 1024  # that the embedded sampler decodes at once
+SAMPLED_TOKEN = 14.0  # bytes of a completion's token, its log-prob and its text, as one process tells them to another
 
 Sharding = Literal["none", "full"]
 
@@ -50,6 +52,7 @@ class PlanOptions:
     gradient_checkpointing: bool = False
     gpus: int = 1
     sharding: Sharding = "none"
+    sampler: Literal["torch", "vllm-server"] = "torch"
     card: float | None = None
 
     def __post_init__(self) -> None:
@@ -70,6 +73,8 @@ class PlanOptions:
             raise UserError(
                 f"gpus is {self.gpus}: it must be at most problems_per_step, {self.problems_per_step}, for each to have a problem"
             )
+        if self.sharding == "full":
+            require_shardable(self.run)
         if self.sharding == "full" and self.gpus == 1:
             raise UserError(
                 "sharding is 'full': there is one GPU to shard over; set gpus to at least 2, or sharding none"
@@ -182,19 +187,21 @@ class Plan:
     def memory(self) -> dict[str, float]:
         """Bytes on one GPU. Sharding divides what is kept, not what a micro-batch needs.
 
-        critic: 16 bytes a number of its trunk and head; with LoRA a second set of adapters on the policy's base. gathered:
-        sharding brings together two layers, or embedding and head, and their gradients, before they are used.
+        critic: 16 bytes a number of its trunk and head; with LoRA a second set of adapters on the policy's base. gathered: with
+        sharding, what is outside of the layers and two of them. An embedded sampler has a whole float32 copy then.
         """
         o, row = self.options, self.cut.largest
         trained, shards = self.policy.trained, o.gpus if o.sharding == "full" else 1
         of_critic = self.value_head + (self.critic.trained if self.critic else 0)
         weights = self.cost.all_parameters + (trained if o.lora_rank else 0)
         of_reference = 0 if not self.has_reference else trained if o.lora_rank else self.cost.all_parameters
-        largest = max(self.cost.head, self.cost.block // self.config.num_hidden_layers)
+        gathered = self.policy.outside + 2 * self.cost.block / self.config.num_hidden_layers
         rows = min(o.own_problems * o.group_size, max(MAX_ROWS, o.group_size))
         width = self.policy.width
         # What the sampler multiplies with: the trainer's own weights, unless they are of another type or have adapters.
         copied = self.cost.all_parameters if width != FLOAT32 else self.cost.block if o.lora_rank else 0
+        copy = width * copied + (FLOAT32 * self.cost.all_parameters if shards > 1 else 0)
+        samples = o.sampler == "torch"
         head = self.policy.head(row)
         return {
             "parameters": FLOAT32 * weights / shards,
@@ -202,21 +209,40 @@ class Plan:
             "optimiser": 2 * FLOAT32 * trained / shards,
             "reference": FLOAT32 * of_reference / shards,
             "critic": 4 * FLOAT32 * of_critic / shards,
-            "gathered": 0.0 if shards == 1 else 4.0 * FLOAT32 * largest,
+            "gathered": 0.0 if shards == 1 else FLOAT32 * gathered,
             "activations": float(self.policy.kept(row) + (self.policy.layer(row) if o.gradient_checkpointing else 0)),
             "head, a chunk": float(head["chunk"]),
             "head, gradient": float(head["gradient"]),
-            "sampler's weights": float(width * copied),
-            "key-value cache": float(
+            "sampler's weights": float(samples * copy),
+            "key-value cache": samples
+            * float(
                 key_value_bytes(self.cost, rows // o.group_size, rows, o.prompt_length, o.completion_length, width)
             ),
-            "sampler's logits": 2.0 * FLOAT32 * rows * self.config.vocab_size,
+            "sampler's logits": samples * 2.0 * FLOAT32 * rows * self.config.vocab_size,
+        }
+
+    def traffic(self) -> dict[str, float]:
+        """Bytes that one GPU receives in a step.
+
+        A sum over n GPUs in a ring is 2 (n - 1) / n of the numbers, putting together or taking apart (n - 1) / n. Sharded weights are
+        put together for each forward and each backward of a micro-batch, and gradients taken apart after each. To servers: what the
+        first process sends, which each of them receives.
+        """
+        o, trained, every = self.options, self.policy.trained, self.cost.all_parameters
+        part, micros = (o.gpus - 1) / o.gpus, self.cut.micro_batches
+        completions = o.problems_per_step * o.group_size * o.completion_length
+        sharded = o.sharding == "full"
+        return {
+            "gradients": part * FLOAT32 * trained * (micros if sharded else 2),
+            "weights": part * FLOAT32 * every * micros * (3 if self.has_reference else 2) if sharded else 0.0,
+            "weights to the sampler": FLOAT32 * every * (part * sharded if o.sampler == "torch" else 1.0),
+            "what was sampled": part * SAMPLED_TOKEN * completions,
         }
 
     def kept(self) -> float:
         """What is there between updates: weights, moments, reference, the critic's."""
         memory = self.memory()
-        named = ("parameters", "optimiser", "reference", "gathered")
+        named = ("parameters", "optimiser", "reference")
         return sum(memory[name] for name in named) + 3 / 4 * memory["critic"]
 
     def peak_of_update(self) -> float:
@@ -225,9 +251,13 @@ class Plan:
         From a second micro-batch on there are all gradients beforehand. The sampler's copy stays meanwhile.
         """
         memory, row, is_first = self.memory(), self.cut.largest, self.cut.micro_batches == 1
+        sharded = self.options.sharding == "full"
         of_critic = memory["critic"] / 4
         before = 0.0 if is_first else memory["gradients"]
-        passes = [memory["gradients"] + of_critic, before + of_critic + self.policy.peak(row, is_first=is_first)]
+        passes = [
+            memory["gradients"] + of_critic,
+            before + of_critic + self.policy.peak(row, is_first=is_first, sharded=sharded),
+        ]
         if self.critic is not None:
             passes.append(before + (0 if is_first else of_critic) + self.critic.peak(row, is_first=is_first))
         return self.kept() + memory["sampler's weights"] + max(passes)
@@ -257,7 +287,8 @@ class Plan:
         """The update itself, run without numbers, on at most two micro-batches: any further one is like the second."""
         o = self.options
         problems = min(o.own_problems, 2 * self.cut.largest.prompts)
-        return dry_run(self.config, o.run, equal_batch(problems, o.group_size, o.prompt_length, o.completion_length))
+        batch = equal_batch(problems, o.group_size, o.prompt_length, o.completion_length)
+        return dry_run(self.config, o.run, batch, shards=o.gpus if o.sharding == "full" else 1)
 
 
 def describe(plan: Plan, dry: DryRun | None) -> str:
@@ -283,6 +314,9 @@ def describe(plan: Plan, dry: DryRun | None) -> str:
         f"{'operations of a step':<27}{'TFLOP':>10}",
         *(f"{name:<27}{count / 1e12:>10,.1f}" for name, count in plan.flops().items()),
     ]
+    if o.gpus > 1:
+        lines += ["", f"{'GiB that one GPU receives':<27}{'a step':>10}"]
+        lines += [line(name, size) for name, size in plan.traffic().items()]
     if o.card is not None:
         peaks = [plan.peak_of_update(), plan.peak_of_sampling(), *([dry.peak + sampler] if dry else [])]
         need = max(peaks) / GIB

@@ -42,6 +42,7 @@ class Runtime:
 
     rank: int
     count: int
+    shards: bool
 
     def __init__(self, *, dtype: DType, trackers: tuple[str, ...] = (), device: str = "auto") -> None:
         patience = InitProcessGroupKwargs(timeout=PATIENCE)

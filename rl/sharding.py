@@ -30,12 +30,16 @@ class Root(nn.Module):
         return run()
 
 
-def shard(model: PreTrainedModel, mesh: DeviceMesh) -> Root:
-    """In place: the model's parameters are new ones, each a part of the old one."""
+def shard(model: PreTrainedModel, mesh: DeviceMesh, *, trains: bool) -> Root:
+    """In place: the model's parameters are new ones, each a part of the old one.
+
+    trains: what is outside of the layers stays whole from the forward to the backward.
+    """
     layers = [m for m in model.modules() if type(m).__name__ in (model._no_split_modules or ())]
     root = Root(model)
-    for module in (*layers, root):
-        fully_shard(module, mesh=mesh)
+    for layer in layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(root, mesh=mesh, reshard_after_forward=not trains)
     for module in root.modules():
         if isinstance(module, FSDPModule):  # sums, no means: the loss has the step's own denominators
             module.set_gradient_divide_factor(1.0)

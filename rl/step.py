@@ -118,7 +118,10 @@ class Learner:
     def shard(self, make_optimizer: Callable[[Policy], torch.optim.Optimizer]) -> None:
         """Spreads the weights over the processes; the optimiser is a new one, of what this process keeps."""
         mesh, policies = self.runtime.mesh(), [p for p in (self.policy, self.reference, self.start) if p is not None]
-        roots = {model: shard(model, mesh) for model in dict.fromkeys(p.model for p in policies)}
+        roots = {
+            model: shard(model, mesh, trains=model is self.policy.model)
+            for model in dict.fromkeys(p.model for p in policies)
+        }
         for policy in policies:
             policy.inside = roots[policy.model]
         self.optimizer = make_optimizer(self.policy)

@@ -61,6 +61,8 @@ def planned(size: str, **options: object) -> Plan:
         ("30 M", {}),
         ("30 M", {"lora_rank": 8, "dtype": "bfloat16", "gradient_checkpointing": True}),
         ("30 M", {"problems_per_step": 2, "kl_weight": 0.0}),  # one micro-batch: no gradients before it
+        ("3 M", {"gpus": 8, "sharding": "full", "problems_per_step": 64}),
+        ("30 M", {"gpus": 4, "sharding": "full", "problems_per_step": 32, "dtype": "bfloat16"}),
     ],
 )
 def test_the_formulas_agree_with_the_update_as_it_is_run(size: str, options: dict[str, object]) -> None:
@@ -125,6 +127,21 @@ def test_sharding_divides_what_is_kept_and_not_what_a_micro_batch_needs() -> Non
         assert shared.memory()[name] == alone.memory()[name] / 4
     assert shared.memory()["activations"] == alone.memory()["activations"]
     assert shared.flops()["reference"] == 4 * alone.flops()["reference"]
+
+
+def test_what_is_sent_is_a_share_of_what_there_is() -> None:
+    """Two GPUs: half of the weights are elsewhere, a sum in a ring is twice that. Four micro-batches a GPU, each with a reference."""
+    plain, sharded = (planned("3 M", gpus=2, sharding=s) for s in ("none", "full"))
+    numbers, micros = plain.cost.all_parameters, plain.cut.micro_batches
+    assert micros > 1
+    assert plain.traffic()["gradients"] == 4 * numbers and plain.traffic()["weights"] == 0
+    assert sharded.traffic()["gradients"] == 2 * numbers * micros
+    assert sharded.traffic()["weights"] == 2 * numbers * micros * 3
+    assert sharded.traffic()["weights to the sampler"] == 2 * numbers and plain.traffic()["weights to the sampler"] == 0
+    served = planned("3 M", gpus=2, sampler="vllm-server")
+    assert served.traffic()["weights to the sampler"] == 4 * numbers
+    assert served.peak_of_sampling() < plain.peak_of_sampling()
+    assert plain.traffic()["what was sampled"] == 7 * 8 * 4 * 33
 
 
 def test_what_a_plan_prints_names_every_part_and_the_verdict() -> None:
