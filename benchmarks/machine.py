@@ -50,9 +50,9 @@ def write_result(name: str, question: str, result: dict[str, Any]) -> None:
     print(f"written to {path}")
 
 
-def write_table(name: str, table: str) -> None:
-    """Into docs/results.md, between the marks of that name."""
-    path, begin, end = Path("docs/results.md"), f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
+def write_table(name: str, table: str, page: str = "docs/results.md") -> None:
+    """Into a page, between the marks of that name."""
+    path, begin, end = Path(page), f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
     before, _, rest = path.read_text(encoding="utf-8").partition(begin)
     _, _, after = rest.partition(end)
     if not rest:

@@ -51,6 +51,8 @@ class Runtime:
         # On a CPU accelerate would leave the weights whole without a word, so what was asked for is read here.
         self.shards = self.count > 1 and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
         version, kind = os.environ.get("FSDP_VERSION", "1"), self.accelerator.distributed_type
+        # By this transformers would load weights in the first process alone, and leave the others' random.
+        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
         if self.shards and version != "2":
             raise UserError(f"fsdp_version is {version}: weights are sharded by version 2 only; add --fsdp_version 2")
         if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
@@ -113,6 +115,16 @@ class Runtime:
                 f"num_processes is {self.count}: another process has ended or does not answer ({str(error).splitlines()[0]}); its own "
                 "message is above. Mend what it says and go on with --resume"
             ) from error
+
+    @torch.no_grad()
+    def require_equal(self, model: nn.Module, name: str) -> None:
+        """Every process has loaded the same weights."""
+        found = self.gather([sum(p.double().sum().item() for p in model.parameters())])
+        if len(set(found)) > 1:
+            raise UserError(
+                f"model is {name!r}: the {self.count} processes have loaded different weights (sums {found}); let all of them read the "
+                "same files"
+            )
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Over the processes. DistributedDataParallel would need the model's own forward, and as many backwards in each of them."""

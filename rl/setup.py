@@ -178,6 +178,7 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
         source = runtime.from_main(lambda: str(tiny_base(config.dataset, verifiers, runtime.alone(), progress)))
     nf4 = getattr(torch, config.dtype) if config.lora_base == "nf4" else None
     model, tokenizer = load_pretrained(source, runtime.device, nf4=nf4)
+    runtime.require_equal(model, config.model)
     renderer = PromptRenderer(tokenizer, style=config.prompt_style, system_prompt=config.system_prompt)
     if algorithm.samples_from == "dataset":
         training = demonstrable(training, verifiers, renderer, max_tokens, progress)

@@ -7,16 +7,19 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 
+import rl.runtime
+from rewards.errors import UserError
 from rewards.math_answer import MathVerifier
 from rl.config import RunConfig
 from rl.loop import train
+from rl.runtime import Runtime
 from tests.rl.test_checkpoint import in_a_child
 from tests.rl.test_loop import ROOT, final_weights, measured, odd_lengths, options
 
@@ -26,10 +29,8 @@ CLOSE = 2e-4
 ROUNDING = {"delivery/error", "mismatch/max", "mismatch/mean", "kl/sampler", "loss", "kl/reference"}  # near zero
 
 
-SHARDS = {
-    "ACCELERATE_USE_FSDP": "true",
-    "FSDP_VERSION": "2",
-}  # as accelerate launch --use_fsdp --fsdp_version 2 sets it
+# As accelerate launch --use_fsdp --fsdp_version 2 sets it.
+SHARDS = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
 
 
 def one_of(count: int, rank: int, port: int, config: RunConfig, environment: Mapping[str, str]) -> None:
@@ -40,10 +41,21 @@ def one_of(count: int, rank: int, port: int, config: RunConfig, environment: Map
     train(config)
 
 
-def train_by(count: int, config: RunConfig, environment: Mapping[str, str] | None = None) -> None:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def run_two(target: Callable[[int, int, Path], None], folder: Path) -> None:
+    port = free_port()
+    children = [in_a_child(target, rank, port, folder) for rank in range(2)]
+    for child in children:
+        child.join(60)
+
+
+def train_by(count: int, config: RunConfig, environment: Mapping[str, str] | None = None) -> None:
+    port = free_port()
     children = [in_a_child(one_of, count, rank, port, config, environment or {}) for rank in range(count)]
     for child in children:
         child.join(300)
@@ -144,6 +156,50 @@ def test_a_process_that_dies_ends_the_others(model: Path, digits: Path, tmp_path
         launched.kill()
 
 
+def test_the_shipped_configuration_shards_what_every_process_has_loaded(
+    model: Path, digits: Path, tmp_path: Path
+) -> None:
+    """By accelerate's own launcher, which asks transformers to load weights in the first process only; the others' would be random."""
+    one = options(model, digits, tmp_path / "one", num_steps=1, max_unjudged=1.0, seed=3)
+    train(one)
+    changed = {"model", "dataset", "num_steps", "problems_per_step", "group_size", "max_tokens", "eval_size", "seed"}
+    changed |= {"prompt_style", "device", "max_unjudged", "learning_rate", "eval_every"}
+    command = [
+        *LAUNCH,
+        "--config_file",
+        "recipes/accelerate/fsdp2.yaml",
+        "--num_processes",
+        "2",
+        "recipes/grpo_math.py",
+    ]
+    command += [x for name in sorted(changed) for x in ("--" + name.replace("_", "-"), str(getattr(one, name)))]
+    done = subprocess.run(
+        [*command, "--run-dir", str(tmp_path / "two")], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert_same_run(tmp_path / "two", tmp_path / "one", 1)
+
+
+def different_weights(rank: int, port: int, folder: Path) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    runtime = Runtime(dtype="float32", device="cpu")
+    torch.manual_seed(rank)
+    made = torch.nn.Linear(3, 3)
+    try:
+        runtime.require_equal(made, "some/model")
+    except UserError as error:
+        (folder / f"{rank}").write_text(str(error))
+
+
+def test_processes_with_different_weights_are_told(tmp_path: Path) -> None:
+    run_two(different_weights, tmp_path)
+    for rank in range(2):
+        assert (
+            "model is 'some/model': the 2 processes have loaded different weights" in (tmp_path / f"{rank}").read_text()
+        )
+
+
 def test_processes_that_accelerate_does_not_start_are_told(tmp_path: Path) -> None:
     """Without a GPU it starts one, and the run would take twice as long as its user thinks."""
     command = [*LAUNCH, "--num_processes", "2", "--cpu", "recipes/grpo_math.py", "--run-dir", str(tmp_path / "run")]
@@ -152,14 +208,9 @@ def test_processes_that_accelerate_does_not_start_are_told(tmp_path: Path) -> No
     assert "num_processes is 2: accelerate has started 1" in ended.stderr
 
 
-def test_gradients_are_summed_in_buckets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_gradients_are_summed_in_buckets(tmp_path: Path) -> None:
     """A parameter that only one process has a gradient for, and buckets smaller than a parameter."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    children = [in_a_child(sums_gradients, rank, port, tmp_path) for rank in range(2)]
-    for child in children:
-        child.join(60)
+    run_two(sums_gradients, tmp_path)
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt")
         assert [g.tolist() for g in found] == [[3.0] * 5, [10.0] * 7, [3.0] * 2]
@@ -168,10 +219,8 @@ def test_gradients_are_summed_in_buckets(monkeypatch: pytest.MonkeyPatch, tmp_pa
 def sums_gradients(rank: int, port: int, folder: Path) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    import rl.runtime
-
     rl.runtime.BUCKET = 6
-    runtime = rl.runtime.Runtime(dtype="float32", device="cpu")
+    runtime = Runtime(dtype="float32", device="cpu")
     parameters = [torch.nn.Parameter(torch.zeros(n)) for n in (5, 7, 2)]
     for n, parameter in enumerate(parameters):
         if n != 1:
