@@ -1,39 +1,103 @@
-"""What this machine offers to a run, and the reason for what it does not."""
+"""What this machine offers to a run, the reason for what it does not, and whether sampler and trainer agree on it."""
 
 from __future__ import annotations
 
 import platform
+import shutil
+import time
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
+import psutil
 import torch
 
 from rewards.proof import available_provers
 from rewards.sandbox.client import SandboxError
 from rewards.sandbox.isolation import FLOOR, measure
+from rl.batch import TrainGroup, TrainSequence, lay_out
+from rl.deliver import EXACT
+from rl.policy import Policy
 from rl.runtime import cpu_cores
+from rl.tiny import tiny_model, tiny_tokenizer
+from rollout.sampler import SampleRequest, SamplingParams
+from rollout.torch_sampler import TorchSampler
 
+_NEEDED = ("torch", "transformers", "accelerate", "peft", "math-verify", "safetensors")
 _OPTIONAL = {
     "vllm": "the embedded engine samples instead",
     "flash-attn": "attention by PyTorch's own kernels instead",
+    "bitsandbytes": 'no --lora-base nf4; pip install "plumbline-rl[qlora]"',
     "reasoning-gym": 'no --dataset reasoning-gym:...; pip install "plumbline-rl[reasoning-gym]"',
+    "tensorboard": "no --trackers tensorboard",
+    "wandb": "no --trackers wandb",
 }
+_GIB = 1 << 30
 
 
 def examine() -> str:
-    """One line for each thing, as text for a person."""
+    """One line for each thing, as text for a person. Takes some seconds: the escapes of programs and the self-test are really tried."""
     lines = [
         (
             "machine",
             f"{platform.system()} {platform.machine()}, {cpu_cores()} cores, Python {platform.python_version()}",
         ),
-        ("torch", version("torch")),
-        ("gpu", torch.cuda.get_device_name() if torch.cuda.is_available() else "none: CPU only"),
+        (
+            "memory",
+            f"{psutil.virtual_memory().available / _GIB:.1f} GiB free of {psutil.virtual_memory().total / _GIB:.1f}",
+        ),
+        ("disk, here", _disk(Path.cwd())),
+        ("gpu", _gpus()),
+        *((package, version(package)) for package in _NEEDED),
         *((package, _installed(package, without)) for package, without in _OPTIONAL.items()),
         ("programs", _isolation()),
         *((f"proofs, {system}", found) for system, found in available_provers().items()),
+        ("self-test", self_test()),
     ]
     return "\n".join(f"{name:<17} {found}" for name, found in lines)
+
+
+def self_test() -> str:
+    """The embedded engine's log-probs of what it samples, against the trainer's own forward, on the device that runs would use."""
+    started = time.perf_counter()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer = tiny_tokenizer()
+    model = tiny_model(tokenizer, seed=0, device=device)
+    requests = [SampleRequest(tuple(range(5, 9 + i)), tuple(range(8 * i, 8 * i + 8))) for i in range(16)]
+    found = TorchSampler(model, tokenizer).sample(requests, SamplingParams(max_tokens=48, temperature=0.7))
+    groups = [
+        TrainGroup(
+            request.prompt_ids,
+            tuple(
+                TrainSequence(
+                    token_ids=c.token_ids,
+                    sampler_logprobs=c.sampler_logprobs,
+                    advantages=torch.zeros(len(c.token_ids)),
+                    weight=0.0,
+                )
+                for c in completions
+            ),
+        )
+        for request, completions in zip(requests, found, strict=True)
+    ]
+    micro = lay_out(groups).to(device)
+    with torch.no_grad():
+        trained = Policy(model).score(micro, temperature=0.7).logprobs
+    difference = (trained - micro.sampler_logprobs).abs().max().item()
+    text = f"sampler and trainer differ by {difference:.1e} nats at most, over {len(micro.targets):,} tokens"
+    verdict = "agree" if difference < EXACT else f"DISAGREE (bound {EXACT:g}): no run on this machine can be trusted"
+    return f"{verdict}: {text}, {time.perf_counter() - started:.1f} s"
+
+
+def _gpus() -> str:
+    if not torch.cuda.is_available():
+        return "none: everything runs on the CPU, --vllm-transfer nccl and attention varlen are not there"
+    named = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    return ", ".join(f"{gpu.name} ({gpu.total_memory / _GIB:.0f} GiB)" for gpu in named)
+
+
+def _disk(folder: Path) -> str:
+    return f"{shutil.disk_usage(folder).free / _GIB:.1f} GiB free"
 
 
 def _installed(package: str, without: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,9 @@ from rollout.prompts import PromptRenderer
 from rollout.records import Completion, Problem, Rollout, RolloutGroup
 from rollout.sampler import Sampler, SampleRequest, SamplingParams, completion_seed
 from rollout.verify import BackgroundVerifier
+
+ATTEMPTS = 3  # of sampling a step
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +81,17 @@ class Collector:
         )
 
     def _collect(self, problems: Sequence[Problem], requests: Sequence[SampleRequest]) -> Collected:
-        """This process's part."""
+        """This process's part. An engine that fails (memory, a driver) is asked again: equal seeds give equal completions."""
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return self._collect_once(problems, requests)
+            except RuntimeError as error:
+                if attempt == ATTEMPTS:
+                    raise
+                log.warning("sampling has failed (%s); attempt %d of %d", error, attempt + 1, ATTEMPTS)
+        raise AssertionError
+
+    def _collect_once(self, problems: Sequence[Problem], requests: Sequence[SampleRequest]) -> Collected:
         started = time.perf_counter()
         completions: dict[tuple[int, int], Completion] = {}
         with BackgroundVerifier(problems, self.verifiers) as verifier:

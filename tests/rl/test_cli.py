@@ -9,7 +9,11 @@ from pathlib import Path
 
 import pytest
 
+import rl.doctor
 from rl.audit import audit
+from rl.batch import MicroBatch
+from rl.head import TokenScores
+from rl.policy import Policy
 
 TASK = {"type": "function", "fn_name": "f", "tests": [{"args": [1], "expected": 2}]}
 
@@ -62,7 +66,19 @@ def test_the_doctor_tells_the_level_and_what_is_missing() -> None:
     found = dict(line.split(maxsplit=1) for line in out.splitlines())
     assert status == 0
     assert "isolation L" in found["programs"]
-    assert {"machine", "torch", "gpu", "vllm"} <= found.keys()
+    assert {"machine", "memory", "disk,", "torch", "gpu", "vllm", "bitsandbytes"} <= found.keys()
+    assert found["self-test"].startswith("agree: sampler and trainer differ by ")
+
+
+def test_the_doctor_sees_a_sampler_that_disagrees(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of another temperature than it says, as when log-probs are taken before it."""
+    monkeypatch.setattr(rl.doctor, "Policy", lambda model: SharperPolicy(model))
+    assert rl.doctor.self_test().startswith("DISAGREE (bound 0.001): no run on this machine")
+
+
+class SharperPolicy(Policy):
+    def score(self, micro: MicroBatch, temperature: float) -> TokenScores:
+        return super().score(micro, temperature=1.0)
 
 
 def test_the_audit_prints_what_the_two_engines_judge_differently(tmp_path: Path) -> None:

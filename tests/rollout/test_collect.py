@@ -186,3 +186,34 @@ def test_a_problem_drawn_again_in_a_step_gets_other_seeds() -> None:
         asked = [seed for request in sampler.asked[:count] for seed in request.seeds]
         assert asked == [completion_seed(5, step, "a", i) for i in range(count * SIZE)]
         del sampler.asked[:count]
+
+
+class Failing(ScriptedSampler):
+    """Gives one completion and fails, as often as it is told to."""
+
+    failures = 0
+
+    def stream(
+        self, requests: Sequence[SampleRequest], params: SamplingParams
+    ) -> Iterator[tuple[int, int, Completion]]:
+        for number, found in enumerate(super().stream(requests, params)):
+            if number == 1 and self.failures > 0:
+                self.failures -= 1
+                raise RuntimeError("out of memory")
+            yield found
+
+
+def test_an_engine_that_fails_is_asked_again_and_the_third_failure_is_the_runs(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Nothing of a failed attempt is left in what comes out."""
+    problems = [problem("a"), problem("b")]
+    script = scripted({"a": ["1", "2"], "b": ["1", "1"]})
+    failing = Failing(script.script, script.texts)
+    whole = collector(script).collect(problems, step=1).groups
+    failing.failures = 2
+    assert collector(failing).collect(problems, step=1).groups == whole
+    assert [record.getMessage()[-14:] for record in caplog.records] == ["attempt 2 of 3", "attempt 3 of 3"]
+    failing.failures = 3
+    with pytest.raises(RuntimeError, match="out of memory"):
+        collector(failing).collect(problems, step=1)
