@@ -20,6 +20,7 @@ import torch
 import rl.loop
 from rewards.errors import UserError
 from rewards.math_answer import MathVerifier
+from rl.config import RunConfig
 from rl.deliver import Delivery
 from rl.loop import train
 from rl.policy import Policy
@@ -187,13 +188,36 @@ def test_a_port_that_is_taken_is_told(server: Server, tmp_path: Path) -> None:
     assert done.returncode == 2 and f"port is {server.port}: it cannot be had" in done.stderr
 
 
+def test_a_resumed_run_equals_one_that_was_not_interrupted(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same completions. The engine's log-probs depend in the last bits on what is decoded beside, and so do the weights."""
+    monkeypatch.setattr(MathVerifier, "verify_batch", odd_lengths)
+    data = sums(tmp_path)
+    usual = {"sampler": "vllm-server", "vllm_urls": (server.url,), "schedule": "constant", "eval_every": 1}
+    whole = options(server.folder, data, tmp_path / "whole", **usual)
+    train(whole)
+    parted = {**vars(whole), "run_dir": tmp_path / "parted"}
+    train(RunConfig(**{**parted, "num_steps": 1}))
+    train(RunConfig(**{**parted, "resume": True}))
+    texts = [(tmp_path / name / "completions.jsonl").read_text() for name in ("whole", "parted")]
+    assert texts[0] == texts[1]
+    ours, theirs = (final_weights(tmp_path / name, 3) for name in ("whole", "parted"))
+    assert all(torch.allclose(ours[key], theirs[key], atol=1e-6) for key in theirs)
+
+
+def sums(folder: Path) -> Path:
+    data = folder / "sums.jsonl"
+    data.write_text("".join(json.dumps({"question": f"{i}+{i}=", "answer": f"{2 * i}"}) + "\n" for i in range(60)))
+    return data
+
+
 def test_a_run_goes_on_when_its_server_was_killed(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In its second step of three: what was sampled and the weights in the end are those of an undisturbed run."""
     monkeypatch.setattr(MathVerifier, "verify_batch", odd_lengths)  # an untaught model is never right
-    data = tmp_path / "sums.jsonl"
-    data.write_text("".join(json.dumps({"question": f"{i}+{i}=", "answer": f"{2 * i}"}) + "\n" for i in range(60)))
+    data = sums(tmp_path)
     urls = {"sampler": "vllm-server", "vllm_urls": (server.url,), "vllm_patience": 300.0}
     train(options(server.folder, data, tmp_path / "whole", **urls))
     train_step = rl.loop.train_step
