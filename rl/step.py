@@ -210,11 +210,11 @@ def update(learner: Learner, *minibatches: Batch) -> Metrics:
                 part, scores, seen[n, i] = differentiate(learner, micro, seen.get((n, i)))
                 loss += part
                 tracker.add(learner.algorithm, scores, seen[n, i], micro)
+            runtime.sum_gradients(learner.parameters())
+            loss = sum(runtime.gather([loss]))
             if not learner.trains_policy:
                 for parameter in learner.optimizer.param_groups[0]["params"]:
                     parameter.grad = None
-            runtime.sum_gradients(learner.parameters())
-            loss = sum(runtime.gather([loss]))
             started = time.perf_counter()
             norms = learner.clip_gradients()
             num_skipped += not learner.step_if_finite(loss, norms)

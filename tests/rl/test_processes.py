@@ -24,8 +24,7 @@ from tests.rl.test_checkpoint import in_a_child
 from tests.rl.test_loop import ROOT, final_weights, measured, odd_lengths, options
 
 LAUNCH = [str(Path(sys.executable).with_name("accelerate")), "launch"]
-# Sums over processes are made in another order, and divided by the roots of tiny second moments in the first steps of AdamW.
-CLOSE = 2e-4
+CLOSE = 1e-6  # weights near 1, sums over processes in another order; a step of AdamW is 1e-4 here
 ROUNDING = {"delivery/error", "mismatch/max", "mismatch/mean", "kl/sampler", "loss", "kl/reference"}  # near zero
 
 
@@ -76,7 +75,7 @@ SHARED_OUT: list[dict[str, object]] = [
     {"algorithm": "grpo", "num_minibatches": 2, "num_epochs": 2},
     {"algorithm": "dapo"},
     {"algorithm": "ppo", "lora_rank": 4},
-    {"algorithm": "ppo-separate", "whiten": True},
+    {"algorithm": "ppo-separate", "whiten": True, "critic_warmup_steps": 1},
 ]
 
 
