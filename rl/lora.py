@@ -117,7 +117,9 @@ class LoraPolicy(Policy):
 
     def state(self) -> dict[str, Tensor]:
         with self.weights():
-            return {f"base_model.model.{name}": whole(p) for name, p in adapters_of(self.model, POLICY).items()}
+            return {
+                f"base_model.model.{name}": whole(p.detach()) for name, p in adapters_of(self.model, POLICY).items()
+            }
 
     def save(self, folder: Path, state: dict[str, Tensor] | None = None) -> None:
         # To look for new embeddings, as peft does unasked, would ask the hub.

@@ -47,7 +47,7 @@ def test_a_run_without_a_name_never_meets_an_older_one(tmp_path: Path, monkeypat
     first = RunConfig().resolved().run_dir
     assert first is not None
     first.mkdir(parents=True)
-    (first / "metrics.jsonl").touch()
+    (first / "config.json").touch()
     second = RunConfig().resolved().run_dir
     assert second == first.with_name(f"{first.name}-2")
     assert RunConfig(resume=True).resolved().run_dir == first
