@@ -72,7 +72,11 @@ def save_checkpoint(
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(aside, folder)
         flush(folder.parent)
-    for old in checkpoints(folder.parent.parent)[:-keep]:
+    remove_old(folder.parent.parent, keep)
+
+
+def remove_old(run_dir: Path, keep: int) -> None:
+    for old in checkpoints(run_dir)[:-keep]:
         shutil.rmtree(old)
 
 

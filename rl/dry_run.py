@@ -6,7 +6,7 @@ Tensors have shapes and sizes but no contents (FakeTensorMode), and every one th
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
@@ -84,10 +84,10 @@ def dry_run(model: PretrainedConfig, config: RunConfig, batch: Batch, *, shards:
     without_contents = FakeTensorMode(allow_non_fake_inputs=True)
     # It keeps a weak reference to what it makes; a parameter with one could not be moved between types, as peft does.
     without_contents.fake_tensor_converter.set_tensor_memo = lambda *_: None  # pyright: ignore
-    with others(shards) as mesh, without_contents, MadeUpReads():
+    with others(shards) if shards > 1 else nullcontext() as mesh, without_contents, MadeUpReads():
         with tracker:
             learner = untaught_learner(model, config, runtime)
-            if shards > 1:
+            if mesh is not None:
                 runtime.shards, runtime.mesh = True, lambda: mesh
                 learner.shard(lambda policy: build_optimizer(config, policy, None))
             make_state(learner.optimizer)

@@ -27,7 +27,7 @@ from rl.metrics import (
 )
 from rl.plots import GREY, OUTCOME_COLOURS, PLOTS, Panel, svg_of
 from rl.progress import duration, visible, where_time_went
-from rl.watch import signs
+from rl.watch import Courses
 
 REPORT = "report.html"
 TEXT_LIMIT = 4_000  # characters of a prompt or completion that are embedded
@@ -115,7 +115,7 @@ def _concerns(rows: list[Row]) -> str:
     items = [f"<li><b>{end[1]:.1%}</b> {meaning} (<code>{key}</code>, last tenth of the steps).</li>"
              for end, key, bound, meaning in ends if end and end[1] > bound]  # fmt: skip
     unsafe = unsafe_programs(rows)
-    items += [f"<li>{_text(found)}.</li>" for found in (*([unsafe] if unsafe else []), *signs(rows).values())]
+    items += [f"<li>{_text(found)}.</li>" for found in (*([unsafe] if unsafe else []), *Courses(rows).signs().values())]
     return (
         f"<section class='card concerns'><h3>Look here first</h3><ul>{''.join(items)}</ul></section>" if items else ""
     )

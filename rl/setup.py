@@ -19,7 +19,7 @@ from rewards.sandbox.isolation import FLOOR
 from rewards.score import Outcome, Score
 from rewards.verifiers import Verifiers
 from rl.ahead import Ahead
-from rl.checkpoint import checkpoints, load_checkpoint, load_waiting, set_aside_damaged, writing
+from rl.checkpoint import checkpoints, load_checkpoint, load_waiting, remove_old, set_aside_damaged, writing
 from rl.config import TINY, TINY_DEFAULTS, RunConfig, tiny_task
 from rl.cost import FLOAT32, activation_bytes
 from rl.critic import Critic
@@ -428,4 +428,6 @@ def resume(config: RunConfig, learner: Learner, stream: ProblemStream, progress:
     if not found:
         progress.message("there is no checkpoint to resume from: the run begins again")
         return 0
+    if learner.runtime.is_main:  # a run that was killed between saving and removing has one too many
+        remove_old(run_dir, config.save_total_limit)
     return load_checkpoint(found[-1], learner, stream)

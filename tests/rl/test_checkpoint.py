@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import resource
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -95,6 +96,17 @@ def test_where_every_checkpoint_is_damaged_the_run_begins_again(
     train(resumed(config))
     assert "no checkpoint to resume from: the run begins again" in " ".join(capsys.readouterr().out.split())
     assert_equal_runs(tmp_path / "run", tmp_path / "whole", 2)
+
+
+@pytest.mark.usefixtures("lucky")
+def test_a_run_that_was_killed_between_saving_and_removing_removes_when_it_is_resumed(
+    model: Path, digits: Path, tmp_path: Path
+) -> None:
+    config = options(model, digits, tmp_path / "run", num_steps=3, save_every=1, save_total_limit=2)
+    train(config)
+    shutil.copytree(tmp_path / "run/checkpoints/step-000002", tmp_path / "run/checkpoints/step-000001")
+    train(resumed(config))
+    assert [path.name for path in checkpoints(tmp_path / "run")] == ["step-000002", "step-000003"]
 
 
 def small_disk(config: RunConfig, limit: int, told: Connection) -> None:

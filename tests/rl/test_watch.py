@@ -7,7 +7,7 @@ import re
 import pytest
 
 from rl.metrics import Row
-from rl.watch import WINDOW, Watch, signs
+from rl.watch import WINDOW, Courses, Watch
 
 # As the default run begins and ends, docs/results.md.
 HEALTHY: dict[str, tuple[float, float]] = {
@@ -37,7 +37,7 @@ def course(**changed: tuple[float, float]) -> list[Row]:
 
 def test_a_healthy_run_has_no_sign() -> None:
     rows = course()
-    assert not any(signs(rows[:n]) for n in range(len(rows) + 1))
+    assert not any(Courses(rows[:n]).signs() for n in range(len(rows) + 1))
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_a_sign_is_told_once_with_its_likely_cause(
     changed: dict[str, tuple[float, float]], key: str, cause: str
 ) -> None:
     rows = course(**changed)
-    found = signs(rows)
+    found = Courses(rows).signs()
     assert list(found) == [key]
     assert re.search(cause, found[key])
     watch = Watch([])
