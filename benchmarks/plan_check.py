@@ -63,7 +63,7 @@ def real_learner(plan: Plan) -> Learner:
 def measured_bytes(plan: Plan) -> int:
     learner, peak = real_learner(plan), PeakMemory(torch.device("cpu"))
     batch = equal_batch(*(STEP[n] for n in ("problems_per_step", "group_size", "prompt_length", "completion_length")))
-    make_state(learner.optimizer)
+    make_state(learner)
     update(learner, batch)
     peak.start()
     update(learner, batch)

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
 from rewards.errors import UserError
-from rl.sharding import load_state, whole_state
+from rl.sharding import whole_state
 from rl.step import Learner
 from rollout.collect import Collected
 from rollout.problems import ProblemStream
@@ -152,7 +152,7 @@ def load_checkpoint(folder: Path, learner: Learner, stream: ProblemStream) -> in
     if critic is not None:
         critic.load(folder)
     state = json.loads((folder / "trainer.json").read_text())
-    load_state(learner.optimizer, torch.load(folder / "optimizer.pt", weights_only=True))
+    learner.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
     stream.cursor = state["cursor"]
     learner.skipped_in_a_row = state["skipped_in_a_row"]
     return state["step"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -46,12 +47,11 @@ def launcher_command() -> list[str]:
 
 def require_all_processes() -> None:
     """Without a GPU accelerate starts one process whatever is asked for, and says nothing of it."""
-    command = launcher_command()
-    asked = command[command.index("--num_processes") + 1] if "--num_processes" in command else "1"
-    if asked != os.environ.get("WORLD_SIZE", "1"):
+    asked = re.search(r"--num_processes[ =](\d+)", " ".join(launcher_command()))
+    if asked and int(asked[1]) > 1 and os.environ.get("WORLD_SIZE", "1") == "1":
         raise UserError(
-            f"num_processes is {asked}: accelerate has started {os.environ.get('WORLD_SIZE', '1')}, as it finds no GPUs; add "
-            "--multi_gpu, which starts them on a CPU too (without --cpu)"
+            f"num_processes is {asked[1]}: accelerate has started 1, as it finds no GPUs; add --multi_gpu, which starts them on "
+            "a CPU too (without --cpu)"
         )
 
 

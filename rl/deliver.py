@@ -6,11 +6,11 @@ from collections import deque
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from rewards.errors import UserError
 from rl.batch import TrainGroup, TrainSequence, lay_out
 from rl.policy import Policy
+from rl.sharding import is_spread
 from rollout.sampler import Sampler, image
 
 REMEMBERED = 64  # deliveries
@@ -75,10 +75,8 @@ class Delivery:
 
     def _culprits(self, policy: Policy) -> str:
         """Which of the sampler's tensors are not the policy's."""
-        if any(
-            isinstance(p, DTensor) for p in policy.model.parameters()
-        ):  # whole in no process: all would have to ask at once
-            return "Run it in one process, without --use_fsdp, to have the wrong tensors named"
+        if any(is_spread(p) for p in policy.model.parameters()):  # whole in no process: all would have to ask at once
+            return "Run it in one process to have the wrong tensors named"
         held, rounding = self.sampler.images(), 1e-5 if self.tolerance <= EXACT else 2e-2
         ours = {n: image(t).cpu() for n, t in policy.named_tensors(merged=not self.sampler.takes_adapters) if n in held}
         wrong = [n for n, x in ours.items() if not (held[n].cpu() - x).norm() <= rounding * (x.norm() + 1e-6)]

@@ -27,6 +27,7 @@ _NEEDED = ("torch", "transformers", "accelerate", "peft", "math-verify", "safete
 _OPTIONAL = {
     "vllm": "the embedded engine samples instead",
     "flash-attn": "attention by PyTorch's own kernels instead",
+    "deepspeed": 'FSDP2 spreads weights over processes instead; pip install "plumbline-rl[zero]"',
     "bitsandbytes": 'no --lora-base nf4; pip install "plumbline-rl[qlora]"',
     "reasoning-gym": 'no --dataset reasoning-gym:...; pip install "plumbline-rl[reasoning-gym]"',
     "tensorboard": "no --trackers tensorboard",

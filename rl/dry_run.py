@@ -90,7 +90,7 @@ def dry_run(model: PretrainedConfig, config: RunConfig, batch: Batch, *, shards:
             if mesh is not None:
                 runtime.shards, runtime.mesh = True, lambda: mesh
                 learner.shard(lambda policy: build_optimizer(config, policy, None))
-            make_state(learner.optimizer)
+            make_state(learner)
         kept = tracker.total("current")
         with tracker:  # its peak begins anew
             update(learner, batch)
@@ -107,13 +107,12 @@ def others(count: int) -> Iterator[DeviceMesh]:
         torch.distributed.destroy_process_group()
 
 
-def make_state(optimizer: torch.optim.Optimizer) -> None:
-    """As the first step of a run does."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    optimizer.zero_grad()
+def make_state(learner: Learner) -> None:
+    """The optimiser's, as the first step of a run does."""
+    for parameter in learner.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    learner.optimizer.step()
+    learner.optimizer.zero_grad()
 
 
 def untaught_learner(model: PretrainedConfig, config: RunConfig, runtime: Runtime) -> Learner:

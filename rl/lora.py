@@ -24,7 +24,7 @@ from rewards.errors import UserError
 from rl.critic import Critic
 from rl.head import ValueHead
 from rl.policy import Policy, load_pretrained
-from rl.sharding import part_of, whole
+from rl.sharding import whole
 
 ALL_LINEAR = "all-linear"
 POLICY, CRITIC_ADAPTERS = "default", "critic"  # peft's names of the sets of adapters
@@ -83,6 +83,9 @@ class LoraPolicy(Policy):
         frozen.weights = partial(self.holding, kept, off=add_nothing)
         return frozen
 
+    def copied_to(self, reference: Policy) -> Policy:
+        return self.frozen_copy()
+
     @contextmanager
     def holding(self, kept: Sequence[tuple[nn.Parameter, Tensor]], *, off: bool) -> Iterator[None]:
         """Inside the block the adapters are the kept ones, and switched off where these add nothing to the base.
@@ -133,7 +136,7 @@ class LoraPolicy(Policy):
     def load(self, folder: Path) -> None:
         saved = load_peft_weights(str(folder), device=str(self.device))
         for name, adapter in adapters_of(self.model, POLICY).items():
-            adapter.copy_(part_of(saved.pop(f"base_model.model.{name}".replace(f".{POLICY}", "")), adapter))
+            adapter.copy_(saved.pop(f"base_model.model.{name}".replace(f".{POLICY}", "")))
         assert not saved
 
 

@@ -25,7 +25,7 @@ from rewards.errors import UserError
 from rl.batch import MicroBatch
 from rl.forward import Attention, choose_forward, enable_gradient_checkpointing
 from rl.head import LossOf, TokenScores, ValueHead
-from rl.sharding import part_of, whole
+from rl.sharding import whole
 
 
 def load_pretrained(
@@ -111,19 +111,25 @@ class Policy:
             enable_gradient_checkpointing(model)
 
     def score(self, micro: MicroBatch, temperature: float) -> TokenScores:
-        with self.weights(), self.autocast():
-            return self.inside(lambda: self.forward(self.model, micro, temperature, self.value_head))
+        def run() -> TokenScores:
+            with self.autocast():
+                return self.forward(self.model, micro, temperature, self.value_head)
+
+        with self.weights():
+            return self.inside(run)
 
     def loss(
         self, micro: MicroBatch, temperature: float, loss_of: LossOf, *, token_level: bool
     ) -> tuple[Tensor, TokenScores]:
         """See Forward.loss."""
-        with self.autocast():
-            return self.inside(
-                lambda: self.forward.loss(
+
+        def run() -> tuple[Tensor, TokenScores]:
+            with self.autocast():
+                return self.forward.loss(
                     self.model, micro, temperature, loss_of, token_level=token_level, value=self.value_head
                 )
-            )
+
+        return self.inside(run)
 
     def share_trunk(self, trunk_scale: float) -> None:
         """A critic on the policy's own trunk."""
@@ -140,13 +146,21 @@ class Policy:
         clone.value_head = None
         return clone
 
+    @torch.no_grad()
+    def copied_to(self, reference: Policy) -> Policy:
+        """An earlier frozen copy, made the policy as it is now."""
+        for theirs, ours in zip(reference.model.parameters(), self.model.parameters(), strict=True):
+            theirs.copy_(ours)
+        return reference
+
     def trainable_parameters(self) -> list[nn.Parameter]:
         return [p for p in self.model.parameters() if p.requires_grad]
 
     def state(self) -> dict[str, Tensor]:
         """What save() writes. All processes must ask for it."""
         every, once = (dict(self.model.named_parameters(remove_duplicate=d)).keys() for d in (False, True))
-        return {name: whole(t) for name, t in self.model.state_dict().items() if name not in every - once}
+        state = self.model.state_dict(keep_vars=True)
+        return {name: whole(t).detach() for name, t in state.items() if name not in every - once}
 
     def save(self, folder: Path, state: dict[str, Tensor] | None = None) -> None:
         """In Hugging Face format."""
@@ -156,7 +170,7 @@ class Policy:
     def load(self, folder: Path) -> None:
         saved = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
         for name, tensor in self.model.state_dict().items():
-            tensor.copy_(part_of(saved[name], tensor))
+            tensor.copy_(saved[name])
 
     def named_tensors(self, *, merged: bool = False) -> Iterator[tuple[str, Tensor]]:
         """Every parameter under every name it has, tied ones too: an engine may keep an output head of its own.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import resource
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
@@ -17,9 +18,12 @@ from accelerate import Accelerator, DistributedType, InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from rewards.errors import UserError
-from rl.sharding import whole
+from rl.sharding import Root, whole
+from rl.zero import ZeroOptimizer
 
 DType = Literal["float32", "bfloat16"]
 T = TypeVar("T")
@@ -43,22 +47,39 @@ class Runtime:
     rank: int
     count: int
     shards: bool
+    zero_stage: int  # 2 or 3 where DeepSpeed shards
+    zero: ZeroOptimizer | None = None
 
     def __init__(self, *, dtype: DType, trackers: tuple[str, ...] = (), device: str = "auto") -> None:
-        patience = InitProcessGroupKwargs(timeout=PATIENCE)
-        self.accelerator = Accelerator(cpu=device == "cpu", log_with=list(trackers) or None, kwargs_handlers=[patience])
-        self.rank, self.count = self.accelerator.process_index, self.accelerator.num_processes
-        # On a CPU accelerate would leave the weights whole without a word, so what was asked for is read here.
-        self.shards = self.count > 1 and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-        version, kind = os.environ.get("FSDP_VERSION", "1"), self.accelerator.distributed_type
+        # On a CPU accelerate would leave FSDP and DeepSpeed out without a word, so what was asked for is read here.
+        asked = {
+            name for name in ("FSDP", "DEEPSPEED") if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true"
+        }
         # By this transformers would load weights in the first process alone, and leave the others' random.
         os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
-        if self.shards and version != "2":
+        with_zero = "DEEPSPEED" in asked
+        self.accelerator = Accelerator(
+            cpu=device == "cpu" and not with_zero,
+            log_with=list(trackers) or None,
+            kwargs_handlers=[
+                InitProcessGroupKwargs(
+                    timeout=PATIENCE, backend="gloo" if with_zero and not torch.cuda.is_available() else "nccl"
+                )
+            ],
+        )
+        self.rank, self.count = self.accelerator.process_index, self.accelerator.num_processes
+        self.shards = self.count > 1 and bool(asked)
+        plugin: Any = self.accelerator.state.deepspeed_plugin
+        self.zero_stage = plugin.zero_stage if self.shards and plugin else 0
+        unset_hf_deepspeed_config()  # by which transformers would load parts of the weights
+        version = os.environ.get("FSDP_VERSION", "1")
+        if self.shards and not with_zero and version != "2":
             raise UserError(f"fsdp_version is {version}: weights are sharded by version 2 only; add --fsdp_version 2")
-        if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        if self.shards and with_zero and self.zero_stage not in (2, 3):
+            raise UserError(f"zero_stage is {self.zero_stage}: DeepSpeed spreads gradients at 2, and weights too at 3")
+        if self.accelerator.distributed_type == DistributedType.MEGATRON_LM:
             raise UserError(
-                f"distributed_type is {kind.value}: weights are sharded by FSDP2 only; use accelerate launch --use_fsdp "
-                "--fsdp_version 2, or --multi_gpu with the whole model in each process"
+                "distributed_type is MEGATRON_LM: weights are sharded by FSDP2 or DeepSpeed; see docs/scale.md"
             )
         missing = set(trackers) - {str(tracker) for tracker in self.accelerator.log_with}
         if missing:  # accelerate leaves them out without a word
@@ -128,10 +149,12 @@ class Runtime:
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Over the processes. DistributedDataParallel would need the model's own forward, and as many backwards in each of them."""
-        if self.count == 1 or self.shards:  # sharded ones are summed as they are made
+        if self.count == 1 or self.zero is not None:
             return
         waiting: list[nn.Parameter] = []
         for parameter in parameters:
+            if isinstance(parameter, DTensor):  # summed as they are made
+                continue
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             waiting.append(parameter)
             if sum(p.numel() for p in waiting) >= BUCKET:
@@ -155,7 +178,10 @@ class Runtime:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16")
 
     def backward(self, loss: Tensor) -> None:
-        self.accelerator.backward(loss)
+        if self.zero is not None:
+            self.zero.backward(loss)
+        else:
+            self.accelerator.backward(loss)
 
     def clip_grad_norm(self, parameters: Iterable[Tensor], max_norm: float) -> float:
         """Scales the gradient down to max_norm where it is longer. -> its length before."""
@@ -163,6 +189,20 @@ class Runtime:
 
     def mesh(self) -> DeviceMesh:
         return init_device_mesh(self.device.type, (self.count,))
+
+    def by_zero(self, root: Root, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> tuple[Root, ZeroOptimizer]:
+        """Both as DeepSpeed's, by the configuration that accelerate was launched with."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        plugin: Any = self.accelerator.state.deepspeed_plugin
+        config = plugin.deepspeed_config
+        config |= {"train_micro_batch_size_per_gpu": 1, "gradient_clipping": max_grad_norm}
+        config["managed_gradient_accumulation"] = False  # an update is whenever its step() is called
+        warnings.filterwarnings(
+            "ignore", message="`torch.distributed", category=FutureWarning
+        )  # at each of its collectives
+        engine: Any = self.accelerator.prepare(root, optimizer)[0]
+        self.zero = ZeroOptimizer(engine, parameters)
+        return engine, self.zero
 
     def start_trackers(self, project: str, config: Mapping[str, Any], run_dir: Path) -> None:
         self.accelerator.project_configuration.set_directories(str(run_dir))

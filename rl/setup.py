@@ -172,6 +172,8 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
         unsafe = "UNSAFE, as allow_unsafe_code permits: " if verifiers.isolation.rank < FLOOR else ""
         progress.message(f"{unsafe}programs are run at isolation {verifiers.isolation.describe()}")
     algorithm = config.chosen_algorithm()
+    if runtime.shards:
+        require_shardable(config, runtime.zero_stage)
     max_tokens = config.max_tokens or 1
     source = config.model
     if config.model == TINY:
@@ -185,8 +187,9 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
     learner = build_learner(config, model, tokenizer, runtime, progress)
     longest = require_room(config, renderer, [*training, *held_out], learner.policy.context_length)
     sampler = build_sampler(config, source, model, tokenizer, learner, runtime, progress, longest)
+    stream = ProblemStream(training, config.seed)
+    step = resume(config, learner, stream, progress) if config.resume else 0
     if runtime.shards:
-        require_shardable(config)
         learner.shard(lambda policy: build_optimizer(config, policy, None))
     collector = Collector(
         sampler=sampler,
@@ -198,8 +201,6 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
         scores_steps=algorithm.scores_steps,
         processes=runtime,
     )
-    stream = ProblemStream(training, config.seed)
-    step = resume(config, learner, stream, progress) if config.resume else 0
     exact = config.dtype == config.sampling_dtype == "float32"
     tolerance = EXACT if exact else 0.25  # bf16 keeps 8 bits: logits near 10 round to 0.06
     delivery = Delivery(learner.policy, sampler, tolerance=tolerance)
@@ -230,16 +231,21 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
     )
 
 
-def require_shardable(config: RunConfig) -> None:
+def require_shardable(config: RunConfig, stage: int = 0) -> None:
+    """stage: DeepSpeed's; 0 for FSDP2."""
     algorithm = config.chosen_algorithm()
+    shared = algorithm.critic == "shared" and not stage
     for name, value, is_in_the_way in (
-        ("value", config.value or algorithm.critic, algorithm.value_rule is not None),
+        ("value", config.value or algorithm.critic, algorithm.value_rule is not None and not shared),
         ("lora_base", config.lora_base, config.lora_base != "float32"),
-        ("algorithm", config.algorithm, algorithm.refresh_reference_every > 0),
+        ("lora_rank", config.lora_rank, config.lora_rank > 0 and stage == 3),
+        ("algorithm", config.algorithm, algorithm.refresh_reference_every > 0 and stage == 3),
     ):
         if is_in_the_way:
+            how = f"by DeepSpeed at stage {stage}; use --use_fsdp --fsdp_version 2" if stage else "by FSDP2"
             raise UserError(
-                f"{name} is {value!r}: that is not there for weights that are spread over processes; start them without --use_fsdp"
+                f"{name} is {value!r}: that is not there for weights that are spread over processes {how}, or --multi_gpu with the "
+                "whole model in each process"
             )
 
 

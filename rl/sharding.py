@@ -16,7 +16,10 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
+from rl.zero import ZeroOptimizer, is_parted, put_together
+
 R = TypeVar("R")
+Optimizer = torch.optim.Optimizer | ZeroOptimizer
 
 
 class Root(nn.Module):
@@ -48,27 +51,32 @@ def shard(model: PreTrainedModel, mesh: DeviceMesh, *, trains: bool) -> Root:
     return root
 
 
+def is_spread(tensor: Tensor) -> bool:
+    return isinstance(tensor, DTensor) or is_parted(tensor)
+
+
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor that may be spread over the processes: all of them must ask for it."""
+    if is_parted(tensor):
+        return put_together(tensor)
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def part_of(tensor: Tensor, like: Tensor) -> Tensor:
-    """Of a whole tensor what this process keeps."""
-    if not isinstance(like, DTensor) or tensor.dim() == 0:
-        return tensor
-    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
-
-
-def whole_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def whole_state(optimizer: Optimizer) -> dict[str, Any]:
     """Its state_dict with whole tensors."""
     state = optimizer.state_dict()
     kept = {i: {key: whole(x) for key, x in of_parameter.items()} for i, of_parameter in state["state"].items()}
     return {**state, "state": kept}
 
 
-def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def load_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
     """Of whole_state(), on any number of processes."""
-    optimizer.load_state_dict(state)
-    for parameter, kept in optimizer.state.items():
-        optimizer.state[parameter] = {key: part_of(x, parameter) for key, x in kept.items()}
+    parts = dict(enumerate(p for group in optimizer.param_groups for p in group["params"]))
+    kept = {i: {key: _part_of(x, parts.get(i)) for key, x in of.items()} for i, of in state["state"].items()}
+    optimizer.load_state_dict({**state, "state": kept})
+
+
+def _part_of(tensor: Tensor, like: Tensor | None) -> Tensor:
+    if not isinstance(like, DTensor) or tensor.dim() == 0:
+        return tensor
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

@@ -10,6 +10,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from rewards.errors import UserError
 from rl.ahead import Ahead
@@ -22,8 +23,9 @@ from rl.head import TokenScores
 from rl.measure import Metrics, TokenMeans, describe, mean, timed
 from rl.policy import Policy
 from rl.runtime import Runtime
-from rl.sharding import shard
+from rl.sharding import Optimizer, Root, load_state, shard
 from rl.values import Estimates, Seen, whitened
+from rl.zero import ZeroOptimizer
 from rollout.collect import Collected, Collector
 from rollout.demonstrations import demonstrate
 from rollout.problems import ProblemStream
@@ -45,7 +47,7 @@ class Learner:
     reference: Policy | None
     start: Policy | None = None
     critic: Critic | None = None
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizer
     runtime: Runtime
     algorithm: Algorithm
     temperature: float
@@ -93,38 +95,52 @@ class Learner:
             self.runtime.clip_grad_norm(group["params"], self.max_grad_norm) for group in self.optimizer.param_groups
         ]
 
-    def step_if_finite(self, loss: float, norms: list[float]) -> bool:
-        """An update whose loss or gradient is not finite is left out. -> whether it was made."""
-        if math.isfinite(loss + sum(norms)):
-            self.optimizer.step()
+    def step_if_finite(self, loss: float) -> tuple[bool, list[float]]:
+        """An update whose loss or gradient is not finite is left out. -> whether it was made, the length of each group's gradient."""
+        if isinstance(self.optimizer, ZeroOptimizer):
+            norms = [self.optimizer.step()]
+            is_finite = math.isfinite(norms[0])
+        else:
+            norms = self.clip_gradients()
+            is_finite = math.isfinite(loss + sum(norms))
+            if is_finite:
+                self.optimizer.step()
+        self.optimizer.zero_grad()
+        if is_finite:
             self.skipped_in_a_row = 0
-            return True
+            return True, norms
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row > self.max_skipped:
-            self.optimizer.zero_grad()
             raise UserError(
                 f"max_skipped is {self.max_skipped}: loss is {loss} and the gradient's norm {norms[0]}, {self.skipped_in_a_row} "
                 f"updates in a row: training has diverged. None of them was made: lower learning_rate (now "
                 f"{self.learning_rate:g}) and resume"
             )
-        return False
+        return False, norms
 
     def refresh_reference(self, step: int) -> None:
         """Iterative GRPO: at the end of an outer iteration the policy becomes the reference."""
         every = self.algorithm.refresh_reference_every
-        if every and step % every == 0:
-            self.reference = self.policy.frozen_copy()
+        if every and step % every == 0 and self.reference is not None:
+            self.reference = self.policy.copied_to(self.reference)
 
     def shard(self, make_optimizer: Callable[[Policy], torch.optim.Optimizer]) -> None:
-        """Spreads the weights over the processes; the optimiser is a new one, of what this process keeps."""
-        mesh, policies = self.runtime.mesh(), [p for p in (self.policy, self.reference, self.start) if p is not None]
-        roots = {
-            model: shard(model, mesh, trains=model is self.policy.model)
-            for model in dict.fromkeys(p.model for p in policies)
-        }
+        """Spreads the weights over the processes, and the optimiser with what it holds: it is a new one, of what this process keeps."""
+        state, policies = self.optimizer.state_dict(), [p for p in (self.policy, self.reference, self.start) if p]
+        models = dict.fromkeys(p.model for p in policies)
+        roots: dict[PreTrainedModel, Root] = {}
+        if self.runtime.zero_stage:  # what is not trained stays whole
+            assert isinstance(self.optimizer, torch.optim.Optimizer)
+            self.optimizer.state.clear()
+            root = Root(self.policy.model)
+            roots[self.policy.model], self.optimizer = self.runtime.by_zero(root, self.optimizer, self.max_grad_norm)
+        else:
+            mesh = self.runtime.mesh()
+            roots = {model: shard(model, mesh, trains=model is self.policy.model) for model in models}
+            self.optimizer = make_optimizer(self.policy)
+        load_state(self.optimizer, state)
         for policy in policies:
-            policy.inside = roots[policy.model]
-        self.optimizer = make_optimizer(self.policy)
+            policy.inside = roots.get(policy.model, policy.inside)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,9 +232,8 @@ def update(learner: Learner, *minibatches: Batch) -> Metrics:
                 for parameter in learner.optimizer.param_groups[0]["params"]:
                     parameter.grad = None
             started = time.perf_counter()
-            norms = learner.clip_gradients()
-            num_skipped += not learner.step_if_finite(loss, norms)
-            learner.optimizer.zero_grad()
+            is_made, norms = learner.step_if_finite(loss)
+            num_skipped += not is_made
             loss_sum += loss / learner.num_epochs
             seconds_of_optimizer += time.perf_counter() - started
     groups = [group for batch in minibatches for group in batch.groups]

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("rl", "rollout", "rewards")  # each may import itself and what stands to its right
 DOORS = {
     "accelerate": "rl/runtime.py",
+    "deepspeed": "rl/zero.py",
     "peft": "rl/lora.py",
     "vllm": "rollout/vllm_sampler.py rollout/vllm_nccl.py",
     "math_verify": "rewards/symbolic.py",

@@ -8,6 +8,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -17,6 +20,7 @@ import torch
 import rl.runtime
 from rewards.errors import UserError
 from rewards.math_answer import MathVerifier
+from rl.algorithms import ALGORITHMS
 from rl.config import RunConfig
 from rl.loop import train
 from rl.runtime import Runtime
@@ -28,6 +32,8 @@ CLOSE = 1e-6  # weights near 1, sums over processes in another order; a step of 
 ROUNDING = {"delivery/error", "mismatch/max", "mismatch/mean", "kl/sampler", "loss", "kl/reference"}  # near zero
 
 
+OFTEN = replace(ALGORITHMS["grpo-iterative"], refresh_reference_every=1)
+
 # As accelerate launch --use_fsdp --fsdp_version 2 sets it.
 SHARDS = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
 
@@ -37,6 +43,7 @@ def one_of(count: int, rank: int, port: int, config: RunConfig, environment: Map
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     MathVerifier.verify_batch = odd_lengths
+    ALGORITHMS["grpo-iterative"] = OFTEN
     train(config)
 
 
@@ -96,7 +103,9 @@ def test_two_processes_make_the_run_of_one(
     [
         {"algorithm": "grpo", "num_minibatches": 2, "num_epochs": 2, "token_budget": 60},
         {"algorithm": "dapo"},
-        {"algorithm": "grpo", "lora_rank": 4},
+        {"algorithm": "grpo-iterative"},
+        {"algorithm": "grpo-iterative", "lora_rank": 4},
+        {"algorithm": "ppo"},
     ],
     ids=lambda c: "-".join(map(str, c.values())),
 )
@@ -104,6 +113,7 @@ def test_weights_that_are_spread_over_processes_make_the_run_of_whole_ones(
     changed: dict[str, object], model: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By two processes, then resumed by three and by one."""
+    monkeypatch.setitem(ALGORITHMS, "grpo-iterative", OFTEN)
     monkeypatch.setattr(MathVerifier, "verify_batch", odd_lengths)
     usual = {"eval_every": 1, "schedule": "constant", "learning_rate": 1e-4, "problems_per_step": 5, **changed}
     whole = options(model, digits, tmp_path / "whole", **usual)
@@ -111,6 +121,41 @@ def test_weights_that_are_spread_over_processes_make_the_run_of_whole_ones(
     parted = {**vars(whole), "run_dir": tmp_path / "parted"}
     train_by(2, RunConfig(**{**parted, "num_steps": 1}), SHARDS)
     train_by(3, RunConfig(**{**parted, "num_steps": 2, "resume": True}), SHARDS)
+    train(RunConfig(**{**parted, "num_steps": 3, "resume": True}))
+    assert_same_run(tmp_path / "parted", tmp_path / "whole", 3)
+
+
+needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
+
+
+@needs_deepspeed
+@pytest.mark.parametrize(
+    ("stage", "changed"),
+    [
+        (2, {"algorithm": "grpo", "num_minibatches": 2, "num_epochs": 2, "token_budget": 60}),
+        (2, {"algorithm": "grpo-iterative", "lora_rank": 4}),
+        (3, {"algorithm": "dapo"}),
+    ],
+    ids=["2-grpo", "2-lora", "3-dapo"],
+)
+def test_zero_makes_the_run_of_whole_weights(
+    stage: int,
+    changed: dict[str, object],
+    model: Path,
+    digits: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By two processes under DeepSpeed, then resumed by three, and by one without it."""
+    zero = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": str(stage)}
+    monkeypatch.setitem(ALGORITHMS, "grpo-iterative", OFTEN)
+    monkeypatch.setattr(MathVerifier, "verify_batch", odd_lengths)
+    usual = {"eval_every": 1, "schedule": "constant", "learning_rate": 1e-4, "problems_per_step": 5, **changed}
+    whole = options(model, digits, tmp_path / "whole", **usual)
+    train(whole)
+    parted = {**vars(whole), "run_dir": tmp_path / "parted"}
+    train_by(2, RunConfig(**{**parted, "num_steps": 1}), zero)
+    train_by(3, RunConfig(**{**parted, "num_steps": 2, "resume": True}), zero)
     train(RunConfig(**{**parted, "num_steps": 3, "resume": True}))
     assert_same_run(tmp_path / "parted", tmp_path / "whole", 3)
 
@@ -155,22 +200,17 @@ def test_a_process_that_dies_ends_the_others(model: Path, digits: Path, tmp_path
         launched.kill()
 
 
-def test_the_shipped_configuration_shards_what_every_process_has_loaded(
-    model: Path, digits: Path, tmp_path: Path
+@pytest.mark.parametrize("shipped", ["fsdp2", *(pytest.param(f"zero{n}", marks=needs_deepspeed) for n in (2, 3))])
+def test_the_shipped_configurations_shard_what_every_process_has_loaded(
+    shipped: str, model: Path, digits: Path, tmp_path: Path
 ) -> None:
     """By accelerate's own launcher, which asks transformers to load weights in the first process only; the others' would be random."""
     one = options(model, digits, tmp_path / "one", num_steps=1, max_unjudged=1.0, seed=3)
     train(one)
     changed = {"model", "dataset", "num_steps", "problems_per_step", "group_size", "max_tokens", "eval_size", "seed"}
     changed |= {"prompt_style", "device", "max_unjudged", "learning_rate", "eval_every"}
-    command = [
-        *LAUNCH,
-        "--config_file",
-        "recipes/accelerate/fsdp2.yaml",
-        "--num_processes",
-        "2",
-        "recipes/grpo_math.py",
-    ]
+    command = [*LAUNCH, "--config_file", f"recipes/accelerate/{shipped}.yaml", "--num_processes", "2"]
+    command += ["recipes/grpo_math.py"]
     command += [x for name in sorted(changed) for x in ("--" + name.replace("_", "-"), str(getattr(one, name)))]
     done = subprocess.run(
         [*command, "--run-dir", str(tmp_path / "two")], cwd=ROOT, capture_output=True, text=True, check=False
@@ -199,9 +239,30 @@ def test_processes_with_different_weights_are_told(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.parametrize(("patience", "told"), [(1, "another process has ended or does not answer"), (60, "both")])
+def test_a_slow_verifier_is_waited_for_as_long_as_patience_lasts(patience: int, told: str, tmp_path: Path) -> None:
+    (tmp_path / "patience").write_text(str(patience))
+    run_two(one_is_slow, tmp_path)
+    assert told in (tmp_path / "0").read_text()
+
+
+def one_is_slow(rank: int, port: int, folder: Path) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    rl.runtime.PATIENCE = timedelta(seconds=int((folder / "patience").read_text()))
+    runtime = Runtime(dtype="float32", device="cpu")
+    runtime.wait()
+    time.sleep(2 * rank)
+    try:
+        said = "both" if runtime.gather([rank]) == [0, 1] else "one"
+    except UserError as error:
+        said = str(error)
+    (folder / f"{rank}").write_text(said)
+
+
 def test_processes_that_accelerate_does_not_start_are_told(tmp_path: Path) -> None:
     """Without a GPU it starts one, and the run would take twice as long as its user thinks."""
-    command = [*LAUNCH, "--num_processes", "2", "--cpu", "recipes/grpo_math.py", "--run-dir", str(tmp_path / "run")]
+    command = [*LAUNCH, "--num_processes=2", "--cpu", "recipes/grpo_math.py", "--run-dir", str(tmp_path / "run")]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode != 0
     assert "num_processes is 2: accelerate has started 1" in ended.stderr
