@@ -11,10 +11,11 @@ from transformers import PreTrainedModel
 from benchmarks.shapes import Given, Shape
 from rl.algorithms import GRPO
 from rl.deliver import Delivery
+from rl.learner import Learner
 from rl.lora import ALL_LINEAR, LoraPolicy, add_adapters
 from rl.policy import Policy
 from rl.runtime import Runtime
-from rl.step import Learner, train_step
+from rl.step import train_step
 from rollout.collect import Collector
 from rollout.problems import ProblemStream
 from rollout.sampler import SamplingParams

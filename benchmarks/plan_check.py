@@ -23,9 +23,10 @@ from benchmarks.models import LARGE, SMALL
 from benchmarks.update_memory import PeakMemory, in_fresh_process
 from rl.cost import forward_flops
 from rl.dry_run import equal_batch, make_state, untaught_learner
+from rl.learner import Learner
 from rl.plan import Plan, PlanOptions
 from rl.runtime import Runtime
-from rl.step import Learner, update
+from rl.step import update
 
 SIZES = {"3M": SMALL, "28M": LARGE}
 METHODS = ("grpo", "ppo", "ppo-separate")

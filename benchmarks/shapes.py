@@ -23,7 +23,7 @@ from benchmarks.models import (
 )
 from rewards.score import Verifier
 from rewards.verifiers import VerifierOptions, Verifiers
-from rl.config import TINY_DEFAULTS, TINY_KL_WEIGHT
+from rl.defaults import TINY_DEFAULTS, TINY_KL_WEIGHT
 from rl.policy import load_pretrained
 from rl.progress import Progress
 from rl.runtime import Runtime

@@ -19,8 +19,8 @@ from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
 from rewards.errors import UserError
+from rl.learner import Learner
 from rl.sharding import whole_state
-from rl.step import Learner
 from rollout.collect import Collected
 from rollout.problems import ProblemStream
 

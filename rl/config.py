@@ -12,12 +12,11 @@ from typing import Any, Literal
 from rewards.answer_format import format_rule
 from rewards.errors import UserError
 from rl.algorithms import ALGORITHMS, Algorithm
+from rl.defaults import LORA_RATE, MODEL_DEFAULTS, TINY, TINY_DEFAULTS, TINY_KL_WEIGHT, tiny_task
 from rl.forward import Attention
 from rl.runtime import DType
 from rl.values import ValueRule
 from rollout.prompts import PromptStyle
-
-TINY = "tiny"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,39 +293,6 @@ class RunConfig:
 def _numbered(name: str, number: int) -> Path:
     return Path("runs") / (name if number == 1 else f"{name}-{number}")
 
-
-def tiny_task(dataset: str) -> str:
-    """The built-in task that the tiny model is taught before a run on `dataset`: that one, or else arithmetic."""
-    return dataset if dataset in TINY_DEFAULTS else "arithmetic"
-
-
-ARITHMETIC_DEFAULTS: dict[str, Any] = {
-    "prompt_style": "plain",
-    "num_steps": 72,
-    "problems_per_step": 96,
-    "group_size": 10,
-    "max_tokens": 32,
-    "learning_rate": 4e-4,
-    "schedule": "linear",
-    "eval_every": 10,
-    "eval_size": 400,
-}
-TINY_DEFAULTS: dict[str, dict[str, Any]] = {  # by built-in task
-    "arithmetic": ARITHMETIC_DEFAULTS,
-    "small-programs": {**ARITHMETIC_DEFAULTS, "problems_per_step": 80, "max_tokens": 24, "learning_rate": 6e-4},
-}
-TINY_KL_WEIGHT = 0.001  # a base that is wrong half of the time is no policy to stay near to
-LORA_RATE = 10  # that many times the best rate of all weights is the best of adapters (Schulman et al. 2025, LoRA Without Regret)
-MODEL_DEFAULTS: dict[str, Any] = {
-    "num_steps": 500,
-    "problems_per_step": 32,
-    "group_size": 8,
-    "max_tokens": 1024,
-    "learning_rate": 1e-6,
-    "schedule": "constant",
-    "eval_every": 25,
-    "eval_size": 200,
-}
 
 # What these are where there is no critic.
 CRITIC_OPTIONS: dict[str, Any] = {

@@ -20,12 +20,13 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from rl.batch import Batch, TrainGroup, TrainSequence
+from rl.build import build_learner, build_optimizer
 from rl.config import RunConfig
 from rl.forward import varlen_forward
+from rl.learner import Learner
 from rl.reductions import StepCounts
 from rl.runtime import Runtime
-from rl.setup import build_learner, build_optimizer
-from rl.step import Learner, update
+from rl.step import update
 
 
 @dataclass(frozen=True)

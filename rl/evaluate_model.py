@@ -16,8 +16,9 @@ from rewards.errors import UserError
 from rewards.math_answer import MathVerifier
 from rewards.score import Outcome, Verifier
 from rewards.verifiers import VerifierOptions, Verifiers
-from rl.config import MODEL_DEFAULTS, TINY, RunConfig
+from rl.config import RunConfig
 from rl.cost import ModelCost
+from rl.defaults import MODEL_DEFAULTS, TINY
 from rl.evaluate import VOTED_ON, is_right, right_by_vote
 from rl.lora import load_merged
 from rl.policy import load_pretrained

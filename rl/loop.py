@@ -97,7 +97,7 @@ def run_steps(run: Run, progress: Progress, asked: StopRequest) -> None:
         metrics |= {"time/step": time.perf_counter() - started, "memory/peak": run.learner.runtime.peak_memory()}
         log(run, progress, metrics, result)
         run.step = step
-        stops = run.learner.runtime.any(asked.stop)
+        stops = run.learner.runtime.anywhere(asked.stop)
         if step % config.save_every == 0 or step == num_steps or stops:
             save(run)
         if stops:

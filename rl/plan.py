@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from rewards.errors import UserError
-from rl.config import TINY, RunConfig
+from rl.config import RunConfig
 from rl.cost import (
     FLOAT32,
     CriticSource,
@@ -20,6 +20,7 @@ from rl.cost import (
     key_value_bytes,
     step_flops,
 )
+from rl.defaults import TINY
 from rl.dry_run import DryRun, dry_run, equal_batch
 from rl.memory import Cut, TrainedTrunk, adapter_numbers
 from rl.runtime import DType

@@ -120,7 +120,7 @@ class Runtime:
         with self.together():
             return made[0] if self.count == 1 else broadcast_object_list(made)[0]
 
-    def any(self, mine: bool) -> bool:
+    def anywhere(self, mine: bool) -> bool:
         return any(self.gather([mine]))
 
     def wait(self) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from rewards.errors import UserError
 from rewards.verifiers import VerifierOptions, Verifiers
-from rl.config import TINY
+from rl.defaults import TINY
 from rl.progress import Progress
 from rl.runtime import Runtime
 from rl.setup import tiny_base

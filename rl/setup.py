@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from rewards.errors import UserError
 from rewards.sandbox.isolation import FLOOR
 from rewards.score import Outcome, Score
 from rewards.verifiers import Verifiers
 from rl.ahead import Ahead
+from rl.build import build_learner, build_optimizer, build_sampler
 from rl.checkpoint import checkpoints, load_checkpoint, load_waiting, remove_old, set_aside_damaged, writing
-from rl.config import TINY, TINY_DEFAULTS, RunConfig, tiny_task
-from rl.cost import FLOAT32, activation_bytes
-from rl.critic import Critic
+from rl.config import RunConfig
+from rl.defaults import TINY, TINY_DEFAULTS, tiny_task
 from rl.deliver import EXACT, Delivery
-from rl.lora import LoraCritic, LoraPolicy, add_adapters
+from rl.learner import Learner
 from rl.metrics import read_metrics
-from rl.policy import Policy, load_pretrained
+from rl.policy import load_pretrained
 from rl.progress import Progress
 from rl.records import RunRecords, write_config
 from rl.runtime import Runtime
-from rl.step import Learner
 from rl.warm_start import WarmStart, warm_started
 from rl.watch import Watch
 from rollout.collect import Collector
@@ -38,9 +34,7 @@ from rollout.demonstrations import demonstration
 from rollout.problems import ProblemStream, load_problems, split_held_out, without_overlap
 from rollout.prompts import PromptRenderer
 from rollout.records import WORKED, Problem
-from rollout.sampler import Sampler, SamplingParams
-from rollout.torch_sampler import TorchSampler, stop_token_ids
-from rollout.vllm_server import VLLMServerSampler
+from rollout.sampler import SamplingParams
 
 SAME_ON_RESUME = ("model", "dataset", "algorithm", "seed", "group_size", "problems_per_step", "learning_rate")
 SAME_ON_RESUME += ("value", "lora_rank", "lora_alpha", "lora_targets", "lora_base", "one_step_ahead")
@@ -176,7 +170,7 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
         require_shardable(config, runtime.zero_stage)
     max_tokens = config.max_tokens or 1
     source = config.model
-    if config.model == TINY:
+    if source == TINY:
         source = runtime.from_main(lambda: str(tiny_base(config.dataset, verifiers, runtime.alone(), progress)))
     nf4 = getattr(torch, config.dtype) if config.lora_base == "nf4" else None
     model, tokenizer = load_pretrained(source, runtime.device, nf4=nf4)
@@ -205,13 +199,6 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
     tolerance = EXACT if exact else 0.25  # bf16 keeps 8 bits: logits near 10 round to 0.06
     delivery = Delivery(learner.policy, sampler, tolerance=tolerance)
     delivery.deliver(version=step)
-    records = None
-    if runtime.is_main:
-        with writing(config.run_dir):
-            if step == 0:
-                write_config(config.run_dir, config)
-            records = RunRecords(config.run_dir, keep_through=step or -1)
-    runtime.wait()
     return Run(
         config=config,
         run_dir=config.run_dir,
@@ -225,10 +212,23 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
         if config.one_step_ahead
         else None,
         tokenizer=tokenizer,
-        records=records,
+        records=open_records(config, runtime, step),
         watch=Watch(read_metrics(config.run_dir)),
         step=step,
     )
+
+
+def open_records(config: RunConfig, runtime: Runtime, step: int) -> RunRecords | None:
+    """In the first process, which writes; what was written after `step` is taken back."""
+    assert config.run_dir is not None
+    records = None
+    if runtime.is_main:
+        with writing(config.run_dir):
+            if step == 0:
+                write_config(config.run_dir, config)
+            records = RunRecords(config.run_dir, keep_through=step or -1)
+    runtime.wait()
+    return records
 
 
 def require_shardable(config: RunConfig, stage: int = 0) -> None:
@@ -247,166 +247,6 @@ def require_shardable(config: RunConfig, stage: int = 0) -> None:
                 f"{name} is {value!r}: that is not there for weights that are spread over processes {how}, or --multi_gpu with the "
                 "whole model in each process"
             )
-
-
-def build_sampler(
-    config: RunConfig,
-    source: str | Path,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    learner: Learner,
-    runtime: Runtime,
-    progress: Progress,
-    longest: int,
-) -> Sampler:
-    """longest: tokens of a prompt and a full completion."""
-    several = f"each of {runtime.count} processes would need an engine of its own on its own GPU"
-    if config.sampler == "vllm" and runtime.count > 1:
-        raise UserError(f"sampler is 'vllm': {several}; use --sampler vllm-server, or torch")
-    if config.one_step_ahead and runtime.count > 1:
-        raise UserError(f"one_step_ahead is True: it needs one process, and there are {runtime.count}; leave it out")
-    if config.sampler == "torch" or (
-        config.sampler == "auto" and not (runtime.device.type == "cuda" and find_spec("vllm") and runtime.count == 1)
-    ):
-        return TorchSampler(
-            # A copy where other weights than the policy's as it is are sampled with.
-            copy.deepcopy(model) if learner.start or config.one_step_ahead or runtime.shards else model,
-            tokenizer,
-            decode_dtype=getattr(torch, config.sampling_dtype),
-            autocast=runtime.autocast,
-        )
-    stop_ids = stop_token_ids(model, tokenizer)
-    if config.sampler == "vllm-server":
-        assert config.run_dir is not None
-        if config.vllm_transfer == "nccl" and runtime.device.type != "cuda":
-            raise UserError("vllm_transfer is 'nccl': it goes from GPU to GPU, and this process has none; use file")
-        return VLLMServerSampler(
-            config.vllm_urls,
-            tokenizer,
-            stop_ids,
-            max_length=longest,
-            transfer=config.run_dir / "transfer" if config.vllm_transfer == "file" else None,
-            patience=config.vllm_patience,
-            report=progress.message,
-            processes=runtime,
-        )
-    from rollout.vllm_sampler import VLLMOptions, VLLMSampler  # takes ten seconds, and is not everywhere
-
-    options = VLLMOptions(
-        dtype=config.sampling_dtype,
-        max_length=longest,
-        key_values=learner.cost.key_value,
-        memory=config.vllm_memory,
-        max_rows=config.vllm_max_rows,
-        tensor_parallel=config.vllm_tensor_parallel,
-    )
-    return VLLMSampler(source, tokenizer, stop_ids, options)
-
-
-def build_learner(
-    config: RunConfig,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    runtime: Runtime,
-    progress: Progress,
-) -> Learner:
-    algorithm = config.chosen_algorithm()
-    policy = build_policy(config, model, runtime, progress)
-    critic = build_critic(config, policy, tokenizer, runtime, progress)
-    return Learner(
-        policy=policy,
-        reference=policy.frozen_copy() if algorithm.kl_weight > 0 else None,
-        start=policy.frozen_copy() if algorithm.samples_from == "start" else None,
-        critic=critic,
-        optimizer=build_optimizer(config, policy, critic),
-        runtime=runtime,
-        algorithm=algorithm,
-        temperature=config.temperature,
-        token_budget=config.token_budget,
-        max_grad_norm=config.max_grad_norm,
-        num_epochs=config.num_epochs,
-        num_minibatches=config.num_minibatches,
-        max_skipped=config.max_skipped,
-    )
-
-
-def build_policy(config: RunConfig, model: PreTrainedModel, runtime: Runtime, progress: Progress) -> Policy:
-    """The model with all its weights to be trained, or with adapters that are."""
-    options = {
-        "gradient_checkpointing": must_checkpoint(config, model, runtime, progress),
-        "autocast": runtime.autocast,
-        "attention": config.attention,
-    }
-    if config.lora_rank == 0:
-        return Policy(model, **options)
-    rank, alpha = config.lora_rank, config.lora_alpha or 1.0
-    return LoraPolicy(
-        add_adapters(model, rank=rank, alpha=alpha, targets=config.lora_targets, seed=config.seed), **options
-    )
-
-
-def build_critic(
-    config: RunConfig, policy: Policy, tokenizer: PreTrainedTokenizerBase, runtime: Runtime, progress: Progress
-) -> Critic | None:
-    """A critic of its own; one that shares the policy's trunk is put there."""
-    rule = config.chosen_algorithm().value_rule
-    if rule is None:
-        return None
-    if rule.source == "shared":
-        policy.share_trunk(config.value_trunk_scale)
-        return None
-    if isinstance(policy, LoraPolicy):
-        if config.critic_model is not None:
-            raise UserError(
-                f"critic_model is {config.critic_model!r}: with lora_rank the critic is a second set of adapters on the policy's "
-                "own base; leave it out, or set lora_rank 0"
-            )
-        return LoraCritic(policy, seed=config.seed)
-    if config.critic_model is None:
-        model = copy.deepcopy(policy.model)
-    else:
-        model, words = load_pretrained(config.critic_model, runtime.device)
-        if words.get_vocab() != tokenizer.get_vocab():
-            raise UserError(
-                f"critic_model is {config.critic_model!r}: its tokenizer has other tokens than the policy's, so it would read "
-                f"another text; use a critic of {config.model}'s family, or none for the policy's own weights"
-            )
-    return Critic(
-        model,
-        gradient_checkpointing=must_checkpoint(config, model, runtime, progress),
-        autocast=runtime.autocast,
-        attention=config.attention,
-    )
-
-
-def build_optimizer(config: RunConfig, policy: Policy, critic: Critic | None) -> torch.optim.AdamW:
-    rate = config.learning_rate or 1.0
-    groups: list[dict[str, Any]] = [{"params": policy.trainable_parameters()}]
-    if critic is not None:
-        groups.append({"params": critic.parameters(), "relative_rate": (config.value_learning_rate or rate) / rate})
-    elif policy.value_head is not None:
-        relative = (config.value_learning_rate or 10 * rate) / rate
-        groups.append({"params": policy.value_head.parameters(), "relative_rate": relative})
-    return torch.optim.AdamW(
-        groups, lr=rate, betas=(0.9, config.adam_beta2), weight_decay=config.weight_decay, fused=True
-    )
-
-
-def must_checkpoint(config: RunConfig, model: PreTrainedModel, runtime: Runtime, progress: Progress) -> bool:
-    """As asked for; else where a forward would keep more than nine tenths of the memory that is left beside the optimiser."""
-    if config.gradient_checkpointing is not None:
-        return config.gradient_checkpointing
-    kept = activation_bytes(model, config.token_budget, 2 if config.dtype == "bfloat16" else FLOAT32)
-    trained = sum(p.numel() for p in model.parameters()) if config.lora_rank == 0 else 0
-    free = runtime.free_memory() - 3 * FLOAT32 * trained  # the gradient and two moments
-    if kept <= 0.9 * free:
-        return False
-    gib = 1 << 30
-    progress.message(
-        f"gradient checkpointing is on: a forward of {config.token_budget} tokens would keep about {kept / gib:.1f} GiB, "
-        f"{max(0, free) / gib:.1f} GiB are free; a lower token_budget would do without"
-    )
-    return True
 
 
 def tiny_base(dataset: str, verifiers: Verifiers, runtime: Runtime, progress: Progress) -> Path:

@@ -20,10 +20,11 @@ from rewards.errors import UserError
 from rewards.verifiers import Verifiers
 from rl.algorithms import SFT
 from rl.evaluate import evaluate
+from rl.learner import Learner
 from rl.policy import Policy
 from rl.progress import Progress
 from rl.runtime import Runtime
-from rl.step import Learner, update
+from rl.step import update
 from rl.tiny import tiny_model, tiny_tokenizer
 from rollout.collect import Collector
 from rollout.demonstrations import demonstrate

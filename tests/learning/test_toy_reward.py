@@ -20,9 +20,10 @@ from rewards.score import Outcome, Score
 from rl.algorithms import ALGORITHMS
 from rl.critic import Critic
 from rl.deliver import Delivery
+from rl.learner import Learner
 from rl.policy import Policy
 from rl.runtime import Runtime
-from rl.step import Learner, train_step
+from rl.step import train_step
 from rollout.collect import Collector
 from rollout.problems import ProblemStream
 from rollout.records import Problem

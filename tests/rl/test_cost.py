@@ -11,12 +11,12 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from rl.batch import Batch
+from rl.build import must_checkpoint
 from rl.config import RunConfig
 from rl.cost import ModelCost, Work, activation_bytes, decode_seconds, forward_flops, update_flops
 from rl.dry_run import untaught_learner
 from rl.forward import packed_forward, packed_states
 from rl.runtime import Runtime
-from rl.setup import must_checkpoint
 from rl.step import update
 from tests.rl.families import of_family
 from tests.rl.models import make, random_batch

@@ -28,12 +28,13 @@ from rl.checkpoint import load_checkpoint, save_checkpoint
 from rl.cli import app
 from rl.config import RunConfig
 from rl.deliver import Delivery
+from rl.learner import Learner
 from rl.loop import train
 from rl.lora import LoraPolicy, add_adapters, merge_adapters
 from rl.policy import Policy, load_pretrained
 from rl.runtime import Runtime
 from rl.setup import resume
-from rl.step import Learner, update
+from rl.step import update
 from rl.tiny import tiny_tokenizer
 from rollout.problems import ProblemStream
 from rollout.records import Problem

@@ -19,10 +19,11 @@ from rl.checkpoint import load_checkpoint, save_checkpoint
 from rl.config import RunConfig
 from rl.critic import Critic
 from rl.head import ValueHead
+from rl.learner import Learner
 from rl.lora import LoraCritic, LoraPolicy, add_adapters
 from rl.policy import Policy
 from rl.runtime import Runtime
-from rl.step import Learner, update
+from rl.step import update
 from rl.values import ValueRule
 from rollout.problems import ProblemStream
 from tests.rl.models import make, random_batch

@@ -13,10 +13,11 @@ from rewards.score import Outcome, Score
 from rl.algorithms import ALGORITHMS, GRPO, RFT, Algorithm
 from rl.batch import Batch
 from rl.deliver import Delivery, DeliveryError
+from rl.learner import Learner
 from rl.measure import describe
 from rl.policy import Policy
 from rl.runtime import Runtime
-from rl.step import Learner, train_step, update
+from rl.step import train_step, update
 from rollout.collect import Collected
 from rollout.problems import ProblemStream
 from rollout.records import Completion, FinishReason, Problem, Rollout, RolloutGroup

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from rl.cli import run_recipe
-from rl.config import TINY_DEFAULTS, RunConfig, tiny_task
+from rl.config import RunConfig
+from rl.defaults import TINY_DEFAULTS, tiny_task
 from rl.tiny import END, tiny_tokenizer
 from rl.warm_start import WarmStart
 from rollout.problems import BUILT_IN, load_problems
