@@ -8,7 +8,19 @@ from pathlib import Path
 import pytest
 import torch
 
+import rl.report
 from rl.tiny import tiny_model, tiny_tokenizer
+
+
+def draw_nothing(*args: object) -> str:
+    """In place of the report's plots, which take as long as a small run."""
+    return "<svg></svg>"
+
+
+@pytest.fixture(autouse=True)
+def _without_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not request.node.get_closest_marker("plots"):
+        monkeypatch.setattr(rl.report, "svg_of", draw_nothing)
 
 
 @pytest.fixture(scope="session")

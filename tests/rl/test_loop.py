@@ -60,6 +60,7 @@ def final_weights(run_dir: Path, step: int) -> dict[str, torch.Tensor]:
     return {f"{path.name}/{name}": tensor for path in paths for name, tensor in load_file(path).items()}
 
 
+@pytest.mark.plots
 def test_a_run_leaves_what_a_person_needs(model: Path, digits: Path, tmp_path: Path) -> None:
     """Every key that other people's scripts read is there; the saved model opens with plain transformers."""
     run_dir = train(options(model, digits, tmp_path / "run"))

@@ -17,6 +17,7 @@ import psutil
 import pytest
 import torch
 
+import rl.report
 import rl.runtime
 from rewards.errors import UserError
 from rewards.math_answer import MathVerifier
@@ -24,6 +25,7 @@ from rl.algorithms import ALGORITHMS
 from rl.config import RunConfig
 from rl.loop import train
 from rl.runtime import Runtime
+from tests.rl.conftest import draw_nothing
 from tests.rl.test_checkpoint import in_a_child
 from tests.rl.test_loop import ROOT, final_weights, measured, odd_lengths, options
 
@@ -43,6 +45,7 @@ def one_of(count: int, rank: int, port: int, config: RunConfig, environment: Map
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     MathVerifier.verify_batch = odd_lengths
+    rl.report.svg_of = draw_nothing
     ALGORITHMS["grpo-iterative"] = OFTEN
     train(config)
 

@@ -11,6 +11,7 @@ import pytest
 from rl.plots import accuracy_figure
 from rl.report import TEXT_LIMIT, write_report
 
+pytestmark = pytest.mark.plots
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)></pre>&lt; \x1b[31m\x00\u202e\ud800"
 
 
