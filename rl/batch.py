@@ -25,7 +25,8 @@ class TrainSequence:
     """One completion as the update sees it.
 
     weight: what the reduction gives each of its tokens. reward: of the whole; a critic takes it for the last token's.
-    goes_on: cut by the token limit, and a critic says what would have followed: its last token is not trained on.
+    goes_on: cut by the token limit, and a critic says what would have followed: its last token is not trained on. view: the
+    completion's.
     """
 
     token_ids: tuple[int, ...]
@@ -34,6 +35,7 @@ class TrainSequence:
     weight: float
     reward: float = 0.0
     goes_on: bool = False
+    view: int | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class ScoredTokens:
 class MicroBatch(ScoredTokens):
     """N tokens in the row, of which S predict a scored token, of B sequences.
 
-    lengths: of the sequences, in scored tokens; rewards and goes_on as TrainSequence has them. trained: the scored tokens
+    lengths: of the sequences, in scored tokens; views, rewards and goes_on as TrainSequence has them. trained: the scored tokens
     that are trained on.
     blocks: the row's attention; attended_at: where each token of the row stands in the blocks' queries, one after the other.
     score_from: the place in the row whose hidden state predicts each target.
@@ -95,6 +97,7 @@ class MicroBatch(ScoredTokens):
     """
 
     lengths: tuple[int, ...]
+    views: tuple[int | None, ...]
     rewards: Float[Tensor, " B"]
     goes_on: Bool[Tensor, " B"]
     trained: Int[Tensor, " U"]
@@ -180,6 +183,7 @@ def lay_out(groups: Sequence[TrainGroup]) -> MicroBatch:
     attended = torch.cat([block.query_slots.flatten()[block.filled_queries] for block in blocks])
     return MicroBatch(
         lengths=tuple(lengths),
+        views=tuple(s.view for s in sequences),
         input_ids=torch.cat(pieces),
         position_ids=position_ids,
         blocks=blocks,
@@ -294,6 +298,7 @@ def pack(
                 weight=reduction(trained_tokens(r), counts),
                 reward=reward,
                 goes_on=goes_on(r),
+                view=r.completion.view,
             )
             for r, reward, a in rollouts
             if not drop_zero_advantages or bool(a.any())

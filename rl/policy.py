@@ -23,7 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from rewards.errors import UserError
 from rl.batch import MicroBatch
-from rl.forward import Attention, choose_forward, enable_gradient_checkpointing
+from rl.forward import Attention, Forward, choose_forward, enable_gradient_checkpointing
 from rl.head import LossOf, TokenScores, ValueHead
 from rl.sharding import whole
 
@@ -87,7 +87,7 @@ class Policy:
     autocast: makes the context to run the forward in. weights: makes the one in which the model has this policy's weights; a
     reference may share the policy's model. value_head: over the policy's own states, where a critic shares its trunk.
     frozen_base: the model's own weights are not trained. inside: runs what reads the model's weights; where these are spread
-    over processes that is their Root.
+    over processes that is their Root. forward: how a model that is not causal scores, under the views that it sampled with.
     """
 
     weights: Callable[[], AbstractContextManager[Any]] = nullcontext
@@ -102,11 +102,12 @@ class Policy:
         gradient_checkpointing: bool = False,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
         attention: Attention = "auto",
+        forward: Forward | None = None,
     ) -> None:
         self.model = model.eval()
         self.autocast = autocast
         with autocast():
-            self.forward = choose_forward(model, attention)
+            self.forward = forward or choose_forward(model, attention)
         if gradient_checkpointing:
             enable_gradient_checkpointing(model)
 

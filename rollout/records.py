@@ -35,6 +35,8 @@ class Completion:
 
     sampler_logprobs: log-prob of each token under the distribution that was really sampled from, as the engine computed it.
     policy_version: the number of weight deliveries the engine had received when it sampled.
+    view: what the policy drew for itself beside the tokens (a mask of the prompt, a depth), as a seed; it is scored under that again.
+        A causal model draws nothing.
     """
 
     token_ids: tuple[int, ...]
@@ -43,6 +45,7 @@ class Completion:
     policy_version: int
     seed: int
     text: str
+    view: int | None = None
 
     def __post_init__(self) -> None:
         assert len(self.token_ids) == len(self.sampler_logprobs) > 0

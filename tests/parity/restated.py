@@ -16,6 +16,19 @@ from rollout.records import RolloutGroup
 
 Scores = list[list[Tensor]]  # of each group, of each completion: a number for every token
 
+RESTATED = {
+    "grpo",
+    "grpo-process",
+    "grpo-iterative",
+    "dr-grpo",
+    "dapo",
+    "gspo",
+    "rloo",
+    "cispo",
+    "sft",
+    "rft",
+    "online-rft",
+}
 CLIP = {"dapo": (0.2, 0.28), "gspo": (3e-4, 4e-4)}  # the others: (0.2, 0.2)
 GROUP_EPS = 1e-4
 WEIGHT_CAP = 2.0

@@ -1,0 +1,54 @@
+"""What the docs name is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from rl.algorithms import ALGORITHMS
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+SOURCE = "\n".join(p.read_text("utf-8") for room in ("rl", "rollout", "rewards") for p in (ROOT / room).rglob("*.py"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)", page.read_text("utf-8"))
+    assert not [link for link in links if "://" not in link and not (page.parent / link).exists()]
+
+
+def test_the_walk_names_what_there_is() -> None:
+    """Files, functions, classes and fields of docs/architecture.md."""
+    named = re.findall(r"`([A-Za-z_][\w./]*)`", (ROOT / "docs" / "architecture.md").read_text("utf-8"))
+    files = {name for name in named if "/" in name}
+    assert not [name for name in files if not (ROOT / name).exists()]
+    parts = {part for name in set(named) - files for part in name.split(".")}
+    assert len(parts) > 50
+    assert not [part for part in parts if not re.search(rf"\b(def|class) {part}\b|\b{part}: |\b{part} = ", SOURCE)]
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_algorithm_has_its_line(name: str) -> None:
+    assert f"| `{name}` |" in (ROOT / "docs" / "algorithms.md").read_text("utf-8")
+
+
+def test_every_option_that_the_docs_show_is_one() -> None:
+    """Of a recipe, of the `plumbline` command, of a benchmark, or of a program that is not ours."""
+    ours = SOURCE + "".join(p.read_text("utf-8") for p in (ROOT / "benchmarks").glob("*.py"))
+    others = {
+        "multi_gpu",
+        "num_processes",
+        "num_machines",
+        "machine_rank",
+        "main_process_ip",
+        "main_process_port",
+        "use_fsdp",
+    }
+    others |= {"fsdp_version", "config_file", "deepspeed_config_file", "cpu", "enable_lora"}
+    for page in PAGES:
+        shown = {o.replace("-", "_") for o in re.findall(r"(?<![\w-])--([a-z][\w-]*)", page.read_text("utf-8"))}
+        missing = [option for option in shown - others if not re.search(rf"\b{option}\b", ours)]
+        assert not missing, (page.name, missing)
