@@ -36,14 +36,23 @@ ROUNDING = {"delivery/error", "mismatch/max", "mismatch/mean", "kl/sampler", "lo
 
 OFTEN = replace(ALGORITHMS["grpo-iterative"], refresh_reference_every=1)
 
-# As accelerate launch --use_fsdp --fsdp_version 2 sets it.
-SHARDS = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
+# As accelerate launch sets it by --use_fsdp --fsdp_version 2, and by --use_deepspeed.
+FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
+
+
+def zero(stage: int) -> dict[str, str]:
+    return {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": str(stage)}
+
+
+def be(rank: int, port: int, count: int = 2) -> None:
+    """One of several processes, as accelerate launch starts it."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
 def one_of(count: int, rank: int, port: int, config: RunConfig, environment: Mapping[str, str]) -> None:
     os.environ |= environment
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    be(rank, port, count)
     MathVerifier.verify_batch = odd_lengths
     rl.report.svg_of = draw_nothing
     ALGORITHMS["grpo-iterative"] = OFTEN
@@ -64,6 +73,9 @@ def run_two(target: Callable[[int, int, Path], None], folder: Path) -> None:
 
 
 def train_by(count: int, config: RunConfig, environment: Mapping[str, str] | None = None) -> None:
+    if count == 1:
+        train(config)
+        return
     port = free_port()
     children = [in_a_child(one_of, count, rank, port, config, environment or {}) for rank in range(count)]
     for child in children:
@@ -101,80 +113,47 @@ def test_two_processes_make_the_run_of_one(
     assert_same_run(tmp_path / "two", tmp_path / "one", 3)
 
 
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"algorithm": "grpo", "num_minibatches": 2, "num_epochs": 2, "token_budget": 60},
-        {"algorithm": "dapo"},
-        {"algorithm": "grpo-iterative"},
-        {"algorithm": "grpo-iterative", "lora_rank": 4},
-        {"algorithm": "ppo"},
-    ],
-    ids=lambda c: "-".join(map(str, c.values())),
-)
-def test_weights_that_are_spread_over_processes_make_the_run_of_whole_ones(
-    changed: dict[str, object], model: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By two processes, then resumed by three and by one."""
-    monkeypatch.setitem(ALGORITHMS, "grpo-iterative", OFTEN)
-    monkeypatch.setattr(MathVerifier, "verify_batch", odd_lengths)
-    usual = {"eval_every": 1, "schedule": "constant", "learning_rate": 1e-4, "problems_per_step": 5, **changed}
-    whole = options(model, digits, tmp_path / "whole", **usual)
-    train(whole)
-    parted = {**vars(whole), "run_dir": tmp_path / "parted"}
-    train_by(2, RunConfig(**{**parted, "num_steps": 1}), SHARDS)
-    train_by(3, RunConfig(**{**parted, "num_steps": 2, "resume": True}), SHARDS)
-    train(RunConfig(**{**parted, "num_steps": 3, "resume": True}))
-    assert_same_run(tmp_path / "parted", tmp_path / "whole", 3)
-
-
 needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
+FIRST_TWO, FIRST_ONE = (2, 3, 1), (1, 2, 3)  # processes that make the first step, go on, and go on again
+IN_PIECES = {"algorithm": "grpo", "num_minibatches": 2, "num_epochs": 2, "token_budget": 60}
+ITERATIVE = {"algorithm": "grpo-iterative"}
 
 
-@needs_deepspeed
 @pytest.mark.parametrize(
-    ("stage", "changed"),
+    ("environment", "counts", "changed"),
     [
-        (2, {"algorithm": "grpo", "num_minibatches": 2, "num_epochs": 2, "token_budget": 60}),
-        (2, {"algorithm": "grpo-iterative", "lora_rank": 4}),
-        (3, {"algorithm": "dapo"}),
+        pytest.param({}, FIRST_ONE, {"algorithm": "grpo"}, id="whole"),
+        pytest.param(FSDP2, FIRST_TWO, IN_PIECES, id="fsdp2-grpo"),
+        pytest.param(FSDP2, FIRST_TWO, {"algorithm": "dapo"}, id="fsdp2-dapo"),
+        pytest.param(FSDP2, FIRST_TWO, ITERATIVE, id="fsdp2-iterative"),
+        pytest.param(FSDP2, FIRST_TWO, {**ITERATIVE, "lora_rank": 4}, id="fsdp2-iterative-lora"),
+        pytest.param(FSDP2, FIRST_TWO, {"algorithm": "ppo"}, id="fsdp2-ppo"),
+        pytest.param(zero(2), FIRST_TWO, IN_PIECES, id="zero2-grpo", marks=needs_deepspeed),
+        pytest.param(
+            zero(2), FIRST_TWO, {**ITERATIVE, "lora_rank": 4}, id="zero2-iterative-lora", marks=needs_deepspeed
+        ),
+        pytest.param(zero(3), FIRST_TWO, {"algorithm": "dapo"}, id="zero3-dapo", marks=needs_deepspeed),
     ],
-    ids=["2-grpo", "2-lora", "3-dapo"],
 )
-def test_zero_makes_the_run_of_whole_weights(
-    stage: int,
+def test_a_run_goes_on_with_another_number_of_processes(
+    environment: dict[str, str],
+    counts: tuple[int, ...],
     changed: dict[str, object],
     model: Path,
     digits: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """By two processes under DeepSpeed, then resumed by three, and by one without it."""
-    zero = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": str(stage)}
+    """With whole weights, or with weights that several processes spread over themselves: it is the run of one process."""
     monkeypatch.setitem(ALGORITHMS, "grpo-iterative", OFTEN)
     monkeypatch.setattr(MathVerifier, "verify_batch", odd_lengths)
     usual = {"eval_every": 1, "schedule": "constant", "learning_rate": 1e-4, "problems_per_step": 5, **changed}
     whole = options(model, digits, tmp_path / "whole", **usual)
     train(whole)
-    parted = {**vars(whole), "run_dir": tmp_path / "parted"}
-    train_by(2, RunConfig(**{**parted, "num_steps": 1}), zero)
-    train_by(3, RunConfig(**{**parted, "num_steps": 2, "resume": True}), zero)
-    train(RunConfig(**{**parted, "num_steps": 3, "resume": True}))
-    assert_same_run(tmp_path / "parted", tmp_path / "whole", 3)
-
-
-def test_a_run_of_one_process_is_resumed_by_two_and_by_three(
-    model: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(MathVerifier, "verify_batch", odd_lengths)
-    usual = {"eval_every": 1, "schedule": "constant", "learning_rate": 1e-4}
-    whole = options(model, digits, tmp_path / "whole", **usual)
-    train(whole)
-    parted = {**vars(whole), "run_dir": tmp_path / "parted"}
-    train(RunConfig(**{**parted, "num_steps": 1}))
-    train_by(2, RunConfig(**{**parted, "num_steps": 2, "resume": True}))
-    train_by(3, RunConfig(**{**parted, "num_steps": 3, "resume": True}))
-    assert_same_run(tmp_path / "parted", tmp_path / "whole", 3)
+    for step, count in enumerate(counts, start=1):
+        part = {"run_dir": tmp_path / "parted", "num_steps": step, "resume": step > 1}
+        train_by(count, RunConfig(**{**vars(whole), **part}), environment if count > 1 else {})
+    assert_same_run(tmp_path / "parted", tmp_path / "whole", len(counts))
 
 
 def test_a_process_that_dies_ends_the_others(model: Path, digits: Path, tmp_path: Path) -> None:
@@ -223,8 +202,7 @@ def test_the_shipped_configurations_shard_what_every_process_has_loaded(
 
 
 def different_weights(rank: int, port: int, folder: Path) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    be(rank, port)
     runtime = Runtime(dtype="float32", device="cpu")
     torch.manual_seed(rank)
     made = torch.nn.Linear(3, 3)
@@ -250,8 +228,7 @@ def test_a_slow_verifier_is_waited_for_as_long_as_patience_lasts(patience: int, 
 
 
 def one_is_slow(rank: int, port: int, folder: Path) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    be(rank, port)
     rl.runtime.PATIENCE = timedelta(seconds=int((folder / "patience").read_text()))
     runtime = Runtime(dtype="float32", device="cpu")
     runtime.wait()
@@ -280,8 +257,7 @@ def test_gradients_are_summed_in_buckets(tmp_path: Path) -> None:
 
 
 def sums_gradients(rank: int, port: int, folder: Path) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    be(rank, port)
     rl.runtime.BUCKET = 6
     runtime = Runtime(dtype="float32", device="cpu")
     parameters = [torch.nn.Parameter(torch.zeros(n)) for n in (5, 7, 2)]
