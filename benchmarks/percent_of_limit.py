@@ -19,7 +19,7 @@ import tyro
 
 from benchmarks.machine import describe_machine, write_result
 from benchmarks.our_side import OurSide, clock
-from benchmarks.shapes import SHAPES, given
+from benchmarks.shapes import SHAPES, Shape, given
 from rl.batch import Batch, TrainGroup
 from rl.cost import ModelCost, Work, decode_seconds, optimizer_bytes, update_flops
 from rl.runtime import DType, Runtime, cpu_cores
@@ -64,71 +64,70 @@ def apart(batch: Batch) -> Batch:
 def main(options: Options) -> None:
     if torch.get_num_threads() < cpu_cores():
         torch.set_num_threads(cpu_cores())
-    runtime = Runtime(dtype=options.dtype)
-    shape, device = SHAPES[options.shape], runtime.device
+    runtime, shape = Runtime(dtype=options.dtype), SHAPES[options.shape]
     side = OurSide(shape, given(shape, runtime, num_problems=shape.problems * (options.rounds + 1)), runtime)
-    learner, algorithm = side.learner, side.learner.algorithm
-    model = learner.policy.model
-    cost, config = ModelCost.of(model), model.config.get_text_config()
-    parameters = learner.optimizer.param_groups[0]["params"]
     rows: list[dict[str, float]] = []
     for number in range(options.rounds + 1):
-        problems = side.stream.take(shape.problems)
-        width = min(shape.token_budget, shape.rows * (shape.prompt_length + shape.max_tokens))
-        dtype = torch.bfloat16 if options.dtype == "bfloat16" else torch.float32
-        flops, stream = rates(config.hidden_size, config.intermediate_size, width, dtype, device)
-
-        started = clock(device)
-        collected = side.collector.collect(problems, step=number)
-        sampled = clock(device) - started
-        lengths = [[len(r.completion.token_ids) for r in g.rollouts] for g in collected.groups]
-        prompts = [len(g.prompt_ids) for g in collected.groups]
-        batch = algorithm.pack(
-            collected.groups, algorithm.advantages(collected.groups, shape.max_tokens), shape.max_tokens
-        )
-        work = Work.of(batch.groups)
-        run = sum(len(micro.input_ids) for micro in batch.micro_batches(shape.token_budget))
-
-        seconds = {"update": 0.0, "apart": 0.0}
-        for name, cut in (("update", batch), ("apart", apart(batch))):
-            started = clock(device)
-            update(learner, cut)
-            seconds[name] = clock(device) - started
-        for p in parameters:
-            p.grad = torch.zeros_like(p)
-        optimizer = best(learner.optimizer.step, device, 3)
-        learner.optimizer.zero_grad()
-        needed = update_flops(cost, work, frozen=shape.lora_rank > 0)
-        as_run = update_flops(cost, Work(tokens=run, scored=work.scored, pairs=work.pairs), frozen=shape.lora_rank > 0)
-        rows.append(
-            {
-                "gflops": flops / 1e9,
-                "gbytes": stream / 1e9,
-                "sampling_seconds": sampled,
-                "sampling": decode_seconds(
-                    cost,
-                    prompts,
-                    lengths,
-                    flops_per_second=flops,
-                    bytes_per_second=stream,
-                    bytes_per_number=2 if options.dtype == "bfloat16" else 4,
-                )
-                / sampled,
-                "update_seconds": seconds["update"] - optimizer,
-                "update, algorithm": needed / flops / (seconds["update"] - optimizer),
-                "update, as run": as_run / flops / (seconds["update"] - optimizer),
-                "optimizer_seconds": optimizer,
-                "optimizer": optimizer_bytes(cost) / stream / optimizer,
-                "sharing, gain": (seconds["apart"] - optimizer) / (seconds["update"] - optimizer),
-                "sharing, of operations": update_flops(cost, Work.of(batch.groups, shared=False)) / needed,
-            }
-        )
+        rows.append(one_round(side, shape, runtime, number))
         if number > 0:  # the first is warm-up
             print("  ".join(f"{k} {v:.3g}" for k, v in rows[-1].items()))
     medians = {key: statistics.median(row[key] for row in rows[1:]) for key in rows[0]}
     spreads = {key: [min(row[key] for row in rows[1:]), max(row[key] for row in rows[1:])] for key in rows[0]}
     result = {**describe_machine(), "configuration": vars(options), "medians": medians, "least_and_most": spreads}
     write_result(f"percent_of_limit_{options.shape}_{options.dtype}", __doc__ or "", result)
+
+
+def one_round(side: OurSide, shape: Shape, runtime: Runtime, number: int) -> dict[str, float]:
+    """A step's parts, timed, and what their operations would take at the rates of the same moment."""
+    learner, algorithm, device = side.learner, side.learner.algorithm, runtime.device
+    cost, config = ModelCost.of(learner.policy.model), learner.policy.model.config.get_text_config()
+    parameters = learner.optimizer.param_groups[0]["params"]
+    problems = side.stream.take(shape.problems)
+    width = min(shape.token_budget, shape.rows * (shape.prompt_length + shape.max_tokens))
+    dtype = torch.bfloat16 if runtime.dtype == "bfloat16" else torch.float32
+    flops, stream = rates(config.hidden_size, config.intermediate_size, width, dtype, device)
+
+    started = clock(device)
+    collected = side.collector.collect(problems, step=number)
+    sampled = clock(device) - started
+    lengths = [[len(r.completion.token_ids) for r in g.rollouts] for g in collected.groups]
+    prompts = [len(g.prompt_ids) for g in collected.groups]
+    batch = algorithm.pack(collected.groups, algorithm.advantages(collected.groups, shape.max_tokens), shape.max_tokens)
+    work = Work.of(batch.groups)
+    run = sum(len(micro.input_ids) for micro in batch.micro_batches(shape.token_budget))
+
+    seconds = {"update": 0.0, "apart": 0.0}
+    for name, cut in (("update", batch), ("apart", apart(batch))):
+        started = clock(device)
+        update(learner, cut)
+        seconds[name] = clock(device) - started
+    for p in parameters:
+        p.grad = torch.zeros_like(p)
+    optimizer = best(learner.optimizer.step, device, 3)
+    learner.optimizer.zero_grad()
+    needed = update_flops(cost, work, frozen=shape.lora_rank > 0)
+    as_run = update_flops(cost, Work(tokens=run, scored=work.scored, pairs=work.pairs), frozen=shape.lora_rank > 0)
+    return {
+        "gflops": flops / 1e9,
+        "gbytes": stream / 1e9,
+        "sampling_seconds": sampled,
+        "sampling": decode_seconds(
+            cost,
+            prompts,
+            lengths,
+            flops_per_second=flops,
+            bytes_per_second=stream,
+            bytes_per_number=2 if runtime.dtype == "bfloat16" else 4,
+        )
+        / sampled,
+        "update_seconds": seconds["update"] - optimizer,
+        "update, algorithm": needed / flops / (seconds["update"] - optimizer),
+        "update, as run": as_run / flops / (seconds["update"] - optimizer),
+        "optimizer_seconds": optimizer,
+        "optimizer": optimizer_bytes(cost) / stream / optimizer,
+        "sharing, gain": (seconds["apart"] - optimizer) / (seconds["update"] - optimizer),
+        "sharing, of operations": update_flops(cost, Work.of(batch.groups, shared=False)) / needed,
+    }
 
 
 if __name__ == "__main__":

@@ -55,6 +55,7 @@ class TimedTrainer(GRPOTrainer):
 def build(
     shape: Shape, given: Given, runtime: Runtime, *, num_steps: int, trainer: type[GRPOTrainer] = TimedTrainer
 ) -> Any:
+    """TRL's trainer. Long, as every option of it that bears on the comparison stands in one place."""
     transformers.logging.set_verbosity_error()
     # Before the arguments are made: those reset accelerate, and with it `runtime`, until there is a trainer.
     model, device = given.make_model(), runtime.device
