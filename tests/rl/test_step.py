@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 
 import pytest
@@ -113,7 +114,9 @@ def test_iterative_grpo_takes_the_policy_as_reference_at_the_end_of_an_iteration
     trained.refresh_reference(1)
     before = update(trained, random_batch())["kl/reference"]
     assert before and before > 0
+    policy = weights(trained)
     trained.refresh_reference(2)
+    assert torch.equal(weights(trained), policy)
     assert update(trained, random_batch())["kl/reference"] == 0.0
 
 
@@ -243,3 +246,12 @@ def test_an_update_that_is_not_finite_is_left_out_and_counted(runtime: Runtime) 
     update(of, bad)
     with pytest.raises(UserError, match=r"max_skipped is 2: loss is nan .* 3 updates in a row: training has diverged"):
         update(of, bad)
+
+
+def test_a_gradient_that_is_not_finite_is_left_out_though_the_loss_is(runtime: Runtime) -> None:
+    of, before = learner(runtime), weights(learner(runtime))
+    parameter = next(of.policy.model.parameters())
+    parameter.register_hook(lambda gradient: torch.full_like(gradient, torch.inf))
+    metrics = update(of, random_batch())
+    assert metrics["updates/skipped"] == 1 and math.isfinite(metrics["loss"] or 0.0)
+    assert torch.equal(weights(of), before)
