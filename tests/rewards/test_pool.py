@@ -80,9 +80,12 @@ def test_a_worker_killed_in_mid_batch_loses_nothing(make_pool: Callable[..., Wor
     assert pids - {int(detail.split()[0]) for _, detail in verdicts[-100:]} == pids  # others finished the work
 
 
-def test_an_item_that_kills_its_worker_twice_is_not_gradable(make_pool: Callable[..., WorkerPool]) -> None:
-    pool = make_pool()
-    verdicts = pool.run([["a"], ["die"], ["b"]])
+def test_an_item_that_kills_its_worker_twice_is_not_gradable(
+    make_pool: Callable[..., WorkerPool], tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    verdicts = make_pool(counter=str(log)).run([["a"], ["die"], ["b"]])
+    assert log.read_text().split("\n").count("die") == 2
     assert [outcome for outcome, _ in verdicts] == [Outcome.CORRECT, Outcome.CRASHED, Outcome.CORRECT]
     assert "status 3" in verdicts[1][1]
 
