@@ -21,10 +21,10 @@ from rl.cost import ModelCost
 from rl.defaults import MODEL_DEFAULTS, TINY
 from rl.evaluate import VOTED_ON, is_right, right_by_vote
 from rl.lora import load_merged
-from rl.policy import load_pretrained
+from rl.policy import context_length, load_pretrained
 from rl.progress import Progress
 from rl.runtime import DType, Runtime
-from rl.setup import gradable, tiny_base
+from rl.setup import gradable, require_room, tiny_base
 from rollout.collect import Collector
 from rollout.contamination import NGRAM, contaminated
 from rollout.problems import load_problems, split_held_out
@@ -158,13 +158,7 @@ def make_collector(
     model = model.to(runtime.device)  # pyright: ignore[reportArgumentType]  the stubs lose `self`
     renderer = PromptRenderer(tokenizer, style=options.prompt_style, system_prompt=options.system_prompt)
     max_tokens = options.max_tokens or MODEL_DEFAULTS["max_tokens"]
-    longest = max(len(renderer.render(problem)) for problem in problems) + max_tokens
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if context is not None and longest > context:
-        raise UserError(
-            f"max_tokens is {max_tokens}: with the longest prompt that is {longest} tokens, and the model's context is {context}; "
-            "lower it"
-        )
+    longest = require_room(renderer, problems, max_tokens, context=context_length(model))
     sampler: Sampler
     if options.sampler == "torch":
         sampler = TorchSampler(model, tokenizer, decode_dtype=getattr(torch, options.dtype), autocast=runtime.autocast)

@@ -81,6 +81,10 @@ def _in_four_bits(dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
     return {"quantization_config": quantized, "device_map": {"": device}}
 
 
+def context_length(model: PreTrainedModel) -> int | None:
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
 class Policy:
     """Scores tokens with a model. Always in eval mode: dropout would make the ratio differ from 1 before the first update.
 
@@ -188,7 +192,3 @@ class Policy:
     @property
     def vocab_size(self) -> int:
         return self.model.config.get_text_config().vocab_size
-
-    @property
-    def context_length(self) -> int | None:
-        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)

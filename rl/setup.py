@@ -23,7 +23,7 @@ from rl.defaults import TINY, TINY_DEFAULTS, tiny_task
 from rl.deliver import EXACT, Delivery
 from rl.learner import Learner
 from rl.metrics import read_metrics
-from rl.policy import load_pretrained
+from rl.policy import context_length, load_pretrained
 from rl.progress import Progress
 from rl.records import RunRecords, write_config
 from rl.runtime import Runtime
@@ -145,17 +145,22 @@ def demonstrable(
     return kept
 
 
-def require_room(config: RunConfig, renderer: PromptRenderer, problems: Sequence[Problem], context: int | None) -> int:
-    """Every prompt with a full completion fits the model's context and one forward. -> the tokens of the longest."""
+def require_room(
+    renderer: PromptRenderer,
+    problems: Sequence[Problem],
+    max_tokens: int,
+    *,
+    context: int | None,
+    token_budget: int | None = None,
+) -> int:
+    """Every prompt with a full completion fits the model's context, and one forward of the update. -> the tokens of the longest."""
     longest, length = max(((p, len(renderer.render(p))) for p in problems), key=lambda pair: pair[1])
-    total = length + (config.max_tokens or 0)
-    what = f"problem {longest.id!r} has a prompt of {length} tokens and max_tokens is {config.max_tokens}, together {total}"
+    total = length + max_tokens
+    what = f"problem {longest.id!r} has a prompt of {length} tokens and max_tokens is {max_tokens}, together {total}"
     if context is not None and total > context:
         raise UserError(f"{what}: the model's context is {context}; lower max_tokens or leave out long prompts")
-    if total - 1 > config.token_budget:
-        raise UserError(
-            f"token_budget is {config.token_budget}: {what}, more than fits one forward; raise token_budget"
-        )
+    if token_budget is not None and total - 1 > token_budget:
+        raise UserError(f"token_budget is {token_budget}: {what}, more than fits one forward; raise token_budget")
     return total
 
 
@@ -179,7 +184,9 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
     if algorithm.samples_from == "dataset":
         training = demonstrable(training, verifiers, renderer, max_tokens, progress)
     learner = build_learner(config, model, tokenizer, runtime, progress)
-    longest = require_room(config, renderer, [*training, *held_out], learner.policy.context_length)
+    longest = require_room(
+        renderer, [*training, *held_out], max_tokens, context=context_length(model), token_budget=config.token_budget
+    )
     sampler = build_sampler(config, source, model, tokenizer, learner, runtime, progress, longest)
     stream = ProblemStream(training, config.seed)
     step = resume(config, learner, stream, progress) if config.resume else 0

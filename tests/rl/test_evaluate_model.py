@@ -135,7 +135,9 @@ def test_mistakes_are_told(model: Path, tmp_path: Path) -> None:
         EvaluateOptions(model="tiny", samples=-1)
     with pytest.raises(UserError, match=r"dataset is None: .* is no checkpoint of a run"):
         problems_of(EvaluateOptions(model=str(model)), run_of(EvaluateOptions(model=str(model))))
-    with pytest.raises(UserError, match=r"max_tokens is 5000: with the longest prompt .* context is 2048"):
+    with pytest.raises(
+        UserError, match=r"max_tokens is 5000, together 50\d\d: the model's context is 2048; lower max_tokens"
+    ):
         evaluate_model(
             EvaluateOptions(model=str(model), dataset="arithmetic", max_tokens=5000, size=2, device="cpu"), Progress(0)
         )
