@@ -220,6 +220,13 @@ def _finite(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else value
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Written aside and renamed: a kill leaves the old file or the new one, and who reads meanwhile sees no half."""
+    aside = path.with_name(f"{path.name}.tmp")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+
+
 class MetricsWriter:
     """Appends one line a step to metrics.jsonl.
 
@@ -232,9 +239,7 @@ class MetricsWriter:
         kept = _complete_lines(self.path)
         if keep_through is not None:
             kept = [(line, row) for line, row in kept if (row["step"] or 0) <= keep_through]
-        aside = self.path.with_suffix(".tmp")  # renamed over the old file: a kill here loses nothing
-        aside.write_text("".join(line + "\n" for line, _ in kept), encoding="utf-8")
-        os.replace(aside, self.path)
+        write_whole(self.path, "".join(line + "\n" for line, _ in kept))
 
     def write(self, metrics: Mapping[str, float | None]) -> None:
         """Write one step. The file is opened for each line, so that nothing waits in a buffer when the run is killed."""

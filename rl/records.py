@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 
 from rl.config import RunConfig
-from rl.metrics import MetricsWriter
+from rl.metrics import MetricsWriter, write_whole
 from rl.runtime import cpu_cores
 from rl.step import StepResult
 
@@ -30,9 +29,7 @@ class RunRecords:
             kept = [
                 line for line in _complete_lines(self.completions) if json.loads(line)["step"] <= (keep_through or 0)
             ]
-            aside = self.completions.with_suffix(".tmp")
-            aside.write_text("".join(kept), encoding="utf-8")
-            os.replace(aside, self.completions)
+            write_whole(self.completions, "".join(kept))
 
     def write(self, metrics: Mapping[str, float | None], result: StepResult | None = None) -> None:
         self.metrics.write(metrics)
@@ -80,4 +77,4 @@ def write_config(run_dir: Path, config: RunConfig) -> None:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     hardware = {"cpu_cores": cpu_cores(), "machine": platform.machine(), "gpu": gpu}
     written = {**config.as_json(), "versions": versions, "hardware": hardware}
-    (run_dir / "config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+    write_whole(run_dir / "config.json", json.dumps(written, indent=2) + "\n")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import html
 import json
-import os
 import random
 import re
 from collections.abc import Iterator, Sequence
@@ -24,6 +23,7 @@ from rl.metrics import (
     start_and_end,
     time_by_phase,
     unsafe_programs,
+    write_whole,
 )
 from rl.plots import GREY, OUTCOME_COLOURS, PLOTS, Panel, svg_of
 from rl.progress import duration, visible, where_time_went
@@ -281,7 +281,5 @@ def write_report(run_dir: Path) -> Path:
     run_dir = existing_run_dir(run_dir)
     completions = _completions(run_dir / "completions.jsonl")
     page = _page(run_dir.resolve().name, _read_config(run_dir), read_metrics(run_dir), completions)
-    aside = run_dir / "report.html.tmp"
-    aside.write_text(page, encoding="utf-8")
-    os.replace(aside, run_dir / REPORT)
+    write_whole(run_dir / REPORT, page)
     return run_dir / REPORT

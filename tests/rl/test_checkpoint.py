@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import random
@@ -26,6 +27,7 @@ from rl.checkpoint import checkpoints
 from rl.config import RunConfig
 from rl.loop import train
 from rl.metrics import read_metrics
+from rl.records import write_config
 from tests.rl.conftest import draw_nothing
 from tests.rl.test_loop import final_weights, measured, odd_lengths, options
 
@@ -109,6 +111,22 @@ def test_a_run_that_was_killed_between_saving_and_removing_removes_when_it_is_re
     shutil.copytree(tmp_path / "run/checkpoints/step-000002", tmp_path / "run/checkpoints/step-000001")
     train(resumed(config))
     assert [path.name for path in checkpoints(tmp_path / "run")] == ["step-000002", "step-000003"]
+
+
+def test_a_kill_while_the_configuration_is_written_again_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a run does that is resumed before its first checkpoint."""
+    write_config(tmp_path, RunConfig(seed=1))
+
+    def killed(path: Path, *_: object, **__: object) -> int:
+        path.open("w").close()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_config(tmp_path, RunConfig(seed=2))
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 1
 
 
 def small_disk(config: RunConfig, limit: int, told: Connection) -> None:
