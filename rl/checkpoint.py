@@ -145,8 +145,9 @@ def damage(folder: Path) -> str | None:
 def load_checkpoint(folder: Path, learner: Learner, stream: ProblemStream) -> int:
     """Puts everything back as it was saved. -> the step."""
     if (folder / "reference").is_dir():  # it was the policy once
+        assert learner.reference is not None
         learner.policy.load(folder / "reference")
-        learner.reference = learner.policy.frozen_copy()
+        learner.reference = learner.policy.copied_to(learner.reference)
     learner.policy.load(folder)
     critic = learner.critic or learner.policy.value_head
     if critic is not None:

@@ -249,10 +249,10 @@ def require_shardable(config: RunConfig, stage: int = 0) -> None:
         ("algorithm", config.algorithm, algorithm.refresh_reference_every > 0 and stage == 3),
     ):
         if is_in_the_way:
-            how = f"by DeepSpeed at stage {stage}; use --use_fsdp --fsdp_version 2" if stage else "by FSDP2"
+            how = f"by DeepSpeed at stage {stage}" if stage else "by FSDP2"
             raise UserError(
-                f"{name} is {value!r}: that is not there for weights that are spread over processes {how}, or --multi_gpu with the "
-                "whole model in each process"
+                f"{name} is {value!r}: that is not there for weights that are spread over processes {how}; use --multi_gpu, with "
+                "the whole model in each process (docs/scale.md says what each of them can)"
             )
 
 
