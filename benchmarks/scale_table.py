@@ -13,7 +13,8 @@ from itertools import product
 import tyro
 
 from benchmarks.machine import describe_machine, write_result, write_table
-from rl.plan import GIB, PlanOptions, make_plan
+from rl.options import PlanOptions
+from rl.plan import GIB, make_plan
 
 
 def main() -> None:

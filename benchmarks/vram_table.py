@@ -20,7 +20,8 @@ from typing import Any
 import tyro
 
 from benchmarks.machine import describe_machine, write_result, write_table
-from rl.plan import GIB, PlanOptions, make_plan
+from rl.options import PlanOptions
+from rl.plan import GIB, make_plan
 from rl.runtime import cpu_cores
 
 MODELS = ("qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-7b", "qwen2.5-32b")

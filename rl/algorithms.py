@@ -16,7 +16,6 @@ from torch import Tensor
 
 from rl.advantages import group_normalized, leave_one_out, process_supervised
 from rl.batch import Batch, MicroBatch, ScoredTokens, pack
-from rl.cost import CriticSource
 from rl.head import TokenScores
 from rl.losses import (
     KLKind,
@@ -29,6 +28,7 @@ from rl.losses import (
     truncated_importance_weight,
     value_loss,
 )
+from rl.options import CriticSource
 from rl.reductions import Reduction, constant_length, mean_of_token_means, sequence_sum, token_mean
 from rl.values import Estimates, ValueRule
 from rollout.records import Rollout, RolloutGroup

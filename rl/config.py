@@ -14,9 +14,9 @@ from rewards.errors import UserError
 from rl.algorithms import ALGORITHMS, Algorithm
 from rl.defaults import LORA_RATE, MODEL_DEFAULTS, TINY, TINY_DEFAULTS, TINY_KL_WEIGHT, tiny_task
 from rl.forward import Attention
-from rl.runtime import DType
+from rl.options import CriticSource, DType
 from rl.values import ValueRule
-from rollout.prompts import PromptStyle
+from rollout.records import PromptStyle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class RunConfig:
     num_minibatches: int = 1
     """Updates in an epoch, each on its part of the step's groups."""
 
-    value: Literal["none", "shared", "separate"] | None = None
+    value: CriticSource | None = None
     """PPO's critic: a head on the policy's own trunk, or a model of its own. By algorithm."""
     value_trunk_scale: float = 1.0
     """Share of the value loss's gradient that a shared trunk gets; at 0 the head reads it only."""
@@ -132,7 +132,7 @@ class RunConfig:
     sampler: Literal["auto", "torch", "vllm", "vllm-server"] = "auto"
     """"torch" is the embedded engine, "vllm" vLLM in this process, "vllm-server" one or several servers. "auto" is vllm where
     there is a GPU and vLLM, else torch."""
-    sampler_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    sampler_dtype: Literal["auto"] | DType = "auto"
     """The engine's; the embedded one decodes with a copy of the weights in bfloat16. "auto" is dtype."""
     one_step_ahead: bool = False
     """Sample the next step's completions while this one is trained on. They are one update old then, which importance weights

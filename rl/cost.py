@@ -9,15 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Literal
 
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from rl.batch import TrainGroup
+from rl.options import CriticSource
 
 FLOAT32 = 4  # bytes
-CriticSource = Literal["none", "shared", "separate"]
 
 
 def head_size(config: PretrainedConfig) -> int:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from rewards.score import Outcome, Reference, Score
 
 Message = Mapping[str, str]  # {"role": "user", "content": "..."}
+PromptStyle = Literal["plain", "boxed", "r1", "code"]  # how a prompt asks for the answer, see rollout/prompts.py
 WORKED = "worked"  # in a problem's metadata: its solution, written out
 
 
