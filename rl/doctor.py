@@ -68,16 +68,7 @@ def self_test() -> str:
     found = TorchSampler(model, tokenizer).sample(requests, SamplingParams(max_tokens=48, temperature=0.7))
     groups = [
         TrainGroup(
-            request.prompt_ids,
-            tuple(
-                TrainSequence(
-                    token_ids=c.token_ids,
-                    sampler_logprobs=c.sampler_logprobs,
-                    advantages=torch.zeros(len(c.token_ids)),
-                    weight=0.0,
-                )
-                for c in completions
-            ),
+            request.prompt_ids, tuple(TrainSequence.to_score(c.token_ids, c.sampler_logprobs) for c in completions)
         )
         for request, completions in zip(requests, found, strict=True)
     ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -236,10 +236,10 @@ class MetricsWriter:
 
     def __init__(self, run_dir: Path, keep_through: int | None = None) -> None:
         self.path = run_dir / "metrics.jsonl"
-        kept = _complete_lines(self.path)
+        kept = _read(self.path)
         if keep_through is not None:
             kept = [(line, row) for line, row in kept if (row["step"] or 0) <= keep_through]
-        write_whole(self.path, "".join(line + "\n" for line, _ in kept))
+        write_whole(self.path, "".join(line for line, _ in kept))
 
     def write(self, metrics: Mapping[str, float | None]) -> None:
         """Write one step. The file is opened for each line, so that nothing waits in a buffer when the run is killed."""
@@ -251,13 +251,17 @@ class MetricsWriter:
             file.write(json.dumps(row, allow_nan=False) + "\n")
 
 
-def _complete_lines(path: Path) -> list[tuple[str, Row]]:
-    """Text and value of every line; a last line that was cut by a kill is left out, a broken one before it is an error."""
-    if not path.exists():
-        return []
-    *complete, _cut = path.read_text(encoding="utf-8").split("\n")
+def complete_lines(path: Path) -> Iterator[str]:
+    """Of a file that a run appends to, if it is there: all but a last line that a kill cut short."""
+    if path.exists():
+        with path.open(encoding="utf-8") as file:
+            yield from (line for line in file if line.endswith("\n"))
+
+
+def _read(path: Path) -> list[tuple[str, Row]]:
+    """Text and value of every line; a broken one is an error."""
     lines = []
-    for number, line in enumerate(complete, start=1):
+    for number, line in enumerate(complete_lines(path), start=1):
         try:
             lines.append((line, json.loads(line)))
         except json.JSONDecodeError as error:
@@ -277,7 +281,7 @@ def existing_run_dir(run_dir: Path) -> Path:
 
 def read_metrics(run_dir: Path) -> list[Row]:
     """The run's steps in order. No file or an empty one gives no rows; a last line cut by a kill is left out."""
-    return [row for _, row in _complete_lines(run_dir / "metrics.jsonl")]
+    return [row for _, row in _read(run_dir / "metrics.jsonl")]
 
 
 def series(rows: list[Row], key: str) -> tuple[list[float], list[float]]:
