@@ -23,21 +23,22 @@ from rollout.records import PromptStyle
 class RunConfig:
     """GRPO, PPO and their relatives on checked answers.
 
-    Options marked "by model" have one default for the tiny built-in model, here on arithmetic, and another for real ones.
+    An option marked "by model" has two defaults: the first for the tiny built-in model on arithmetic, the second for real models.
     """
 
     model: str = TINY
     """"tiny" (built on the spot), a local folder in Hugging Face format, or a hub name."""
     dataset: str = "arithmetic"
-    """"arithmetic" or "small-programs" (built in), "gsm8k", "math", a .jsonl or .json file, or a hub name."""
+    """A built-in task ("arithmetic", "small-programs", "countdown" ..., docs/tasks.md), "gsm8k", "math", a .jsonl or .json file, a
+    hub name (its split train), or "reasoning-gym:<task>"."""
     eval_dataset: str | None = None
-    """Held-out problems, as `dataset`; without it eval_size problems of `dataset` are held out."""
+    """Held-out problems, as `dataset`, of a hub name the split test; without it eval_size problems of `dataset` are held out."""
     prompt_column: str | None = None
     """Column of the question; found by its usual names otherwise."""
     answer_column: str | None = None
     """Column of the reference answer; found by its usual names otherwise."""
     prompt_style: PromptStyle | None = None
-    """System prompt: "plain" (none), "boxed", "r1" (think and answer tags) or "code". By model: plain, and where the
+    """System prompt: "plain" (none), "boxed", "r1" (think and answer tags) or "code". By model: plain; the one that tells where the
     problem's verifier looks for the answer."""
     system_prompt: str | None = None
     """A system prompt of your own, in place of prompt_style's."""
@@ -51,7 +52,7 @@ class RunConfig:
     clip_high: float | None = None
     """The ratio is clipped above 1 + clip_high. By algorithm."""
     entropy_weight: float | None = None
-    """Weight of the entropy bonus. By algorithm: 0."""
+    """Weight of the entropy bonus. By algorithm: 0 for all of them."""
     num_epochs: int = 1
     """Times that each step's samples are trained on."""
     num_minibatches: int = 1
@@ -66,7 +67,7 @@ class RunConfig:
     value_clip: float | None = 0.2
     """A value counts as moved by at most this much; None is off."""
     value_learning_rate: float | None = None
-    """Of the critic or the value head. By value: the policy's, ten times the policy's."""
+    """Of the critic or the value head. By value: separate the policy's, shared ten times the policy's."""
     critic_model: str | None = None
     """The critic's trunk at the start, of the policy's vocabulary; otherwise the policy's own weights."""
     critic_warmup_steps: int = 0
@@ -85,9 +86,9 @@ class RunConfig:
     """PPO takes a completion that the token limit cut to go on as its value says, not to end."""
 
     num_steps: int | None = None
-    """By model: 72, 500."""
+    """Steps of the run. By model: 72, 500."""
     problems_per_step: int | None = None
-    """By model: 96, 32."""
+    """Problems that are drawn for a step. By model: 96, 32."""
     group_size: int | None = None
     """Completions per problem, G. By model: 10, 8."""
     max_tokens: int | None = None
@@ -103,7 +104,6 @@ class RunConfig:
     """What the adapters give is scaled by lora_alpha / lora_rank. By lora_rank: twice it."""
     lora_targets: tuple[str, ...] = ("all-linear",)
     """Linear layers that get adapters, by the end of their names (q_proj v_proj); "all-linear" is all but the output layer."""
-
     lora_base: Literal["float32", "nf4"] = "float32"
     """Precision of the frozen weights under the adapters; nf4 keeps them in 4 bits (QLoRA), by bitsandbytes."""
 
@@ -114,7 +114,9 @@ class RunConfig:
     schedule: Literal["constant", "linear"] | None = None
     """After the warm-up: constant, or falling in a line to 0 after the last step. By model: linear, constant."""
     weight_decay: float = 0.0
+    """Of AdamW."""
     adam_beta2: float = 0.99
+    """Of AdamW, the decay of its second moment; that of the first is 0.9."""
     max_grad_norm: float = 1.0
     """A longer gradient is scaled down to this length."""
     max_skipped: int = 3
@@ -128,6 +130,7 @@ class RunConfig:
     attention: Attention = "auto"
     """Of the update: "varlen" is torch's ragged flash attention (GPU, bfloat16), "dense" works everywhere."""
     device: Literal["auto", "cpu"] = "auto"
+    """"auto" is a GPU where there is one."""
 
     sampler: Literal["auto", "torch", "vllm", "vllm-server"] = "auto"
     """"torch" is the embedded engine, "vllm" vLLM in this process, "vllm-server" one or several servers. "auto" is vllm where
@@ -158,12 +161,14 @@ class RunConfig:
     allow_unsafe_code: bool = False
     """Run programs even where this machine cannot shut them in (see `plumbline doctor`)."""
     verifier_workers: int = 2
+    """Processes that judge at once, for each kind of verifier."""
     verifier_deadline: float = 2.0
     """Seconds that judging one answer may take; programs have limits of their own."""
     max_unjudged: float = 0.5
     """The run stops when more than this share of a step's answers were unparsed, timed out or crashed the verifier."""
 
     seed: int = 0
+    """Of the order of the problems, of the samples, and of new adapters. What is held out does not depend on it."""
     eval_every: int | None = None
     """Steps between evaluations. By model: 10, 25."""
     eval_size: int | None = None
@@ -171,7 +176,7 @@ class RunConfig:
     eval_samples: int = 0
     """Completions k of each of them, sampled besides, for pass@k and the vote of k; 0 is the greedy one alone."""
     run_dir: Path | None = None
-    """Folder of the run; runs/<model>-<dataset>-<algorithm>-<seed> otherwise."""
+    """Folder of the run; otherwise runs/<model>-<dataset>-<algorithm>-seed<seed>, with a number behind it where that is taken."""
     save_every: int = 50
     """Steps between checkpoints; the last step is always saved."""
     save_total_limit: int = 2
