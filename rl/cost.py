@@ -69,8 +69,8 @@ class Work:
 
     @staticmethod
     def of(groups: Sequence[TrainGroup], *, shared: bool = True) -> Work:
-        """p prompt tokens and completions of c: p + sum c tokens, p^2/2 + sum (p c + c^2/2) pairs; each prompt c times unless
-        it is shared."""
+        """p prompt tokens and completions of c: p + sum (c - 1) tokens, p^2/2 + sum (p c + c^2/2) pairs; not shared, the prompt
+        counts once for each completion."""
         tokens, scored, pairs = 0, 0, 0.0
         for group in groups:
             p = len(group.prompt_ids)
