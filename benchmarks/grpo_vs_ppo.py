@@ -152,7 +152,7 @@ def update_bytes(arm: Arm) -> dict[str, int]:
     with tempfile.TemporaryDirectory() as aside, Progress(0) as progress:
         config = arm.config(0, Path(aside), 1)
         runtime = Runtime(dtype="float32", device="cpu")
-        verifiers = Verifiers(verifier_options(config, runtime))
+        verifiers = Verifiers(verifier_options(config))
         run = set_up(config, runtime, verifiers, progress)
         learner, max_tokens = run.learner, config.max_tokens or 1
         groups = run.collector.collect(run.stream.take(config.problems_per_step or 1), step=1).groups

@@ -128,13 +128,13 @@ def plan(options: Annotated[PlanOptions, tyro.conf.arg(name="")]) -> None:
 
 
 @app.command
-def serve_vllm(model: str, port: int = 8000, dtype: DType = "bfloat16", max_length: int | None = None) -> None:
+def serve_vllm(model: str, port: int = 8000, dtype: DType = "float32", max_length: int | None = None) -> None:
     """Serve a model with vLLM for runs with --sampler vllm-server, until it is stopped.
 
     Args:
         model: tiny, a folder in Hugging Face format or a hub name; the policy that the run starts from.
         port: Of http://127.0.0.1, where the run looks for it by default.
-        dtype: Of the weights there.
+        dtype: Of the weights there: the run's.
         max_length: Tokens of a prompt and its completion; the model's context otherwise.
     """
     from rl.serve import serve

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from rewards.errors import UserError
 from rl.algorithms import ALGORITHMS, Algorithm
 from rl.defaults import LORA_RATE, MODEL_DEFAULTS, TINY, TINY_DEFAULTS, TINY_KL_WEIGHT, tiny_task
 from rl.forward import Attention
+from rl.losses import likelihood
 from rl.options import CriticSource, DType
 from rl.values import ValueRule
 from rollout.records import PromptStyle
@@ -192,32 +193,41 @@ class RunConfig:
             if value is not None and not holds(value):
                 raise UserError(f"{name} is {value!r}: it must be {possible}")
         self._check_algorithm()
-        for name in ("lora_alpha", "lora_base"):
-            if self.lora_rank == 0 and getattr(self, name) not in (None, "float32"):
-                raise UserError(
-                    f"{name} is {getattr(self, name)!r}: there are no adapters; set lora_rank, or leave it out"
-                )
+        if self.lora_rank == 0:
+            self._require_unset(LORA_OPTIONS, "there are no adapters; set lora_rank, or leave it out")
         if self.top_p != 1:
             raise UserError(
                 f"top_p is {self.top_p}: training needs 1, for log-probs of a truncated distribution are renormalised and "
                 "the ratio against the full softmax would be biased; lower the temperature instead"
             )
 
+    def _require_unset(self, names: Iterable[str], why: str) -> None:
+        """Options that would do nothing are refused."""
+        defaults = {f.name: f.default for f in fields(self)}
+        for name in names:
+            if getattr(self, name) not in (defaults[name], "none"):
+                raise UserError(f"{name} is {getattr(self, name)!r}: {why}")
+
     def _check_algorithm(self) -> None:
         """Options that the named algorithm has no use for, or cannot do with."""
         named = ALGORITHMS[self.algorithm]
         with_critic = ", ".join(sorted(a.name for a in ALGORITHMS.values() if a.value_rule is not None))
-        if named.value_rule is None:
-            for name, none in CRITIC_OPTIONS.items():
-                if getattr(self, name) not in (None, none):
-                    raise UserError(
-                        f"{name} is {getattr(self, name)!r}: {self.algorithm} has no critic; leave it out, or choose an algorithm "
-                        f"that has one: {with_critic}"
-                    )
+        rule = self._value_rule(named)
+        if rule is None:
+            why = f"{self.algorithm} has no critic; leave it out, or choose an algorithm that has one: {with_critic}"
+            self._require_unset(CRITIC_OPTIONS, why)
         elif self.value == "none":
             raise UserError(
                 f"value is 'none': {self.algorithm} needs a critic; use shared or separate, or another algorithm"
             )
+        elif rule.source == "separate":
+            self._require_unset(
+                SHARED_TRUNK_OPTIONS, "the critic has a trunk of its own; leave it out, or use --value shared"
+            )
+        else:
+            self._require_unset(("critic_model",), "the critic shares the policy's trunk; use --value separate")
+        if named.surrogate is likelihood:
+            self._require_unset(("clip_low", "clip_high"), f"{self.algorithm} has no ratio to clip; leave it out")
         if self.one_step_ahead and named.samples_from != "live":
             raise UserError(
                 f"one_step_ahead is True: {self.algorithm} does not sample from the policy that is trained; leave it out"
@@ -286,9 +296,9 @@ class RunConfig:
     def _value_rule(self, named: Algorithm) -> ValueRule | None:
         if named.value_rule is None:
             return None
-        options = ("gamma", "lam", "lam_critic", "value_clip", "value_weight", "whiten", "bootstrap_cut")
         source = named.value_rule.source if self.value in (None, "none") else self.value
-        return ValueRule(source=source, kl_in_reward=self.kl_in == "reward", **{k: getattr(self, k) for k in options})
+        given = {name: getattr(self, name) for name in RULE_OPTIONS}
+        return ValueRule(source=source, kl_in_reward=self.kl_in == "reward", **given)
 
     def as_json(self) -> dict[str, Any]:
         """As it reads from a JSON file."""
@@ -299,15 +309,11 @@ def _numbered(name: str, number: int) -> Path:
     return Path("runs") / (name if number == 1 else f"{name}-{number}")
 
 
-# What these are where there is no critic.
-CRITIC_OPTIONS: dict[str, Any] = {
-    "value": "none",
-    "critic_model": None,
-    "critic_warmup_steps": 0,
-    "whiten": False,
-    "bootstrap_cut": False,
-    "kl_in": "loss",
-}
+LORA_OPTIONS = ("lora_alpha", "lora_base", "lora_targets")
+SHARED_TRUNK_OPTIONS = ("value_trunk_scale", "value_weight")
+RULE_OPTIONS = ("gamma", "lam", "lam_critic", "value_clip", "value_weight", "whiten", "bootstrap_cut")  # of ValueRule
+CRITIC_OPTIONS = (*RULE_OPTIONS, "value", "value_trunk_scale", "value_learning_rate")
+CRITIC_OPTIONS += ("critic_model", "critic_warmup_steps", "kl_in")
 
 Check = tuple[Callable[[Any], bool], str]
 

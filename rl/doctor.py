@@ -26,12 +26,12 @@ from rollout.torch_sampler import TorchSampler
 _NEEDED = ("torch", "transformers", "accelerate", "peft", "math-verify", "safetensors")
 _OPTIONAL = {
     "vllm": "the embedded engine samples instead",
-    "flash-attn": "attention by PyTorch's own kernels instead",
     "deepspeed": 'FSDP2 spreads weights over processes instead; pip install "plumbline-rl[zero]"',
     "bitsandbytes": 'no --lora-base nf4; pip install "plumbline-rl[qlora]"',
     "reasoning-gym": 'no --dataset reasoning-gym:...; pip install "plumbline-rl[reasoning-gym]"',
     "tensorboard": "no --trackers tensorboard",
     "wandb": "no --trackers wandb",
+    "trackio": "no --trackers trackio",
 }
 _GIB = 1 << 30
 
