@@ -1,10 +1,10 @@
-"""The built-in task: "a+b-c" worked in steps. Its problems, its worked solutions, and a tokenizer that can write them."""
+"""The built-in task: "a+b-c" worked in steps. Its problems and their worked solutions."""
 
 from __future__ import annotations
 
 import random
 
-from rollout.records import Problem
+from rollout.records import WORKED, Problem
 
 LOWEST, HIGHEST = 10, 39
 
@@ -22,5 +22,5 @@ def _problem(a: int, b: int, c: int) -> Problem:
         id=f"{a}+{b}-{c}",
         prompt=({"role": "user", "content": f"{a}+{b}-{c}"},),
         reference=str(a + b - c),
-        metadata={"worked": f"{a}+{b}={a + b}\n{a + b}-{c}={a + b - c}\n\\boxed{{{a + b - c}}}"},
+        metadata={WORKED: f"{a}+{b}={a + b}\n{a + b}-{c}={a + b - c}\n\\boxed{{{a + b - c}}}"},
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from rollout.records import Problem
@@ -14,7 +15,7 @@ _WORD = re.compile(r"\w+")
 def contaminated(problems: Sequence[Problem], others: Sequence[Problem], size: int = NGRAM) -> dict[str, str]:
     """By id, the problems that share an n-gram with one of the others, and that n-gram. A shorter prompt is one n-gram by itself.
 
-    What at least a tenth of either data set shares is a template's and says nothing.
+    What at least a tenth of either data set shares, and three problems of it, is a template's and says nothing.
     """
     held = [set(ngrams(problem, size)) for problem in problems]
     seen = [set(ngrams(problem, size)) for problem in others]
@@ -25,10 +26,7 @@ def contaminated(problems: Sequence[Problem], others: Sequence[Problem], size: i
 
 
 def _of_a_tenth(sets: Sequence[set[tuple[str, ...]]]) -> set[tuple[str, ...]]:
-    counts: dict[tuple[str, ...], int] = {}
-    for grams in sets:
-        for gram in grams:
-            counts[gram] = counts.get(gram, 0) + 1
+    counts = Counter(gram for grams in sets for gram in grams)
     return {gram for gram, count in counts.items() if count >= max(3, len(sets) / 10)}
 
 

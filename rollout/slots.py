@@ -83,6 +83,3 @@ class KeyValueSlots(Cache):
         for keys, values in self.buffers:
             keys[targets, :, : self.width] = keys[sources, :, : self.width]
             values[targets, :, : self.width] = values[sources, :, : self.width]
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return 0

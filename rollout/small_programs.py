@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from rollout.records import Problem
+from rollout.records import WORKED, Problem
 
 NUM_OPERATIONS, NUM_TESTS = 3, 6
 LETTERS = "abcxyzABCXYZ"
@@ -77,7 +77,7 @@ def _problem(operations: Sequence[Operation], texts: Sequence[str]) -> Problem:
         prompt=({"role": "user", "content": f"f(s): {words}"},),
         reference={"type": "function", "fn_name": "f", "prefix": "def f(s): return ", "tests": tests},
         verifier="program",
-        metadata={"worked": _expression(operations)},
+        metadata={WORKED: _expression(operations)},
     )
 
 

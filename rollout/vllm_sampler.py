@@ -1,4 +1,4 @@
-"""vLLM as the engine, in the trainer's process. The only file that imports vllm: import it where it is asked for."""
+"""vLLM as the engine, in the trainer's process. Imports vllm: import it where it is asked for."""
 
 from __future__ import annotations
 
