@@ -39,14 +39,13 @@ class RunRecords:
 
 def completion_rows(step: int, result: StepResult) -> Iterator[dict[str, Any]]:
     for i, group in enumerate(result.groups):
-        prompt = group.problem.prompt
-        text = prompt if isinstance(prompt, str) else "\n".join(m["content"] for m in prompt)
+        prompt = "\n".join(message["content"] for message in group.problem.messages)
         for j, rollout in enumerate(group.rollouts):
             completion, score = rollout.completion, rollout.score
             yield {
                 "step": step,
                 "problem_id": group.problem.id,
-                "prompt": text,
+                "prompt": prompt,
                 "reference": group.problem.reference,
                 "completion": completion.text,
                 "value": score.value,

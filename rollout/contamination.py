@@ -31,8 +31,6 @@ def _of_a_tenth(sets: Sequence[set[tuple[str, ...]]]) -> set[tuple[str, ...]]:
 
 
 def ngrams(problem: Problem, size: int) -> Iterator[tuple[str, ...]]:
-    prompt = problem.prompt
-    text = prompt if isinstance(prompt, str) else "\n".join(m["content"] for m in prompt)
-    words = _WORD.findall(text.lower())
+    words = _WORD.findall("\n".join(message["content"] for message in problem.messages).lower())
     for start in range(max(1, len(words) - size + 1)):
         yield tuple(words[start : start + size])

@@ -19,7 +19,7 @@ from rewards.verifiers import VERIFIERS
 from rollout.arithmetic import arithmetic_problems
 from rollout.program_tasks import asks_for_program, program_task
 from rollout.puzzles import PUZZLE_MAKERS, puzzle_problems, reasoning_gym_problems
-from rollout.records import WORKED, Problem
+from rollout.records import WORKED, Message, Problem
 from rollout.small_programs import small_programs
 
 BUILT_IN: dict[str, Callable[[], list[Problem]]] = {
@@ -109,7 +109,7 @@ def _judged_by(row: Mapping[str, Any], answer_column: str | None, what: str) -> 
     return "math", "" if answer is None else reference_answer(str(answer))
 
 
-def _messages(prompt: Any) -> tuple[Mapping[str, str], ...]:
+def _messages(prompt: Any) -> tuple[Message, ...]:
     if not isinstance(prompt, list):
         return ({"role": "user", "content": str(prompt)},)
     if not prompt or not all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in prompt):
@@ -192,5 +192,4 @@ def without_overlap(problems: Sequence[Problem], held_out: Sequence[Problem]) ->
 
 
 def _normal(problem: Problem) -> str:
-    texts = [problem.prompt] if isinstance(problem.prompt, str) else [m["content"] for m in problem.prompt]
-    return json.dumps([" ".join(text.split()).lower() for text in texts])
+    return json.dumps([" ".join(message["content"].split()).lower() for message in problem.messages])

@@ -40,8 +40,7 @@ class PromptRenderer:
         return SYSTEM_PROMPTS[self._style or STYLE_OF.get(problem.verifier) or "plain"]
 
     def render(self, problem: Problem) -> tuple[int, ...]:
-        prompt = problem.prompt
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
+        messages = [dict(message) for message in problem.messages]
         system = self._system(problem)
         if system is not None and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": system})

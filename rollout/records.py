@@ -24,6 +24,11 @@ class Problem:
     verifier: str = "math"
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The prompt; a text is one message of the user's."""
+        return ({"role": "user", "content": self.prompt},) if isinstance(self.prompt, str) else self.prompt
+
 
 class FinishReason(enum.Enum):
     STOP = "stop"  # an end-of-sequence token or a stop string
