@@ -66,29 +66,34 @@ def load_problems(
     if dataset.startswith(REASONING_GYM):
         return reasoning_gym_problems(dataset.removeprefix(REASONING_GYM), 1_000, seed=0)
     rows = _file_rows(Path(dataset)) if dataset.removesuffix(".gz").endswith(FILES) else _hub_rows(dataset, split)
+    what = f"dataset is {dataset!r}"
     if not rows:
-        raise UserError(f"dataset is {dataset!r}: it has no rows; give one with at least two problems")
+        raise UserError(f"{what}: it has no rows; give one with at least two problems")
     prompt_column = _column("prompt_column", prompt_column, PROMPT_COLUMNS, rows[0], dataset)
     if _is_math(rows[0]):
         answer_column = _column("answer_column", answer_column, ANSWER_COLUMNS, rows[0], dataset)
-    problems: dict[Any, Problem] = {}
+    problems: dict[str, Problem] = {}
     for number, row in enumerate(rows):
-        if row.get(prompt_column) is None:
-            raise UserError(
-                f"dataset is {dataset!r}: row {number + 1} has no {prompt_column!r}: fill it or drop the row"
-            )
-        prompt = _messages(row[prompt_column])
-        verifier, reference = _judged_by(row, answer_column, f"dataset is {dataset!r}: row {number + 1}")
-        problem_id = str(row.get("id", row.get("task_id", number)))
-        worked = row.get(WORKED, row.get(answer_column or ""))
-        metadata = {} if worked is None else {WORKED: str(worked)}
-        problem = Problem(id=problem_id, prompt=prompt, reference=reference, verifier=verifier, metadata=metadata)
-        problems.setdefault(json.dumps(prompt), problem)
+        problem = _problem(row, number, prompt_column, answer_column, f"{what}: row {number + 1}")
+        problems.setdefault(json.dumps(problem.prompt), problem)
     if len({p.id for p in problems.values()}) < len(problems):
-        raise UserError(
-            f"dataset is {dataset!r}: values of its column 'id' are not unique; make them so or drop the column"
-        )
+        raise UserError(f"{what}: values of its column 'id' are not unique; make them so or drop the column")
     return list(problems.values())
+
+
+def _problem(row: Mapping[str, Any], number: int, prompt_column: str, answer_column: str | None, what: str) -> Problem:
+    if row.get(prompt_column) is None:
+        raise UserError(f"{what} has no {prompt_column!r}: fill it or drop the row")
+    prompt = _messages(row[prompt_column])
+    verifier, reference = _judged_by(row, answer_column, what)
+    worked = row.get(WORKED, row.get(answer_column or ""))
+    return Problem(
+        id=str(row.get("id", row.get("task_id", number))),
+        prompt=prompt,
+        reference=reference,
+        verifier=verifier,
+        metadata={} if worked is None else {WORKED: str(worked)},
+    )
 
 
 def _is_math(row: Mapping[str, Any]) -> bool:
@@ -128,27 +133,25 @@ def _column(option: str, named: str | None, usual: Iterable[str], row: Mapping[s
 
 
 def _file_rows(path: Path) -> list[dict[str, Any]]:
+    what = f"dataset is {str(path)!r}"
     try:
         data = path.read_bytes()
         text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"dataset is {str(path)!r}: it cannot be read ({reason}); give an existing file") from None
+        raise UserError(f"{what}: it cannot be read ({reason}); give an existing file") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"dataset is {str(path)!r}: it is not UTF-8 text (byte {error.start}); convert it") from None
-    rows = []
+        raise UserError(f"{what}: it is not UTF-8 text (byte {error.start}); convert it") from None
     if ".json" in path.suffixes:
-        rows = _json(text, f"dataset is {str(path)!r}")
+        rows = _json(text, what)
         if not isinstance(rows, list):
-            raise UserError(f"dataset is {str(path)!r}: a .json file must hold one list of objects")
+            raise UserError(f"{what}: a .json file must hold one list of objects")
     else:
         lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
-        rows = [_json(line, f"dataset is {str(path)!r}: line {n}") for n, line in lines]
+        rows = [_json(line, f"{what}: line {n}") for n, line in lines]
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
-            raise UserError(
-                f"dataset is {str(path)!r}: row {number} is {type(row).__name__}, not an object with columns"
-            )
+            raise UserError(f"{what}: row {number} is {type(row).__name__}, not an object with columns")
     return rows
 
 
