@@ -50,6 +50,13 @@ def narrow_windows(model: PreTrainedModel, width: int) -> Iterator[None]:
             owner.sliding_window = window
 
 
+def causal_window(num_tokens: int, window: int, device: torch.device) -> Tensor:
+    """Of a text, each token looks at the last `window` tokens, itself among them. [T, T]"""
+    columns = torch.arange(num_tokens, device=device)
+    ago = columns[:, None] - columns
+    return (ago >= 0) & (ago < window)
+
+
 def grouped_attention(
     query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None, causal: bool, scale: float | None
 ) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from rollout.attention import grouped_attention
+from rollout.attention import causal_window, grouped_attention
 from rollout.batch import closing_moves
 from rollout.fused_model import FusedLayer, FusedModel
 
@@ -268,9 +268,5 @@ class Graph:
 def causal_attention(layer: FusedLayer, query: Tensor, key: Tensor, value: Tensor, *, num_texts: int) -> Tensor:
     """Each token looks at those before it, of its own text: the texts are of one length, one after the other."""
     query, key, value = (states.unflatten(0, (num_texts, -1)).transpose(1, 2) for states in (query, key, value))
-    mask = None
-    if layer.window is not None:
-        columns = torch.arange(query.shape[2], device=query.device)
-        ago = columns[:, None] - columns
-        mask = (ago >= 0) & (ago < layer.window)
+    mask = None if layer.window is None else causal_window(query.shape[2], layer.window, query.device)
     return grouped_attention(query, key, value, mask=mask, causal=mask is None, scale=layer.scale).flatten(0, 1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, Cache
 
-from rollout.attention import grouped_attention
+from rollout.attention import causal_window, grouped_attention
 
 
 def slot_attention(
@@ -23,11 +23,10 @@ def slot_attention(
 ) -> tuple[Tensor, None]:
     """Prefill (no mask: plain causal) and decoding (the mask says which slots a row has filled)."""
     if sliding_window is not None:
-        columns = torch.arange(key.shape[2], device=key.device)
         if attention_mask is None:
-            ago = columns[:, None] - columns[None, :]
-            attention_mask = ((ago >= 0) & (ago < sliding_window))[None, None]
+            attention_mask = causal_window(key.shape[2], sliding_window, key.device)
         else:
+            columns = torch.arange(key.shape[2], device=key.device)
             position = attention_mask.sum(-1, keepdim=True) - 1
             attention_mask = attention_mask & (columns > position - sliding_window)
     causal = attention_mask is None and query.shape[2] > 1
