@@ -65,25 +65,20 @@ class TorchSampler:
     def stream(
         self, requests: Sequence[SampleRequest], params: SamplingParams
     ) -> Iterator[tuple[int, int, Completion]]:
-        with self.fused.packed() if self.fused else nullcontext():
-            yield from self._side_by_side(requests, params)
-
-    def _side_by_side(
-        self, requests: Sequence[SampleRequest], params: SamplingParams
-    ) -> Iterator[tuple[int, int, Completion]]:
         """On a CPU the requests are dealt to as many threads as torch has, prompts of similar length to all of them."""
         num_threads = torch.get_num_threads() if self.fused and not self.bucketed else 1
         by_length = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt_ids))
         parts = [part for n in range(num_threads) if (part := by_length[n::num_threads])]
-        if len(parts) < 2:
-            yield from self._decode(requests, params)
-            return
 
         def decode(part: list[int], stop: Event) -> Iterator[tuple[int, int, Completion]]:
             for i, j, completion in self._decode([requests[i] for i in part], params, stop):
                 yield part[i], j, completion
 
-        yield from side_by_side([partial(decode, part) for part in parts])
+        with self.fused.packed() if self.fused else nullcontext():
+            if len(parts) > 1:
+                yield from side_by_side([partial(decode, part) for part in parts])
+            else:
+                yield from self._decode(requests, params)
 
     @torch.no_grad()
     def _decode(
