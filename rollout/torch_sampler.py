@@ -1,7 +1,7 @@
 """The embedded engine: samples from any Hugging Face causal LM, on a CPU or a GPU, with nothing else installed.
 
 Every row keeps its own position, so rows need no alignment: a prompt is run once for its whole group, rows that end
-leave the batch at once and waiting groups take their place.
+leave the batch at once and waiting groups take their place. Its parts stand in rollout/engine.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rollout.batch import Batch
-from rollout.decoders import Decoder, choose_decoder, evaluating
-from rollout.draw import draw_tokens, uniforms
-from rollout.fused_decoder import Capacity, FusedDecoder
-from rollout.fused_model import FusedModel
+from rollout.engine.batch import Batch
+from rollout.engine.decoders import Decoder, choose_decoder, evaluating
+from rollout.engine.draw import draw_tokens, uniforms
+from rollout.engine.fused_decoder import Capacity, FusedDecoder
+from rollout.engine.fused_model import FusedModel
+from rollout.engine.threads import side_by_side
 from rollout.records import Completion, FinishReason
 from rollout.sampler import SampleRequest, SamplingParams, gathered, image
-from rollout.threads import side_by_side
 
 
 class TorchSampler:

@@ -20,7 +20,7 @@ from rl.learner import Learner
 from rl.policy import Policy
 from rl.runtime import Runtime
 from rl.step import update
-from rollout.draw import draw_tokens, uniforms
+from rollout.engine.draw import draw_tokens, uniforms
 from rollout.records import Completion, FinishReason, Problem, Rollout, RolloutGroup
 from rollout.sampler import SamplingParams, completion_seed
 from tests.rl.models import VOCAB, make

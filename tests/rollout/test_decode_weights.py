@@ -10,9 +10,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from rollout.decode_weights import DecodeWeight
-from rollout.fused_decoder import FusedDecoder
-from rollout.fused_model import has_llamas_shape
+from rollout.engine.decode_weights import DecodeWeight
+from rollout.engine.fused_decoder import FusedDecoder
+from rollout.engine.fused_model import has_llamas_shape
 from rollout.sampler import SampleRequest, SamplingParams
 from rollout.torch_sampler import TorchSampler
 from tests.rollout.families import FUSED, model_of, tiny_model

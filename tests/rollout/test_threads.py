@@ -9,7 +9,7 @@ from threading import Event
 import pytest
 import torch
 
-from rollout.threads import side_by_side
+from rollout.engine.threads import side_by_side
 
 
 def numbers(first: int):

@@ -9,9 +9,9 @@ import torch
 from transformers import PreTrainedModel
 
 from rl.forward import enable_gradient_checkpointing
-from rollout.batch import Batch
-from rollout.decoders import CachedDecoder, RecomputingDecoder
-from rollout.fused_decoder import FusedDecoder
+from rollout.engine.batch import Batch
+from rollout.engine.decoders import CachedDecoder, RecomputingDecoder
+from rollout.engine.fused_decoder import FusedDecoder
 from rollout.records import FinishReason
 from rollout.sampler import SampleRequest, SamplingParams
 from rollout.torch_sampler import TorchSampler, stop_token_ids

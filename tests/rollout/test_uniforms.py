@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from rollout.draw import uniforms
+from rollout.engine.draw import uniforms
 from tests.rollout.uniform_reference import uniform
 
 SEEDS = (0, 1, 2, 0x9E3779B97F4A7C15 >> 1, 1 << 32, (1 << 62) + 12345, (1 << 63) - 1)

@@ -20,8 +20,8 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from rollout.attention import causal_window, grouped_attention
-from rollout.batch import closing_moves
-from rollout.fused_model import FusedLayer, FusedModel
+from rollout.engine.batch import closing_moves
+from rollout.engine.fused_model import FusedLayer, FusedModel
 
 log = logging.getLogger(__name__)
 

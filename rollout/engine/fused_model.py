@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from rollout.attention import has_only_attention_layers
-from rollout.decode_weights import DecodeWeight, is_plain, is_readable_linear
+from rollout.engine.decode_weights import DecodeWeight, is_plain, is_readable_linear
 
 # (layer, query [N, Hq, D], key [N, Hkv, D], value [N, Hkv, D]) -> [N, Hq, D]
 Attend = Callable[["FusedLayer", Tensor, Tensor, Tensor], Tensor]

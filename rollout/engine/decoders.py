@@ -18,9 +18,9 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from rollout.attention import attention_implementation, has_only_attention_layers, narrow_windows
-from rollout.fused_decoder import Capacity, FusedDecoder, causal_attention
-from rollout.fused_model import FusedModel, has_llamas_shape
-from rollout.slots import SLOT_ATTENTION, KeyValueSlots
+from rollout.engine.fused_decoder import Capacity, FusedDecoder, causal_attention
+from rollout.engine.fused_model import FusedModel, has_llamas_shape
+from rollout.engine.slots import SLOT_ATTENTION, KeyValueSlots
 
 log = logging.getLogger(__name__)
 
