@@ -39,10 +39,8 @@ class Channel:
 
     def __init__(self, url: str) -> None:
         workers = requests.get(f"{url}/get_world_size", timeout=10).json()["world_size"]
-        with socket.socket(
-            type=socket.SOCK_DGRAM
-        ) as towards_it:  # nothing is sent: this asks which of our addresses it sees
-            towards_it.connect((urlsplit(url).hostname, 9))
+        with socket.socket(type=socket.SOCK_DGRAM) as towards_it:
+            towards_it.connect((urlsplit(url).hostname, 9))  # nothing is sent: this asks which of our addresses it sees
             address = towards_it.getsockname()[0]
         with socket.socket() as free:
             free.bind((address, 0))

@@ -1,0 +1,197 @@
+"""One vLLM server, asked over HTTP: requests wait while it is down, and it gets the weights again when it is back."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from requests import RequestException, Session
+from requests.adapters import HTTPAdapter
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from rewards.errors import UserError
+
+CONNECTIONS = 64  # to each server
+ANSWER_WITHIN = 1800.0  # seconds, of one completion
+ATTEMPTS = 3  # of a request that the server fails on
+SAMPLE_TEXT = "What is 12 + 30? \\boxed{42}"
+
+
+@dataclass(frozen=True)
+class FileWeights:
+    """By a file that the server reads."""
+
+    name: str
+    folder: Path
+
+    def send(self, server: Server, *, waits: bool) -> None:
+        kwargs = {"weights_path": str(self.folder)}
+        server.post("/collective_rpc", {"method": "reload_weights", "kwargs": kwargs}, waits=waits)
+
+
+@dataclass(frozen=True)
+class TensorWeights:
+    """By NCCL: the policy's own tensors, which must stay as they are until the next ones are sent."""
+
+    name: str
+    tensors: list[tuple[str, Tensor]]
+    is_sender: bool
+
+    def send(self, server: Server, *, waits: bool) -> None:
+        if not self.is_sender:
+            raise UserError(
+                f"vllm_urls: {server.url} has died, and only the first process can send it weights by NCCL; resume the run, or use "
+                "--vllm-transfer file"
+            )
+        if server.channel is None:
+            from rollout.vllm_nccl import Channel  # vllm is not everywhere
+
+            server.channel = Channel(server.url)
+        server.channel.send(self.tensors)
+
+
+Weights = FileWeights | TensorWeights
+
+
+class Server:
+    """One server. Requests wait while it is down, until it is back and has the weights again."""
+
+    def __init__(self, url: str, patience: float, report: Callable[[str], None]) -> None:
+        self.url, self.patience, self.report = url, patience, report
+        self.session = Session()
+        for scheme in ("http://", "https://"):
+            self.session.mount(scheme, HTTPAdapter(pool_maxsize=CONNECTIONS + 1))
+        self.weights: Weights | None = None
+        self.channel: Any = None  # rollout.vllm_nccl.Channel, once it is asked for
+        self.recovering = threading.Lock()
+        self.num_recoveries = 0
+        self.given_up: UserError | None = None
+        self.is_up = threading.Event()
+        self.is_up.set()
+
+    def check(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+        """It is there, of the same tokens, long enough, and can be given weights."""
+        try:
+            (model,) = self.session.get(f"{self.url}/v1/models", timeout=10).json()["data"][:1]
+        except (RequestException, ValueError, KeyError) as error:
+            raise UserError(
+                f"vllm_urls: no vLLM answers at {self.url} ({type(error).__name__}); start one with plumbline serve-vllm, or mend "
+                "the address"
+            ) from None
+        if model["max_model_len"] < max_length:
+            raise UserError(
+                f"vllm_urls: {self.url} takes at most {model['max_model_len']} tokens, and a prompt with max_tokens is {max_length}; "
+                f"serve it with --max-length {max_length} or lower max_tokens"
+            )
+        body = {"prompt": SAMPLE_TEXT, "add_special_tokens": False}
+        theirs, ours = self.post("/tokenize", body)["tokens"], tokenizer.encode(SAMPLE_TEXT, add_special_tokens=False)
+        if theirs != ours:
+            raise UserError(
+                f"vllm_urls: {self.url} serves {model['root']!r}, which has other tokens than the policy; serve the policy's model there"
+            )
+        if self.session.get(f"{self.url}/weight_info", timeout=10).status_code != 200:
+            raise UserError(
+                f"vllm_urls: {self.url} has no routes to change its weights; start it with plumbline serve-vllm, or with "
+                "VLLM_SERVER_DEV_MODE=1"
+            )
+        warm, hot = (self.score(ours[:4], ours[4:6], temperature=t) for t in (1.0, 2.0))
+        if warm == hot:
+            raise UserError(
+                f"vllm_urls: {self.url} reports log-probs of another distribution than it samples from; start it with "
+                "plumbline serve-vllm, or with --logprobs-mode processed_logprobs"
+            )
+
+    def score(
+        self, prompt_ids: Sequence[int], completion_ids: Sequence[int], *, temperature: float = 1.0
+    ) -> list[float]:
+        """Each token as the first that is drawn after those before it."""
+        text, found = [*prompt_ids, *completion_ids], []
+        for n, token in enumerate(completion_ids, start=len(prompt_ids)):
+            body = {"prompt": text[:n], "max_tokens": 1, "temperature": temperature, "seed": 0, "ignore_eos": True}
+            body |= {"logprobs": 1, "logprob_token_ids": [token], "return_tokens_as_token_ids": True}
+            (top,) = self.post("/v1/completions", body)["choices"][0]["logprobs"]["top_logprobs"]
+            found.append(top[f"token_id:{token}"])
+        return found
+
+    def load(self, *, waits: bool = True) -> None:
+        assert self.weights is not None
+        self.weights.send(self, waits=waits)
+        self.post("/reset_prefix_cache", {}, waits=waits)  # keys and values of the old weights
+        self.post("/update_weight_version", {"new_version": self.weights.name}, waits=waits)
+
+    def ensure_weights(self) -> None:
+        """One that was started anew between two calls has its first weights."""
+        self.is_up.wait()
+        try:
+            held = self.session.get(f"{self.url}/weight_info", timeout=10).json()["weight_version"]
+        except (RequestException, ValueError, KeyError):
+            self._recover(self.num_recoveries, "it does not answer")
+            return
+        if self.weights is not None and held != self.weights.name:
+            self.channel = None  # it was started anew
+            self.load()
+
+    def post(self, path: str, body: dict[str, Any], *, waits: bool = True) -> Any:
+        """The answer. Unless it `waits`, a server that is down is an error."""
+        failures = 0
+        while True:
+            if waits:
+                self.is_up.wait()
+            seen = self.num_recoveries
+            try:
+                answer = self.session.post(self.url + path, json=body, timeout=ANSWER_WITHIN)
+            except RequestException as error:
+                if not waits:
+                    raise
+                self._recover(seen, type(error).__name__)
+                continue
+            if answer.ok:
+                return answer.json() if answer.content else None
+            failures += 1
+            if answer.status_code < 500 or failures == ATTEMPTS or not waits:
+                raise UserError(f"vllm_urls: {self.url}{path} answers {answer.status_code}: {answer.text[:300]}")
+            self._recover(seen, f"status {answer.status_code}")
+
+    def _recover(self, seen: int, why: str) -> None:
+        """Waits until the server is healthy and gives it the weights; once for all threads that saw it fail."""
+        with self.recovering:
+            if self.given_up is not None:
+                raise self.given_up
+            if self.num_recoveries != seen:
+                return
+            self.is_up.clear()
+            self.channel = None
+            self.report(f"waiting for {self.url} ({why})")
+            deadline = time.monotonic() + self.patience
+            while not self._is_back():
+                if time.monotonic() > deadline:
+                    self.given_up = UserError(
+                        f"vllm_urls: {self.url} has not answered for {self.patience:g} s ({why}); start it again and resume the run"
+                    )
+                    self.is_up.set()  # who waits meets the same error
+                    raise self.given_up
+                time.sleep(0.5)
+            self.report(f"{self.url} is back" + (", with the weights again" if self.weights else ""))
+            self.num_recoveries += 1
+            self.is_up.set()
+
+    def _is_back(self) -> bool:
+        try:
+            if self.session.get(f"{self.url}/health", timeout=5).status_code != 200:
+                return False
+            if self.weights is not None:
+                self.load(waits=False)
+        except (RequestException, UserError):
+            return False
+        return True
+
+    def abort(self) -> None:
+        """Whatever is still sampled there is not wanted."""
+        with suppress(RequestException):
+            self.session.post(f"{self.url}/abort_requests", json={}, timeout=10)
