@@ -16,8 +16,6 @@ from rollout.arithmetic import arithmetic_problems
 from rollout.problems import ProblemStream, load_problems, split_held_out, without_overlap
 from rollout.records import Problem
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
-
 
 def numbered(count: int) -> list[Problem]:
     return [Problem(id=str(i), prompt=f"problem {i}", reference=str(i)) for i in range(count)]
@@ -166,12 +164,9 @@ def test_a_row_without_an_answer_is_a_problem_with_an_empty_reference(written: C
     assert [p.reference for p in problems][1] == ""
 
 
-def test_gsm8k_itself_is_read_whole() -> None:
+def test_gsm8k_itself_is_read_whole(shared_file: Callable[[str], Path]) -> None:
     """7,473 questions, all different, each with a whole number as its reference."""
-    path = SHARED / "gsm8k_train.jsonl"
-    if not path.exists():
-        pytest.skip("gsm8k_train.jsonl is not in the folder 'shared' beside the repository")
-    problems = load_problems(str(path))
+    problems = load_problems(str(shared_file("data/gsm8k_train.jsonl")))
     assert len({p.id for p in problems}) == len(problems) == 7473
     assert all(re.fullmatch(r"-?\d[\d,]*(\.\d+)?", p.reference) for p in problems)
 
