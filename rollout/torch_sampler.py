@@ -90,8 +90,8 @@ class TorchSampler:
         batch = Batch(requests, params.max_tokens, self.model.device)
         capacity = self._capacity(requests, params.max_tokens)
         decoder = self._empty_decoder(capacity)
-        # Long prompts first: rows that stand in one batch then have similar widths.
         starts = torch.tensor([0] + [len(r.seeds) for r in requests]).cumsum(0).tolist()
+        # Long prompts first: rows that stand in one batch then have similar widths.
         waiting = sorted((i for i, r in enumerate(requests) if r.seeds), key=lambda i: len(requests[i].prompt_ids))
         num_steps = 0
         while (waiting or len(batch)) and not (stop and stop.is_set()):
@@ -121,7 +121,7 @@ class TorchSampler:
         rows = min(sum(sizes), max(self.max_rows, *sizes))
         longest = max(len(r.prompt_ids) for r in requests)
         # One column more than tokens: a row that ended may decode on until the host looks.
-        return Capacity(rows, min(len(sizes), rows), max(1, longest - 1), max_tokens + 1)
+        return Capacity(rows=rows, groups=min(len(sizes), rows), shared_width=max(1, longest - 1), width=max_tokens + 1)
 
     def _empty_decoder(self, capacity: Capacity) -> Decoder:
         if self.fused is None:
@@ -180,7 +180,7 @@ class TorchSampler:
     def score(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> list[float]:
         tokens = torch.tensor([*prompt_ids, *completion_ids], device=self.model.device)
         zero, first = tokens.new_zeros(1), len(prompt_ids) - 1
-        decoder = self._empty_decoder(Capacity(1, 1, max(1, first), len(completion_ids)))
+        decoder = self._empty_decoder(Capacity(rows=1, groups=1, shared_width=max(1, first), width=len(completion_ids)))
         decoder.admit(zero, [tokens[: first + 1]], zero)
         logprobs = []
         for i in range(first, len(tokens) - 1):
