@@ -32,7 +32,7 @@ class MathVerifier(PooledVerifier):
         memory_limit: int = 2 << 30,
     ) -> None:
         pool = WorkerPool(
-            "rewards.math_judge:load",
+            "rewards.mathematics.judge:load",
             {"strict": strict, "policy": policy.to_dict()},
             num_workers=num_workers,
             deadline=deadline,

@@ -72,7 +72,7 @@ class ProgramVerifier(PooledVerifier):
             "output": _MAX_OUTPUT,
         }
         pool = WorkerPool(
-            "rewards.program_judge:load",
+            "rewards.programs.judge:load",
             {"completions": completions, "limits": limits, **sandbox},
             num_workers=num_workers,
             deadline=6 * wall_seconds + 30,  # the judge keeps the time; beyond this it has failed

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rewards.comparison import Verdict
 from rewards.extract import final_answer
+from rewards.mathematics.comparison import Verdict
 from rewards.pool import WorkerPool
 from rewards.pooled_verifier import PooledVerifier
 from rewards.puzzles.base_conversion import BaseConversion

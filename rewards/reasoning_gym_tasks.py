@@ -16,9 +16,9 @@ from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from typing import Any
 
-from rewards.comparison import Verdict, right, wrong
 from rewards.errors import UserError
 from rewards.extract import final_answer
+from rewards.mathematics.comparison import Verdict, right, wrong
 from rewards.pool import WorkerPool
 from rewards.pooled_verifier import PooledVerifier
 from rewards.score import Outcome

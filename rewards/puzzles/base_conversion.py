@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from string import ascii_lowercase, digits
 from typing import Any
 
-from rewards.comparison import Verdict, right, wrong
+from rewards.mathematics.comparison import Verdict, right, wrong
 from rewards.puzzles.puzzle import BadPuzzle, integer, unparsed, word
 
 DIGITS = digits + ascii_lowercase

@@ -8,13 +8,13 @@ from fractions import Fraction
 from itertools import chain
 from typing import Any
 
-from rewards.comparison import Verdict, right, wrong
-from rewards.expression import TooLarge, Unreadable
-from rewards.latex_parser import parse
-from rewards.normalise import normalise
-from rewards.numeric_answer import Irrational, is_worked_out, rational
+from rewards.mathematics.comparison import Verdict, right, wrong
+from rewards.mathematics.expression import TooLarge, Unreadable
+from rewards.mathematics.latex_parser import parse
+from rewards.mathematics.normalise import normalise
+from rewards.mathematics.rational import Irrational, is_worked_out, rational
+from rewards.mathematics.structure import elements, split
 from rewards.puzzles.puzzle import BadPuzzle, integer, sequence, unparsed
-from rewards.structure import elements, split
 
 
 @dataclass(frozen=True)

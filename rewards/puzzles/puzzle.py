@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from rewards.comparison import Verdict
+from rewards.mathematics.comparison import Verdict
 from rewards.score import Outcome
 
 MAX_ANSWER = 2_000  # characters

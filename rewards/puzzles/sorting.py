@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rewards.comparison import Verdict, right, wrong
+from rewards.mathematics.comparison import Verdict, right, wrong
 from rewards.puzzles.puzzle import BadPuzzle, integer, sequence, unparsed
 
 _BRACKETS = re.compile(r"\\?[\[\](){}$]|\\[,;:! ]")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import permutations
 from typing import Any
 
-from rewards.comparison import Verdict, right, wrong
+from rewards.mathematics.comparison import Verdict, right, wrong
 from rewards.puzzles.puzzle import BadPuzzle, sequence, unparsed
 
 UNITS: dict[str, tuple[int, ...]] = {

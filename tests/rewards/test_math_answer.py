@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from math_cases import CASES
 
-from rewards import math_judge
-from rewards.comparison import Comparison, Verdict
 from rewards.math_answer import MathVerifier
-from rewards.math_judge import MathJudge
 from rewards.math_policy import MathPolicy
-from rewards.scalar_stage import compare_scalars
+from rewards.mathematics import judge as math_judge
+from rewards.mathematics.comparison import Comparison, Verdict
+from rewards.mathematics.judge import MathJudge
+from rewards.mathematics.scalar_stage import compare_scalars
 from rewards.score import Outcome
 
 JUDGE = MathJudge(strict=True, policy=MathPolicy())

@@ -249,7 +249,7 @@ def test_workers_end_when_the_trainer_is_killed(monkeypatch: pytest.MonkeyPatch)
     ("modules", "absent"),
     [
         ("rewards.score, rewards.math_answer, rewards.pool, rewards.equation_steps", "torch sympy mpmath math_verify"),
-        ("rewards.worker, rewards.math_judge, rewards.symbolic", "torch transformers"),
+        ("rewards.worker, rewards.mathematics.judge, rewards.mathematics.symbolic", "torch transformers"),
     ],
     ids=["trainer", "worker"],
 )

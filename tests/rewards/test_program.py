@@ -25,7 +25,7 @@ from program_attacks import ASSERTS, ESCAPE, ESCAPES, FUNCTION, FUNCTIONS, HONES
 from program_honest import OTHERS
 
 from rewards.program import ProgramVerifier, UnsafeMachine
-from rewards.program_judge import ProgramJudge
+from rewards.programs.judge import ProgramJudge
 from rewards.sandbox.child import Limits
 from rewards.sandbox.client import Ended
 from rewards.sandbox.isolation import measure

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from rewards.program_compare import same_output, same_value
-from rewards.program_task import parse_task, program_in, whole_program
+from rewards.programs.compare import same_output, same_value
+from rewards.programs.task import parse_task, program_in, whole_program
 
 FENCED = "```python\na\n```"
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from rewards.coq_judge import CoqJudge
-from rewards.lean_judge import LeanJudge
 from rewards.proof import ProofVerifier, available_provers
-from rewards.proof_judge import proof_in
-from rewards.proof_task import BadTask, parse_task
-from rewards.prover_judge import Rejected
-from rewards.prover_process import Prover, ProverError
+from rewards.proofs.coq_judge import CoqJudge
+from rewards.proofs.judge import proof_in
+from rewards.proofs.lean_judge import LeanJudge
+from rewards.proofs.prover_judge import Rejected
+from rewards.proofs.prover_process import Prover, ProverError
+from rewards.proofs.task import BadTask, parse_task
 from rewards.score import Outcome, Score
 
 DATA = Path(__file__).resolve().parent / "data"
@@ -228,7 +228,7 @@ def test_a_prover_that_cannot_be_shut_in_is_refused(monkeypatch: pytest.MonkeyPa
     (tmp_path / "coqc").write_text("#!/bin/sh\n")
     (tmp_path / "coqc").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr("rewards.prover_process.kernel.restrict_files", _no_landlock)
+    monkeypatch.setattr("rewards.proofs.prover_process.kernel.restrict_files", _no_landlock)
     judge = CoqJudge(folder=tmp_path, seconds=1.0, memory=1 << 30, allow_unsafe_code=False)
     with pytest.raises(BadTask, match=r"no landlock here; allow_unsafe_code"):
         judge.check_task(parse_task(FALSE))  # type: ignore[arg-type]

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from rewards.coq_judge import CoqJudge
 from rewards.proof import ProofVerifier
-from rewards.proof_task import BadTask, parse_task
-from rewards.prover_judge import Rejected
+from rewards.proofs.coq_judge import CoqJudge
+from rewards.proofs.prover_judge import Rejected
+from rewards.proofs.task import BadTask, parse_task
 from rewards.score import Outcome
 from tests.rewards.test_proof import FALSE
 

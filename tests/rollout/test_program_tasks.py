@@ -11,7 +11,7 @@ import pytest
 
 from rewards.errors import UserError
 from rewards.program import ProgramVerifier
-from rewards.program_task import BadTask, parse_task
+from rewards.programs.task import BadTask, parse_task
 from rewards.score import Outcome
 from rollout.problems import load_problems
 

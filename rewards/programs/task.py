@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rewards.program_compare import same_value
+from rewards.programs.compare import same_value
 from rewards.sandbox.values import NotPlain, encode
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from rewards.algebra import proportional
-from rewards.comparison import Comparison, Verdict, right, wrong
-from rewards.expression import Node, TooLarge, Unreadable, operations
-from rewards.intervals import MARKS, NotASet, real_set, same_set
-from rewards.latex_parser import parse
-from rewards.normalise import text_key
-from rewards.quantity import read_unit
-from rewards.structure import elements, split
+from rewards.mathematics.algebra import proportional
+from rewards.mathematics.comparison import Comparison, Verdict, right, wrong
+from rewards.mathematics.expression import Node, TooLarge, Unreadable, operations
+from rewards.mathematics.intervals import MARKS, NotASet, real_set, same_set
+from rewards.mathematics.latex_parser import parse
+from rewards.mathematics.normalise import text_key
+from rewards.mathematics.quantity import read_unit
+from rewards.mathematics.structure import elements, split
 
 _FUNCTION = re.compile(r"(?:[A-Za-z]|\\(?!frac|sqrt)[A-Za-z]+)(?:_\{?\w+\}?)?(?:\^\{-1\})?'*\s*\([^()]*\)")
 _NAMED = re.compile(

@@ -16,8 +16,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rewards.proof_task import BadTask, ProverTask
-from rewards.prover_process import Prover, ProverError, Ran
+from rewards.proofs.prover_process import Prover, ProverError, Ran
+from rewards.proofs.task import BadTask, ProverTask
 from rewards.score import Outcome
 
 MAX_LENGTH = 1 << 18  # characters of a proof

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from rewards.program_compare import same_output, same_value
-from rewards.program_task import AssertsTask, BadTask, FunctionTask, StdinTask, parse_task, program_in, whole_program
+from rewards.programs.compare import same_output, same_value
+from rewards.programs.task import AssertsTask, BadTask, FunctionTask, StdinTask, parse_task, program_in, whole_program
 from rewards.sandbox import kernel
 from rewards.sandbox.child import Limits
 from rewards.sandbox.client import Ended, Sandbox, SandboxError

@@ -7,12 +7,12 @@ from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
-from rewards.coq_judge import CoqJudge
 from rewards.extract import END_OF_TURN
-from rewards.lean_judge import LeanJudge
-from rewards.metamath_judge import MetamathJudge
-from rewards.proof_task import BadTask, parse_task
-from rewards.prover_process import ProverError
+from rewards.proofs.coq_judge import CoqJudge
+from rewards.proofs.lean_judge import LeanJudge
+from rewards.proofs.metamath_judge import MetamathJudge
+from rewards.proofs.prover_process import ProverError
+from rewards.proofs.task import BadTask, parse_task
 from rewards.score import Outcome
 
 Verdict = tuple[Outcome, str]

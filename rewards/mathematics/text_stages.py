@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from rewards.comparison import Comparison, Verdict, right, wrong
-from rewards.normalise import NUMBER_WORDS, text_key
+from rewards.mathematics.comparison import Comparison, Verdict, right, wrong
+from rewards.mathematics.normalise import NUMBER_WORDS, text_key
 
 # What asks a question instead of answering it.
 _QUESTION = re.compile(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rewards.metamath.database import Assertion, Database, DatabaseError, parse_database, read_database
 from rewards.metamath.kernel import Limits, ProofError, ProofLimitError, UnreadableProofError, check
-from rewards.proof_task import BadTask, MetamathTask
+from rewards.proofs.task import BadTask, MetamathTask
 from rewards.score import Outcome
 
 MAX_LENGTH = 1 << 20  # characters of a proof; the longest of set.mm has 36,000

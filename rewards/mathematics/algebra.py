@@ -13,7 +13,7 @@ from typing import Any
 
 import mpmath
 
-from rewards.expression import Node, TooLarge, operations, variables
+from rewards.mathematics.expression import Node, TooLarge, operations, variables
 
 _NUM_POINTS = 6
 _MIN_POINTS = 2  # at least so many points must be in both domains

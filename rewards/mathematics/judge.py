@@ -12,17 +12,17 @@ import importlib
 from collections.abc import Callable
 from functools import lru_cache
 
-from rewards.collection_stages import compare_elements, compare_matrices, compare_written
-from rewards.comparison import Comparison, Stage, Verdict, right, wrong
-from rewards.equations import compare_equations, compare_inequalities
 from rewards.extract import final_answer, reference_answer
 from rewards.math_policy import MathPolicy
-from rewards.normalise import normalise, text_key
-from rewards.numeric_answer import plain_number
-from rewards.scalar_stage import compare_scalars
+from rewards.mathematics.collection_stages import compare_elements, compare_matrices, compare_written
+from rewards.mathematics.comparison import Comparison, Stage, Verdict, right, wrong
+from rewards.mathematics.equations import compare_equations, compare_inequalities
+from rewards.mathematics.normalise import normalise, text_key
+from rewards.mathematics.rational import plain_number
+from rewards.mathematics.scalar_stage import compare_scalars
+from rewards.mathematics.structure import split
+from rewards.mathematics.text_stages import equal_text, unanswered, words
 from rewards.score import Outcome
-from rewards.structure import split
-from rewards.text_stages import equal_text, unanswered, words
 
 MAX_LENGTH = 2_000
 MAX_CACHED = 8_192  # verdicts; the completions of a group repeat their answers
@@ -106,6 +106,8 @@ def _is_equal(verdict: Verdict) -> bool:
 
 def load(*, strict: bool, policy: dict[str, float | int | bool]) -> Callable[..., Verdict]:
     """What a worker calls once: (completion, reference) is judged, (reference,) alone is checked."""
-    importlib.import_module("rewards.symbolic")  # 0.6 s now rather than within the deadline of the first hard answer
+    importlib.import_module(
+        "rewards.mathematics.symbolic"
+    )  # 0.6 s now rather than within the deadline of the first hard answer
     judge = MathJudge(strict=strict, policy=MathPolicy(**policy))  # type: ignore[arg-type]
     return lambda *item: judge.judge(*item) if len(item) == 2 else judge.check_reference(*item)

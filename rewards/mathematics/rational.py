@@ -6,8 +6,8 @@ import math
 import re
 from fractions import Fraction
 
-from rewards.expression import FUNCTIONS, Node, TooLarge
-from rewards.latex_parser import MAX_DIGITS
+from rewards.mathematics.expression import FUNCTIONS, Node, TooLarge
+from rewards.mathematics.latex_parser import MAX_DIGITS
 
 MAX_BITS = 1 << 16  # of a numerator or denominator; 2004! has 19,000
 MAX_FACTORIAL = 4_000
