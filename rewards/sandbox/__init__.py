@@ -5,6 +5,7 @@ its own that has locked itself in and holds no secret, to fork a child for each 
 value, and the judge compares them.
 
     kernel    the system calls that Python has no name for
+    bpf       what a seccomp filter is made of
     filter    the seccomp allowlist
     layers    what an interpreter gives up before it runs anything: namespaces, landlock, privileges
     zygote    locks itself in, then forks a child per program and ends it
