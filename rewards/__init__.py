@@ -16,4 +16,5 @@ What the other rooms and users call stands here in front; the workings stand in 
 
     pooled_verifier   what these five have in common: each judges in the processes of a `pool`
     pool              workers with deadlines; worker_process is the trainer's end of one, worker the process itself
+    verdict           what a judge says in such a process
 """

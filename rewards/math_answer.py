@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from rewards.math_policy import MathPolicy
 from rewards.pool import WorkerPool
 from rewards.pooled_verifier import PooledVerifier
@@ -33,7 +35,7 @@ class MathVerifier(PooledVerifier):
     ) -> None:
         pool = WorkerPool(
             "rewards.mathematics.judge:load",
-            {"strict": strict, "policy": policy.to_dict()},
+            {"strict": strict, "policy": asdict(policy)},
             num_workers=num_workers,
             deadline=deadline,
             memory_limit=memory_limit,

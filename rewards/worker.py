@@ -16,10 +16,10 @@ import sys
 from collections.abc import Callable
 from typing import BinaryIO
 
-from rewards.score import Outcome
+from rewards.verdict import Verdict, crashed, timeout
 
 DETAIL_LENGTH = 200  # characters of a reply's detail: the parent reads what we write
-Judge = Callable[..., tuple[Outcome, str]]
+Judge = Callable[..., Verdict]
 
 
 def main() -> None:
@@ -44,15 +44,15 @@ def main() -> None:
             _write(replies, [outcome.value, detail[:DETAIL_LENGTH]])
 
 
-def _judged(judge: Judge, item: list[str]) -> tuple[Outcome, str]:
+def _judged(judge: Judge, item: list[str]) -> Verdict:
     try:
         return judge(*item)
     except MemoryError:
-        return Outcome.TIMEOUT, "the answer needs more memory than memory_limit"
+        return timeout("the answer needs more memory than memory_limit")
     except RecursionError:
-        return Outcome.TIMEOUT, "the answer is nested too deeply"
+        return timeout("the answer is nested too deeply")
     except Exception as error:  # noqa: BLE001  a bug of ours is reported as one, and never becomes a zero
-        return Outcome.CRASHED, f"{type(error).__name__}: {error}"
+        return crashed(f"{type(error).__name__}: {error}")
 
 
 def _private_pipes() -> tuple[BinaryIO, BinaryIO]:

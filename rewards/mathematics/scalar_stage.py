@@ -7,7 +7,7 @@ from fractions import Fraction
 
 from rewards.math_policy import MathPolicy
 from rewards.mathematics import algebra
-from rewards.mathematics.comparison import Comparison, Verdict, right, wrong
+from rewards.mathematics.comparison import Comparison
 from rewards.mathematics.expression import Node, TooLarge, Unreadable, operations
 from rewards.mathematics.latex_parser import parse
 from rewards.mathematics.quantity import Quantity, compatible, quantity
@@ -20,6 +20,7 @@ from rewards.mathematics.rational import (
     plain_number,
     rational,
 )
+from rewards.verdict import Verdict, right, wrong
 
 _INFINITY = re.compile(r"([+-]?)\s*\\infty")
 _LITERAL = frozenset(["num", "neg", "frac", "div", "mixed"])

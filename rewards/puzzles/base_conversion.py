@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from string import ascii_lowercase, digits
 from typing import Any
 
-from rewards.mathematics.comparison import Verdict, right, wrong
-from rewards.puzzles.puzzle import BadPuzzle, integer, unparsed, word
+from rewards.puzzles.puzzle import integer, word
+from rewards.verdict import BadReference, Verdict, right, unparsed, wrong
 
 DIGITS = digits + ascii_lowercase
 # 2f, \text{2F}, (2f)_{16}: the base may stand below, as it does in a textbook.
@@ -31,10 +31,10 @@ class BaseConversion:
         from_base, to_base = (integer(reference.get(f), f, 2, 36) for f in ("from_base", "to_base"))
         numeral = word(reference, "number")
         if not re.fullmatch("[0-9a-z]{1,50}", numeral):
-            raise BadPuzzle("number must be at most 50 digits, those after 9 as small letters")
+            raise BadReference("number must be at most 50 digits, those after 9 as small letters")
         value = _value(numeral, from_base)
         if value is None:
-            raise BadPuzzle(f"number is {numeral}: it has a digit that base {from_base} does not have")
+            raise BadReference(f"number is {numeral}: it has a digit that base {from_base} does not have")
         return cls(value, to_base)
 
     @property

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from itertools import permutations
 from typing import Any
 
-from rewards.mathematics.comparison import Verdict, right, wrong
-from rewards.puzzles.puzzle import BadPuzzle, sequence, unparsed
+from rewards.puzzles.puzzle import sequence
+from rewards.verdict import BadReference, Verdict, right, unparsed, wrong
 
 UNITS: dict[str, tuple[int, ...]] = {
     **{f"row {n + 1}": tuple(range(4 * n, 4 * n + 4)) for n in range(4)},
@@ -45,11 +45,11 @@ class Sudoku4:
     def read(cls, reference: Mapping[str, Any]) -> Sudoku4:
         rows = sequence(reference, "givens", 4, 4)
         if not all(isinstance(row, str) and re.fullmatch("[1-4.]{4}", row) for row in rows):
-            raise BadPuzzle("givens must be four rows of four characters, each 1 to 4 or a dot")
+            raise BadReference("givens must be four rows of four characters, each 1 to 4 or a dot")
         givens = "".join(rows)
         solution = next((grid for grid in GRIDS if _changed(givens, grid) is None), None)
         if solution is None:
-            raise BadPuzzle("givens contradict each other: no grid has them")
+            raise BadReference("givens contradict each other: no grid has them")
         return cls(givens, solution)
 
     def judge(self, answer: str) -> Verdict:

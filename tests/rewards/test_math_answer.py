@@ -16,10 +16,11 @@ from math_cases import CASES
 from rewards.math_answer import MathVerifier
 from rewards.math_policy import MathPolicy
 from rewards.mathematics import judge as math_judge
-from rewards.mathematics.comparison import Comparison, Verdict
+from rewards.mathematics.comparison import Comparison
 from rewards.mathematics.judge import MathJudge
 from rewards.mathematics.scalar_stage import compare_scalars
 from rewards.score import Outcome
+from rewards.verdict import Verdict
 
 JUDGE = MathJudge(strict=True, policy=MathPolicy())
 

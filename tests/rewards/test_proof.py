@@ -15,8 +15,9 @@ from rewards.proofs.judge import proof_in
 from rewards.proofs.lean_judge import LeanJudge
 from rewards.proofs.prover_judge import Rejected
 from rewards.proofs.prover_process import Prover, ProverError
-from rewards.proofs.task import BadTask, parse_task
+from rewards.proofs.task import parse_task
 from rewards.score import Outcome, Score
+from rewards.verdict import BadReference
 
 DATA = Path(__file__).resolve().parent / "data"
 ID = "wph wph wph wi wi wph wph wi wph wph ax-1 wph wph wph wi wph wph wph wph wi ax-1 a2i ax-mp"
@@ -230,7 +231,7 @@ def test_a_prover_that_cannot_be_shut_in_is_refused(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("rewards.proofs.prover_process.kernel.restrict_files", _no_landlock)
     judge = CoqJudge(folder=tmp_path, seconds=1.0, memory=1 << 30, allow_unsafe_code=False)
-    with pytest.raises(BadTask, match=r"no landlock here; allow_unsafe_code"):
+    with pytest.raises(BadReference, match=r"no landlock here; allow_unsafe_code"):
         judge.check_task(parse_task(FALSE))  # type: ignore[arg-type]
 
 

@@ -10,8 +10,9 @@ import pytest
 from rewards.proof import ProofVerifier
 from rewards.proofs.coq_judge import CoqJudge
 from rewards.proofs.prover_judge import Rejected
-from rewards.proofs.task import BadTask, parse_task
+from rewards.proofs.task import parse_task
 from rewards.score import Outcome
+from rewards.verdict import BadReference
 from tests.rewards.test_proof import FALSE
 
 
@@ -33,7 +34,7 @@ def coq(tmp_path_factory: pytest.TempPathFactory) -> CoqJudge:
     judge = CoqJudge(folder=tmp_path_factory.mktemp("coq"), seconds=3.0, memory=4 << 30, allow_unsafe_code=False)
     try:
         judge.prover()
-    except BadTask as error:
+    except BadReference as error:
         pytest.skip(f"no proof for Coq was judged: {error}")
     return judge
 
