@@ -49,5 +49,5 @@ def bad_reference(reason: str) -> Verdict:
 
 
 def judge_or_check(judge: Callable[..., Verdict], check_reference: Callable[..., Verdict]) -> Callable[..., Verdict]:
-    """What a worker calls, for a PooledVerifier: (answer, reference) is judged, (reference,) alone is checked."""
+    """What a worker calls, for a `PooledVerifier`: (answer, reference) is judged, (reference,) alone is checked."""
     return lambda *item: judge(*item) if len(item) == 2 else check_reference(*item)

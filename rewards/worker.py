@@ -1,6 +1,6 @@
 """The process that judges: a chunk of items as one JSON line in, one JSON line out for each item.
 
-Started by rewards.pool as an interpreter of its own. What it reads was written by a model, so it is expendable: it may be
+Started by rewards.worker_process as an interpreter of its own. What it reads was written by a model, so it is expendable: it may be
 killed at any moment, and its address space is limited.
 """
 
@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 from rewards.verdict import Verdict, crashed, timeout
 
-DETAIL_LENGTH = 200  # characters of a reply's detail: the parent reads what we write
+_DETAIL_LENGTH = 200  # characters of a reply's detail: the parent reads what we write
 Judge = Callable[..., Verdict]
 
 
@@ -33,7 +33,7 @@ def main() -> None:
     try:
         judge = _load(options["task"], options["arguments"])
     except Exception as error:  # noqa: BLE001  the parent raises it: without a judge there is no verdict at all
-        _write(replies, ["failed", f"{type(error).__name__}: {error}"[:DETAIL_LENGTH]])
+        _write(replies, ["failed", f"{type(error).__name__}: {error}"[:_DETAIL_LENGTH]])
         return
     _write(replies, ["ready", ""])
     for line in requests:
@@ -41,7 +41,7 @@ def main() -> None:
             signal.setitimer(signal.ITIMER_REAL, 2 * options["deadline"])
             outcome, detail = _judged(judge, item)
             signal.setitimer(signal.ITIMER_REAL, 0)
-            _write(replies, [outcome.value, detail[:DETAIL_LENGTH]])
+            _write(replies, [outcome.value, detail[:_DETAIL_LENGTH]])
 
 
 def _judged(judge: Judge, item: list[str]) -> Verdict:

@@ -4,7 +4,7 @@ From the text to the verdict, all of it in a worker process:
 
     normalise     one spelling for each way of writing the same mathematics
     judge         runs the stages below, each of which decides or passes on
-    comparison    what a stage is given, and what it answers
+    comparison    what a stage is given, to compare parts with
 
     text_stages        words, choice letters, hedges
     collection_stages  numbers as they are written, matrices, lists, sets and tuples

@@ -1,4 +1,4 @@
-"""What every stage of the math judge is given, and what it answers."""
+"""What every stage of the math judge is given: how the parts of an answer are compared, by the same stages."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class TooLarge(ValueError):
 
 
 class Node(NamedTuple):
-    """op: num, var, const, add, mul, div, neg, pow, fact, mixed, degree, or the name of a function."""
+    """op: num with a value, var or const with a name; else one of FUNCTIONS or of the operations that algebra has a rule for."""
 
     op: str
     args: tuple[Node, ...] = ()

@@ -15,7 +15,8 @@ from contextlib import suppress
 from typing import Any
 
 from rewards.programs.compare import same_output, same_value
-from rewards.programs.task import AssertsTask, FunctionTask, StdinTask, parse_task, program_in, whole_program
+from rewards.programs.source import program_in, whole_program
+from rewards.programs.task import AssertsTask, FunctionTask, StdinTask, parse_task
 from rewards.sandbox import kernel
 from rewards.sandbox.child import Limits
 from rewards.sandbox.client import Ended, Sandbox, SandboxError

@@ -9,7 +9,7 @@ from typing import Any
 
 from rewards.verdict import BadReference
 
-SYSTEMS = ("metamath", "coq", "lean")
+_SYSTEMS = ("metamath", "coq", "lean")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +54,8 @@ def parse_task(reference: Any) -> MetamathTask | ProverTask:
             reference = json.loads(reference)
         except (ValueError, RecursionError):
             raise BadReference("the reference is neither a JSON object nor the text of one") from None
-    if not isinstance(reference, Mapping) or reference.get("system") not in SYSTEMS:
-        raise BadReference(f'the reference must be a JSON object with "system": one of {", ".join(SYSTEMS)}')
+    if not isinstance(reference, Mapping) or reference.get("system") not in _SYSTEMS:
+        raise BadReference(f'the reference must be a JSON object with "system": one of {", ".join(_SYSTEMS)}')
     return _metamath_task(reference) if reference["system"] == "metamath" else _prover_task(reference)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from rewards.puzzles.puzzle import integer, word
 from rewards.verdict import BadReference, Verdict, right, unparsed, wrong
 
-DIGITS = digits + ascii_lowercase
+_DIGITS = digits + ascii_lowercase
 # 2f, \text{2F}, (2f)_{16}: the base may stand below, as it does in a textbook.
 _NUMERAL = re.compile(
     r"\(?\s*(?:\\(?:text|texttt|mathrm)\s*\{\s*)?(?P<digits>[0-9A-Za-z]{1,200})\s*\}?\s*\)?"
@@ -57,10 +57,10 @@ def written(value: int, base: int) -> str:
     numeral = ""
     while value or not numeral:
         value, digit = divmod(value, base)
-        numeral = DIGITS[digit] + numeral
+        numeral = _DIGITS[digit] + numeral
     return numeral
 
 
 def _value(numeral: str, base: int) -> int | None:
     """None where a digit is too large for the base."""
-    return int(numeral, base) if all(digit in DIGITS[:base] for digit in numeral) else None
+    return int(numeral, base) if all(digit in _DIGITS[:base] for digit in numeral) else None

@@ -1,3 +1,5 @@
+"""Final answers against references: the verdict, why, in bounded time, and the same whatever was judged before."""
+
 from __future__ import annotations
 
 import itertools
@@ -30,7 +32,7 @@ def _boxed(answers: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("rule", CASES)
-def test_our_own_cases(rule: str, verifier: MathVerifier) -> None:
+def test_our_own_cases_get_the_verdict_that_their_rule_says(rule: str, verifier: MathVerifier) -> None:
     for reference, right, wrong in CASES[rule]:
         answers = right + wrong
         if any("{" in answer and answer.count("{") != answer.count("}") for answer in answers):
@@ -50,7 +52,9 @@ def _table(path: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_the_development_table(shared_file: Callable[[str], Path], verifier: MathVerifier) -> None:
+def test_the_development_table_holds_no_false_right_and_at_most_one_wrong_in_a_hundred(
+    shared_file: Callable[[str], Path], verifier: MathVerifier
+) -> None:
     rows = _table(shared_file("cases/math_cases_dev.jsonl"))
     scores = verifier.verify_batch([row["answer"] for row in rows], [row["gold"] for row in rows])
     misses = [(row["id"], score) for row, score in zip(rows, scores) if (score.value == 1.0) != row["expect"]]
@@ -118,7 +122,7 @@ def test_the_policy_reaches_the_workers() -> None:
     assert [score.outcome for score in scores] == [Outcome.CORRECT, Outcome.NO_ANSWER]
 
 
-def test_outcomes_say_why(verifier: MathVerifier) -> None:
+def test_an_outcome_says_why_there_is_no_reward(verifier: MathVerifier) -> None:
     answers = [r"\boxed{5}", r"\boxed{6}", "5", r"\boxed{\foo 5}", r"\boxed{5}"]
     scores = verifier.verify_batch(answers, ["5", "5", "5", "5", " "])
     expected = [Outcome.CORRECT, Outcome.WRONG, Outcome.NO_ANSWER, Outcome.UNPARSED, Outcome.BAD_REFERENCE]
