@@ -8,7 +8,7 @@ apart: the method, and how many different problems a step's completions are of (
 does not compare within groups). Each run is a process of its own, on one core, two of them at a time; a run that is there
 already is not made again. The held-out problems are looked at greedily and by 16 samples each.
 
-Writes benchmarks/results/grpo_vs_ppo.json, the table in docs/results.md and docs/grpo_vs_ppo.png.
+Writes benchmarks/results/grpo_vs_ppo.json and docs/grpo_vs_ppo.png.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import torch
 import tyro
 from matplotlib.figure import Figure
 
-from benchmarks.machine import describe_machine, write_result, write_table
+from benchmarks.machine import describe_machine, head_commit, write_result
 from benchmarks.update_memory import PeakMemory, in_fresh_process
 from rewards.verifiers import Verifiers
 from rl.config import RunConfig
@@ -108,7 +108,7 @@ class Options:
     seeds: tuple[int, ...] = (0, 1, 2)
     steps: int = 48
     arms: tuple[str, ...] = tuple(ARMS)
-    runs: Path = Path("runs/grpo_vs_ppo")
+    runs: Path = Path("runs") / head_commit() / "grpo_vs_ppo"
     """Where the runs are kept."""
     only: Literal["run", "memory"] | None = None
     """Do this for the first of arms and seeds, and print what was found: what the processes are called with."""
@@ -152,7 +152,7 @@ def update_bytes(arm: Arm) -> dict[str, int]:
     with tempfile.TemporaryDirectory() as aside, Progress(0) as progress:
         config = arm.config(0, Path(aside), 1)
         runtime = Runtime(dtype="float32", device="cpu")
-        verifiers = Verifiers(verifier_options(config, runtime))
+        verifiers = Verifiers(verifier_options(config))
         run = set_up(config, runtime, verifiers, progress)
         learner, max_tokens = run.learner, config.max_tokens or 1
         groups = run.collector.collect(run.stream.take(config.problems_per_step or 1), step=1).groups
@@ -276,9 +276,7 @@ def main(options: Options) -> None:
     else:
         make_runs(options)
         found = {arm: summarise(options, arm) for arm in options.arms}
-        written = table(found)
-        print(written)
-        write_table("grpo_vs_ppo", written)
+        print(table(found))
         figure(found, Path("docs/grpo_vs_ppo.png"))
         step = {"completions": COMPLETIONS, "steps": options.steps, "seeds": options.seeds}
         write_result("grpo_vs_ppo", __doc__ or "", {**describe_machine(), **step, "methods": found})

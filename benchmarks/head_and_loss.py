@@ -23,7 +23,8 @@ from benchmarks.our_side import clock
 from benchmarks.update_memory import PeakMemory
 from rl.head import OutputHead, TokenScores, loss_in_one_pass
 from rl.losses import clipped_surrogate
-from rl.runtime import DType, cpu_cores
+from rl.options import DType
+from rl.runtime import cpu_cores
 
 HeadSide = Literal["ours", "trl", "naive"]
 

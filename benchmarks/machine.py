@@ -6,6 +6,7 @@ import json
 import platform
 import statistics
 import subprocess
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ import torch
 
 from rl.runtime import cpu_cores
 
+RESULTS = Path("benchmarks/results")
+
 
 def describe_machine() -> dict[str, Any]:
-    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
-        "commit": head.stdout.strip(),
+        "commit": head_commit(),
+        "date": date.today().isoformat(),
         "hardware": {
             "cpu": _cpu_name(),
             "cores": cpu_cores(),
@@ -26,6 +29,18 @@ def describe_machine() -> dict[str, Any]:
         },
         "versions": {name: version(name) for name in ("torch", "transformers", "accelerate")},
     }
+
+
+def head_commit() -> str:
+    """With "+edits" where the code is not as it was committed."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+    return commit.stdout.strip() + ("" if is_code_of("HEAD") else "+edits")
+
+
+def is_code_of(commit: str) -> bool:
+    """Whether the code here is that of the commit, whatever else has changed since."""
+    compared = subprocess.run(["git", "diff", "--quiet", commit, "--", "*.py", "pyproject.toml"], check=False)
+    return compared.returncode == 0
 
 
 def _cpu_name() -> str:
@@ -44,17 +59,6 @@ def spread(ratios: list[float]) -> dict[str, float]:
 
 
 def write_result(name: str, question: str, result: dict[str, Any]) -> None:
-    path = Path("benchmarks/results") / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({"question": question.split("\n")[0], **result}, indent=2) + "\n")
     print(f"written to {path}")
-
-
-def write_table(name: str, table: str, page: str = "docs/results.md") -> None:
-    """Into a page, between the marks of that name."""
-    path, begin, end = Path(page), f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
-    before, _, rest = path.read_text(encoding="utf-8").partition(begin)
-    _, _, after = rest.partition(end)
-    if not rest:
-        raise SystemExit(f"{path} has no mark {begin}: it is gone from the section of the table")
-    path.write_text(f"{before}{begin}{table}\n{end}{after}", encoding="utf-8")

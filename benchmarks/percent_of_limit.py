@@ -22,7 +22,8 @@ from benchmarks.our_side import OurSide, clock
 from benchmarks.shapes import SHAPES, Shape, given
 from rl.batch import Batch, TrainGroup
 from rl.cost import ModelCost, Work, decode_seconds, optimizer_bytes, update_flops
-from rl.runtime import DType, Runtime, cpu_cores
+from rl.options import DType
+from rl.runtime import Runtime, cpu_cores
 from rl.step import update
 
 

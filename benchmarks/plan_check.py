@@ -24,7 +24,8 @@ from benchmarks.update_memory import PeakMemory, in_fresh_process
 from rl.cost import forward_flops
 from rl.dry_run import equal_batch, make_state, untaught_learner
 from rl.learner import Learner
-from rl.plan import Plan, PlanOptions
+from rl.options import PlanOptions
+from rl.plan import Plan
 from rl.runtime import Runtime
 from rl.step import update
 
@@ -58,7 +59,7 @@ def planned(size: str, algorithm: str, lora_rank: int, token_budget: int = 1024)
 def real_learner(plan: Plan) -> Learner:
     runtime = Runtime(dtype="float32", device="cpu")
     torch.set_num_threads(1)
-    return untaught_learner(plan.config, plan.options.run, runtime)
+    return untaught_learner(plan.config, plan.run, runtime)
 
 
 def measured_bytes(plan: Plan) -> int:

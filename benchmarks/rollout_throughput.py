@@ -1,6 +1,6 @@
 """Tokens per second: the embedded sampler beside `model.generate`, where rows end together and where they do not.
 
-    python -m benchmarks.rollout_throughput --model runs/seed0/checkpoints/step-000072
+    python -m benchmarks.rollout_throughput
 
 Four settings: the default task; a 3 M model whose rows all run to the end, in float32 and in bfloat16; the same model with
 lengths of mean half the longest. Same weights, prompts, number of completions, temperature and token limit; generate gets
@@ -17,7 +17,6 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,9 +26,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from benchmarks.machine import describe_machine, spread, write_result
 from benchmarks.models import SMALL, end_probability, random_model, word_tokenizer
 from benchmarks.percent_of_limit import rates
+from benchmarks.shapes import SHAPES, given
 from rl.cost import ModelCost, decode_seconds
-from rl.policy import load_pretrained
-from rl.runtime import cpu_cores
+from rl.runtime import Runtime, cpu_cores
 from rollout.arithmetic import arithmetic_problems
 from rollout.prompts import PromptRenderer
 from rollout.sampler import SampleRequest, SamplingParams
@@ -38,8 +37,6 @@ from rollout.torch_sampler import TorchSampler
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    model: Path
-    """Folder of the default task's model: a checkpoint of a run, or the cached base (the default run prints its path)."""
     rounds: int = 7
     cpu_time: bool = False
     """One thread, and the process's CPU time instead of the wall's: for a machine that others use too."""
@@ -55,7 +52,11 @@ class Setting:
     dtype: torch.dtype = torch.float32
 
 
-def default_task(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Setting:
+def default_task() -> Setting:
+    """The default run's base, as it begins."""
+    what = given(SHAPES["a"], Runtime(dtype="float32", device="cpu"), num_problems=0)
+    model, tokenizer = what.make_model(), what.tokenizer
+    what.close()
     renderer = PromptRenderer(tokenizer, style="plain")
     prompts = [renderer.render(p) for p in arithmetic_problems(96, seed=1)]
     return Setting(model=model, tokenizer=tokenizer, prompts=prompts, group_size=10, max_tokens=32)
@@ -71,11 +72,11 @@ def random_task(
     return Setting(model=model, tokenizer=tokenizer, prompts=prompts, group_size=8, max_tokens=max_tokens, dtype=dtype)
 
 
-def settings(options: Options) -> dict[str, Setting]:
+def settings() -> dict[str, Setting]:
     full = {"problems": 8, "prompt_length": 32, "mean_tokens": 128}
     skewed = {"problems": 32, "prompt_length": 128, "mean_tokens": 64}
     return {
-        "default task": default_task(*load_pretrained(options.model, torch.device("cpu"))),
+        "default task": default_task(),
         **{
             f"{name}, {str(dtype).removeprefix('torch.')}": random_task(**shape, dtype=dtype)
             for name, shape in (("all rows full", full), ("mean half of the longest", skewed))
@@ -161,7 +162,7 @@ def main(options: Options) -> None:
     torch.set_num_threads(1 if options.cpu_time else cpu_cores())
     clock = time.process_time if options.cpu_time else time.perf_counter
     found = {}
-    for name, setting in settings(options).items():
+    for name, setting in settings().items():
         print(name, end=": ", flush=True)
         found[name] = compare(setting, options.rounds, clock)
     result = {

@@ -3,7 +3,8 @@
     python -m benchmarks.scale_table
 
 Weights, gradients and optimiser are sharded over all GPUs, vLLM's servers stand elsewhere, layers are checkpointed. Formula beside
-the update itself, run without numbers in one of as many made-up processes. Writes benchmarks/results/scale_table.json too.
+the update itself, run without numbers in one of as many made-up processes. Writes
+benchmarks/results/scale_table.json.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from itertools import product
 
 import tyro
 
-from benchmarks.machine import describe_machine, write_result, write_table
-from rl.plan import GIB, PlanOptions, make_plan
+from benchmarks.machine import describe_machine, write_result
+from rl.options import PlanOptions
+from rl.plan import GIB, make_plan
 
 
 def main() -> None:
-    rows, lines = [], []
+    rows = []
     for model, gpus in product(("qwen2.5-7b", "qwen2.5-32b"), (8, 64)):
         options = PlanOptions(
             model=model,
@@ -40,18 +42,6 @@ def main() -> None:
         }
         rows.append(row)
         print(row, flush=True)
-        numbers = (
-            row["kept, GiB"],
-            row["peak, formula, GiB"],
-            row["peak, dry run, GiB"],
-            *row["received, GiB"].values(),
-        )
-        lines.append(
-            f"| {model} | {gpus} | {plan.cut.micro_batches} | " + " | ".join(f"{x:,.1f}" for x in numbers) + " |"
-        )
-    head = ["model", "GPUs", "micro-batches", "kept", "peak, formula", "peak, dry run", *rows[0]["received, GiB"]]
-    table = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head), *lines]
-    write_table("scale_table", "\n".join(table), "docs/scale.md")
     write_result("scale_table", __doc__ or "", {**describe_machine(), "rows": rows})
 
 

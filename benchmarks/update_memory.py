@@ -33,7 +33,8 @@ from transformers import TrainerCallback
 from benchmarks.models import HashVerifier, end_probability
 from benchmarks.our_side import OurSide
 from benchmarks.shapes import SHAPES, Given, Shape, given
-from rl.runtime import DType, Runtime, cpu_cores
+from rl.options import DType
+from rl.runtime import Runtime, cpu_cores
 from rl.step import update
 from rollout.records import Completion, FinishReason, Rollout, RolloutGroup
 

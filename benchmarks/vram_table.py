@@ -2,8 +2,8 @@
 
     python -m benchmarks.vram_table
 
-Each dry run is a process of its own. Smaller models come first; where the time is up the formula stands alone. Written into
-docs/results.md between two marks, and as JSON.
+Each dry run is a process of its own. Smaller models come first; where the time is up the formula stands alone. Writes
+benchmarks/results/vram_table.json.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from typing import Any
 
 import tyro
 
-from benchmarks.machine import describe_machine, write_result, write_table
-from rl.plan import GIB, PlanOptions, make_plan
+from benchmarks.machine import describe_machine, write_result
+from rl.options import PlanOptions
+from rl.plan import GIB, make_plan
 from rl.runtime import cpu_cores
 
 MODELS = ("qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-7b", "qwen2.5-32b")
@@ -75,20 +76,6 @@ def row(model: str, method: str, how: str, deadline: float) -> dict[str, Any]:
     return found
 
 
-def as_table(rows: list[dict[str, Any]]) -> str:
-    lines = [
-        "| model | | method | kept and gradients | peak of the update | the same, dry run | peak of sampling |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for r in rows:
-        dry = "-" if r["update_dry_run"] is None else f"{r['update_dry_run']:.1f}"
-        lines.append(
-            f"| {r['model']} | {r['trained']} | {r['method']} | {r['static']:.1f} | {r['update']:.1f} | {dry} "
-            f"| {r['sampling']:.1f} |"
-        )
-    return "\n".join(lines)
-
-
 def main(options: Options) -> None:
     if options.cell:
         print(json.dumps(make_plan(options_of(*options.cell)).dry().peak))
@@ -101,7 +88,6 @@ def main(options: Options) -> None:
         __doc__ or "",
         {**describe_machine(), "step": asdict(options_of(MODELS[0], "grpo", 0)), "rows": rows},
     )
-    write_table("vram_table", as_table(rows))
 
 
 if __name__ == "__main__":

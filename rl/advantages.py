@@ -96,8 +96,9 @@ def gae(
 ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
     """A_t = delta_t + gamma lam A_{t+1}, delta_t = r_t + gamma V_{t+1} - V_t; returns = A + V.
 
-    Generalised advantage estimation, arXiv 1506.02438, equations 11 and 12, over each row's valid tokens: t+1 is the
-    next valid token, and after the last one V and A are 0. Advantages and returns are 0 outside the mask.
+    Generalised advantage estimation, arXiv 1506.02438, equation 16 (PPO, 1707.06347, equations 11 and 12), over each row's
+    valid tokens: t+1 is the next valid token, and after the last one V and A are 0. Advantages and returns are 0 outside the
+    mask.
     values[:, t] is V of the state before token t.
     """
     advantages = torch.zeros_like(values)

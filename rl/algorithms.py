@@ -16,7 +16,6 @@ from torch import Tensor
 
 from rl.advantages import group_normalized, leave_one_out, process_supervised
 from rl.batch import Batch, MicroBatch, ScoredTokens, pack
-from rl.cost import CriticSource
 from rl.head import TokenScores
 from rl.losses import (
     KLKind,
@@ -29,6 +28,7 @@ from rl.losses import (
     truncated_importance_weight,
     value_loss,
 )
+from rl.options import CriticSource
 from rl.reductions import Reduction, constant_length, mean_of_token_means, sequence_sum, token_mean
 from rl.values import Estimates, ValueRule
 from rollout.records import Rollout, RolloutGroup
@@ -96,6 +96,7 @@ class Algorithm:
     surrogate, clip_low, clip_high, ratio_level: the policy term of each token.
     reduction: how much each token weighs in the sum.
     kl_weight, kl_kind: the penalty towards the reference, inside the same sum; at 0 the reference is not run.
+    entropy_weight: of the entropy bonus, inside the same sum.
     importance_cap: bound of the weight that corrects for the sampling engine; None is off.
     overlong_fraction: the last share of max_tokens in which a completion is punished for its length; 0 is off.
     dynamic_sampling: replace groups without signal by new ones before the update.
@@ -178,7 +179,7 @@ class Algorithm:
     ) -> Float[Tensor, ""]:
         """sum_t weight_t (w_t surrogate_t + kl_weight KL_t - entropy_weight H_t): these tokens' part of the step's loss.
 
-        Where the scores have values, policy_weight times that, and value_weight times the values' loss.
+        Where the scores have values: policy_weight times that, plus value_weight times the values' loss.
         """
         policy_logprobs = self.ratio_level(scores.logprobs, behaviour_logprobs, tokens)
         advantages = tokens.advantages if estimates is None else estimates.advantages

@@ -12,7 +12,7 @@ from rewards.errors import UserError
 from rewards.extract import final_answer
 from rewards.pool import WorkerPool
 from rewards.score import Outcome
-from rl.metrics import existing_run_dir
+from rl.metrics import complete_lines, existing_run_dir
 from rl.progress import visible
 
 _SHOWN = 80  # characters of an answer
@@ -59,12 +59,10 @@ def audit(run_dir: Path, *, num_workers: int = 2, deadline: float = 5.0) -> tupl
 
 
 def _math_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Completions that were judged by comparing an answer; a line that a kill cut short is left out."""
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            row = json.loads(line) if line.endswith("\n") else {}
-            if row.get("outcome") in _JUDGED and isinstance(row["reference"], str):
-                yield row
+    """Completions that were judged by comparing an answer."""
+    for row in map(json.loads, complete_lines(path)):
+        if row["outcome"] in _JUDGED and isinstance(row["reference"], str):
+            yield row
 
 
 def describe_audit(run_dir: Path, limit: int) -> str:

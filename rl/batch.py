@@ -37,6 +37,16 @@ class TrainSequence:
     goes_on: bool = False
     view: int | None = None
 
+    @staticmethod
+    def to_score(token_ids: Sequence[int], sampler_logprobs: Sequence[float] | None = None) -> TrainSequence:
+        """One that is scored and teaches nothing."""
+        return TrainSequence(
+            token_ids=tuple(token_ids),
+            sampler_logprobs=tuple(sampler_logprobs or [0.0] * len(token_ids)),
+            advantages=torch.zeros(len(token_ids)),
+            weight=0.0,
+        )
+
 
 @dataclass(frozen=True)
 class TrainGroup:

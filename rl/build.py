@@ -107,17 +107,22 @@ def build_learner(
 
 def build_policy(config: RunConfig, model: PreTrainedModel, runtime: Runtime, progress: Progress) -> Policy:
     """The model with all its weights to be trained, or with adapters that are."""
-    options = {
-        "gradient_checkpointing": must_checkpoint(config, model, runtime, progress),
-        "autocast": runtime.autocast,
-        "attention": config.attention,
-    }
+    options = scoring_options(config, model, runtime, progress)
     if config.lora_rank == 0:
         return Policy(model, **options)
     rank, alpha = config.lora_rank, config.lora_alpha or 1.0
     return LoraPolicy(
         add_adapters(model, rank=rank, alpha=alpha, targets=config.lora_targets, seed=config.seed), **options
     )
+
+
+def scoring_options(config: RunConfig, model: PreTrainedModel, runtime: Runtime, progress: Progress) -> dict[str, Any]:
+    """Of a Policy: how it runs the model."""
+    return {
+        "gradient_checkpointing": must_checkpoint(config, model, runtime, progress),
+        "autocast": runtime.autocast,
+        "attention": config.attention,
+    }
 
 
 def build_critic(
@@ -146,12 +151,7 @@ def build_critic(
                 f"critic_model is {config.critic_model!r}: its tokenizer has other tokens than the policy's, so it would read "
                 f"another text; use a critic of {config.model}'s family, or none for the policy's own weights"
             )
-    return Critic(
-        model,
-        gradient_checkpointing=must_checkpoint(config, model, runtime, progress),
-        autocast=runtime.autocast,
-        attention=config.attention,
-    )
+    return Critic(Policy(model, **scoring_options(config, model, runtime, progress)))
 
 
 def build_optimizer(config: RunConfig, policy: Policy, critic: Critic | None) -> torch.optim.AdamW:

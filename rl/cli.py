@@ -9,12 +9,13 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
 import tyro
 
 from rewards.errors import UserError
 from rewards.score import Score
+from rl.options import DType, EvaluateOptions, PlanOptions
 
 
 def run_safely(action: Callable[[], object]) -> None:
@@ -97,55 +98,16 @@ def merge(checkpoint: tyro.conf.Positional[Path], out: tyro.conf.Positional[Path
 
 
 @app.command
-def evaluate(
-    model: tyro.conf.Positional[str],
-    dataset: str | None = None,
-    split: str = "test",
-    size: int | None = None,
-    samples: int = 0,
-    temperature: float = 1.0,
-    max_tokens: int | None = None,
-    prompt_style: Literal["plain", "boxed", "r1", "code"] | None = None,
-    system_prompt: str | None = None,
-    dtype: Literal["float32", "bfloat16"] = "float32",
-    sampler: Literal["torch", "vllm"] = "torch",
-    seed: int = 0,
-    against: str | None = None,
-    ngram: int = 13,
-    out: Path | None = None,
-    allow_unsafe_code: bool = False,
-    device: Literal["auto", "cpu"] = "auto",
-) -> None:
-    """Measure a model on a data set: greedy accuracy, pass@k, the vote of k, each with the interval that it is known to.
-
-    Args:
-        model: tiny, a checkpoint of a run (adapters too), a folder in Hugging Face format or a hub name.
-        dataset: As in training. Of a checkpoint the run's own: what that held out.
-        split: Of a data set of the hub.
-        size: The first that many problems.
-        samples: Completions n of each problem beside the greedy one, for pass@1, 2, 4 ... n and maj@n.
-        temperature: Of the samples.
-        max_tokens: Longest completion. Of a checkpoint the run's, else 1024.
-        prompt_style: Of a checkpoint the run's, else the one for the problem's verifier.
-        system_prompt: In place of the style's.
-        dtype: Of the engine.
-        sampler: The embedded engine or vLLM in this process.
-        seed: Of the samples.
-        against: Also look for problems that share words with this data set, such as the one that was trained on.
-        ngram: That many words in a row.
-        out: A JSON file for the numbers.
-        allow_unsafe_code: Run programs even where this machine cannot shut them in.
-        device: auto or cpu.
-    """
-    options = {name: given for name, given in locals().items() if name != "out"}
-    from rl.evaluate_model import EvaluateOptions, as_json, describe, evaluate_model
+def evaluate(options: Annotated[EvaluateOptions, tyro.conf.arg(name="")]) -> None:
+    """Measure a model on a data set: greedy accuracy, pass@k, the vote of k, each with the interval that it is known to."""
+    from rl.evaluate_model import as_json, describe, evaluate_model
     from rl.progress import Progress
 
     with Progress(0) as progress:
-        found = evaluate_model(EvaluateOptions(**options), progress)
+        found = evaluate_model(options, progress)
     print(describe(found))
-    if out is not None:
-        out.write_text(as_json(found) + "\n", encoding="utf-8")
+    if options.out is not None:
+        options.out.write_text(as_json(found) + "\n", encoding="utf-8")
 
 
 @app.command
@@ -157,63 +119,22 @@ def doctor() -> None:
 
 
 @app.command
-def plan(
-    model: str,
-    algorithm: str = "grpo",
-    value: Literal["none", "shared", "separate"] | None = None,
-    kl_weight: float | None = None,
-    lora_rank: int = 0,
-    group_size: int = 8,
-    problems_per_step: int = 32,
-    prompt_length: int = 512,
-    completion_length: int = 1024,
-    token_budget: int = 8192,
-    dtype: Literal["float32", "bfloat16"] = "bfloat16",
-    gradient_checkpointing: bool = False,
-    gpus: int = 1,
-    sharding: Literal["none", "full"] = "none",
-    sampler: Literal["torch", "vllm-server"] = "torch",
-    card: float | None = None,
-    dry_run: bool = True,
-) -> None:
-    """Print what a step needs, before a run: memory, operations, and whether a card has room for it.
+def plan(options: Annotated[PlanOptions, tyro.conf.arg(name="")]) -> None:
+    """Print what a step needs, before a run: memory, operations, and whether a card has room for it."""
+    from rl.plan import describe, make_plan
 
-    Args:
-        model: tiny, qwen2.5-0.5b, -1.5b, -7b, -32b, a folder or file of a config.json, or a hub name in the cache.
-        algorithm: A name in rl/algorithms.py.
-        value: PPO's critic, a head on the policy's trunk or a model of its own. By algorithm.
-        kl_weight: 0 keeps no reference. By algorithm.
-        lora_rank: Rank of the adapters that are trained; 0 trains all weights.
-        group_size: Completions per problem.
-        problems_per_step: Of all GPUs together.
-        prompt_length: Tokens of a prompt.
-        completion_length: Tokens of every completion: the longest, for the most memory.
-        token_budget: Tokens in one forward.
-        dtype: bfloat16 is autocast over float32 weights.
-        gradient_checkpointing: Run the layers again in the backward pass.
-        gpus: That the problems are shared out to.
-        sharding: full divides weights, gradients and optimiser by the GPUs (FSDP2).
-        sampler: The embedded one on the same GPUs, or vLLM's servers on others.
-        card: GiB of one card.
-        dry_run: Also run the update itself, without numbers, to count what it holds.
-    """
-    options = {name: given for name, given in locals().items() if name != "dry_run"}
-    from rl.plan import PlanOptions, describe, make_plan
-
-    made = make_plan(PlanOptions(**options))
-    print(describe(made, made.dry() if dry_run else None))
+    made = make_plan(options)
+    print(describe(made, made.dry() if options.dry_run else None))
 
 
 @app.command
-def serve_vllm(
-    model: str, port: int = 8000, dtype: Literal["float32", "bfloat16"] = "bfloat16", max_length: int | None = None
-) -> None:
+def serve_vllm(model: str, port: int = 8000, dtype: DType = "float32", max_length: int | None = None) -> None:
     """Serve a model with vLLM for runs with --sampler vllm-server, until it is stopped.
 
     Args:
         model: tiny, a folder in Hugging Face format or a hub name; the policy that the run starts from.
         port: Of http://127.0.0.1, where the run looks for it by default.
-        dtype: Of the weights there.
+        dtype: Of the weights there: the run's.
         max_length: Tokens of a prompt and its completion; the model's context otherwise.
     """
     from rl.serve import serve

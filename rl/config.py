@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,30 +14,32 @@ from rewards.errors import UserError
 from rl.algorithms import ALGORITHMS, Algorithm
 from rl.defaults import LORA_RATE, MODEL_DEFAULTS, TINY, TINY_DEFAULTS, TINY_KL_WEIGHT, tiny_task
 from rl.forward import Attention
-from rl.runtime import DType
+from rl.losses import likelihood
+from rl.options import CriticSource, DType
 from rl.values import ValueRule
-from rollout.prompts import PromptStyle
+from rollout.records import PromptStyle
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """GRPO, PPO and their relatives on checked answers.
 
-    Options marked "by model" have one default for the tiny built-in model, here on arithmetic, and another for real ones.
+    An option marked "by model" has two defaults: the first for the tiny built-in model on arithmetic, the second for real models.
     """
 
     model: str = TINY
     """"tiny" (built on the spot), a local folder in Hugging Face format, or a hub name."""
     dataset: str = "arithmetic"
-    """"arithmetic" or "small-programs" (built in), "gsm8k", "math", a .jsonl or .json file, or a hub name."""
+    """A built-in task ("arithmetic", "small-programs", "countdown" ..., docs/tasks.md), "gsm8k", "math", a .jsonl or .json file, a
+    hub name (its split train), or "reasoning-gym:<task>"."""
     eval_dataset: str | None = None
-    """Held-out problems, as `dataset`; without it eval_size problems of `dataset` are held out."""
+    """Held-out problems, as `dataset`, of a hub name the split test; without it eval_size problems of `dataset` are held out."""
     prompt_column: str | None = None
     """Column of the question; found by its usual names otherwise."""
     answer_column: str | None = None
     """Column of the reference answer; found by its usual names otherwise."""
     prompt_style: PromptStyle | None = None
-    """System prompt: "plain" (none), "boxed", "r1" (think and answer tags) or "code". By model: plain, and where the
+    """System prompt: "plain" (none), "boxed", "r1" (think and answer tags) or "code". By model: plain; the one that tells where the
     problem's verifier looks for the answer."""
     system_prompt: str | None = None
     """A system prompt of your own, in place of prompt_style's."""
@@ -51,13 +53,13 @@ class RunConfig:
     clip_high: float | None = None
     """The ratio is clipped above 1 + clip_high. By algorithm."""
     entropy_weight: float | None = None
-    """Weight of the entropy bonus. By algorithm: 0."""
+    """Weight of the entropy bonus. By algorithm: 0 for all of them."""
     num_epochs: int = 1
     """Times that each step's samples are trained on."""
     num_minibatches: int = 1
     """Updates in an epoch, each on its part of the step's groups."""
 
-    value: Literal["none", "shared", "separate"] | None = None
+    value: CriticSource | None = None
     """PPO's critic: a head on the policy's own trunk, or a model of its own. By algorithm."""
     value_trunk_scale: float = 1.0
     """Share of the value loss's gradient that a shared trunk gets; at 0 the head reads it only."""
@@ -66,7 +68,7 @@ class RunConfig:
     value_clip: float | None = 0.2
     """A value counts as moved by at most this much; None is off."""
     value_learning_rate: float | None = None
-    """Of the critic or the value head. By value: the policy's, ten times the policy's."""
+    """Of the critic or the value head. By value: separate the policy's, shared ten times the policy's."""
     critic_model: str | None = None
     """The critic's trunk at the start, of the policy's vocabulary; otherwise the policy's own weights."""
     critic_warmup_steps: int = 0
@@ -85,9 +87,9 @@ class RunConfig:
     """PPO takes a completion that the token limit cut to go on as its value says, not to end."""
 
     num_steps: int | None = None
-    """By model: 72, 500."""
+    """Steps of the run. By model: 72, 500."""
     problems_per_step: int | None = None
-    """By model: 96, 32."""
+    """Problems that are drawn for a step. By model: 96, 32."""
     group_size: int | None = None
     """Completions per problem, G. By model: 10, 8."""
     max_tokens: int | None = None
@@ -103,7 +105,6 @@ class RunConfig:
     """What the adapters give is scaled by lora_alpha / lora_rank. By lora_rank: twice it."""
     lora_targets: tuple[str, ...] = ("all-linear",)
     """Linear layers that get adapters, by the end of their names (q_proj v_proj); "all-linear" is all but the output layer."""
-
     lora_base: Literal["float32", "nf4"] = "float32"
     """Precision of the frozen weights under the adapters; nf4 keeps them in 4 bits (QLoRA), by bitsandbytes."""
 
@@ -114,7 +115,9 @@ class RunConfig:
     schedule: Literal["constant", "linear"] | None = None
     """After the warm-up: constant, or falling in a line to 0 after the last step. By model: linear, constant."""
     weight_decay: float = 0.0
+    """Of AdamW."""
     adam_beta2: float = 0.99
+    """Of AdamW, the decay of its second moment; that of the first is 0.9."""
     max_grad_norm: float = 1.0
     """A longer gradient is scaled down to this length."""
     max_skipped: int = 3
@@ -128,11 +131,12 @@ class RunConfig:
     attention: Attention = "auto"
     """Of the update: "varlen" is torch's ragged flash attention (GPU, bfloat16), "dense" works everywhere."""
     device: Literal["auto", "cpu"] = "auto"
+    """"auto" is a GPU where there is one."""
 
     sampler: Literal["auto", "torch", "vllm", "vllm-server"] = "auto"
     """"torch" is the embedded engine, "vllm" vLLM in this process, "vllm-server" one or several servers. "auto" is vllm where
     there is a GPU and vLLM, else torch."""
-    sampler_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    sampler_dtype: Literal["auto"] | DType = "auto"
     """The engine's; the embedded one decodes with a copy of the weights in bfloat16. "auto" is dtype."""
     one_step_ahead: bool = False
     """Sample the next step's completions while this one is trained on. They are one update old then, which importance weights
@@ -158,12 +162,14 @@ class RunConfig:
     allow_unsafe_code: bool = False
     """Run programs even where this machine cannot shut them in (see `plumbline doctor`)."""
     verifier_workers: int = 2
+    """Processes that judge at once, for each kind of verifier."""
     verifier_deadline: float = 2.0
     """Seconds that judging one answer may take; programs have limits of their own."""
     max_unjudged: float = 0.5
     """The run stops when more than this share of a step's answers were unparsed, timed out or crashed the verifier."""
 
     seed: int = 0
+    """Of the order of the problems, of the samples, and of new adapters. What is held out does not depend on it."""
     eval_every: int | None = None
     """Steps between evaluations. By model: 10, 25."""
     eval_size: int | None = None
@@ -171,7 +177,7 @@ class RunConfig:
     eval_samples: int = 0
     """Completions k of each of them, sampled besides, for pass@k and the vote of k; 0 is the greedy one alone."""
     run_dir: Path | None = None
-    """Folder of the run; runs/<model>-<dataset>-<algorithm>-<seed> otherwise."""
+    """Folder of the run; otherwise runs/<model>-<dataset>-<algorithm>-seed<seed>, with a number behind it where that is taken."""
     save_every: int = 50
     """Steps between checkpoints; the last step is always saved."""
     save_total_limit: int = 2
@@ -187,32 +193,41 @@ class RunConfig:
             if value is not None and not holds(value):
                 raise UserError(f"{name} is {value!r}: it must be {possible}")
         self._check_algorithm()
-        for name in ("lora_alpha", "lora_base"):
-            if self.lora_rank == 0 and getattr(self, name) not in (None, "float32"):
-                raise UserError(
-                    f"{name} is {getattr(self, name)!r}: there are no adapters; set lora_rank, or leave it out"
-                )
+        if self.lora_rank == 0:
+            self._require_unset(LORA_OPTIONS, "there are no adapters; set lora_rank, or leave it out")
         if self.top_p != 1:
             raise UserError(
                 f"top_p is {self.top_p}: training needs 1, for log-probs of a truncated distribution are renormalised and "
                 "the ratio against the full softmax would be biased; lower the temperature instead"
             )
 
+    def _require_unset(self, names: Iterable[str], why: str) -> None:
+        """Options that would do nothing are refused."""
+        defaults = {f.name: f.default for f in fields(self)}
+        for name in names:
+            if getattr(self, name) not in (defaults[name], "none"):
+                raise UserError(f"{name} is {getattr(self, name)!r}: {why}")
+
     def _check_algorithm(self) -> None:
         """Options that the named algorithm has no use for, or cannot do with."""
         named = ALGORITHMS[self.algorithm]
         with_critic = ", ".join(sorted(a.name for a in ALGORITHMS.values() if a.value_rule is not None))
-        if named.value_rule is None:
-            for name, none in CRITIC_OPTIONS.items():
-                if getattr(self, name) not in (None, none):
-                    raise UserError(
-                        f"{name} is {getattr(self, name)!r}: {self.algorithm} has no critic; leave it out, or choose an algorithm "
-                        f"that has one: {with_critic}"
-                    )
+        rule = self._value_rule(named)
+        if rule is None:
+            why = f"{self.algorithm} has no critic; leave it out, or choose an algorithm that has one: {with_critic}"
+            self._require_unset(CRITIC_OPTIONS, why)
         elif self.value == "none":
             raise UserError(
                 f"value is 'none': {self.algorithm} needs a critic; use shared or separate, or another algorithm"
             )
+        elif rule.source == "separate":
+            self._require_unset(
+                SHARED_TRUNK_OPTIONS, "the critic has a trunk of its own; leave it out, or use --value shared"
+            )
+        else:
+            self._require_unset(("critic_model",), "the critic shares the policy's trunk; use --value separate")
+        if named.surrogate is likelihood:
+            self._require_unset(("clip_low", "clip_high"), f"{self.algorithm} has no ratio to clip; leave it out")
         if self.one_step_ahead and named.samples_from != "live":
             raise UserError(
                 f"one_step_ahead is True: {self.algorithm} does not sample from the policy that is trained; leave it out"
@@ -281,9 +296,9 @@ class RunConfig:
     def _value_rule(self, named: Algorithm) -> ValueRule | None:
         if named.value_rule is None:
             return None
-        options = ("gamma", "lam", "lam_critic", "value_clip", "value_weight", "whiten", "bootstrap_cut")
         source = named.value_rule.source if self.value in (None, "none") else self.value
-        return ValueRule(source=source, kl_in_reward=self.kl_in == "reward", **{k: getattr(self, k) for k in options})
+        given = {name: getattr(self, name) for name in RULE_OPTIONS}
+        return ValueRule(source=source, kl_in_reward=self.kl_in == "reward", **given)
 
     def as_json(self) -> dict[str, Any]:
         """As it reads from a JSON file."""
@@ -294,15 +309,11 @@ def _numbered(name: str, number: int) -> Path:
     return Path("runs") / (name if number == 1 else f"{name}-{number}")
 
 
-# What these are where there is no critic.
-CRITIC_OPTIONS: dict[str, Any] = {
-    "value": "none",
-    "critic_model": None,
-    "critic_warmup_steps": 0,
-    "whiten": False,
-    "bootstrap_cut": False,
-    "kl_in": "loss",
-}
+LORA_OPTIONS = ("lora_alpha", "lora_base", "lora_targets")
+SHARED_TRUNK_OPTIONS = ("value_trunk_scale", "value_weight")
+RULE_OPTIONS = ("gamma", "lam", "lam_critic", "value_clip", "value_weight", "whiten", "bootstrap_cut")  # of ValueRule
+CRITIC_OPTIONS = (*RULE_OPTIONS, "value", "value_trunk_scale", "value_learning_rate")
+CRITIC_OPTIONS += ("critic_model", "critic_warmup_steps", "kl_in")
 
 Check = tuple[Callable[[Any], bool], str]
 

@@ -9,15 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Literal
 
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from rl.batch import TrainGroup
+from rl.options import CriticSource
 
 FLOAT32 = 4  # bytes
-CriticSource = Literal["none", "shared", "separate"]
 
 
 def head_size(config: PretrainedConfig) -> int:
@@ -70,8 +69,8 @@ class Work:
 
     @staticmethod
     def of(groups: Sequence[TrainGroup], *, shared: bool = True) -> Work:
-        """p prompt tokens and completions of c: p + sum c tokens, p^2/2 + sum (p c + c^2/2) pairs; each prompt c times unless
-        it is shared."""
+        """p prompt tokens and completions of c: p + sum (c - 1) tokens, p^2/2 + sum (p c + c^2/2) pairs; not shared, the prompt
+        counts once for each completion."""
         tokens, scored, pairs = 0, 0, 0.0
         for group in groups:
             p = len(group.prompt_ids)

@@ -11,12 +11,11 @@ import torch
 from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from rewards.errors import UserError
 from rl.batch import MicroBatch
-from rl.forward import Attention, choose_forward, enable_gradient_checkpointing
 from rl.head import ValueHead
+from rl.policy import Policy
 
 CRITIC = "critic.safetensors"
 
@@ -24,48 +23,39 @@ CRITIC = "critic.safetensors"
 class Critic:
     """V_t = w h_{t-1} + b over a language model's trunk, trained by itself.
 
-    weights: makes the context in which the model has the critic's weights, for its forward and its backward.
+    trunk: scores no tokens; its states are read. weights: makes the context in which the trunk has the critic's weights, for
+    its forward and its backward.
     """
 
     weights: Callable[[], AbstractContextManager[Any]] = nullcontext
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        *,
-        gradient_checkpointing: bool = False,
-        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
-        attention: Attention = "auto",
-    ) -> None:
-        with autocast():
-            self.forward = choose_forward(model.eval(), attention)
-        if self.forward.gives_logits:
+    def __init__(self, trunk: Policy) -> None:
+        if trunk.forward.gives_logits:
             raise UserError(
-                f"critic_model: {type(model).__name__} does not show its last hidden states; name another model"
+                f"critic_model: {type(trunk.model).__name__} does not show its last hidden states; name another model"
             )
-        if gradient_checkpointing:
-            enable_gradient_checkpointing(model)
-        self.model, self.autocast, self.head = model, autocast, ValueHead.zeros(model)
-        model.set_output_embeddings(nn.Identity())  # its output layer is not needed
+        self.trunk, self.head = trunk, ValueHead.zeros(trunk.model)
+        trunk.model.set_output_embeddings(nn.Identity())  # its output layer is not needed
 
     def values(self, micro: MicroBatch) -> Float[Tensor, " S"]:
-        with self.autocast():
-            states = self.forward.states(self.model, micro)
+        with self.trunk.autocast():
+            states = self.trunk.forward.states(self.trunk.model, micro)
         return self.head(states)
 
-    def trunk(self) -> dict[str, nn.Parameter]:
-        return dict(self.model.named_parameters())
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Of the trunk."""
+        return dict(self.trunk.model.named_parameters())
 
     def parameters(self) -> list[nn.Parameter]:
-        return [*self.trunk().values(), *self.head.parameters()]
+        return [*self.trained().values(), *self.head.parameters()]
 
     def save(self, folder: Path) -> None:
-        save_file({name: p.detach() for name, p in self.trunk().items()}, folder / CRITIC)
+        save_file({name: p.detach() for name, p in self.trained().items()}, folder / CRITIC)
         self.head.save(folder)
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
         saved = load_file(folder / CRITIC)
-        for name, parameter in self.trunk().items():
+        for name, parameter in self.trained().items():
             parameter.copy_(saved[name])
         self.head.load(folder)

@@ -38,11 +38,8 @@ class Delivery:
         size = policy.vocab_size
         self.prompt = tuple(i * 31 % size for i in range(1, 6))
         self.probe = tuple(i * 17 % size for i in range(1, 25))
-        count = len(self.probe)
-        sequence = TrainSequence(
-            token_ids=self.probe, sampler_logprobs=(0.0,) * count, advantages=torch.zeros(count), weight=0.0
-        )
-        self.micro = lay_out([TrainGroup(self.prompt, (sequence,))]).to(policy.device)
+        group = TrainGroup(self.prompt, (TrainSequence.to_score(self.probe),))
+        self.micro = lay_out([group]).to(policy.device)
         self.older: deque[tuple[int, Tensor]] = deque(maxlen=REMEMBERED)
 
     def deliver(self, version: int, policy: Policy | None = None) -> float:

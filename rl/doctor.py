@@ -26,12 +26,12 @@ from rollout.torch_sampler import TorchSampler
 _NEEDED = ("torch", "transformers", "accelerate", "peft", "math-verify", "safetensors")
 _OPTIONAL = {
     "vllm": "the embedded engine samples instead",
-    "flash-attn": "attention by PyTorch's own kernels instead",
     "deepspeed": 'FSDP2 spreads weights over processes instead; pip install "plumbline-rl[zero]"',
     "bitsandbytes": 'no --lora-base nf4; pip install "plumbline-rl[qlora]"',
     "reasoning-gym": 'no --dataset reasoning-gym:...; pip install "plumbline-rl[reasoning-gym]"',
     "tensorboard": "no --trackers tensorboard",
     "wandb": "no --trackers wandb",
+    "trackio": "no --trackers trackio",
 }
 _GIB = 1 << 30
 
@@ -68,16 +68,7 @@ def self_test() -> str:
     found = TorchSampler(model, tokenizer).sample(requests, SamplingParams(max_tokens=48, temperature=0.7))
     groups = [
         TrainGroup(
-            request.prompt_ids,
-            tuple(
-                TrainSequence(
-                    token_ids=c.token_ids,
-                    sampler_logprobs=c.sampler_logprobs,
-                    advantages=torch.zeros(len(c.token_ids)),
-                    weight=0.0,
-                )
-                for c in completions
-            ),
+            request.prompt_ids, tuple(TrainSequence.to_score(c.token_ids, c.sampler_logprobs) for c in completions)
         )
         for request, completions in zip(requests, found, strict=True)
     ]

@@ -68,12 +68,7 @@ class TotalMemory(MemTracker):
 
 def equal_batch(problems: int, group_size: int, prompt_length: int, completion_length: int) -> Batch:
     """A step whose prompts and completions are all of one length."""
-    sequence = TrainSequence(
-        token_ids=(0,) * completion_length,
-        sampler_logprobs=(0.0,) * completion_length,
-        advantages=torch.zeros(completion_length),
-        weight=1.0,
-    )
+    sequence = TrainSequence.to_score([0] * completion_length)
     group = TrainGroup((0,) * prompt_length, (sequence,) * group_size)
     return Batch((group,) * problems, StepCounts(num_tokens=1, num_sequences=1, max_tokens=1))
 
@@ -122,7 +117,7 @@ def untaught_learner(model: PretrainedConfig, config: RunConfig, runtime: Runtim
     made = AutoModelForCausalLM.from_config(model, dtype=torch.float32)
     learner = build_learner(replace(config, attention="dense"), made, none, runtime, none)  # a CPU has no other to try
     if config.attention == "varlen":
-        for scorer in (learner.policy, learner.reference, learner.critic):
+        for scorer in (learner.policy, learner.reference, learner.critic and learner.critic.trunk):
             if scorer is not None:
                 scorer.forward = varlen_forward
     return learner

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import comb
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,14 +21,15 @@ from rl.cost import ModelCost
 from rl.defaults import MODEL_DEFAULTS, TINY
 from rl.evaluate import VOTED_ON, is_right, right_by_vote
 from rl.lora import load_merged
+from rl.options import EvaluateOptions
 from rl.policy import context_length, load_pretrained
 from rl.progress import Progress
-from rl.runtime import DType, Runtime
+from rl.runtime import Runtime
 from rl.setup import gradable, require_room, tiny_base
 from rollout.collect import Collector
-from rollout.contamination import NGRAM, contaminated
+from rollout.contamination import contaminated
 from rollout.problems import load_problems, split_held_out
-from rollout.prompts import PromptRenderer, PromptStyle
+from rollout.prompts import PromptRenderer
 from rollout.records import Problem, RolloutGroup
 from rollout.sampler import Sampler, SamplingParams
 from rollout.torch_sampler import TorchSampler, stop_token_ids
@@ -55,38 +56,6 @@ class Estimate:
 
     def __str__(self) -> str:
         return f"{self.mean:6.1%}  [{self.low:.1%}, {self.high:.1%}]  of {self.problems}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateOptions:
-    """See `plumbline evaluate --help`. What is None is as in the run that the model is a checkpoint of."""
-
-    model: str
-    dataset: str | None = None
-    split: str = "test"
-    size: int | None = None
-    samples: int = 0
-    temperature: float = 1.0
-    max_tokens: int | None = None
-    prompt_style: PromptStyle | None = None
-    system_prompt: str | None = None
-    dtype: DType = "float32"
-    sampler: Literal["torch", "vllm"] = "torch"
-    seed: int = 0
-    against: str | None = None
-    ngram: int = NGRAM
-    allow_unsafe_code: bool = False
-    device: str = "auto"
-
-    def __post_init__(self) -> None:
-        for name, least in (("size", 1), ("samples", 0), ("max_tokens", 1), ("ngram", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UserError(f"{name} is {value!r}: it must be at least {least}")
-        if self.temperature <= 0:
-            raise UserError(
-                f"temperature is {self.temperature}: it must be more than 0; greedy accuracy is always measured"
-            )
 
 
 def pass_at_k(num_samples: int, num_right: int, k: int) -> float:

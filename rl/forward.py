@@ -176,10 +176,7 @@ def _example(vocab_size: int) -> MicroBatch:
     """Two groups of ragged lengths, any tokens."""
 
     def sequence(start: int, length: int) -> TrainSequence:
-        tokens = tuple((start + 7 * i) % vocab_size for i in range(length))
-        return TrainSequence(
-            token_ids=tokens, sampler_logprobs=(0.0,) * length, advantages=torch.zeros(length), weight=0.0
-        )
+        return TrainSequence.to_score([(start + 7 * i) % vocab_size for i in range(length)])
 
     prompts = [tuple((3 * i + n) % vocab_size for i in range(n)) for n in (3, 5)]
     return lay_out([TrainGroup(p, (sequence(len(p), 4), sequence(2, 2))) for p in prompts])

@@ -78,19 +78,17 @@ class Learner:
     def parameters(self) -> list[nn.Parameter]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
-    def clip_gradients(self) -> list[float]:
-        """-> the length of each group's gradient before."""
-        return [
-            self.runtime.clip_grad_norm(group["params"], self.max_grad_norm) for group in self.optimizer.param_groups
-        ]
-
     def step_if_finite(self, loss: float) -> tuple[bool, list[float]]:
         """An update whose loss or gradient is not finite is left out. -> whether it was made, the length of each group's gradient."""
         if isinstance(self.optimizer, ZeroOptimizer):
             norms = [self.optimizer.step()]
             is_finite = math.isfinite(norms[0])
         else:
-            norms = self.clip_gradients()
+            groups = self.optimizer.param_groups
+            if not self.trains_policy:
+                for parameter in groups[0]["params"]:
+                    parameter.grad = None
+            norms = [self.runtime.clip_grad_norm(group["params"], self.max_grad_norm) for group in groups]
             is_finite = math.isfinite(loss + sum(norms))
             if is_finite:
                 self.optimizer.step()

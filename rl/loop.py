@@ -36,7 +36,7 @@ def train(config: RunConfig) -> Path:
     config = runtime.from_main(lambda: opened(config.resolved()))
     run_dir = config.run_dir
     assert run_dir is not None
-    verifiers = Verifiers(verifier_options(config, runtime))
+    verifiers = Verifiers(verifier_options(config))
     try:
         with Progress(config.num_steps or 0, quiet=not runtime.is_main) as progress:
             run = set_up(config, runtime, verifiers, progress)
@@ -58,9 +58,9 @@ def train(config: RunConfig) -> Path:
     return run_dir
 
 
-def verifier_options(config: RunConfig, runtime: Runtime) -> VerifierOptions:
+def verifier_options(config: RunConfig) -> VerifierOptions:
     return VerifierOptions(
-        num_workers=config.verifier_workers or runtime.cores,
+        num_workers=config.verifier_workers,
         deadline=config.verifier_deadline,
         allow_unsafe_code=config.allow_unsafe_code,
         formats=config.format,

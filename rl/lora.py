@@ -148,8 +148,7 @@ class LoraCritic(Critic):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             adapted.add_adapter(CRITIC_ADAPTERS, copy.deepcopy(adapted.peft_config[POLICY]))
-        self.forward, self.model, self.autocast = policy.forward, policy.model, policy.autocast
-        self.head = ValueHead.zeros(self.model)
+        self.trunk, self.head = policy, ValueHead.zeros(policy.model)
         self.weights = partial(self.holding, layers)
 
     @contextmanager
@@ -160,8 +159,8 @@ class LoraCritic(Critic):
         finally:
             layers.set_adapter(POLICY)
 
-    def trunk(self) -> dict[str, nn.Parameter]:
-        return adapters_of(self.model, CRITIC_ADAPTERS)
+    def trained(self) -> dict[str, nn.Parameter]:
+        return adapters_of(self.trunk.model, CRITIC_ADAPTERS)
 
 
 def adapters_of(model: nn.Module, which: str) -> dict[str, nn.Parameter]:

@@ -76,7 +76,7 @@ def likelihood(
     advantages: Float[Tensor, "*n"],
     **_: float,
 ) -> Float[Tensor, "*n"]:
-    """-A l: whoever sampled them, the tokens are imitated. SFT and RFT, arXiv 2402.03300, equations 10 and 13."""
+    """-A l: whoever sampled them, the tokens are imitated. SFT and RFT, arXiv 2402.03300, appendix A.1."""
     return -advantages * policy_logprobs
 
 

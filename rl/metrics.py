@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +31,7 @@ class Metric:
 
 SECTIONS: dict[str, tuple[Metric, ...]] = {
     "Progress": (
-        Metric("step", "number", "Optimiser steps done. Step 0 is the base model and carries only `eval/` keys.",
+        Metric("step", "number", "Steps of the run that are done. Step 0 is the base model and carries only `eval/` keys and `time/evaluate`.",
                "Grows by one a line."),
         Metric("eval/accuracy", "share",
                "Held-out problems whose greedy completion is CORRECT, over all held-out problems that were graded.",
@@ -39,7 +39,7 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
                "0.02 for 500 problems, so smaller steps are noise. Flat while `reward/mean` rises: reward hacking or "
                "memorised training problems."),
         Metric("eval/pass_at_k", "share",
-               "Held-out problems of which at least one of k = `eval_samples` sampled completions is right. Null unless "
+               "Held-out problems of which at least one of k = `eval_samples` sampled completions is right. Absent unless "
                "`eval_samples` is set.",
                "Above `eval/accuracy`. RL often raises that and leaves this: it sharpens what the model could do already."),
         Metric("eval/maj_at_k", "share",
@@ -53,7 +53,8 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
     ),
     "Reward": (
         Metric("reward/mean", "reward",
-               "Mean reward of the step's graded completions (those with a value), before any advantage.",
+               "Mean reward of the step's graded completions (those with a value), before any advantage: the score's value, less "
+               "what `dapo` takes for overlong completions.",
                "Rises, noisily: every step has other problems."),
         Metric("reward/std", "reward",
                "Standard deviation of the same rewards, over the whole step and not within groups.",
@@ -65,24 +66,25 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
     ),
     "Policy": (
         Metric("kl/reference", "nats per token",
-               "Divergence of the policy from the reference on the sampled tokens, the k3 estimate: the mean over "
-               "tokens of `exp(r) - 1 - r`, `r = reference_logprob - policy_logprob`. Null when the reference is not "
-               "run (its weight is zero).",
+               "Divergence of the policy from the reference, the k3 estimate: the mean over the update's tokens of "
+               "`exp(r) - 1 - r`, `r = reference_logprob - policy_logprob`. Absent when the reference is not run (its "
+               "weight is zero).",
                "Starts at 0 and grows slowly. A jump by a factor of ten within a few steps: lower the learning rate "
                "or raise the weight of the penalty."),
         Metric("kl/sampler", "nats per token",
-               "Mismatch between the engine that sampled and the trainer, for the same weights, as the k3 estimate of "
-               "KL(sampler, trainer): the mean over sampled tokens of `exp(b - s) - 1 - (b - s)`, `s` the sampler's "
-               "log-prob of the token and `b` the trainer's (the behaviour log-prob).",
+               "Mismatch between the engine that sampled and the trainer, as the k3 estimate of KL(sampler, trainer): the "
+               "mean over the update's tokens of `exp(b - s) - 1 - (b - s)`, `s` the sampler's log-prob of the token and "
+               "`b` the trainer's (the behaviour log-prob). Both are of the same weights, unless the samples are older "
+               "(see `staleness`).",
                "Below 1e-6 with the embedded sampler in float32, below about 1e-2 with another engine or bfloat16. "
                "Growth over the run: the weights do not arrive, or the engines disagree (precision, temperature)."),
-        Metric("mismatch/mean", "nats", "Mean over sampled tokens of `|b - s|`, the same two log-probs.",
+        Metric("mismatch/mean", "nats", "Mean over the update's tokens of `|b - s|`, the same two log-probs.",
                "Below 1e-5 with float32 on both sides, about 0.01 with bfloat16. See `kl/sampler`."),
-        Metric("mismatch/max", "nats", "The largest `|b - s|` of a sampled token.",
+        Metric("mismatch/max", "nats", "The largest `|b - s|` of the update's tokens.",
                "A few hundred times the mean. A single token of several nats: another temperature, or a cut distribution."),
         Metric("entropy", "nats per token",
-               "Mean over sampled positions of `-sum_v p(v) log p(v)`, the policy's entropy at the sampling "
-               "temperature.",
+               "Mean over the update's tokens of `-sum_v p(v) log p(v)`, the entropy at the sampling temperature of the "
+               "policy's distribution that the token is drawn from.",
                "Falls slowly. Near 0 (collapse): all completions of a group agree and learning stops; raise the upper "
                "clip or the temperature. A steep rise: the policy is turning to noise."),
     ),
@@ -106,7 +108,8 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
     ),
     "Groups": (
         Metric("groups/no_signal", "share",
-               "Groups whose rewards are all equal: every advantage is 0 and the group gives no gradient.",
+               "Groups whose graded completions all have scores of the same value. Where advantages are relative to the group "
+               "all of them are 0 then, and it gives no gradient. Absent with one completion a problem.",
                "High at both ends of training (all wrong, all right). Above 0.5 most of the sampling is wasted: choose "
                "problems nearer to the policy's ability, larger groups, or dynamic sampling."),
         Metric("groups/no_signal_expected", "share",
@@ -114,7 +117,8 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
                "a group.",
                "A lower line for `groups/no_signal`: the formula is convex in p, so observed above expected means that "
                "problems differ in difficulty."),
-        Metric("groups/trained", "number", "Groups in the update, after those without signal are dropped.",
+        Metric("groups/trained", "number", "Groups in the update. Where the loss has no term but the surrogate, those whose advantages are all 0 are "
+               "dropped before.",
                "0 means that this step changed nothing."),
         Metric("groups/refilled", "number", "Extra rounds of problems that dynamic sampling drew to fill the step.",
                "0 without dynamic sampling. At its limit: the problems are too easy or too hard."),
@@ -147,32 +151,34 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
         Metric("value/explained", "share",
                "`1 - Var(R - V) / Var(R)` over the step's tokens: how much of the returns' spread the critic foresees.",
                "Rises from 0. Below 0: the critic is worse than a constant; raise `value_learning_rate` or warm it up."),
-        Metric("value/grad_norm", "norm", "Length of the critic's gradient before clipping.", "As `grad_norm`."),
+        Metric("value/grad_norm", "norm", "Length of the gradient of the critic, or of the value head, before clipping, in the step's last update.", "As `grad_norm`."),
     ),
     "Update": (
         Metric("loss", "loss",
-               "The sum that the optimiser minimised: surrogate, plus weighted KL, plus weighted value loss where "
-               "there is one, under the algorithm's reduction.",
+               "The sum that the optimiser minimised: surrogate, plus weighted KL, less weighted entropy, plus the value loss where "
+               "there is one, under the algorithm's reduction. The sum over mini-batches, the mean over epochs.",
                "No measure of progress: with group-normalised advantages it starts near 0 at any reward. Only a jump "
                "means something."),
-        Metric("grad_norm", "norm", "Euclidean norm of the whole gradient before clipping.",
+        Metric("grad_norm", "norm", "Euclidean norm of the policy's gradient before clipping, in the step's last update.",
                "Steady within a factor of a few. Spikes go with bad steps; 0 means no signal; null means not finite."),
-        Metric("updates/skipped", "updates", "Updates of the step that were left out, their loss or gradient was not finite.",
+        Metric("updates/skipped", "updates", "Updates of the step that were left out because their loss or gradient was not finite.",
                "0. More than `max_skipped` in a row stop the run."),
-        Metric("learning_rate", "step size", "Learning rate of this step, warm-up and decay included.",
+        Metric("learning_rate", "step size", "Learning rate of the policy in this step, warm-up and decay included.",
                "Follows the schedule."),
         Metric("ratio/clipped", "share",
-               "Tokens whose ratio `exp(policy_logprob - behaviour_logprob)` is clipped and so give no gradient.",
+               "Tokens whose ratio `exp(policy_logprob - behaviour_logprob)`, with `gspo` their sequence's, lies outside of "
+               "`[1 - clip_low, 1 + clip_high]`. Of these a token gives no gradient if its advantage would drive the ratio "
+               "further out (with `cispo` it always gives one).",
                "0 in the first update on fresh samples; below 0.2 later. Above: fewer updates a step or a lower rate."),
-        Metric("ratio/max", "ratio", "Largest ratio of policy to behaviour probability over the trained tokens.",
+        Metric("ratio/max", "ratio", "Largest ratio of policy to behaviour probability over the update's tokens.",
                "1 in the first update on fresh samples; tens or more: the update is too large."),
-        Metric("staleness", "updates",
-               "Mean over completions of the updates made between the weights they were sampled with and this step's. Each "
+        Metric("staleness", "steps",
+               "Mean over completions of the steps made between the weights they were sampled with and this step's. Each "
                "completion's own is in completions.jsonl, as `policy_version`.",
                "0; 1 with `one_step_ahead`; with `rft` it grows, with `sft` it says nothing."),
         Metric("tis/weight", "weight",
-               "Mean weight of truncated importance sampling, `min(exp(b - s), C)`: corrects for the sampler's "
-               "mismatch (see `kl/sampler`).",
+               "Mean over the update's tokens of the weight of truncated importance sampling, `min(exp(b - s), C)`, C = 2: "
+               "corrects for the sampler's mismatch (see `kl/sampler`). Absent with `sft`, `rft` and `online-rft`.",
                "Within 0.01 of 1. Below: the engines disagree or the truncation bites."),
         Metric("tis/truncated", "share", "Tokens whose importance weight was cut at C.", "Below 0.01."),
     ),
@@ -186,7 +192,7 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
         Metric("tokens/sampled", "tokens", "Completion tokens sampled for training in this step.",
                "Number of completions times `length/mean`."),
         Metric("tokens/trained", "tokens",
-               "Tokens through the forward of the update in this step; a prompt counts once a group.",
+               "Tokens through the forward of the update in this step, in every epoch; a prompt counts once a group.",
                "Below `tokens/sampled` when many groups carry no signal."),
         Metric("tokens/per_second", "tokens per second", "`tokens/sampled / time/sample`.",
                "Steady. Falls as completions grow longer."),
@@ -194,15 +200,16 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
                "Floating-point operations of the update, counted from shapes (rl/cost.py): reference, forward and backward of "
                "policy and critic, every epoch.",
                "Falls with the groups that carry no signal."),
-        Metric("time/step", "seconds", "The whole step by the wall clock, all phases below included.", "Steady."),
-        Metric("time/sample", "seconds", "Sampling the completions.", "Usually the largest part."),
+        Metric("time/step", "seconds", "The whole step by the wall clock, evaluation included.", "Steady."),
+        Metric("time/sample", "seconds", "Sampling the completions. With `one_step_ahead` it goes on while the step before is trained on.",
+               "Usually the largest part."),
         Metric("time/verify", "seconds", "Grading that was still to do when the last completion was sampled.",
                "Small: most is done while others are sampled. Large: stalling answers, few workers."),
         Metric("time/train", "seconds", "Forward, backward and optimiser, the reference included.",
                "Falls with the groups that carry no signal."),
         Metric("time/optimizer", "seconds", "Of `time/train`, clipping and the optimiser's own step.", "Steady."),
-        Metric("time/deliver", "seconds", "Handing the weights to the sampler, and the proof that they arrived.",
-               "Small."),
+        Metric("time/deliver", "seconds", "Handing the weights to the sampler, and the proof that they arrived; with `one_step_ahead` also the wait until "
+               "the sampler is done.", "Small."),
         Metric("time/evaluate", "seconds", "The held-out evaluation, on the steps that evaluate.",
                "If it dominates, evaluate less often."),
         Metric("memory/peak", "bytes",
@@ -236,10 +243,10 @@ class MetricsWriter:
 
     def __init__(self, run_dir: Path, keep_through: int | None = None) -> None:
         self.path = run_dir / "metrics.jsonl"
-        kept = _complete_lines(self.path)
+        kept = _read(self.path)
         if keep_through is not None:
             kept = [(line, row) for line, row in kept if (row["step"] or 0) <= keep_through]
-        write_whole(self.path, "".join(line + "\n" for line, _ in kept))
+        write_whole(self.path, "".join(line for line, _ in kept))
 
     def write(self, metrics: Mapping[str, float | None]) -> None:
         """Write one step. The file is opened for each line, so that nothing waits in a buffer when the run is killed."""
@@ -251,13 +258,17 @@ class MetricsWriter:
             file.write(json.dumps(row, allow_nan=False) + "\n")
 
 
-def _complete_lines(path: Path) -> list[tuple[str, Row]]:
-    """Text and value of every line; a last line that was cut by a kill is left out, a broken one before it is an error."""
-    if not path.exists():
-        return []
-    *complete, _cut = path.read_text(encoding="utf-8").split("\n")
+def complete_lines(path: Path) -> Iterator[str]:
+    """Of a file that a run appends to, if it is there: all but a last line that a kill cut short."""
+    if path.exists():
+        with path.open(encoding="utf-8") as file:
+            yield from (line for line in file if line.endswith("\n"))
+
+
+def _read(path: Path) -> list[tuple[str, Row]]:
+    """Text and value of every line; a broken one is an error."""
     lines = []
-    for number, line in enumerate(complete, start=1):
+    for number, line in enumerate(complete_lines(path), start=1):
         try:
             lines.append((line, json.loads(line)))
         except json.JSONDecodeError as error:
@@ -277,7 +288,7 @@ def existing_run_dir(run_dir: Path) -> Path:
 
 def read_metrics(run_dir: Path) -> list[Row]:
     """The run's steps in order. No file or an empty one gives no rows; a last line cut by a kill is left out."""
-    return [row for _, row in _complete_lines(run_dir / "metrics.jsonl")]
+    return [row for _, row in _read(run_dir / "metrics.jsonl")]
 
 
 def series(rows: list[Row], key: str) -> tuple[list[float], list[float]]:
@@ -318,6 +329,9 @@ def markdown() -> str:
     """The registry as docs/metrics.md."""
     lines = ["# Metrics", "", "Every key of `metrics.jsonl`, one JSON object a line, one line a step. A key that was not",
              "measured is null or absent; so is a value that is not finite. Log-probs are natural logarithms.", "",
+             "*The update's tokens* are the completion tokens that went through the update's forward, once in every epoch.",
+             "Completions whose advantage is 0 are among them only where the loss has a term beside the surrogate: a KL, an",
+             "entropy bonus or a critic.", "",
              "This page is printed from `rl/metrics.py`: `python -m rl.metrics > docs/metrics.md`."]  # fmt: skip
     for title, metrics in SECTIONS.items():
         lines += ["", f"## {title}"]

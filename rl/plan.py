@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
@@ -14,7 +13,6 @@ from rewards.errors import UserError
 from rl.config import RunConfig
 from rl.cost import (
     FLOAT32,
-    CriticSource,
     ModelCost,
     forward_flops,
     key_value_bytes,
@@ -23,7 +21,7 @@ from rl.cost import (
 from rl.defaults import TINY
 from rl.dry_run import DryRun, dry_run, equal_batch
 from rl.memory import Cut, TrainedTrunk, adapter_numbers
-from rl.runtime import DType
+from rl.options import CriticSource, PlanOptions
 from rl.setup import require_shardable
 from rl.tiny import tiny_model, tiny_tokenizer
 
@@ -31,78 +29,6 @@ CONFIGS = Path(__file__).parent / "model_configs"
 GIB = 1 << 30
 MAX_ROWS = 1024  # that the embedded sampler decodes at once
 SAMPLED_TOKEN = 14.0  # bytes of a completion's token, its log-prob and its text, as one process tells them to another
-
-Sharding = Literal["none", "full"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanOptions:
-    """As the options of `plumbline plan`, which explains them."""
-
-    model: str
-    algorithm: str = "grpo"
-    value: Literal["none", "shared", "separate"] | None = None
-    kl_weight: float | None = None
-    lora_rank: int = 0
-    group_size: int = 8
-    problems_per_step: int = 32
-    prompt_length: int = 512
-    completion_length: int = 1024
-    token_budget: int = 8192
-    dtype: DType = "bfloat16"
-    gradient_checkpointing: bool = False
-    gpus: int = 1
-    sharding: Sharding = "none"
-    sampler: Literal["torch", "vllm-server"] = "torch"
-    card: float | None = None
-
-    def __post_init__(self) -> None:
-        for name, least in (("prompt_length", 1), ("completion_length", 2), ("problems_per_step", 1), ("gpus", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name} is {getattr(self, name)}: it must be at least {least}; give a larger one")
-        if self.card is not None and not self.card > 0:
-            raise UserError(
-                f"card is {self.card:g}: it must be more than 0, the GiB of one card; give 80, for instance"
-            )
-        longest = self.prompt_length + self.completion_length - 1
-        if longest > self.token_budget:
-            raise UserError(
-                f"token_budget is {self.token_budget}: one sequence of prompt_length {self.prompt_length} and completion_length "
-                f"{self.completion_length} has {longest} tokens, and must fit one forward; raise token_budget to at least that"
-            )
-        if self.gpus > self.problems_per_step:
-            raise UserError(
-                f"gpus is {self.gpus}: it must be at most problems_per_step, {self.problems_per_step}, for each to have a problem"
-            )
-        if self.sharding == "full":
-            require_shardable(self.run)
-        if self.sharding == "full" and self.gpus == 1:
-            raise UserError(
-                "sharding is 'full': there is one GPU to shard over; set gpus to at least 2, or sharding none"
-            )
-
-    @cached_property
-    def run(self) -> RunConfig:
-        """The options of the run that is planned; those that cannot be are refused there."""
-        return RunConfig(
-            algorithm=self.algorithm,
-            value=self.value,
-            kl_weight=self.kl_weight,
-            lora_rank=self.lora_rank,
-            lora_alpha=2.0 * self.lora_rank or None,
-            group_size=self.group_size,
-            problems_per_step=self.problems_per_step,
-            max_tokens=self.completion_length,
-            token_budget=self.token_budget,
-            dtype=self.dtype,
-            gradient_checkpointing=self.gradient_checkpointing,
-            attention="varlen" if self.dtype == "bfloat16" else "dense",  # what a GPU has for these
-        )
-
-    @property
-    def own_problems(self) -> int:
-        """Of the GPU that has most."""
-        return -(-self.problems_per_step // self.gpus)
 
 
 def known_models() -> list[str]:
@@ -141,6 +67,29 @@ class Plan:
     options: PlanOptions
     config: PretrainedConfig
 
+    def __post_init__(self) -> None:
+        if self.options.sharding == "full":
+            require_shardable(self.run)
+
+    @cached_property
+    def run(self) -> RunConfig:
+        """The options of the run that is planned; those that cannot be are refused there."""
+        o = self.options
+        return RunConfig(
+            algorithm=o.algorithm,
+            value=o.value,
+            kl_weight=o.kl_weight,
+            lora_rank=o.lora_rank,
+            lora_alpha=2.0 * o.lora_rank or None,
+            group_size=o.group_size,
+            problems_per_step=o.problems_per_step,
+            max_tokens=o.completion_length,
+            token_budget=o.token_budget,
+            dtype=o.dtype,
+            gradient_checkpointing=o.gradient_checkpointing,
+            attention="varlen" if o.dtype == "bfloat16" else "dense",  # what a GPU has for these
+        )
+
     @cached_property
     def skeleton(self) -> PreTrainedModel:
         with torch.device("meta"):
@@ -163,7 +112,7 @@ class Plan:
             config=self.config,
             is_bfloat16=o.dtype == "bfloat16",
             checkpointed=o.gradient_checkpointing,
-            dense=o.run.attention == "dense",
+            dense=self.run.attention == "dense",
             lora_rank=o.lora_rank,
             adapters=adapter_numbers(self.skeleton, o.lora_rank),
             two_passes=self.value == "shared",
@@ -171,11 +120,11 @@ class Plan:
 
     @property
     def value(self) -> CriticSource:
-        return self.options.run.chosen_algorithm().critic
+        return self.run.chosen_algorithm().critic
 
     @property
     def has_reference(self) -> bool:
-        return self.options.run.chosen_algorithm().kl_weight > 0
+        return self.run.chosen_algorithm().kl_weight > 0
 
     @cached_property
     def critic(self) -> TrainedTrunk | None:
@@ -289,7 +238,7 @@ class Plan:
         o = self.options
         problems = min(o.own_problems, 2 * self.cut.largest.prompts)
         batch = equal_batch(problems, o.group_size, o.prompt_length, o.completion_length)
-        return dry_run(self.config, o.run, batch, shards=o.gpus if o.sharding == "full" else 1)
+        return dry_run(self.config, self.run, batch, shards=o.gpus if o.sharding == "full" else 1)
 
 
 def describe(plan: Plan, dry: DryRun | None) -> str:
@@ -302,7 +251,7 @@ def describe(plan: Plan, dry: DryRun | None) -> str:
 
     lines = [
         f"{o.model}, {plan.cost.all_parameters / 1e6:,.1f} M parameters, {plan.policy.trained / 1e6:,.1f} M trained",
-        f"{o.algorithm}, value {plan.value}, {o.dtype}, attention {o.run.attention}; {plan.cut.micro_batches} micro-batches, the "
+        f"{o.algorithm}, value {plan.value}, {o.dtype}, attention {plan.run.attention}; {plan.cut.micro_batches} micro-batches, the "
         f"largest of {row.tokens:,} tokens, {row.scored:,} of them scored",
         "",
         f"{'GiB on one GPU':<27}{'formula':>10}",

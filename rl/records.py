@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from rl.config import RunConfig
-from rl.metrics import MetricsWriter, write_whole
+from rl.metrics import MetricsWriter, complete_lines, write_whole
 from rl.runtime import cpu_cores
 from rl.step import StepResult
 
@@ -26,9 +26,8 @@ class RunRecords:
         self.metrics = MetricsWriter(run_dir, keep_through)
         self.completions = run_dir / "completions.jsonl"
         if self.completions.exists():
-            kept = [
-                line for line in _complete_lines(self.completions) if json.loads(line)["step"] <= (keep_through or 0)
-            ]
+            lines = complete_lines(self.completions)
+            kept = [line for line in lines if json.loads(line)["step"] <= (keep_through or 0)]
             write_whole(self.completions, "".join(kept))
 
     def write(self, metrics: Mapping[str, float | None], result: StepResult | None = None) -> None:
@@ -36,12 +35,6 @@ class RunRecords:
         if result is not None:
             with self.completions.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(row) + "\n" for row in completion_rows(int(metrics["step"] or 0), result))
-
-
-def _complete_lines(path: Path) -> Iterator[str]:
-    """All but a last line that a kill cut short."""
-    with path.open(encoding="utf-8") as file:
-        yield from (line for line in file if line.endswith("\n"))
 
 
 def completion_rows(step: int, result: StepResult) -> Iterator[dict[str, Any]]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import psutil
 import torch
@@ -22,10 +22,10 @@ from torch.distributed.tensor import DTensor
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from rewards.errors import UserError
+from rl.options import DType
 from rl.sharding import Root, whole
 from rl.zero import ZeroOptimizer
 
-DType = Literal["float32", "bfloat16"]
 T = TypeVar("T")
 # A process waits that long for the others: a verifier or an engine may be slow on one of them. One that dies is noticed at once.
 PATIENCE = timedelta(hours=2)

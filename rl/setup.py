@@ -36,8 +36,9 @@ from rollout.prompts import PromptRenderer
 from rollout.records import WORKED, Problem
 from rollout.sampler import SamplingParams
 
-SAME_ON_RESUME = ("model", "dataset", "algorithm", "seed", "group_size", "problems_per_step", "learning_rate")
-SAME_ON_RESUME += ("value", "lora_rank", "lora_alpha", "lora_targets", "lora_base", "one_step_ahead")
+SAME_ON_RESUME = ("model", "dataset", "eval_dataset", "eval_size", "algorithm", "value", "seed", "one_step_ahead")
+SAME_ON_RESUME += ("group_size", "problems_per_step", "learning_rate")
+SAME_ON_RESUME += ("lora_rank", "lora_alpha", "lora_targets", "lora_base")
 
 
 @dataclass(kw_only=True)

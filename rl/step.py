@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -89,13 +90,7 @@ def update(learner: Learner, *minibatches: Batch) -> Metrics:
     """
     tracker, runtime = TokenMeans(), learner.runtime
     minibatches = tuple(batch for batch in minibatches if batch.groups)
-    shares = [batch.share(runtime.rank, runtime.count) for batch in minibatches]
-    micros_of = [list(share.micro_batches(learner.token_budget)) for share in shares]
-    if runtime.shards:  # whose forwards and backwards are made together
-        most = [max(lengths) for lengths in zip(*runtime.gather([[len(micros) for micros in micros_of]]), strict=True)]
-        idle = [batch.idle() for batch in minibatches]
-        micros_of = [m + [i] * (n - len(m)) for m, i, n in zip(micros_of, idle, most, strict=True)]
-    parts = [[micro.to(learner.policy.device) for micro in micros] for micros in micros_of]
+    parts = own_parts(learner, minibatches)
     looks_ahead = len(parts) > 1 or learner.algorithm.whitens
     seen = look_ahead(learner, parts) if looks_ahead else {}
     loss_sum, norms, num_skipped, seconds_of_optimizer = 0.0, [0.0], 0, 0.0
@@ -108,9 +103,6 @@ def update(learner: Learner, *minibatches: Batch) -> Metrics:
                 tracker.add(learner.algorithm, scores, seen[n, i], micro)
             runtime.sum_gradients(learner.parameters())
             loss = sum(runtime.gather([loss]))
-            if not learner.trains_policy:
-                for parameter in learner.optimizer.param_groups[0]["params"]:
-                    parameter.grad = None
             started = time.perf_counter()
             is_made, norms = learner.step_if_finite(loss)
             num_skipped += not is_made
@@ -131,6 +123,16 @@ def update(learner: Learner, *minibatches: Batch) -> Metrics:
     if len(norms) > 1:
         metrics["value/grad_norm"] = norms[1]
     return metrics
+
+
+def own_parts(learner: Learner, minibatches: Sequence[Batch]) -> list[list[MicroBatch]]:
+    """Of each mini-batch the micro-batches that this process makes the gradient of."""
+    runtime = learner.runtime
+    parts = [list(b.share(runtime.rank, runtime.count).micro_batches(learner.token_budget)) for b in minibatches]
+    if runtime.shards:  # forwards and backwards are made together, so all processes have as many
+        most = [max(lengths) for lengths in zip(*runtime.gather([[len(micros) for micros in parts]]), strict=True)]
+        parts = [m + [b.idle()] * (n - len(m)) for m, b, n in zip(parts, minibatches, most, strict=True)]
+    return [[micro.to(learner.policy.device) for micro in micros] for micros in parts]
 
 
 def differentiate(learner: Learner, micro: MicroBatch, seen: Seen | None) -> tuple[float, TokenScores, Seen]:

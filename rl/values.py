@@ -46,7 +46,7 @@ class ValueRule:
         2503.01491, section 3.3: with a long chain a lower lam serves the policy and 1 the critic).
     value_clip: how far a value counts as moved from what it was when sampled; None is off.
     value_weight: of the value loss beside the policy's, where they share a trunk.
-    kl_in_reward: the algorithm's kl_weight x (l - f) is taken from each token's reward, in place of a term in the loss.
+    kl_in_reward: the algorithm's kl_weight x (b - f) is taken from each token's reward, in place of a term in the loss.
     whiten: advantages are centred and scaled to std 1 over the whole step.
     bootstrap_cut: a completion cut by the token limit goes on as its value says; otherwise the cut is its end.
     """

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
 
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from rewards.errors import UserError
-from rollout.records import Problem
-
-PromptStyle = Literal["plain", "boxed", "r1", "code"]
+from rollout.records import Problem, PromptStyle
 
 SYSTEM_PROMPTS: dict[str, str | None] = {
     "plain": None,

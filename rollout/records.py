@@ -5,11 +5,12 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from rewards.score import Outcome, Reference, Score
 
 Message = Mapping[str, str]  # {"role": "user", "content": "..."}
+PromptStyle = Literal["plain", "boxed", "r1", "code"]  # how a prompt asks for the answer, see rollout/prompts.py
 WORKED = "worked"  # in a problem's metadata: its solution, written out
 
 
@@ -34,7 +35,7 @@ class Completion:
     """Tokens as sampled. An end-of-sequence token that was sampled is the last of `token_ids`; nothing follows it.
 
     sampler_logprobs: log-prob of each token under the distribution that was really sampled from, as the engine computed it.
-    policy_version: the number of weight deliveries the engine had received when it sampled.
+    policy_version: the step whose update made the weights that it was sampled with; 0 is the base.
     view: what the policy drew for itself beside the tokens (a mask of the prompt, a depth), as a seed; it is scored under that again.
         A causal model draws nothing.
     """

@@ -48,7 +48,7 @@ class Sampler(Protocol):
 
     @property
     def policy_version(self) -> int:
-        """How many times weights were delivered."""
+        """The version that the last weights were delivered as."""
         ...
 
     def sample(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[list[Completion]]:

@@ -85,7 +85,7 @@ def mean_rewards(name: str, seed: int, run_dir: Path, *, steps: int = 25) -> lis
         assert policy.value_head is not None
         groups.append({"params": policy.value_head.parameters()})
     elif algorithm.value_rule:
-        critic = Critic(copy.deepcopy(model))
+        critic = Critic(Policy(copy.deepcopy(model)))
         groups.append({"params": critic.parameters()})
     learner = Learner(
         policy=policy,

@@ -31,6 +31,23 @@ def test_a_value_out_of_range_is_named(options: dict[str, object], message: str)
         RunConfig(**options)  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lam": 0.9}, r"lam is 0.9: grpo has no critic; leave it out, or choose .*ppo-separate"),
+        ({"value_clip": None}, r"value_clip is None: grpo has no critic"),
+        ({"algorithm": "dapo", "value_trunk_scale": 0.1}, r"value_trunk_scale is 0.1: dapo has no critic"),
+        ({"algorithm": "ppo-separate", "value_weight": 1.0}, r"value_weight is 1.0: the critic has a trunk of its own"),
+        ({"algorithm": "ppo", "critic_model": "m"}, r"critic_model is 'm': the critic shares the policy's trunk"),
+        ({"algorithm": "rft", "clip_high": 0.3}, r"clip_high is 0.3: rft has no ratio to clip"),
+        ({"lora_targets": ("q_proj",)}, r"lora_targets is \('q_proj',\): there are no adapters"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        RunConfig(**options)  # pyright: ignore[reportArgumentType]
+
+
 def test_defaults_depend_on_the_model_and_give_way_to_options() -> None:
     assert RunConfig().resolved().max_tokens == 32
     assert RunConfig(model="some/model").resolved().max_tokens == 1024

@@ -14,7 +14,6 @@ from rewards.score import Outcome, Score
 from rl.cli import app
 from rl.evaluate_model import (
     Estimate,
-    EvaluateOptions,
     evaluate_model,
     of_greedy,
     of_samples,
@@ -24,6 +23,7 @@ from rl.evaluate_model import (
 )
 from rl.loop import train
 from rl.metrics import read_metrics
+from rl.options import EvaluateOptions
 from rl.progress import Progress
 from rollout.contamination import contaminated
 from rollout.problems import load_problems, split_held_out

@@ -19,7 +19,8 @@ from rl.dry_run import MadeUpReads, equal_batch
 from rl.forward import packed_forward
 from rl.lora import add_adapters
 from rl.memory import Cut
-from rl.plan import Plan, PlanOptions, describe, known_models, load_config, make_plan
+from rl.options import PlanOptions
+from rl.plan import Plan, describe, known_models, load_config, make_plan
 
 STEP = {"group_size": 4, "problems_per_step": 8, "prompt_length": 24, "completion_length": 33, "token_budget": 512}
 SIZES = {

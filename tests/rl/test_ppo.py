@@ -71,7 +71,7 @@ def learner(runtime: Runtime, algorithm: Algorithm, *, trunk_scale: float = 1.0,
         policy.share_trunk(trunk_scale)
         head = policy.value_head
     else:
-        critic = Critic(make("qwen2", seed=5))
+        critic = Critic(Policy(make("qwen2", seed=5)))
         head = critic.head
     assert head is not None
     with torch.no_grad():
@@ -115,7 +115,7 @@ def restated_update(of: Learner, batch: Batch) -> Tensor:
             chosen = logprobs[range(len(sequence.token_ids)), list(sequence.token_ids)]
             if of.critic:
                 tokens = torch.tensor([[*group.prompt_ids, *sequence.token_ids]])
-                states = of.critic.model.get_decoder()(tokens, use_cache=False).last_hidden_state[0]  # pyright: ignore
+                states = of.critic.trunk.model.get_decoder()(tokens, use_cache=False).last_hidden_state[0]  # pyright: ignore
                 states = states[len(group.prompt_ids) - 1 : -1]
             elif head.trunk_scale != 1:
                 states = head.trunk_scale * states + (1 - head.trunk_scale) * states.detach()

@@ -1,0 +1,56 @@
+"""Every figure of README and docs/results.md, made again on this commit: three hours on two idle cores.
+
+    python -m benchmarks.everything                        what was not made of this code yet, then the pages
+    python -m benchmarks.everything --only vs_trl soak
+
+It may be stopped and started again: a result file that was made of the code as it is here stands.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import tyro
+
+from benchmarks.machine import RESULTS, is_code_of
+
+COMMANDS: dict[str, tuple[str, ...]] = {  # by result file; what is timed on both cores comes first
+    "vs_trl": ("benchmarks.vs_trl",),
+    "vs_trl_learning": ("benchmarks.vs_trl", "--learning", "--seeds", "0"),
+    "default_run": ("benchmarks.learning_runs", "default_run"),
+    "rollout_throughput": ("benchmarks.rollout_throughput",),
+    "percent_of_limit_b_float32": ("benchmarks.percent_of_limit",),
+    "verifier_throughput": ("benchmarks.verifier_throughput",),
+    "plan_check": ("benchmarks.plan_check",),
+    "code_run": ("benchmarks.learning_runs", "code_run"),
+    "ppo_run": ("benchmarks.learning_runs", "ppo_run"),
+    "vllm_run": ("benchmarks.learning_runs", "vllm_run"),
+    "ahead_run": ("benchmarks.learning_runs", "ahead_run"),
+    "grpo_vs_ppo": ("benchmarks.grpo_vs_ppo",),
+    "soak": ("benchmarks.soak",),
+    "vram_table": ("benchmarks.vram_table",),
+    "scale_table": ("benchmarks.scale_table",),
+}
+
+
+def is_current(name: str) -> bool:
+    path = RESULTS / f"{name}.json"
+    return path.exists() and is_code_of(json.loads(path.read_text(encoding="utf-8"))["commit"])
+
+
+def main(only: tuple[str, ...] = tuple(COMMANDS)) -> None:
+    for name in only:
+        if is_current(name):
+            print(f"{name}: made of this code already", flush=True)
+            continue
+        started = time.monotonic()
+        subprocess.run([sys.executable, "-m", *COMMANDS[name]], check=True)
+        print(f"{name}: {(time.monotonic() - started) / 60:.1f} minutes", flush=True)
+    subprocess.run([sys.executable, "-m", "benchmarks.page"], check=True)
+
+
+if __name__ == "__main__":
+    tyro.cli(main, description=__doc__)
