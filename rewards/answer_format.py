@@ -17,7 +17,7 @@ from functools import partial
 from typing import NamedTuple
 
 from rewards.errors import UserError
-from rewards.extract import END_OF_TURN, final_answer
+from rewards.extract import final_answer
 
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")
@@ -86,9 +86,3 @@ def format_rule(name: str) -> FormatRule:
     if limit is None:
         raise UserError(f"format is {name!r}: it must be one of {', '.join(rules)}, or words:N for at most N words")
     return partial(at_most_words, limit=int(limit[1]))
-
-
-def written(text: str) -> str:
-    """The text up to where the model's turn ended; a base model may run on after it."""
-    turn_end = END_OF_TURN.search(text)
-    return text[: turn_end.start()] if turn_end else text

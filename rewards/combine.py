@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from rewards.answer_format import format_rule, written
+from rewards.answer_format import format_rule
+from rewards.extract import own_turn
 from rewards.score import Reference, Score, Verifier
 
 
@@ -39,7 +40,7 @@ class CombinedVerifier:
     def _with_format(self, score: Score, answer: str) -> Score:
         if score.value is None:
             return score
-        text = written(answer)
+        text = own_turn(answer)
         forms = {name: rule(text) for name, rule in self._rules.items()}
         form = sum(f.value for f in forms.values()) / len(forms)
         w = self._weight

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-# What a chat template puts after an answer. A base model that runs on invents the next turn after it.
-END_OF_TURN = re.compile(
+# What a chat template puts after an answer.
+_END_OF_TURN = re.compile(
     r"<\|im_end\|>|<\|endoftext\|>|<\|eot_id\|>|<\|end_of_text\|>|<end_of_turn>|</s>|<eos>|<｜end▁of▁sentence｜>"
 )
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*(?:(?P<open>\{)|(?P<bare>-?\d[\d,.]*|[A-Za-z]))")
@@ -25,7 +25,7 @@ def final_answer(text: str, *, strict: bool) -> str | None:
     never closed holds no answer. Boxes side by side, with at most punctuation, "and" or "or" between, are one list, so
     that two guesses are never one answer; otherwise the last box wins.
     """
-    text = _after_reasoning(text)
+    text = after_reasoning(text)
     answer = _last_box(text)
     if answer is None and not strict:
         answer = _last_tag(text)
@@ -44,11 +44,15 @@ def reference_answer(reference: str) -> str:
     return reference.strip()
 
 
-def _after_reasoning(text: str) -> str:
-    turn_end = END_OF_TURN.search(text)
-    if turn_end:
-        text = text[: turn_end.start()]
-    text = text[text.rfind("</think>") + len("</think>") :] if "</think>" in text else text
+def own_turn(text: str) -> str:
+    """The text up to where the model's turn ended; a base model may run on after it."""
+    turn_end = _END_OF_TURN.search(text)
+    return text[: turn_end.start()] if turn_end else text
+
+
+def after_reasoning(text: str) -> str:
+    """What the model's turn says after its reasoning; nothing where that was never closed."""
+    text = own_turn(text).rpartition("</think>")[2]
     return "" if "<think>" in text else text
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from rewards.math_policy import MathPolicy
 from rewards.pool import WorkerPool
 from rewards.pooled_verifier import PooledVerifier
@@ -32,8 +34,8 @@ class MathVerifier(PooledVerifier):
         memory_limit: int = 2 << 30,
     ) -> None:
         pool = WorkerPool(
-            "rewards.math_judge:load",
-            {"strict": strict, "policy": policy.to_dict()},
+            "rewards.mathematics.judge:load",
+            {"strict": strict, "policy": asdict(policy)},
             num_workers=num_workers,
             deadline=deadline,
             memory_limit=memory_limit,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 
@@ -42,6 +41,3 @@ class MathPolicy:
             raise ValueError(
                 f"rounding_digits={self.rounding_digits!r} must be at least 3; for fewer digits set relative_tolerance instead"
             )
-
-    def to_dict(self) -> dict[str, float | int | bool]:
-        return dataclasses.asdict(self)

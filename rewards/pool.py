@@ -18,9 +18,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from rewards.score import Outcome
+from rewards.verdict import Verdict, crashed
 from rewards.worker_process import WorkerProcess
-
-Verdict = tuple[Outcome, str]
 
 _MAX_ATTEMPTS = 2  # an item whose worker died may have been unlucky once
 _START_DEADLINE = 120.0
@@ -46,7 +45,7 @@ class _Batch:
 
     def give_up(self, reason: str) -> None:
         while self.pending:
-            self.decide(self.pending.popleft(), (Outcome.CRASHED, reason))
+            self.decide(self.pending.popleft(), crashed(reason))
 
 
 class WorkerPool:
@@ -190,7 +189,7 @@ class WorkerPool:
         for line in lines:
             outcome, detail = json.loads(line)
             if worker.ready:
-                batch.decide(worker.chunk.popleft(), (Outcome(outcome), detail))
+                batch.decide(worker.chunk.popleft(), Verdict(Outcome(outcome), detail))
                 worker.num_judged += 1
             elif outcome == "ready":
                 worker.ready, self._num_failed_starts = True, 0
@@ -210,9 +209,7 @@ class WorkerPool:
         elif worker.chunk:
             batch.num_attempts[worker.chunk[0]] += 1
             if batch.num_attempts[worker.chunk[0]] >= _MAX_ATTEMPTS:
-                batch.decide(
-                    worker.chunk.popleft(), (Outcome.CRASHED, f"the worker died twice, last with status {status}")
-                )
+                batch.decide(worker.chunk.popleft(), crashed(f"the worker died twice, last with status {status}"))
             batch.requeue(worker.chunk)
 
     def _expire(self, batch: _Batch) -> None:
@@ -224,7 +221,7 @@ class WorkerPool:
                 continue
             self._remove(worker)
             if worker.ready:
-                batch.decide(worker.chunk.popleft(), (self._overdue, f"no verdict within {self._deadline:g} s"))
+                batch.decide(worker.chunk.popleft(), Verdict(self._overdue, f"no verdict within {self._deadline:g} s"))
                 batch.requeue(worker.chunk)
             else:
                 batch.give_up(f"a worker was not ready after {_START_DEADLINE:g} s")

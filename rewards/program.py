@@ -57,7 +57,7 @@ class ProgramVerifier(PooledVerifier):
         packages: Sequence[str] = (),
     ) -> None:
         _check_limits(cpu_seconds, wall_seconds, memory_limit)
-        self.isolation = require_isolation(allow_unsafe_code, without)
+        self.isolation = _require_isolation(allow_unsafe_code, without)
         sandbox = {
             "layers": self.isolation.layers,
             "packages": list(packages),
@@ -72,7 +72,7 @@ class ProgramVerifier(PooledVerifier):
             "output": _MAX_OUTPUT,
         }
         pool = WorkerPool(
-            "rewards.program_judge:load",
+            "rewards.programs.judge:load",
             {"completions": completions, "limits": limits, **sandbox},
             num_workers=num_workers,
             deadline=6 * wall_seconds + 30,  # the judge keeps the time; beyond this it has failed
@@ -88,7 +88,7 @@ class ProgramVerifier(PooledVerifier):
         return [refused[i] if i in refused else next(judged) for i in range(len(items))]
 
 
-def require_isolation(allow_unsafe_code: bool, without: Sequence[str] = ()) -> Isolation:
+def _require_isolation(allow_unsafe_code: bool, without: Sequence[str] = ()) -> Isolation:
     """The isolation of this machine. Raises UnsafeMachine where it is below the floor and not allowed to be."""
     unknown = set(without) - set(LAYERS)
     if unknown:

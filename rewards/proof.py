@@ -7,10 +7,10 @@ import subprocess
 import tempfile
 import weakref
 
-from rewards.coq_judge import CoqJudge
-from rewards.lean_judge import LeanJudge
 from rewards.pool import WorkerPool
 from rewards.pooled_verifier import PooledVerifier
+from rewards.proofs.coq_judge import CoqJudge
+from rewards.proofs.lean_judge import LeanJudge
 from rewards.score import Outcome
 
 _READING_SECONDS = 120.0  # a worker's first sight of a large database, which no answer is to blame for
@@ -45,7 +45,7 @@ class ProofVerifier(PooledVerifier):
         folder = tempfile.mkdtemp(prefix="plumbline-proofs-")
         self._remove_files = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         pool = WorkerPool(
-            "rewards.proof_judge:load",
+            "rewards.proofs.judge:load",
             {
                 "folder": folder,
                 "deadline": deadline,

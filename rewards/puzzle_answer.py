@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rewards.comparison import Verdict
 from rewards.extract import final_answer
 from rewards.pool import WorkerPool
 from rewards.pooled_verifier import PooledVerifier
 from rewards.puzzles.base_conversion import BaseConversion
 from rewards.puzzles.countdown import Countdown
 from rewards.puzzles.linear_equations import LinearEquations
-from rewards.puzzles.puzzle import MAX_ANSWER, BadPuzzle, Puzzle, unparsed
+from rewards.puzzles.puzzle import MAX_ANSWER, Puzzle
 from rewards.puzzles.sorting import Sorting
 from rewards.puzzles.sudoku4 import Sudoku4
-from rewards.score import Outcome
+from rewards.verdict import NOTHING_MARKED, BadReference, Verdict, bad_reference, judge_or_check, unparsed
 
 PUZZLES: Mapping[str, Callable[[Mapping[str, Any]], Puzzle]] = {
     "base-conversion": BaseConversion.read,
@@ -47,12 +46,12 @@ class PuzzleVerifier(PooledVerifier):
 
 
 def read_puzzle(reference: Any) -> Puzzle:
-    """Raises BadPuzzle."""
+    """Raises BadReference."""
     if not isinstance(reference, Mapping):
-        raise BadPuzzle(f"a puzzle is a JSON object, not {type(reference).__name__}")
+        raise BadReference(f"a puzzle is a JSON object, not {type(reference).__name__}")
     name = reference.get("puzzle")
     if not isinstance(name, str) or name not in PUZZLES:
-        raise BadPuzzle(f"puzzle is {str(name)[:60]!r}: it must be one of {', '.join(PUZZLES)}")
+        raise BadReference(f"puzzle is {str(name)[:60]!r}: it must be one of {', '.join(PUZZLES)}")
     return PUZZLES[name](reference)
 
 
@@ -60,11 +59,11 @@ def judge(completion: str, reference: Any) -> Verdict:
     """The verdict on the final answer in `completion`."""
     try:
         puzzle = read_puzzle(reference)
-    except BadPuzzle as error:
-        return Verdict(Outcome.BAD_REFERENCE, str(error))
+    except BadReference as error:
+        return bad_reference(str(error))
     answer = final_answer(completion, strict=False)
     if answer is None:
-        return Verdict(Outcome.NO_ANSWER, "nothing is marked as the final answer")
+        return NOTHING_MARKED
     return puzzle.judge(answer) if len(answer) <= MAX_ANSWER else unparsed(f"longer than {MAX_ANSWER} characters")
 
 
@@ -72,12 +71,12 @@ def check_reference(reference: Any) -> Verdict:
     """CORRECT if the puzzle can be read and its own solution is right."""
     try:
         puzzle = read_puzzle(reference)
-    except BadPuzzle as error:
-        return Verdict(Outcome.BAD_REFERENCE, str(error))
+    except BadReference as error:
+        return bad_reference(str(error))
     verdict = puzzle.judge(puzzle.solution)
-    return verdict if verdict.equal else Verdict(Outcome.BAD_REFERENCE, f"its solution is wrong: {verdict.reason}")
+    return verdict if verdict.equal else bad_reference(f"its solution is wrong: {verdict.reason}")
 
 
 def load() -> Callable[..., Verdict]:
-    """What a worker calls once: (completion, reference) is judged, (reference,) alone is checked."""
-    return lambda *item: judge(*item) if len(item) == 2 else check_reference(*item)
+    """What a worker calls once."""
+    return judge_or_check(judge, check_reference)

@@ -16,12 +16,11 @@ from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from typing import Any
 
-from rewards.comparison import Verdict, right, wrong
 from rewards.errors import UserError
 from rewards.extract import final_answer
 from rewards.pool import WorkerPool
 from rewards.pooled_verifier import PooledVerifier
-from rewards.score import Outcome
+from rewards.verdict import NOTHING_MARKED, BadReference, Verdict, bad_reference, right, wrong
 
 GATED_WITH = "0.1.25"
 TASKS: tuple[str, ...] = (
@@ -146,25 +145,21 @@ def _data_set(task: str, **options: int) -> Any:
     return reasoning_gym.create_dataset(task, **options)
 
 
-class _BadEntry(ValueError):
-    pass
-
-
 def _read(reference: Any, tasks: Collection[str]) -> tuple[str, dict[str, Any]]:
     if not isinstance(reference, dict) or not isinstance(reference.get("task"), str):
-        raise _BadEntry("it must be an object with the name of a task and an entry")
+        raise BadReference("it must be an object with the name of a task and an entry")
     task, entry = reference["task"], reference.get("entry")
     if task not in tasks:
-        raise _BadEntry(f"task {task[:60]!r} is not among those that may be judged")
+        raise BadReference(f"task {task[:60]!r} is not among those that may be judged")
     if not isinstance(entry, dict) or not isinstance(entry.get("answer"), str):
-        raise _BadEntry("its entry has no answer that is text")
+        raise BadReference("its entry has no answer that is text")
     return task, entry
 
 
 def _judge(completion: str, task: str, entry: dict[str, Any]) -> Verdict:
     answer = final_answer(completion, strict=False)
     if answer is None:
-        return Verdict(Outcome.NO_ANSWER, "nothing is marked as the final answer")
+        return NOTHING_MARKED
     score = _scorer(task)(answer, entry)
     return right(f"{task} gives 1") if score >= 1 else wrong(f"{task} gives {score:.3g}")
 
@@ -176,12 +171,12 @@ def load(*, tasks: Collection[str]) -> Callable[..., Verdict]:
         *completion, reference = item
         try:
             task, entry = _read(reference, tasks)
-        except _BadEntry as error:
-            return Verdict(Outcome.BAD_REFERENCE, str(error))
+        except BadReference as error:
+            return bad_reference(str(error))
         if completion:
             return _judge(completion[0], task, entry)
         verdict = _judge(f"<answer>{entry['answer']}</answer>", task, entry)
-        return verdict if verdict.equal else Verdict(Outcome.BAD_REFERENCE, verdict.reason)
+        return verdict if verdict.equal else bad_reference(verdict.reason)
 
     importlib.import_module("reasoning_gym")  # now rather than within the deadline of the first answer
     return judge

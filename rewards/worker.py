@@ -1,6 +1,6 @@
 """The process that judges: a chunk of items as one JSON line in, one JSON line out for each item.
 
-Started by rewards.pool as an interpreter of its own. What it reads was written by a model, so it is expendable: it may be
+Started by rewards.worker_process as an interpreter of its own. What it reads was written by a model, so it is expendable: it may be
 killed at any moment, and its address space is limited.
 """
 
@@ -16,10 +16,10 @@ import sys
 from collections.abc import Callable
 from typing import BinaryIO
 
-from rewards.score import Outcome
+from rewards.verdict import Verdict, crashed, timeout
 
-DETAIL_LENGTH = 200  # characters of a reply's detail: the parent reads what we write
-Judge = Callable[..., tuple[Outcome, str]]
+_DETAIL_LENGTH = 200  # characters of a reply's detail: the parent reads what we write
+Judge = Callable[..., Verdict]
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
     try:
         judge = _load(options["task"], options["arguments"])
     except Exception as error:  # noqa: BLE001  the parent raises it: without a judge there is no verdict at all
-        _write(replies, ["failed", f"{type(error).__name__}: {error}"[:DETAIL_LENGTH]])
+        _write(replies, ["failed", f"{type(error).__name__}: {error}"[:_DETAIL_LENGTH]])
         return
     _write(replies, ["ready", ""])
     for line in requests:
@@ -41,18 +41,18 @@ def main() -> None:
             signal.setitimer(signal.ITIMER_REAL, 2 * options["deadline"])
             outcome, detail = _judged(judge, item)
             signal.setitimer(signal.ITIMER_REAL, 0)
-            _write(replies, [outcome.value, detail[:DETAIL_LENGTH]])
+            _write(replies, [outcome.value, detail[:_DETAIL_LENGTH]])
 
 
-def _judged(judge: Judge, item: list[str]) -> tuple[Outcome, str]:
+def _judged(judge: Judge, item: list[str]) -> Verdict:
     try:
         return judge(*item)
     except MemoryError:
-        return Outcome.TIMEOUT, "the answer needs more memory than memory_limit"
+        return timeout("the answer needs more memory than memory_limit")
     except RecursionError:
-        return Outcome.TIMEOUT, "the answer is nested too deeply"
+        return timeout("the answer is nested too deeply")
     except Exception as error:  # noqa: BLE001  a bug of ours is reported as one, and never becomes a zero
-        return Outcome.CRASHED, f"{type(error).__name__}: {error}"
+        return crashed(f"{type(error).__name__}: {error}")
 
 
 def _private_pipes() -> tuple[BinaryIO, BinaryIO]:

@@ -44,7 +44,7 @@ def audit(run_dir: Path, *, num_workers: int = 2, deadline: float = 5.0) -> tupl
         answers.setdefault(key, row)
         counts[key] = counts.get(key, 0) + 1
     pool = WorkerPool(
-        "rewards.symbolic:load_alone", {}, num_workers=num_workers, deadline=deadline, memory_limit=2 << 30
+        "rewards.mathematics.symbolic:load_alone", {}, num_workers=num_workers, deadline=deadline, memory_limit=2 << 30
     )
     try:
         opinions = pool.run([(f"\\boxed{{{answer}}}", reference) for reference, answer in answers])

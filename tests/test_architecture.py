@@ -16,7 +16,7 @@ DOORS = {
     "deepspeed": "rl/zero.py",
     "peft": "rl/lora.py",
     "vllm": "rollout/vllm_sampler.py rollout/vllm_nccl.py",
-    "math_verify": "rewards/symbolic.py",
+    "math_verify": "rewards/mathematics/symbolic.py",
     "reasoning_gym": "rewards/reasoning_gym_tasks.py",
     "trl": "(tests and benchmarks only)",
 }

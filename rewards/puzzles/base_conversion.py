@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from string import ascii_lowercase, digits
 from typing import Any
 
-from rewards.comparison import Verdict, right, wrong
-from rewards.puzzles.puzzle import BadPuzzle, integer, unparsed, word
+from rewards.puzzles.puzzle import integer, word
+from rewards.verdict import BadReference, Verdict, right, unparsed, wrong
 
-DIGITS = digits + ascii_lowercase
+_DIGITS = digits + ascii_lowercase
 # 2f, \text{2F}, (2f)_{16}: the base may stand below, as it does in a textbook.
 _NUMERAL = re.compile(
     r"\(?\s*(?:\\(?:text|texttt|mathrm)\s*\{\s*)?(?P<digits>[0-9A-Za-z]{1,200})\s*\}?\s*\)?"
@@ -31,10 +31,10 @@ class BaseConversion:
         from_base, to_base = (integer(reference.get(f), f, 2, 36) for f in ("from_base", "to_base"))
         numeral = word(reference, "number")
         if not re.fullmatch("[0-9a-z]{1,50}", numeral):
-            raise BadPuzzle("number must be at most 50 digits, those after 9 as small letters")
+            raise BadReference("number must be at most 50 digits, those after 9 as small letters")
         value = _value(numeral, from_base)
         if value is None:
-            raise BadPuzzle(f"number is {numeral}: it has a digit that base {from_base} does not have")
+            raise BadReference(f"number is {numeral}: it has a digit that base {from_base} does not have")
         return cls(value, to_base)
 
     @property
@@ -57,10 +57,10 @@ def written(value: int, base: int) -> str:
     numeral = ""
     while value or not numeral:
         value, digit = divmod(value, base)
-        numeral = DIGITS[digit] + numeral
+        numeral = _DIGITS[digit] + numeral
     return numeral
 
 
 def _value(numeral: str, base: int) -> int | None:
     """None where a digit is too large for the base."""
-    return int(numeral, base) if all(digit in DIGITS[:base] for digit in numeral) else None
+    return int(numeral, base) if all(digit in _DIGITS[:base] for digit in numeral) else None

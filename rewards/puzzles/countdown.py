@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from rewards.comparison import Verdict, right, wrong
-from rewards.expression import Node, TooLarge, Unreadable, operations
-from rewards.latex_parser import parse
-from rewards.normalise import normalise
-from rewards.numeric_answer import Irrational, rational
-from rewards.puzzles.puzzle import integer, sequence, unparsed, word
-from rewards.structure import split
+from rewards.mathematics.expression import Node, TooLarge, Unreadable, operations
+from rewards.mathematics.latex_parser import parse
+from rewards.mathematics.normalise import normalise
+from rewards.mathematics.rational import Irrational, rational
+from rewards.mathematics.structure import split
+from rewards.puzzles.puzzle import integer, sequence, word
+from rewards.verdict import Verdict, right, unparsed, wrong
 
 _ALLOWED = frozenset(["num", "add", "neg", "mul", "div", "frac"])
 _LETTERS = frozenset(["var", "const"])

@@ -8,13 +8,13 @@ from fractions import Fraction
 from itertools import chain
 from typing import Any
 
-from rewards.comparison import Verdict, right, wrong
-from rewards.expression import TooLarge, Unreadable
-from rewards.latex_parser import parse
-from rewards.normalise import normalise
-from rewards.numeric_answer import Irrational, is_worked_out, rational
-from rewards.puzzles.puzzle import BadPuzzle, integer, sequence, unparsed
-from rewards.structure import elements, split
+from rewards.mathematics.expression import TooLarge, Unreadable
+from rewards.mathematics.latex_parser import parse
+from rewards.mathematics.normalise import normalise
+from rewards.mathematics.rational import Irrational, is_worked_out, rational
+from rewards.mathematics.structure import elements, split
+from rewards.puzzles.puzzle import integer, sequence
+from rewards.verdict import BadReference, Verdict, right, unparsed, wrong
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ class LinearEquations:
     def read(cls, reference: Mapping[str, Any]) -> LinearEquations:
         unknowns = tuple(sequence(reference, "unknowns", 1, 2))
         if not all(isinstance(u, str) and len(u) == 1 and u.isalpha() and u not in "ei" for u in unknowns):
-            raise BadPuzzle("unknowns must be single letters other than e and i")
+            raise BadReference("unknowns must be single letters other than e and i")
         if len({*unknowns}) < len(unknowns):
-            raise BadPuzzle("unknowns must differ")
+            raise BadReference("unknowns must differ")
         size = len(unknowns)
         rows = sequence(reference, "equations", size, size)
         if not all(isinstance(row, list | tuple) and len(row) == size + 1 for row in rows):
-            raise BadPuzzle(f"equations must be {size} lists of {size + 1} integers")
+            raise BadReference(f"equations must be {size} lists of {size + 1} integers")
         equations = tuple(tuple(integer(n, "equations", -(10**9), 10**9) for n in row) for row in rows)
         return cls(unknowns, equations, _solved(equations))
 
@@ -76,7 +76,7 @@ class LinearEquations:
 
 
 def _solved(equations: tuple[tuple[int, ...], ...]) -> tuple[Fraction, ...]:
-    """Cramer's rule. Raises BadPuzzle where there is no solution, or more than one."""
+    """Cramer's rule. Raises BadReference where there is no solution, or more than one."""
     if len(equations) == 1:
         ((a, c),) = equations
         determinant, numerators = a, (c,)
@@ -84,5 +84,5 @@ def _solved(equations: tuple[tuple[int, ...], ...]) -> tuple[Fraction, ...]:
         (a, b, c), (d, e, f) = equations
         determinant, numerators = a * e - b * d, (c * e - b * f, a * f - c * d)
     if not determinant:
-        raise BadPuzzle(f"equations have no solution or many: {list(chain(*equations))}")
+        raise BadReference(f"equations have no solution or many: {list(chain(*equations))}")
     return tuple(Fraction(numerator, determinant) for numerator in numerators)

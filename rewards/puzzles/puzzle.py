@@ -5,14 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from rewards.comparison import Verdict
-from rewards.score import Outcome
+from rewards.verdict import BadReference, Verdict
 
 MAX_ANSWER = 2_000  # characters
-
-
-class BadPuzzle(ValueError):
-    """The reference cannot be judged against: says which field is wrong, and what it should be."""
 
 
 class Puzzle(Protocol):
@@ -26,28 +21,24 @@ class Puzzle(Protocol):
         ...
 
 
-def unparsed(reason: str) -> Verdict:
-    return Verdict(Outcome.UNPARSED, reason)
-
-
 def integer(value: Any, field: str, least: int, most: int) -> int:
-    """`value`, the field of a reference or a part of it. Raises BadPuzzle."""
+    """`value`, the field of a reference or a part of it. Raises BadReference."""
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise BadPuzzle(f"{field} is {str(value)[:60]}: it must be an integer in [{least}, {most}]")
+        raise BadReference(f"{field} is {str(value)[:60]}: it must be an integer in [{least}, {most}]")
     return value
 
 
 def sequence(reference: Mapping[str, Any], field: str, least: int, most: int) -> Sequence[Any]:
-    """A list of `least` to `most` items. Raises BadPuzzle."""
+    """A list of `least` to `most` items. Raises BadReference."""
     value = reference.get(field)
     if not isinstance(value, list | tuple) or not least <= len(value) <= most:
-        raise BadPuzzle(f"{field} is {str(value)[:60]}: it must be a list of {least} to {most} items")
+        raise BadReference(f"{field} is {str(value)[:60]}: it must be a list of {least} to {most} items")
     return value
 
 
 def word(reference: Mapping[str, Any], field: str) -> str:
-    """A text that is not empty. Raises BadPuzzle."""
+    """A text that is not empty. Raises BadReference."""
     value = reference.get(field)
     if not isinstance(value, str) or not value or len(value) > MAX_ANSWER:
-        raise BadPuzzle(f"{field} is {str(value)[:60]}: it must be text")
+        raise BadReference(f"{field} is {str(value)[:60]}: it must be text")
     return value

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rewards.comparison import Verdict, right, wrong
-from rewards.puzzles.puzzle import BadPuzzle, integer, sequence, unparsed
+from rewards.puzzles.puzzle import integer, sequence
+from rewards.verdict import BadReference, Verdict, right, unparsed, wrong
 
 _BRACKETS = re.compile(r"\\?[\[\](){}$]|\\[,;:! ]")
 _INTEGER = re.compile(r"[-−–]?[0-9]{1,40}")
@@ -23,7 +23,7 @@ class Sorting:
     @classmethod
     def read(cls, reference: Mapping[str, Any]) -> Sorting:
         if reference.get("order") not in ("ascending", "descending"):
-            raise BadPuzzle("order must be ascending or descending")
+            raise BadReference("order must be ascending or descending")
         numbers = [integer(n, "numbers", -(10**18), 10**18) for n in sequence(reference, "numbers", 2, 200)]
         return cls(tuple(sorted(numbers, reverse=reference["order"] == "descending")))
 

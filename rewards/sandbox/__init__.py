@@ -1,10 +1,11 @@
 """Where untrusted programs run.
 
-The judge (rewards.program_judge, in a worker) knows what is expected and runs nothing. It asks a zygote, an interpreter of
+The judge (rewards.programs.judge, in a worker) knows what is expected and runs nothing. It asks a zygote, an interpreter of
 its own that has locked itself in and holds no secret, to fork a child for each program; the child's results come back by
 value, and the judge compares them.
 
     kernel    the system calls that Python has no name for
+    bpf       what a seccomp filter is made of
     filter    the seccomp allowlist
     layers    what an interpreter gives up before it runs anything: namespaces, landlock, privileges
     zygote    locks itself in, then forks a child per program and ends it

@@ -23,7 +23,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from rewards.sandbox import filter as allowlist
+from rewards.sandbox.bpf import SUPPORTED
 from rewards.sandbox.child import Limits
 from rewards.sandbox.client import Sandbox, SandboxError
 from rewards.sandbox.layers import LANDLOCK, LAYERS, NAMESPACES, SECCOMP
@@ -101,7 +101,7 @@ def measure(without: frozenset[str] = frozenset()) -> Isolation:
         raise SandboxError(f"programs are run on Linux only, this is {sys.platform}")
     wanted = [layer for layer in LAYERS if layer not in without]
     missing = {layer: "switched off" for layer in LAYERS if layer in without}
-    if not allowlist.SUPPORTED and SECCOMP in wanted:
+    if not SUPPORTED and SECCOMP in wanted:
         wanted.remove(SECCOMP)
         missing[SECCOMP] = f"its rules are written for x86_64 and aarch64, this is {os.uname().machine}"
     refused = _refusal(wanted)

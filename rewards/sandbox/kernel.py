@@ -145,7 +145,7 @@ def pivot_root_here() -> None:
     os.chdir("/")
 
 
-def landlock_version() -> int:
+def _landlock_version() -> int:
     flags = ctypes.c_uint(_LANDLOCK_CREATE_RULESET_VERSION)
     return _syscall("landlock", _LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), flags)
 
@@ -153,7 +153,7 @@ def landlock_version() -> int:
 def restrict_files(allowed: dict[str, int]) -> None:
     """landlock(7): no file may be used but below the paths of `allowed`, and only with these rights; no TCP either, and
     no abstract socket and no signal to a process outside, where the kernel's landlock knows of them."""
-    version = landlock_version()
+    version = _landlock_version()
     file_rights = (1 << _NUM_FILE_RIGHTS[min(version, max(_NUM_FILE_RIGHTS))]) - 1
     attributes = struct.pack("=QQQ", file_rights, 0b11, 0b11)  # bind and connect; abstract sockets and signals
     attributes = attributes[: 24 if version >= 6 else 16 if version >= 4 else 8]

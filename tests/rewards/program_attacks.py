@@ -127,7 +127,7 @@ ESCAPES: dict[str, str] = {
     "a result in a frame": "next(f for f in frames() for v in {**f.f_locals, **f.f_globals}.values() if '3\\n' in str(v))",
     "a result in any object": "next(o for o in gc.get_objects() if type(o) is dict and ('stdout' in o or 'expected' in o))",
     "the job's file": "[os.read(fd, 100) for fd in (3, 4, 5)]",
-    "modules of the judge": "import rewards.program_judge",
+    "modules of the judge": "import rewards.programs.judge",
     "the judge's arguments": "sys.argv[1]",
     "the judge's folder": "next(p for p in sys.path if os.path.exists(p + '/rewards'))",
     "packages beside the standard library": "import numpy",

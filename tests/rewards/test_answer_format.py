@@ -6,8 +6,9 @@ import time
 
 import pytest
 
-from rewards.answer_format import format_rule, written
+from rewards.answer_format import format_rule
 from rewards.errors import UserError
+from rewards.extract import own_turn
 
 GOOD = "<think>\n6*7=42\n</think>\n<answer>42</answer>"
 
@@ -82,7 +83,7 @@ def test_another_name_is_told_those_there_are(name: str) -> None:
 
 
 def test_what_follows_the_end_of_the_turn_is_not_the_answer() -> None:
-    assert format_rule("think-answer")(written(f"{GOOD}<|im_end|>\nuser: next")).value == 1
+    assert format_rule("think-answer")(own_turn(f"{GOOD}<|im_end|>\nuser: next")).value == 1
 
 
 @pytest.mark.parametrize("name", ["think-answer", "boxed", "no-repetition", "words:10"])

@@ -1,3 +1,5 @@
+"""Lines of worked arithmetic: which are steps, which of them are true, and where each ends."""
+
 from __future__ import annotations
 
 import json

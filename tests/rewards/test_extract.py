@@ -1,3 +1,5 @@
+"""Where the final answer of a text is found, in time linear in the text."""
+
 from __future__ import annotations
 
 import time

@@ -1,3 +1,5 @@
+"""Final answers against references: the verdict, why, in bounded time, and the same whatever was judged before."""
+
 from __future__ import annotations
 
 import itertools
@@ -13,13 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from math_cases import CASES
 
-from rewards import math_judge
-from rewards.comparison import Comparison, Verdict
 from rewards.math_answer import MathVerifier
-from rewards.math_judge import MathJudge
 from rewards.math_policy import MathPolicy
-from rewards.scalar_stage import compare_scalars
+from rewards.mathematics import judge as math_judge
+from rewards.mathematics.comparison import Comparison
+from rewards.mathematics.judge import MathJudge
+from rewards.mathematics.scalar_stage import compare_scalars
 from rewards.score import Outcome
+from rewards.verdict import Verdict
 
 JUDGE = MathJudge(strict=True, policy=MathPolicy())
 
@@ -29,7 +32,7 @@ def _boxed(answers: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("rule", CASES)
-def test_our_own_cases(rule: str, verifier: MathVerifier) -> None:
+def test_our_own_cases_get_the_verdict_that_their_rule_says(rule: str, verifier: MathVerifier) -> None:
     for reference, right, wrong in CASES[rule]:
         answers = right + wrong
         if any("{" in answer and answer.count("{") != answer.count("}") for answer in answers):
@@ -49,7 +52,9 @@ def _table(path: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_the_development_table(shared_file: Callable[[str], Path], verifier: MathVerifier) -> None:
+def test_the_development_table_holds_no_false_right_and_at_most_one_wrong_in_a_hundred(
+    shared_file: Callable[[str], Path], verifier: MathVerifier
+) -> None:
     rows = _table(shared_file("cases/math_cases_dev.jsonl"))
     scores = verifier.verify_batch([row["answer"] for row in rows], [row["gold"] for row in rows])
     misses = [(row["id"], score) for row, score in zip(rows, scores) if (score.value == 1.0) != row["expect"]]
@@ -95,6 +100,8 @@ def test_each_option_turns_its_verdict(option: str, other: float, reference: str
 
 def test_the_page_on_grading_names_every_option_with_its_default() -> None:
     page = (Path(__file__).resolve().parents[2] / "docs" / "grading.md").read_text(encoding="utf-8")
+    page, form, _ = page.partition("\n## Form\n")  # what follows has a table of its own
+    assert form
     rows = [
         tuple(cell.strip() for cell in line.split("|")[1:3]) for line in page.splitlines() if line.startswith("| `")
     ]
@@ -117,7 +124,7 @@ def test_the_policy_reaches_the_workers() -> None:
     assert [score.outcome for score in scores] == [Outcome.CORRECT, Outcome.NO_ANSWER]
 
 
-def test_outcomes_say_why(verifier: MathVerifier) -> None:
+def test_an_outcome_says_why_there_is_no_reward(verifier: MathVerifier) -> None:
     answers = [r"\boxed{5}", r"\boxed{6}", "5", r"\boxed{\foo 5}", r"\boxed{5}"]
     scores = verifier.verify_batch(answers, ["5", "5", "5", "5", " "])
     expected = [Outcome.CORRECT, Outcome.WRONG, Outcome.NO_ANSWER, Outcome.UNPARSED, Outcome.BAD_REFERENCE]

@@ -78,7 +78,7 @@ def _grouped(separator: str) -> Callable[[str], str]:
         lambda g: _boxed(_grouped(r",\!")(g)), lambda g: _boxed(_grouped(" ")(g)), lambda g: _boxed(f"\\frac{{{2 * int(g.replace(',', ''))}}}{{2}}"),
     ],
 )  # fmt: skip
-def test_whole_numbers_in_the_ways_models_write_them(
+def test_a_whole_number_is_right_in_every_way_that_models_write_it(
     rewrite: Callable[[str], str], shared_file: SharedFile, verifier: MathVerifier
 ) -> None:
     golds = _sample(_gsm8k(shared_file)[1])

@@ -72,7 +72,7 @@ def verdict(database: Database, label: str, proof: str, **limits: float) -> str:
         ("twice", "( wi ax-1 ) AABZZEC", ""),  # tagged twice: D and E
     ],
 )
-def test_proofs(label: str, proof: str, reason: str) -> None:
+def test_a_proof_is_right_or_told_what_is_wrong(label: str, proof: str, reason: str) -> None:
     said = verdict(PROPOSITIONAL, label, proof)
     assert reason in said if reason else said == ""
 
@@ -105,7 +105,9 @@ def test_proofs(label: str, proof: str, reason: str) -> None:
         ("new $p |- ( ph -> ph ) $= ? $.", "syl", "syl.1", "syl.1 is not active before new"),  # outside of syl's block
     ],
 )
-def test_new_theorems(source: str, before: str | None, proof: str, reason: str) -> None:
+def test_a_new_theorem_stands_on_what_is_before_it_alone(
+    source: str, before: str | None, proof: str, reason: str
+) -> None:
     database, theorem = DISTINCT.stating(source, before=before)
     try:
         check(database, theorem, proof, limits=Limits())
@@ -233,7 +235,7 @@ def test_no_text_does_more_than_be_refused(text: str, tokens: list[str]) -> None
 
 
 @pytest.mark.parametrize("name", ["demo0", "big-unifier", "miu", "hol", "peano", "ql", "nf"])
-def test_every_proof_of_debians_databases(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_proof_of_debians_databases_is_right(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     path = DEBIAN / f"{name}.mm"
     if not path.exists():
         pytest.skip("Debian's metamath-databases is not installed")
@@ -254,7 +256,7 @@ def test_the_command_names_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureF
     assert main(str(path), "three") == 2
 
 
-def test_a_sample_of_set_mm() -> None:
+def test_a_sample_of_the_proofs_of_set_mm_is_right() -> None:
     path = DEBIAN / "set.mm"
     if not path.exists():
         pytest.skip("Debian's metamath-databases is not installed")

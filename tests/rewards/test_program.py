@@ -25,7 +25,7 @@ from program_attacks import ASSERTS, ESCAPE, ESCAPES, FUNCTION, FUNCTIONS, HONES
 from program_honest import OTHERS
 
 from rewards.program import ProgramVerifier, UnsafeMachine
-from rewards.program_judge import ProgramJudge
+from rewards.programs.judge import ProgramJudge
 from rewards.sandbox.child import Limits
 from rewards.sandbox.client import Ended
 from rewards.sandbox.isolation import measure
@@ -104,7 +104,9 @@ def test_an_honest_program_is_right(honest: dict[str, Score], name: str) -> None
 
 
 @pytest.mark.parametrize("without", [[], ["namespaces"]], ids=["all layers", "no namespaces"])
-def test_the_development_cases(shared_file: Callable[[str], Path], without: list[str]) -> None:
+def test_the_development_cases_get_their_reward_with_and_without_namespaces(
+    shared_file: Callable[[str], Path], without: list[str]
+) -> None:
     cases = [json.loads(line) for line in shared_file("cases/code_attacks_dev.jsonl").read_text().splitlines()]
     with no_process_left(), _verifier(without=without, cpu_seconds=1, wall_seconds=2.0) as verifier:
         scores = verifier.verify_batch([case["program"] for case in cases], [case["task"] for case in cases])
@@ -112,7 +114,7 @@ def test_the_development_cases(shared_file: Callable[[str], Path], without: list
     assert not wrong
 
 
-def test_human_eval(shared_file: Callable[[str], Path]) -> None:
+def test_human_evals_solutions_pass_and_stubs_do_not(shared_file: Callable[[str], Path]) -> None:
     with gzip.open(shared_file("data/HumanEval.jsonl.gz"), "rt") as file:
         rows = [json.loads(line) for line in file]
     tasks = [
@@ -197,12 +199,12 @@ def test_a_solution_must_pass_its_own_tests(verifier: ProgramVerifier) -> None:
 
 
 @pytest.mark.parametrize("program", [None, 3, b"def add(a, b): return a + b", ["x"]], ids=repr)
-def test_a_program_is_text(verifier: ProgramVerifier, program: Any) -> None:
+def test_what_is_no_text_is_no_program(verifier: ProgramVerifier, program: Any) -> None:
     (score,) = verifier.verify_batch([program], [FUNCTION])
     assert (score.value, score.outcome) == (0.0, Outcome.UNPARSED)
 
 
-def test_nothing_is_no_answer(verifier: ProgramVerifier) -> None:
+def test_an_empty_program_is_no_answer(verifier: ProgramVerifier) -> None:
     assert verifier.verify_batch([" \n"], [FUNCTION])[0].outcome is Outcome.NO_ANSWER
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from rewards.program_compare import same_output, same_value
-from rewards.program_task import parse_task, program_in, whole_program
+from rewards.programs.compare import same_output, same_value
+from rewards.programs.source import program_in, whole_program
+from rewards.programs.task import parse_task
 
 FENCED = "```python\na\n```"
 
@@ -33,7 +34,7 @@ FENCED = "```python\na\n```"
         (f"<think>\n{FENCED}\n</think>b", "b"),
     ],
 )
-def test_the_program_in_a_completion(completion: str, program: str) -> None:
+def test_the_program_is_found_in_a_completion(completion: str, program: str) -> None:
     assert program_in(completion) == program
 
 

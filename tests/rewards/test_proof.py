@@ -1,3 +1,5 @@
+"""Proofs in Metamath and Lean; how a prover is shut in. Coq has test_proof_coq.py."""
+
 from __future__ import annotations
 
 import contextlib
@@ -9,14 +11,15 @@ from typing import Any
 
 import pytest
 
-from rewards.coq_judge import CoqJudge
-from rewards.lean_judge import LeanJudge
 from rewards.proof import ProofVerifier, available_provers
-from rewards.proof_judge import proof_in
-from rewards.proof_task import BadTask, parse_task
-from rewards.prover_judge import Rejected
-from rewards.prover_process import Prover, ProverError
+from rewards.proofs.coq_judge import CoqJudge
+from rewards.proofs.judge import proof_in
+from rewards.proofs.lean_judge import LeanJudge
+from rewards.proofs.prover_judge import Rejected
+from rewards.proofs.prover_process import Prover, ProverError
+from rewards.proofs.task import parse_task
 from rewards.score import Outcome, Score
+from rewards.verdict import BadReference
 
 DATA = Path(__file__).resolve().parent / "data"
 ID = "wph wph wph wi wi wph wph wi wph wph ax-1 wph wph wph wi wph wph wph wph wi ax-1 a2i ax-mp"
@@ -52,7 +55,7 @@ def test_every_outcome_of_a_metamath_proof(verifier: ProofVerifier) -> None:
     assert {score.value for score in scores[1:]} == {0.0, 1.0}
 
 
-def test_a_metamath_statement_of_the_trainers(verifier: ProofVerifier) -> None:
+def test_a_metamath_statement_that_the_reference_brings_is_judged(verifier: ProofVerifier) -> None:
     database = "$c wff $. $v p $. wp $f wff p $. wpp $a wff p p $."
     task = {"system": "metamath", "source": database, "statement": "four $p wff p p p p $= ? $."}
     answers = ["wp wpp wpp", "( wpp ) ABB", "wp wp wpp", "four", "wq $f wff q $. four $a wff p p p p $."]
@@ -113,7 +116,7 @@ def test_a_database_that_has_changed_is_read_again(verifier: ProofVerifier, tmp_
         ("```coq\na\n```coq\nb\n```", "a\n```coq\nb"),  # within a block only bare ``` ends it
     ],
 )
-def test_where_the_proof_is(completion: str, proof: str) -> None:
+def test_the_proof_is_found_in_a_completion(completion: str, proof: str) -> None:
     assert proof_in(completion, {"", "coq"}) == proof
 
 
@@ -228,9 +231,9 @@ def test_a_prover_that_cannot_be_shut_in_is_refused(monkeypatch: pytest.MonkeyPa
     (tmp_path / "coqc").write_text("#!/bin/sh\n")
     (tmp_path / "coqc").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr("rewards.prover_process.kernel.restrict_files", _no_landlock)
+    monkeypatch.setattr("rewards.proofs.prover_process.kernel.restrict_files", _no_landlock)
     judge = CoqJudge(folder=tmp_path, seconds=1.0, memory=1 << 30, allow_unsafe_code=False)
-    with pytest.raises(BadTask, match=r"no landlock here; allow_unsafe_code"):
+    with pytest.raises(BadReference, match=r"no landlock here; allow_unsafe_code"):
         judge.check_task(parse_task(FALSE))  # type: ignore[arg-type]
 
 
@@ -261,7 +264,7 @@ open(output, "w").write("built")
 """
 
 
-def test_the_plumbing_of_lean_with_a_stub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_a_stub_of_lean_says_becomes_the_verdict(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     stub = tmp_path / "lean"
     stub.write_text(_LEAN.format(python=sys.executable))
     stub.chmod(0o755)
@@ -280,7 +283,7 @@ def test_the_plumbing_of_lean_with_a_stub(monkeypatch: pytest.MonkeyPatch, tmp_p
      "rfl\nunsafe def f := 1", "rfl\nmacro \"x\" : tactic => `(tactic| rfl)", "rfl\nopen Lean Elab in\nelab \"y\" : tactic => skip",
      "rfl\nend Model", "rfl\nlocal notation \"z\" => 1", "rfl\ninstance : Inhabited False := x", "exact Lean.ofReduceBool _ _ rfl"],
 )  # fmt: skip
-def test_the_screen_for_lean(proof: str, tmp_path: Path) -> None:
+def test_the_screen_for_lean_refuses_every_other_command(proof: str, tmp_path: Path) -> None:
     judge = LeanJudge(folder=tmp_path, seconds=1.0, memory=1 << 30, allow_unsafe_code=False)
     with pytest.raises(Rejected):
         judge.screen(proof)

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from rewards.coq_judge import CoqJudge
 from rewards.proof import ProofVerifier
-from rewards.proof_task import BadTask, parse_task
-from rewards.prover_judge import Rejected
+from rewards.proofs.coq_judge import CoqJudge
+from rewards.proofs.prover_judge import Rejected
+from rewards.proofs.task import parse_task
 from rewards.score import Outcome
+from rewards.verdict import BadReference
 from tests.rewards.test_proof import FALSE
 
 
@@ -33,12 +34,12 @@ def coq(tmp_path_factory: pytest.TempPathFactory) -> CoqJudge:
     judge = CoqJudge(folder=tmp_path_factory.mktemp("coq"), seconds=3.0, memory=4 << 30, allow_unsafe_code=False)
     try:
         judge.prover()
-    except BadTask as error:
+    except BadReference as error:
         pytest.skip(f"no proof for Coq was judged: {error}")
     return judge
 
 
-def test_outcomes_of_coq_proofs(verifier: ProofVerifier, coq: CoqJudge) -> None:
+def test_every_outcome_of_a_coq_proof(verifier: ProofVerifier, coq: CoqJudge) -> None:
     answers = {
         "intros n H. rewrite H. reflexivity.": Outcome.CORRECT,
         'Here it is:\n```coq\nProof.\n  intros. (* "easy. *)\n  unfold double; subst n.\n  auto.\nQed.\n```': Outcome.CORRECT,
@@ -58,7 +59,7 @@ def test_outcomes_of_coq_proofs(verifier: ProofVerifier, coq: CoqJudge) -> None:
     assert scores[4].detail.startswith("line 1: In environment n : nat H : n = 0 Unable to unify")
 
 
-def test_what_a_coq_statement_may_stand_on(verifier: ProofVerifier, coq: CoqJudge) -> None:
+def test_a_coq_proof_assumes_only_what_the_reference_allows(verifier: ProofVerifier, coq: CoqJudge) -> None:
     lists = {"imports": "Require Import Coq.Lists.List.\nImport ListNotations.", "statement": "[1] ++ [2] = [1; 2]"}
     excluded = {"imports": "Require Import Coq.Logic.Classical_Prop.", "statement": "forall P : Prop, P \\/ ~ P"}
     axiom = {"definitions": "Parameter A : Prop.\nAxiom a : A.", "statement": "A"}
@@ -139,7 +140,7 @@ def test_assumptions_beyond_what_is_read_of_them_are_not_taken_for_allowed(coq: 
     assert all_of_them == (Outcome.WRONG, "what the proof assumes is too long to read")
 
 
-def test_coqs_own_checker_reads_what_was_built(coq: CoqJudge, tmp_path: Path) -> None:
+def test_coqs_own_checker_refuses_what_was_built_otherwise(coq: CoqJudge, tmp_path: Path) -> None:
     prover = coq.prover()
     folders = {"Answer": tmp_path}
     (tmp_path / "Answer.v").write_text("Theorem goal : True. exact I. Qed.")

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from processes import no_process_left
 
+from rewards.sandbox import bpf
 from rewards.sandbox import filter as allowlist
 from rewards.sandbox.child import Limits
 from rewards.sandbox.client import Sandbox, SandboxError
@@ -27,7 +28,7 @@ ROOT = HERE.parents[1]
 LIMITS: Limits = {"cpu_seconds": 5, "wall_seconds": 10.0, "memory": 1 << 30, "output": 1 << 20}
 
 pytestmark = pytest.mark.skipif(
-    sys.platform != "linux" or not allowlist.SUPPORTED, reason="seccomp's rules are written for Linux on two machines"
+    sys.platform != "linux" or not bpf.SUPPORTED, reason="seccomp's rules are written for Linux on two machines"
 )
 
 
@@ -54,7 +55,7 @@ def call(number, *arguments):
 
 
 def test_every_call_that_is_not_named_is_refused(sandbox: Sandbox) -> None:
-    column = list(allowlist._MACHINES).index(os.uname().machine)
+    column = bpf.MACHINES[os.uname().machine][0]
     named = {numbers[column] for numbers in (allowlist._ALLOWED | allowlist._CONDITIONAL).values()}
     named |= {
         335,
@@ -83,7 +84,7 @@ CONDITIONS = {
 @pytest.mark.parametrize("name", CONDITIONS)
 def test_a_call_is_allowed_on_condition(sandbox: Sandbox, name: str) -> None:
     call, arguments = CONDITIONS[name]
-    number = allowlist._CONDITIONAL[call][list(allowlist._MACHINES).index(os.uname().machine)]
+    number = allowlist._CONDITIONAL[call][bpf.MACHINES[os.uname().machine][0]]
     source = (
         f"{_CALL}names = {{'self': os.getpid(), 'parent': os.getppid()}}\n"
         f"print(json.dumps([call({number}, *(names.get(a, a) for a in given)) for given in json.load(sys.stdin)]))"

@@ -11,8 +11,9 @@ import pytest
 
 from rewards.errors import UserError
 from rewards.program import ProgramVerifier
-from rewards.program_task import BadTask, parse_task
+from rewards.programs.task import parse_task
 from rewards.score import Outcome
+from rewards.verdict import BadReference
 from rollout.problems import load_problems
 
 ASSERTS = ["assert set([add(1, 2)]) == {3}", "assert set([add(0, 0)]) == {0}"]
@@ -88,7 +89,7 @@ def test_humaneval_as_published_is_solved_by_its_own_solutions(shared_file: Call
 def test_tests_that_cannot_be_used_make_a_bad_reference_and_end_nothing(
     columns: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(BadTask, match=message):
+    with pytest.raises(BadReference, match=message):
         loaded(tmp_path, **columns)
 
 

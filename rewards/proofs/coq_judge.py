@@ -7,9 +7,9 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rewards.proof_task import ProverTask
-from rewards.prover_judge import ProverJudge, Rejected
-from rewards.prover_process import Prover, Ran
+from rewards.proofs.prover_judge import ProverJudge, Rejected
+from rewards.proofs.prover_process import Prover, Ran
+from rewards.proofs.task import ProverTask
 from rewards.score import Outcome
 
 # Where a sentence may end for Coq: at a full stop that no name goes on behind (Coq also asks for space there), and at the

@@ -7,11 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-SYSTEMS = ("metamath", "coq", "lean")
+from rewards.verdict import BadReference
 
-
-class BadTask(ValueError):
-    """The reference cannot be judged against: says which field is wrong, and what it should be."""
+_SYSTEMS = ("metamath", "coq", "lean")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,14 +48,14 @@ class ProverTask:
 
 
 def parse_task(reference: Any) -> MetamathTask | ProverTask:
-    """Raises BadTask. A text is read as JSON."""
+    """Raises BadReference. A text is read as JSON."""
     if isinstance(reference, str):
         try:
             reference = json.loads(reference)
         except (ValueError, RecursionError):
-            raise BadTask("the reference is neither a JSON object nor the text of one") from None
-    if not isinstance(reference, Mapping) or reference.get("system") not in SYSTEMS:
-        raise BadTask(f'the reference must be a JSON object with "system": one of {", ".join(SYSTEMS)}')
+            raise BadReference("the reference is neither a JSON object nor the text of one") from None
+    if not isinstance(reference, Mapping) or reference.get("system") not in _SYSTEMS:
+        raise BadReference(f'the reference must be a JSON object with "system": one of {", ".join(_SYSTEMS)}')
     return _metamath_task(reference) if reference["system"] == "metamath" else _prover_task(reference)
 
 
@@ -67,9 +65,9 @@ def _metamath_task(reference: Mapping[str, Any]) -> MetamathTask:
     texts = {field: _text(reference, field) for field in fields}
     for one, other in (("database", "source"), ("theorem", "statement")):
         if bool(texts[one]) == bool(texts[other]):
-            raise BadTask(f"exactly one of {one} and {other} must be given")
+            raise BadReference(f"exactly one of {one} and {other} must be given")
     if texts["before"] and not texts["statement"]:
-        raise BadTask("before goes with statement: a theorem of the database has its place")
+        raise BadReference("before goes with statement: a theorem of the database has its place")
     return MetamathTask(system="metamath", without=frozenset(_texts(reference, "without")), **texts)
 
 
@@ -78,25 +76,27 @@ def _prover_task(reference: Mapping[str, Any]) -> ProverTask:
     _only(reference, *fields, "axioms")
     texts = {field: _text(reference, field) for field in fields}
     if not texts["statement"].strip():
-        raise BadTask("statement is empty: it must be the type of the theorem")
+        raise BadReference("statement is empty: it must be the type of the theorem")
     return ProverTask(system=reference["system"], axioms=_texts(reference, "axioms"), **texts)
 
 
 def _only(reference: Mapping[str, Any], *fields: str) -> None:
     unknown = sorted(map(str, set(reference) - {"system", *fields}))
     if unknown:
-        raise BadTask(f"{unknown[0]!r} is no field of a {reference['system']} reference: there are {', '.join(fields)}")
+        raise BadReference(
+            f"{unknown[0]!r} is no field of a {reference['system']} reference: there are {', '.join(fields)}"
+        )
 
 
 def _text(reference: Mapping[str, Any], field: str) -> str:
     value = reference.get(field, "")
     if not isinstance(value, str):
-        raise BadTask(f"{field} must be text, not {type(value).__name__}")
+        raise BadReference(f"{field} must be text, not {type(value).__name__}")
     return value
 
 
 def _texts(reference: Mapping[str, Any], field: str) -> tuple[str, ...]:
     value = reference.get(field, [])
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise BadTask(f"{field} must be a list of texts")
+        raise BadReference(f"{field} must be a list of texts")
     return tuple(value)

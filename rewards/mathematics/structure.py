@@ -3,7 +3,7 @@ r"""The shape of an answer: lists, tuples, sets, matrices, relations. Splitting 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection as Container
+from collections.abc import Container
 from dataclasses import dataclass
 
 _TOKEN = re.compile(r"\\(?:begin|end)\{[a-zA-Z*]*\}|\\[A-Za-z]+|\\.|[\s\S]")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
-from rewards.comparison import Comparison, Verdict, right, wrong
-from rewards.normalise import NUMBER_WORDS, text_key
+from rewards.mathematics.comparison import Comparison
+from rewards.mathematics.normalise import NUMBER_WORDS, text_key
+from rewards.verdict import Verdict, right, wrong
 
 # What asks a question instead of answering it.
 _QUESTION = re.compile(
@@ -17,9 +18,6 @@ _CHOICE = re.compile(r"\(? ?(?:(?:[Oo]ption|[Cc]hoice) )?\(? ?([A-Za-z]) ?\)? ?[
 _CHOICE_WITH_TEXT = re.compile(r"(?:\( ?([A-Z]) ?\)|([A-Z]) ?[.:)])[ :.)]*(.+)")
 # The text of an option takes nothing back and names no other.
 _OTHER_CHOICE = re.compile(r".*\( ?[A-Z] ?\)|(?:or|and|is|not|maybe|if)(?![A-Za-z])|[A-Z][ .:)]*$")
-_TEXT = re.compile(
-    r"(?:\\text\s*\{\s*)?\(\s*(?:\\text\s*\{)?\s*([A-Z])\s*\}?\s*\)\s*\}?[\s:.)]*(.+)|(?:\\text\s*\{\s*)?([A-Z])\s*[:.)]\s*\}?\s*(.+)"
-)
 _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 _WORDS = re.compile(r"[A-Za-z][A-Za-z' ,.\-]*")
 _NO_SOLUTION = re.compile("(?:there(?:is|are))?no(?:real)?solutions?(?:exists?)?|(?:the)?emptyset")
@@ -53,7 +51,7 @@ def words(answer: str, reference: str, comparison: Comparison) -> Verdict | None
     letter = _choice(reference)
     if letter and (letter.isupper() or "\\text" in reference):
         return _compare_choice(answer, letter, comparison)
-    said, expected = as_words(answer), as_words(reference)
+    said, expected = _as_words(answer), _as_words(reference)
     if _is_empty_set(answer, said) and _is_empty_set(reference, expected):
         return right("no solution")
     if any(word and _ALL_REALS.fullmatch(word) for word in (said, expected)) and said != expected:
@@ -79,7 +77,7 @@ def _in_digits(text: str, word: str | None) -> str:
     return NUMBER_WORDS.get(word or "", text)
 
 
-def as_words(text: str) -> str | None:
+def _as_words(text: str) -> str | None:
     r"""The bare letters of a phrase, None for mathematics. BCA and \text{abc} are words; xy is a product."""
     plain = _TEXT.sub(r" \1 ", text)
     bare = _ARTICLE.sub("", plain.strip())

@@ -1,32 +1,14 @@
-"""What every stage of the math judge is given, and what it answers."""
+"""What every stage of the math judge is given: how the parts of an answer are compared, by the same stages."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 from rewards.math_policy import MathPolicy
-from rewards.score import Outcome
+from rewards.verdict import Verdict, unparsed, wrong
 
 MAX_DEPTH = 6  # of lists in lists
-
-
-class Verdict(NamedTuple):
-    outcome: Outcome
-    reason: str
-
-    @property
-    def equal(self) -> bool:
-        return self.outcome is Outcome.CORRECT
-
-
-def right(reason: str) -> Verdict:
-    return Verdict(Outcome.CORRECT, reason)
-
-
-def wrong(reason: str) -> Verdict:
-    return Verdict(Outcome.WRONG, reason)
 
 
 @dataclass(frozen=True)
@@ -48,9 +30,9 @@ class Comparison:
             verdict = stage(answer.strip(), reference.strip(), inner)
             if verdict is not None:
                 return verdict
-        return Verdict(Outcome.UNPARSED, "cannot be read")
+        return unparsed("cannot be read")
 
-    def all_equal(self, answers: list[str] | tuple[str, ...], references: list[str] | tuple[str, ...]) -> bool:
+    def all_equal(self, answers: Sequence[str], references: Sequence[str]) -> bool:
         return len(answers) == len(references) and all(self.compare(a, r).equal for a, r in zip(answers, references))
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from rewards.comparison import Comparison, Verdict, right, wrong
-from rewards.normalise import NUMBER_WORDS
-from rewards.structure import Elements, elements, enclosed, factor_of_matrix, matrix, split
+from rewards.mathematics.comparison import Comparison
+from rewards.mathematics.normalise import NUMBER_WORDS
+from rewards.mathematics.structure import Elements, elements, enclosed, factor_of_matrix, matrix, split
+from rewards.verdict import Verdict, right, wrong
 
 _BASE = re.compile(
     r"\(? ?(-?\d[0-9A-Fa-f]*|[A-F]+\d[0-9A-F]*) ?\)? ?(?:_ ?\{? ?\(?|(?:in )?base )(?: ?base )? ?(\w+) ?\)? ?\}?"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from rewards import algebra
-from rewards.comparison import Comparison, Verdict, right, wrong
-from rewards.expression import Node, TooLarge, Unreadable, operations
-from rewards.latex_parser import parse
 from rewards.math_policy import MathPolicy
-from rewards.numeric_answer import (
+from rewards.mathematics import algebra
+from rewards.mathematics.comparison import Comparison
+from rewards.mathematics.expression import Node, TooLarge, Unreadable, operations
+from rewards.mathematics.latex_parser import parse
+from rewards.mathematics.quantity import Quantity, compatible, quantity
+from rewards.mathematics.rational import (
     Irrational,
     decimal_digits,
     has_finite_decimal,
@@ -19,7 +20,7 @@ from rewards.numeric_answer import (
     plain_number,
     rational,
 )
-from rewards.quantity import Quantity, compatible, quantity
+from rewards.verdict import Verdict, right, wrong
 
 _INFINITY = re.compile(r"([+-]?)\s*\\infty")
 _LITERAL = frozenset(["num", "neg", "frac", "div", "mixed"])
@@ -129,7 +130,7 @@ def _well_rounded(answer: str, value: Fraction, target: Fraction, policy: MathPo
 def _ask_math_verify(answer: str, reference: str) -> Verdict | None:
     if "\\text" in answer and "\\text" not in reference:
         return wrong("words in the answer")
-    from rewards import symbolic  # here, since it costs 0.6 s to import and few references get this far
+    from rewards.mathematics import symbolic  # here, since it costs 0.6 s to import and few references get this far
 
     same = symbolic.same(answer, reference)
     return None if same is None else right("math-verify") if same else wrong("math-verify")

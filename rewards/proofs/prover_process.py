@@ -12,10 +12,8 @@ import contextlib
 import errno
 import math
 import os
-import platform
 import resource
 import signal
-import struct
 import subprocess
 import sys
 import tempfile
@@ -23,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rewards.sandbox import kernel
+from rewards.sandbox import bpf, kernel
 from rewards.sandbox.layers import library_folders
 
 _MAX_OUTPUT = 1 << 16
@@ -33,8 +31,7 @@ _MAX_FILE = 1 << 28
 _EXECUTE, _WRITE_FILE, _REMOVE_FILE, _MAKE_REG, _TRUNCATE = 1 << 0, 1 << 1, 1 << 5, 1 << 8, 1 << 14
 _READ = kernel.READ_FILE | kernel.READ_DIR
 
-# Calls that are refused, with their numbers on (x86_64, aarch64); None where the machine has no such call.
-_REFUSED: dict[str, tuple[int | None, int | None]] = {
+_REFUSED: dict[str, bpf.Numbers] = {
     "fork": (57, None), "vfork": (58, None), "kill": (62, 129), "tkill": (200, 130), "tgkill": (234, 131),
     "rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240), "pidfd_send_signal": (424, 424),
     "socket": (41, 198), "socketpair": (53, 199), "ptrace": (101, 117), "process_vm_readv": (310, 270),
@@ -44,12 +41,8 @@ _REFUSED: dict[str, tuple[int | None, int | None]] = {
     "request_key": (249, 218), "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452),
     "chown": (92, None), "fchown": (93, 55), "lchown": (94, None), "fchownat": (260, 54), "utimensat": (280, 88),
 }  # fmt: skip
-_CLONE, _CLONE3, _CLONE_THREAD = (56, 220), 435, 0x00010000
-_MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column above, AUDIT_ARCH_*
-
-_LOAD, _RETURN, _JUMP_EQUAL, _JUMP_SET, _JUMP_AT_LEAST = 0x20, 0x06, 0x15, 0x45, 0x35
-_ALLOW, _KILL, _EPERM, _ENOSYS = 0x7FFF0000, 0x80000000, 0x00050000 | errno.EPERM, 0x00050000 | errno.ENOSYS
-_X32_BIT = 0x40000000
+_CLONE: bpf.Numbers = (56, 220)
+_CLONE3: bpf.Numbers = (435, 435)
 
 
 class ProverError(RuntimeError):
@@ -137,27 +130,21 @@ class Prover:
 
 
 def _shut_in(allowed: dict[str, int]) -> None:
-    if platform.machine() not in _MACHINES:
-        raise OSError(errno.ENOSYS, f"seccomp: the calls are listed for {', '.join(_MACHINES)}")
+    if not bpf.SUPPORTED:
+        raise OSError(errno.ENOSYS, f"seccomp: the calls are listed for {', '.join(bpf.MACHINES)}")
     kernel.renounce_privileges()
     kernel.restrict_files(allowed)
     kernel.install_filter(_filter())
 
 
 def _filter() -> bytes:
-    """The seccomp filter, as an array of struct sock_filter: everything but _REFUSED, and threads but no processes."""
-    column, architecture = _MACHINES[platform.machine()]
-    code = [(_LOAD, 0, 0, 4), (_JUMP_EQUAL, 1, 0, architecture), (_RETURN, 0, 0, _KILL), (_LOAD, 0, 0, 0)]
-    if column == 0:  # the calls of the x32 ABI have numbers of their own
-        code += [(_JUMP_AT_LEAST, 0, 1, _X32_BIT), (_RETURN, 0, 0, _EPERM)]
+    """The seccomp filter: everything but _REFUSED, and threads but no processes."""
+    code = bpf.beginning()
     for numbers in _REFUSED.values():
-        number = numbers[column]
-        if number is not None:
-            code += [(_JUMP_EQUAL, 0, 1, number), (_RETURN, 0, 0, _EPERM)]
-    code += [(_JUMP_EQUAL, 0, 1, _CLONE3), (_RETURN, 0, 0, _ENOSYS)]  # its flags lie behind a pointer
-    code += [(_JUMP_EQUAL, 0, 3, _CLONE[column]), (_LOAD, 0, 0, 16), (_JUMP_SET, 1, 0, _CLONE_THREAD)]
-    code += [(_RETURN, 0, 0, _EPERM), (_RETURN, 0, 0, _ALLOW)]
-    return b"".join(struct.pack("HBBI", *instruction) for instruction in code)
+        code += bpf.on_call(numbers, [bpf.REFUSE])
+    code += bpf.on_call(_CLONE3, [bpf.UNKNOWN])  # its flags lie behind a pointer
+    code += bpf.on_call(_CLONE, [bpf.load_argument(0), (bpf.JUMP_SET, 1, 0, bpf.CLONE_THREAD), bpf.REFUSE])
+    return bpf.packed([*code, bpf.ALLOW])
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from rewards.algebra import proportional
-from rewards.comparison import Comparison, Verdict, right, wrong
-from rewards.expression import Node, TooLarge, Unreadable, operations
-from rewards.intervals import MARKS, NotASet, real_set, same_set
-from rewards.latex_parser import parse
-from rewards.normalise import text_key
-from rewards.quantity import read_unit
-from rewards.structure import elements, split
+from rewards.mathematics.algebra import proportional
+from rewards.mathematics.comparison import Comparison
+from rewards.mathematics.expression import Node, TooLarge, Unreadable, operations
+from rewards.mathematics.intervals import MARKS, NotASet, real_set, same_set
+from rewards.mathematics.latex_parser import parse
+from rewards.mathematics.normalise import text_key
+from rewards.mathematics.quantity import read_unit
+from rewards.mathematics.structure import elements, split
+from rewards.verdict import Verdict, right, wrong
 
 _FUNCTION = re.compile(r"(?:[A-Za-z]|\\(?!frac|sqrt)[A-Za-z]+)(?:_\{?\w+\}?)?(?:\^\{-1\})?'*\s*\([^()]*\)")
 _NAMED = re.compile(
@@ -33,12 +34,12 @@ def compare_equations(answer: str, reference: str, comparison: Comparison) -> Ve
         return None
     if not all(sides):
         return wrong("half an equation")
-    labels, values = _unwrap(sides, is_label)
+    labels, values = _unwrap(sides, _is_label)
     if any(_COORDINATES.fullmatch(label) for label in labels) and elements(values[-1]) is None:
         return wrong("coordinates are no single value")
     if len(expected) == 1:
         return _compare_chain(values, reference, comparison)
-    expected_labels, expected_values = _unwrap(expected, is_name)
+    expected_labels, expected_values = _unwrap(expected, _is_name)
     if expected_labels and expected_values and (len(sides) == 1 or _same_labels(labels, expected_labels)):
         return _compare_chain(values or sides, expected_values[-1], comparison)
     if len(sides) == 2 and len(expected) == 2:
@@ -66,16 +67,16 @@ def compare_inequalities(answer: str, reference: str, comparison: Comparison) ->
     return wrong("no such relation") if ours is not None or theirs is not None else None
 
 
-def is_name(side: str) -> bool:
+def _is_name(side: str) -> bool:
     """What a value may be the value of: x, f(x), AB, angle ABC."""
     if _FUNCTION.fullmatch(side) or _NAMED.fullmatch(side) or _COORDINATES.fullmatch(side):
         return True
     return _operations(side) <= {"var"}
 
 
-def is_label(side: str) -> bool:
+def _is_label(side: str) -> bool:
     """A name, or what a question may ask for of several: a+b, a/b. (x+y+z = 0 as a reference is a plane.)"""
-    return is_name(side) or _operations(_as_letters(side)) <= {"var", "add", "neg", "mul", "frac", "div"}
+    return _is_name(side) or _operations(_as_letters(side)) <= {"var", "add", "neg", "mul", "frac", "div"}
 
 
 def _as_letters(side: str) -> str:

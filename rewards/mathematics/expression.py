@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 _NAMES = "sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|sinh|cosh|tanh|ln|log|lg|exp"
 FUNCTIONS = frozenset(_NAMES.split("|"))
+
+
+# By operation: what it does to numbers of whatever kind, exact or not.
+SAME_FOR_ALL_NUMBERS: dict[str, Callable[..., Any]] = {
+    "add": lambda a, b: a + b,
+    "mixed": lambda a, b: a + b,
+    "mul": lambda a, b: a * b,
+    "scaled": lambda a, b: a * b,
+    "neg": lambda a: -a,
+    "abs": abs,
+}
 
 
 class Unreadable(ValueError):
@@ -18,7 +30,7 @@ class TooLarge(ValueError):
 
 
 class Node(NamedTuple):
-    """op: num, var, const, add, mul, div, neg, pow, fact, mixed, degree, or the name of a function."""
+    """op: num with a value, var or const with a name; else one of FUNCTIONS or of the operations that algebra has a rule for."""
 
     op: str
     args: tuple[Node, ...] = ()

@@ -6,8 +6,8 @@ import math
 import re
 from fractions import Fraction
 
-from rewards.expression import FUNCTIONS, Node, TooLarge
-from rewards.latex_parser import MAX_DIGITS
+from rewards.mathematics.expression import FUNCTIONS, SAME_FOR_ALL_NUMBERS, Node, TooLarge
+from rewards.mathematics.latex_parser import MAX_DIGITS
 
 MAX_BITS = 1 << 16  # of a numerator or denominator; 2004! has 19,000
 MAX_FACTORIAL = 4_000
@@ -129,12 +129,7 @@ def _binomial(n: Fraction, k: Fraction) -> Fraction:
 
 
 _RULES = {
-    "add": lambda a, b: a + b,
-    "mixed": lambda a, b: a + b,
-    "mul": lambda a, b: a * b,
-    "scaled": lambda a, b: a * b,
-    "neg": lambda a: -a,
-    "abs": abs,
+    **SAME_FOR_ALL_NUMBERS,
     "div": _divide,
     "frac": _divide,
     "pow": _power,

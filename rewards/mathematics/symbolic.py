@@ -16,7 +16,7 @@ from latex2sympy2_extended import latex2sympy
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig
 from sympy.core.cache import clear_cache
 
-from rewards.score import Outcome
+from rewards.verdict import Verdict, right, unparsed, wrong
 
 _CLEAR_EVERY = 500  # comparisons; the caches of sympy would grow with the run
 _MAX_LENGTH = 200  # its parser needs seconds for a hundred brackets or bars
@@ -73,15 +73,15 @@ def _read(text: str) -> Any:
         return None
 
 
-def load_alone() -> Callable[[str, str], tuple[Outcome, str]]:
+def load_alone() -> Callable[[str, str], Verdict]:
     """What a worker calls once for a second opinion: math-verify as it is used alone, with its own search for the answer."""
     return _judge_alone
 
 
-def _judge_alone(completion: str, reference: str) -> tuple[Outcome, str]:
+def _judge_alone(completion: str, reference: str) -> Verdict:
     expected = math_verify.parse(f"\\boxed{{{reference}}}", parsing_timeout=0)
     given = math_verify.parse(completion, parsing_timeout=0)
     if not expected or not given:
-        return Outcome.UNPARSED, "it reads nothing"
+        return unparsed("it reads nothing")
     equal = math_verify.verify(expected, given, timeout_seconds=None)
-    return (Outcome.CORRECT if equal else Outcome.WRONG), f"it reads {given[-1]}"
+    return (right if equal else wrong)(f"it reads {given[-1]}")

@@ -12,17 +12,18 @@ import importlib
 from collections.abc import Callable
 from functools import lru_cache
 
-from rewards.collection_stages import compare_elements, compare_matrices, compare_written
-from rewards.comparison import Comparison, Stage, Verdict, right, wrong
-from rewards.equations import compare_equations, compare_inequalities
 from rewards.extract import final_answer, reference_answer
 from rewards.math_policy import MathPolicy
-from rewards.normalise import normalise, text_key
-from rewards.numeric_answer import plain_number
-from rewards.scalar_stage import compare_scalars
+from rewards.mathematics.collection_stages import compare_elements, compare_matrices, compare_written
+from rewards.mathematics.comparison import Comparison, Stage
+from rewards.mathematics.equations import compare_equations, compare_inequalities
+from rewards.mathematics.normalise import normalise, text_key
+from rewards.mathematics.rational import plain_number
+from rewards.mathematics.scalar_stage import compare_scalars
+from rewards.mathematics.structure import split
+from rewards.mathematics.text_stages import equal_text, unanswered, words
 from rewards.score import Outcome
-from rewards.structure import split
-from rewards.text_stages import equal_text, unanswered, words
+from rewards.verdict import NOTHING_MARKED, Verdict, bad_reference, judge_or_check, right, wrong
 
 MAX_LENGTH = 2_000
 MAX_CACHED = 8_192  # verdicts; the completions of a group repeat their answers
@@ -52,10 +53,10 @@ class MathJudge:
         """The verdict on the final answer in `completion`."""
         expected = reference_answer(reference)
         if _is_empty(expected):
-            return Verdict(Outcome.BAD_REFERENCE, "the reference is empty")
+            return bad_reference("the reference is empty")
         answer = final_answer(completion, strict=self._strict)
         if answer is None:
-            return Verdict(Outcome.NO_ANSWER, "nothing is marked as the final answer")
+            return NOTHING_MARKED
         ours, theirs = plain_number(answer), plain_number(expected)
         if ours is not None and theirs is not None and not self._policy.relative_tolerance:
             # Most answers end here, at a tenth of the cost.
@@ -73,13 +74,16 @@ class MathJudge:
         """CORRECT if the reference equals itself by being read, not merely by being the same text."""
         expected = reference_answer(reference)
         if _is_empty(expected):
-            return Verdict(Outcome.BAD_REFERENCE, "the reference is empty")
+            return bad_reference("the reference is empty")
         if len(expected) > MAX_LENGTH:
-            return Verdict(Outcome.BAD_REFERENCE, f"the reference is longer than {MAX_LENGTH} characters")
+            return bad_reference(f"the reference is longer than {MAX_LENGTH} characters")
         text = normalise(expected)
         comparison = Comparison(self._policy, _STAGES, trust_text=False)
-        verdict = min((comparison.compare(side, side, unevaluated=True) for side in _roundings(text)), key=_is_equal)
-        return verdict if verdict.equal else Verdict(Outcome.BAD_REFERENCE, f"cannot be read: {verdict.reason}")
+        verdict = min(
+            (comparison.compare(side, side, unevaluated=True) for side in _roundings(text)),
+            key=lambda verdict: verdict.equal,
+        )
+        return verdict if verdict.equal else bad_reference(f"cannot be read: {verdict.reason}")
 
     def _compare_normalised(self, answer: str, reference: str) -> Verdict:
         comparison = Comparison(self._policy, _STAGES)
@@ -88,7 +92,7 @@ class MathJudge:
         if verdict.equal or sides == [reference]:
             return verdict
         answer = answer.removeprefix(r"\approx").strip()
-        return max((comparison.compare(answer, side) for side in sides), key=_is_equal)
+        return max((comparison.compare(answer, side) for side in sides), key=lambda verdict: verdict.equal)
 
 
 def _is_empty(reference: str) -> bool:
@@ -100,12 +104,9 @@ def _roundings(reference: str) -> list[str]:
     return [side for side in split(reference, (r"\approx",))[0] if side] or [reference]
 
 
-def _is_equal(verdict: Verdict) -> bool:
-    return verdict.equal
-
-
 def load(*, strict: bool, policy: dict[str, float | int | bool]) -> Callable[..., Verdict]:
-    """What a worker calls once: (completion, reference) is judged, (reference,) alone is checked."""
-    importlib.import_module("rewards.symbolic")  # 0.6 s now rather than within the deadline of the first hard answer
+    """What a worker calls once."""
+    # It takes 0.6 s: now rather than within the deadline of the first hard answer.
+    importlib.import_module("rewards.mathematics.symbolic")
     judge = MathJudge(strict=strict, policy=MathPolicy(**policy))  # type: ignore[arg-type]
-    return lambda *item: judge.judge(*item) if len(item) == 2 else judge.check_reference(*item)
+    return judge_or_check(judge.judge, judge.check_reference)

@@ -10,24 +10,34 @@ import json
 import signal
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from rewards.program_compare import same_output, same_value
-from rewards.program_task import AssertsTask, BadTask, FunctionTask, StdinTask, parse_task, program_in, whole_program
+from rewards.programs.compare import same_output, same_value
+from rewards.programs.source import program_in, whole_program
+from rewards.programs.task import AssertsTask, FunctionTask, StdinTask, parse_task
 from rewards.sandbox import kernel
 from rewards.sandbox.child import Limits
 from rewards.sandbox.client import Ended, Sandbox, SandboxError
 from rewards.sandbox.values import decode, encode
 from rewards.score import Outcome
+from rewards.verdict import (
+    BadReference,
+    Verdict,
+    bad_reference,
+    crashed,
+    judge_or_check,
+    right,
+    timeout,
+    unparsed,
+    wrong,
+)
 
 MAX_LENGTH = 200_000
 _TESTS_GRACE = 2.0  # seconds that the tests are given beyond the program they wait for
 _STARVED = 0.1  # of its processor time: less is used only by a program that waits for something that will not come
 _SHOWN = 40  # characters of a value in a detail
-
-Verdict = tuple[Outcome, str]
 
 
 class ProgramJudge:
@@ -53,13 +63,13 @@ class ProgramJudge:
         """The verdict on a program. What the sandbox fails at is tried once more in a new one."""
         try:
             task = parse_task(reference)
-        except BadTask as error:
-            return Outcome.BAD_REFERENCE, str(error)
+        except BadReference as error:
+            return bad_reference(str(error))
         program = (program_in(answer) if self._completions else answer).removeprefix("\ufeff")  # as Python reads a file
         if not program.strip():
-            return Outcome.NO_ANSWER, "no program"
+            return Verdict(Outcome.NO_ANSWER, "no program")
         if len(program) > MAX_LENGTH:
-            return Outcome.UNPARSED, f"a program of more than {MAX_LENGTH} characters"
+            return unparsed(f"a program of more than {MAX_LENGTH} characters")
         source = whole_program(program, task)
         try:
             return self._run(source, task)
@@ -69,20 +79,20 @@ class ProgramJudge:
             return self._run(source, task)
         except SandboxError as error:
             self._close()
-            return Outcome.CRASHED, f"the sandbox failed twice: {error}"
+            return crashed(f"the sandbox failed twice: {error}")
 
     def check_reference(self, reference: Any) -> Verdict:
         """CORRECT if programs can be judged against the task; a solution that comes with it must pass."""
         try:
             task = parse_task(reference)
-        except BadTask as error:
-            return Outcome.BAD_REFERENCE, str(error)
+        except BadReference as error:
+            return bad_reference(str(error))
         if task.solution is None:
-            return Outcome.CORRECT, "well-formed"
+            return right("well-formed")
         outcome, detail = self.judge(task.solution, reference)
         if outcome in (Outcome.CORRECT, Outcome.CRASHED):
-            return outcome, detail
-        return Outcome.BAD_REFERENCE, f"its own solution does not pass: {detail}"
+            return Verdict(outcome, detail)
+        return bad_reference(f"its own solution does not pass: {detail}")
 
     def _run(self, source: str, task: StdinTask | FunctionTask | AssertsTask) -> Verdict:
         self._deadline = time.monotonic() + 2 * self._limits["wall_seconds"]
@@ -98,14 +108,14 @@ class ProgramJudge:
             ended = self._run_child(job, stdin.encode(), expects=len(expected.encode()))
             failure = _failure(ended, self._limits)
             if failure:
-                return failure[0], f"test {number}: {failure[1]}"
+                return Verdict(failure.outcome, f"test {number}: {failure.reason}")
             try:
                 output = ended.stdout.decode()
             except UnicodeDecodeError:
-                return Outcome.WRONG, f"test {number}: its output is not UTF-8"
+                return wrong(f"test {number}: its output is not UTF-8")
             if not same_output(output, expected, task.float_tol):
-                return Outcome.WRONG, f"test {number}: printed {_shown(output)}, expected {_shown(expected)}"
-        return Outcome.CORRECT, f"{len(task.tests)} tests passed"
+                return wrong(f"test {number}: printed {_shown(output)}, expected {_shown(expected)}")
+        return right(f"{len(task.tests)} tests passed")
 
     def _run_function(self, source: str, task: FunctionTask) -> Verdict:
         calls = [[task.fn_name, args] for args, _ in task.tests]
@@ -118,17 +128,17 @@ class ProgramJudge:
                 error = answer.get("error")
                 result = decode(answer["value"]) if error is None else None
             except (ValueError, AttributeError, LookupError, RecursionError):
-                return Outcome.WRONG, f"test {number}: the result is no value"
+                return wrong(f"test {number}: the result is no value")
             if error is not None:
                 return _raised(f"test {number}: ", str(error))
             if not same_value(result, expected, task.float_tol):
-                return Outcome.WRONG, f"test {number}: returned {_shown(result)}, expected {_shown(expected)}"
+                return wrong(f"test {number}: returned {_shown(result)}, expected {_shown(expected)}")
         failure = _failure(ended, self._limits)
         if failure:
             return failure
         if len(lines) < len(task.tests):
-            return Outcome.WRONG, f"the program ended after {len(lines)} of {len(task.tests)} tests"
-        return Outcome.CORRECT, f"{len(task.tests)} tests passed"
+            return wrong(f"the program ended after {len(lines)} of {len(task.tests)} tests")
+        return right(f"{len(task.tests)} tests passed")
 
     def _run_asserts(self, source: str, task: AssertsTask) -> Verdict:
         tested, ended = self._run_tests(source, task)
@@ -137,18 +147,17 @@ class ProgramJudge:
         try:
             verdict = json.loads(tested.result)
         except ValueError:
-            outcome, reason = _failure(tested, self._limits) or (Outcome.CRASHED, "they ended")
-            return Outcome.TIMEOUT if outcome is Outcome.TIMEOUT else Outcome.CRASHED, f"the tests: {reason}"
+            outcome, reason = _failure(tested, self._limits) or crashed("they ended")
+            return Verdict(outcome if outcome is Outcome.TIMEOUT else Outcome.CRASHED, f"the tests: {reason}")
         if "bad" in verdict:
-            return Outcome.BAD_REFERENCE, f"the tests cannot be run: {verdict['bad']}"
+            return bad_reference(f"the tests cannot be run: {verdict['bad']}")
         if "gone" in verdict:
-            reason = f"test {verdict['failed']}: the program ended"
-            return _failure(ended, self._limits) or (Outcome.WRONG, reason)
+            return _failure(ended, self._limits) or wrong(f"test {verdict['failed']}: the program ended")
         if "failed" in verdict:
             return _raised(f"test {verdict['failed']}: ", verdict["reason"])
         if not verdict["num_calls"]:
-            return Outcome.BAD_REFERENCE, f"the tests never call {task.entry_point}"
-        return Outcome.CORRECT, f"{len(task.asserts)} tests passed"
+            return bad_reference(f"the tests never call {task.entry_point}")
+        return right(f"{len(task.asserts)} tests passed")
 
     def _run_tests(self, source: str, task: AssertsTask) -> tuple[Ended, Ended]:
         """How the tests ended, and how the program did."""
@@ -199,13 +208,13 @@ def _left_early(tested: Ended, ended: Ended) -> bool:
 def _failure(ended: Ended, limits: Limits) -> Verdict | None:
     """Why the program counts as failed whatever it wrote."""
     if ended.overflowed:
-        return Outcome.WRONG, "wrote too much"
+        return wrong("wrote too much")
     if ended.ended_by == "wall":
-        return Outcome.TIMEOUT, "not done in time"
+        return timeout("not done in time")
     if ended.status == -signal.SIGXCPU or (ended.status == -signal.SIGKILL and ended.cpu >= limits["cpu_seconds"]):
-        return Outcome.TIMEOUT, f"more than {limits['cpu_seconds']} s of processor time"
+        return timeout(f"more than {limits['cpu_seconds']} s of processor time")
     if ended.status < 0 and ended.ended_by == "exit":
-        return Outcome.WRONG, f"ended by signal {-ended.status} ({signal.strsignal(-ended.status)})"
+        return wrong(f"ended by signal {-ended.status} ({signal.strsignal(-ended.status)})")
     if ended.status > 0:
         last = ended.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         return _raised("", last or f"exit status {ended.status}")
@@ -214,8 +223,8 @@ def _failure(ended: Ended, limits: Limits) -> Verdict | None:
 
 def _raised(where: str, reason: str) -> Verdict:
     if reason.startswith("MemoryError"):
-        return Outcome.TIMEOUT, f"{where}needs more memory than it is given"
-    return Outcome.WRONG, where + reason
+        return timeout(f"{where}needs more memory than it is given")
+    return wrong(where + reason)
 
 
 def _one_line(text: str) -> str:
@@ -231,13 +240,14 @@ def _shown(value: Any) -> str:
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
 
 
-def load(**options: Any) -> Any:
-    """What a worker calls once: (program, task) is judged, (task,) alone is checked."""
+def load(**options: Any) -> Callable[..., Verdict]:
+    """What a worker calls once."""
     kernel.hide_memory()  # here is what is expected
     judge = ProgramJudge(**options)
+    verdict_on = judge_or_check(judge.judge, judge.check_reference)
 
-    def judged(*item: Any) -> Verdict:
-        outcome, detail = judge.judge(*item) if len(item) == 2 else judge.check_reference(*item)
-        return outcome, _one_line(detail)
+    def on_one_line(*item: Any) -> Verdict:
+        outcome, reason = verdict_on(*item)
+        return Verdict(outcome, _one_line(reason))
 
-    return judged
+    return on_one_line

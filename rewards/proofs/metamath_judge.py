@@ -9,8 +9,8 @@ from pathlib import Path
 
 from rewards.metamath.database import Assertion, Database, DatabaseError, parse_database, read_database
 from rewards.metamath.kernel import Limits, ProofError, ProofLimitError, UnreadableProofError, check
-from rewards.proof_task import BadTask, MetamathTask
-from rewards.score import Outcome
+from rewards.proofs.task import MetamathTask
+from rewards.verdict import BadReference, Verdict, right, timeout, unparsed, wrong
 
 MAX_LENGTH = 1 << 20  # characters of a proof; the longest of set.mm has 36,000
 
@@ -21,27 +21,27 @@ class MetamathJudge:
     def __init__(self, *, deadline: float) -> None:
         self._deadline = deadline
 
-    def judge(self, proof: str, task: MetamathTask) -> tuple[Outcome, str]:
+    def judge(self, proof: str, task: MetamathTask) -> Verdict:
         """The verdict on a proof: labels or the compressed form, as between $= and $. (which may stand around it)."""
         database, theorem = _theorem(task)
         if len(proof) > MAX_LENGTH:
-            return Outcome.TIMEOUT, f"a proof of more than {MAX_LENGTH} characters"
+            return timeout(f"a proof of more than {MAX_LENGTH} characters")
         proof = proof.strip().removeprefix("$=").removesuffix("$.")
         limits = Limits(deadline=time.monotonic() + self._deadline)
         try:
             check(database, theorem, proof, limits=limits, without=task.without)
         except UnreadableProofError as error:
-            return Outcome.UNPARSED, str(error)
+            return unparsed(str(error))
         except ProofError as error:
-            return Outcome.WRONG, str(error)
+            return wrong(str(error))
         except ProofLimitError as error:
-            return Outcome.TIMEOUT, str(error)
-        return Outcome.CORRECT, "proved"
+            return timeout(str(error))
+        return right("proved")
 
-    def check_task(self, task: MetamathTask) -> tuple[Outcome, str]:
+    def check_task(self, task: MetamathTask) -> Verdict:
         """CORRECT if there is such a theorem to prove."""
         _theorem(task)
-        return Outcome.CORRECT, "stated"
+        return right("stated")
 
 
 def _theorem(task: MetamathTask) -> tuple[Database, Assertion]:
@@ -49,12 +49,12 @@ def _theorem(task: MetamathTask) -> tuple[Database, Assertion]:
         database = _database(task)
         for label in task.without:
             if label not in database.statements:
-                raise BadTask(f"without: the database has no statement labelled {label!r}")
+                raise BadReference(f"without: the database has no statement labelled {label!r}")
         if task.theorem:
             return database, database.theorem(task.theorem)
         return database.stating(task.statement, before=task.before or None)
     except DatabaseError as error:
-        raise BadTask(str(error)) from None
+        raise BadReference(str(error)) from None
 
 
 def _database(task: MetamathTask) -> Database:
@@ -63,7 +63,7 @@ def _database(task: MetamathTask) -> Database:
     try:
         status = os.stat(task.database)
     except OSError as error:
-        raise BadTask(f"cannot read the database {task.database}: {error.strerror}") from None
+        raise BadReference(f"cannot read the database {task.database}: {error.strerror}") from None
     return _read(task.database, status.st_mtime_ns, status.st_size)
 
 

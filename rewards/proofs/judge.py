@@ -7,15 +7,14 @@ from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
-from rewards.coq_judge import CoqJudge
-from rewards.extract import END_OF_TURN
-from rewards.lean_judge import LeanJudge
-from rewards.metamath_judge import MetamathJudge
-from rewards.proof_task import BadTask, parse_task
-from rewards.prover_process import ProverError
+from rewards.extract import after_reasoning
+from rewards.proofs.coq_judge import CoqJudge
+from rewards.proofs.lean_judge import LeanJudge
+from rewards.proofs.metamath_judge import MetamathJudge
+from rewards.proofs.prover_process import ProverError
+from rewards.proofs.task import parse_task
 from rewards.score import Outcome
-
-Verdict = tuple[Outcome, str]
+from rewards.verdict import BadReference, Verdict, bad_reference, crashed, judge_or_check
 
 # The words behind ``` that name a block as a proof, by system. A block may also go without.
 _LANGUAGES = {"metamath": {"", "metamath", "mm"}, "coq": {"", "coq", "rocq"}, "lean": {"", "lean", "lean4"}}
@@ -51,24 +50,20 @@ class ProofJudge:
             if answer is None:
                 return stated
             proof = proof_in(answer, _LANGUAGES[task.system])
-            return judge.judge(proof, task) if proof else (Outcome.NO_ANSWER, "no proof")
-        except BadTask as error:
-            return Outcome.BAD_REFERENCE, str(error)
+            return judge.judge(proof, task) if proof else Verdict(Outcome.NO_ANSWER, "no proof")
+        except BadReference as error:
+            return bad_reference(str(error))
         except ProverError as error:
-            return Outcome.CRASHED, str(error)
+            return crashed(str(error))
 
 
 def proof_in(completion: str, languages: Container[str]) -> str:
     """The proof in a model's completion, "" where there is none.
 
-    What follows the last </think>; of that the last <answer>...</answer>, if there is one; and of that the last block
+    What follows the reasoning; of that the last <answer>...</answer>, if there is one; and of that the last block
     between lines of ``` that is called by one of `languages`, or else all of it.
     """
-    turn_end = END_OF_TURN.search(completion)
-    text = completion[: turn_end.start()] if turn_end else completion
-    text = text.rpartition("</think>")[2]
-    if "<think>" in text:
-        return ""
+    text = after_reasoning(completion)
     if "</answer>" in text:
         text = text.rpartition("</answer>")[0].rpartition("<answer>")[2]
     blocks: list[list[str]] = []  # the lines of each
@@ -85,6 +80,6 @@ def proof_in(completion: str, languages: Container[str]) -> str:
 
 
 def load(**options: Any) -> Callable[..., Verdict]:
-    """What a worker calls once: (completion, reference) is judged, (reference,) alone is checked."""
+    """What a worker calls once."""
     judge = ProofJudge(**options)
-    return lambda *item: judge.judge(*item) if len(item) == 2 else judge.check_reference(*item)
+    return judge_or_check(judge.judge, judge.check_reference)

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import ast
 import keyword
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rewards.program_compare import same_value
+from rewards.programs.compare import same_value
 from rewards.sandbox.values import NotPlain, encode
-
-
-class BadTask(ValueError):
-    """The task cannot be judged against: says which field is wrong, and what it should be."""
+from rewards.verdict import BadReference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,34 +64,34 @@ class AssertsTask(Task):
 
 
 def parse_task(task: Any) -> StdinTask | FunctionTask | AssertsTask:
-    """Raises BadTask."""
+    """Raises BadReference."""
     if not isinstance(task, Mapping):
-        raise BadTask(f"a task is a JSON object, not {type(task).__name__}")
+        raise BadReference(f"a task is a JSON object, not {type(task).__name__}")
     kinds = {"stdin": _stdin_task, "function": _function_task, "asserts": _asserts_task}
     kind = task.get("type")
     if not isinstance(kind, str) or kind not in kinds:
-        raise BadTask(f"type is {kind!r}: it must be one of {', '.join(sorted(kinds))}")
+        raise BadReference(f"type is {kind!r}: it must be one of {', '.join(sorted(kinds))}")
     prefix, solution, float_tol = task.get("prefix", ""), task.get("solution"), task.get("float_tol") or 0.0
     if not isinstance(prefix, str) or not isinstance(solution, str | None):
-        raise BadTask("prefix and solution must be source text")
+        raise BadReference("prefix and solution must be source text")
     if isinstance(float_tol, bool) or not isinstance(float_tol, int | float) or not 0 <= float_tol < 1:
-        raise BadTask(f"float_tol is {float_tol!r}: it must be a number in [0, 1)")
+        raise BadReference(f"float_tol is {float_tol!r}: it must be a number in [0, 1)")
     return kinds[kind](task, {"prefix": prefix, "solution": solution, "float_tol": float(float_tol)})
 
 
 def _stdin_task(task: Mapping[str, Any], common: dict[str, Any]) -> StdinTask:
     tests = [(test["stdin"], test["stdout"]) for test in _tests(task, "stdin", "stdout")]
     if not all(isinstance(text, str) for test in tests for text in test):
-        raise BadTask("stdin and stdout of every test must be text")
+        raise BadReference("stdin and stdout of every test must be text")
     if not any(stdout.strip() for _, stdout in tests):
-        raise BadTask("no test expects any output: a program that does nothing would pass")
+        raise BadReference("no test expects any output: a program that does nothing would pass")
     return StdinTask(tests=tuple(tests), **common)
 
 
 def _function_task(task: Mapping[str, Any], common: dict[str, Any]) -> FunctionTask:
     tests = [(test["args"], test["expected"]) for test in _tests(task, "args", "expected")]
     if not all(isinstance(args, list) for args, _ in tests):
-        raise BadTask("args of every test must be a list")
+        raise BadReference("args of every test must be a list")
     for number, (_, expected) in enumerate(tests, 1):
         _check_expected(number, expected)
     return FunctionTask(fn_name=_identifier(task, "fn_name"), tests=tuple(tests), **common)
@@ -104,11 +100,11 @@ def _function_task(task: Mapping[str, Any], common: dict[str, Any]) -> FunctionT
 def _asserts_task(task: Mapping[str, Any], common: dict[str, Any]) -> AssertsTask:
     entry_point, setup, asserts = _identifier(task, "entry_point"), task.get("setup", ""), task.get("asserts")
     if not isinstance(asserts, list) or not asserts or not all(isinstance(a, str) for a in [setup, *asserts]):
-        raise BadTask("asserts must be a list of at least one text of Python, and setup such a text")
+        raise BadReference("asserts must be a list of at least one text of Python, and setup such a text")
     names = {node.id for text in asserts for node in ast.walk(_parsed(text)) if isinstance(node, ast.Name)}
     _parsed(setup)
     if not names & {entry_point, "candidate"}:
-        raise BadTask(f"asserts never use {entry_point}: every program would pass them")
+        raise BadReference(f"asserts never use {entry_point}: every program would pass them")
     return AssertsTask(entry_point=entry_point, setup=setup, asserts=tuple(asserts), **common)
 
 
@@ -116,25 +112,25 @@ def _check_expected(number: int, expected: Any) -> None:
     try:
         encode(expected)
     except NotPlain as error:
-        raise BadTask(f"what test {number} expects is {error}: no program could return it") from None
+        raise BadReference(f"what test {number} expects is {error}: no program could return it") from None
     if not same_value(expected, expected, 0.0):
-        raise BadTask(f"test {number} expects NaN, which is equal to nothing")
+        raise BadReference(f"test {number} expects NaN, which is equal to nothing")
 
 
 def _tests(task: Mapping[str, Any], *fields: str) -> list[Mapping[str, Any]]:
     tests = task.get("tests")
     if not isinstance(tests, list) or not tests:
-        raise BadTask("tests must be a list of at least one test: without one every program would pass")
+        raise BadReference("tests must be a list of at least one test: without one every program would pass")
     for number, test in enumerate(tests, 1):
         if not isinstance(test, Mapping) or not set(fields) <= set(test):
-            raise BadTask(f"test {number} must be an object with {' and '.join(fields)}")
+            raise BadReference(f"test {number} must be an object with {' and '.join(fields)}")
     return tests
 
 
 def _identifier(task: Mapping[str, Any], field: str) -> str:
     name = task.get(field)
     if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
-        raise BadTask(f"{field} is {name!r}: it must be the name of the function that is tested")
+        raise BadReference(f"{field} is {name!r}: it must be the name of the function that is tested")
     return name
 
 
@@ -142,41 +138,4 @@ def _parsed(source: str) -> ast.AST:
     try:
         return ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise BadTask(f"asserts and setup must be Python: {str(error) or 'nested too deep'}") from None
-
-
-_FENCE = re.compile(r"[ \t]*```[ \t]*([A-Za-z0-9_+-]*)[^`]*$")
-
-
-def program_in(completion: str) -> str:
-    """The program in a model's completion: after the reasoning the last fenced block that is called Python, else the last
-    without a name, to the end if nothing closes it; where there is none the whole text."""
-    text = completion.rpartition("</think>")[2]
-    blocks: list[list[str]] = []
-    inside = False
-    for line in text.split("\n"):
-        fence = _FENCE.match(line)
-        if inside and fence and not fence[1]:
-            inside = False
-        elif inside:
-            blocks[-1].append(line)
-        elif fence:
-            inside = True
-            blocks.append([fence[1].lower()])
-    for languages in ({"python", "py", "python3"}, {""}):
-        for language, *lines in reversed(blocks):
-            if language in languages:
-                return "\n".join(lines)
-    return text
-
-
-def whole_program(program: str, task: Task) -> str:
-    """The program with the task's prefix. One that does not define the function itself goes on where the prefix ends, as
-    far as it is indented: a base model then writes on."""
-    if not task.prefix:
-        return program
-    if task.defines is None or re.search(rf"^[ \t]*(async[ \t]+)?def[ \t]+{task.defines}\b", program, re.MULTILINE):
-        return f"{task.prefix}\n\n{program}"
-    lines = program.split("\n")
-    end = next((i for i, line in enumerate(lines) if i > 0 and line[:1].strip()), len(lines))
-    return task.prefix + "\n".join(lines[:end])
+        raise BadReference(f"asserts and setup must be Python: {str(error) or 'nested too deep'}") from None

@@ -13,7 +13,7 @@ from typing import Any
 
 import mpmath
 
-from rewards.expression import Node, TooLarge, operations, variables
+from rewards.mathematics.expression import SAME_FOR_ALL_NUMBERS, Node, TooLarge, operations, variables
 
 _NUM_POINTS = 6
 _MIN_POINTS = 2  # at least so many points must be in both domains
@@ -149,12 +149,7 @@ def _logarithm(value: Value, base: Value | None = None) -> Value:
 
 
 _RULES: dict[str, Callable[..., Value]] = {
-    "add": lambda a, b: a + b,
-    "mixed": lambda a, b: a + b,
-    "mul": lambda a, b: a * b,
-    "scaled": lambda a, b: a * b,
-    "neg": lambda a: -a,
-    "abs": abs,
+    **SAME_FOR_ALL_NUMBERS,
     "div": lambda a, b: a / b,
     "frac": lambda a, b: a / b,
     "pow": _power,

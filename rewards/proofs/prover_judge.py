@@ -16,9 +16,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rewards.proof_task import BadTask, ProverTask
-from rewards.prover_process import Prover, ProverError, Ran
+from rewards.proofs.prover_process import Prover, ProverError, Ran
+from rewards.proofs.task import ProverTask
 from rewards.score import Outcome
+from rewards.verdict import BadReference, Verdict, right
 
 MAX_LENGTH = 1 << 18  # characters of a proof
 _MAX_STATED = 512
@@ -81,21 +82,21 @@ class ProverJudge(ABC):
         found = shutil.which(self.executable)
         return Path(found).resolve() if found else None
 
-    def check_task(self, task: ProverTask) -> tuple[Outcome, str]:
-        """CORRECT if the prover can read what is to be proved. Raises BadTask and ProverError."""
+    def check_task(self, task: ProverTask) -> Verdict:
+        """CORRECT if the prover can read what is to be proved. Raises BadReference and ProverError."""
         self._state(task)
-        return Outcome.CORRECT, "stated"
+        return right("stated")
 
-    def judge(self, proof: str, task: ProverTask) -> tuple[Outcome, str]:
-        """Raises BadTask and ProverError."""
+    def judge(self, proof: str, task: ProverTask) -> Verdict:
+        """Raises BadReference and ProverError."""
         self.check_task(task)
         try:
             if len(proof) > MAX_LENGTH:
                 raise Rejected(Outcome.TIMEOUT, f"a proof of more than {MAX_LENGTH} characters")
             self.prove(self.screen(proof), task)
         except Rejected as rejected:
-            return rejected.outcome, str(rejected)
-        return Outcome.CORRECT, "proved"
+            return Verdict(rejected.outcome, str(rejected))
+        return right("proved")
 
     def prove(self, screened: str, task: ProverTask) -> None:
         """Raises Rejected unless the text proves what Given states, and assumes only what is allowed."""
@@ -120,7 +121,7 @@ class ProverJudge(ABC):
             return self.assumed(checked.output)
 
     def _state(self, task: ProverTask) -> Path:
-        """The folder in which Given was built. Raises BadTask where the prover cannot read the task."""
+        """The folder in which Given was built. Raises BadReference where the prover cannot read the task."""
         if task not in self._stated:
             self.prover()
             folder = Path(tempfile.mkdtemp(dir=self._folder))
@@ -129,7 +130,7 @@ class ProverJudge(ABC):
                 self._assumptions(self.admitted, task, folder)
             except Rejected as rejected:
                 shutil.rmtree(folder)
-                raise BadTask(f"the statement cannot be used: {rejected}") from None
+                raise BadReference(f"the statement cannot be used: {rejected}") from None
             while len(self._stated) >= _MAX_STATED:
                 shutil.rmtree(self._stated.pop(next(iter(self._stated))))
             self._stated[task] = folder
@@ -159,11 +160,11 @@ class ProverJudge(ABC):
         )
 
     def prover(self) -> Prover:
-        """The prover. Raises BadTask where there is none, and where it cannot be shut in and may not run free."""
+        """The prover. Raises BadReference where there is none, and where it cannot be shut in and may not run free."""
         if self._prover is None:
             program = self.find()
             if program is None:
-                raise BadTask(self.remedy)
+                raise BadReference(self.remedy)
             prover = Prover(
                 program=program,
                 libraries=tuple(self.libraries(program)),
@@ -176,7 +177,7 @@ class ProverJudge(ABC):
                     self._require(prover.run("--version", folder=Path(temporary)))
             except (ProverError, Rejected) as error:
                 if not self._allow_unsafe_code:
-                    raise BadTask(f"{error}; allow_unsafe_code runs it without being shut in") from None
+                    raise BadReference(f"{error}; allow_unsafe_code runs it without being shut in") from None
                 prover = dataclasses.replace(prover, shut_in=False)
             self._prover = prover
         return self._prover

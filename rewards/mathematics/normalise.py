@@ -9,7 +9,7 @@ import re
 import unicodedata
 from functools import lru_cache
 
-from rewards.quantity import SENTENCE_WORDS
+from rewards.mathematics.quantity import SENTENCE_WORDS
 
 _NUMBER_NAMES = "zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen"
 NUMBER_WORDS = {name: str(number) for number, name in enumerate(_NUMBER_NAMES.split("|"))}

@@ -8,9 +8,9 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rewards.proof_task import ProverTask
-from rewards.prover_judge import ProverJudge, Rejected
-from rewards.prover_process import Prover, Ran
+from rewards.proofs.prover_judge import ProverJudge, Rejected
+from rewards.proofs.prover_process import Prover, Ran
+from rewards.proofs.task import ProverTask
 from rewards.score import Outcome
 
 # A proof in Lean can run programs of its own and set the checks aside, so every word that leads there is refused, wherever

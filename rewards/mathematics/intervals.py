@@ -8,10 +8,10 @@ from functools import reduce
 
 import mpmath
 
-from rewards.algebra import Undefined, Value, real_value
-from rewards.expression import TooLarge, Unreadable
-from rewards.latex_parser import parse
-from rewards.structure import elements, enclosed, split
+from rewards.mathematics.algebra import Undefined, Value, real_value
+from rewards.mathematics.expression import TooLarge, Unreadable
+from rewards.mathematics.latex_parser import parse
+from rewards.mathematics.structure import elements, enclosed, split
 
 MARKS = (r"\cup", "<", ">", r"\le", r"\ge", r"\ne", r"\setminus", r"\mathbb", r"\infty")
 _RELATIONS = ("<", ">", r"\le", r"\ge", r"\ne", "=")

@@ -10,7 +10,7 @@ import re
 from fractions import Fraction
 from functools import lru_cache
 
-from rewards.expression import FUNCTIONS, Node, TooLarge, Unreadable
+from rewards.mathematics.expression import FUNCTIONS, Node, TooLarge, Unreadable
 
 MAX_DEPTH = 120
 MAX_TERMS = 200  # of all sums and products together: the tree of a sum is as deep as the sum is long
