@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 
 from rewards.errors import UserError
 from rewards.score import Outcome, Score
 from rl.algorithms import GRPO
+from rl.batch import TrainGroup, TrainSequence, lay_out
 from rl.head import TokenScores
 from rl.loop import require_judged
-from rl.measure import TokenMeans, outcome_shares, part_means
-from rl.values import Seen
+from rl.measure import TokenMeans, describe, outcome_shares, part_means
+from rl.values import Estimates, Seen
+from rollout.collect import Collected
 from rollout.records import Completion, FinishReason, Problem, Rollout, RolloutGroup
 from tests.rl.models import random_batch
 
@@ -81,3 +86,75 @@ def test_what_a_process_does_only_to_keep_step_is_not_measured() -> None:
             logprobs = torch.linspace(-2, -1, len(one.targets))
             of.add(GRPO, TokenScores(logprobs, -logprobs), Seen(logprobs, None, None), one)
     assert tokens[0].means() == tokens[1].means()
+
+
+def test_what_was_sampled_is_described_whole() -> None:
+    """Six completions of 18 tokens in three groups, two of them without signal and not trained on. p = 5/6: the variance of the
+    rewards is p (1 - p) = 5/36, and two answers are both right or both wrong in 25/36 + 1/36 of all cases."""
+
+    def of(outcome: Outcome, length: int, *, cut: bool = False) -> Rollout:
+        one = rollout(outcome, cut=cut)
+        tokens = {"token_ids": (1,) * length, "sampler_logprobs": (0.0,) * length}
+        return replace(one, completion=replace(one.completion, **tokens))
+
+    right, wrong = Outcome.CORRECT, Outcome.WRONG
+    groups = [
+        RolloutGroup(problem=PROBLEM, prompt_ids=(1,), rollouts=rollouts)
+        for rollouts in (
+            (of(right, 1), of(wrong, 6, cut=True)),
+            (of(right, 2), of(right, 3)),
+            (of(right, 2), of(right, 4)),
+        )
+    ]
+    collected = Collected(
+        groups=groups[:1], sampled=groups, num_refills=1, num_sampled_tokens=18, sample_seconds=4.0, verify_seconds=0.5
+    )
+    found = describe(collected, GRPO, 10)
+    assert (found["reward/mean"], found["accuracy/sampled"]) == pytest.approx((5 / 6, 5 / 6))
+    assert found["reward/std"] == pytest.approx(math.sqrt(5 / 36))
+    assert (found["length/mean"], found["length/max"], found["length/truncated"]) == (3.0, 6, 1 / 6)
+    assert (found["groups/no_signal"], found["groups/no_signal_expected"]) == pytest.approx((2 / 3, 26 / 36))
+    assert (found["groups/refilled"], found["tokens/sampled"], found["tokens/per_second"]) == (1, 18, 4.5)
+    assert (found["time/sample"], found["time/verify"]) == (4.0, 0.5)
+
+
+def test_means_over_tokens_worked_by_hand() -> None:
+    """Of three tokens, with s, b, l, f of sampler, behaviour, policy and reference:
+
+    b - s = ln 3, -ln 2, 0: weights 3, cut to 2, and 1/2, 1. KL of the sampler: k3 of s - b, e^(b-s) - (b - s) - 1.
+    l - b = ln 1.3, ln 0.7, 0: ratios, two beyond 1 -+ 0.2. l - f = ln 2, 0, 0: k3 is 1/2 + ln 2 - 1.
+    Returns 1, 1, 4 have variance 2, and less the values 0, 1, 2 they are 1, 0, 2: variance 2/3.
+    """
+    by_sampler, moved = torch.tensor([3.0, 0.5, 1.0]).log(), torch.tensor([1.3, 0.7, 1.0]).log()
+    sequence = TrainSequence(
+        token_ids=(1, 2, 3), sampler_logprobs=(-2.0, -1.0, -1.0), advantages=torch.ones(3), weight=1.0
+    )
+    micro = lay_out([TrainGroup((4,), (sequence,))])
+    behaviour = micro.sampler_logprobs + by_sampler
+    policy = behaviour + moved
+    values, returns = torch.tensor([0.0, 1.0, 2.0]), torch.tensor([1.0, 1.0, 4.0])
+    seen = Seen(behaviour, policy - torch.tensor([2.0, 1.0, 1.0]).log(), Estimates(values, returns - values, returns))
+    tokens = TokenMeans()
+    tokens.add(GRPO, TokenScores(policy, torch.tensor([0.3, 0.6, 0.9])), seen, micro)
+    expected = {
+        "entropy": 0.6,
+        "kl/sampler": ((3 - math.log(3) - 1) + (0.5 + math.log(2) - 1)) / 3,
+        "kl/reference": (0.5 + math.log(2) - 1) / 3,
+        "mismatch/mean": (math.log(3) + math.log(2)) / 3,
+        "mismatch/max": math.log(3),
+        "ratio/clipped": 2 / 3,
+        "ratio/max": 1.3,
+        "tis/weight": (2 + 0.5 + 1) / 3,
+        "tis/truncated": 1 / 3,
+        "value/mean": 1.0,
+        "value/return": 2.0,
+        "value/explained": 2 / 3,
+    }
+    assert tokens.means() == pytest.approx(expected, abs=1e-6)
+    calmer = TokenMeans()
+    calmer.add(
+        GRPO, TokenScores(micro.sampler_logprobs, torch.zeros(3)), Seen(micro.sampler_logprobs, None, None), micro
+    )
+    both = TokenMeans.merged([tokens, calmer]).means()
+    assert both["mismatch/mean"] == pytest.approx(expected["mismatch/mean"] / 2)  # half of the tokens
+    assert both["mismatch/max"] == pytest.approx(math.log(3)) and both["ratio/max"] == pytest.approx(1.3)
