@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from rewards.combine import CombinedVerifier
 from rewards.errors import UserError
+from rewards.verifiers import VerifierOptions, Verifiers
+from rl.build import build_learner
 from rl.config import RunConfig
+from rl.loop import verifier_options
+from rl.progress import Progress
+from rl.runtime import Runtime
+from tests.rl.models import make
 
 
 @pytest.mark.parametrize(
@@ -74,3 +82,57 @@ def test_the_linear_schedule_rises_then_falls_to_zero() -> None:
     """Warm-up 2 of 10 steps: half, then 1 - 1/10 = 0.9 of the rate at step 2, 0.1 at the last."""
     config = RunConfig(num_steps=10, learning_rate=1.0, warmup_steps=2, schedule="linear")
     assert [config.learning_rate_at(s) for s in (1, 2, 10)] == pytest.approx([0.5, 0.9, 0.1])
+
+
+def test_every_option_of_an_algorithm_stands_in_for_its_own_value() -> None:
+    given = {"kl_weight": 0.5, "clip_low": 0.1, "clip_high": 0.3, "entropy_weight": 0.01}
+    chosen = RunConfig(algorithm="rloo", **given).chosen_algorithm()  # pyright: ignore
+    assert {name: getattr(chosen, name) for name in given} == given
+
+
+def test_every_option_of_a_critic_reaches_its_rule() -> None:
+    options = {"gamma": 0.9, "lam": 0.8, "lam_critic": 0.7, "value_clip": 0.3, "value_weight": 0.6}
+    switches = {"whiten": True, "bootstrap_cut": True}
+    chosen = RunConfig(algorithm="ppo", value="separate", kl_in="reward", **options, **switches)  # pyright: ignore
+    rule = chosen.chosen_algorithm().value_rule
+    assert rule is not None and (rule.source, rule.kl_in_reward) == ("separate", True)
+    assert {name: getattr(rule, name) for name in (*options, *switches)} == {**options, **switches}
+
+
+def test_options_of_the_update_reach_the_learner() -> None:
+    update = {"temperature": 0.6, "token_budget": 99, "max_grad_norm": 0.7, "num_epochs": 3, "num_minibatches": 2}
+    update["max_skipped"] = 5
+    adam = {"learning_rate": 1e-3, "adam_beta2": 0.9, "weight_decay": 0.1}
+    rest = {"algorithm": "ppo", "value_trunk_scale": 0.25, "gradient_checkpointing": False}
+    runtime, quiet = Runtime(dtype="float32", device="cpu"), Progress(0, quiet=True)
+    relative = []
+    for value, rate in (("shared", None), ("shared", 3e-3), ("separate", None), ("separate", 3e-3)):
+        config = RunConfig(value=value, value_learning_rate=rate, **update, **adam, **rest)  # pyright: ignore
+        learner = build_learner(config, make("qwen2"), SimpleNamespace(), runtime, quiet)  # pyright: ignore
+        assert {name: getattr(learner, name) for name in update} == update
+        for group in learner.optimizer.param_groups:
+            assert (group["betas"], group["weight_decay"]) == ((0.9, 0.9), 0.1)
+        head = learner.policy.value_head
+        assert value == "separate" if head is None else head.trunk_scale == 0.25
+        learner.set_learning_rate(2e-3)
+        assert learner.learning_rate == 2e-3
+        relative.append(learner.optimizer.param_groups[1]["lr"] / learner.learning_rate)
+    assert relative == pytest.approx([10, 3, 1, 3])
+
+
+def test_options_of_the_verifiers_reach_them() -> None:
+    config = RunConfig(
+        format=("words:1",), format_weight=0.3, gate_format=False, verifier_deadline=7.0, verifier_workers=3
+    )
+    options = verifier_options(config, SimpleNamespace(cores=1))  # pyright: ignore
+    assert options == VerifierOptions(
+        num_workers=3, deadline=7.0, formats=("words:1",), format_weight=0.3, gate_format=False
+    )
+    verifiers = Verifiers(options)
+    try:
+        made = verifiers["puzzle"]
+        assert isinstance(made, CombinedVerifier)
+        (score,) = made.verify_batch(["none"], [{"puzzle": "sorting", "numbers": [2, 1], "order": "ascending"}])
+        assert score.value == pytest.approx(0.3)  # (1 - w) 0 + w 1: not gated
+    finally:
+        verifiers.close()
