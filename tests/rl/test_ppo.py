@@ -272,6 +272,17 @@ def test_while_the_critic_is_warmed_up_the_policy_stays(source: str, runtime: Ru
 
 
 @pytest.mark.parametrize("source", ["shared", "separate"])
+@pytest.mark.parametrize("trains_policy", [True, False])
+def test_the_kl_in_the_reward_is_that_of_the_tempered_distributions(
+    source: str, trains_policy: bool, runtime: Runtime
+) -> None:
+    """Without any reward a return is what the KL takes: nothing, where the reference is the policy."""
+    ours = learner(runtime, ppo(source, kl_weight=1.0, kl_in_reward=True), temperature=0.5, trains_policy=trains_policy)
+    ours.reference = ours.policy.frozen_copy()
+    assert update(ours, random_batch())["value/return"] == pytest.approx(0.0, abs=SAME)
+
+
+@pytest.mark.parametrize("source", ["shared", "separate"])
 def test_checkpoints_hold_the_critic(source: str, runtime: Runtime, tmp_path: Path) -> None:
     ours, fresh = learner(runtime, ppo(source)), learner(runtime, ppo(source))
     update(ours, rewarded(random_batch()))
