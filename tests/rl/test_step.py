@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+import rl.step
 from rewards.errors import UserError
 from rewards.score import Outcome, Score
 from rl.algorithms import ALGORITHMS, GRPO, RFT, Algorithm
-from rl.batch import Batch
+from rl.batch import Batch, lay_out
 from rl.deliver import Delivery, DeliveryError
 from rl.learner import Learner
 from rl.measure import describe
@@ -84,6 +86,37 @@ def test_the_second_epoch_is_measured_against_the_first_ones_policy(runtime: Run
     assert measured["ratio/max"] > 1.001
     assert measured["ratio/clipped"] is not None
     assert measured["ratio/clipped"] > 0
+
+
+@pytest.mark.parametrize("num_minibatches", [1, 2])
+def test_policy_and_reference_are_scored_at_the_temperature_of_sampling(num_minibatches: int, runtime: Runtime) -> None:
+    """An engine that draws from the policy's own distribution at 0.5 differs from it by rounding, as does a reference that is
+    the policy: whether the update's own forward looks, or one before it."""
+    of, batch = learner(runtime, temperature=0.5), random_batch()
+    of.set_learning_rate(0.0)
+    groups = []
+    for g in batch.groups:
+        micro = lay_out([g])
+        with torch.no_grad():
+            rows = of.policy.score(micro, 0.5).logprobs.split(micro.lengths)
+        sequences = zip(g.sequences, rows, strict=True)
+        drawn = tuple(replace(s, sampler_logprobs=tuple(row.tolist())) for s, row in sequences)
+        groups.append(replace(g, sequences=drawn))
+    found = update(of, *(Batch(tuple(groups[i::num_minibatches]), batch.counts) for i in range(num_minibatches)))
+    for key in ("mismatch/max", "kl/reference"):
+        assert found[key] == pytest.approx(0.0, abs=1e-5), key
+    assert found["ratio/max"] == pytest.approx(1.0, abs=1e-5)
+
+
+def test_the_loss_is_the_mean_of_the_epochs_and_their_tokens_are_counted_in_each(runtime: Runtime) -> None:
+    """Imitation looks at no older policy, so two epochs are two updates."""
+    batch = random_batch()
+    once, twice = learner(runtime, RFT), learner(runtime, RFT, num_epochs=2)
+    apart, together = [update(once, batch) for _ in range(2)], update(twice, batch)
+    losses = [found["loss"] or 0.0 for found in apart]
+    assert abs(losses[0] - losses[1]) > 1e-3
+    assert together["loss"] == pytest.approx(sum(losses) / 2, abs=1e-6)
+    assert together["tokens/trained"] == 2 * batch.num_tokens
 
 
 def test_the_reference_pulls_the_policy_back(runtime: Runtime) -> None:
@@ -228,6 +261,32 @@ def test_offline_rft_samples_from_where_it_began_and_is_evaluated_where_it_is(ru
     assert not torch.equal(weights(trained), start)
     live = trained.policy.model.get_input_embeddings().weight  # pyright: ignore
     assert torch.equal(sampler.model.get_input_embeddings().weight, live) and not torch.equal(held[1], live)  # pyright: ignore
+
+
+def test_every_group_is_in_one_minibatch_with_its_own_advantages(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three groups in two parts: the first and the third, and the second, in which the other answer is right."""
+    rewards = [(1.0, 0.0), (0.0, 1.0), (1.0, 0.0)]
+    groups = [replace(group(str(n), *values), prompt_ids=(n,)) for n, values in enumerate(rewards)]
+    collected = Collected(
+        groups=groups, sampled=groups, num_refills=0, num_sampled_tokens=12, sample_seconds=1.0, verify_seconds=0.0
+    )
+    sampler = SimpleNamespace(rest=lambda: None)
+    collector = SimpleNamespace(
+        sampler=sampler, params=SamplingParams(max_tokens=10), collect=lambda problems, *, step: collected
+    )
+    seen: list[Batch] = []
+    monkeypatch.setattr(rl.step, "update", lambda learner, *batches: seen.extend(batches) or {})
+    stream = ProblemStream([groups[0].problem], 0)
+    delivery = SimpleNamespace(deliver=lambda version: 0.0)
+    train_step(learner(runtime, num_minibatches=2), collector, stream, delivery, step=1, num_problems=3)  # pyright: ignore
+    assert [[g.prompt_ids for g in batch.groups] for batch in seen] == [[(0,), (2,)], [(1,)]]
+    for batch in seen:
+        for of in batch.groups:
+            first_is_right = rewards[of.prompt_ids[0]][0] == 1
+            assert (of.sequences[0].advantages > 0).all() == first_is_right
+            assert [s.reward for s in of.sequences] == list(rewards[of.prompt_ids[0]])
 
 
 def test_an_update_that_is_not_finite_is_left_out_and_counted(runtime: Runtime) -> None:
