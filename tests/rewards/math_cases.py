@@ -55,6 +55,15 @@ CASES: dict[str, list[Case]] = {
         (r"60\text{ mph}", [r"60\frac{\text{miles}}{\text{hour}}", r"1\text{ mile per minute}"], [r"60\text{ miles}"]),
         (r"9.8\text{ m/s}^2", [r"9.8\ \frac{\text{m}}{\text{s}^2}", r"9.8\text{ m s}^{-2}"], [r"9.8\text{ m/s}"]),
         ("$18$", [r"18\$", r"US\$18", "USD 18", "18€"], ["1$8"]),
+        (r"1\text{ km}", [r"1000\text{ m}", r"10000\text{ dm}", r"1000000\text{ mm}"], [r"100\text{ m}"]),
+        (r"1\text{ mile}", [r"1760\text{ yards}", r"5280\text{ feet}", r"63360\text{ inches}", r"1609.344\text{ m}"], [r"1\text{ km}"]),
+        (r"1\text{ week}", [r"7\text{ days}", r"168\text{ hours}", r"10080\text{ minutes}"], [r"5\text{ days}"]),
+        (r"2\text{ s}", [r"2000\text{ ms}"], [r"2\text{ min}"]),
+        (r"1\text{ year}", [r"12\text{ months}"], [r"52\text{ weeks}", r"365\text{ days}"]),  # neither is exact
+        (r"1\text{ lb}", [r"16\text{ oz}", r"453.59237\text{ g}"], [r"12\text{ oz}"]),
+        (r"1\text{ kg}", [r"1000\text{ g}", r"1000000\text{ mg}"], [r"100\text{ g}"]),
+        (r"1\text{ gallon}", [r"4\text{ quarts}", r"8\text{ pints}", r"16\text{ cups}"], [r"4\text{ liters}"]),
+        (r"3\text{ liters}", [r"3000\text{ ml}"], [r"300\text{ ml}"]),
         ("8", [], [r"8\text{ I think}", r"8\text{ assuming so}", r"8\text{ at least}", r"\text{about }8", "~8"]),
     ],
     "a label unwraps, and every other side of a chain is true": [
