@@ -15,6 +15,7 @@ from rl.cli import app
 from rl.evaluate_model import (
     Estimate,
     evaluate_model,
+    make_collector,
     of_greedy,
     of_samples,
     pass_at_k,
@@ -25,9 +26,11 @@ from rl.loop import train
 from rl.metrics import read_metrics
 from rl.options import EvaluateOptions
 from rl.progress import Progress
+from rl.runtime import Runtime
 from rollout.contamination import contaminated
 from rollout.problems import load_problems, split_held_out
 from rollout.records import Completion, FinishReason, Problem, Rollout, RolloutGroup
+from rollout.sampler import SamplingParams
 from tests.rl.test_loop import odd_lengths, options
 
 
@@ -143,9 +146,20 @@ def test_mistakes_are_told(model: Path, tmp_path: Path) -> None:
         )
 
 
+def test_options_of_sampling_reach_the_collector(model: Path) -> None:
+    given = {"samples": 3, "temperature": 0.7, "seed": 5, "max_tokens": 9, "system_prompt": "Add."}
+    problem = Problem(id="p", prompt="1+1", reference="2")
+    runtime, options = Runtime(dtype="float32", device="cpu"), EvaluateOptions(model=str(model), **given)  # pyright: ignore
+    made = make_collector(options, [problem], {}, runtime, Progress(0, quiet=True))  # pyright: ignore
+    assert (made.params, made.group_size, made.run_seed) == (SamplingParams(max_tokens=9, temperature=0.7), 3, 5)
+    assert made.renderer.tokenizer.decode(made.renderer.render(problem)).startswith("Add.")
+
+
 def test_what_a_run_holds_out_is_never_what_it_trains_on() -> None:
     problems, _ = problems_of(EvaluateOptions(model="tiny"), run_of(EvaluateOptions(model="tiny")))
     assert len(problems) == 400
+    few, _ = problems_of(EvaluateOptions(model="tiny", size=3), run_of(EvaluateOptions(model="tiny")))
+    assert few == problems[:3]
     training, held_out = split_held_out(load_problems("arithmetic"), 400)
     assert [p.id for p in problems] == [p.id for p in held_out]
     assert not {p.id for p in problems} & {p.id for p in training}
