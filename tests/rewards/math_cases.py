@@ -16,6 +16,7 @@ CASES: dict[str, list[Case]] = {
         ("81, 256", ["81,256", "256, 81"], ["81256"]),  # a list, as its spaces show
         ("f(10)=1,234", ["1234", "1,234"], ["1", "234"]),
         ("5000000", ["5 million", r"\$5\text{ million}", r"5\text{ million dollars}"], ["5", r"5\text{ thousand}"]),
+        (r"5\text{ million}", ["5000000", r"5000\text{ thousand}", r"0.005\text{ billion}"], ["5", r"5\text{ billion}"]),
         ("8", [], [r"8\text{ thousand}", r"8\text{ hundred people}", "8 dozen million"]),
     ],
     "rationals are exact in every spelling": [
@@ -34,7 +35,12 @@ CASES: dict[str, list[Case]] = {
         ("7", [r"\color{red}{7}", r"\underline{7}", r"{\large 7}", "= 7"], ["7+", "--7", "{" * 400 + "7" + "}" * 400]),
         ("2^{100}", ["1267650600228229401496703205376"], ["1267650600228229401496703205377"]),
     ],
+    "a number without a finite decimal takes twelve digits, right to the last place": [
+        (r"\frac13", ["0.333333333333", "0.333333333334"], ["0.33333333333", "0.333333333335"]),  # 12 digits, 11; 1.7 places off
+        (r"\pi", ["3.14159265359", "3.14159265358"], ["3.1415926536", "3.14159265355"]),  # 3.141592653589793
+    ],
     "a percent sign is worth 1/100": [
+        ("-25", [r"-25\%"], [r"25\%"]),
         (r"50\%", ["50", "0.5", "50%", "50 percent", r"\frac12", r"50\text{ percent}"], ["5", "500", "0.005", r"0.5\%"]),
         ("0.5", [r"50\%"], ["50", r"0.5\%"]),
         ("500", [], ["5", r"5\%"]),

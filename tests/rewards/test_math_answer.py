@@ -98,6 +98,15 @@ def test_each_option_turns_its_verdict(option: str, other: float, reference: str
     assert verdicts == [option in ("percent_sign_optional", "convert_units"), not verdicts[0]]
 
 
+@pytest.mark.parametrize(
+    ("answer", "equal"), [("51", True), ("149", True), ("49", False), ("151", False), ("199", False)]
+)
+def test_the_tolerance_is_relative_to_the_reference(answer: str, equal: bool) -> None:
+    """A half of 100 to either side; of 199 itself a half would be 99.5, and reach back to 100."""
+    judge = MathJudge(strict=True, policy=MathPolicy(relative_tolerance=0.5))
+    assert judge.judge(f"\\boxed{{{answer}}}", "100").equal is equal
+
+
 def test_the_page_on_grading_names_every_option_with_its_default() -> None:
     page = (Path(__file__).resolve().parents[2] / "docs" / "grading.md").read_text(encoding="utf-8")
     page, form, _ = page.partition("\n## Form\n")  # what follows has a table of its own
