@@ -11,19 +11,26 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import rl.loop
 from rewards.errors import UserError
 from rewards.math_answer import MathVerifier
 from rewards.score import Outcome, Score
 from rl.algorithms import ALGORITHMS, GRPO_ITERATIVE
 from rl.config import RunConfig
 from rl.loop import Interrupted, train
+from rl.measure import Metrics
 from rl.metrics import METRICS, read_metrics
+from rl.setup import load_data, require_room
+from rollout.collect import Collector
+from rollout.problems import load_problems, split_held_out
+from rollout.records import Problem
 
 ROOT = Path(__file__).resolve().parents[2]
 GSM8K = ROOT.parent / "shared" / "data" / "gsm8k_train.jsonl"
@@ -104,6 +111,58 @@ def test_ppo_runs_with_one_completion_of_each_problem(
     assert any(not torch.equal(base[name], tensor) for name, tensor in weights[1].items())
 
 
+def test_options_of_sampling_and_evaluation_reach_the_run(
+    model: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine draws at the temperature of the update, or kl/sampler would not be rounding; what is evaluated is held out."""
+    monkeypatch.setattr(MathVerifier, "verify_batch", odd_lengths)
+    evaluated: list[list[str]] = []
+    inner = rl.loop.evaluate
+
+    def noted(collector: Collector, problems: Sequence[Problem], *rest: int) -> Metrics:
+        evaluated.append([problem.id for problem in problems])
+        return inner(collector, problems, *rest)
+
+    monkeypatch.setattr(rl.loop, "evaluate", noted)
+    changed = {"temperature": 0.5, "eval_samples": 2, "format": ("words:9",), "num_steps": 1, "group_size": 6}
+    run_dir = train(options(model, digits, tmp_path / "run", **changed))
+    base, step = read_metrics(run_dir)
+    assert abs(step["kl/sampler"] or 0.0) < 1e-7 and step["part/words:9"] is not None
+    assert base["eval/pass_at_k"] is not None and step["eval/pass_at_k"] is not None
+    _, held_out = split_held_out(load_problems(str(digits)), 10)
+    assert evaluated == [[problem.id for problem in held_out]] * 2
+    rows = [json.loads(line) for line in (run_dir / "completions.jsonl").read_text().splitlines()]
+    assert not {row["problem_id"] for row in rows} & {problem.id for problem in held_out}
+    for row in rows:
+        group = [other["value"] for other in rows if other["problem_id"] == row["problem_id"]]
+        better = row["value"] - sum(group) / len(group)
+        assert (row["advantage"] > 0, row["advantage"] < 0) == (better > 1e-6, better < -1e-6)
+
+
+def test_a_prompt_with_a_full_completion_fits_to_the_last_token() -> None:
+    """5 + 3 tokens fill a context of 8; the last one is only predicted, so a forward of 7 takes them."""
+    renderer = SimpleNamespace(render=lambda problem: (1,) * len(problem.id))
+    problems = [Problem(id="a" * n, prompt="", reference="") for n in (2, 5, 4)]
+
+    def room(context: int | None, budget: int | None) -> int:
+        return require_room(renderer, problems, 3, context=context, token_budget=budget)  # pyright: ignore
+
+    assert room(8, 7) == room(None, None) == 8
+    with pytest.raises(UserError, match=r"prompt of 5 tokens .* the model's context is 7"):
+        room(7, 7)
+    with pytest.raises(UserError, match=r"token_budget is 6: .* prompt of 5 tokens"):
+        room(8, 6)
+
+
+def test_of_another_data_set_the_first_are_held_out_and_never_trained_on(tmp_path: Path) -> None:
+    for name, numbers in (("train", (1, 2, 3)), ("test", (3, 9, 1))):
+        rows = [{"question": f"{n}?", "answer": f"{n}"} for n in numbers]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = {"dataset": str(tmp_path / "train.jsonl"), "eval_dataset": str(tmp_path / "test.jsonl")}
+    training, held_out = load_data(RunConfig(eval_size=2, **files))
+    assert [[p.reference for p in part] for part in (training, held_out)] == [["1", "2"], ["3", "9"]]
+
+
 RESUMED: list[dict[str, object]] = [
     {"algorithm": "grpo-iterative"},
     {"algorithm": "grpo-iterative", "lora_rank": 4},
@@ -146,8 +205,6 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(
 
 def interrupt_at(step: int, config: RunConfig) -> None:
     """Ctrl-C while the given step is under way."""
-    import rl.loop
-
     inner = rl.loop.train_step
 
     def interrupted(*args: object, **named: object) -> object:
