@@ -13,7 +13,7 @@ import torch
 import rl.step
 from rewards.errors import UserError
 from rewards.score import Outcome, Score
-from rl.algorithms import ALGORITHMS, GRPO, RFT, Algorithm
+from rl.algorithms import ALGORITHMS, GRPO, PPO, RFT, Algorithm
 from rl.batch import Batch, lay_out
 from rl.deliver import Delivery, DeliveryError
 from rl.learner import Learner
@@ -21,6 +21,7 @@ from rl.measure import describe
 from rl.policy import Policy
 from rl.runtime import Runtime
 from rl.step import train_step, update
+from rl.values import ValueRule
 from rollout.collect import Collected
 from rollout.problems import ProblemStream
 from rollout.records import Completion, FinishReason, Problem, Rollout, RolloutGroup
@@ -225,6 +226,28 @@ def test_a_group_without_signal_is_skipped_and_still_counted() -> None:
     assert batch.counts.num_sequences == 4
     assert batch.groups[0].sequences[0].weight == 1 / (4 * 2)  # N |o|
     assert len(GRPO.pack(groups, GRPO.advantages(groups, 10), 10).groups) == 2  # with a KL it carries gradient
+
+
+@pytest.mark.parametrize(("bootstraps", "num_tokens"), [(True, 5), (False, 6)])
+def test_a_cut_completion_goes_on_only_if_the_critic_is_to_say_how(bootstraps: bool, num_tokens: int) -> None:
+    """Of 3, 2 and 1 tokens the first and the last are cut: their last tokens are not trained on, but one token always counts.
+    Rewards are with the penalty of the last two of three tokens: 1 - 1, 0 - 1/2, 1."""
+    algorithm = replace(PPO, value_rule=ValueRule(bootstrap_cut=bootstraps), overlong_fraction=0.5)
+    problem = Problem(id="a", prompt="a", reference="1")
+    rollouts = []
+    for value, length, reason in (
+        (1.0, 3, FinishReason.LENGTH),
+        (0.0, 2, FinishReason.STOP),
+        (1.0, 1, FinishReason.LENGTH),
+    ):
+        one = rollout(problem, value, length)
+        rollouts.append(replace(one, completion=replace(one.completion, finish_reason=reason)))
+    groups = [RolloutGroup(problem=problem, prompt_ids=(5,), rollouts=tuple(rollouts))]
+    batch = algorithm.pack(groups, algorithm.advantages(groups, 3), 3)
+    sequences = batch.groups[0].sequences
+    assert [s.goes_on for s in sequences] == [bootstraps, False, bootstraps]
+    assert batch.counts.num_tokens == num_tokens and {s.weight for s in sequences} == {1 / num_tokens}
+    assert [s.reward for s in sequences] == [0.0, -0.5, 1.0]
 
 
 def test_offline_rft_samples_from_where_it_began_and_is_evaluated_where_it_is(runtime: Runtime) -> None:
