@@ -72,6 +72,41 @@ def test_a_sign_is_told_once_with_its_likely_cause(
     assert len(told) == 1
 
 
+@pytest.mark.parametrize(
+    ("key", "within", "beyond"),
+    [
+        ("entropy", {"entropy": (0.5, 0.051)}, {"entropy": (0.5, 0.049)}),  # a tenth
+        ("entropy", {"entropy": (0.5, 1.49)}, {"entropy": (0.5, 1.51)}),  # three times
+        ("entropy", {"entropy": (0.1, 0.99)}, {"entropy": (0.1, 1.01)}),  # a nat
+        ("kl/reference", {"kl/reference": (0.04, 0.49)}, {"kl/reference": (0.04, 0.51)}),
+        ("kl/reference", {"kl/reference": (0.1, 0.99)}, {"kl/reference": (0.1, 1.01)}),  # ten times
+        ("kl/sampler", {"kl/sampler": (0.0, 0.049)}, {"kl/sampler": (0.0, 0.051)}),
+        ("length/mean", {"length/truncated": (0.0, 0.49)}, {"length/truncated": (0.0, 0.51)}),
+        ("length/mean", {"length/mean": (300.0, 101.0)}, {"length/mean": (300.0, 99.0)}),  # a third
+        ("groups/no_signal", {"groups/no_signal": (0.2, 0.89)}, {"groups/no_signal": (0.2, 0.91)}),
+        ("outcome/unparsed", {"outcome/unparsed": (0.02, 0.19)}, {"outcome/unparsed": (0.02, 0.21)}),
+        ("outcome/unparsed", {"outcome/unparsed": (0.1, 0.29)}, {"outcome/unparsed": (0.1, 0.31)}),  # three times
+        ("eval/accuracy", {"eval/accuracy": (0.8, 0.71)}, {"eval/accuracy": (0.8, 0.69)}),  # ten points below the best
+    ],
+)
+def test_a_sign_is_told_beyond_its_threshold_and_not_within(
+    key: str, within: dict[str, tuple[float, float]], beyond: dict[str, tuple[float, float]]
+) -> None:
+    assert [list(Courses(course(**changed)).signs()) for changed in (within, beyond)] == [[], [key]]
+
+
+def test_held_out_accuracy_that_falls_with_the_reward_is_no_hacking() -> None:
+    assert not Courses(course(**{"eval/accuracy": (0.8, 0.5), "reward/mean": (0.7, 0.5)})).signs()
+
+
+def test_a_metric_is_compared_once_it_was_measured_twice_as_often_as_is_averaged() -> None:
+    """Its first ten steps with its last ten, and step 0, the base, is none of them."""
+    rows: list[Row] = [{"step": 0, "kl/sampler": 1.0}]
+    rows += [{"step": s, "kl/sampler": 1.0} for s in range(1, 2 * WINDOW + 1)]
+    assert not Courses(rows[:-1]).signs()
+    assert list(Courses(rows).signs()) == ["kl/sampler"]
+
+
 def test_a_sign_that_had_gone_is_told_again_and_one_that_stood_before_a_resume_is_not() -> None:
     bad, good = course(entropy=(0.5, 0.01)), course(entropy=(0.5, 0.5))
     watch = Watch(list(bad))
