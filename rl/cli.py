@@ -65,10 +65,14 @@ def run_recipe(description: str, **defaults: Any) -> None:
 
     def action() -> None:
         from rl.config import RunConfig
-        from rl.loop import train
 
         require_all_processes()
-        train(tyro.cli(RunConfig, description=description, default=RunConfig(**defaults)))
+        config = tyro.cli(RunConfig, description=description, default=RunConfig(**defaults))
+        if config.resume and (of_run := config.of_its_run()):  # what is not given is as it was
+            config = tyro.cli(RunConfig, description=description, default=of_run)
+        from rl.loop import train  # takes seconds, and a mistake is told before
+
+        train(config)
 
     run_safely(action)
 

@@ -304,6 +304,17 @@ class RunConfig:
         """As it reads from a JSON file."""
         return json.loads(json.dumps(asdict(self), default=str))
 
+    def of_its_run(self) -> RunConfig | None:
+        """What the run in this one's folder was started with, to be resumed; None where there is no run."""
+        run_dir = self.resolved().run_dir
+        assert run_dir is not None
+        if not (run_dir / "config.json").exists():
+            return None
+        written = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
+        known = {f.name: written[f.name] for f in fields(self) if f.name in written}
+        lists = {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
+        return RunConfig(**{**known, **lists, "run_dir": run_dir, "resume": True})
+
 
 def _numbered(name: str, number: int) -> Path:
     return Path("runs") / (name if number == 1 else f"{name}-{number}")

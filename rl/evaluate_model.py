@@ -22,7 +22,7 @@ from rl.defaults import MODEL_DEFAULTS, TINY
 from rl.evaluate import VOTED_ON, is_right, right_by_vote
 from rl.lora import load_merged
 from rl.options import EvaluateOptions
-from rl.policy import context_length, load_pretrained
+from rl.policy import context_length, load_pretrained, require_folder
 from rl.progress import Progress
 from rl.runtime import Runtime
 from rl.setup import gradable, require_room, tiny_base
@@ -39,7 +39,11 @@ RESAMPLES = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A mean over problems, and where it lies in 95 of 100 data sets like this one (bootstrap over problems)."""
+    """A mean over problems, and where it lies in 95 of 100 data sets like this one: by bootstrap over problems.
+
+    Where all problems are 0, or all 1, every resample is the same; the exact bound of a binomial share stands in, (0.05 / 2)^(1/n)
+    from the other end (Clopper and Pearson 1934).
+    """
 
     mean: float
     low: float
@@ -52,6 +56,10 @@ class Estimate:
             return None
         drawn = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
         low, high = np.quantile(np.asarray(values, float)[drawn].mean(1), [0.025, 0.975])
+        if low == high == 0:
+            high = 1 - 0.025 ** (1 / len(values))
+        elif low == high == 1:
+            low = 0.025 ** (1 / len(values))
         return Estimate(mean=float(np.mean(values)), low=float(low), high=float(high), problems=len(values))
 
     def __str__(self) -> str:
@@ -65,6 +73,7 @@ def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
 
 def evaluate_model(options: EvaluateOptions, progress: Progress) -> dict[str, Estimate | None]:
     """By measure: greedy accuracy with lenient and strict extraction, pass@k at powers of two, maj@n, what was cut."""
+    require_folder(options.model)
     run = run_of(options)
     given = {name: getattr(options, name) for name in ("max_tokens", "prompt_style", "system_prompt")}
     options = replace(options, **{name: run.get(name) for name, value in given.items() if value is None})
@@ -75,7 +84,7 @@ def evaluate_model(options: EvaluateOptions, progress: Progress) -> dict[str, Es
         progress.message(f"{options.model} on {where}")
         if options.against is not None:
             progress.message(describe_contamination(problems, options))
-        problems = gradable(problems, verifiers, progress)
+        problems = gradable(problems, "held-out", verifiers, progress)
         collector = make_collector(options, problems, verifiers, runtime, progress)
         progress.start(f"{len(problems)} problems, greedy")
         greedy = replace(collector, params=replace(collector.params, temperature=0.0), group_size=1)

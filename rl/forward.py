@@ -31,7 +31,13 @@ from rl.head import (
     score_in_two_passes,
 )
 from rl.packed_attention import PACKED, Kernel, dense, varlen
-from rollout.attention import attention_implementation, has_only_attention_layers, narrow_windows
+from rollout.attention import (
+    BFLOAT16_ROUNDING,
+    FLOAT32_ROUNDING,
+    attention_implementation,
+    has_only_attention_layers,
+    narrow_windows,
+)
 
 log = logging.getLogger(__name__)
 
@@ -157,7 +163,7 @@ def choose_forward(model: PreTrainedModel, attention: Attention = "auto") -> For
 def _agrees(forward: Forward, model: PreTrainedModel, micro: MicroBatch) -> bool:
     """Also with sliding windows narrower than the example, however wide the model's are."""
     exact = model.dtype == torch.float32 and not torch.is_autocast_enabled(model.device.type)
-    tolerance = 1e-4 if exact else 0.25  # bf16 keeps 8 bits: logits near 10 round to 0.06
+    tolerance = FLOAT32_ROUNDING if exact else BFLOAT16_ROUNDING
     for window in (nullcontext(), narrow_windows(model, 3)):
         with window:
             expected = plain_forward(model, micro, 1.0).logprobs

@@ -35,10 +35,7 @@ def load_pretrained(
 
     nf4: its linear layers but the output layer are kept in 4 bits (QLoRA, arXiv 2305.14314) and multiply in this dtype.
     """
-    if str(model).startswith((".", "/", "~")) and not Path(model).expanduser().is_dir():
-        raise UserError(
-            f"model is {str(model)!r}: there is no such folder; give a folder in Hugging Face format or a hub name"
-        )
+    require_folder(model)
     folder = Path(model).expanduser().resolve()
     if (folder / "adapter_config.json").is_file():
         raise UserError(
@@ -62,12 +59,22 @@ def load_pretrained(
             f"model is {str(model)!r}: it cannot be loaded as a causal LM with its tokenizer "
             f"({str(error).strip().splitlines()[0]}); give a folder in Hugging Face format or a hub name"
         ) from None
+    if not tokenizer.get_vocab():  # transformers makes an empty one where there are no files of it
+        raise UserError(f"model is {str(model)!r}: it has no tokenizer; put tokenizer.json and its configuration there")
     if nf4:
         for module in loaded.modules():
             # Else bitsandbytes packs weights, which no gradient goes through.
             module.support_avx512bf16_for_cpu = False  # pyright: ignore[reportArgumentType]
         return loaded, tokenizer
     return loaded.to(device), tokenizer  # pyright: ignore[reportArgumentType]  the stubs lose `self`
+
+
+def require_folder(model: str | Path) -> None:
+    """Where the name of a model is a path."""
+    if str(model).startswith((".", "/", "~")) and not Path(model).expanduser().is_dir():
+        raise UserError(
+            f"model is {str(model)!r}: there is no such folder; give a folder in Hugging Face format or a hub name"
+        )
 
 
 def _in_four_bits(dtype: torch.dtype, device: torch.device) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from rl.records import RunRecords, write_config
 from rl.runtime import Runtime
 from rl.warm_start import WarmStart, warm_started
 from rl.watch import Watch
+from rollout.attention import BFLOAT16_ROUNDING
 from rollout.collect import Collector
 from rollout.demonstrations import demonstration
 from rollout.problems import ProblemStream, load_problems, split_held_out, without_overlap
@@ -101,8 +102,8 @@ def load_data(config: RunConfig) -> tuple[list[Problem], list[Problem]]:
     return training, held_out
 
 
-def gradable(problems: Sequence[Problem], verifiers: Verifiers, progress: Progress) -> list[Problem]:
-    """The problems whose reference can be judged against; the others are told and dropped."""
+def gradable(problems: Sequence[Problem], which: str, verifiers: Verifiers, progress: Progress) -> list[Problem]:
+    """The problems, which are held-out ones or for training, whose reference can be judged against; the others are told and dropped."""
     scores: dict[str, Score] = {}
     for name in sorted({p.verifier for p in problems}):
         asking = [p for p in problems if p.verifier == name]
@@ -116,7 +117,7 @@ def gradable(problems: Sequence[Problem], verifiers: Verifiers, progress: Progre
                 f"dataset: none of its {len(problems)} reference answers can be judged against ({shown}); mend answer_column"
             )
         progress.message(
-            f"{len(bad)} of {len(problems)} problems are left out, their reference cannot be judged against: {shown}"
+            f"{len(bad)} of {len(problems)} {which} problems are left out, their reference cannot be judged against: {shown}"
         )
     return [p for p in problems if scores[p.id].outcome is Outcome.CORRECT]
 
@@ -167,7 +168,8 @@ def require_room(
 
 def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: Progress) -> Run:
     assert config.run_dir is not None
-    training, held_out = (gradable(part, verifiers, progress) for part in load_data(config))
+    parts = zip(load_data(config), ("training", "held-out"), strict=True)
+    training, held_out = (gradable(problems, which, verifiers, progress) for problems, which in parts)
     if verifiers.isolation:
         unsafe = "UNSAFE, as allow_unsafe_code permits: " if verifiers.isolation.rank < FLOOR else ""
         progress.message(f"{unsafe}programs are run at isolation {verifiers.isolation.describe()}")
@@ -204,8 +206,7 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
         processes=runtime,
     )
     exact = config.dtype == config.sampling_dtype == "float32"
-    tolerance = EXACT if exact else 0.25  # bf16 keeps 8 bits: logits near 10 round to 0.06
-    delivery = Delivery(learner.policy, sampler, tolerance=tolerance)
+    delivery = Delivery(learner.policy, sampler, tolerance=EXACT if exact else BFLOAT16_ROUNDING)
     delivery.deliver(version=step)
     return Run(
         config=config,

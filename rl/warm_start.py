@@ -123,7 +123,7 @@ def _teach(
         if step < next_check:
             continue
         accuracy = evaluate(collector, held_out)["eval/accuracy"] or 0.0
-        progress.start(f"warming up the base model: step {step}: {accuracy:.1%} right")
+        progress.start(f"warming up the base model, once, to {recipe.lowest:.0%} right: step {step}, {accuracy:.1%}")
         if recipe.lowest <= accuracy <= recipe.highest:
             return accuracy
         next_check = step + (FINE if accuracy > NEAR else COARSE)

@@ -154,7 +154,7 @@ class Collector:
 
 
 def has_signal(group: RolloutGroup) -> bool:
-    """Whether the graded rewards of the group differ: otherwise every advantage is zero."""
+    """Whether the graded values of the group differ: otherwise a comparison within the group teaches nothing."""
     values = {r.score.value for r in group.rollouts if r.is_graded}
     return len(values) > 1
 

@@ -170,7 +170,7 @@ def _hub_rows(dataset: str, split: str) -> list[dict[str, Any]]:
         loaded = datasets.load_dataset(name, config, split=split)
     except Exception as error:  # noqa: BLE001  the library raises many kinds for a name that is not there
         raise UserError(
-            f"dataset is {dataset!r}: it is neither built in ({', '.join(BUILT_IN)}, {REASONING_GYM}<task>) nor an existing .jsonl or .json file, and loading {name!r} "
+            f"dataset is {dataset!r}: it is neither built in ({', '.join((*BUILT_IN, *HUB_NAMES))}, {REASONING_GYM}<task>) nor an existing .jsonl or .json file, and loading {name!r} "
             f"from the hub failed ({type(error).__name__}: {str(error).splitlines()[0]}). Without a network give a file"
         ) from None
     return [dict(row) for row in loaded]
@@ -180,7 +180,7 @@ def split_held_out(problems: Sequence[Problem], count: int) -> tuple[list[Proble
     """(training, held out): `count` problems chosen once and for all, whatever the run's seed, so that runs compare."""
     if len(problems) <= count:
         raise UserError(
-            f"eval_size is {count}: the dataset has {len(problems)} problems, which leaves none to train on; lower eval_size"
+            f"eval_size is {count}: the dataset has {len(problems)} problems, which leaves none to train on; lower eval_size, or name an eval_dataset"
         )
     order = list(range(len(problems)))
     random.Random("held out").shuffle(order)

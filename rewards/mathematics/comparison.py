@@ -30,7 +30,7 @@ class Comparison:
             verdict = stage(answer.strip(), reference.strip(), inner)
             if verdict is not None:
                 return verdict
-        return unparsed("cannot be read")
+        return unparsed("no way to read it")
 
     def all_equal(self, answers: Sequence[str], references: Sequence[str]) -> bool:
         return len(answers) == len(references) and all(self.compare(a, r).equal for a, r in zip(answers, references))

@@ -17,7 +17,13 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from rollout.attention import attention_implementation, has_only_attention_layers, narrow_windows
+from rollout.attention import (
+    BFLOAT16_ROUNDING,
+    FLOAT32_ROUNDING,
+    attention_implementation,
+    has_only_attention_layers,
+    narrow_windows,
+)
 from rollout.engine.fused_decoder import Capacity, FusedDecoder, causal_attention
 from rollout.engine.fused_model import FusedModel, has_llamas_shape
 from rollout.engine.slots import SLOT_ATTENTION, KeyValueSlots
@@ -154,7 +160,7 @@ def _text(model: PreTrainedModel) -> Tensor:
 
 
 def _are_close(logits: Tensor, plain: Tensor) -> bool:
-    tolerance = 1e-4 if plain.dtype == torch.float32 else 0.25  # bf16 keeps 8 bits: logits near 10 round to 0.06
+    tolerance = FLOAT32_ROUNDING if plain.dtype == torch.float32 else BFLOAT16_ROUNDING
     difference = logits.float().log_softmax(-1) - plain.float().log_softmax(-1)
     return bool(difference.abs().max() < tolerance)
 

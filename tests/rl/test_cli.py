@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import rl.doctor
+import rl.loop
 from rl.audit import audit
 from rl.batch import MicroBatch
+from rl.cli import run_recipe
+from rl.config import RunConfig
 from rl.head import TokenScores
 from rl.policy import Policy
+from rl.records import write_config
 
 TASK = {"type": "function", "fn_name": "f", "tests": [{"args": [1], "expected": 2}]}
 
@@ -108,3 +113,18 @@ def test_an_audit_of_nothing_says_so(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "nowhere"):
         status, _, err = plumbline("verify", "audit", str(folder))
         assert status == 2 and err.startswith("error: run folder") and "Traceback" not in err
+
+
+def test_a_resumed_run_has_the_options_it_was_started_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are not given again, of every kind; one that is given stands."""
+    monkeypatch.chdir(tmp_path)
+    started = RunConfig(run_dir=tmp_path / "r", group_size=4, lora_rank=2, lora_targets=("q_proj",), algorithm="dapo")
+    started = started.resolved()
+    (tmp_path / "r").mkdir()
+    write_config(tmp_path / "r", started)
+    trained: list[RunConfig] = []
+    monkeypatch.setattr(rl.loop, "train", trained.append)
+    for more in ([], ["--num-steps", "900"]):
+        monkeypatch.setattr(sys, "argv", ["recipe", "--run-dir", str(tmp_path / "r"), "--resume", *more])
+        run_recipe("")
+    assert trained == [replace(started, resume=True), replace(started, resume=True, num_steps=900)]

@@ -91,23 +91,25 @@ def test_every_option_of_an_algorithm_stands_in_for_its_own_value() -> None:
 
 
 def test_every_option_of_a_critic_reaches_its_rule() -> None:
-    options = {"gamma": 0.9, "lam": 0.8, "lam_critic": 0.7, "value_clip": 0.3, "value_weight": 0.6}
-    switches = {"whiten": True, "bootstrap_cut": True}
-    chosen = RunConfig(algorithm="ppo", value="separate", kl_in="reward", **options, **switches)  # pyright: ignore
-    rule = chosen.chosen_algorithm().value_rule
-    assert rule is not None and (rule.source, rule.kl_in_reward) == ("separate", True)
-    assert {name: getattr(rule, name) for name in (*options, *switches)} == {**options, **switches}
+    options = {"gamma": 0.9, "lam": 0.8, "lam_critic": 0.7, "value_clip": 0.3, "whiten": True, "bootstrap_cut": True}
+    for value, own in (("separate", {}), ("shared", {"value_weight": 0.6})):
+        given = {**options, **own}
+        chosen = RunConfig(algorithm="ppo", value=value, kl_in="reward", **given)  # pyright: ignore
+        rule = chosen.chosen_algorithm().value_rule
+        assert rule is not None and (rule.source, rule.kl_in_reward) == (value, True)
+        assert {name: getattr(rule, name) for name in given} == given
 
 
 def test_options_of_the_update_reach_the_learner() -> None:
     update = {"temperature": 0.6, "token_budget": 99, "max_grad_norm": 0.7, "num_epochs": 3, "num_minibatches": 2}
     update["max_skipped"] = 5
     adam = {"learning_rate": 1e-3, "adam_beta2": 0.9, "weight_decay": 0.1}
-    rest = {"algorithm": "ppo", "value_trunk_scale": 0.25, "gradient_checkpointing": False}
+    rest = {"algorithm": "ppo", "gradient_checkpointing": False}
     runtime, quiet = Runtime(dtype="float32", device="cpu"), Progress(0, quiet=True)
     relative = []
     for value, rate in (("shared", None), ("shared", 3e-3), ("separate", None), ("separate", 3e-3)):
-        config = RunConfig(value=value, value_learning_rate=rate, **update, **adam, **rest)  # pyright: ignore
+        own = {"value_trunk_scale": 0.25} if value == "shared" else {}
+        config = RunConfig(value=value, value_learning_rate=rate, **own, **update, **adam, **rest)  # pyright: ignore
         learner = build_learner(config, make("qwen2"), SimpleNamespace(), runtime, quiet)  # pyright: ignore
         assert {name: getattr(learner, name) for name in update} == update
         for group in learner.optimizer.param_groups:
@@ -124,7 +126,7 @@ def test_options_of_the_verifiers_reach_them() -> None:
     config = RunConfig(
         format=("words:1",), format_weight=0.3, gate_format=False, verifier_deadline=7.0, verifier_workers=3
     )
-    options = verifier_options(config, SimpleNamespace(cores=1))  # pyright: ignore
+    options = verifier_options(config)
     assert options == VerifierOptions(
         num_workers=3, deadline=7.0, formats=("words:1",), format_weight=0.3, gate_format=False
     )

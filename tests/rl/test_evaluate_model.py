@@ -42,12 +42,17 @@ def test_pass_at_k_is_the_share_of_all_choices_of_k_with_a_right_one(n: int, c: 
 
 
 def test_the_interval_of_a_mean() -> None:
-    """Of 0 and 1 in equal parts over 400 problems it is 1.96 times sqrt(0.25 / 400) to each side; of equal values it is none."""
+    """Of 0 and 1 in equal parts over 400 problems it is 1.96 times sqrt(0.25 / 400) to each side.
+
+    All of 5 are right with probability 0.025 where the share is 0.478, 0.478^5 = 0.025; equal values that are no shares have none.
+    """
     found = Estimate.of([0.0, 1.0] * 200)
     assert found is not None and found.mean == 0.5 and found.problems == 400
     assert found.low == pytest.approx(0.451, abs=0.004) and found.high == pytest.approx(0.549, abs=0.004)
-    certain = Estimate.of([1.0] * 5)
-    assert certain is not None and (certain.low, certain.high) == (1.0, 1.0)
+    right, wrong, halves = (Estimate.of([x] * 5) for x in (1.0, 0.0, 0.5))
+    assert right is not None and (right.low, right.high) == (pytest.approx(0.478, abs=0.001), 1.0)
+    assert wrong is not None and (wrong.low, wrong.high) == (0.0, pytest.approx(0.522, abs=0.001))
+    assert halves is not None and (halves.low, halves.high) == (0.5, 0.5)
     assert Estimate.of([]) is None
 
 

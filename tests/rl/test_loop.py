@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -248,6 +249,13 @@ def test_a_mistake_is_told_before_training(
     with pytest.raises(UserError, match=message):
         train(options(model, digits, tmp_path / "run", **changed))
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_model_without_a_tokenizer_is_told(model: Path, digits: Path, tmp_path: Path) -> None:
+    """transformers makes one that knows no token, and every prompt would be empty."""
+    shutil.copytree(model, tmp_path / "m", ignore=shutil.ignore_patterns("token*", "chat*", "special*"))
+    with pytest.raises(UserError, match=r"model is '.*/m': it has no tokenizer; put tokenizer.json"):
+        train(options(tmp_path / "m", digits, tmp_path / "run"))
 
 
 @pytest.mark.skipif(find_spec("trackio") is not None, reason="trackio is installed here")
