@@ -283,6 +283,21 @@ def test_the_kl_in_the_reward_is_that_of_the_tempered_distributions(
 
 
 @pytest.mark.parametrize("source", ["shared", "separate"])
+def test_each_of_the_two_gradients_is_scaled_down_to_its_bound(source: str, runtime: Runtime) -> None:
+    """Gradient descent with a rate of 0.1 then goes 0.1 times the bound; told are the lengths before."""
+    ours = learner(runtime, ppo(source), max_grad_norm=0.01)
+    groups = [group["params"] for group in ours.optimizer.param_groups]
+    before = [[p.detach().clone() for p in group] for group in groups]
+    found = update(ours, rewarded(random_batch()))
+    assert min(found["grad_norm"] or 0.0, found["value/grad_norm"] or 0.0) > 0.1
+    for group, was in zip(groups, before, strict=True):
+        moved = torch.cat([(p.detach() - w).flatten() for p, w in zip(group, was, strict=True)])
+        assert moved.norm().item() == pytest.approx(
+            0.1 * 0.01, rel=0.01
+        )  # float32 weights near 0.3 take such steps to a percent
+
+
+@pytest.mark.parametrize("source", ["shared", "separate"])
 def test_checkpoints_hold_the_critic(source: str, runtime: Runtime, tmp_path: Path) -> None:
     ours, fresh = learner(runtime, ppo(source)), learner(runtime, ppo(source))
     update(ours, rewarded(random_batch()))
