@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 
@@ -12,7 +12,7 @@ from rl.tiny import tiny_tokenizer
 from rollout.collect import Collector
 from rollout.prompts import PromptRenderer
 from rollout.records import Completion, FinishReason, Problem, Rollout, RolloutGroup
-from rollout.sampler import SamplingParams, ScriptedSampler
+from rollout.sampler import SampleRequest, SamplingParams, ScriptedSampler, completion_seed
 
 
 def group(*judged: tuple[str, Outcome]) -> RolloutGroup:
@@ -42,6 +42,7 @@ RIGHT, WRONG, NONE = Outcome.CORRECT, Outcome.WRONG, Outcome.NO_ANSWER
         ([(r"\boxed{1/2}", RIGHT), (r"\boxed{3}", WRONG), (r"\boxed{3}", WRONG)], 0.0),
         ([(r"\boxed{1/2}", RIGHT), (r"\boxed{3}", WRONG), (r"\boxed{4}", WRONG)], 1 / 3),  # a tie of three
         ([(r"\boxed{1/2}", RIGHT), ("I do not know", NONE), ("nor do I", NONE)], 1.0),  # they do not vote
+        ([(r"\boxed{1/2}", RIGHT), ("#### 3", WRONG), ("<answer>3</answer>", WRONG)], 0.0),  # answers in any form vote
         ([("I do not know", NONE)], 0.0),
     ],
 )
@@ -92,3 +93,32 @@ def test_k_samples_are_looked_at_beside_the_greedy_one(verifier: str) -> None:
     assert found["eval/pass_at_k"] == pytest.approx(2 / 3)
     assert found["eval/maj_at_k"] == (pytest.approx(1 / 3) if verifier == "math" else None)
     assert "eval/pass_at_k" not in evaluate(collector, problems)
+
+
+class Noting(ScriptedSampler):
+    """Also notes at what temperature and by which seeds it was asked."""
+
+    def stream(
+        self, requests: Sequence[SampleRequest], params: SamplingParams
+    ) -> Iterator[tuple[int, int, Completion]]:
+        self.asked = [*getattr(self, "asked", []), (params.temperature, [r.seeds for r in requests])]
+        return super().stream(requests, params)
+
+
+def test_every_evaluation_samples_by_the_same_seeds_at_the_temperature_of_training() -> None:
+    tokenizer = tiny_tokenizer()
+    renderer, problem = PromptRenderer(tokenizer, style="plain"), Problem(id="a", prompt="a", reference="")
+    sampler = Noting({renderer.render(problem): [(1, 3), (2,), (2,)]}, {(1, 3): "right", (2,): "no"})
+    collector = Collector(
+        sampler=sampler,
+        verifiers={"math": Knows()},
+        renderer=renderer,
+        params=SamplingParams(max_tokens=4, temperature=0.7),
+        group_size=2,
+        run_seed=5,
+    )
+    for _ in range(2):
+        found = evaluate(collector, [problem], 3)
+        assert (found["eval/length"], found["eval/truncated"]) == (2.0, 0.0)  # of the greedy one
+    seeds = tuple(completion_seed(5, 0, "a", i) for i in range(3))
+    assert sampler.asked == [(0.0, [seeds[:1]]), (0.7, [seeds])] * 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -88,6 +89,22 @@ def test_samples_that_could_not_be_graded_count_neither_for_nor_against() -> Non
     assert list(found) == ["pass@1", "pass@2", "pass@4", "maj@4"]
     assert found["pass@1"] is not None and found["pass@1"].mean == pytest.approx((1 / 2 + 3 / 4) / 2)
     assert found["pass@4"] is not None and (found["pass@4"].mean, found["pass@4"].problems) == (1.0, 1)
+    voted = of_samples([group("----"), group("rrrw")], 4)["maj@4"]
+    assert voted is not None and (voted.mean, voted.problems) == (1.0, 1)
+
+
+def test_greedy_answers_that_could_not_be_graded_are_in_no_share_and_cut_ones_in_their_own() -> None:
+    """r, w, w cut by the limit, and one that crashed: 1 of 3 is right, 1 of 4 is cut."""
+    problem = Problem(id="p", prompt="?", reference="1", verifier="program")
+    groups = []
+    for kind, reason in zip("rww-", (*[FinishReason.STOP] * 2, FinishReason.LENGTH, FinishReason.STOP), strict=True):
+        (one,) = group(kind).rollouts
+        one = replace(one, problem=problem, completion=replace(one.completion, finish_reason=reason))
+        groups.append(RolloutGroup(problem=problem, prompt_ids=(1,), rollouts=(one,)))
+    found = of_greedy(groups, num_workers=1)
+    accuracy, cut = found["greedy accuracy"], found["cut by max_tokens"]
+    assert accuracy is not None and (accuracy.mean, accuracy.problems) == (pytest.approx(1 / 3), 3)
+    assert cut is not None and (cut.mean, cut.problems) == (0.25, 4)
 
 
 def test_a_checkpoint_is_measured_as_its_run_measured_it(
