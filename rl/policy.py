@@ -59,8 +59,10 @@ def load_pretrained(
             f"model is {str(model)!r}: it cannot be loaded as a causal LM with its tokenizer "
             f"({str(error).strip().splitlines()[0]}); give a folder in Hugging Face format or a hub name"
         ) from None
-    if not tokenizer.get_vocab():  # transformers makes an empty one where there are no files of it
-        raise UserError(f"model is {str(model)!r}: it has no tokenizer; put tokenizer.json and its configuration there")
+    files = tokenizer.vocab_files_names.values()
+    if folder.is_dir() and files and not any((folder / name).is_file() for name in files):
+        # transformers has made one that knows no tokens.
+        raise UserError(f"model is {str(model)!r}: it has no tokenizer; put one there ({', '.join(files)})")
     if nf4:
         for module in loaded.modules():
             # Else bitsandbytes packs weights, which no gradient goes through.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -113,6 +114,14 @@ def test_a_group_has_signal_if_its_graded_rewards_differ(answers: str, expected:
     sampler = scripted({"a": list(answers)})
     (group,) = collector(sampler, size=len(answers)).collect([problem("a")], step=1).groups
     assert has_signal(group) is expected
+
+
+def test_right_answers_of_different_worth_are_a_signal() -> None:
+    """As where their form counts too."""
+    (group,) = collector(scripted({"a": ["1", "1"]})).collect([problem("a")], step=1).groups
+    first, second = group.rollouts
+    worth_less = replace(second, score=replace(second.score, value=0.9))
+    assert has_signal(replace(group, rollouts=(first, worth_less))) and not has_signal(group)
 
 
 def twelve(differing: set[int]) -> tuple[ProblemStream, Noting]:

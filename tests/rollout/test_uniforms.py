@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from rollout.engine.draw import uniforms
+from rollout.engine.draw import draw_tokens, uniforms
+from rollout.sampler import SamplingParams
 from tests.rollout.uniform_reference import uniform
 
 SEEDS = (0, 1, 2, 0x9E3779B97F4A7C15 >> 1, 1 << 32, (1 << 62) + 12345, (1 << 63) - 1)
@@ -44,3 +45,12 @@ def test_neighbouring_seeds_and_counters_are_unrelated() -> None:
     for following in (ours[:-1, 1:], ours[1:, :-1]):
         both = torch.stack([ours[:-1, :-1].flatten(), following.flatten()])
         assert abs(torch.corrcoef(both)[0, 1].item()) < 0.02
+
+
+def test_a_token_of_probability_0_is_never_drawn() -> None:
+    """Not at u = 0 either, where the first of the tokens stands that have any: here the second of four, and the third at 1/2."""
+    logits = torch.tensor([[-torch.inf, 0.0, 0.0, -torch.inf]] * 3)
+    tokens, _ = draw_tokens(
+        logits, torch.tensor([0.0, 0.5, 1 - 2.0**-53], dtype=torch.float64), SamplingParams(max_tokens=1)
+    )
+    assert tokens.tolist() == [1, 2, 2]
