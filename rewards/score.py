@@ -47,7 +47,7 @@ Reference = str | Mapping[str, Any]
 
 
 class Verifier(Protocol):
-    """Judges answers against references, in order; never raises for what a model wrote."""
+    """Judges answers, which are texts of whole completions, against references, in order; never raises for what a model wrote."""
 
     def verify_batch(self, answers: Sequence[str], references: Sequence[Reference]) -> list[Score]: ...
 

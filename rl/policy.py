@@ -19,7 +19,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils.logging import disable_progress_bar
 
 from rewards.errors import UserError
 from rl.batch import MicroBatch
@@ -41,7 +40,6 @@ def load_pretrained(
         raise UserError(
             f"model is {str(model)!r}: it holds adapters and no model; `plumbline merge {model} OUT` makes one, then give OUT"
         )
-    disable_progress_bar()  # its bars would break into the live line
     source = str(folder) if folder.is_dir() else str(model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)

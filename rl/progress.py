@@ -14,6 +14,7 @@ from rich.progress import BarColumn, SpinnerColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Column, Table
 from rich.text import Text
+from transformers.utils.logging import disable_progress_bar
 
 from rl.metrics import Row, series, start_and_end, time_by_phase, unsafe_programs
 
@@ -59,6 +60,7 @@ class Progress:
         self._task = self._bar.add_task("", total=None) if self._bar else None
 
     def __enter__(self) -> Self:
+        disable_progress_bar()  # of transformers: its bars would break into the live line
         if self._bar:
             self._bar.start()
         return self
