@@ -1,20 +1,17 @@
-"""Every option of a run, with the checks that can be made before anything is loaded."""
+"""Every option of a run, and what it stands for. What cannot be is refused by rl/checks.py."""
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from rewards.answer_format import format_rule
 from rewards.errors import UserError
 from rl.algorithms import ALGORITHMS, Algorithm
+from rl.checks import RULE_OPTIONS, check
 from rl.defaults import LORA_RATE, MODEL_DEFAULTS, TINY, TINY_DEFAULTS, TINY_KL_WEIGHT, tiny_task
 from rl.forward import Attention
-from rl.losses import likelihood
 from rl.options import CriticSource, DType
 from rl.values import ValueRule
 from rollout.records import PromptStyle
@@ -188,68 +185,7 @@ class RunConfig:
     """Any of tensorboard, wandb, trackio: also log there, through accelerate."""
 
     def __post_init__(self) -> None:
-        for name, (holds, possible) in CHECKS.items():
-            value = getattr(self, name)
-            if value is not None and not holds(value):
-                raise UserError(f"{name} is {value!r}: it must be {possible}")
-        self._check_algorithm()
-        if self.lora_rank == 0:
-            self._require_unset(LORA_OPTIONS, "there are no adapters; set lora_rank, or leave it out")
-        if self.top_p != 1:
-            raise UserError(
-                f"top_p is {self.top_p}: training needs 1, for log-probs of a truncated distribution are renormalised and "
-                "the ratio against the full softmax would be biased; lower the temperature instead"
-            )
-
-    def _require_unset(self, names: Iterable[str], why: str) -> None:
-        """Options that would do nothing are refused."""
-        defaults = {f.name: f.default for f in fields(self)}
-        for name in names:
-            if getattr(self, name) not in (defaults[name], "none"):
-                raise UserError(f"{name} is {getattr(self, name)!r}: {why}")
-
-    def _check_algorithm(self) -> None:
-        """Options that the named algorithm has no use for, or cannot do with."""
-        named = ALGORITHMS[self.algorithm]
-        with_critic = ", ".join(sorted(a.name for a in ALGORITHMS.values() if a.value_rule is not None))
-        rule = self._value_rule(named)
-        if rule is None:
-            why = f"{self.algorithm} has no critic; leave it out, or choose an algorithm that has one: {with_critic}"
-            self._require_unset(CRITIC_OPTIONS, why)
-        elif self.value == "none":
-            raise UserError(
-                f"value is 'none': {self.algorithm} needs a critic; use shared or separate, or another algorithm"
-            )
-        elif rule.source == "separate":
-            self._require_unset(
-                SHARED_TRUNK_OPTIONS, "the critic has a trunk of its own; leave it out, or use --value shared"
-            )
-        else:
-            self._require_unset(("critic_model",), "the critic shares the policy's trunk; use --value separate")
-        if named.surrogate is likelihood:
-            self._require_unset(("clip_low", "clip_high"), f"{self.algorithm} has no ratio to clip; leave it out")
-        if self.one_step_ahead and named.samples_from != "live":
-            raise UserError(
-                f"one_step_ahead is True: {self.algorithm} does not sample from the policy that is trained; leave it out"
-            )
-        if self.one_step_ahead and self.vllm_transfer == "nccl":
-            raise UserError(
-                "vllm_transfer is 'nccl': one step ahead the policy changes while completions are sampled, so a server that comes "
-                "back could not be given the weights it had; use file"
-            )
-        if self.one_step_ahead and named.importance_cap is None:
-            raise UserError(
-                f"one_step_ahead is True: {self.algorithm} has no importance weights, which correct for older samples; leave it out"
-            )
-        if self.group_size not in (None, 1) and named.samples_from == "dataset":
-            raise UserError(
-                f"group_size is {self.group_size}: {self.algorithm} has one worked solution of each problem; leave group_size out"
-            )
-        if self.group_size == 1 and named.compares_within_groups:
-            raise UserError(
-                f"group_size is 1: it must be at least 2 for {self.algorithm}, whose advantages are relative to the others of a "
-                f"group; {with_critic} can do with 1"
-            )
+        check(self)
 
     def resolved(self) -> RunConfig:
         """The same run with every "by model" default written out."""
@@ -318,79 +254,3 @@ class RunConfig:
 
 def _numbered(name: str, number: int) -> Path:
     return Path("runs") / (name if number == 1 else f"{name}-{number}")
-
-
-LORA_OPTIONS = ("lora_alpha", "lora_base", "lora_targets")
-SHARED_TRUNK_OPTIONS = ("value_trunk_scale", "value_weight")
-RULE_OPTIONS = ("gamma", "lam", "lam_critic", "value_clip", "value_weight", "whiten", "bootstrap_cut")  # of ValueRule
-CRITIC_OPTIONS = (*RULE_OPTIONS, "value", "value_trunk_scale", "value_learning_rate")
-CRITIC_OPTIONS += ("critic_model", "critic_warmup_steps", "kl_in")
-
-Check = tuple[Callable[[Any], bool], str]
-
-
-def _at_least(least: int) -> Check:
-    return (lambda v: v >= least), f"at least {least}"
-
-
-def _one_of(names: Any) -> Check:
-    return (lambda v: v in names), "one of " + ", ".join(sorted(names))
-
-
-_POSITIVE: Check = (lambda v: 0 < v < math.inf), "more than 0"
-_NOT_NEGATIVE: Check = (lambda v: 0 <= v < math.inf), "0 or more"
-_SHARE: Check = (lambda v: 0 <= v <= 1), "in [0, 1]"
-_TRACKERS = ("tensorboard", "wandb", "trackio")
-
-CHECKS: dict[str, Check] = {
-    "algorithm": _one_of(ALGORITHMS),
-    "group_size": _at_least(1),
-    "kl_weight": _NOT_NEGATIVE,
-    "clip_low": _NOT_NEGATIVE,
-    "clip_high": _NOT_NEGATIVE,
-    "entropy_weight": _NOT_NEGATIVE,
-    "num_epochs": _at_least(1),
-    "num_minibatches": _at_least(1),
-    "value_trunk_scale": _SHARE,
-    "value_weight": _NOT_NEGATIVE,
-    "value_clip": _POSITIVE,
-    "value_learning_rate": _POSITIVE,
-    "critic_warmup_steps": _at_least(0),
-    "gamma": _SHARE,
-    "lam": _SHARE,
-    "lam_critic": _SHARE,
-    "num_steps": _at_least(1),
-    "problems_per_step": _at_least(1),
-    "max_tokens": _at_least(1),
-    "temperature": _POSITIVE,
-    "lora_rank": _at_least(0),
-    "lora_alpha": _POSITIVE,
-    "lora_targets": ((lambda names: names and all(names)), "names of linear layers, or all-linear"),
-    "learning_rate": _POSITIVE,
-    "warmup_steps": _at_least(0),
-    "weight_decay": _NOT_NEGATIVE,
-    "adam_beta2": ((lambda v: 0 <= v < 1), "in [0, 1)"),
-    "max_grad_norm": _POSITIVE,
-    "max_skipped": _at_least(0),
-    "token_budget": _at_least(1),
-    "vllm_memory": ((lambda v: 0 < v < 1), "more than 0 and less than 1"),
-    "vllm_max_rows": _at_least(1),
-    "vllm_tensor_parallel": _at_least(1),
-    "vllm_urls": (
-        (lambda urls: urls and all(u.startswith("http") for u in urls)),
-        "addresses such as http://host:8000",
-    ),
-    "vllm_patience": _POSITIVE,
-    "format": ((lambda names: all(map(format_rule, names))), "names of rules"),
-    "format_weight": ((lambda v: 0 < v < 1), "more than 0 and less than 1"),
-    "verifier_workers": _at_least(1),
-    "verifier_deadline": _POSITIVE,
-    "max_unjudged": _SHARE,
-    "eval_every": _at_least(1),
-    "eval_size": _at_least(1),
-    "eval_samples": _at_least(0),
-    "save_every": _at_least(1),
-    "save_total_limit": _at_least(1),
-    "trackers": ((lambda v: set(v) <= set(_TRACKERS)), "among " + ", ".join(_TRACKERS)),
-}
-assert set(CHECKS) <= {f.name for f in fields(RunConfig)}

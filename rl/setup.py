@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rewards.errors import UserError
 from rewards.sandbox.isolation import FLOOR
@@ -177,12 +177,7 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
     if runtime.shards:
         require_shardable(config, runtime.zero_stage)
     max_tokens = config.max_tokens or 1
-    source = config.model
-    if source == TINY:
-        source = runtime.from_main(lambda: str(tiny_base(config.dataset, verifiers, runtime.alone(), progress)))
-    nf4 = getattr(torch, config.dtype) if config.lora_base == "nf4" else None
-    model, tokenizer = load_pretrained(source, runtime.device, nf4=nf4)
-    runtime.require_equal(model, config.model)
+    source, model, tokenizer = load_base(config, runtime, verifiers, progress)
     renderer = PromptRenderer(tokenizer, style=config.prompt_style, system_prompt=config.system_prompt)
     if algorithm.samples_from == "dataset":
         training = demonstrable(training, verifiers, renderer, max_tokens, progress)
@@ -225,6 +220,19 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
         watch=Watch(read_metrics(config.run_dir)),
         step=step,
     )
+
+
+def load_base(
+    config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: Progress
+) -> tuple[str, PreTrainedModel, PreTrainedTokenizerBase]:
+    """What the policy starts from: its folder or hub name, the same weights in every process, its tokenizer."""
+    source = config.model
+    if source == TINY:
+        source = runtime.from_main(lambda: str(tiny_base(config.dataset, verifiers, runtime.alone(), progress)))
+    nf4 = getattr(torch, config.dtype) if config.lora_base == "nf4" else None
+    model, tokenizer = load_pretrained(source, runtime.device, nf4=nf4)
+    runtime.require_equal(model, config.model)
+    return source, model, tokenizer
 
 
 def open_records(config: RunConfig, runtime: Runtime, step: int) -> RunRecords | None:
