@@ -26,7 +26,6 @@ COMMANDS: dict[str, tuple[str, ...]] = {  # by result file; what is timed on bot
     "verifier_throughput": ("benchmarks.verifier_throughput",),
     "plan_check": ("benchmarks.plan_check",),
     "code_run": ("benchmarks.learning_runs", "code_run"),
-    "ppo_run": ("benchmarks.learning_runs", "ppo_run"),
     "vllm_run": ("benchmarks.learning_runs", "vllm_run"),
     "ahead_run": ("benchmarks.learning_runs", "ahead_run"),
     "grpo_vs_ppo": ("benchmarks.grpo_vs_ppo",),

@@ -20,7 +20,7 @@ from benchmarks.machine import describe_machine, head_commit, write_result
 from rl.metrics import read_metrics, series, start_and_end, time_by_phase
 from rl.plots import accuracy_figure
 
-Name = Literal["default_run", "ppo_run", "code_run", "vllm_run", "ahead_run"]
+Name = Literal["default_run", "code_run", "vllm_run", "ahead_run"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,6 @@ class Recipe:
 
 RUNS: dict[Name, Recipe] = {
     "default_run": Recipe("grpo_math.py", (0, 1, 2)),
-    "ppo_run": Recipe("ppo_math.py", (0, 1, 2)),
     "code_run": Recipe("grpo_code.py", (0, 1, 2)),
     "vllm_run": Recipe("grpo_math.py", (0,), ("--sampler", "vllm")),
     "ahead_run": Recipe("grpo_math.py", (0, 1), ("--one-step-ahead",)),

@@ -16,6 +16,7 @@ import torch
 from rl.runtime import cpu_cores
 
 RESULTS = Path("benchmarks/results")
+MEASURED = ("rl", "rollout", "rewards", "recipes", "benchmarks/*.py", "pyproject.toml")
 
 
 def describe_machine() -> dict[str, Any]:
@@ -39,7 +40,7 @@ def head_commit() -> str:
 
 def is_code_of(commit: str) -> bool:
     """Whether the code here is that of the commit, whatever else has changed since."""
-    compared = subprocess.run(["git", "diff", "--quiet", commit, "--", "*.py", "pyproject.toml"], check=False)
+    compared = subprocess.run(["git", "diff", "--quiet", commit, "--", *MEASURED], check=False)
     return compared.returncode == 0
 
 

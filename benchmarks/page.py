@@ -17,7 +17,7 @@ from benchmarks.everything import COMMANDS
 from benchmarks.machine import RESULTS
 
 Result = dict[str, Any]
-PAGES = (Path("docs/results.md"), Path("docs/scale.md"))
+PRINTED = (Path("docs/results.md"), Path("docs/scale.md"))
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -238,7 +238,6 @@ def sharded(found: Result) -> str:
 TABLES: dict[str, Callable[[Result], str]] = {
     "grpo_vs_ppo": lambda found: grpo_vs_ppo.table(found["methods"]),
     "default_run": learning,
-    "ppo_run": learning,
     "code_run": learning,
     "vllm_run": learning,
     "ahead_run": learning,
@@ -266,7 +265,7 @@ def filled(page: str) -> str:
 
 
 def main() -> None:
-    for path in PAGES:
+    for path in PRINTED:
         path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
