@@ -45,6 +45,7 @@ def one_of_two(rank: int, folder: str) -> None:
     backward(module, Batch(batch.groups[rank::2], batch.counts))
     if rank == 0:
         torch.save([p.grad for p in module.parameters()], Path(folder) / "gradients.pt")
+    del module  # a reducer that outlives the group joins its threads while holding the lock that they wait for
     dist.destroy_process_group()
 
 
