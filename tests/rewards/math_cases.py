@@ -89,10 +89,14 @@ CASES: dict[str, list[Case]] = {
         ("[-3,2]", [r"-3\le x\le 2", r"[-3,2)\cup\{2\}", r"[-3,0]\cup[0,2]"], ["(-3,2)", r"-3<x\le 2", r"[-3,0)\cup(0,2]"]),
         (r"(-\infty,2)\cup(2,\infty)", [r"x\ne2", r"\mathbb{R}\setminus\{2\}", r"x<2\text{ or }x>2"], [r"\mathbb{R}", "x=2"]),
         ("x^2+y<4", ["4>x^2+y", "2x^2+2y<8"], ["x^2+y>4", r"x^2+y\le4"]),
+        (r"x^2+y\ge4", [r"4\le x^2+y"], [r"x^2+y\le4"]),
+        (r"x\ne y", [r"y\ne x", r"x-y\ne0"], ["x=y", r"x\ne-y"]),  # of \ne alone a negative factor turns nothing
         ("1<x<2", [r"x>1\text{ and }x<2", "x>1, x<2", r"|x-1.5|<0.5"], [r"x>1\text{ or }x<2", "x>1", ", and"]),
-        (r"(-\infty,-1)\cup(1,\infty)", ["|x|>1", "x<-1, x>1", r"\mathbb{R}-[-1,1]", r"(-\infty,-1)U(1,\infty)"], ["|x|<1", r"|x|\ge1", r"x<-1\text{ and }x>1"]),
-        ("x>5", [], ["x>3, x>5", r"x>5\text{ or }x>6"]),  # a second guess that adds nothing
-        (r"\{1\}\cup[2,3]", [r"x=1\text{ or }2\le x\le3"], ["[1,3]"]),
+        (r"(-\infty,-1)\cup(1,\infty)", ["|x|>1", "x<-1, x>1", r"\mathbb{R}-[-1,1]", r"(-\infty,-1)U(1,\infty)"], ["|x|<1", r"|x|\ge1", r"x<-1\text{ and }x>1", r"x<-1\text{ or }y>1"]),
+        ("x>5", [], ["x>3, x>5", r"x>5\text{ or }x>6", "y>5"]),  # a second guess that adds nothing; another variable
+        (r"\{1\}\cup[2,3]", [r"x=1\text{ or }2\le x\le3", r"[1,1]\cup[2,3]"], ["[1,3]"]),
+        (r"[0,2)\cup(2,5]", [r"[0,5]\setminus\{2\}"], [r"\mathbb{R}\setminus\{2\}", "[0,5]"]),
+        ("-3<x<1", ["|x+1|<2", "2>|x+1|"], ["|x-1|<2"]),  # from -1 - 2 to -1 + 2
         (r"(-\infty,\infty)", [r"\text{All real numbers}", r"\mathbb{R}", r"-\infty<x<\infty"], [r"\mathbb{Q}", r"\text{no real numbers}"]),
     ],
     "sets are unordered, tuples ordered, and nothing may be missing": [
