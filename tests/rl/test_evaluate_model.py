@@ -28,7 +28,7 @@ from rl.metrics import read_metrics
 from rl.options import EvaluateOptions
 from rl.progress import Progress
 from rl.runtime import Runtime
-from rollout.contamination import contaminated
+from rollout.contamination import contaminated, ngrams
 from rollout.problems import load_problems, split_held_out
 from rollout.records import Completion, FinishReason, Problem, Rollout, RolloutGroup
 from rollout.sampler import SamplingParams
@@ -153,6 +153,20 @@ def test_problems_that_stand_in_another_data_set_are_found() -> None:
     assert list(short) == ["0"]  # shorter than n words: the whole of it
     template = contaminated(ours, [problem(i, ours[0].prompt[:90]) for i in range(20)])  # pyright: ignore[reportArgumentType]
     assert template == {}
+
+
+def test_the_last_words_of_a_prompt_are_looked_for_too() -> None:
+    """Three words have two sequences of two."""
+    problem = Problem(id="0", prompt="one two three", reference="1")
+    assert [*ngrams(problem, 2)] == [("one", "two"), ("two", "three")]
+
+
+@pytest.mark.parametrize(("sharing", "num_found"), [(3, 3), (4, 0)])
+def test_what_a_tenth_of_a_data_set_shares_is_a_template(sharing: int, num_found: int) -> None:
+    """Of 40 problems a tenth are four."""
+    texts = [f"find the value p{i}" if i < sharing else f"p{i} p{i} p{i}" for i in range(40)]
+    ours = [Problem(id=str(i), prompt=text, reference="1") for i, text in enumerate(texts)]
+    assert len(contaminated(ours, [Problem(id="0", prompt="find the value", reference="1")], size=3)) == num_found
 
 
 def test_mistakes_are_told(model: Path, tmp_path: Path) -> None:

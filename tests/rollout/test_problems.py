@@ -109,6 +109,13 @@ def test_columns_of_other_names_are_found_or_named(written: Callable[..., str]) 
     assert load_problems(path)[0].reference == "2"
 
 
+def test_a_row_is_called_by_its_id_or_its_task_id_or_its_number(written: Callable[..., str]) -> None:
+    """HumanEval and MBPP name their rows by task_id."""
+    named = [{"id": "a", "task_id": "b"}, {"task_id": "HumanEval/0"}, {}]
+    rows = [{"question": f"{n}+1?", "answer": str(n + 1), **names} for n, names in enumerate(named)]
+    assert ids(load_problems(written(*rows))) == ["a", "HumanEval/0", "2"]
+
+
 def test_of_equal_prompts_the_first_stays(written: Callable[..., str]) -> None:
     """A prompt that comes twice would be dealt twice an epoch, and could be held out and trained on at once."""
     rows = [{"question": q, "answer": a} for q, a in (("1+1?", "2"), ("2+2?", "4"), ("1+1?", "3"))]
