@@ -143,9 +143,9 @@ def test_an_outcome_says_why_there_is_no_reward(verifier: MathVerifier) -> None:
 
 
 @pytest.mark.parametrize(
-    "answer", [r"\int_0^1 x\,dx", r"\sum_{k=1}^3k", r"\begin{vmatrix}1\end{vmatrix}", "5?", r"4\approx5"]
+    "answer", [r"\int_0^1 x\,dx", r"\sum_{k=1}^3k", r"\begin{vmatrix}1\end{vmatrix}", "5?", r"4\approx5", "101_2"]
 )
-def test_a_question_or_a_hedge_is_a_wrong_answer_not_an_unreadable_one(answer: str) -> None:
+def test_a_question_a_hedge_or_a_base_is_a_wrong_answer_not_an_unreadable_one(answer: str) -> None:
     assert JUDGE.judge(f"\\boxed{{{answer}}}", "5").outcome is Outcome.WRONG
 
 
@@ -166,6 +166,7 @@ def test_unequal_lengths_are_refused(verifier: MathVerifier) -> None:
 def test_a_reference_is_bad_if_only_the_same_text_would_match_it(verifier: MathVerifier) -> None:
     good = ["5", r"\text{SAS similarity}", r"\frac{3\pm i\sqrt7}{2}", "1+1=2\n#### 2", r"(-\infty, 3]", "10200_3", "B"]
     bad = ["", "  ", ".", "$$", r"\text{ }", "####", r"10^{10^{10}}", r"\frac{1}{", r"\foo", "x^", "9" * 3000]
+    bad += [r"5\approx\foo"]  # half of it can be read
     scores = verifier.check_references(good + bad)
     assert [score.outcome for score in scores] == [Outcome.CORRECT] * len(good) + [Outcome.BAD_REFERENCE] * len(bad)
     assert all(score.value is None for score in scores[len(good) :])
