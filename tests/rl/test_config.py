@@ -122,6 +122,14 @@ def test_options_of_the_update_reach_the_learner() -> None:
     assert relative == pytest.approx([10, 3, 1, 3])
 
 
+def test_a_reference_is_kept_for_any_weight_of_the_kl_and_for_none_it_is_not() -> None:
+    runtime, quiet = Runtime(dtype="float32", device="cpu"), Progress(0, quiet=True)
+    for weight in (0.0, 1e-6):
+        config = RunConfig(kl_weight=weight, gradient_checkpointing=False)
+        learner = build_learner(config, make("qwen2"), SimpleNamespace(), runtime, quiet)  # pyright: ignore
+        assert (learner.reference is not None) == (weight > 0)
+
+
 def test_options_of_the_verifiers_reach_them() -> None:
     config = RunConfig(
         format=("words:1",), format_weight=0.3, gate_format=False, verifier_deadline=7.0, verifier_workers=3

@@ -49,7 +49,7 @@ def test_truncated_completions_are_counted_apart() -> None:
 
 @pytest.mark.parametrize(
     ("outcomes", "stops"),
-    [("ucc", False), ("uuc", True), ("ttc", True), ("xxc", True), ("UUUc", False), ("nnnn", False)],
+    [("ucc", False), ("uucc", False), ("uuc", True), ("ttc", True), ("xxc", True), ("UUUc", False), ("nnnn", False)],
 )
 def test_a_run_stops_when_too_much_could_not_be_judged(outcomes: str, stops: bool) -> None:
     """u unparsed, t timeout, x crashed, n no answer, c correct; U unparsed since it was cut. The bound is a half."""
@@ -80,6 +80,7 @@ def test_what_a_process_does_only_to_keep_step_is_not_measured() -> None:
     """Batch.idle(): tokens that no other process has, for the sake of a forward."""
     batch = random_batch()
     (micro,) = batch.micro_batches(10_000)
+    assert not batch.idle().weights.any()  # nor learnt from
     tokens = TokenMeans(), TokenMeans()
     for of, micros in zip(tokens, ([micro], [micro, batch.idle()]), strict=True):
         for one in micros:

@@ -14,11 +14,12 @@ import rl.step
 from rewards.errors import UserError
 from rewards.score import Outcome, Score
 from rl.algorithms import ALGORITHMS, GRPO, PPO, RFT, Algorithm
-from rl.batch import Batch, lay_out
+from rl.batch import Batch, TrainGroup, TrainSequence, lay_out
 from rl.deliver import Delivery, DeliveryError
 from rl.learner import Learner
 from rl.measure import describe
 from rl.policy import Policy
+from rl.reductions import StepCounts
 from rl.runtime import Runtime
 from rl.step import train_step, update
 from rl.values import ValueRule
@@ -225,7 +226,34 @@ def test_a_group_without_signal_is_skipped_and_still_counted() -> None:
     assert [len(g.sequences) for g in batch.groups] == [2]
     assert batch.counts.num_sequences == 4
     assert batch.groups[0].sequences[0].weight == 1 / (4 * 2)  # N |o|
-    assert len(GRPO.pack(groups, GRPO.advantages(groups, 10), 10).groups) == 2  # with a KL it carries gradient
+    for other in (GRPO, replace(silent, entropy_weight=0.01)):  # with a KL or an entropy bonus it carries gradient
+        assert len(other.pack(groups, other.advantages(groups, 10), 10).groups) == 2
+
+
+def test_the_last_fifth_of_the_limit_is_rounded_to_whole_tokens() -> None:
+    """A fifth of 8 tokens is 1.6, so 2: of 7 tokens one is in it, which costs 1/2. A fifth of 2 is 0.4, but one it is at least."""
+    problem = Problem(id="a", prompt="a", reference="1")
+    assert ALGORITHMS["dapo"].reward(rollout(problem, 1.0, 7), 8) == 0.5
+    assert ALGORITHMS["dapo"].reward(rollout(problem, 1.0, 2), 2) == 0.0
+
+
+def test_micro_batches_fill_the_token_budget_and_no_more() -> None:
+    """Prompts of up to 7 tokens, completions of up to 9 of which the last is no input: 15 is the least that takes each."""
+    for budget in range(15, 60):
+        assert all(len(micro.input_ids) <= budget for micro in random_batch().micro_batches(budget))
+    alone = TrainGroup((1, 2, 3), (TrainSequence.to_score((4, 5, 6)),))
+    batch = Batch((alone, alone), StepCounts(num_tokens=6, num_sequences=2, max_tokens=3))
+    assert [len(list(batch.micro_batches(budget))) for budget in (5, 9, 10)] == [2, 2, 1]
+    with pytest.raises(UserError, match="token_budget is 4, smaller than one sequence of 5 tokens"):
+        list(batch.micro_batches(4))
+
+
+def test_every_group_is_the_share_of_one_process() -> None:
+    batch = random_batch()
+    for count in (1, 2, 3, 7):
+        shares = [batch.share(rank, count) for rank in range(count)]
+        assert sorted(id(g) for share in shares for g in share.groups) == sorted(map(id, batch.groups))
+        assert all(share.counts == batch.counts for share in shares)
 
 
 @pytest.mark.parametrize(("bootstraps", "num_tokens"), [(True, 5), (False, 6)])
