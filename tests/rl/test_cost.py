@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from rl.batch import Batch
 from rl.build import must_checkpoint
 from rl.config import RunConfig
-from rl.cost import ModelCost, Work, activation_bytes, decode_seconds, forward_flops, update_flops
+from rl.cost import ModelCost, Work, activation_bytes, decode_seconds, forward_flops, optimizer_bytes, update_flops
 from rl.dry_run import untaught_learner
 from rl.forward import packed_forward, packed_states
 from rl.runtime import Runtime
@@ -97,6 +98,16 @@ def test_decoding_is_bounded_by_the_slower_of_memory_and_arithmetic() -> None:
     assert by_arithmetic == prefill + 2 * 110 * (2 + 1)
     by_memory = decode_seconds(cost, [4], [[1, 2]], flops_per_second=1e9, bytes_per_second=1.0)
     assert by_memory == pytest.approx(4 * (110 + 3 * (4 + 2 * 1)) + 4 * (110 + 3 * (4 + 1 * 2)))
+    # With 5 numbers of queries, 20 a pair: 4^2 / 2 of the prompt, two rows that see 5 keys, one that sees 6.
+    cost = replace(cost, attention=5)
+    attending = decode_seconds(cost, [4], [[1, 2]], flops_per_second=1.0, bytes_per_second=1e9)
+    assert attending - by_arithmetic == 20 * (8 + 2 * 5 + 6)
+
+
+def test_an_optimizers_step_reads_four_numbers_and_writes_three() -> None:
+    """Weight, gradient and two moments of each of 110 parameters, 4 bytes each; the gradient is not written."""
+    cost = ModelCost(block=100, head=10, attention=0, key_value=3, all_parameters=110)
+    assert optimizer_bytes(cost) == 110 * 4 * (4 + 3)
 
 
 def kept_bytes(model, batch: Batch) -> int:

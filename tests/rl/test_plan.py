@@ -106,6 +106,19 @@ def test_operations_are_those_that_torch_counts() -> None:
     assert critic["forward/backward, critic"] == 3 * (products + pairs - 2 * plan.cost.head * 8 * 4 * 33)
 
 
+def test_what_sampling_needs_by_hand() -> None:
+    """Keys and values: 4 layers of 2 x 2 heads of 64 numbers; logits of 512 words, twice; of 2,048 rows 1,024 at once. A prompt
+    is run once for its group, also where the update must split the group."""
+    for problems, rows in ((8, 32), (512, 1024)):
+        plan = planned("3 M", problems_per_step=problems)
+        cache, logits = 4 * (4 * 2 * 2 * 64) * (rows // 4 * 24 + rows * 33), 2 * 4 * rows * 512
+        assert plan.memory()["key-value cache"] == cache and plan.memory()["sampler's logits"] == logits
+        assert plan.peak_of_sampling() == plan.kept() + cache + logits
+    whole, split = (planned("3 M", token_budget=budget) for budget in (100_000, 60))
+    assert split.cut.whole.prompts > whole.cut.whole.prompts == 8
+    assert split.flops()["sampling"] == whole.flops()["sampling"]
+
+
 def test_adapters_are_as_many_as_are_added() -> None:
     plan = planned("tiny", lora_rank=8)
     made = AutoModelForCausalLM.from_config(plan.config)

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from rewards.errors import UserError
 from rl.algorithms import ALGORITHMS, PPO, PPO_SEPARATE, Algorithm
 from rl.batch import Batch, TrainGroup
-from rl.checkpoint import load_checkpoint, save_checkpoint
+from rl.checkpoint import CHECKSUMS, load_checkpoint, save_checkpoint
 from rl.config import RunConfig
 from rl.critic import Critic
 from rl.head import ValueHead
@@ -304,6 +304,8 @@ def test_checkpoints_hold_the_critic(source: str, runtime: Runtime, tmp_path: Pa
     stream = ProblemStream([], 0)
     folder = tmp_path / "checkpoints" / "step-000001"
     save_checkpoint(folder, step=1, learner=ours, stream=stream, tokenizer=SavedTokenizer(), keep=1)  # pyright: ignore
+    listed = {line.partition("  ")[2] for line in (folder / CHECKSUMS).read_text().splitlines()}
+    assert listed == {path.name for path in folder.iterdir()} - {CHECKSUMS}  # one left out could be damaged unseen
     assert not torch.equal(state(ours), state(fresh))
     load_checkpoint(folder, fresh, stream)
     assert torch.equal(state(ours), state(fresh))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -99,6 +100,29 @@ def test_every_completion_is_asked_for_by_a_seed_of_its_own() -> None:
     assert [r.seeds for r in sampler.asked] == [
         tuple(completion_seed(5, 4, name, i) for i in range(SIZE)) for name in ("first", "second")
     ]
+
+
+class OneOfTwo:
+    """A process that is told what the other one found; before that, its own stands in."""
+
+    count = 2
+
+    def __init__(self, rank: int, other: list[Any]) -> None:
+        self.rank, self.other = rank, other
+
+    def gather(self, mine: list[Any]) -> list[Any]:
+        self.mine, other = mine, self.other or mine
+        return [*mine, *other] if self.rank == 0 else [*other, *mine]
+
+
+def test_groups_of_two_processes_come_in_the_order_of_the_problems() -> None:
+    asked, sampler = [problem(name) for name in "abcd"], scripted({name: ["1", "2"] for name in "abcd"})
+    second = OneOfTwo(1, [])
+    replace(collector(sampler), processes=second).collect(asked, step=1)
+    assert len(sampler.asked) == 2  # the other half is the first one's
+    collected = replace(collector(sampler), processes=OneOfTwo(0, second.mine)).collect(asked, step=1)
+    assert [group.problem.id for group in collected.groups] == [*"abcd"]
+    assert collected.num_sampled_tokens == 4 * SIZE
 
 
 def test_an_unknown_verifier_is_named_with_those_there_are() -> None:
