@@ -33,8 +33,11 @@ def test_the_walk_names_what_there_is() -> None:
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_every_algorithm_has_its_line(name: str) -> None:
-    assert f"| `{name}` |" in (ROOT / "docs" / "algorithms.md").read_text("utf-8")
+def test_every_algorithm_has_its_line_and_the_penalty_that_stands_there(name: str) -> None:
+    page, algorithm = (ROOT / "docs" / "algorithms.md").read_text("utf-8"), ALGORITHMS[name]
+    (line,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")]
+    penalty = f"`{algorithm.kl_weight:g} {algorithm.kl_kind}`" if algorithm.kl_weight else "none |"
+    assert f" | {penalty}" in line
 
 
 def test_every_option_that_the_docs_show_is_one() -> None:

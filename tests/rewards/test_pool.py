@@ -10,11 +10,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+import rewards.pool
 from rewards.math_answer import MathVerifier
 from rewards.pool import WorkerPool
 from rewards.score import Outcome
@@ -191,6 +193,16 @@ def test_workers_killed_at_random_cost_at_most_what_they_were_at(make_pool: Call
         detail.endswith(f"slow {i}") for i, (outcome, detail) in enumerate(verdicts) if outcome is Outcome.CORRECT
     )
     assert _outcomes(pool, "after") == [Outcome.CORRECT]
+
+
+def test_a_worker_that_has_judged_enough_is_replaced(
+    make_pool: Callable[..., WorkerPool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the batch with which it went beyond 10 items, so it has judged at most 22. Of two that stay one would have 30 of 60."""
+    monkeypatch.setattr(rewards.pool, "_RECYCLE_AFTER", 10)
+    pool = make_pool(num_workers=1)
+    judged = Counter(detail.split()[0] for _ in range(5) for _, detail in pool.run([["a"]] * 12))
+    assert max(judged.values()) <= 22
 
 
 def test_an_interrupted_batch_leaves_no_reply_behind(make_pool: Callable[..., WorkerPool]) -> None:

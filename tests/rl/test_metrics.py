@@ -11,6 +11,7 @@ import pytest
 from rewards.score import Outcome
 from rl.measure import TRUNCATED
 from rl.metrics import METRICS, OUTCOMES, MetricsWriter, markdown, read_metrics, start_and_end, time_by_phase
+from rl.records import RunRecords
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -69,6 +70,16 @@ def test_a_resumed_run_drops_the_steps_that_it_runs_again(tmp_path: Path) -> Non
     whole = (tmp_path / "metrics.jsonl").read_bytes()
     MetricsWriter(tmp_path, keep_through=1).write({"step": 2, "loss": 0.1 * 2})
     assert (tmp_path / "metrics.jsonl").read_bytes() == whole
+
+
+@pytest.mark.parametrize(("keep_through", "kept"), [(1, 1), (2, 2), (-1, 0)])
+def test_completions_of_the_steps_that_run_again_are_dropped_too(tmp_path: Path, keep_through: int, kept: int) -> None:
+    """Killed while those of step 3 were written; -1 is a run that begins again."""
+    path = tmp_path / "completions.jsonl"
+    lines = [f'{{"step": {step}}}\n' for step in (1, 2)]
+    path.write_text("".join(lines) + '{"step": 3')
+    RunRecords(tmp_path, keep_through)
+    assert path.read_text() == "".join(lines[:kept])
 
 
 def test_start_and_end_average_what_is_noisy_and_not_the_evaluations() -> None:

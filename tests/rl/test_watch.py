@@ -95,6 +95,15 @@ def test_a_sign_is_told_beyond_its_threshold_and_not_within(
     assert [list(Courses(course(**changed)).signs()) for changed in (within, beyond)] == [[], [key]]
 
 
+@pytest.mark.parametrize(
+    ("right", "why"), [(0.09, "too hard"), (0.11, "always or never"), (0.89, "always or never"), (0.91, "used up")]
+)
+def test_why_groups_teach_nothing_is_told_by_how_many_answers_are_right(right: float, why: str) -> None:
+    """A tenth of them, and nine tenths."""
+    rows = course(**{"groups/no_signal": (0.2, 0.97), "accuracy/sampled": (0.4, right)})
+    assert why in Courses(rows).signs()["groups/no_signal"]
+
+
 def test_held_out_accuracy_that_falls_with_the_reward_is_no_hacking() -> None:
     assert not Courses(course(**{"eval/accuracy": (0.8, 0.5), "reward/mean": (0.7, 0.5)})).signs()
 
