@@ -89,7 +89,7 @@ def test_values_are_the_same_by_type_and_value(result: Any, expected: Any, same:
 
 @pytest.mark.parametrize(
     ("result", "expected", "same"),
-    [(1.009, 1, True), (1.02, 1, False), (101, 100.0, True), (102, 100.0, False), (0.005, 0, True), (INF, 1, False), (NAN, 1, False),
+    [(1.009, 1, True), (1.02, 1, False), (101, 100.0, True), (102, 100.0, False), (101.005, 100.0, False), (0.005, 0, True), (INF, 1, False), (NAN, 1, False),
      (10**4000, 1, False), (10**4000 + 1, 10**4000, False), (True, 1, False), ([1.001, 2], [1, 2], True)],
 )  # fmt: skip
 def test_a_tolerance_is_relative_above_one_and_absolute_below(result: Any, expected: Any, same: bool) -> None:

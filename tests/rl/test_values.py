@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from rl.batch import MicroBatch, TrainGroup, TrainSequence, lay_out
 from rl.values import Estimates, ValueRule, whitened
+from rollout.processes import Alone
 
 FLOAT32 = 1e-6  # sums of a dozen numbers near 1
 
@@ -101,3 +103,12 @@ def test_whitening_is_over_the_whole_step_and_leaves_returns_alone() -> None:
     assert abs(trained.mean()) < FLOAT32 and abs(trained.std(correction=0) - 1) < FLOAT32
     assert abs(found[0].advantages.mean()) > 0.5  # no micro-batch is centred by itself
     assert all(torch.equal(f.returns, e.returns) for f, e in zip(found, estimates, strict=True))
+
+    class OneOfTwo(Alone):
+        """The other process has the second micro-batch, all of whose tokens are trained on."""
+
+        def gather(self, mine: list[Any]) -> list[Any]:
+            return [*mine, rows[1]]
+
+    (shared,) = whitened(estimates[:1], tokens[:1], OneOfTwo())
+    assert torch.equal(shared.advantages, found[0].advantages)
