@@ -123,7 +123,7 @@ def test_a_checkpoint_is_measured_as_its_run_measured_it(
 
 
 def test_strict_reading_needs_a_box() -> None:
-    """Of three right answers in three forms one is boxed."""
+    """Of three right answers in three forms one is boxed. A fifth was not graded, and is in neither share."""
     groups = []
     with MathVerifier(num_workers=1) as verifier:
         for i, text in enumerate(["\\boxed{2}", "#### 4", "<answer>6</answer>", "no"], 1):
@@ -131,6 +131,8 @@ def test_strict_reading_needs_a_box() -> None:
             (score,) = verifier.verify_batch([text], [problem.reference])
             rollout = Rollout(problem=problem, completion=completion(text), score=score)
             groups.append(RolloutGroup(problem=problem, prompt_ids=(1,), rollouts=(rollout,)))
+    (boxed,) = groups[0].rollouts
+    groups.append(replace(groups[0], rollouts=(replace(boxed, score=Score(None, Outcome.CRASHED)),)))
     found = of_greedy(groups, num_workers=1)
     lenient, strict = found["greedy accuracy"], found["greedy accuracy, only \\boxed{}"]
     assert lenient is not None and lenient.mean == 0.75
