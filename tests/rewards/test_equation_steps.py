@@ -54,6 +54,8 @@ def test_the_last_step_may_end_at_the_end_of_the_text() -> None:
         ("1 / 0 = 1", 0.0),
         ("1" * 41 + " + 0 = " + "1" * 41, 0.0),  # over 40 digits
         ("1 + 1 = 2 " + "x" * 400, 0.0),  # over 400 characters
+        ("1 + 1 = 2".ljust(400) + "\n", 1.0),  # its end is none of them
+        ("1 + 1 = 2".ljust(401) + "\n", 0.0),
     ],
 )
 def test_a_line_is_right_if_all_its_equations_are_exactly_true(line: str, value: float) -> None:

@@ -68,6 +68,7 @@ def test_a_reference_may_be_a_worked_solution() -> None:
     assert reference_answer("2+3=<<2+3=5>>5\n#### 5") == "5"
     assert reference_answer(r"So it is \boxed{\frac12}.") == r"\frac12"
     assert reference_answer(" 5 ") == "5"
+    assert reference_answer("A box within: \\boxed{4}, and so\n#### 5") == "5"  # GSM8K's mark stands at the end
 
 
 @pytest.mark.parametrize(

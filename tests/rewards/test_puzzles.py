@@ -24,7 +24,7 @@ SORTING = {"puzzle": "sorting", "numbers": [5, -3, 12, 5], "order": "descending"
 
 RIGHT: list[tuple[dict[str, Any], list[str]]] = [
     (COUNTDOWN, ["8/(3-8/3)", "-8 / ((8/3) - 3) = 24", r"\frac{8}{3-\frac{8}{3}}", r"8 \div (3 - 8 ÷ 3)", "[8]/[3−8/3]"]),
-    (ONE_UNKNOWN, ["-1/2", "-0.5", "x = -1/2", r"x = \frac{-3}{6} = -\frac12", "$-.5$"]),
+    (ONE_UNKNOWN, ["-1/2", "-0.5", "x = -1/2", r"x = \frac{-3}{6} = -\frac12", "x = -1 + 1/2 = -1/2", "$-.5$"]),
     ({**TWO_UNKNOWNS, "equations": [[1, 0, 2], [0, 1, 100]]}, ["2,100"]),  # not two thousand one hundred
     (TWO_UNKNOWNS, ["x = 2, y = 1", "y=1; x=2", "(2, 1)", r"x = 2 \text{ and } y = 1", "(x, y) = (2, 1)", "x=4/2, y=1"]),
     # Two of the grids that have these givens: every solution counts.
@@ -48,7 +48,7 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
 ]  # fmt: skip
 UNPARSED: list[tuple[dict[str, Any], list[str]]] = [
     (COUNTDOWN, ["none", "8/(3-8/3", "__import__('os')", "8 8 3 3", "8/(3-8/3), 8/(3-8/3)", "24 =", "(" * 900 + ")" * 900]),
-    (ONE_UNKNOWN, ["none", "x", "x =", "-1 + 1/2", "-1/2, 3", "-1/2 or 3", "y = -1/2", r"\sqrt{x}", "9" * 1900]),
+    (ONE_UNKNOWN, ["none", "x", "x =", "-1 + 1/2", "x = -1/2 = -1 + 1/2", "-1/2, 3", "-1/2 or 3", "y = -1/2", r"\sqrt{x}", "9" * 1900]),
     (TWO_UNKNOWNS, ["2", "x = 2", "x = 2, x = 2", "x = 2, 1", r"\{1, 2\}", "x = 2, y = 1, x = 3", "(2, 1), (1, 2)"]),
     (SUDOKU, ["none", "1324", "1324 4213 3142 243", "1324 4213 3142 2431 1", "1324 4213 3142 243x", "１324 4213 3142 2431"]),
     (BASE, ["none at all", "12 d", "12d or 12e", "-12d", "12.d", "9" * 201, "１２d"]),

@@ -136,7 +136,8 @@ def test_means_over_tokens_worked_by_hand() -> None:
     values, returns = torch.tensor([0.0, 1.0, 2.0]), torch.tensor([1.0, 1.0, 4.0])
     seen = Seen(behaviour, policy - torch.tensor([2.0, 1.0, 1.0]).log(), Estimates(values, returns - values, returns))
     tokens = TokenMeans()
-    tokens.add(GRPO, TokenScores(policy, torch.tensor([0.3, 0.6, 0.9])), seen, micro)
+    scores = TokenScores(policy, torch.tensor([0.3, 0.6, 0.9]))
+    tokens.add(GRPO, scores, seen, micro)
     expected = {
         "entropy": 0.6,
         "kl/sampler": ((3 - math.log(3) - 1) + (0.5 + math.log(2) - 1)) / 3,
@@ -152,10 +153,13 @@ def test_means_over_tokens_worked_by_hand() -> None:
         "value/explained": 2 / 3,
     }
     assert tokens.means() == pytest.approx(expected, abs=1e-6)
-    calmer = TokenMeans()
+    wider, calmer = TokenMeans(), TokenMeans()
+    wider.add(replace(GRPO, clip_high=0.35), scores, seen, micro)
+    assert wider.means()["ratio/clipped"] == pytest.approx(1 / 3)  # 0.7 alone
     calmer.add(
         GRPO, TokenScores(micro.sampler_logprobs, torch.zeros(3)), Seen(micro.sampler_logprobs, None, None), micro
     )
     both = TokenMeans.merged([tokens, calmer]).means()
     assert both["mismatch/mean"] == pytest.approx(expected["mismatch/mean"] / 2)  # half of the tokens
+    assert both["value/mean"] == 1.0  # of the part that has any
     assert both["mismatch/max"] == pytest.approx(math.log(3)) and both["ratio/max"] == pytest.approx(1.3)

@@ -120,9 +120,12 @@ def test_groups_of_two_processes_come_in_the_order_of_the_problems() -> None:
     second = OneOfTwo(1, [])
     replace(collector(sampler), processes=second).collect(asked, step=1)
     assert len(sampler.asked) == 2  # the other half is the first one's
-    collected = replace(collector(sampler), processes=OneOfTwo(0, second.mine)).collect(asked, step=1)
+    first = OneOfTwo(0, second.mine)
+    collected = replace(collector(sampler), processes=first).collect(asked, step=1)
     assert [group.problem.id for group in collected.groups] == [*"abcd"]
     assert collected.num_sampled_tokens == 4 * SIZE
+    seconds = [part.sample_seconds for part in (*first.mine, *second.mine)]
+    assert collected.sample_seconds == max(seconds) < sum(seconds)  # they sample at once
 
 
 def test_an_unknown_verifier_is_named_with_those_there_are() -> None:
