@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from rewards.errors import UserError
 from rl.tiny import tiny_tokenizer
+from rollout.demonstrations import demonstration
 from rollout.prompts import SYSTEM_PROMPTS, PromptRenderer
-from rollout.records import Problem
+from rollout.records import WORKED, Problem
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
@@ -73,6 +76,16 @@ def test_without_a_style_the_verifier_decides(verifier: str, style: str) -> None
 
 def test_a_system_prompt_of_ones_own_replaces_the_styles() -> None:
     assert rendered(adding_bos(TEMPLATE), CHAT, "r1", "Be brief.") == "<|begin|><system>Be brief.<user>1+1?<assistant>"
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, None], ids=["chat", "base"])
+def test_a_worked_solution_goes_on_from_the_prompt(template: str | None) -> None:
+    """The BOS stands before the prompt; the solution has none of its own, and its end."""
+    tokenizer = adding_bos(template)
+    shown = demonstration(replace(CHAT, metadata={WORKED: "1+1=2"}), PromptRenderer(tokenizer, style="plain"))
+    (rollout,) = shown.rollouts
+    assert tokenizer.decode([*shown.prompt_ids, *rollout.completion.token_ids]).count("<|begin|>") == 1
+    assert tokenizer.decode(rollout.completion.token_ids) == f"1+1=2{tokenizer.eos_token}"
 
 
 def test_rendering_leaves_the_problem_alone() -> None:
