@@ -65,7 +65,7 @@ def learning(found: Result) -> str:
                 percent(run["accuracy_after"]),
                 f"{100 * (run['accuracy_after'] - run['accuracy_before']):.1f}",
                 run["steps"],
-                f"{run['whole_command_seconds']:.0f}",
+                "-" if run["whole_command_seconds"] is None else f"{run['whole_command_seconds']:.0f}",
             )
             for run in found["runs"]
         ],
@@ -83,7 +83,7 @@ MATH_WAYS = {"MathVerifier": "`MathVerifier`, through the pool", "math_verify": 
 
 
 def verifiers(found: Result) -> str:
-    programs, math = found["programs_per_second_one_worker"], found["math_answers_one_worker"]
+    programs, math = found["programs_per_second_per_core"], found["math_answers_per_core"]
     rounds = found["spread"]
     of_programs = [
         (title, f"{programs[name]:.0f} ({min(rounds[name]):.0f} to {max(rounds[name]):.0f})")

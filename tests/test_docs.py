@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.page import PRINTED, filled, load
 from rewards.score import Outcome, Verifier
 from rl.algorithms import ALGORITHMS
 
@@ -68,3 +69,34 @@ def test_the_reward_that_the_docs_show_is_one() -> None:
     assert (right.value, wrong.value, wrong.detail) == (1.0, 0.0, "'apple' is not in it")
     assert [s.outcome for s in verifier.check_references(["x", ""])] == [Outcome.CORRECT, Outcome.BAD_REFERENCE]
     verifier.close()
+
+
+@pytest.mark.parametrize("page", PRINTED, ids=str)
+def test_the_tables_are_those_of_the_result_files(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    written = page.read_text("utf-8")
+    assert "begin -->" in written and filled(written) == written
+
+
+def test_the_readme_says_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    readme = " ".join((ROOT / "README.md").read_text("utf-8").split())
+    shapes = {name: of for name, of in load("vs_trl")["shapes"].items() if "configuration" in of}
+    speed = {name: of["speed"]["total"]["median"] for name, of in shapes.items()}
+    share = {name: of["update_peak_bytes"]["share"] for name, of in shapes.items()}
+    apart = ("a", "d")  # where there is little to leave out
+    speeds, shares = ([x for name, x in of.items() if name not in apart] for of in (speed, share))
+    assert f"takes {min(speeds):.1f} to {max(speeds):.1f} times less than TRL 1.16's" in readme
+    assert f"{100 * min(shares):.0f} to {100 * max(shares):.0f} % of its memory" in readme
+    assert f"{speed['a']:.1f} times less in the tiny default, {speed['d']:.1f} where no prompt is shared" in readme
+    default = load("rollout_throughput")["settings"]["default task"]["ratio_median"]
+    assert f"{default:.1f} times as many completions per second" in readme
+    memory = load("plan_check")["memory"]
+    off = max(abs(row[key] - 1) for row in memory for key in ("formula_over_measured", "dry_run_over_measured"))
+    (within,) = re.findall(r"measured peaks of small models within (\d+) %", readme)
+    assert off <= int(within) / 100
+    seconds = load("default_run")["runs"][0]["whole_command_seconds"]
+    (minutes,) = re.findall(r"(\w+) minutes later:", readme)
+    assert abs(seconds / 60 - {"Three": 3, "Four": 4, "Five": 5, "Six": 6}[minutes]) <= 0.5
+    lines = sum(len((ROOT / "rl" / name).read_text().splitlines()) for name in ("step.py", "learner.py"))
+    assert f"`rl/step.py` and `rl/learner.py`, GRPO and PPO, have {lines} together" in readme
