@@ -35,14 +35,22 @@ def describe_machine() -> dict[str, Any]:
 
 def head_commit() -> str:
     """With "+edits" where the code is not as it was committed."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-    return commit.stdout.strip() + ("" if is_code_of("HEAD") else "+edits")
+    commit = _git("rev-parse", "--short", "HEAD")
+    return "unknown" if commit is None else commit + ("" if is_code_of("HEAD") else "+edits")
 
 
 def is_code_of(commit: str) -> bool:
     """Whether the code here is that of the commit, whatever else has changed since."""
-    compared = subprocess.run(["git", "diff", "--quiet", commit, "--", *MEASURED], check=False)
-    return compared.returncode == 0
+    return _git("diff", "--quiet", commit, "--", *MEASURED) is not None
+
+
+def _git(*arguments: str) -> str | None:
+    """What it prints; None where it fails, as without a repository, or is not there."""
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
 
 
 def _cpu_name() -> str:

@@ -8,6 +8,7 @@ Each table stands between two marks with the name of its result file. A test hol
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -254,14 +255,13 @@ TABLES: dict[str, Callable[[Result], str]] = {
 
 
 def filled(page: str) -> str:
-    """The page with every table that it has marks for."""
-    tables = {name: lambda make=make, name=name: make(load(name)) for name, make in TABLES.items()}
-    for name, make in {"made": made, **tables}.items():
-        begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
-        before, mark, rest = page.partition(begin)
-        if mark:
-            page = f"{before}{begin}{make()}\n{end}{rest.partition(end)[2]}"
-    return page
+    """The page with the table of each of its marks."""
+
+    def between(marks: re.Match[str]) -> str:
+        begin, name, end = marks.groups()
+        return f"{begin}{made() if name == 'made' else TABLES[name](load(name))}\n{end}"
+
+    return re.sub(r"(<!-- (\w+): begin -->\n).*?(<!-- \2: end -->)", between, page, flags=re.DOTALL)
 
 
 def main() -> None:
