@@ -171,7 +171,7 @@ def must_checkpoint(config: RunConfig, model: PreTrainedModel, runtime: Runtime,
     """As asked for; else where a forward would keep more than nine tenths of the memory that is left beside the optimiser."""
     if config.gradient_checkpointing is not None:
         return config.gradient_checkpointing
-    kept = activation_bytes(model, config.token_budget, 2 if config.dtype == "bfloat16" else FLOAT32)
+    kept = activation_bytes(model, config.token_budget, 2 if config.computing_dtype == "bfloat16" else FLOAT32)
     trained = sum(p.numel() for p in model.parameters()) if config.lora_rank == 0 else 0
     free = runtime.free_memory() - 3 * FLOAT32 * trained  # the gradient and two moments
     if kept <= 0.9 * free:

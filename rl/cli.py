@@ -15,7 +15,7 @@ import tyro
 
 from rewards.errors import UserError
 from rewards.score import Score
-from rl.options import DType, EvaluateOptions, PlanOptions
+from rl.options import AnyDType, EvaluateOptions, PlanOptions
 
 
 def run_safely(action: Callable[[], object]) -> None:
@@ -115,11 +115,17 @@ def evaluate(options: Annotated[EvaluateOptions, tyro.conf.arg(name="")]) -> Non
 
 
 @app.command
-def doctor() -> None:
-    """Print what this machine offers: GPU, engines, how well programs can be shut in, and why what is missing is."""
+def doctor(model: str | None = None, dtype: AnyDType = "auto") -> None:
+    """Print what this machine offers: GPU, engines, how well programs can be shut in, and why what is missing is.
+
+    Args:
+        model: A folder in Hugging Face format or a hub name: also print which ways there are to train and sample it here, and
+            why a faster one is not taken.
+        dtype: What it would compute in; auto is bfloat16 on a GPU that has it, else float32.
+    """
     from rl.doctor import examine
 
-    print(examine())
+    print(examine(model, dtype))
 
 
 @app.command
@@ -132,13 +138,13 @@ def plan(options: Annotated[PlanOptions, tyro.conf.arg(name="")]) -> None:
 
 
 @app.command
-def serve_vllm(model: str, port: int = 8000, dtype: DType = "float32", max_length: int | None = None) -> None:
+def serve_vllm(model: str, port: int = 8000, dtype: AnyDType = "auto", max_length: int | None = None) -> None:
     """Serve a model with vLLM for runs with --sampler vllm-server, until it is stopped.
 
     Args:
         model: tiny, a folder in Hugging Face format or a hub name; the policy that the run starts from.
         port: Of http://127.0.0.1, where the run looks for it by default.
-        dtype: Of the weights there: the run's.
+        dtype: Of the weights there: the run's. auto is bfloat16 on a GPU that has it, else float32.
         max_length: Tokens of a prompt and its completion; the model's context otherwise.
     """
     from rl.serve import serve

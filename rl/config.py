@@ -10,9 +10,9 @@ from typing import Any, Literal
 from rewards.errors import UserError
 from rl.algorithms import ALGORITHMS, Algorithm
 from rl.checks import RULE_OPTIONS, check
-from rl.defaults import LORA_RATE, MODEL_DEFAULTS, TINY, TINY_DEFAULTS, TINY_KL_WEIGHT, tiny_task
+from rl.defaults import LORA_RATE, MODEL_DEFAULTS, TINY, TINY_DEFAULTS, TINY_KL_WEIGHT, resolved_dtype, tiny_task
 from rl.forward import Attention
-from rl.options import CriticSource, DType
+from rl.options import AnyDType, CriticSource, DType
 from rl.values import ValueRule
 from rollout.records import PromptStyle
 
@@ -121,8 +121,8 @@ class RunConfig:
     """Updates in a row that are left out because their loss or gradient is not finite; one more stops the run."""
     token_budget: int = 8192
     """Tokens in one forward; the gradient does not depend on it, memory does."""
-    dtype: DType = "float32"
-    """bfloat16 is autocast over float32 weights."""
+    dtype: AnyDType = "auto"
+    """bfloat16 is autocast over float32 weights. "auto" is bfloat16 on a GPU that has it, else float32."""
     gradient_checkpointing: bool | None = None
     """Less memory for a third more time. Off, unless what a forward of token_budget tokens keeps would not fit."""
     attention: Attention = "auto"
@@ -188,7 +188,7 @@ class RunConfig:
         check(self)
 
     def resolved(self) -> RunConfig:
-        """The same run with every "by model" default written out."""
+        """The same run with every "by model" default, and the type that this machine computes in, written out."""
         defaults = dict(TINY_DEFAULTS[tiny_task(self.dataset)] if self.model == TINY else MODEL_DEFAULTS)
         if self.model == TINY and ALGORITHMS[self.algorithm].kl_weight > 0:
             defaults["kl_weight"] = TINY_KL_WEIGHT
@@ -203,7 +203,7 @@ class RunConfig:
                 f"{self.num_steps or defaults['num_steps']}, for the policy to be trained at all"
             )
         filled = {k: v for k, v in defaults.items() if getattr(self, k) is None}
-        return replace(self, **filled, run_dir=self.run_dir or self._unused_run_dir())
+        return replace(self, **filled, dtype=self.computing_dtype, run_dir=self.run_dir or self._unused_run_dir())
 
     def _unused_run_dir(self) -> Path:
         """runs/<what the run is>, with a number where that folder is taken; the newest of them where the run is resumed."""
@@ -214,8 +214,12 @@ class RunConfig:
         return _numbered(name, max(1, taken - 1) if self.resume else taken)
 
     @property
+    def computing_dtype(self) -> DType:
+        return resolved_dtype(self.dtype, self.device)
+
+    @property
     def sampling_dtype(self) -> DType:
-        return self.dtype if self.sampler_dtype == "auto" else self.sampler_dtype
+        return self.computing_dtype if self.sampler_dtype == "auto" else self.sampler_dtype
 
     def learning_rate_at(self, step: int) -> float:
         """A function of the step alone, so that a resumed run needs no state of it."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from rl.options import AnyDType, DType
+
 TINY = "tiny"
 
 
@@ -39,3 +41,13 @@ MODEL_DEFAULTS: dict[str, Any] = {
     "eval_every": 25,
     "eval_size": 200,
 }
+
+
+def resolved_dtype(dtype: AnyDType, device: str = "auto") -> DType:
+    """auto is bfloat16 on a GPU that computes in it, else float32."""
+    if dtype != "auto":
+        return dtype
+    import torch  # takes a second, and `--help` needs none of it
+
+    has_bfloat16 = device != "cpu" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return "bfloat16" if has_bfloat16 else "float32"

@@ -2,85 +2,175 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from rewards.errors import UserError
 from rl.batch import TrainGroup, TrainSequence, lay_out
+from rl.fingerprint import Fingerprint
 from rl.policy import Policy
-from rl.sharding import is_spread
-from rollout.sampler import Sampler, image
+from rollout.rounding import LEAST, bound_of
+from rollout.sampler import Sampler, Text
 
 REMEMBERED = 64  # deliveries
 # An error may be that many times the first one: the first delivery is of weights that nobody has trained yet.
-SPREAD = 30
+GROWTH = 30
 EXACT = 1e-3  # nats: no tolerance of float32 is larger
-LEAST = 1e-4  # nats, for float32 sums in another order
+ROUNDED = math.inf  # where 16 bits round, what these explain of the model at hand is the bound
+# Shares of a tensor's image by which rounding may change it: sums in another order; a product that an engine rounds to 16 bits.
+FLOAT32_SHARE, BFLOAT16_SHARE = 1e-5, 1e-2
 
 
 class DeliveryError(UserError):
     """The sampler does not hold the policy's weights."""
 
 
-class Delivery:
-    """Sends weights, then compares the log-probs of fixed tokens, as the sampler and as the trainer computes them.
+@dataclass(frozen=True)
+class Delivered:
+    """What the trainer computes for one version: the probe's log-probs, and the sketches of its tensors for each engine."""
 
-    Two things are asked. Is the largest difference within `tolerance`, what rounding explains at most, and within what it was at
-    the first delivery, with a margin? And are the sampler's log-probs nearer to what the trainer computed for older weights
-    than to what it computes for these? Late weights are caught by the second, however short the steps, as soon as these are
-    longer than rounding.
+    version: int
+    logprobs: Tensor
+    sketches: dict[str, Tensor]
+
+
+class Delivery:
+    """Sends weights, then compares what each engine makes of fixed texts, and what it holds, with the trainer's own.
+
+    Three things are asked of each engine after each delivery. Are the log-probs of `texts` the trainer's? In float32 the largest
+    difference is at most `tolerance`; where the engine or the trainer rounds to 16 bits (a tolerance above EXACT), the mean
+    difference is at most what the model's own rounding explains on these texts (rollout/rounding.py). Is each tensor that the
+    engine holds the policy's? And are log-probs and tensors not nearer to those of an older version? So weights that arrive late are
+    caught however short the steps are.
+
+    texts: prompts with completions, best the model's own samples, which rounding moves least; without them some odd tokens.
     """
 
-    def __init__(self, policy: Policy, sampler: Sampler, *, tolerance: float) -> None:
+    def __init__(
+        self, policy: Policy, sampler: Sampler, *, tolerance: float, texts: Sequence[Text] | None = None
+    ) -> None:
         self.policy, self.sampler, self.tolerance = policy, sampler, tolerance
-        size = policy.vocab_size
-        self.prompt = tuple(i * 31 % size for i in range(1, 6))
-        self.probe = tuple(i * 17 % size for i in range(1, 25))
-        group = TrainGroup(self.prompt, (TrainSequence.to_score(self.probe),))
-        self.micro = lay_out([group]).to(policy.device)
-        self.older: deque[tuple[int, Tensor]] = deque(maxlen=REMEMBERED)
+        self.rounds = tolerance > EXACT
+        self.texts = list(texts or odd_texts(policy.vocab_size))
+        groups = [TrainGroup(prompt, (TrainSequence.to_score(completion),)) for prompt, completion in self.texts]
+        self.micro = lay_out(groups).to(policy.device)
+        self.older: deque[Delivered] = deque(maxlen=REMEMBERED)
+        self.noise = 0.0  # nats: the mean by which 16 bits move these log-probs, once it was measured
 
     def deliver(self, version: int, policy: Policy | None = None) -> float:
-        """The policy's weights, or another's in its place. -> the largest absolute difference of a probe token's log-prob, in nats."""
+        """The policy's weights, or another's in its place. -> the mean absolute difference of a probe token's log-prob, in nats, of
+        the engine where it is largest."""
         policy = policy or self.policy
-        self._send(policy, version)
-        with torch.no_grad():
-            trained = policy.score(self.micro, temperature=1.0).logprobs.double().cpu()
-        sampled = torch.tensor(self.sampler.score(self.prompt, self.probe), dtype=torch.float64)
-        difference = sampled - trained
-        error = difference.abs().max().item()
-        for older, logprobs in self.older:
-            if (sampled - logprobs).norm() < difference.norm() / 2:
-                raise DeliveryError(
-                    f"after delivery {version} the sampler's log-probs of the probe tokens are those of delivery {older}: the weights "
-                    f"arrive late, or not at all. {self._culprits(policy)}"
-                )
-        if not error <= self.tolerance:
-            raise DeliveryError(
-                f"after delivery {version} the sampler's log-probs of the probe tokens differ from the trainer's by {error:.3g} "
-                f"(rounding explains {self.tolerance:.2g}): the sampler does not hold the policy's weights. {self._culprits(policy)}"
-            )
+        ours, errors = self._send(policy, version), []
+        trained = self._trained(policy)
+        scored, held = self.sampler.probe(self.texts), self.sampler.images()
+        now = Delivered(version, trained, {engine: ours.sketch(found) for engine, found in held.items() if found})
+        for engine, rows in scored.items():
+            sampled = torch.tensor([x for row in rows for x in row], dtype=torch.float64)
+            found = held.get(engine, {})
+            self._require_not_late(engine, sampled, found, ours, now)
+            errors.append(self._require_close(engine, sampled, found, ours, now, policy))
+            self._require_same_tensors(engine, found, ours, version)
+        error = max(errors)
         if not self.older:
-            self.tolerance = min(self.tolerance, max(LEAST, SPREAD * error))
-        self.older.append((version, trained))
+            self.tolerance = min(self.tolerance, max(LEAST, GROWTH * error))
+        self.older.append(now)
         return error
 
-    def _send(self, policy: Policy, version: int) -> None:
-        self.sampler.update_weights(policy.named_tensors(merged=not self.sampler.takes_adapters), version)
+    def _trained(self, policy: Policy) -> Tensor:
+        with torch.no_grad():
+            return policy.score(self.micro, temperature=1.0).logprobs.double().cpu()
 
-    def _culprits(self, policy: Policy) -> str:
-        """Which of the sampler's tensors are not the policy's."""
-        if any(is_spread(p) for p in policy.model.parameters()):  # whole in no process: all would have to ask at once
-            return "Run it in one process to have the wrong tensors named"
-        held, rounding = self.sampler.images(), 1e-5 if self.tolerance <= EXACT else 2e-2
-        ours = {n: image(t).cpu() for n, t in policy.named_tensors(merged=not self.sampler.takes_adapters) if n in held}
-        wrong = [n for n, x in ours.items() if not (held[n].cpu() - x).norm() <= rounding * (x.norm() + 1e-6)]
+    def _send(self, policy: Policy, version: int) -> Fingerprint:
+        """-> of what was sent, by the names of a plain model."""
+        ours, merged = Fingerprint(rounds=self.rounds), not self.sampler.takes_adapters
+
+        def looked_at() -> Iterator[tuple[str, Tensor]]:
+            for name, tensor in policy.named_tensors(merged=True):
+                ours.add(name, tensor)
+                yield name, tensor
+
+        # Tensors that are spread over processes are put together once, for both uses.
+        is_both = merged or not policy.frozen_base
+        self.sampler.update_weights(looked_at() if is_both else policy.named_tensors(), version)
+        if not ours.images:
+            for _ in looked_at():
+                pass
+        return ours
+
+    def _require_not_late(
+        self, engine: str, sampled: Tensor, held: dict[str, Tensor], ours: Fingerprint, now: Delivered
+    ) -> None:
+        def is_nearer(found: Tensor, older: Tensor, newest: Tensor) -> bool:
+            return bool((found - older).norm() < (found - newest).norm() / 2)
+
+        sketch = ours.sketch_of(held) if held else None
+        for older in self.older:
+            if sketch is not None and engine in older.sketches:
+                is_late = is_nearer(sketch, *(nearest(sketch, v.sketches[engine]) for v in (older, now)))
+            else:
+                is_late = False
+            # What 16 bits do to single tokens would now and then look like older weights.
+            if sketch is None or not self.rounds:
+                is_late = is_late or is_nearer(sampled, older.logprobs, now.logprobs)
+            if is_late:
+                raise DeliveryError(
+                    f"after delivery {now.version} {engine}'s weights are those of delivery {older.version}: the weights arrive late, or "
+                    f"not at all. {self._named(held, ours)}"
+                )
+
+    def _require_close(
+        self, engine: str, sampled: Tensor, held: dict[str, Tensor], ours: Fingerprint, now: Delivered, policy: Policy
+    ) -> float:
+        difference = (sampled - now.logprobs).abs()
+        mean = difference.mean().item()
+        error = mean if self.rounds else difference.max().item()
+        if self.rounds and not error <= self._explained:
+            self.noise = policy.rounding_noise(self.micro)  # it changes as the policy is trained
+        if not error <= self._explained:
+            raise DeliveryError(
+                f"after delivery {now.version} {engine}'s log-probs of the probe tokens differ from the trainer's by {error:.3g} "
+                f"{'on average' if self.rounds else 'at most'} (rounding explains {self._explained:.2g}): it does not hold the policy's "
+                f"weights. {self._named(held, ours)}"
+            )
+        return mean
+
+    @property
+    def _explained(self) -> float:
+        return min(self.tolerance, bound_of(self.noise)) if self.rounds else self.tolerance
+
+    def _require_same_tensors(self, engine: str, held: dict[str, Tensor], ours: Fingerprint, version: int) -> None:
+        if ours.differing(held, self._share):
+            raise DeliveryError(
+                f"after delivery {version} {engine} does not hold the policy's weights, though its log-probs hardly show it. "
+                f"{self._named(held, ours)}"
+            )
+
+    @property
+    def _share(self) -> float:
+        return BFLOAT16_SHARE if self.rounds else FLOAT32_SHARE
+
+    def _named(self, held: dict[str, Tensor], ours: Fingerprint) -> str:
+        """Which of the engine's tensors are not the policy's."""
+        wrong, compared = ours.differing(held, self._share), len(held.keys() & ours.images.keys())
         if not wrong:
-            return f"Of the {len(ours)} tensors that can be compared none differs by more than rounding"
+            return f"Of the {compared} tensors that can be compared none differs by more than rounding"
         return (
             f"These tensors of it differ: {', '.join(wrong)}"
-            if len(wrong) < len(ours)
-            else f"All {len(ours)} tensors differ"
+            if len(wrong) < compared
+            else f"All {compared} tensors differ"
         )
+
+
+def nearest(sketch: Tensor, kinds: Tensor) -> Tensor:
+    """As they are, or as 16 bits round them."""
+    return min(kinds, key=lambda kind: (sketch - kind).norm().item())
+
+
+def odd_texts(vocab_size: int) -> list[Text]:
+    return [(tuple(i * 31 % vocab_size for i in range(1, 6)), tuple(i * 17 % vocab_size for i in range(1, 25)))]

@@ -16,9 +16,11 @@ from rewards.proof import available_provers
 from rewards.sandbox.client import SandboxError
 from rewards.sandbox.isolation import FLOOR, measure
 from rl.batch import TrainGroup, TrainSequence, lay_out
-from rl.deliver import EXACT
-from rl.policy import Policy
-from rl.runtime import cpu_cores
+from rl.defaults import resolved_dtype
+from rl.deliver import EXACT, odd_texts
+from rl.options import AnyDType
+from rl.policy import Policy, load_pretrained
+from rl.runtime import Runtime, cpu_cores
 from rl.tiny import tiny_model, tiny_tokenizer
 from rollout.sampler import SampleRequest, SamplingParams
 from rollout.torch_sampler import TorchSampler
@@ -36,8 +38,11 @@ _OPTIONAL = {
 _GIB = 1 << 30
 
 
-def examine() -> str:
-    """One line for each thing, as text for a person. Takes some seconds: the escapes of programs and the self-test are really tried."""
+def examine(model: str | None = None, dtype: AnyDType = "auto") -> str:
+    """One line for each thing, as text for a person. Takes some seconds: the escapes of programs and the self-test are really tried.
+
+    model: also which ways this machine has to run it in `dtype`, and why not faster ones.
+    """
     lines = [
         (
             "machine",
@@ -54,6 +59,7 @@ def examine() -> str:
         ("programs", _isolation()),
         *((f"proofs, {system}", found) for system, found in available_provers().items()),
         ("self-test", self_test()),
+        *(_paths(model, dtype).items() if model else ()),
     ]
     return "\n".join(f"{name:<17} {found}" for name, found in lines)
 
@@ -79,6 +85,20 @@ def self_test() -> str:
     text = f"sampler and trainer differ by {difference:.1e} nats at most, over {len(micro.targets):,} tokens"
     verdict = "agree" if difference < EXACT else f"DISAGREE (bound {EXACT:g}): no run on this machine can be trusted"
     return f"{verdict}: {text}, {time.perf_counter() - started:.1f} s"
+
+
+def _paths(name: str, dtype: AnyDType) -> dict[str, str]:
+    runtime = Runtime(dtype=resolved_dtype(dtype))
+    model, tokenizer = load_pretrained(name, runtime.device)
+    policy = Policy(model, autocast=runtime.autocast)
+    sampler = TorchSampler(model, tokenizer, decode_dtype=getattr(torch, runtime.dtype), autocast=runtime.autocast)
+    groups = [TrainGroup(p, (TrainSequence.to_score(c),)) for p, c in odd_texts(policy.vocab_size)]
+    noise = policy.rounding_noise(lay_out(groups).to(policy.device))
+    return {
+        f"{name}, update": f"{runtime.dtype}: {policy.choice}",
+        f"{name}, sampling": sampler.path,
+        f"{name}, rounding": f"bfloat16 moves the log-probs of odd tokens by {noise:.2g} nats on average",
+    }
 
 
 def _gpus() -> str:

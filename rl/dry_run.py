@@ -75,7 +75,7 @@ def equal_batch(problems: int, group_size: int, prompt_length: int, completion_l
 
 def dry_run(model: PretrainedConfig, config: RunConfig, batch: Batch, *, shards: int = 1) -> DryRun:
     """An update on `batch`, and not the first of its run, in one of as many processes as the weights are spread over."""
-    runtime = Runtime(dtype=config.dtype, device="cpu")
+    runtime = Runtime(dtype=config.computing_dtype, device="cpu")
     tracker = TotalMemory()
     without_contents = FakeTensorMode(allow_non_fake_inputs=True)
     # It keeps a weak reference to what it makes; a parameter with one could not be moved between types, as peft does.

@@ -18,7 +18,7 @@ from rewards.score import Outcome, Verifier
 from rewards.verifiers import VerifierOptions, Verifiers
 from rl.config import RunConfig
 from rl.cost import ModelCost
-from rl.defaults import MODEL_DEFAULTS, TINY
+from rl.defaults import MODEL_DEFAULTS, TINY, resolved_dtype
 from rl.evaluate import VOTED_ON, is_right, right_by_vote
 from rl.lora import load_merged
 from rl.options import EvaluateOptions
@@ -78,7 +78,7 @@ def evaluate_model(options: EvaluateOptions, progress: Progress) -> dict[str, Es
     given = {name: getattr(options, name) for name in ("max_tokens", "prompt_style", "system_prompt")}
     options = replace(options, **{name: run.get(name) for name, value in given.items() if value is None})
     problems, where = problems_of(options, run)
-    runtime = Runtime(dtype=options.dtype, device=options.device)
+    runtime = Runtime(dtype=resolved_dtype(options.dtype, options.device), device=options.device)
     verifiers = Verifiers(VerifierOptions(num_workers=runtime.cores, allow_unsafe_code=options.allow_unsafe_code))
     try:
         progress.message(f"{options.model} on {where}")
@@ -139,11 +139,11 @@ def make_collector(
     longest = require_room(renderer, problems, max_tokens, context=context_length(model))
     sampler: Sampler
     if options.sampler == "torch":
-        sampler = TorchSampler(model, tokenizer, decode_dtype=getattr(torch, options.dtype), autocast=runtime.autocast)
+        sampler = TorchSampler(model, tokenizer, decode_dtype=getattr(torch, runtime.dtype), autocast=runtime.autocast)
     else:
         from rollout.vllm_sampler import VLLMOptions, VLLMSampler  # takes ten seconds, and is not everywhere
 
-        engine = VLLMOptions(dtype=options.dtype, max_length=longest, key_values=ModelCost.of(model).key_value)
+        engine = VLLMOptions(dtype=runtime.dtype, max_length=longest, key_values=ModelCost.of(model).key_value)
         folder = model.config._name_or_path if is_adapted else source
         sampler = VLLMSampler(folder, tokenizer, stop_token_ids(model, tokenizer), engine)
         sampler.update_weights(model.named_parameters(remove_duplicate=False), version=0)

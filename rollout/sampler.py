@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 import torch
@@ -41,6 +42,10 @@ class SampleRequest:
     seeds: tuple[int, ...]
 
 
+Text = tuple[tuple[int, ...], tuple[int, ...]]  # the tokens of a prompt and of its completion
+ALONE = "the sampler"  # an engine in this process
+
+
 class Sampler(Protocol):
     """takes_adapters: weights are delivered under the adapted model's own names; otherwise under a plain model's, merged."""
 
@@ -49,6 +54,11 @@ class Sampler(Protocol):
     @property
     def policy_version(self) -> int:
         """The version that the last weights were delivered as."""
+        ...
+
+    @property
+    def path(self) -> str:
+        """How it samples, and why not faster, for people to read."""
         ...
 
     def sample(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[list[Completion]]:
@@ -62,13 +72,19 @@ class Sampler(Protocol):
         ...
 
     def score(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> list[float]:
-        """Log-probs of the given tokens at temperature 1, by the engine's own sampling path: the proof of delivery reads them."""
+        """Log-probs of one completion's tokens; what the first engine's probe() says."""
+        ...
+
+    def probe(self, texts: Sequence[Text]) -> dict[str, list[list[float]]]:
+        """By the name of each engine that this sampler asks: of each text the log-probs of its completion's tokens at temperature 1,
+        by the engine's own sampling path. The proof of delivery reads them."""
         ...
 
     def update_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None: ...
 
-    def images(self) -> dict[str, torch.Tensor]:
-        """image() of the tensors that the engine computes with, by the names under which they are delivered."""
+    def images(self) -> dict[str, dict[str, torch.Tensor]]:
+        """By the name of each engine: image() of the tensors that it computes with, by a plain model's names. What an engine cannot
+        tell is left out."""
         ...
 
     def rest(self) -> None:
@@ -85,11 +101,13 @@ def completion_seed(run_seed: int, step: int, problem_id: str, sample_index: int
 
 
 def image(tensor: torch.Tensor) -> torch.Tensor:
-    """What a matrix makes of a fixed direction, as an engine that keeps it packed can tell too; a vector is its own."""
+    """What a matrix, or a stack of them, makes of a fixed direction, as an engine that keeps it packed can tell too; a vector is its
+    own."""
     tensor = tensor.detach().float()
-    return tensor @ direction(tensor.shape[1], tensor.device) if tensor.dim() == 2 else tensor
+    return tensor @ direction(tensor.shape[-1], tensor.device) if tensor.dim() > 1 else tensor
 
 
+@cache
 def direction(size: int, device: torch.device) -> torch.Tensor:
     return torch.randn(size, generator=torch.Generator().manual_seed(0)).to(device) / size**0.5
 
@@ -102,18 +120,26 @@ def gathered(
     return [[found[i, j] for j in range(len(request.seeds))] for i, request in enumerate(requests)]
 
 
-class ScriptedSampler:
+class SamplerBase:
+    """What every engine does in one way."""
+
+    def sample(self: Sampler, requests: Sequence[SampleRequest], params: SamplingParams) -> list[list[Completion]]:
+        return gathered(requests, self.stream(requests, params))
+
+    def score(self: Sampler, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> list[float]:
+        return next(iter(self.probe([(tuple(prompt_ids), tuple(completion_ids))]).values()))[0]
+
+
+class ScriptedSampler(SamplerBase):
     """A sampler for tests: gives out the token sequences it was told to, by prompt, in turn."""
 
     takes_adapters = False
+    path = "a script"
 
     def __init__(self, script: dict[tuple[int, ...], list[tuple[int, ...]]], texts: dict[tuple[int, ...], str]) -> None:
         self.script = script
         self.texts = texts
         self.policy_version = 0
-
-    def sample(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[list[Completion]]:
-        return gathered(requests, self.stream(requests, params))
 
     def stream(
         self, requests: Sequence[SampleRequest], params: SamplingParams
@@ -132,13 +158,13 @@ class ScriptedSampler:
             text=self.texts[token_ids],
         )
 
-    def score(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> list[float]:
-        return [-1.0] * len(completion_ids)
+    def probe(self, texts: Sequence[Text]) -> dict[str, list[list[float]]]:
+        return {ALONE: [[-1.0] * len(completion) for _, completion in texts]}
 
     def update_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         self.policy_version = version
 
-    def images(self) -> dict[str, torch.Tensor]:
+    def images(self) -> dict[str, dict[str, torch.Tensor]]:
         return {}
 
     def rest(self) -> None:

@@ -23,10 +23,10 @@ from rollout.engine.fused_decoder import Capacity, FusedDecoder
 from rollout.engine.fused_model import FusedModel
 from rollout.engine.threads import side_by_side
 from rollout.records import Completion, FinishReason
-from rollout.sampler import SampleRequest, SamplingParams, gathered, image
+from rollout.sampler import ALONE, SamplerBase, SampleRequest, SamplingParams, Text, image
 
 
-class TorchSampler:
+class TorchSampler(SamplerBase):
     """Samples with the given model itself: where that is the trainer's own module, delivery moves no bytes.
 
     max_rows: how many completions are decoded at once. More is faster until memory ends; keys and values take
@@ -52,15 +52,18 @@ class TorchSampler:
         self.autocast = autocast
         self.policy_version = 0
         self.stop_ids = torch.tensor(sorted(stop_token_ids(model, tokenizer)), device=model.device)
-        self.decoder_class = choose_decoder(model)
+        self.choice = choose_decoder(model, decode_dtype)
+        self.decoder_class = self.choice.decoder
         self.fused = FusedModel(model, decode_dtype or model.dtype) if self.decoder_class is FusedDecoder else None
         # On a GPU steps have few sizes, each captured once, and the host looks for ended rows now and then only.
         self.bucketed = model.device.type == "cuda"
         self.check_every = 8 if self.bucketed and self.fused else 1
         self.kept: FusedDecoder | None = None
 
-    def sample(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[list[Completion]]:
-        return gathered(requests, self.stream(requests, params))
+    @property
+    def path(self) -> str:
+        dtype = self.fused.dtype if self.fused is not None else self.model.dtype
+        return f"embedded engine, {str(dtype).removeprefix('torch.')}: {self.choice}"
 
     def stream(
         self, requests: Sequence[SampleRequest], params: SamplingParams
@@ -177,16 +180,26 @@ class TorchSampler:
         ]
 
     @torch.no_grad()
-    def score(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> list[float]:
-        tokens = torch.tensor([*prompt_ids, *completion_ids], device=self.model.device)
-        zero, first = tokens.new_zeros(1), len(prompt_ids) - 1
-        decoder = self._empty_decoder(Capacity(rows=1, groups=1, shared_width=max(1, first), width=len(completion_ids)))
-        decoder.admit(zero, [tokens[: first + 1]], zero)
-        logprobs = []
-        for i in range(first, len(tokens) - 1):
-            logits = decoder.logits(tokens[i : i + 1], tokens.new_tensor([i]))
-            logprobs.append(logits[0].float().log_softmax(-1)[tokens[i + 1]].item())
-        return logprobs
+    def probe(self, texts: Sequence[Text]) -> dict[str, list[list[float]]]:
+        """All texts in one batch. A row whose completion has ended repeats its last token until the longest has."""
+        device, longest = self.model.device, max(len(completion) for _, completion in texts)
+        prompts = [torch.tensor(prompt, device=device) for prompt, _ in texts]
+        targets = torch.tensor([c + c[-1:] * (longest - len(c)) for _, c in texts], device=device)
+        rows, shared_width = torch.arange(len(texts), device=device), max(1, *(len(p) - 1 for p in prompts))
+        position, newest = (
+            torch.tensor([len(p) - 1 for p in prompts], device=device),
+            torch.stack([p[-1] for p in prompts]),
+        )
+        found = []
+        with self.fused.packed() if self.fused else nullcontext():
+            decoder = self._empty_decoder(Capacity(len(rows), len(rows), shared_width, width=longest))
+            decoder.admit(rows, prompts, rows)
+            for n in range(longest):
+                logprobs = decoder.logits(newest, position + n).float().log_softmax(-1)
+                newest = targets[:, n]
+                found.append(logprobs[rows, newest])
+        table = torch.stack(found, dim=1).tolist()
+        return {ALONE: [row[: len(completion)] for row, (_, completion) in zip(table, texts, strict=True)]}
 
     def _own(self) -> dict[str, Tensor]:
         return dict(self.model.named_parameters(remove_duplicate=False)) | dict(self.model.named_buffers())
@@ -202,8 +215,10 @@ class TorchSampler:
             self.kept = None  # its graphs read where the weights stood
         self.policy_version = version
 
-    def images(self) -> dict[str, Tensor]:
-        return {name: image(tensor) for name, tensor in self._own().items()}
+    @torch.no_grad()
+    def images(self) -> dict[str, dict[str, Tensor]]:
+        named = self.fused.named_weights() if self.fused is not None else self._own().items()
+        return {ALONE: {name: image(tensor) for name, tensor in named}}
 
     def rest(self) -> None:
         """Nothing: to record the graphs of a GPU anew would take longer than an update gains."""

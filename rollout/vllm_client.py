@@ -5,17 +5,20 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from requests import RequestException, Session
 from requests.adapters import HTTPAdapter
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rewards.errors import UserError
+from rollout.sampler import Text
 
 CONNECTIONS = 64  # to each server
 ANSWER_WITHIN = 1800.0  # seconds, of one completion
@@ -100,24 +103,34 @@ class Server:
                 f"vllm_urls: {self.url} has no routes to change its weights; start it with plumbline serve-vllm, or with "
                 "VLLM_SERVER_DEV_MODE=1"
             )
-        warm, hot = (self.score(ours[:4], ours[4:6], temperature=t) for t in (1.0, 2.0))
+        text = tuple(ours[:4]), tuple(ours[4:6])
+        warm, hot = (self.probe([text], temperature=t) for t in (1.0, 2.0))
         if warm == hot:
             raise UserError(
                 f"vllm_urls: {self.url} reports log-probs of another distribution than it samples from; start it with "
                 "plumbline serve-vllm, or with --logprobs-mode processed_logprobs"
             )
 
-    def score(
-        self, prompt_ids: Sequence[int], completion_ids: Sequence[int], *, temperature: float = 1.0
-    ) -> list[float]:
+    def probe(self, texts: Sequence[Text], *, temperature: float = 1.0) -> list[list[float]]:
         """Each token as the first that is drawn after those before it."""
-        text, found = [*prompt_ids, *completion_ids], []
-        for n, token in enumerate(completion_ids, start=len(prompt_ids)):
-            body = {"prompt": text[:n], "max_tokens": 1, "temperature": temperature, "seed": 0, "ignore_eos": True}
+
+        def ask(before: tuple[int, ...], token: int) -> float:
+            body = {"prompt": list(before), "max_tokens": 1, "temperature": temperature, "seed": 0, "ignore_eos": True}
             body |= {"logprobs": 1, "logprob_token_ids": [token], "return_tokens_as_token_ids": True}
             (top,) = self.post("/v1/completions", body)["choices"][0]["logprobs"]["top_logprobs"]
-            found.append(top[f"token_id:{token}"])
-        return found
+            return top[f"token_id:{token}"]
+
+        with ThreadPoolExecutor(CONNECTIONS) as threads:
+            asked = [[threads.submit(ask, p + c[:n], t) for n, t in enumerate(c)] for p, c in texts]
+            return [[answer.result() for answer in row] for row in asked]
+
+    def images(self) -> dict[str, Tensor]:
+        """Of the tensors that its workers compute with, if they can tell."""
+        try:
+            (found,) = self.post("/collective_rpc", {"method": "images"})["results"]
+        except (UserError, ValueError):
+            return {}
+        return {name: torch.tensor(numbers) for name, numbers in found.items()}
 
     def load(self, *, waits: bool = True) -> None:
         assert self.weights is not None

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rewards.errors import UserError
 from rollout.records import Completion, FinishReason
-from rollout.sampler import SampleRequest, SamplingParams, gathered
+from rollout.sampler import ALONE, SamplerBase, SampleRequest, SamplingParams, Text
 from rollout.vllm_worker import images_of, request_options, require_vllm
 
 CPU_BLOCK = 128  # tokens of keys and values that vLLM hands out at once on a CPU
@@ -47,7 +47,7 @@ class VLLMOptions:
     tensor_parallel: int = 1
 
 
-class VLLMSampler:
+class VLLMSampler(SamplerBase):
     """folder: of a model in Hugging Face format; its weights are sampled with until others are delivered.
 
     stop_ids: every token that ends a completion.
@@ -59,6 +59,7 @@ class VLLMSampler:
         self, folder: str | Path, tokenizer: PreTrainedTokenizerBase, stop_ids: Set[int], options: VLLMOptions
     ) -> None:
         self.tokenizer, self.stop_ids, self.policy_version = tokenizer, sorted(stop_ids), 0
+        self.path = f"vLLM in this process, {options.dtype}"
         self.on_gpu = torch.cuda.is_available()
         self.asleep = self.has_received = False
         self.numbers = count()
@@ -87,9 +88,6 @@ class VLLMSampler:
         finally:
             torch.set_num_threads = set_num_threads  # vLLM on a CPU replaces it with one that does nothing
             torch.set_num_threads(threads)
-
-    def sample(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[list[Completion]]:
-        return gathered(requests, self.stream(requests, params))
 
     def stream(
         self, requests: Sequence[SampleRequest], params: SamplingParams
@@ -132,18 +130,19 @@ class VLLMSampler:
             text=self.tokenizer.batch_decode([list(token_ids)], skip_special_tokens=True)[0],
         )
 
-    def score(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> list[float]:
+    def probe(self, texts: Sequence[Text]) -> dict[str, list[list[float]]]:
         """Each token as the first that is drawn after those before it."""
         self.wake()
-        text = [*prompt_ids, *completion_ids]
-        prompts = [TokensPrompt(prompt_token_ids=text[:n]) for n in range(len(prompt_ids), len(text))]
+        asked = [(p + c[:n], token) for p, c in texts for n, token in enumerate(c)]
         params = [
             EngineParams(max_tokens=1, logprob_token_ids=[token], detokenize=False, ignore_eos=True, seed=0)
-            for token in completion_ids
+            for _, token in asked
         ]
+        prompts = [TokensPrompt(prompt_token_ids=list(before)) for before, _ in asked]
         found = self.llm.generate(prompts, params, use_tqdm=False)
         rows = [f.outputs[0].logprobs for f in found]
-        return [row[0][token].logprob for row, token in zip(rows, completion_ids, strict=True) if row]
+        logprobs = iter([row[0][token].logprob for row, (_, token) in zip(rows, asked, strict=True) if row])
+        return {ALONE: [[next(logprobs) for _ in completion] for _, completion in texts]}
 
     @torch.no_grad()
     def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
@@ -158,11 +157,11 @@ class VLLMSampler:
         self.policy_version = version
 
     @torch.no_grad()
-    def images(self) -> dict[str, Tensor]:
+    def images(self) -> dict[str, dict[str, Tensor]]:
         """Of nothing where the tensors are spread over GPUs."""
         self.wake()
         found: list[dict[str, Tensor]] = self.llm.collective_rpc(images_of)
-        return found[0] if len(found) == 1 else {}
+        return {ALONE: found[0]} if len(found) == 1 else {}
 
     def rest(self) -> None:
         """Gives a GPU's memory to the update: keys and values are dropped, weights wait in the host's memory."""

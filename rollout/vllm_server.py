@@ -19,15 +19,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rewards.errors import UserError
 from rollout.processes import Alone, Processes
 from rollout.records import Completion, FinishReason
-from rollout.sampler import SampleRequest, SamplingParams, gathered
+from rollout.sampler import SamplerBase, SampleRequest, SamplingParams, Text
 from rollout.vllm_client import CONNECTIONS, FileWeights, Server, TensorWeights
 from rollout.vllm_worker import request_options
 
 
-class VLLMServerSampler:
+class VLLMServerSampler(SamplerBase):
     """urls: of servers of one model. transfer: the folder for weights; None sends them by NCCL. patience: seconds that a dead
     server is waited for. max_length: of a prompt and its completion. report: is told when a server is waited for.
     processes: the first one sends the weights.
@@ -48,6 +47,7 @@ class VLLMServerSampler:
         processes: Processes | None = None,
     ) -> None:
         self.tokenizer, self.stop_ids, self.policy_version = tokenizer, sorted(stop_ids), 0
+        self.path = f"vLLM at {', '.join(urls)}"
         self.transfer = transfer.absolute() if transfer else None
         self.processes = processes or Alone()
         self.is_first = self.processes.rank == 0
@@ -57,9 +57,6 @@ class VLLMServerSampler:
         self.servers = [Server(url.rstrip("/"), patience, report) for url in urls]
         for server in self.servers:
             server.check(tokenizer, max_length)
-
-    def sample(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[list[Completion]]:
-        return gathered(requests, self.stream(requests, params))
 
     def stream(
         self, requests: Sequence[SampleRequest], params: SamplingParams
@@ -107,10 +104,8 @@ class VLLMServerSampler:
             text=self.tokenizer.batch_decode([list(token_ids)], skip_special_tokens=True)[0],
         )
 
-    def score(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> list[float]:
-        """Of the server that agrees least with the first: what is proved of these is true of all."""
-        found = torch.tensor([server.score(prompt_ids, completion_ids) for server in self.servers])
-        return found[(found - found[0]).abs().amax(1).argmax()].tolist()
+    def probe(self, texts: Sequence[Text]) -> dict[str, list[list[float]]]:
+        return {server.url: server.probe(texts) for server in self.servers}
 
     @torch.no_grad()
     def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
@@ -128,13 +123,9 @@ class VLLMServerSampler:
         self.processes.gather([None])  # nobody samples before they are there
         self.policy_version = version
 
-    def images(self) -> dict[str, Tensor]:
-        """Of the first server, if its workers have rollout.vllm_worker.Extension."""
-        try:
-            (found,) = self.servers[0].post("/collective_rpc", {"method": "images"})["results"]
-        except (UserError, ValueError):
-            return {}
-        return {name: torch.tensor(numbers) for name, numbers in found.items()}
+    def images(self) -> dict[str, dict[str, Tensor]]:
+        """Of the servers whose workers have rollout.vllm_worker.Extension."""
+        return {server.url: found for server in self.servers if (found := server.images())}
 
     def rest(self) -> None:
         """Nothing: the servers' memory is their own."""

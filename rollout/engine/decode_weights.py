@@ -36,6 +36,11 @@ class DecodeWeight:
             part.copy_(_merged(module) if is_lora(module) and self.name == "weight" else parameter)
         self.tensor = self.copy
 
+    def parts(self) -> tuple[Tensor, ...]:
+        """Of each child its rows."""
+        modules = [_base(getattr(self.parent, child)) for child in self.children]
+        return self.tensor.split([len(getattr(module, self.name)) for module in modules])
+
 
 def is_plain(module: nn.Module) -> bool:
     """A linear layer, embedding or norm whose parameters are ordinary tensors."""

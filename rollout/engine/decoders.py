@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -17,16 +18,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from rollout.attention import (
-    BFLOAT16_ROUNDING,
-    FLOAT32_ROUNDING,
-    attention_implementation,
-    has_only_attention_layers,
-    narrow_windows,
-)
+from rollout.attention import attention_implementation, has_only_attention_layers, narrow_windows
 from rollout.engine.fused_decoder import Capacity, FusedDecoder, causal_attention
 from rollout.engine.fused_model import FusedModel, has_llamas_shape
 from rollout.engine.slots import SLOT_ATTENTION, KeyValueSlots
+from rollout.rounding import bound_of, float32_difference, in_float32, mean_difference, rounding_noise
 
 log = logging.getLogger(__name__)
 
@@ -109,60 +105,111 @@ class RecomputingDecoder:
         self.tokens[targets] = self.tokens[sources]
 
 
+@dataclass(frozen=True)
+class DecoderChoice:
+    """passed_over: the faster ways that this model cannot take, each with the reason."""
+
+    decoder: type[FusedDecoder] | type[CachedDecoder] | type[RecomputingDecoder]
+    passed_over: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return "; ".join([NAMES[self.decoder], *self.passed_over])
+
+
+NAMES = {
+    FusedDecoder: "fused layers with cached keys, those of a prompt once for its group",
+    CachedDecoder: "its own forward with cached keys, at about half the speed",
+    RecomputingDecoder: "its own forward on whole texts without a cache, slowly",
+}
+
+
 @torch.no_grad()
-def choose_decoder(model: PreTrainedModel) -> type[FusedDecoder] | type[CachedDecoder] | type[RecomputingDecoder]:
-    """The fastest that gives this model's own log-probs. It is said if that is not the first.
+def choose_decoder(model: PreTrainedModel, dtype: torch.dtype | None = None) -> DecoderChoice:
+    """The fastest that gives this model's own log-probs. dtype: what it decodes in; the model's own where none is given.
 
     They are tried rather than looked up: families differ in soft-caps, multipliers, norms and attention sinks.
     """
-    name = type(model).__name__
+    choice = _fastest(model, dtype or model.dtype)
+    if choice.decoder is not FusedDecoder:
+        log.warning("%s is decoded by %s", type(model).__name__, choice)
+    return choice
+
+
+def _fastest(model: PreTrainedModel, dtype: torch.dtype) -> DecoderChoice:
     with evaluating(model):
-        if has_llamas_shape(model) and _agrees(model, partial(_fused, model)) and _agrees_far_out(model):
-            return FusedDecoder
-        if has_only_attention_layers(model) and _agrees(model, partial(CachedDecoder, model, nullcontext)):
-            log.warning("%s is decoded by its own forward, at about half the speed: it is no Llama", name)
-            return CachedDecoder
-    log.warning("%s is decoded without a cache: its layers keep no plain keys and values", name)
-    return RecomputingDecoder
+        reason = _why_not_fused(model, dtype)
+        if reason is None:
+            return DecoderChoice(FusedDecoder)
+        passed_over = (f"not fused: {reason}",)
+        if has_only_attention_layers(model):
+            reason = _difference(model, partial(CachedDecoder, model, nullcontext))
+            if reason is None:
+                return DecoderChoice(CachedDecoder, passed_over)
+        else:
+            reason = "some layers keep no plain keys and values"
+    return DecoderChoice(RecomputingDecoder, (*passed_over, f"not cached: {reason}"))
 
 
-def _fused(model: PreTrainedModel, capacity: Capacity) -> FusedDecoder:
-    return FusedDecoder(FusedModel(model, model.dtype), capacity)
+def _why_not_fused(model: PreTrainedModel, dtype: torch.dtype) -> str | None:
+    if not has_llamas_shape(model):
+        return "it is no Llama"
+    if model.dtype == torch.float32:
+        reason = _difference(model, partial(_fused, model, torch.float32)) or _difference_far_out(model)
+        if reason is not None:
+            return reason
+    return None if dtype == torch.float32 else _what_rounding_does_not_explain(model, dtype)
 
 
-def _agrees(model: PreTrainedModel, make: Callable[[Capacity], Decoder]) -> bool:
-    """Over a short text, and with windows narrower than it however wide the model's are."""
-    tokens = _text(model)
+def _fused(model: PreTrainedModel, dtype: torch.dtype, capacity: Capacity) -> FusedDecoder:
+    return FusedDecoder(FusedModel(model, dtype), capacity)
+
+
+def _difference(model: PreTrainedModel, make: Callable[[Capacity], Decoder]) -> str | None:
+    """Why a decoder is not the model, in float32, over a short text; None where it is. Also with windows narrower than the text,
+    however wide the model's are."""
+    text = _text(model)
     for window in (nullcontext(), narrow_windows(model, 3)):
-        with window:
-            plain = model(tokens[None], use_cache=False).logits[0, 3:]
-            decoder = make(Capacity(rows=1, groups=1, shared_width=3, width=len(tokens)))
-            zero = tokens.new_zeros(1)
-            decoder.admit(zero, [tokens[:4]], zero)
-            steps = [decoder.logits(tokens[i : i + 1], tokens.new_tensor([i]))[0] for i in range(3, len(tokens))]
-        if not _are_close(torch.stack(steps), plain):
-            return False
-    return True
+        with window, in_float32(model.device):
+            reason = float32_difference(_decoded(make, text), _plain(model, text))
+        if reason is not None:
+            return reason
+    return None
 
 
-def _agrees_far_out(model: PreTrainedModel) -> bool:
+def _difference_far_out(model: PreTrainedModel) -> str | None:
     """At the end of the model's context: what grows with the position would not show at its beginning."""
-    tokens = _text(model)
-    positions = torch.arange(len(tokens), device=tokens.device) + model.config.max_position_embeddings - len(tokens)
-    plain = model(tokens[None], position_ids=positions[None], use_cache=False).logits[0]
-    fused = FusedModel(model, model.dtype)
-    states = fused.states(tokens, positions, partial(causal_attention, num_texts=1))
-    return _are_close(fused.logits(states), plain)
+    text = _text(model)
+    positions = torch.arange(len(text), device=text.device) + model.config.max_position_embeddings - len(text)
+    plain = model(text[None], position_ids=positions[None], use_cache=False).logits[0].float().log_softmax(-1)
+    fused = FusedModel(model, torch.float32)
+    states = fused.states(text, positions, partial(causal_attention, num_texts=1))
+    return float32_difference(fused.logits(states).log_softmax(-1), plain)
+
+
+def _what_rounding_does_not_explain(model: PreTrainedModel, dtype: torch.dtype) -> str | None:
+    """The fused layers in 16 bits, held against the model's own forward in 16 bits (rollout/rounding.py)."""
+    text = _text(model)
+    exact, noise = rounding_noise(lambda: _plain(model, text), model.device)
+    error = mean_difference(_decoded(partial(_fused, model, dtype), text), exact)
+    if error < bound_of(noise):
+        return None
+    return f"its log-probs are off by {error:.2g} on average, the model's own in 16 bits by {noise:.2g}"
+
+
+def _decoded(make: Callable[[Capacity], Decoder], text: Tensor) -> Tensor:
+    """Log-probs of every token after each of the text but the first three, which are its prompt."""
+    decoder, zero = make(Capacity(rows=1, groups=1, shared_width=3, width=len(text))), text.new_zeros(1)
+    decoder.admit(zero, [text[:4]], zero)
+    steps = [decoder.logits(text[i : i + 1], text.new_tensor([i]))[0] for i in range(3, len(text))]
+    return torch.stack(steps).float().log_softmax(-1)
+
+
+def _plain(model: PreTrainedModel, text: Tensor) -> Tensor:
+    return model(text[None], use_cache=False).logits[0, 3:].float().log_softmax(-1)
 
 
 def _text(model: PreTrainedModel) -> Tensor:
     return torch.arange(9, device=model.device) * 31 % model.config.get_text_config().vocab_size
-
-
-def _are_close(logits: Tensor, plain: Tensor) -> bool:
-    tolerance = FLOAT32_ROUNDING if plain.dtype == torch.float32 else BFLOAT16_ROUNDING
-    difference = logits.float().log_softmax(-1) - plain.float().log_softmax(-1)
-    return bool(difference.abs().max() < tolerance)
 
 
 @contextmanager

@@ -116,6 +116,7 @@ class FusedModel:
 
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype) -> None:
         trunk: Any = model.model
+        self.names = {id(module): f"{name}.".lstrip(".") for name, module in model.named_modules()}
         self.dtype, self.device = dtype, model.device
         self.embedding = DecodeWeight(trunk, ("embed_tokens",), "weight", dtype)
         self.rotary: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = trunk.rotary_emb
@@ -148,6 +149,12 @@ class FusedModel:
         yield from (self.embedding, *(norm.weight for norm in (*norms, self.norm)))
         for projection in self.projections():
             yield from projection.weights()
+
+    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """What is multiplied with, by the names that a plain model's parameters have."""
+        for weight in self.weights():
+            for child, part in zip(weight.children, weight.parts(), strict=True):
+                yield f"{self.names[id(weight.parent)]}{child}.{weight.name}", part
 
     @contextmanager
     def packed(self) -> Iterator[None]:
