@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rollout.engine.batch import Batch
+from rollout.engine.batch import Batch, Ended
 from rollout.engine.decoders import Decoder, choose_decoder, evaluating
 from rollout.engine.draw import draw_tokens, uniforms
 from rollout.engine.fused_decoder import Capacity, FusedDecoder
@@ -29,6 +29,8 @@ from rollout.sampler import ALONE, SamplerBase, SampleRequest, SamplingParams, T
 class TorchSampler(SamplerBase):
     """Samples with the given model itself: where that is the trainer's own module, delivery moves no bytes.
 
+    keeps_caches: on a GPU keys and values stay between calls, with the graphs that read them, and are made for the longest
+        completion at once. Otherwise they grow with what is written, and an update gets their memory.
     max_rows: how many completions are decoded at once. More is faster until memory ends; keys and values take
         (groups x prompt + max_rows x completion) x layers x 2 x key heads x head size x bytes.
     decode_dtype: of a model of Llama's shape; another than the model's own is a copy, made anew by each delivery.
@@ -43,12 +45,14 @@ class TorchSampler(SamplerBase):
         tokenizer: PreTrainedTokenizerBase,
         *,
         max_rows: int = 1024,
+        keeps_caches: bool = False,
         decode_dtype: torch.dtype | None = None,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.max_rows = max_rows
+        self.keeps_caches = keeps_caches
         self.autocast = autocast
         self.policy_version = 0
         self.stop_ids = torch.tensor(sorted(stop_token_ids(model, tokenizer)), device=model.device)
@@ -90,9 +94,9 @@ class TorchSampler(SamplerBase):
         places = [(i, j) for i, request in enumerate(requests) for j in range(len(request.seeds))]
         if not places:
             return
-        batch = Batch(requests, params.max_tokens, self.model.device)
         capacity = self._capacity(requests, params.max_tokens)
         decoder = self._empty_decoder(capacity)
+        batch = decoder.batch
         starts = torch.tensor([0] + [len(r.seeds) for r in requests]).cumsum(0).tolist()
         # Long prompts first: rows that stand in one batch then have similar widths.
         waiting = sorted((i for i, r in enumerate(requests) if r.seeds), key=lambda i: len(requests[i].prompt_ids))
@@ -105,19 +109,33 @@ class TorchSampler(SamplerBase):
                 free -= len(requests[entering[-1]].seeds)
             if entering:
                 self._admit(batch, decoder, [(requests[i], starts[i]) for i in entering])
-            logits = decoder.logits(batch.newest, batch.position)
-            draws = uniforms(batch.seeds[batch.completion], batch.lengths[batch.completion])
-            batch.append(*draw_tokens(logits, draws, params))
-            stopped = torch.isin(batch.newest, self.stop_ids)
-            if params.stop_strings:
-                stopped |= self._ends_with_stop_string(batch, params.stop_strings)
-            batch.end(stopped)
+            self._step(batch, decoder, params)
             num_steps += 1
-            if num_steps % self.check_every == 0 and batch.ended.any():
+            if num_steps % self.check_every == 0 and batch.has_ended():
                 done, sources, targets = batch.release()
                 decoder.move(sources, targets, len(batch))
-                for index, completion in zip(done, self._completions(batch, done), strict=True):
+                for index, completion in self._completions(done):
                     yield *places[index], completion
+
+    def _step(self, batch: Batch, decoder: Decoder, params: SamplingParams) -> None:
+        def draw(logits: Tensor) -> None:
+            rows = slice(len(logits))
+            tokens, logprobs = draw_tokens(logits, uniforms(batch.seed[rows], batch.length[rows]), params)
+            batch.append(tokens, logprobs)
+            if not params.stop_strings:
+                batch.end(self._are_stops(tokens), params.max_tokens)
+
+        newest, position = batch.newest[: len(batch)], batch.position[: len(batch)]
+        if isinstance(decoder, FusedDecoder):
+            decoder.run(newest, position, params, draw)
+        else:
+            draw(decoder.logits(newest, position))
+        if params.stop_strings:  # the host reads the texts
+            stopped = self._are_stops(newest) | self._ends_with_stop_string(batch, params.stop_strings)
+            batch.end(stopped, params.max_tokens)
+
+    def _are_stops(self, tokens: Tensor) -> Tensor:
+        return (tokens[:, None] == self.stop_ids).any(-1)
 
     def _capacity(self, requests: Sequence[SampleRequest], max_tokens: int) -> Capacity:
         sizes = [len(r.seeds) for r in requests if r.seeds]
@@ -132,9 +150,10 @@ class TorchSampler(SamplerBase):
             return self.decoder_class(self.model, self._forwarding, capacity)
         if not self.bucketed:
             return FusedDecoder(self.fused, capacity)
-        if self.kept is None or any(has < needs for has, needs in zip(self.kept.capacity, capacity, strict=True)):
-            self.kept = FusedDecoder(self.fused, capacity, bucketed=True)
-        self.kept.clear()
+        if self.kept is None:
+            self.kept = FusedDecoder(self.fused, capacity, bucketed=True, reserves=self.keeps_caches)
+        else:
+            self.kept.open(capacity)
         return self.kept
 
     @contextmanager
@@ -150,34 +169,31 @@ class TorchSampler(SamplerBase):
         completions = torch.cat([torch.arange(start, start + len(r.seeds), device=device) for r, start in entering])
         last = torch.stack([prompt[-1] for prompt in prompts])[source]
         position = torch.tensor([len(prompt) - 1 for prompt in prompts], device=device)[source]
-        decoder.admit(batch.admit(completions, last, position), prompts, source)
+        seeds = torch.tensor([seed for request, _ in entering for seed in request.seeds], device=device)
+        decoder.admit(batch.admit(completions, seeds, last, position), prompts, source)
 
     def _ends_with_stop_string(self, batch: Batch, stop_strings: tuple[str, ...]) -> Tensor:
         # A stop string spans at most as many tokens as it has bytes, and one token more where it begins inside one.
         span = max(len(s.encode()) for s in stop_strings) + 1
-        rows = zip(batch.completion.tolist(), batch.lengths[batch.completion].tolist(), strict=True)
-        tails = [batch.tokens[c, max(0, n - span) : n].tolist() for c, n in rows]
+        lengths = batch.length[: len(batch)].tolist()
+        tails = [batch.tokens[row, max(0, n - span) : n].tolist() for row, n in enumerate(lengths)]
         texts = self.tokenizer.batch_decode(tails)
         return torch.tensor([any(s in text for s in stop_strings) for text in texts], device=batch.tokens.device)
 
-    def _completions(self, batch: Batch, done: list[int]) -> list[Completion]:
-        lengths = batch.lengths[done].tolist()
-        tokens = [row[:n] for row, n in zip(batch.tokens[done].tolist(), lengths, strict=True)]
-        logprobs = [row[:n] for row, n in zip(batch.logprobs[done].tolist(), lengths, strict=True)]
-        texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        return [
-            Completion(
-                token_ids=tuple(tokens[i]),
-                sampler_logprobs=tuple(logprobs[i]),
-                finish_reason=FinishReason.STOP if stopped else FinishReason.LENGTH,
-                policy_version=self.policy_version,
-                seed=seed,
-                text=texts[i],
+    def _completions(self, done: list[Ended]) -> Iterator[tuple[int, Completion]]:
+        texts = self.tokenizer.batch_decode([row.tokens for row in done], skip_special_tokens=True)
+        for row, text in zip(done, texts, strict=True):
+            yield (
+                row.completion,
+                Completion(
+                    token_ids=tuple(row.tokens),
+                    sampler_logprobs=tuple(row.logprobs),
+                    finish_reason=FinishReason.STOP if row.stopped else FinishReason.LENGTH,
+                    policy_version=self.policy_version,
+                    seed=row.seed,
+                    text=text,
+                ),
             )
-            for i, (stopped, seed) in enumerate(
-                zip(batch.stopped[done].tolist(), batch.seeds[done].tolist(), strict=True)
-            )
-        ]
 
     @torch.no_grad()
     def probe(self, texts: Sequence[Text]) -> dict[str, list[list[float]]]:
@@ -212,7 +228,7 @@ class TorchSampler(SamplerBase):
             if own[name].data_ptr() != tensor.data_ptr():
                 own[name].copy_(tensor)
         if self.fused is not None and not self.fused.refresh():
-            self.kept = None  # its graphs read where the weights stood
+            self.kept = None  # graphs read where the weights stood
         self.policy_version = version
 
     @torch.no_grad()
@@ -221,7 +237,9 @@ class TorchSampler(SamplerBase):
         return {ALONE: {name: image(tensor) for name, tensor in named}}
 
     def rest(self) -> None:
-        """Nothing: to record the graphs of a GPU anew would take longer than an update gains."""
+        """Keys and values are let go, and the next call records its graphs anew; torch's allocator hands their memory on as it is."""
+        if not self.keeps_caches:
+            self.kept = None
 
     def close(self) -> None:
         self.kept = None

@@ -1,67 +1,100 @@
-"""The rows being decoded, and every completion's tokens so far."""
+"""The rows being decoded, and the tokens of each so far."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from rollout.sampler import SampleRequest
+
+@dataclass(frozen=True)
+class Ended:
+    """A completion that ended, by its number."""
+
+    completion: int
+    seed: int
+    tokens: list[int]
+    logprobs: list[float]
+    stopped: bool
 
 
 class Batch:
-    """Row state moves; completions stay where they are. Nothing but `release` makes the host wait for a device.
+    """Rows 0..N-1 are decoded; those behind them have ended, and nothing is kept of what they draw.
 
-    A row that ended may be decoded on until it is released: nothing of that is kept.
+    Every tensor keeps its memory for good, so that a recorded step may be replayed. Nothing but `has_ended` and `release` makes
+    the host wait for a device: a row that ended may be decoded on until then.
     """
 
-    def __init__(self, requests: Sequence[SampleRequest], max_tokens: int, device: torch.device) -> None:
-        self.max_tokens = max_tokens
-        self.seeds = torch.tensor([seed for r in requests for seed in r.seeds], dtype=torch.long, device=device)
-        count = len(self.seeds)
-        self.tokens = torch.zeros(count, max_tokens + 1, dtype=torch.long, device=device)  # the last: what is not kept
-        self.logprobs = torch.zeros(count, max_tokens + 1, device=device)
-        self.lengths = torch.zeros(count, dtype=torch.long, device=device)
-        self.stopped = torch.zeros(count, dtype=torch.bool, device=device)
-        empty = torch.empty(0, dtype=torch.long, device=device)
-        self.completion, self.newest, self.position = empty, empty, empty  # of each row
-        self.ended = empty.bool()
+    def __init__(self, max_rows: int, width: int, device: torch.device) -> None:
+        """width: tokens of a row, and one column more: a full row that is decoded on writes there."""
+        zeros = partial(torch.zeros, device=device)
+        self.numbers = zeros(5, max_rows, dtype=torch.long)
+        self.completion, self.seed, self.length, self.newest, self.position = self.numbers
+        self.flags = zeros(2, max_rows, dtype=torch.bool)
+        self.ended, self.stopped = self.flags
+        self.tokens = zeros(max_rows, width, dtype=torch.long)
+        self.logprobs = zeros(max_rows, width)
+        self.clear()
+
+    def clear(self) -> None:
+        self.num_rows = 0
+        self.numbers.zero_()
+        self.ended.fill_(True)
 
     def __len__(self) -> int:
-        return len(self.completion)
+        return self.num_rows
 
-    def admit(self, completions: Tensor, newest: Tensor, position: Tensor) -> Tensor:
+    def admit(self, completions: Tensor, seeds: Tensor, newest: Tensor, positions: Tensor) -> Tensor:
         """The rows that the completions get."""
         rows = torch.arange(len(completions), device=completions.device) + len(self)
-        self.completion = torch.cat([self.completion, completions])
-        self.newest = torch.cat([self.newest, newest])
-        self.position = torch.cat([self.position, position])
-        self.ended = torch.cat([self.ended, torch.zeros_like(completions, dtype=torch.bool)])
+        new = slice(len(self), len(self) + len(completions))
+        self.numbers[:, new] = torch.stack([completions, seeds, torch.zeros_like(seeds), newest, positions])
+        self.flags[:, new] = False
+        self.num_rows = new.stop
         return rows
 
     def append(self, tokens: Tensor, logprobs: Tensor) -> None:
-        at, running = self.lengths[self.completion], ~self.ended
-        self.tokens[self.completion, at] = tokens
-        self.logprobs[self.completion, at] = logprobs
-        self.lengths[self.completion] = at + running
-        self.newest, self.position = tokens, self.position + running
+        """The next token of each of the first len(tokens) rows."""
+        now = slice(len(tokens))
+        length, running = self.length[now], ~self.ended[now]
+        self.tokens[now].scatter_(1, length[:, None], tokens[:, None])
+        self.logprobs[now].scatter_(1, length[:, None], logprobs[:, None])
+        self.newest[now] = tokens
+        self.position[now].add_(running)
+        length.add_(running)
 
-    def end(self, stopped: Tensor) -> None:
-        """The rows whose newest token stops them, and those that are full."""
-        self.stopped[self.completion] |= stopped & ~self.ended
-        self.ended |= stopped | (self.lengths[self.completion] == self.max_tokens)
+    def end(self, stopped: Tensor, max_tokens: int) -> None:
+        """Of the first len(stopped) rows those whose newest token stops them, and those that are full."""
+        now = slice(len(stopped))
+        ended = self.ended[now]
+        self.stopped[now].logical_or_(stopped & ~ended)
+        ended.logical_or_(stopped).logical_or_(self.length[now] == max_tokens)
 
-    def release(self) -> tuple[list[int], Tensor, Tensor]:
+    def has_ended(self) -> bool:
+        return bool(self.ended[: len(self)].any())
+
+    def release(self) -> tuple[list[Ended], Tensor, Tensor]:
         """Drop the rows that ended. -> (their completions, sources, targets) of the moves that close the holes."""
-        done = self.completion[self.ended].tolist()
-        sources, targets = closing_moves(self.ended)
-        keep = len(self) - len(done)
-        for name in ("completion", "newest", "position"):
-            state = getattr(self, name)
+        gone = self.ended[: len(self)].clone()
+        rows = gone.nonzero()[:, 0]
+        done = [
+            Ended(completion, seed, tokens[:length], logprobs[:length], stopped)
+            for (completion, seed, length), tokens, logprobs, stopped in zip(
+                self.numbers[:3, rows].T.tolist(),
+                self.tokens[rows].tolist(),
+                self.logprobs[rows].tolist(),
+                self.stopped[rows].tolist(),
+                strict=True,
+            )
+        ]
+        sources, targets = closing_moves(gone)
+        for state in (self.numbers.T, self.flags.T, self.tokens, self.logprobs):
             state[targets] = state[sources]
-            setattr(self, name, state[:keep].clone())
-        self.ended = torch.zeros_like(self.ended[:keep])
+        self.num_rows -= len(done)
+        self.numbers[:, len(self) :] = 0
+        self.ended[len(self) :] = True
         return done, sources, targets
 
 

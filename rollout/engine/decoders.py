@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from rollout.attention import attention_implementation, has_only_attention_layers, narrow_windows
+from rollout.engine.batch import Batch
 from rollout.engine.fused_decoder import Capacity, FusedDecoder, causal_attention
 from rollout.engine.fused_model import FusedModel, has_llamas_shape
 from rollout.engine.slots import SLOT_ATTENTION, KeyValueSlots
@@ -30,7 +31,12 @@ Context = Callable[[], AbstractContextManager[Any]]
 
 
 class Decoder(Protocol):
-    """Next-token logits of the rows in the batch. Rows are numbered 0..N-1; a new row joins at the end."""
+    """Next-token logits of the rows in the batch. Rows are numbered 0..N-1; a new row joins at the end.
+
+    batch: what becomes of each row, in memory that is kept as long as the decoder's own.
+    """
+
+    batch: Batch
 
     def admit(self, rows: Tensor, prompts: list[Tensor], source: Tensor) -> None:
         """Run the prompts, of which row rows[i] gets prompts[source[i]]: all but the last token, which the step runs."""
@@ -53,6 +59,7 @@ class CachedDecoder:
         width = capacity.shared_width + capacity.width
         self.slots = KeyValueSlots(capacity.rows, width)
         self.columns = torch.arange(width, device=model.device)
+        self.batch = Batch(capacity.rows, capacity.width, model.device)
 
     def admit(self, rows: Tensor, prompts: list[Tensor], source: Tensor) -> None:
         block = pad_sequence([prompt[:-1] for prompt in prompts], batch_first=True)  # right-padded: causal hides it
@@ -89,6 +96,7 @@ class RecomputingDecoder:
         self.model, self.context = model, context
         width = capacity.shared_width + capacity.width
         self.tokens = torch.zeros(capacity.rows, width, dtype=torch.long, device=model.device)
+        self.batch = Batch(capacity.rows, capacity.width, model.device)
 
     def admit(self, rows: Tensor, prompts: list[Tensor], source: Tensor) -> None:
         block = pad_sequence(prompts, batch_first=True)

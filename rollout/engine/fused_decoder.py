@@ -9,10 +9,9 @@ work in the same memory, which a GPU replays as one graph.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,12 +19,14 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from rollout.attention import causal_window, grouped_attention
-from rollout.engine.batch import closing_moves
+from rollout.engine.batch import Batch, closing_moves
 from rollout.engine.fused_model import FusedLayer, FusedModel
+from rollout.engine.graphs import Graphs, Places
 
-log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 GROWTH = 16  # columns of own keys: products read the whole of a block up to twice as fast as a part of a wider one
+BLOCK = 256  # of them where sizes are bucketed: a graph is of use until its buffers are replaced
 PREFILL_TOKENS = 4096  # at once: enough for large products, few enough for a cache
 
 
@@ -36,6 +37,9 @@ class Capacity(NamedTuple):
     groups: int
     shared_width: int
     width: int
+
+    def bucketed(self) -> Capacity:
+        return Capacity(*map(power_of_two, self[:2]), *map(whole_blocks, self[2:]))
 
 
 class Sizes(NamedTuple):
@@ -59,44 +63,61 @@ def whole_blocks(width: int) -> int:
     return -(-width // 64) * 64
 
 
-class Places(NamedTuple):
-    """Where queries stand: by row, [rows, Hkv], and by group, [groups, Hkv, members], filled up with the first.
-
-    to_groups: of each place by group the place by row; to_rows the other way.
-    """
-
-    to_groups: Tensor
-    to_rows: Tensor
-
-
 class FusedDecoder:
     """Rows and groups 0..N-1 stand in the first slots of their buffers; who leaves is replaced from the tail.
 
     A row writes its keys from its column 0. The prompt's last token is the first of them, so prefill needs no logits.
+    bucketed: as on a GPU. reserves: own keys are given all columns at once; otherwise they grow by what is written.
     """
 
-    def __init__(self, model: FusedModel, capacity: Capacity, *, bucketed: bool = False) -> None:
-        if bucketed:
-            capacity = Capacity(*map(power_of_two, capacity[:2]), *map(whole_blocks, capacity[2:]))
-        self.model, self.capacity, self.bucketed = model, capacity, bucketed
-        layer = model.layers[0]
-        self.key_heads = layer.key_heads
+    def __init__(
+        self, model: FusedModel, capacity: Capacity, *, bucketed: bool = False, reserves: bool = False
+    ) -> None:
+        self.model, self.bucketed, self.reserves = model, bucketed, reserves
+        self.key_heads = model.layers[0].key_heads
         self.windows = {layer.window for layer in model.layers}
-        zeros = partial(torch.zeros, device=model.device)
-        states = partial(zeros, len(model.layers), 2, dtype=model.dtype)  # of each layer keys and values
-        self.shared = states(capacity.groups, layer.key_heads, capacity.shared_width, layer.head_size)
-        self.own = states(capacity.rows, layer.key_heads, capacity.width if bucketed else 0, layer.head_size)
-        # Of each row: its newest token and the position of that, how many prompt tokens it shares, its group.
-        self.newest, self.position, self.prefix, self.group = zeros(4, capacity.rows, dtype=torch.long)
-        self.columns = torch.arange(max(capacity.shared_width, capacity.width + GROWTH), device=model.device)
-        self.graphs: dict[Sizes, Graph] | None = {} if bucketed and model.device.type == "cuda" else None
-        self.clear()
+        self.graphs = Graphs(model.device)
+        self.let_go()
+        self.open(capacity)
 
-    def clear(self) -> None:
+    def let_go(self) -> None:
+        """The memory of keys and values, and of the graphs that read it."""
+        self.graphs.clear()
+        self.capacity = Capacity(0, 0, 0, 0)
+        self.shared, self.own = torch.empty(0), list[Tensor]()
+
+    def open(self, capacity: Capacity) -> None:
+        """No rows, and room for at least so much. What is too small is let go before a larger one is made."""
+        merged = Capacity(*map(max, self.capacity, capacity.bucketed() if self.bucketed else capacity))
+        if merged != self.capacity:
+            self.let_go()
+            self._allocate(merged)
+        self.batch.clear()
         self.prefixes: list[int] = []  # of each group
         self.num_rows = self.width = 0
         self.is_aligned = True  # every row writes the same column
-        self.places: tuple[Sizes, Places] | None = None
+        self.placed: tuple[Sizes, Places] | None = None
+
+    def _allocate(self, capacity: Capacity) -> None:
+        self.capacity = capacity
+        layers, heads, size = self.model.layers, self.key_heads, self.model.layers[0].head_size
+        zeros = partial(torch.zeros, device=self.model.device)
+        states = partial(zeros, dtype=self.model.dtype)  # first keys, then values
+        width = capacity.width if self.reserves else min(BLOCK, capacity.width) if self.bucketed else 0
+        self.shared = states(len(layers), 2, capacity.groups, heads, capacity.shared_width, size)
+        self.own = [states(2, capacity.rows, heads, width, size) for _ in layers]
+        # Of each row: its newest token and the position of that, how many prompt tokens it shares, its group.
+        self.newest, self.position, self.prefix, self.group = zeros(4, capacity.rows, dtype=torch.long)
+        self.columns = torch.arange(max(capacity.shared_width, capacity.width + GROWTH), device=self.model.device)
+        self.batch = Batch(capacity.rows, capacity.width, self.model.device)
+
+    def _grow(self) -> None:
+        """Own keys, a layer at a time: never are two of all of them there."""
+        has = self.own[0].shape[3]
+        more = min(BLOCK, self.capacity.width - has) if self.bucketed else GROWTH
+        self.graphs.clear()
+        for layer in range(len(self.own)):
+            self.own[layer] = F.pad(self.own[layer], (0, 0, 0, more))
 
     def admit(self, rows: Tensor, prompts: list[Tensor], source: Tensor) -> None:
         first = len(self.prefixes)
@@ -105,7 +126,7 @@ class FusedDecoder:
         self.group[rows] = first + source
         self.prefix[rows] = torch.tensor(self.prefixes[first:], device=rows.device)[source]
         self.num_rows += len(rows)
-        self.places = None
+        self.placed = None
         while prompts:
             count = max(1, PREFILL_TOKENS // max(map(len, prompts)))
             self._prefill(first, [prompt[:-1] for prompt in prompts[:count]])
@@ -124,22 +145,22 @@ class FusedDecoder:
             self.model.states(block.flatten(), self.columns[:width].repeat(count), attend)
 
     def logits(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        return self.run(tokens, positions, "logits", lambda logits: logits)[: self.num_rows]
+
+    def run(self, tokens: Tensor, positions: Tensor, kind: Hashable, then: Callable[[Tensor], T]) -> T:
+        """What `then` makes of the logits; `kind` names it. On a GPU both are one graph: `then` may change memory, never replace it.
+
+        It is given logits of all rows of a bucket, of which the first hold completions.
+        """
         self.newest[: self.num_rows], self.position[: self.num_rows] = tokens, positions
         self.width = min(self.width + 1, self.capacity.width)
-        if self.width > self.own.shape[4]:
-            self.own = F.pad(self.own, (0, 0, 0, GROWTH))
-        sizes, places = self.places = self.places or self._place_queries()
-        sizes = sizes._replace(width=whole_blocks(self.width) if self.bucketed else self.own.shape[4])
-        if self.graphs is None:
-            return self._step(sizes, places)[: self.num_rows]
-        if sizes not in self.graphs:
-            try:
-                self.graphs[sizes] = Graph(partial(self._step, sizes), places)
-            except RuntimeError as error:
-                log.warning("decoding goes on without CUDA graphs, slower: a step could not be captured (%s)", error)
-                self.graphs = None
-                return self._step(sizes, places)[: self.num_rows]
-        return self.graphs[sizes].replay(places)[: self.num_rows]
+        if self.width > self.own[0].shape[3]:
+            self._grow()
+        if self.placed is None:
+            self.placed = self._place_queries()
+        sizes, places = self.placed
+        sizes = sizes._replace(width=whole_blocks(self.width) if self.bucketed else self.own[0].shape[3])
+        return self.graphs.run((sizes, kind), places, lambda places: then(self._step(sizes, places)))
 
     def _place_queries(self) -> tuple[Sizes, Places]:
         group = self.group[: self.num_rows]
@@ -167,8 +188,7 @@ class FusedDecoder:
         # Of each layer the states as attention reads them, [slots x Hkv, D, width] and [slots x Hkv, width, D].
         shared = self.shared[:, :, :groups, :, :shared_width].flatten(2, 3)
         shared_keys, shared_values = shared[:, 0].mT.unbind(), shared[:, 1].unbind()
-        own = self.own[:, :, :rows, :, :width].flatten(2, 3)
-        own_keys, own_values = own[:, 0].mT.unbind(), own[:, 1].unbind()
+        own_keys, own_values = zip(*(own[:, :rows, :, :width].flatten(1, 2) for own in self.own), strict=True)
 
         def by_group(x: Tensor) -> Tensor:  # [rows x Hkv, n, ...] -> [groups x Hkv, members x n, ...]
             return x.index_select(0, places.to_groups).view(groups * self.key_heads, members * x.shape[1], x.shape[2])
@@ -190,7 +210,7 @@ class FusedDecoder:
             query = query.reshape(rows * self.key_heads, -1, layer.head_size)
             shared_mask, own_mask = masks[layer.window]
             on_shared = torch.baddbmm(shared_mask, by_group(query), shared_keys[i], alpha=layer.scale)
-            on_own = torch.baddbmm(own_mask, query, own_keys[i], alpha=layer.scale)
+            on_own = torch.baddbmm(own_mask, query, own_keys[i].mT, alpha=layer.scale)
             weights = torch.cat([by_row(on_shared), on_own], dim=-1).softmax(-1)
             on_shared, on_own = weights.split_with_sizes((shared_width, width), -1)
             out = by_row(by_group(on_shared) @ shared_values[i])
@@ -201,18 +221,16 @@ class FusedDecoder:
     def _writer(self, rows: int, at: Tensor) -> Callable[[int, Tensor, Tensor], None]:
         """What puts a layer's newest keys and values, [rows, Hkv, D], into column `at` of their rows."""
         if self.is_aligned:  # a slice: half the time of an indexed copy
-            newest = self.own[:, :, :rows, :, self.width - 1].unbind()
 
             def write(layer: int, *states: Tensor) -> None:
-                for target, state in zip(newest[layer], states, strict=True):
+                for target, state in zip(self.own[layer][:, :rows, :, self.width - 1], states, strict=True):
                     target.copy_(state)
         else:
             heads = torch.arange(rows * self.key_heads, device=at.device)
-            columns = heads * self.own.shape[4] + at.repeat_interleave(self.key_heads)
-            targets = self.own.flatten(2, 4).unbind()
+            columns = heads * self.own[0].shape[3] + at.repeat_interleave(self.key_heads)
 
             def write(layer: int, *states: Tensor) -> None:
-                for target, state in zip(targets[layer], states, strict=True):
+                for target, state in zip(self.own[layer].flatten(1, 3), states, strict=True):
                     target.index_copy_(0, columns, state.flatten(0, 1))
 
         return write
@@ -226,11 +244,12 @@ class FusedDecoder:
         return torch.zeros_like(visible, dtype=self.model.dtype).masked_fill_(~visible, -torch.inf)[:, None]
 
     def move(self, sources: Tensor, targets: Tensor, num_rows: int) -> None:
-        self.own[:, :, targets, :, : self.width] = self.own[:, :, sources, :, : self.width]
+        for own in self.own:
+            own[:, targets, :, : self.width] = own[:, sources, :, : self.width]
         for state in (self.position, self.prefix, self.group):
             state[targets] = state[sources]
             state[num_rows:] = 0  # a bucket's rows without a completion decode in their first column
-        self.num_rows, self.places = num_rows, None
+        self.num_rows, self.placed = num_rows, None
         self.width = int((self.position - self.prefix)[:num_rows].max()) + 1 if num_rows else 0
         self._drop_groups()
 
@@ -246,23 +265,6 @@ class FusedDecoder:
         for source, target in zip(sources.tolist(), targets.tolist(), strict=True):
             self.prefixes[target] = self.prefixes[source]
         del self.prefixes[len(gone) - int(gone.sum()) :]
-
-
-class Graph:
-    """A step of one size as a CUDA graph. But for its places, all it reads and writes has one address for good."""
-
-    def __init__(self, step: Callable[[Places], Tensor], places: Places) -> None:
-        self.places = Places(*(place.clone() for place in places))
-        step(self.places)  # libraries set themselves up in their first call, which cannot be captured
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.logits = step(self.places)
-
-    def replay(self, places: Places) -> Tensor:
-        for mine, now in zip(self.places, places, strict=True):
-            mine.copy_(now)
-        self.graph.replay()
-        return self.logits
 
 
 def causal_attention(layer: FusedLayer, query: Tensor, key: Tensor, value: Tensor, *, num_texts: int) -> Tensor:

@@ -63,4 +63,4 @@ def test_graphs_decode_what_the_plain_steps_decode() -> None:
     plain.bucketed, plain.check_every = False, 1
     of_both = [[c.token_ids for group in s.sample(requests, params) for c in group] for s in (graphed, plain)]
     assert of_both[0] == of_both[1]
-    assert graphed.kept is not None and graphed.kept.graphs
+    assert graphed.kept is not None and graphed.kept.graphs.kept

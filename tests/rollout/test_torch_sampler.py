@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from transformers import PreTrainedModel
 
 from rl.forward import enable_gradient_checkpointing
-from rollout.engine.batch import Batch
+from rollout.engine.batch import Batch, Ended
 from rollout.engine.decoders import CachedDecoder, RecomputingDecoder
 from rollout.engine.fused_decoder import FusedDecoder
 from rollout.records import FinishReason
@@ -72,12 +73,29 @@ def test_no_token_is_run_twice(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_a_row_draws_after_its_end_is_not_kept() -> None:
-    batch, none = Batch([SampleRequest((5,), (1, 2))], 1, torch.device("cpu")), torch.zeros(2)
-    batch.admit(torch.tensor([0, 1]), torch.tensor([5, 5]), torch.tensor([0, 0]))
-    for stopped in ([False, True], [True, True]):
-        batch.append(torch.tensor([8, 9]), none)
-        batch.end(torch.tensor(stopped))
-    assert (batch.lengths.tolist(), batch.stopped.tolist()) == ([1, 1], [False, True])
+    """By a limit of one token and by the end token; a place without a completion draws too, and ends nothing."""
+    batch = Batch(3, 2, torch.device("cpu"))
+    numbers = torch.tensor([[0, 1], [11, 12], [5, 5], [0, 0]])
+    batch.admit(*numbers)
+    for drawn in ([8, END, 8], [END, 8, END]):
+        batch.append(torch.tensor(drawn), -torch.ones(3))
+        batch.end(torch.tensor(drawn) == END, max_tokens=1)
+    assert batch.position.tolist() == [1, 1, 0]
+    done, *_ = batch.release()
+    assert done == [Ended(0, 11, [8], [-1.0], stopped=False), Ended(1, 12, [END], [-1.0], stopped=True)]
+    assert len(batch) == 0
+
+
+def test_a_stop_string_that_the_last_token_completes_stops() -> None:
+    """The limit is reached by the same token: the text is whole, and says so."""
+    (asked,), words = requests(2, 1)[1:], tokenizer()
+    params = SamplingParams(max_tokens=12, temperature=0)
+    sampler = sampler_of(tiny_model("qwen2", 0), 5, "")
+    ((free,),) = sampler.sample([asked], params)
+    assert free.finish_reason is FinishReason.LENGTH
+    stop = words.decode(free.token_ids)[-3:]
+    ((stopped,),) = sampler.sample([asked], replace(params, stop_strings=(stop,)))
+    assert (stopped.token_ids, stopped.finish_reason) == (free.token_ids, FinishReason.STOP)
 
 
 @pytest.mark.parametrize("max_tokens", [63, 64])
