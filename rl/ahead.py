@@ -10,14 +10,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import torch
+
 from rollout.collect import Collected
 
 
 class Ahead:
-    """last_step: after which nothing more is sampled. waiting: completions of the step to come, where a resumed run has them."""
+    """last_step: after which nothing more is sampled. waiting: completions of the step to come, where a resumed run has them.
 
-    def __init__(self, last_step: int, waiting: Collected | None = None) -> None:
+    On a GPU the thread works on a stream of its own, or its kernels would only take turns with the update's. It begins when what
+    the trainer has asked for until then is done, weights that are delivered among it, and the trainer waits for it in turn.
+    """
+
+    def __init__(self, last_step: int, waiting: Collected | None = None, *, device: torch.device | None = None) -> None:
         self.last_step = last_step
+        self.stream = torch.cuda.Stream(device) if device is not None and device.type == "cuda" else None
         self.thread = ThreadPoolExecutor(1)
         self.coming: Future[Collected] | None = None
         if waiting is not None:
@@ -26,13 +33,24 @@ class Ahead:
 
     def take(self, step: int, sample: Callable[[int], Collected]) -> Collected:
         """This step's completions; sampling of the next step's begins."""
-        now = self.coming.result() if self.coming is not None else sample(step)
-        self.coming = self.thread.submit(sample, step + 1) if step < self.last_step else None
+        now = self.wait() or sample(step)
+        if self.stream is not None:
+            self.stream.wait_stream(torch.cuda.current_stream())
+        self.coming = self.thread.submit(self._aside, sample, step + 1) if step < self.last_step else None
         return now
+
+    def _aside(self, sample: Callable[[int], Collected], step: int) -> Collected:
+        with torch.cuda.stream(self.stream):  # None changes nothing
+            return sample(step)
 
     def wait(self) -> Collected | None:
         """Until the engine is free for new weights. -> what the next step will take."""
-        return self.coming.result() if self.coming is not None else None
+        if self.coming is None:
+            return None
+        collected = self.coming.result()
+        if self.stream is not None:
+            torch.cuda.current_stream().wait_stream(self.stream)
+        return collected
 
     def close(self) -> None:
         self.thread.shutdown(cancel_futures=True)

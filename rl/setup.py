@@ -218,7 +218,11 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
         stream=stream,
         held_out=held_out,
         delivery=delivery,
-        ahead=Ahead(config.num_steps or 1, load_waiting(checkpoints(config.run_dir)[-1]) if step else None)
+        ahead=Ahead(
+            config.num_steps or 1,
+            load_waiting(checkpoints(config.run_dir)[-1]) if step else None,
+            device=runtime.device,
+        )
         if config.one_step_ahead
         else None,
         tokenizer=tokenizer,

@@ -57,6 +57,21 @@ def causal_window(num_tokens: int, window: int, device: torch.device) -> Tensor:
     return (ago >= 0) & (ago < window)
 
 
+def exact_scores(query: Tensor, key: Tensor) -> Tensor:
+    """The products of queries and keys in float32, of 16-bit factors too. [B, T, D], [B, S, D] -> [B, T, S].
+
+    Where keys have large biases (Qwen2) scores are large sums that differ by little: rounded to 16 bits they are of another
+    softmax. torch's CPU has no product of 16-bit factors with a float32 result; what the rounded one lost is a product too,
+    small and so rounded little. Both take half the time of converting the keys.
+    """
+    if query.dtype == torch.float32:
+        return torch.bmm(query, key.mT)
+    if query.is_cuda:
+        return torch.bmm(query, key.mT, out_dtype=torch.float32)
+    rounded = torch.bmm(query, key.mT)
+    return rounded.float().add_(torch.baddbmm(rounded, query, key.mT, beta=-1))
+
+
 def grouped_attention(
     query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None, causal: bool, scale: float | None
 ) -> Tensor:
@@ -69,8 +84,9 @@ def grouped_attention(
     rows, query_heads, num_queries, head_size = query.shape
     key_heads = key.shape[1]
     if num_queries == 1:
-        folded = query.reshape(rows, key_heads, query_heads // key_heads, head_size)
-        scores = (folded @ key.transpose(-1, -2)).float() * (head_size**-0.5 if scale is None else scale)
+        folded = query.reshape(rows * key_heads, query_heads // key_heads, head_size)
+        scores = exact_scores(folded, key.flatten(0, 1)).unflatten(0, (rows, key_heads))
+        scores = scores * (head_size**-0.5 if scale is None else scale)
         if mask is not None:
             scores = scores.masked_fill(~mask, -torch.inf)
         out = scores.softmax(-1).to(value.dtype) @ value

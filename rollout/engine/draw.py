@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from rollout.sampler import SamplingParams
+
+BLOCK = 128  # divides the size of nearly every vocabulary
 
 
 def uniforms(seeds: Tensor, counters: Tensor) -> Tensor:
@@ -31,6 +34,32 @@ def truncate_to_top_p(logits: Tensor, top_p: float) -> Tensor:
     return logits.masked_fill(dropped, -torch.inf)
 
 
+def invert(weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each row the first token whose cumulative weight exceeds the share u of the total, and the total. [B, V], [B] -> [B], [B].
+
+    u < 1 in steps of 2^-53 and right=True: a token of weight 0 is never drawn.
+    """
+    cdf = weights.cumsum(-1, dtype=torch.float64)
+    total = cdf[:, -1]
+    tokens = torch.searchsorted(cdf, (u * total)[:, None], right=True)[:, 0]
+    return tokens.clamp_(max=weights.shape[-1] - 1), total
+
+
+def invert_by_blocks(weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """The same by sums of blocks first, then within one block of each row: a GPU scans a row of 150,000 columns step by step."""
+    weights = F.pad(weights, (0, -weights.shape[-1] % BLOCK)) if weights.shape[-1] % BLOCK else weights
+    blocks = weights.unflatten(-1, (-1, BLOCK))
+    cdf = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
+    total = cdf[:, -1]
+    target = (u * total)[:, None]
+    block = torch.searchsorted(cdf, target, right=True).clamp_(max=cdf.shape[1] - 1)
+    before = cdf.gather(1, (block - 1).clamp_(min=0)).masked_fill_(block == 0, 0)
+    within = blocks.gather(1, block[:, :, None].expand(-1, -1, BLOCK))[:, 0].cumsum(-1, dtype=torch.float64)
+    # The block's sum, added up in another order, may be less than what is left by its last bit.
+    rest = torch.minimum(target - before, within[:, -1:].nextafter(torch.zeros_like(target)))
+    return (block * BLOCK + torch.searchsorted(within, rest, right=True))[:, 0], total
+
+
 def draw_tokens(logits: Tensor, u: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
     """One token per row by inverse CDF, and its log-prob under the distribution sampled from. [B, V], [B] -> [B], [B].
 
@@ -42,12 +71,7 @@ def draw_tokens(logits: Tensor, u: Tensor, params: SamplingParams) -> tuple[Tens
     if params.temperature > 0 and params.top_p < 1:
         logits = truncate_to_top_p(logits, params.top_p)
     logits = logits - logits.amax(-1, keepdim=True)
-    cdf = logits.exp().cumsum(-1, dtype=torch.float64)
-    total = cdf[:, -1]
+    tokens, total = (invert_by_blocks if logits.is_cuda else invert)(logits.exp(), u)
     if params.temperature == 0:
         tokens = logits.argmax(-1)
-    else:
-        # u < 1 in steps of 2^-53 and right=True: a token of probability 0 is never drawn.
-        tokens = torch.searchsorted(cdf, (u * total)[:, None], right=True)[:, 0]
-        tokens = tokens.clamp_(max=logits.shape[-1] - 1)
     return tokens, logits.gather(-1, tokens[:, None])[:, 0] - total.log().float()

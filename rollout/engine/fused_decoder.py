@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from rollout.attention import causal_window, grouped_attention
+from rollout.attention import causal_window, exact_scores, grouped_attention
 from rollout.engine.batch import Batch, closing_moves
 from rollout.engine.fused_model import FusedLayer, FusedModel
-from rollout.engine.graphs import Graphs, Places
+from rollout.engine.graphs import Graphs, Places, has_driver
 
 T = TypeVar("T")
 
@@ -116,8 +116,10 @@ class FusedDecoder:
         has = self.own[0].shape[3]
         more = min(BLOCK, self.capacity.width - has) if self.bucketed else GROWTH
         self.graphs.clear()
-        for layer in range(len(self.own)):
-            self.own[layer] = F.pad(self.own[layer], (0, 0, 0, more))
+        for layer, own in enumerate(self.own):
+            self.own[layer] = F.pad(own, (0, 0, 0, more))
+            if has_driver(own.device):  # another stream may have made it: it waits until this one has read it
+                own.record_stream(torch.cuda.current_stream())
 
     def admit(self, rows: Tensor, prompts: list[Tensor], source: Tensor) -> None:
         first = len(self.prefixes)
@@ -185,9 +187,8 @@ class FusedDecoder:
         rows, groups, members, shared_width, width = sizes
         positions = self.position[:rows]
         at = positions - self.prefix[:rows]  # the column of the newest token
-        # Of each layer the states as attention reads them, [slots x Hkv, D, width] and [slots x Hkv, width, D].
-        shared = self.shared[:, :, :groups, :, :shared_width].flatten(2, 3)
-        shared_keys, shared_values = shared[:, 0].mT.unbind(), shared[:, 1].unbind()
+        # Of each layer the states as attention reads them, [slots x Hkv, width, D].
+        shared_keys, shared_values = self.shared[:, :, :groups, :, :shared_width].flatten(2, 3).unbind(1)
         own_keys, own_values = zip(*(own[:, :rows, :, :width].flatten(1, 2) for own in self.own), strict=True)
 
         def by_group(x: Tensor) -> Tensor:  # [rows x Hkv, n, ...] -> [groups x Hkv, members x n, ...]
@@ -209,9 +210,9 @@ class FusedDecoder:
             write(i, key, value)
             query = query.reshape(rows * self.key_heads, -1, layer.head_size)
             shared_mask, own_mask = masks[layer.window]
-            on_shared = torch.baddbmm(shared_mask, by_group(query), shared_keys[i], alpha=layer.scale)
-            on_own = torch.baddbmm(own_mask, query, own_keys[i].mT, alpha=layer.scale)
-            weights = torch.cat([by_row(on_shared), on_own], dim=-1).softmax(-1)
+            on_shared = scaled_scores(shared_mask, by_group(query), shared_keys[i], layer.scale)
+            on_own = scaled_scores(own_mask, query, own_keys[i], layer.scale)
+            weights = torch.cat([by_row(on_shared), on_own], dim=-1).softmax(-1).to(query.dtype)
             on_shared, on_own = weights.split_with_sizes((shared_width, width), -1)
             out = by_row(by_group(on_shared) @ shared_values[i])
             return out.baddbmm_(on_own, own_values[i]).view(rows, -1, layer.head_size)
@@ -241,7 +242,7 @@ class FusedDecoder:
         visible = torch.cat([shared < self.prefix[: sizes.rows, None], own <= at[:, None]], dim=1)
         if window is not None:
             visible &= torch.cat([positions[:, None] - shared, at[:, None] - own], dim=1) < window
-        return torch.zeros_like(visible, dtype=self.model.dtype).masked_fill_(~visible, -torch.inf)[:, None]
+        return torch.zeros_like(visible, dtype=torch.float32).masked_fill_(~visible, -torch.inf)[:, None]
 
     def move(self, sources: Tensor, targets: Tensor, num_rows: int) -> None:
         for own in self.own:
@@ -265,6 +266,13 @@ class FusedDecoder:
         for source, target in zip(sources.tolist(), targets.tolist(), strict=True):
             self.prefixes[target] = self.prefixes[source]
         del self.prefixes[len(gone) - int(gone.sum()) :]
+
+
+def scaled_scores(mask: Tensor, query: Tensor, key: Tensor, scale: float) -> Tensor:
+    """mask + scale x scores, in float32."""
+    if query.dtype == torch.float32:
+        return torch.baddbmm(mask, query, key.mT, alpha=scale)
+    return torch.add(mask, exact_scores(query, key), alpha=scale)
 
 
 def causal_attention(layer: FusedLayer, query: Tensor, key: Tensor, value: Tensor, *, num_texts: int) -> Tensor:

@@ -1,5 +1,6 @@
 """Models of Llama's shape (Llama, Qwen2, Qwen3, Mistral, SmolLM3) written out in few and large operations.
 
+In 16 bits products are rounded, while the residual x, norms and attention scores are float32.
 With h = rms_norm(x): x += o(attention(q, k, v)), then x += down(act(gate(h)) * up(h)); q|k|v and gate|up are one product
 each. Attention is the caller's part: prefill and decoding keep their keys in different places.
 """
@@ -54,18 +55,21 @@ class Projection:
 
     def added_to(self, residual: Tensor, x: Tensor) -> Tensor:
         """residual + self(x). What was in residual may be lost."""
-        if self.packed is None:
+        if self.packed is None or residual.dtype != x.dtype:
             return residual.add_(self(x))
         return torch.ops.mkldnn._linear_pointwise(x, residual, self.packed, self.bias, "add")
 
 
 class RMSNorm:
+    """In float32, rounded to `dtype`, which what reads it multiplies in."""
+
     def __init__(self, parent: nn.Module, child: str, dtype: torch.dtype) -> None:
-        self.weight = DecodeWeight(parent, (child,), "weight", dtype)
+        self.weight = DecodeWeight(parent, (child,), "weight", torch.float32)
         self.epsilon: float = parent.get_submodule(child).variance_epsilon  # pyright: ignore
+        self.dtype = dtype
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, x.shape[-1:], self.weight.tensor, self.epsilon)
+        return F.rms_norm(x.float(), x.shape[-1:], self.weight.tensor, self.epsilon).to(self.dtype)
 
 
 class FusedLayer:
@@ -92,7 +96,7 @@ class FusedLayer:
         self.window: int | None = getattr(attention, "sliding_window", getattr(config, "sliding_window", None))
 
     def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        """x with what the layer adds to it. What was in x may be lost."""
+        """x, in float32, with what the layer adds to it. What was in x may be lost."""
         heads = self.qkv(self.norm(x)).view(len(x), -1, self.head_size)
         query, key, value = heads.split_with_sizes((self.query_heads, self.key_heads, self.key_heads), 1)
         for norm, part in zip(self.head_norms, (query, key), strict=False):
@@ -128,7 +132,7 @@ class FusedModel:
 
     def states(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """What the last layer gives. tokens, positions: [N] -> [N, H]."""
-        x = F.embedding(tokens, self.embedding.tensor)
+        x = F.embedding(tokens, self.embedding.tensor).float()  # what layers add up is not rounded
         cos, sin = (table[0, :, None] for table in self.rotary(x[None], positions[None]))
         half = sin.shape[-1] // 2
         sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)

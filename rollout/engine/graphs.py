@@ -15,6 +15,11 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
+def has_driver(device: torch.device) -> bool:
+    """Whether there are streams and graphs: a CUDA device that is made up for a test has none."""
+    return device.type == "cuda" and torch.backends.cuda.is_built()
+
+
 class Places(NamedTuple):
     """Where queries stand: by row, [rows, Hkv], and by group, [groups, Hkv, members], filled up with the first.
 
@@ -33,8 +38,7 @@ class Graphs:
     """
 
     def __init__(self, device: torch.device) -> None:
-        # A device that is made up, for a test, has no driver that could record.
-        self.are_recorded = device.type == "cuda" and torch.backends.cuda.is_built()
+        self.are_recorded = has_driver(device)
         self.stream = torch.cuda.Stream(device) if self.are_recorded else None  # the default one cannot be recorded
         self.clear()
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from rollout.engine.draw import draw_tokens, uniforms
+from rollout.engine.draw import BLOCK, draw_tokens, invert, invert_by_blocks, uniforms
 from rollout.sampler import SamplingParams
 from tests.rollout.uniform_reference import uniform
 
@@ -47,10 +48,35 @@ def test_neighbouring_seeds_and_counters_are_unrelated() -> None:
         assert abs(torch.corrcoef(both)[0, 1].item()) < 0.02
 
 
+EDGES = torch.tensor([0.0, 0.5, 1 - 2.0**-53], dtype=torch.float64)
+
+
 def test_a_token_of_probability_0_is_never_drawn() -> None:
     """Not at u = 0 either, where the first of the tokens stands that have any: here the second of four, and the third at 1/2."""
     logits = torch.tensor([[-torch.inf, 0.0, 0.0, -torch.inf]] * 3)
-    tokens, _ = draw_tokens(
-        logits, torch.tensor([0.0, 0.5, 1 - 2.0**-53], dtype=torch.float64), SamplingParams(max_tokens=1)
-    )
+    tokens, _ = draw_tokens(logits, EDGES, SamplingParams(max_tokens=1))
     assert tokens.tolist() == [1, 2, 2]
+
+
+@pytest.mark.parametrize("size", [5, BLOCK, 3 * BLOCK, 10_007])
+def test_blocks_draw_what_one_sum_draws(size: int) -> None:
+    """Their sums differ by the last bits of float64 only: of 20,000 draws none falls between. Half of the weights are 0."""
+    generator = torch.Generator().manual_seed(size)
+    weights = torch.randn(200, size, generator=generator).mul_(3).exp_() * (
+        torch.rand(200, size, generator=generator) < 0.5
+    )
+    weights[:, size // 2] = 1.0  # no row is empty
+    for _ in range(100):
+        u = torch.rand(200, dtype=torch.float64, generator=generator)
+        (tokens, total), (by_blocks, sum_of_blocks) = invert(weights, u), invert_by_blocks(weights, u)
+        assert torch.equal(by_blocks, tokens)
+    assert torch.allclose(sum_of_blocks, total, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("size", [4, BLOCK, 4 * BLOCK])
+def test_blocks_never_draw_a_token_of_weight_0(size: int) -> None:
+    """Wherever the tokens with a weight stand, at the ends of u and in the middle."""
+    for first in range(0, size - 1, max(1, size // 7)):
+        weights = torch.zeros(3, size)
+        weights[:, first : first + 2] = torch.tensor([0.1, 0.3])
+        assert invert_by_blocks(weights, EDGES)[0].tolist() == [first, first + 1, first + 1]
