@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rollout.engine.batch import Batch, Ended
+from rollout.engine.decode_weights import weights_dtype
 from rollout.engine.decoders import Decoder, choose_decoder, evaluating
 from rollout.engine.draw import draw_tokens, uniforms
 from rollout.engine.fused_decoder import Capacity, FusedDecoder
@@ -56,9 +57,10 @@ class TorchSampler(SamplerBase):
         self.autocast = autocast
         self.policy_version = 0
         self.stop_ids = torch.tensor(sorted(stop_token_ids(model, tokenizer)), device=model.device)
-        self.choice = choose_decoder(model, decode_dtype)
+        dtype = decode_dtype or weights_dtype(model)
+        self.choice = choose_decoder(model, dtype)
         self.decoder_class = self.choice.decoder
-        self.fused = FusedModel(model, decode_dtype or model.dtype) if self.decoder_class is FusedDecoder else None
+        self.fused = FusedModel(model, dtype) if self.decoder_class is FusedDecoder else None
         # On a GPU steps have few sizes, each captured once, and the host looks for ended rows now and then only.
         self.bucketed = model.device.type == "cuda"
         self.check_every = 8 if self.bucketed and self.fused else 1
@@ -202,11 +204,8 @@ class TorchSampler(SamplerBase):
         prompts = [torch.tensor(prompt, device=device) for prompt, _ in texts]
         targets = torch.tensor([c + c[-1:] * (longest - len(c)) for _, c in texts], device=device)
         rows, shared_width = torch.arange(len(texts), device=device), max(1, *(len(p) - 1 for p in prompts))
-        position, newest = (
-            torch.tensor([len(p) - 1 for p in prompts], device=device),
-            torch.stack([p[-1] for p in prompts]),
-        )
-        found = []
+        position = torch.tensor([len(p) - 1 for p in prompts], device=device)
+        newest, found = torch.stack([p[-1] for p in prompts]), []
         with self.fused.packed() if self.fused else nullcontext():
             decoder = self._empty_decoder(Capacity(len(rows), len(rows), shared_width, width=longest))
             decoder.admit(rows, prompts, rows)

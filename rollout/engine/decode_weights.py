@@ -6,11 +6,13 @@ parameters in every respect: an optimiser steps them in place, they are saved an
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class DecodeWeight:
@@ -26,7 +28,8 @@ class DecodeWeight:
         """The weights as they are now: read where the trainer keeps them, if they are plain and of the dtype decoded in."""
         modules = [getattr(self.parent, child) for child in self.children]
         parameters: list[nn.Parameter] = [getattr(_base(module), self.name) for module in modules]
-        if not any(map(is_lora, modules)) and all(p.dtype == self.dtype for p in parameters):
+        is_plain = not any(map(is_lora, modules)) or stay_apart(modules, self.dtype)
+        if is_plain and all(p.dtype == self.dtype for p in parameters):
             self.tensor = adjoined(parameters)
             return
         rows = [len(p) for p in parameters]
@@ -40,6 +43,65 @@ class DecodeWeight:
         """Of each child its rows."""
         modules = [_base(getattr(self.parent, child)) for child in self.children]
         return self.tensor.split([len(getattr(module, self.name)) for module in modules])
+
+
+class LowRank:
+    """What adapters add to a product with weights that they are not merged into: x -> s (x A) B, in the dtype decoded in.
+
+    One product for every A of the children; each B, with its scale, adds to the rows of its child.
+    """
+
+    def __init__(self, parent: nn.Module, children: tuple[str, ...], dtype: torch.dtype) -> None:
+        self.modules, self.dtype = [getattr(parent, child) for child in children], dtype
+        self.down, self.ups = torch.empty(0, dtype=dtype), dict[tuple[int, str], Tensor]()
+        self.refresh()
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """The adapters that are active now, in the memory of before if they are as many."""
+        apart = stay_apart(self.modules, self.dtype)
+        found = [(i, name) for i, module in enumerate(self.modules) for name in _active(module) if apart]
+        down = [self.modules[i].lora_A[name].weight for i, name in found]
+        if list(self.ups) != found:
+            self.down = torch.cat(down).to(self.dtype) if down else torch.empty(0, dtype=self.dtype)
+            self.ups = {(i, name): self.modules[i].lora_B[name].weight.T.to(self.dtype).clone() for i, name in found}
+        if found:
+            self.down.copy_(torch.cat(down))
+        for (i, name), up in self.ups.items():
+            up.copy_(self.modules[i].scaling[name] * self.modules[i].lora_B[name].weight.T)
+
+    def tensors(self) -> list[Tensor]:
+        return [self.down, *self.ups.values()]
+
+    def merged(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        """Each child's weight with what is added beside it, in float32 where anything is."""
+        merged, downs = list(parts), self.down.float().split([len(up) for up in self.ups.values()])
+        for (i, _), up, down in zip(self.ups, self.ups.values(), downs, strict=True):
+            merged[i] = merged[i].float() + up.float().T @ down
+        return merged
+
+    def add_to(self, out: Tensor, x: Tensor) -> Tensor:
+        if self.ups:
+            parts = out.split([module.out_features for module in self.modules], dim=-1)
+            narrow = F.linear(x, self.down).split([len(up) for up in self.ups.values()], dim=-1)
+            for (i, _), up, part in zip(self.ups, self.ups.values(), narrow, strict=True):
+                parts[i].addmm_(part, up)
+        return out
+
+
+def stay_apart(modules: Sequence[nn.Module], dtype: torch.dtype) -> bool:
+    """Whether adapters are not merged: a base that stands in 16 bits as it is decoded needs no second copy. In float32 there is one,
+    with which a step has fewer operations."""
+    are_read = dtype != torch.float32 and all(_base(module).weight.dtype == dtype for module in modules)
+    return are_read and any(map(is_lora, modules))
+
+
+def weights_dtype(model: nn.Module) -> torch.dtype:
+    """Of most of its numbers: norms, and adapters, may be kept in another."""
+    sizes: Counter[torch.dtype] = Counter()
+    for parameter in model.parameters():
+        sizes[parameter.dtype] += parameter.numel()
+    return max((dtype for dtype in sizes if dtype.is_floating_point), key=lambda dtype: sizes[dtype])
 
 
 def is_plain(module: nn.Module) -> bool:
@@ -67,10 +129,14 @@ def _base(module: nn.Module) -> nn.Module:
 def _merged(module: nn.Module) -> Tensor:
     """W + sum of scaling B A over the adapters that are active now."""
     weight = module.base_layer.weight  # pyright: ignore
-    if module.disable_adapters or module.merged:
-        return weight  # pyright: ignore[reportReturnType]
-    active = [name for name in module.active_adapters if name in module.lora_A]  # pyright: ignore
-    return weight + sum(module.get_delta_weight(name) for name in active)  # pyright: ignore
+    return weight + sum(module.get_delta_weight(name) for name in _active(module))  # pyright: ignore
+
+
+def _active(module: nn.Module) -> list[str]:
+    """The adapters that count now, and are not in the base weight already."""
+    if not is_lora(module) or module.disable_adapters or module.merged:
+        return []
+    return [name for name in module.active_adapters if name in module.lora_A]  # pyright: ignore
 
 
 def adjoined(parameters: Sequence[nn.Parameter]) -> Tensor:

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from rollout.attention import attention_implementation, has_only_attention_layers, narrow_windows
 from rollout.engine.batch import Batch
+from rollout.engine.decode_weights import weights_dtype
 from rollout.engine.fused_decoder import Capacity, FusedDecoder, causal_attention
 from rollout.engine.fused_model import FusedModel, has_llamas_shape
 from rollout.engine.slots import SLOT_ATTENTION, KeyValueSlots
@@ -133,11 +134,11 @@ NAMES = {
 
 @torch.no_grad()
 def choose_decoder(model: PreTrainedModel, dtype: torch.dtype | None = None) -> DecoderChoice:
-    """The fastest that gives this model's own log-probs. dtype: what it decodes in; the model's own where none is given.
+    """The fastest that gives this model's own log-probs. dtype: what it decodes in; that of the model's matrices where none is given.
 
     They are tried rather than looked up: families differ in soft-caps, multipliers, norms and attention sinks.
     """
-    choice = _fastest(model, dtype or model.dtype)
+    choice = _fastest(model, dtype or weights_dtype(model))
     if choice.decoder is not FusedDecoder:
         log.warning("%s is decoded by %s", type(model).__name__, choice)
     return choice
@@ -161,7 +162,7 @@ def _fastest(model: PreTrainedModel, dtype: torch.dtype) -> DecoderChoice:
 def _why_not_fused(model: PreTrainedModel, dtype: torch.dtype) -> str | None:
     if not has_llamas_shape(model):
         return "it is no Llama"
-    if model.dtype == torch.float32:
+    if weights_dtype(model) == torch.float32:
         reason = _difference(model, partial(_fused, model, torch.float32)) or _difference_far_out(model)
         if reason is not None:
             return reason

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from rollout.attention import has_only_attention_layers
-from rollout.engine.decode_weights import DecodeWeight, is_plain, is_readable_linear
+from rollout.engine.decode_weights import DecodeWeight, LowRank, is_lora, is_plain, is_readable_linear
 
 # (layer, query [N, Hq, D], key [N, Hkv, D], value [N, Hkv, D]) -> [N, Hq, D]
 Attend = Callable[["FusedLayer", Tensor, Tensor, Tensor], Tensor]
@@ -36,6 +36,7 @@ class Projection:
         self.weight = DecodeWeight(parent, children, "weight", dtype)
         has_bias = parent.get_submodule(children[0]).bias is not None
         self._bias = DecodeWeight(parent, children, "bias", dtype) if has_bias else None
+        self.adapters = LowRank(parent, children, dtype)
         self.packed: Tensor | None = None
 
     @property
@@ -50,8 +51,10 @@ class Projection:
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.packed is None:
-            return F.linear(x, self.weight.tensor, self.bias)
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+            out = F.linear(x, self.weight.tensor, self.bias)
+        else:
+            out = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+        return self.adapters.add_to(out, x)
 
     def added_to(self, residual: Tensor, x: Tensor) -> Tensor:
         """residual + self(x). What was in residual may be lost."""
@@ -127,7 +130,7 @@ class FusedModel:
         self.layers = [FusedLayer(i, layer, model.config, dtype) for i, layer in enumerate(trunk.layers)]
         self.norm = RMSNorm(trunk, "norm", dtype)
         self.head = Projection(model, "lm_head", dtype=dtype)
-        if model.lm_head.weight is trunk.embed_tokens.weight:
+        if not is_lora(model.lm_head) and model.lm_head.weight is trunk.embed_tokens.weight:
             self.head.weight = self.embedding
 
     def states(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
@@ -155,9 +158,11 @@ class FusedModel:
             yield from projection.weights()
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """What is multiplied with, by the names that a plain model's parameters have."""
+        """What is multiplied with, adapters added, by the names that a plain model's parameters have."""
+        apart = {id(projection.weight): projection.adapters for projection in self.projections()}
         for weight in self.weights():
-            for child, part in zip(weight.children, weight.parts(), strict=True):
+            parts = weight.parts() if id(weight) not in apart else apart[id(weight)].merged(weight.parts())
+            for child, part in zip(weight.children, parts, strict=True):
                 yield f"{self.names[id(weight.parent)]}{child}.{weight.name}", part
 
     @contextmanager
@@ -178,11 +183,16 @@ class FusedModel:
     def refresh(self) -> bool:
         """Take the weights as they are now. -> whether they stand where they stood."""
         self._unpack()
-        weights = list(self.weights())
-        before = [weight.tensor.data_ptr() for weight in weights]
-        for weight in weights:
+        before = self._addresses()
+        for weight in self.weights():
             weight.refresh()
-        return before == [weight.tensor.data_ptr() for weight in weights]
+        for projection in self.projections():
+            projection.adapters.refresh()
+        return before == self._addresses()
+
+    def _addresses(self) -> list[int]:
+        adapters = [tensor for projection in self.projections() for tensor in projection.adapters.tensors()]
+        return [tensor.data_ptr() for tensor in (*(weight.tensor for weight in self.weights()), *adapters)]
 
 
 def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
