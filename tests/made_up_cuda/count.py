@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -81,7 +82,10 @@ class Count(TorchDispatchMode):
             read = given if name in _LOOK_UP else taken
             self.bytes[key] += num_bytes(read) + (num_bytes(taken[0]) if in_place else num_bytes(given))
             if func.overloadpacket in flop_registry:
-                self.flops[key] += flop_registry[func.overloadpacket](*args, **kwargs, out_val=out)
+                factors = [
+                    a for a in args if not isinstance(a, torch.dtype)
+                ]  # their formulas know no dtype of the result
+                self.flops[key] += flop_registry[func.overloadpacket](*factors, **kwargs, out_val=out)
         return out
 
     def totals(self) -> dict[str, int]:
