@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from itertools import accumulate
 
 import torch
@@ -17,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from rewards.errors import UserError
 from rl.reductions import Reduction, StepCounts
+from rl.row import AttentionBlock, Piece, RaggedPieces, blocks_of, pieces_of, transferred
 from rollout.records import FinishReason, Rollout, RolloutGroup
 
 
@@ -59,32 +61,6 @@ class TrainGroup:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionBlock:
-    """Queries that are attended together: B pieces of the row of about one length, at most C queries over at most K keys each.
-
-    A piece's keys are its context from position 0 on, and its queries the last of them. query_slots, key_slots: where in the
-    row they stand, padded with 0; filled_queries, filled_keys: the places in the flattened slots that are no padding.
-    """
-
-    query_slots: Int[Tensor, "B C"]
-    key_slots: Int[Tensor, "B K"]
-    num_queries: Int[Tensor, " B"]
-    num_keys: Int[Tensor, " B"]
-    filled_queries: Int[Tensor, " F"]
-    filled_keys: Int[Tensor, " E"]
-
-    def visible(self, window: int | None) -> Bool[Tensor, "B C K"]:
-        """Keys at the query's position or before it, in a window only the last `window` of them."""
-        queries, keys = (torch.arange(n.shape[1], device=n.device) for n in (self.query_slots, self.key_slots))
-        last = self.num_queries[:, None] - 1  # padding sees what the last query sees: never nothing
-        position = (torch.minimum(queries, last) + (self.num_keys - self.num_queries)[:, None])[:, :, None]
-        return keys <= position if window is None else (keys <= position) & (keys > position - window)
-
-    def to(self, device: torch.device) -> AttentionBlock:
-        return AttentionBlock(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
-
-
-@dataclass(frozen=True, kw_only=True)
 class ScoredTokens:
     """What the loss knows of S tokens, sequence after sequence."""
 
@@ -101,9 +77,9 @@ class MicroBatch(ScoredTokens):
 
     lengths: of the sequences, in scored tokens; views, rewards and goes_on as TrainSequence has them. trained: the scored tokens
     that are trained on.
-    blocks: the row's attention; attended_at: where each token of the row stands in the blocks' queries, one after the other.
     score_from: the place in the row whose hidden state predicts each target.
-    contexts: of each completion the places of its prompt and itself, padded with 0: the row as whole sequences.
+    prompts, completions: the pieces of the row. What attention needs of them differs by kernel (rl/row.py) and is made when it is
+    first asked for: `blocks` with `attended_at`, or `ragged`, or `contexts`.
     """
 
     lengths: tuple[int, ...]
@@ -113,11 +89,39 @@ class MicroBatch(ScoredTokens):
     trained: Int[Tensor, " U"]
     input_ids: Int[Tensor, " N"]
     position_ids: Int[Tensor, " N"]
-    blocks: tuple[AttentionBlock, ...]
-    attended_at: Int[Tensor, " N"]
     score_from: Int[Tensor, " S"]
     targets: Int[Tensor, " S"]
-    contexts: Int[Tensor, "B K"]
+    prompts: tuple[Piece, ...]
+    completions: tuple[Piece, ...]
+
+    @cached_property
+    def blocks(self) -> tuple[AttentionBlock, ...]:
+        """The row's attention by padded pieces."""
+        made = (*blocks_of(self.prompts), *blocks_of(self.completions))
+        tensors = {f"{i}.{name}": x for i, block in enumerate(made) for name, x in vars(block).items()}
+        moved = transferred(tensors, self.device)
+        return tuple(AttentionBlock(**{name: moved[f"{i}.{name}"] for name in vars(b)}) for i, b in enumerate(made))
+
+    @cached_property
+    def attended_at(self) -> Int[Tensor, " N"]:
+        """Where each token of the row stands in the blocks' queries, one after the other."""
+        return torch.cat([b.query_slots.flatten()[b.filled_queries] for b in self.blocks]).argsort()
+
+    @cached_property
+    def ragged(self) -> RaggedPieces:
+        """The row's attention in one call."""
+        made = RaggedPieces.of((*self.prompts, *self.completions))
+        tensors = {name: x for name, x in vars(made).items() if isinstance(x, Tensor)}
+        return replace(made, **transferred(tensors, self.device))
+
+    @cached_property
+    def contexts(self) -> Int[Tensor, "B K"]:
+        """Of each completion the places of its prompt and itself, padded with 0: the row as whole sequences."""
+        return pad_sequence([piece.key_slots() for piece in self.completions], batch_first=True).to(self.device)
+
+    @property
+    def device(self) -> torch.device:
+        return self.input_ids.device
 
     @property
     def score_from_padded(self) -> Int[Tensor, " S"]:
@@ -135,73 +139,33 @@ class MicroBatch(ScoredTokens):
         )
 
     def to(self, device: torch.device) -> MicroBatch:
-        blocks = tuple(block.to(device) for block in self.blocks)
-        tensors = {f.name: x.to(device) for f in fields(self) if isinstance(x := getattr(self, f.name), Tensor)}
-        return replace(self, blocks=blocks, **tensors)
-
-
-def _block(queries: list[Tensor], keys: list[Tensor]) -> AttentionBlock:
-    """queries[b], keys[b]: places in the row, in order of position."""
-
-    def laid(pieces: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        slots, lengths = pad_sequence(pieces, batch_first=True), [len(piece) for piece in pieces]
-        filled = [torch.arange(length) + row * slots.shape[1] for row, length in enumerate(lengths)]
-        return slots, torch.tensor(lengths), torch.cat(filled)
-
-    query_slots, num_queries, filled_queries = laid(queries)
-    key_slots, num_keys, filled_keys = laid(keys)
-    return AttentionBlock(
-        query_slots=query_slots,
-        key_slots=key_slots,
-        num_queries=num_queries,
-        num_keys=num_keys,
-        filled_queries=filled_queries,
-        filled_keys=filled_keys,
-    )
-
-
-def _blocks(queries: list[Tensor], keys: list[Tensor]) -> list[AttentionBlock]:
-    """Pieces of similar numbers of queries together: what a block pads is attended for nothing."""
-    order = sorted((i for i in range(len(queries)) if len(queries[i])), key=lambda i: len(queries[i]))
-    blocks: list[list[int]] = []
-    for i in order:
-        if not blocks or len(queries[i]) > 1.5 * len(queries[blocks[-1][0]]) + 16:
-            blocks.append([])
-        blocks[-1].append(i)
-    return [_block([queries[i] for i in block], [keys[i] for i in block]) for block in blocks]
+        tensors = {f.name: x for f in fields(self) if isinstance(x := getattr(self, f.name), Tensor)}
+        return replace(self, **transferred(tensors, device))
 
 
 def lay_out(groups: Sequence[TrainGroup]) -> MicroBatch:
     """The groups of one micro-batch in one row."""
-    prompts = [torch.tensor(g.prompt_ids) for g in groups]
     sequences = [s for g in groups for s in g.sequences]
     targets = [torch.tensor(s.token_ids) for s in sequences]
+    inputs = [torch.tensor(g.prompt_ids) for g in groups] + [t[:-1] for t in targets]
     prompt_of = [q for q, group in enumerate(groups) for _ in group.sequences]
-    pieces = prompts + [t[:-1] for t in targets]
-    ends = accumulate(len(piece) for piece in pieces)
-    slots = [torch.arange(end - len(piece), end) for end, piece in zip(ends, pieces, strict=True)]
-    prompt_slots, completion_slots = slots[: len(prompts)], slots[len(prompts) :]
-    first = [0] * len(prompts) + [len(prompts[q]) for q in prompt_of]
-    position_ids = torch.cat([torch.arange(f, f + len(piece)) for f, piece in zip(first, pieces, strict=True)])
-    contexts = [torch.cat([prompt_slots[q], own]) for q, own in zip(prompt_of, completion_slots, strict=True)]
+    pieces = pieces_of([len(g.prompt_ids) for g in groups], [len(t) - 1 for t in targets], prompt_of)
+    prompts, completions = pieces[: len(groups)], pieces[len(groups) :]
     lengths = [len(t) for t in targets]
     num_trained = [n - s.goes_on for n, s in zip(lengths, sequences, strict=True)]
     starts = (end - n for end, n in zip(accumulate(lengths), lengths, strict=True))
     trained = torch.cat([torch.arange(start, start + n) for start, n in zip(starts, num_trained, strict=True)])
     weights = torch.cat([torch.full((n,), float(s.weight)) for n, s in zip(num_trained, sequences, strict=True)])
-    blocks = (*_blocks(prompt_slots, prompt_slots), *_blocks(completion_slots, contexts))
-    attended = torch.cat([block.query_slots.flatten()[block.filled_queries] for block in blocks])
     return MicroBatch(
         lengths=tuple(lengths),
         views=tuple(s.view for s in sequences),
-        input_ids=torch.cat(pieces),
-        position_ids=position_ids,
-        blocks=blocks,
-        attended_at=attended.argsort(),
+        input_ids=torch.cat(inputs),
+        position_ids=torch.cat([torch.arange(len(piece.before), piece.num_keys) for piece in pieces]),
         # The last token of the prompt predicts the first of each completion.
-        score_from=torch.cat([context[-n:] for context, n in zip(contexts, lengths, strict=True)]),
+        score_from=torch.cat([piece.key_slots()[-n:] for piece, n in zip(completions, lengths, strict=True)]),
         targets=torch.cat(targets),
-        contexts=pad_sequence(contexts, batch_first=True),
+        prompts=tuple(prompts),
+        completions=tuple(completions),
         sequence_of=torch.cat([torch.full((n,), i) for i, n in enumerate(lengths)]),
         sampler_logprobs=torch.tensor([x for s in sequences for x in s.sampler_logprobs]),
         advantages=torch.cat([s.advantages for s in sequences]),

@@ -126,7 +126,8 @@ class RunConfig:
     gradient_checkpointing: bool | None = None
     """Less memory for a third more time. Off, unless what a forward of token_budget tokens keeps would not fit."""
     attention: Attention = "auto"
-    """Of the update: "varlen" is torch's ragged flash attention (GPU, bfloat16), "dense" works everywhere."""
+    """Of the update: ragged flash attention by torch ("varlen") or by the flash-attn package ("flash"), on a GPU in bfloat16;
+    "dense" works everywhere. "auto" is the fastest of those that give the model's own log-probs."""
     device: Literal["auto", "cpu"] = "auto"
     """"auto" is a GPU where there is one."""
 

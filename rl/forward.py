@@ -30,13 +30,13 @@ from rl.head import (
     score_by_autograd,
     score_in_two_passes,
 )
-from rl.packed_attention import PACKED, Kernel, dense, varlen
+from rl.packed_attention import PACKED, Kernel, dense, fastest, flash, flash_package, varlen
 from rollout.attention import attention_implementation, has_only_attention_layers, narrow_windows
 from rollout.rounding import bound_of, float32_difference, in_float32, mean_difference, rounding_noise
 
 log = logging.getLogger(__name__)
 
-Attention = Literal["auto", "dense", "varlen"]
+Attention = Literal["auto", "dense", "varlen", "flash"]
 
 
 def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
@@ -134,6 +134,8 @@ class Forward:
 
 packed_forward = Forward(packed_states, name="packed rows, dense attention")
 varlen_forward = Forward(partial(packed_states, kernel=varlen), name="packed rows, ragged attention by torch (varlen)")
+flash_forward = Forward(partial(packed_states, kernel=flash), name="packed rows, ragged attention by flash-attn")
+RAGGED = {"varlen": (varlen, varlen_forward), "flash": (flash, flash_forward)}
 padded_forward = Forward(padded_states, name="padded rows, each with its own copy of the prompt")
 plain_forward = Forward(padded_logits, gives_logits=True, name="padded rows by the model's own forward, logits and all")
 
@@ -161,17 +163,17 @@ def explain_forward(model: PreTrainedModel, attention: Attention = "auto") -> Fo
     model's is asked in float32, where rounding hides nothing; a kernel that has 16 bits only is held against what these
     explain (rollout/rounding.py).
     """
-    micro, passed_over = _example(model.config.get_text_config().vocab_size).to(model.device), []
+    micro, passed_over = _example(model.config.get_text_config().vocab_size).to(model.device), list[str]()
     if not has_only_attention_layers(model):
         passed_over.append("not packed: some layers are no plain attention")
     else:
-        if attention != "dense":
-            reason = _why_not_ragged(model) or _what_rounding_does_not_explain(varlen_forward, model, micro)
-            if reason is None:
-                return ForwardChoice(varlen_forward)
-            if attention == "varlen":
-                raise UserError(f"attention is 'varlen': not with this model here: {reason}; use auto or dense")
-            passed_over.append(f"not ragged: {reason}")
+        reasons = {name: _why_not_ragged(name, model, micro) for name in RAGGED if attention in ("auto", name)}
+        ragged = {name: RAGGED[name][0] for name, reason in reasons.items() if reason is None}
+        passed_over += [f"not {name}: {reason}" for name, reason in reasons.items() if reason is not None]
+        if ragged:
+            return ForwardChoice(RAGGED[fastest(ragged, model)][1], tuple(passed_over))
+        if attention in RAGGED:
+            raise UserError(f"attention is {attention!r}: {reasons[attention]}; use auto or dense")
         reason = _difference(packed_forward, model, micro)
         if reason is None:
             return ForwardChoice(packed_forward, tuple(passed_over))
@@ -183,11 +185,14 @@ def explain_forward(model: PreTrainedModel, attention: Attention = "auto") -> Fo
     return ForwardChoice(plain_forward, (*passed_over, f"not without logits: {reason}"))
 
 
-def _why_not_ragged(model: PreTrainedModel) -> str | None:
+def _why_not_ragged(name: str, model: PreTrainedModel, micro: MicroBatch) -> str | None:
+    if name == "flash" and flash_package(model.device) is None:
+        return "the package flash-attn is not installed (pip install 'plumbline-rl[flash]')"
     if model.device.type != "cuda":
-        return f"it needs a GPU, this is {model.device.type}"
-    is_16_bits = torch.is_autocast_enabled("cuda") or model.dtype == torch.bfloat16
-    return None if is_16_bits else "it needs --dtype bfloat16"
+        return f"it needs a GPU, and this is {model.device.type}"
+    if not torch.is_autocast_enabled("cuda") and model.dtype != torch.bfloat16:
+        return "it needs --dtype bfloat16"
+    return _what_rounding_does_not_explain(RAGGED[name][1], model, micro)
 
 
 def _difference(forward: Forward, model: PreTrainedModel, micro: MicroBatch) -> str | None:

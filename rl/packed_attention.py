@@ -7,22 +7,27 @@ values of a prompt are gathered for each of its completions, so that gradients f
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from functools import cache, partial
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedModel
 
-from rl.batch import AttentionBlock, MicroBatch
+from rl.batch import MicroBatch, TrainGroup, TrainSequence, lay_out
+from rl.casts import product_dtype
+from rl.cost import head_size, key_width
+from rl.row import AttentionBlock, RaggedPieces
 from rollout.attention import grouped_attention
 
 PACKED = "plumbline_packed"
-# block, query, key, value [1, H, N, D], scale, window -> [F, H, D]
-Kernel = Callable[[AttentionBlock, Tensor, Tensor, Tensor, float | None, int | None], Tensor]
+Kernel = Callable[..., Tensor]  # of the row; query, key, value [1, H, N, D]; scale, window -> [N, H, D]
 
 
 def packed_attention(
@@ -46,20 +51,25 @@ def packed_attention(
     """
     if softcap is not None or s_aux is not None:
         kernel = partial(explicit, softcap=softcap, sinks=s_aux)
-    outputs = [kernel(block, query, key, value, scaling, sliding_window) for block in micro.blocks]
-    return torch.cat(outputs).index_select(0, micro.attended_at)[None], None
+    return kernel(micro, query, key, value, scaling, sliding_window)[None], None
 
 
 AttentionInterface.register(PACKED, packed_attention)
 
 
+def by_blocks(attend: Callable[..., Tensor]) -> Kernel:
+    """Of a function that attends the queries of one block: all of them, in the order of the row."""
+
+    def kernel(micro: MicroBatch, *states_and_options: Any, **more: Any) -> Tensor:
+        outputs = [attend(block, *states_and_options, **more) for block in micro.blocks]
+        return torch.cat(outputs).index_select(0, micro.attended_at)
+
+    return kernel
+
+
+@by_blocks
 def dense(
-    block: AttentionBlock,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scale: float | None,
-    window: int | None,
+    block: AttentionBlock, query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None
 ) -> Tensor:
     """By scaled_dot_product_attention on padded pieces: any device, any precision."""
     out = grouped_attention(
@@ -73,44 +83,7 @@ def dense(
     return out.flatten(0, 1).index_select(0, block.filled_queries)
 
 
-def varlen(
-    block: AttentionBlock,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scale: float | None,
-    window: int | None,
-) -> Tensor:
-    """By torch's flash attention on ragged pieces: no padding and no mask, on a GPU in 16 bits."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    states = [
-        F.embedding(slots.flatten()[filled], _rows(x)).unflatten(-1, (x.shape[1], -1))
-        for x, slots, filled in (
-            (query, block.query_slots, block.filled_queries),
-            (key, block.key_slots, block.filled_keys),
-            (value, block.key_slots, block.filled_keys),
-        )
-    ]
-    group, options = query.shape[1] // key.shape[1], {}
-    if group > 1 and _takes_grouped_heads(varlen_attn):
-        options["enable_gqa"] = True
-    elif group > 1:
-        states[1:] = [x.repeat_interleave(group, 1) for x in states[1:]]
-    starts = [F.pad(n.cumsum(0), (1, 0)).int() for n in (block.num_queries, block.num_keys)]
-    longest = block.query_slots.shape[1], block.key_slots.shape[1]
-    reach = -1 if window is None else window - 1  # keys before the query; none after it
-    out = varlen_attn(*states, *starts, *longest, scale=scale, window_size=(reach, 0), **options)  # pyright: ignore[reportCallIssue]
-    assert isinstance(out, Tensor)
-    return out
-
-
-@cache
-def _takes_grouped_heads(attention: Callable[..., Any]) -> bool:
-    """From torch 2.12 on."""
-    return "enable_gqa" in inspect.signature(attention).parameters
-
-
+@by_blocks
 def explicit(
     block: AttentionBlock,
     query: Tensor,
@@ -136,11 +109,100 @@ def explicit(
     return (weights @ values).flatten(1, 2).transpose(1, 2).flatten(0, 1).index_select(0, block.filled_queries)
 
 
-def _rows(states: Tensor) -> Tensor:
-    """[1, H, N, D] -> [N, H D]"""
-    return states[0].transpose(0, 1).flatten(1)
-
-
 def _gather(states: Tensor, slots: Int[Tensor, "B C"]) -> Tensor:
     """[1, H, N, D] -> [B, H, C, D]. By `embedding`, whose backward adds up repeated rows fast on every device."""
-    return F.embedding(slots, _rows(states)).unflatten(-1, (states.shape[1], -1)).transpose(1, 2)
+    return F.embedding(slots, _rows(states).flatten(1)).unflatten(-1, (states.shape[1], -1)).transpose(1, 2)
+
+
+def _rows(states: Tensor) -> Tensor:
+    """[1, H, N, D] -> [N, H, D]"""
+    return states[0].transpose(0, 1)
+
+
+def in_one_call(attend: Callable[..., Tensor]) -> Kernel:
+    """Of a function that attends ragged pieces: no padding and no mask, on a GPU in 16 bits.
+
+    The queries are taken as they stand, keys and values gathered together. Kernels insist on one type for all three, while under
+    autocast rotary positions leave float32 queries and keys beside 16-bit values.
+    """
+
+    def kernel(
+        micro: MicroBatch, query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None
+    ) -> Tensor:
+        dtype = product_dtype(value)
+        states = torch.cat([_rows(x).to(dtype) for x in (key, value)], 1)
+        gathered = F.embedding(micro.ragged.key_slots, states.flatten(1)).unflatten(-1, (2, key.shape[1], -1))
+        window_size = (-1 if window is None else window - 1, 0)  # keys before the query; none after it
+        return attend(_rows(query).to(dtype), *gathered.unbind(1), micro.ragged, scale, window_size)
+
+    return kernel
+
+
+@in_one_call
+def varlen(
+    query: Tensor, key: Tensor, value: Tensor, pieces: RaggedPieces, scale: float | None, window_size: tuple[int, int]
+) -> Tensor:
+    """By torch's flash attention."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    group, options = query.shape[1] // key.shape[1], {}
+    if group > 1 and _takes_grouped_heads(varlen_attn):
+        options["enable_gqa"] = True
+    elif group > 1:
+        key, value = (x.repeat_interleave(group, 1) for x in (key, value))
+    out = varlen_attn(  # pyright: ignore[reportCallIssue]
+        query, key, value, *_lengths(pieces), scale=scale, window_size=window_size, **options
+    )
+    assert isinstance(out, Tensor)
+    return out
+
+
+@cache
+def _takes_grouped_heads(attention: Callable[..., Any]) -> bool:
+    """From torch 2.12 on."""
+    return "enable_gqa" in inspect.signature(attention).parameters
+
+
+@in_one_call
+def flash(
+    query: Tensor, key: Tensor, value: Tensor, pieces: RaggedPieces, scale: float | None, window_size: tuple[int, int]
+) -> Tensor:
+    """By the flash-attn package (arXiv 2307.08691), on a Hopper by its third version (2407.08608) where that is installed."""
+    module = flash_package(query.device)
+    if module is None:
+        raise ImportError("flash-attn is not installed")
+    attend = import_module(module).flash_attn_varlen_func
+    out = attend(query, key, value, *_lengths(pieces), softmax_scale=scale, causal=True, window_size=window_size)
+    return out[0] if isinstance(out, tuple) else out  # early builds of the third version give the normalisers too
+
+
+@cache
+def flash_package(device: torch.device) -> str | None:
+    is_hopper = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+    names = ("flash_attn_interface", "flash_attn") if is_hopper else ("flash_attn",)
+    return next((name for name in names if find_spec(name)), None)
+
+
+def _lengths(pieces: RaggedPieces) -> tuple[Tensor, Tensor, int, int]:
+    return pieces.query_starts, pieces.key_starts, pieces.most_queries, pieces.most_keys
+
+
+def fastest(kernels: Mapping[str, Kernel], model: PreTrainedModel) -> str:
+    """By forward and backward of one layer, on the row of a full micro-batch: a group of 8 with prompts of 512 tokens."""
+    if len(kernels) == 1:
+        return next(iter(kernels))
+    config, device = model.config.get_text_config(), model.device
+    micro = lay_out([TrainGroup((0,) * 512, (TrainSequence.to_score([0] * 1024),) * 8)]).to(device)
+    heads = config.num_attention_heads, *(key_width(config) // head_size(config),) * 2
+    options: Any = {"device": device, "dtype": product_dtype(next(model.parameters())), "requires_grad": True}
+    states = [torch.randn(1, count, len(micro.input_ids), head_size(config), **options) for count in heads]
+
+    def seconds(kernel: Kernel) -> float:
+        started = time.perf_counter()
+        with torch.enable_grad():
+            kernel(micro, *states, None, None).sum().backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - started
+
+    return min(kernels, key=lambda name: min(seconds(kernels[name]) for _ in range(4)))

@@ -91,6 +91,10 @@ class Runtime:
             raise UserError(f"dtype is 'bfloat16': {torch.cuda.get_device_name()} does not compute in it; use float32")
         if self.device.type == "cpu":
             torch.set_num_threads(self.cores)  # accelerate launch asks for one thread
+        if self.device.type == "cuda":
+            # Else scaled_dot_product_attention prefers cuDNN on newer cards, which makes a plan for each new shape: about a
+            # second, at lengths that are new in every batch.
+            torch.backends.cuda.enable_cudnn_sdp(False)
 
     @property
     def is_main(self) -> bool:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import pytest
 import torch
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 import rl.head
-from rewards.errors import UserError
 from rl.batch import Batch
 from rl.forward import (
     choose_forward,
@@ -18,7 +14,6 @@ from rl.forward import (
     packed_forward,
     padded_forward,
     plain_forward,
-    varlen_forward,
 )
 from tests.rl.families import FAMILIES, TABLE, of_family, table
 from tests.rl.models import SIZES, make, random_batch
@@ -99,38 +94,6 @@ def test_pieces_of_very_different_lengths(family: str) -> None:
     assert len(micro.blocks) == 4  # prompts; completions of up to 17 tokens, up to 43, longer ones
     assert (packed_forward(model, micro, 0.7).logprobs - plain_forward(model, micro, 0.7).logprobs).abs().max() < 1e-4
     assert_same_gradients(gradients(model, packed_forward, batch), gradients(model, plain_forward, batch))
-
-
-def varlen_attention(query, key, value, queries_from, keys_from, max_q, max_k, *, scale, window_size, enable_gqa=False):
-    """What torch's kernel for the GPU is documented to do, by a loop: the last query of a piece sees its last key."""
-    outputs = []
-    for (q0, q1), (k0, k1) in zip(pairwise(queries_from.tolist()), pairwise(keys_from.tolist()), strict=True):
-        assert 0 <= q1 - q0 <= max_q and 0 < k1 - k0 <= max_k
-        ago = torch.arange(k1 - k0 - (q1 - q0), k1 - k0)[:, None] - torch.arange(k1 - k0)
-        visible = (ago >= -window_size[1]) & ((window_size[0] < 0) | (ago <= window_size[0]))
-        q, k, v = (x.transpose(0, 1) for x in (query[q0:q1], key[k0:k1], value[k0:k1]))
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=scale, enable_gqa=enable_gqa)
-        outputs.append(out.transpose(0, 1))
-    return torch.cat(outputs)
-
-
-def varlen_attention_without_groups(query, key, value, *rest, scale, window_size):
-    """As in torch 2.11."""
-    assert query.shape[1] == key.shape[1]
-    return varlen_attention(query, key, value, *rest, scale=scale, window_size=window_size)
-
-
-@pytest.mark.parametrize("kernel", [varlen_attention, varlen_attention_without_groups])
-@pytest.mark.parametrize("family", ["Qwen2", "Mistral, window", "GPT-2"])
-def test_ragged_pieces_as_the_gpu_kernel_gets_them(family: str, kernel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
-    model, batch = of_family(family), random_batch()
-    assert_same_gradients(gradients(model, varlen_forward, batch), gradients(model, packed_forward, batch))
-
-
-def test_varlen_attention_where_there_is_none_is_said() -> None:
-    with pytest.raises(UserError, match=r"attention is 'varlen'.*cpu"):
-        choose_forward(of_family("Qwen2"), "varlen")
 
 
 def test_autocast_rounds_no_more_than_the_plain_forward_does() -> None:

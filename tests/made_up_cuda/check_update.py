@@ -1,0 +1,156 @@
+"""Counts of an update at the shape of Qwen2.5-1.5B, by part: what tests/made_up_cuda/test_update.py asks of them."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from typing import Any
+
+from tests.made_up_cuda.device import CUDA, without_contents  # isort: skip  (before torch)
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from rl.algorithms import ALGORITHMS
+from rl.batch import Batch, MicroBatch, TrainGroup, TrainSequence
+from rl.forward import varlen_forward
+from rl.learner import Learner
+from rl.lora import LoraPolicy, add_adapters
+from rl.plan import load_config
+from rl.policy import Policy
+from rl.reductions import StepCounts
+from rl.runtime import Runtime
+from rl.step import reference_logprobs, update
+from tests.made_up_cuda.count import Count
+
+TOKEN_BUDGET = 8192
+
+
+def batch(num_groups: int) -> Batch:
+    """Prompts of 100 to 512 tokens, completions of 450 on average and at most 1,024, 8 of each: lengths as in training."""
+    rng = random.Random(0)
+
+    def group() -> TrainGroup:
+        lengths = [min(1024, max(2, int(rng.expovariate(1 / 450)))) for _ in range(8)]
+        return TrainGroup((0,) * rng.randint(100, 512), tuple(TrainSequence.to_score([0] * n) for n in lengths))
+
+    return Batch(tuple(group() for _ in range(num_groups)), StepCounts(num_tokens=1, num_sequences=1, max_tokens=1))
+
+
+class OnTheDevice(Runtime):
+    device = CUDA
+
+
+def make_learner(layers: int, *, lora: bool, checkpointed: bool = False) -> Learner:
+    config = load_config("qwen2.5-1.5b")
+    config.num_hidden_layers, config.layer_types = layers, config.layer_types[:layers]
+    runtime, algorithm = OnTheDevice(dtype="bfloat16", device="cpu"), ALGORITHMS["grpo"]
+    with torch.device(CUDA):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    options: dict[str, Any] = {
+        "autocast": runtime.autocast,
+        "gradient_checkpointing": checkpointed,
+        "forward": varlen_forward,
+    }
+    if lora:
+        adapted = add_adapters(model, rank=16, alpha=16.0, targets=("all-linear",), seed=0)
+        policy: Policy = LoraPolicy(adapted, **options)
+    else:
+        policy = Policy(model, **options)
+    return Learner(
+        policy=policy,
+        reference=policy.frozen_copy(),
+        optimizer=torch.optim.AdamW(policy.trainable_parameters(), lr=1e-6, fused=True),
+        runtime=runtime,
+        algorithm=algorithm,
+        temperature=1.0,
+        token_budget=TOKEN_BUDGET,
+        max_grad_norm=1.0,
+    )
+
+
+def counted(run: Callable[[], Any]) -> Count:
+    with Count() as count:
+        run()
+    return count
+
+
+def of_passes(layers: int, micro: MicroBatch, *, lora: bool) -> dict[str, Count]:
+    """The trunk's forward and backward."""
+    policy = make_learner(layers, lora=lora).policy
+
+    def forward() -> None:
+        nonlocal states
+        with policy.autocast():
+            states = policy.forward.states(policy.model, micro)
+
+    states = torch.empty(0)
+    first = counted(forward)
+    return {"forward": first, "backward": counted(lambda: states.backward(torch.empty_like(states)))}
+
+
+def of_a_layer(micro: MicroBatch, *, lora: bool) -> dict[str, dict[str, float]]:
+    """What two layers take more than one."""
+    few, many = (of_passes(layers, micro, lora=lora) for layers in (1, 2))
+    return {
+        part: {kind: (many[part].totals()[kind] - few[part].totals()[kind]) for kind in ("launches", "bytes", "flops")}
+        for part in few
+    }
+
+
+def of_the_head(micro: MicroBatch, *, lora: bool) -> dict[str, float]:
+    """Bytes a scored token that an output layer moves."""
+    of = make_learner(1, lora=lora)
+    states = torch.zeros(len(micro.targets), 1536, device=CUDA, requires_grad=True)
+    policy = of.policy
+    policy.forward = type(policy.forward)(lambda model, micro: states)
+    assert of.reference is not None
+    of.reference.forward = policy.forward
+    found = {
+        "train": counted(lambda: update_part(of, micro)),
+        "reference": counted(lambda: reference_logprobs(of, micro)),
+    }
+    return {name: count.totals()["bytes"] / len(micro.targets) for name, count in found.items()}
+
+
+def update_part(of: Learner, micro: MicroBatch) -> None:
+    def loss_of(scores: Any, part: slice) -> torch.Tensor:
+        return (micro.weights[part] * scores.logprobs).sum()
+
+    loss, _ = of.policy.loss(micro, 1.0, loss_of, token_level=True)
+    loss.backward()
+
+
+def of_an_update(*, lora: bool, checkpointed: bool) -> dict[str, Any]:
+    """Host reads and copies, by what asked for them, and casts of weights, of one layer."""
+    of, whole = make_learner(1, lora=lora, checkpointed=checkpointed), batch(6)
+    count = counted(lambda: update(of, whole))
+    casts = {k: n for k, n in count.launches.items() if k.startswith("_to_copy")}
+    return {
+        "micro-batches": len(list(whole.micro_batches(TOKEN_BUDGET))),
+        "reads": dict(count.reads),
+        "copies": dict(count.copies),
+        "casts": casts,
+        **{k: count.totals()[k] for k in ("launches", "bytes", "flops")},
+    }
+
+
+def main() -> None:
+    with without_contents():
+        micro = max(batch(6).micro_batches(TOKEN_BUDGET), key=lambda m: len(m.input_ids)).to(CUDA)
+        found: dict[str, Any] = {"tokens": len(micro.input_ids), "scored": len(micro.targets)}
+        for kind in ("full", "lora"):
+            lora = kind == "lora"
+            found[kind] = {
+                **of_a_layer(micro, lora=lora),
+                "update": of_an_update(lora=lora, checkpointed=False),
+                "checkpointed": of_an_update(lora=lora, checkpointed=True),
+                "head": of_the_head(micro, lora=lora),
+            }
+        found["cudnn"] = torch.backends.cuda.cudnn_sdp_enabled()
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
