@@ -22,10 +22,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from rewards.errors import UserError
 from rl.batch import MicroBatch, TrainGroup, TrainSequence, lay_out
 from rl.head import (
+    Looked,
     LossOf,
     OutputHead,
     TokenScores,
     ValueHead,
+    look,
     loss_in_one_pass,
     score_by_autograd,
     score_in_two_passes,
@@ -103,6 +105,17 @@ class Forward:
             return score_in_two_passes(head, states, micro.targets, temperature)
         scores = score_by_autograd(head, states, micro.targets, temperature)
         return scores if value is None else scores._replace(values=value(states))
+
+    @torch.no_grad()
+    def look(
+        self, model: PreTrainedModel, micro: MicroBatch, temperature: float, value: ValueHead | None = None
+    ) -> Looked:
+        """Log-probs and values alone, without gradients."""
+        head = self._head(model, value)
+        if isinstance(head, OutputHead):
+            return look(head, self.states(model, micro), micro.targets, temperature)
+        scores = self(model, micro, temperature, value)
+        return Looked(scores.logprobs, scores.values)
 
     def loss(
         self,

@@ -21,9 +21,19 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from rl.casts import cast, product_dtype
+
 VALUE_HEAD = "value_head.safetensors"
 LOGITS_PER_CHUNK = 1 << 22  # 16 MiB in float32
 LEAST_TOKENS_PER_CHUNK = 128  # fewer would spend more time on adding up the weight's gradient than on computing it
+# A GPU multiplies 600 times in the time in which it reads a number: with fewer tokens it would wait for the weight.
+LOGITS_PER_CHUNK_ON_CUDA, LEAST_TOKENS_PER_CHUNK_ON_CUDA = 1 << 28, 2048
+
+
+def tokens_per_chunk(vocab_size: int, device: torch.device) -> int:
+    if device.type == "cuda":
+        return max(LEAST_TOKENS_PER_CHUNK_ON_CUDA, LOGITS_PER_CHUNK_ON_CUDA // vocab_size)
+    return max(LEAST_TOKENS_PER_CHUNK, LOGITS_PER_CHUNK // vocab_size)
 
 
 class TokenScores(NamedTuple):
@@ -39,6 +49,13 @@ class TokenScores(NamedTuple):
     def as_leaves(self) -> TokenScores:
         """To differentiate by them."""
         return TokenScores(*(None if x is None else x.requires_grad_() for x in self.detach()))  # pyright: ignore[reportArgumentType]
+
+
+class Looked(NamedTuple):
+    """Without gradient: what a forward that nothing is trained by is run for."""
+
+    logprobs: Float[Tensor, " S"]
+    values: Float[Tensor, " S"] | None = None
 
 
 LossOf = Callable[[TokenScores, slice], Float[Tensor, ""]]  # a part of the tokens' scores, and which part -> its loss
@@ -106,12 +123,8 @@ class _Chunk:
     def __init__(self, head: OutputHead, weight: Tensor, hidden: Tensor, targets: Tensor, temperature: float) -> None:
         self.head, self.weight, self.temperature = head, weight, temperature
         self.hidden, self.targets = hidden, targets[:, None]
-        rows = hidden.to(weight.dtype)
         # float32 from here on: rounded logits would bias what is learnt from them.
-        if rows.is_cuda and rows.dtype != torch.float32:
-            logits = torch.mm(rows, weight.T, out_dtype=torch.float32)
-        else:
-            logits = torch.mm(rows, weight.T).float()
+        logits = _product(hidden.to(weight.dtype), weight.T)
         if head.bias is not None:
             logits += head.bias
         if head.scale != 1:
@@ -120,14 +133,20 @@ class _Chunk:
             logits.div_(head.soft_cap).tanh_().mul_(head.soft_cap)
         if temperature != 1:
             logits /= temperature
-        self.normaliser = logits.logsumexp(-1, keepdim=True)
-        self.logprobs = logits.sub_(self.normaliser)
-        self.probs = self.logprobs.exp()
-        self.entropies = -torch.linalg.vecdot(self.probs, self.logprobs)
+        self.normaliser, self.logits = logits.logsumexp(-1, keepdim=True), logits
+
+    def values(self) -> Tensor | None:
+        return None if self.head.value is None else self.head.value(self.hidden)
+
+    def looked(self) -> Looked:
+        """Of the targets alone; of the rest of the vocabulary only the normaliser is needed."""
+        return Looked((self.logits.gather(1, self.targets) - self.normaliser)[:, 0], self.values())
 
     def scores(self) -> TokenScores:
-        values = None if self.head.value is None else self.head.value(self.hidden)
-        return TokenScores(self.logprobs.gather(1, self.targets)[:, 0], self.entropies, values)
+        self.logprobs = self.logits.sub_(self.normaliser)
+        self.probs = self.logprobs.exp()
+        self.entropies = -torch.linalg.vecdot(self.probs, self.logprobs)
+        return TokenScores(self.logprobs.gather(1, self.targets)[:, 0], self.entropies, self.values())
 
     def by_logits(self, by_logprob: Tensor, by_entropy: Tensor | None) -> Tensor:
         """dL/d(W h + b), in place of the probabilities. With y the tempered logits and p their softmax,
@@ -166,13 +185,9 @@ class _Gradients:
             bias += by_logits.sum(0)
         by_logits = by_logits.to(chunk.weight.dtype)
         if self.hidden is not None:
-            self.hidden[part] = by_logits @ chunk.weight
+            self.hidden[part] = _product(by_logits, chunk.weight)
         if weight is not None:
-            hidden = chunk.hidden.to(by_logits.dtype)
-            if by_logits.dtype == torch.float32:
-                weight.addmm_(by_logits.T, hidden)
-            else:
-                weight += by_logits.T @ hidden
+            _add_product(weight, by_logits.T, chunk.hidden.to(by_logits.dtype))
         if by_value is not None and self.head.value is not None:
             if self.hidden is not None:
                 self.hidden[part].addr_(by_value, self.head.value.weight, alpha=self.head.value.trunk_scale)
@@ -191,12 +206,27 @@ class _Gradients:
         )
 
 
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """In float32. Of 16-bit factors it is rounded to 16 bits on the way where the device cannot do otherwise."""
+    if a.is_cuda and a.dtype != torch.float32:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return torch.mm(a, b).float()
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """The same, added to a total in place."""
+    if a.dtype == torch.float32:
+        total.addmm_(a, b)
+    elif a.is_cuda:
+        torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+    else:
+        total += a @ b
+
+
 def _chunks(head: OutputHead, hidden: Tensor, targets: Tensor, temperature: float) -> Iterator[tuple[slice, _Chunk]]:
     """The products in the type that autocast asks for, the weight cast once."""
-    device = hidden.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.weight.dtype
-    weight = head.weight.to(dtype)
-    size = max(LEAST_TOKENS_PER_CHUNK, LOGITS_PER_CHUNK // len(weight))
+    device, weight = hidden.device.type, cast(head.weight, product_dtype(head.weight))
+    size = tokens_per_chunk(len(weight), hidden.device)
     with torch.autocast(device, enabled=False):
         for start in range(0, len(hidden), size):
             part = slice(start, start + size)
@@ -255,6 +285,7 @@ class _TwoPasses(torch.autograd.Function):
         gradients = _Gradients(ctx.head, hidden, ctx.needs_input_grad[3:])
         with torch.autocast(hidden.device.type, enabled=ctx.autocast):
             for part, chunk in _chunks(ctx.head, hidden, targets, ctx.temperature):
+                chunk.scores()
                 of_value = None if by_value is None else by_value[part]
                 gradients.add(part, chunk, by_logprob[part], by_entropy[part], of_value)
                 del chunk  # as above
@@ -276,6 +307,17 @@ def score_in_two_passes(
     return TokenScores(*_TwoPasses.apply(head, targets, temperature, hidden, *head.tensors()))  # pyright: ignore
 
 
+@torch.no_grad()
+def look(head: OutputHead, hidden: Float[Tensor, "S H"], targets: Int[Tensor, " S"], temperature: float) -> Looked:
+    """log softmax(z / temperature) of each target, and the value: no probabilities, no entropies."""
+    parts = []
+    for _part, chunk in _chunks(head, hidden, targets, temperature):
+        parts.append(chunk.looked())
+        del chunk  # before the next one's logits are made
+    logprobs, values = zip(*parts, strict=True)
+    return Looked(torch.cat(logprobs), None if values[0] is None else torch.cat(values))
+
+
 def score_by_autograd(
     to_logits: Callable[[Tensor], Tensor], states: Float[Tensor, "S H"], targets: Int[Tensor, " S"], temperature: float
 ) -> TokenScores:
@@ -286,7 +328,7 @@ def score_by_autograd(
         entropies = -(logprobs.exp() * logprobs).sum(-1)
         return logprobs.gather(-1, targets[:, None])[:, 0], entropies
 
-    size = max(LEAST_TOKENS_PER_CHUNK, LOGITS_PER_CHUNK // to_logits(states[:1].detach()).shape[-1])
+    size = tokens_per_chunk(to_logits(states[:1].detach()).shape[-1], states.device)
     pairs = zip(states.split(size), targets.split(size), strict=True)
     parts: list[Any] = [checkpoint(score, s, t, use_reentrant=False) for s, t in pairs]
     return _joined([TokenScores(*part) for part in parts])

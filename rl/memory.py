@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from rl.cost import FLOAT32, ModelCost, Work, head_size, key_width
-from rl.head import LEAST_TOKENS_PER_CHUNK, LOGITS_PER_CHUNK
+from rl.head import tokens_per_chunk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +96,7 @@ class TrainedTrunk:
     adapters: int = 0
     has_head: bool = True
     two_passes: bool = False
+    device: str = "cpu"
 
     @property
     def trained(self) -> int:
@@ -133,30 +135,31 @@ class TrainedTrunk:
 
     def kept(self, row: EqualRow) -> int:
         """All layers, or 4 L T H, their inputs, where they are run again; then 4 ((2 H + 2 D) T + H S): the last norm, the
-        rotary tables, the states that are scored. Under autocast the weights' copies too, 2 N_b; of one layer, 2 N_b / L, where they
-        are frozen and layers are run again."""
+        rotary tables, the states that are scored. Under autocast the weights' copies too, 2 N_b, and 2 V H of a trained output layer; of
+        one layer, 2 N_b / L, where they are frozen and layers are run again."""
         c, layers = self.config, self.config.num_hidden_layers
         inner = layers * (FLOAT32 * row.tokens * c.hidden_size if self.checkpointed else self.layer(row))
         last_norm = c.hidden_size * (1 if self.lora_rank else 2)
         rest = row.tokens * (last_norm + 2 * head_size(c)) + row.scored * c.hidden_size
         # Autocast keeps the casts of trained weights; those of frozen ones stay with the layer whose backward needs them.
         cast = self.cost.block // layers if self.lora_rank and self.checkpointed else self.cost.block
-        casts = self.width * (cast + self.adapters) if self.is_bfloat16 else 0
+        head = self.cost.head if self.has_head and not self.lora_rank else 0
+        casts = self.width * (cast + self.adapters + head) if self.is_bfloat16 else 0
         return inner + FLOAT32 * rest + casts
 
     def head(self, row: EqualRow) -> dict[str, int]:
         """A chunk of t tokens: logits, probabilities and their product, 12 t V; 16 t V where a second pass differentiates by the
-        entropy too. Gradients: 4 V H of the weight, if trained, 4 S H of the states. Under autocast a copy of the weight, and its
-        gradient by one chunk, 2 V H each."""
+        entropy too. Gradients: 4 V H of the weight, if trained, 4 S H of the states. Under autocast a copy of a frozen weight, or
+        a trained one's gradient by one chunk, 2 V H; a GPU adds that up in place."""
         if not self.has_head:
             return {"chunk": 0, "gradient": FLOAT32 * row.scored * self.config.hidden_size}
         vocab = self.config.vocab_size
-        tokens = min(row.scored, max(LEAST_TOKENS_PER_CHUNK, LOGITS_PER_CHUNK // vocab))
+        tokens = min(row.scored, tokens_per_chunk(vocab, torch.device(self.device)))
         trained = 0 if self.lora_rank else self.cost.head
         chunk, copy = (4 if self.two_passes else 3) * FLOAT32 * tokens * vocab, 0
         if self.is_bfloat16:
-            copy = 2 * self.cost.head
-            chunk = max(chunk, 10 * tokens * vocab + 2 * trained)
+            copy = 2 * self.cost.head if self.lora_rank else 0
+            chunk = max(chunk, 10 * tokens * vocab + (0 if self.device == "cuda" else 2 * trained))
         return {"chunk": chunk + copy, "gradient": FLOAT32 * (trained + row.scored * self.config.hidden_size)}
 
     @property

@@ -23,7 +23,7 @@ from transformers import (
 from rewards.errors import UserError
 from rl.batch import MicroBatch
 from rl.forward import Attention, Forward, ForwardChoice, enable_gradient_checkpointing, explain_forward, plain_forward
-from rl.head import LossOf, TokenScores, ValueHead
+from rl.head import Looked, LossOf, TokenScores, ValueHead
 from rl.sharding import whole
 from rollout.rounding import rounding_noise
 
@@ -141,6 +141,17 @@ class Policy:
 
         with self.weights():
             return self.inside(lambda: rounding_noise(plain, self.device)[1])
+
+    @torch.no_grad()
+    def look(self, micro: MicroBatch, temperature: float) -> Looked:
+        """Log-probs and values alone, without gradients."""
+
+        def run() -> Looked:
+            with self.autocast():
+                return self.forward.look(self.model, micro, temperature, self.value_head)
+
+        with self.weights():
+            return self.inside(run)
 
     def loss(
         self, micro: MicroBatch, temperature: float, loss_of: LossOf, *, token_level: bool

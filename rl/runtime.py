@@ -7,7 +7,7 @@ import os
 import resource
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from rewards.errors import UserError
+from rl.casts import keeping_casts, may_keep
 from rl.options import DType
 from rl.sharding import Root, whole
 from rl.zero import ZeroOptimizer
@@ -179,7 +180,12 @@ class Runtime:
         return self.accelerator.device
 
     def autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16")
+        enabled = self.dtype == "bfloat16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=may_keep())
+
+    def keeping_casts(self) -> AbstractContextManager[Any]:
+        """See rl/casts.py. Of weights that are spread over the processes nobody keeps a whole copy."""
+        return nullcontext() if self.shards else keeping_casts(self.device)
 
     def backward(self, loss: Tensor) -> None:
         if self.zero is not None:

@@ -97,10 +97,11 @@ def update(learner: Learner, *minibatches: Batch) -> Metrics:
     for _ in range(learner.num_epochs):
         for n, micros in enumerate(parts):
             loss = 0.0
-            for i, micro in enumerate(micros):
-                part, scores, seen[n, i] = differentiate(learner, micro, seen.get((n, i)))
-                loss += part
-                tracker.add(learner.algorithm, scores, seen[n, i], micro)
+            with runtime.keeping_casts():
+                for i, micro in enumerate(micros):
+                    part, scores, seen[n, i] = differentiate(learner, micro, seen.get((n, i)))
+                    loss += part
+                    tracker.add(learner.algorithm, scores, seen[n, i], micro)
             runtime.sum_gradients(learner.parameters())
             loss = sum(runtime.gather([loss]))
             started = time.perf_counter()
@@ -181,16 +182,19 @@ def differentiate(learner: Learner, micro: MicroBatch, seen: Seen | None) -> tup
 def look_ahead(learner: Learner, parts: list[list[MicroBatch]]) -> dict[tuple[int, int], Seen]:
     """Every micro-batch before the first update."""
     seen: dict[tuple[int, int], Seen] = {}
+    with (
+        learner.runtime.keeping_casts()
+    ):  # of the policy's weights alone: a reference is the same model with others, or a copy
+        looked = [[learner.policy.look(micro, learner.temperature) for micro in micros] for micros in parts]
     for n, micros in enumerate(parts):
         for i, micro in enumerate(micros):
-            scores = learner.policy.score(micro, learner.temperature)
+            logprobs, values = looked[n][i]
             reference = reference_logprobs(learner, micro)
-            values = scores.values
             if learner.critic is not None:
                 with learner.critic.weights():
                     values = learner.critic.values(micro)
-            known = None if values is None else estimate(learner, micro, values, scores.logprobs, reference)
-            seen[n, i] = Seen(scores.logprobs, reference, known)
+            known = None if values is None else estimate(learner, micro, values, logprobs, reference)
+            seen[n, i] = Seen(logprobs, reference, known)
     if learner.algorithm.whitens:
         looked_at = [micro for micros in parts for micro in micros]
         estimates = [s.estimates for s in seen.values() if s.estimates is not None]
@@ -205,7 +209,7 @@ def estimate(
 ) -> Estimates:
     """What the values make of the rewards. Where the KL is part of these, the log-probs are needed first."""
     if learner.algorithm.kl_in_reward and behaviour is None:
-        behaviour = learner.policy.score(micro, learner.temperature).logprobs
+        behaviour = learner.policy.look(micro, learner.temperature).logprobs
     return learner.algorithm.estimate(micro, values, behaviour, reference)
 
 
@@ -213,4 +217,4 @@ def estimate(
 def reference_logprobs(learner: Learner, micro: MicroBatch) -> Tensor | None:
     if learner.reference is None:
         return None
-    return learner.reference.score(micro, learner.temperature).logprobs
+    return learner.reference.look(micro, learner.temperature).logprobs
