@@ -201,18 +201,20 @@ class Batch:
         return replace(micro, weights=torch.zeros_like(micro.weights), trained=micro.trained[:0])
 
     def micro_batches(self, token_budget: int) -> Iterator[MicroBatch]:
-        """Micro-batches of at most token_budget tokens, completions of similar length together."""
-        waiting: list[TrainGroup] = []
-        filled = 0
-        by_length = sorted(self.groups, key=lambda g: g.num_tokens / len(g.sequences))
-        for group in (part for g in by_length for part in split_to_fit(g, token_budget)):
-            if waiting and filled + group.num_tokens > token_budget:
-                yield lay_out(waiting)
-                waiting, filled = [], 0
-            waiting.append(group)
-            filled += group.num_tokens
-        if waiting:
-            yield lay_out(waiting)
+        """Micro-batches of at most token_budget tokens. Each part goes into the first that has room, the largest parts first: at
+        most about 11/9 as many as there must be (first-fit decreasing)."""
+        rows: list[list[TrainGroup]] = []
+        filled: list[int] = []
+        parts = [part for group in self.groups for part in split_to_fit(group, token_budget)]
+        for part in sorted(parts, key=lambda g: -g.num_tokens):
+            i = next((i for i, n in enumerate(filled) if n + part.num_tokens <= token_budget), len(rows))
+            if i == len(rows):
+                rows.append([])
+                filled.append(0)
+            rows[i].append(part)
+            filled[i] += part.num_tokens
+        for row in rows:
+            yield lay_out(sorted(row, key=lambda g: g.num_tokens / len(g.sequences)))
 
 
 def split_to_fit(group: TrainGroup, token_budget: int) -> list[TrainGroup]:

@@ -65,16 +65,19 @@ class Cut:
 
     @staticmethod
     def of(problems: int, group_size: int, prompt_length: int, completion_length: int, token_budget: int) -> Cut:
-        """Whole groups as many as the budget takes; a group that it does not take in parts, each with the prompt."""
+        """Whole groups as many as the budget takes. A group that it does not take in parts, each with the prompt: full ones, alone
+        in a row, and the rests of several groups together."""
         own = completion_length - 1
         lengths = {"prompt_length": prompt_length, "completion_length": completion_length}
-        groups = min(problems, token_budget // (prompt_length + group_size * own))
-        if groups:
-            largest = EqualRow(prompts=groups, sequences=groups * group_size, **lengths)
-            count, prompts = -(-problems // groups), problems
-        else:
-            largest = EqualRow(prompts=1, sequences=(token_budget - prompt_length) // own, **lengths)
-            count = prompts = problems * -(-group_size // largest.sequences)
+        # parts of equal numbers of sequences: how many sequences, how many parts
+        most = min(group_size, (token_budget - prompt_length) // own)
+        kinds = [(most, problems * (group_size // most)), (group_size % most, problems)]
+        rows, count, prompts = [], 0, 0
+        for sequences, parts in (kind for kind in kinds if kind[0]):
+            together = min(parts, token_budget // (prompt_length + sequences * own))
+            rows.append(EqualRow(prompts=together, sequences=together * sequences, **lengths))
+            count, prompts = count - (-parts // together), prompts + parts
+        largest = max(rows, key=lambda row: row.tokens)
         whole = EqualRow(prompts=prompts, sequences=problems * group_size, **lengths)
         return Cut(largest=largest, micro_batches=count, whole=whole)
 
