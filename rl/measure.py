@@ -39,6 +39,8 @@ class TokenMeans:
         self.num_tokens = 0
         self.ratio_max = self.mismatch_max = 0.0
         self.valued: list[tuple[Tensor, Tensor]] = []  # values and returns, of the trained tokens
+        self.unread: list[Tensor] = []  # of each micro-batch the sums in the order of `keys`, then both maxima
+        self.keys: tuple[str, ...] = ()
 
     @torch.no_grad()
     def add(self, algorithm: Algorithm, scores: TokenScores, seen: Seen, micro: MicroBatch) -> None:
@@ -57,20 +59,29 @@ class TokenMeans:
         if algorithm.importance_cap is not None:
             weight = truncated_importance_weight(behaviour, micro.sampler_logprobs, algorithm.importance_cap)
             terms |= {"tis/weight": weight, "tis/truncated": weight >= algorithm.importance_cap}
-        for key, values in terms.items():
-            self.sums[key] = self.sums.get(key, 0.0) + values.sum().item()
+        sums = [values.sum().float() for values in terms.values()]
+        self.keys = tuple(terms)
+        self.unread.append(torch.stack([*sums, ratio.max(), terms["mismatch/mean"].max()]))
         self.num_tokens += len(behaviour)
-        self.ratio_max = max(self.ratio_max, ratio.max().item())
-        self.mismatch_max = max(self.mismatch_max, terms["mismatch/mean"].max().item())
         if seen.estimates is not None:
             values, _, returns = (x.index_select(0, micro.trained) for x in seen.estimates)
             self.valued.append((values, returns))
+
+    def read(self) -> TokenMeans:
+        """The host waits for the device once, for all that was added."""
+        for *sums, ratio_max, mismatch_max in torch.stack(self.unread).cpu().tolist() if self.unread else []:
+            for key, total in zip(self.keys, sums, strict=True):
+                self.sums[key] = self.sums.get(key, 0.0) + total
+            self.ratio_max = max(self.ratio_max, ratio_max)
+            self.mismatch_max = max(self.mismatch_max, mismatch_max)
+        self.unread = []
+        return self
 
     @staticmethod
     def merged(parts: Iterable[TokenMeans]) -> TokenMeans:
         """Over the tokens of all of them."""
         whole = TokenMeans()
-        for part in parts:
+        for part in map(TokenMeans.read, parts):
             for key, total in part.sums.items():
                 whole.sums[key] = whole.sums.get(key, 0.0) + total
             whole.num_tokens += part.num_tokens
@@ -82,6 +93,7 @@ class TokenMeans:
     def means(self) -> Metrics:
         if self.num_tokens == 0:
             return {}
+        self.read()
         means: Metrics = {key: total / self.num_tokens for key, total in self.sums.items()}
         if self.valued:
             values, returns = map(torch.cat, zip(*self.valued, strict=True))

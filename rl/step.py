@@ -96,14 +96,17 @@ def update(learner: Learner, *minibatches: Batch) -> Metrics:
     loss_sum, norms, num_skipped, seconds_of_optimizer = 0.0, [0.0], 0, 0.0
     for _ in range(learner.num_epochs):
         for n, micros in enumerate(parts):
-            loss = 0.0
+            losses: list[Tensor] = []
             with runtime.keeping_casts():
                 for i, micro in enumerate(micros):
                     part, scores, seen[n, i] = differentiate(learner, micro, seen.get((n, i)))
-                    loss += part
+                    losses.append(part)
                     tracker.add(learner.algorithm, scores, seen[n, i], micro)
             runtime.sum_gradients(learner.parameters())
-            loss = sum(runtime.gather([loss]))
+            mine = (
+                sum(map(sum, torch.stack(losses).cpu().tolist())) if losses else 0.0
+            )  # read once, when all is under way
+            loss = sum(runtime.gather([mine]))
             started = time.perf_counter()
             is_made, norms = learner.step_if_finite(loss)
             num_skipped += not is_made
@@ -119,7 +122,7 @@ def update(learner: Learner, *minibatches: Batch) -> Metrics:
         "tokens/trained": sum(batch.num_tokens for batch in minibatches) * learner.num_epochs,
         "flops/update": learner.flops(Work.of(groups), looks_ahead=looks_ahead),
         "time/optimizer": seconds_of_optimizer,
-        **TokenMeans.merged(runtime.gather([tracker])).means(),
+        **TokenMeans.merged(runtime.gather([tracker.read()])).means(),
     }
     if len(norms) > 1:
         metrics["value/grad_norm"] = norms[1]
@@ -136,12 +139,15 @@ def own_parts(learner: Learner, minibatches: Sequence[Batch]) -> list[list[Micro
     return [[micro.to(learner.policy.device) for micro in micros] for micros in parts]
 
 
-def differentiate(learner: Learner, micro: MicroBatch, seen: Seen | None) -> tuple[float, TokenScores, Seen]:
-    """Adds the gradients of a micro-batch's part of the loss. Unless it was seen before, it is now. -> (loss, scores, seen)"""
+def differentiate(learner: Learner, micro: MicroBatch, seen: Seen | None) -> tuple[Tensor, TokenScores, Seen]:
+    """Adds the gradients of a micro-batch's part of the loss. Unless it was seen before, it is now.
+
+    -> (losses [2] of policy and critic, scores, seen)
+    """
     policy, algorithm = learner.policy, learner.algorithm
     reference = seen.reference_logprobs if seen else reference_logprobs(learner, micro)
     behaviour, estimates = (seen.behaviour_logprobs, seen.estimates) if seen else (None, None)
-    critic_loss = 0.0
+    critic_loss = torch.zeros((), device=micro.device)
     if learner.critic is not None:  # before the policy's forward: what the critic's kept is gone by then
         with learner.critic.weights():
             values = learner.critic.values(micro)
@@ -150,11 +156,12 @@ def differentiate(learner: Learner, micro: MicroBatch, seen: Seen | None) -> tup
         of_values = algorithm.value_loss(values, estimates, micro)
         with learner.critic.weights():
             learner.runtime.backward(of_values)
-        critic_loss = of_values.item()
+        critic_loss = of_values.detach()
 
         if not learner.trains_policy:
             scores = policy.score(micro, learner.temperature)
-            return critic_loss, scores, seen or Seen(scores.logprobs, reference, estimates)
+            losses = torch.stack([torch.zeros_like(critic_loss), critic_loss])
+            return losses, scores, seen or Seen(scores.logprobs, reference, estimates)
 
     def loss_of(scores: TokenScores, part: slice) -> Tensor:
         nonlocal estimates
@@ -175,7 +182,7 @@ def differentiate(learner: Learner, micro: MicroBatch, seen: Seen | None) -> tup
     loss, scores = policy.loss(micro, learner.temperature, loss_of, token_level=token_level)
     learner.runtime.backward(loss)
     seen = seen or Seen(scores.logprobs, reference, estimates)
-    return loss.item() + critic_loss, scores, seen
+    return torch.stack([loss.detach(), critic_loss]), scores, seen
 
 
 @torch.no_grad()

@@ -65,7 +65,7 @@ class Count(TorchDispatchMode):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         name = func.overloadpacket.__name__
-        taken = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        taken = list({id(t): t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}.values())
         given = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
         devices = {t.device.type for t in (*taken, *given)}
         if name in ("_to_copy", "copy_") and len(devices) > 1:
@@ -82,10 +82,9 @@ class Count(TorchDispatchMode):
             read = given if name in _LOOK_UP else taken
             self.bytes[key] += num_bytes(read) + (num_bytes(taken[0]) if in_place else num_bytes(given))
             if func.overloadpacket in flop_registry:
-                factors = [
-                    a for a in args if not isinstance(a, torch.dtype)
-                ]  # their formulas know no dtype of the result
-                self.flops[key] += flop_registry[func.overloadpacket](*factors, **kwargs, out_val=out)
+                # the formulas have no place for the type of the result
+                factors = [a for a in args if not isinstance(a, torch.dtype)]
+                self.flops[key] += flop_registry[func.overloadpacket](*factors, out_val=out)
         return out
 
     def totals(self) -> dict[str, int]:

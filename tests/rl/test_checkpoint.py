@@ -227,8 +227,8 @@ def test_updates_that_were_left_out_are_counted_across_a_resume(
     differentiate = rl.step.differentiate
 
     def never_finite(*args: Any) -> Any:
-        _, scores, seen = differentiate(*args)
-        return float("nan"), scores, seen
+        losses, scores, seen = differentiate(*args)
+        return losses * float("nan"), scores, seen
 
     monkeypatch.setattr(rl.step, "differentiate", never_finite)
     config = options(model, digits, tmp_path / "run", num_steps=2, max_skipped=3)
