@@ -91,7 +91,10 @@ def ceilings(bench: Bench) -> Found:
     del source, target
     a, b = (torch.randn(side, side, device=bench.device, dtype=torch.bfloat16) for _ in range(2))
     product = bench.clock.seconds(lambda: a @ b)
-    return {"copy_TB_per_second": 8 * numbers / copying / 1e12, "product_TFLOP_per_second": 2 * side**3 / product / 1e12}
+    return {
+        "copy_TB_per_second": 8 * numbers / copying / 1e12,
+        "product_TFLOP_per_second": 2 * side**3 / product / 1e12,
+    }
 
 
 def paths(bench: Bench) -> Found:
@@ -108,7 +111,8 @@ def _paths_of(bench: Bench, model: PreTrainedModel) -> Found:
     texts = _own_texts(engine, model.config.vocab_size)
     micro = _micro(texts).to(bench.device)
     exact, noise = rounding_noise(lambda: plain_forward(model, micro, 1.0).logprobs, bench.device)
-    errors = {"embedded engine": _error(torch.tensor(sum(next(iter(engine.probe(texts).values())), [])), exact.cpu())}
+    (rows,) = engine.probe(texts).values()
+    errors: Found = {"embedded engine": _error(torch.tensor([x for row in rows for x in row]), exact.cpu())}
     for forward in (varlen_forward, packed_forward, padded_forward):
         with bench.bfloat16():
             try:
@@ -181,14 +185,14 @@ def _real_batch(bench: Bench) -> Batch:
 
     groups = tuple(group() for _ in range(bench.problems))
     num_tokens = sum(len(s.token_ids) for g in groups for s in g.sequences)
-    return Batch(groups, StepCounts(num_tokens=num_tokens, num_sequences=bench.problems * GROUP, max_tokens=bench.completion))
+    return Batch(
+        groups, StepCounts(num_tokens=num_tokens, num_sequences=bench.problems * GROUP, max_tokens=bench.completion)
+    )
 
 
 def _sequence(chance: random.Random, length: int) -> TrainSequence:
     advantages = torch.full((length,), chance.choice((-1.0, 1.0)))
-    return TrainSequence(
-        token_ids=(1,) * length, sampler_logprobs=(-1.0,) * length, advantages=advantages, weight=1e-5
-    )
+    return TrainSequence(token_ids=(1,) * length, sampler_logprobs=(-1.0,) * length, advantages=advantages, weight=1e-5)
 
 
 def head(bench: Bench) -> Found:
@@ -226,7 +230,9 @@ def decode(bench: Bench) -> Found:
         requests = [SampleRequest((i % 50 + 2,) * 128, tuple(range(i * GROUP, (i + 1) * GROUP))) for i in range(groups)]
         engine, params = _engine(bench, model, keeps_caches=True), SamplingParams(max_tokens=bench.completion // 2)
         first = _once(bench, lambda engine=engine, requests=requests, params=params: engine.sample(requests, params))
-        again = bench.clock.seconds(lambda engine=engine, requests=requests, params=params: engine.sample(requests, params))
+        again = bench.clock.seconds(
+            lambda engine=engine, requests=requests, params=params: engine.sample(requests, params)
+        )
         tokens = groups * GROUP * params.max_tokens
         found[f"{groups * GROUP} rows"] = {
             "first_call_seconds": first,

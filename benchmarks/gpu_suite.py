@@ -98,7 +98,10 @@ def run_parts(bench: Bench, results: Results, seconds: float, names: list[str]) 
         try:
             found = part(bench)
         except Exception as error:  # noqa: BLE001  what fails is a result
-            found = {"failed": f"{type(error).__name__}: {error}", "at": traceback.format_exc().splitlines()[-LAST_LINES:]}
+            found = {
+                "failed": f"{type(error).__name__}: {error}",
+                "at": traceback.format_exc().splitlines()[-LAST_LINES:],
+            }
         bench.release()
         results.put(name, {**found, "seconds_of_part": round(time.monotonic() - started, 1)})
 
@@ -126,7 +129,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--seconds", type=float, default=560, help="after which no part is begun")
-    parser.add_argument("--model", default="qwen2.5-1.5b", help="a name in rl/model_configs: the shape, with random weights")
+    parser.add_argument(
+        "--model", default="qwen2.5-1.5b", help="a name in rl/model_configs: the shape, with random weights"
+    )
     parser.add_argument("--carried", type=Path, help="a file of benchmarks.real_model")
     parser.add_argument("--parts", nargs="*", default=[*PARTS, *other_commands()])
     asked = parser.parse_args()
