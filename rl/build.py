@@ -35,13 +35,10 @@ def build_sampler(
     longest: int,
 ) -> Sampler:
     """longest: tokens of a prompt and a full completion."""
-    several = f"each of {runtime.count} processes would need an engine of its own on its own GPU"
-    if config.sampler == "vllm" and runtime.count > 1:
-        raise UserError(f"sampler is 'vllm': {several}; use --sampler vllm-server, or torch")
     if config.one_step_ahead and runtime.count > 1:
         raise UserError(f"one_step_ahead is True: it needs one process, and there are {runtime.count}; leave it out")
     if config.sampler == "torch" or (
-        config.sampler == "auto" and not (runtime.device.type == "cuda" and find_spec("vllm") and runtime.count == 1)
+        config.sampler == "auto" and not (runtime.device.type == "cuda" and find_spec("vllm"))
     ):
         return TorchSampler(
             # A copy where other weights than the policy's as it is are sampled with.
@@ -65,6 +62,11 @@ def build_sampler(
             report=progress.message,
             processes=runtime,
         )
+    if config.vllm_tensor_parallel > 1 and runtime.count > 1:
+        raise UserError(
+            f"vllm_tensor_parallel is {config.vllm_tensor_parallel}: each of the {runtime.count} processes has an engine on its own "
+            "GPU; leave it out, or spread the model over other GPUs with plumbline serve-vllm and --sampler vllm-server"
+        )
     from rollout.vllm_sampler import VLLMOptions, VLLMSampler  # takes ten seconds, and is not everywhere
 
     options = VLLMOptions(
@@ -74,6 +76,7 @@ def build_sampler(
         memory=config.vllm_memory,
         max_rows=config.vllm_max_rows,
         tensor_parallel=config.vllm_tensor_parallel,
+        processes=runtime.count,
     )
     return VLLMSampler(source, tokenizer, stop_ids, options)
 

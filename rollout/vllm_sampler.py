@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import psutil
@@ -18,6 +20,7 @@ from rewards.errors import UserError
 from rollout.records import Completion, FinishReason
 from rollout.sampler import ALONE, SamplerBase, SampleRequest, SamplingParams, Text
 from rollout.vllm_worker import images_of, request_options, require_vllm
+from rollout.weight_files import in_type, write_files
 
 CPU_BLOCK = 128  # tokens of keys and values that vLLM hands out at once on a CPU
 
@@ -36,7 +39,7 @@ class VLLMOptions:
     """max_length: of a prompt and its completion. memory: share of the GPU's memory that vLLM takes, on a CPU of what is free.
 
     max_rows: completions that are decoded at once. tensor_parallel: GPUs that one engine is spread over. key_values: numbers
-    that a token's keys and values are in all layers.
+    that a token's keys and values are in all layers. processes: of the trainer, each with an engine of its own on its own device.
     """
 
     dtype: str
@@ -45,6 +48,7 @@ class VLLMOptions:
     memory: float = 0.4
     max_rows: int = 256
     tensor_parallel: int = 1
+    processes: int = 1
 
 
 class VLLMSampler(SamplerBase):
@@ -59,35 +63,38 @@ class VLLMSampler(SamplerBase):
         self, folder: str | Path, tokenizer: PreTrainedTokenizerBase, stop_ids: Set[int], options: VLLMOptions
     ) -> None:
         self.tokenizer, self.stop_ids, self.policy_version = tokenizer, sorted(stop_ids), 0
+        self.options, self.dtype = options, getattr(torch, options.dtype)
         self.path = f"vLLM in this process, {options.dtype}"
         self.on_gpu = torch.cuda.is_available()
         self.asleep = self.has_received = False
         self.numbers = count()
-        threads, set_num_threads = torch.get_num_threads(), torch.set_num_threads
         try:
-            self.llm = LLM(
-                str(folder),
-                dtype=options.dtype,  # pyright: ignore[reportArgumentType]
-                max_model_len=options.max_length,
-                max_num_seqs=options.max_rows,
-                gpu_memory_utilization=options.memory,
-                kv_cache_memory_bytes=None if self.on_gpu else _cache_bytes(options),
-                tensor_parallel_size=options.tensor_parallel,
-                enforce_eager=not self.on_gpu,
-                enable_sleep_mode=self.on_gpu,
-                enable_prefix_caching=True,
-                logprobs_mode="processed_logprobs",  # of what is sampled from: after temperature and top-p
-                generation_config="vllm",  # no sampling options of the model's own
-                disable_log_stats=True,
-            )
+            with _threads_and_processes_kept():
+                self.llm = self._start(str(folder), options)
         except (ValueError, RuntimeError) as error:
             raise UserError(
                 f"sampler is 'vllm': it did not start with {options} ({str(error).strip().splitlines()[0]}); raise vllm_memory where "
                 "keys and values have no room, lower max_tokens or vllm_max_rows, or use --sampler torch"
             ) from None
-        finally:
-            torch.set_num_threads = set_num_threads  # vLLM on a CPU replaces it with one that does nothing
-            torch.set_num_threads(threads)
+
+    def _start(self, folder: str, options: VLLMOptions) -> LLM:
+        return LLM(
+            folder,
+            dtype=options.dtype,  # pyright: ignore[reportArgumentType]
+            max_model_len=options.max_length,
+            max_num_seqs=options.max_rows,
+            gpu_memory_utilization=options.memory,
+            kv_cache_memory_bytes=None if self.on_gpu else _cache_bytes(options),
+            tensor_parallel_size=options.tensor_parallel,
+            # Within the trainer's own process group, of which vLLM then makes groups of one.
+            distributed_executor_backend="external_launcher" if options.processes > 1 else None,
+            enforce_eager=not self.on_gpu,
+            enable_sleep_mode=self.on_gpu,
+            enable_prefix_caching=True,
+            logprobs_mode="processed_logprobs",  # of what is sampled from: after temperature and top-p
+            generation_config="vllm",  # no sampling options of the model's own
+            disable_log_stats=True,
+        )
 
     def stream(
         self, requests: Sequence[SampleRequest], params: SamplingParams
@@ -151,17 +158,24 @@ class VLLMSampler(SamplerBase):
         if not self.has_received:  # what is there afterwards has been delivered, and is not the folder's
             self.llm.collective_rpc("reset_weights")
             self.has_received = True
-        tensors = ((name, tensor.detach()) for name, tensor in named_tensors)
-        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": tensors})
+        tensors = in_type(named_tensors, self.dtype)
+        if self.options.tensor_parallel == 1:
+            self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": tensors})
+        else:  # the workers are processes of their own
+            with TemporaryDirectory(prefix="plumbline-") as folder:
+                write_files(tensors, weights := Path(folder) / "weights")
+                self.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(weights)})
         self.llm.reset_prefix_cache()  # keys and values of the old weights
         self.policy_version = version
 
     @torch.no_grad()
     def images(self) -> dict[str, dict[str, Tensor]]:
         """Of nothing where the tensors are spread over GPUs."""
+        if self.options.tensor_parallel > 1:
+            return {}
         self.wake()
-        found: list[dict[str, Tensor]] = self.llm.collective_rpc(images_of)
-        return {ALONE: found[0]} if len(found) == 1 else {}
+        (found,) = self.llm.collective_rpc(images_of)
+        return {ALONE: found}
 
     def rest(self) -> None:
         """Gives a GPU's memory to the update: keys and values are dropped, weights wait in the host's memory."""
@@ -178,8 +192,22 @@ class VLLMSampler(SamplerBase):
         self.llm.llm_engine.engine_core.shutdown()
 
 
+@contextmanager
+def _threads_and_processes_kept() -> Iterator[None]:
+    """vLLM on a CPU puts in place of torch.set_num_threads a function that does nothing, and says that this process is alone."""
+    threads, set_num_threads, environment = torch.get_num_threads(), torch.set_num_threads, dict(os.environ)
+    try:
+        yield
+    finally:
+        torch.set_num_threads = set_num_threads
+        torch.set_num_threads(threads)
+        os.environ.pop("LOCAL_WORLD_SIZE", None)
+        os.environ |= {k: v for k, v in environment.items() if k == "LOCAL_WORLD_SIZE"}
+
+
 def _cache_bytes(options: VLLMOptions) -> int:
-    """For all rows at their longest, at most the share of free memory."""
+    """For all rows at their longest, at most the share of free memory, which the processes of a machine share."""
     width = 4 if options.dtype == "float32" else 2
     a_row = -(-options.max_length // CPU_BLOCK) * CPU_BLOCK * options.key_values * width
-    return int(min(2 * options.max_rows * a_row, options.memory * psutil.virtual_memory().available))
+    free = psutil.virtual_memory().available / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return int(min(2 * options.max_rows * a_row, options.memory * free))
