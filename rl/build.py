@@ -35,8 +35,6 @@ def build_sampler(
     longest: int,
 ) -> Sampler:
     """longest: tokens of a prompt and a full completion."""
-    if config.one_step_ahead and runtime.count > 1:
-        raise UserError(f"one_step_ahead is True: it needs one process, and there are {runtime.count}; leave it out")
     if config.sampler == "torch" or (
         config.sampler == "auto" and not (runtime.device.type == "cuda" and find_spec("vllm"))
     ):
@@ -61,6 +59,7 @@ def build_sampler(
             patience=config.vllm_patience,
             report=progress.message,
             processes=runtime,
+            sharded=runtime.shards,
         )
     if config.vllm_tensor_parallel > 1 and runtime.count > 1:
         raise UserError(

@@ -138,7 +138,13 @@ def plan(options: Annotated[PlanOptions, tyro.conf.arg(name="")]) -> None:
 
 
 @app.command
-def serve_vllm(model: str, port: int = 8000, dtype: AnyDType = "auto", max_length: int | None = None) -> None:
+def serve_vllm(
+    model: str,
+    port: int = 8000,
+    dtype: AnyDType = "auto",
+    max_length: int | None = None,
+    max_rows: int | None = None,
+) -> None:
     """Serve a model with vLLM for runs with --sampler vllm-server, until it is stopped.
 
     Args:
@@ -146,10 +152,11 @@ def serve_vllm(model: str, port: int = 8000, dtype: AnyDType = "auto", max_lengt
         port: Of http://127.0.0.1, where the run looks for it by default.
         dtype: Of the weights there: the run's. auto is bfloat16 on a GPU that has it, else float32.
         max_length: Tokens of a prompt and its completion; the model's context otherwise.
+        max_rows: Completions that are decoded at once, and that a run asks for at once; vLLM's own choice otherwise.
     """
     from rl.serve import serve
 
-    serve(model, port=port, dtype=dtype, max_length=max_length)
+    serve(model, port=port, dtype=dtype, max_length=max_length, max_rows=max_rows)
 
 
 verify = tyro.extras.SubcommandApp()

@@ -15,7 +15,7 @@ from rl.batch import TrainGroup, TrainSequence, lay_out
 from rl.fingerprint import Fingerprint
 from rl.policy import Policy
 from rollout.rounding import LEAST, bound_of
-from rollout.sampler import Sampler, Text
+from rollout.sampler import Sampler, Tensors, Text
 
 REMEMBERED = 64  # deliveries
 # An error may be that many times the first one: the first delivery is of weights that nobody has trained yet.
@@ -97,7 +97,7 @@ class Delivery:
 
         # Tensors that are spread over processes are put together once, for both uses.
         is_both = merged or not policy.frozen_base
-        self.sampler.update_weights(looked_at() if is_both else policy.named_tensors(), version)
+        self.sampler.update_weights(Tensors(looked_at if is_both else policy.named_tensors), version)
         if not ours.images:
             for _ in looked_at():
                 pass

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import io
 import os
+import pickle
 import resource
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,8 +17,8 @@ from typing import Any, TypeVar
 import psutil
 import torch
 from accelerate import Accelerator, DistributedType, InitProcessGroupKwargs
-from accelerate.utils import broadcast_object_list, gather_object
-from torch import Tensor, nn
+from accelerate.utils import broadcast_object_list
+from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -38,6 +40,22 @@ def cpu_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+class ToHost(pickle.Pickler):
+    """Tensors on a GPU become the host's: each process has a GPU of its own, and tensors of two do not mix."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        return (as_it_is, (obj.cpu(),)) if isinstance(obj, Tensor) and obj.device.type != "cpu" else NotImplemented
+
+
+def as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def to_host(value: Any) -> bytes:
+    ToHost(buffer := io.BytesIO(), pickle.HIGHEST_PROTOCOL).dump(value)
+    return buffer.getvalue()
+
+
 class Runtime:
     """One of the processes, on one device. bfloat16 is autocast over float32 weights, which keep updates smaller than 2^-9 of them.
 
@@ -50,6 +68,7 @@ class Runtime:
     shards: bool
     zero_stage: int  # 2 or 3 where DeepSpeed shards
     zero: ZeroOptimizer | None = None
+    group: Any = None  # by which objects are told to the others; None is the group of all collectives
 
     def __init__(self, *, dtype: DType, trackers: tuple[str, ...] = (), device: str = "auto") -> None:
         # On a CPU accelerate would leave FSDP and DeepSpeed out without a word, so what was asked for is read here.
@@ -112,12 +131,24 @@ class Runtime:
         alone.rank, alone.count = 0, 1
         return alone
 
+    def in_a_second_thread(self) -> Runtime:
+        """For a thread that gathers while the main one sums gradients: two threads' calls in one group would answer each other.
+
+        All processes must call it.
+        """
+        apart = copy.copy(self)
+        if self.count > 1:
+            apart.group = distributed.new_group(timeout=PATIENCE, backend="gloo")
+        return apart
+
     def gather(self, mine: list[T]) -> list[T]:
-        """Everybody's, in order of the ranks."""
+        """Everybody's, in order of the ranks, tensors in the host's memory."""
         if self.count == 1:
             return mine
+        parts = [b""] * self.count
         with self.together():
-            return gather_object(mine)
+            distributed.all_gather_object(parts, to_host(mine), group=self.group)
+        return [x for part in parts for x in pickle.loads(part)]
 
     def from_main(self, make: Callable[[], T]) -> T:
         """What the main process makes of it, to all."""

@@ -18,7 +18,7 @@ from rl.setup import tiny_base
 from rollout.vllm_worker import require_vllm
 
 
-def serve(model: str, *, port: int, dtype: AnyDType, max_length: int | None) -> None:
+def serve(model: str, *, port: int, dtype: AnyDType, max_length: int | None, max_rows: int | None) -> None:
     """Becomes the server: this process is replaced by it."""
     require_vllm()
     with socket.socket() as probe:
@@ -33,6 +33,7 @@ def serve(model: str, *, port: int, dtype: AnyDType, max_length: int | None) -> 
     command += ["--logprobs-mode", "processed_logprobs", "--generation-config", "vllm", "--max-logprobs", "1"]
     command += ["--worker-extension-cls", "rollout.vllm_worker.Extension"]
     command += ["--max-model-len", str(max_length)] if max_length else []
+    command += ["--max-num-seqs", str(max_rows)] if max_rows else []
     environment = {"VLLM_SERVER_DEV_MODE": "1", **os.environ}  # the routes that change weights
     if torch.cuda.is_available():
         command += ["--weight-transfer-config", '{"backend": "nccl"}']  # for runs with --vllm-transfer nccl

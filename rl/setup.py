@@ -200,7 +200,7 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
         group_size=config.group_size or 2,
         run_seed=config.seed,
         scores_steps=algorithm.scores_steps,
-        processes=runtime,
+        processes=runtime.in_a_second_thread() if config.one_step_ahead else runtime,
     )
     paths = {"update": str(learner.policy.choice), "sampling": sampler.path}
     for name, path in paths.items():

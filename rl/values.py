@@ -95,5 +95,5 @@ def whitened(
     """Advantages of a whole step, in all processes, less their mean and over their std. Returns stay as they were."""
     mine = [e.advantages.index_select(0, m.trained) for e, m in zip(estimates, micros, strict=True)]
     trained = torch.cat(processes.gather(mine))
-    mean, std = trained.mean(), trained.std(correction=0)
+    mean, std = trained.mean(), trained.std(correction=0)  # of no dimension: on the host they mix with any device
     return [e._replace(advantages=(e.advantages - mean) / (std + 1e-8)) for e in estimates]

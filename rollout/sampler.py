@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Protocol
@@ -46,6 +46,17 @@ Text = tuple[tuple[int, ...], tuple[int, ...]]  # the tokens of a prompt and of 
 ALONE = "the sampler"  # an engine in this process
 
 
+@dataclass(frozen=True)
+class Tensors:
+    """Tensors with their names, each made as its turn comes, anew whenever they are gone through: a server that comes back needs them
+    again, and nobody should keep a whole model for that."""
+
+    make: Callable[[], Iterator[tuple[str, torch.Tensor]]]
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        return self.make()
+
+
 class Sampler(Protocol):
     """takes_adapters: weights are delivered under the adapted model's own names; otherwise under a plain model's, merged."""
 
@@ -80,7 +91,9 @@ class Sampler(Protocol):
         by the engine's own sampling path. The proof of delivery reads them."""
         ...
 
-    def update_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None: ...
+    def update_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+        """named_tensors: by all processes, each of which goes through all of them."""
+        ...
 
     def images(self) -> dict[str, dict[str, torch.Tensor]]:
         """By the name of each engine: image() of the tensors that it computes with, by a plain model's names. What an engine cannot

@@ -14,13 +14,12 @@ from typing import Any
 import torch
 from requests import RequestException, Session
 from requests.adapters import HTTPAdapter
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rewards.errors import UserError
 from rollout.sampler import Text
+from rollout.weight_files import NamedTensors
 
-CONNECTIONS = 64  # to each server
 ANSWER_WITHIN = 1800.0  # seconds, of one completion
 ATTEMPTS = 3  # of a request that the server fails on
 SAMPLE_TEXT = "What is 12 + 30? \\boxed{42}"
@@ -28,7 +27,7 @@ SAMPLE_TEXT = "What is 12 + 30? \\boxed{42}"
 
 @dataclass(frozen=True)
 class FileWeights:
-    """By a file that the server reads."""
+    """By a folder that the server reads."""
 
     name: str
     folder: Path
@@ -40,26 +39,37 @@ class FileWeights:
 
 @dataclass(frozen=True)
 class TensorWeights:
-    """By NCCL: the policy's own tensors, which must stay as they are until the next ones are sent."""
+    """By NCCL, tensor by tensor: the policy's own, which must stay as they are until the next ones are sent.
+
+    tensors: can be gone through again for each server. shapes: what comes out then.
+    """
 
     name: str
-    tensors: list[tuple[str, Tensor]]
-    is_sender: bool
+    tensors: NamedTensors
+    shapes: list[tuple[str, torch.dtype, torch.Size]]
 
     def send(self, server: Server, *, waits: bool) -> None:
-        if not self.is_sender:
-            raise UserError(
-                f"vllm_urls: {server.url} has died, and only the first process can send it weights by NCCL; resume the run, or use "
-                "--vllm-transfer file"
-            )
         if server.channel is None:
             from rollout.vllm_nccl import Channel  # vllm is not everywhere
 
             server.channel = Channel(server.url)
-        server.channel.send(self.tensors)
+        server.channel.send(self.tensors, self.shapes)
 
 
-Weights = FileWeights | TensorWeights
+@dataclass(frozen=True)
+class SentWeights:
+    """Those that went by NCCL from the first process, or from all of them at once: none can send them again by itself."""
+
+    name: str
+
+    def send(self, server: Server, *, waits: bool) -> None:
+        raise UserError(
+            f"vllm_urls: {server.url} has died, and this process cannot send it the weights by NCCL on its own; resume the run, or "
+            "use --vllm-transfer file"
+        )
+
+
+Weights = FileWeights | TensorWeights | SentWeights
 
 
 class Server:
@@ -68,8 +78,7 @@ class Server:
     def __init__(self, url: str, patience: float, report: Callable[[str], None]) -> None:
         self.url, self.patience, self.report = url, patience, report
         self.session = Session()
-        for scheme in ("http://", "https://"):
-            self.session.mount(scheme, HTTPAdapter(pool_maxsize=CONNECTIONS + 1))
+        self.max_rows, self.dtype = 1, torch.float32  # until it is asked
         self.weights: Weights | None = None
         self.channel: Any = None  # rollout.vllm_nccl.Channel, once it is asked for
         self.recovering = threading.Lock()
@@ -79,7 +88,7 @@ class Server:
         self.is_up.set()
 
     def check(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-        """It is there, of the same tokens, long enough, and can be given weights."""
+        """It is there, of the same tokens, long enough, and can be given weights. Its own type and number of rows are learnt."""
         try:
             (model,) = self.session.get(f"{self.url}/v1/models", timeout=10).json()["data"][:1]
         except (RequestException, ValueError, KeyError) as error:
@@ -98,7 +107,7 @@ class Server:
             raise UserError(
                 f"vllm_urls: {self.url} serves {model['root']!r}, which has other tokens than the policy; serve the policy's model there"
             )
-        if self.session.get(f"{self.url}/weight_info", timeout=10).status_code != 200:
+        if not self._ask_for_its_options():
             raise UserError(
                 f"vllm_urls: {self.url} has no routes to change its weights; start it with plumbline serve-vllm, or with "
                 "VLLM_SERVER_DEV_MODE=1"
@@ -111,6 +120,18 @@ class Server:
                 "plumbline serve-vllm, or with --logprobs-mode processed_logprobs"
             )
 
+    def _ask_for_its_options(self) -> bool:
+        """-> whether it tells. It looks its machine over first, which takes a while."""
+        answer = self.session.get(f"{self.url}/server_info", params={"config_format": "json"}, timeout=120)
+        if not answer.ok:
+            return False
+        options = answer.json()["vllm_config"]
+        self.max_rows = options["scheduler_config"]["max_num_seqs"]
+        self.dtype = getattr(torch, options["model_config"]["dtype"].removeprefix("torch."))
+        for scheme in ("http://", "https://"):
+            self.session.mount(scheme, HTTPAdapter(pool_maxsize=self.max_rows + 1))
+        return True
+
     def probe(self, texts: Sequence[Text], *, temperature: float = 1.0) -> list[list[float]]:
         """Each token as the first that is drawn after those before it."""
 
@@ -120,7 +141,7 @@ class Server:
             (top,) = self.post("/v1/completions", body)["choices"][0]["logprobs"]["top_logprobs"]
             return top[f"token_id:{token}"]
 
-        with ThreadPoolExecutor(CONNECTIONS) as threads:
+        with ThreadPoolExecutor(self.max_rows) as threads:
             asked = [[threads.submit(ask, p + c[:n], t) for n, t in enumerate(c)] for p, c in texts]
             return [[answer.result() for answer in row] for row in asked]
 

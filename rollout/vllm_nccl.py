@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rollout.vllm_worker import require_vllm
+from rollout.weight_files import NamedTensors
 
 require_vllm()
 
@@ -22,16 +23,17 @@ from vllm.distributed.weight_transfer.nccl_engine import (  # noqa: E402  # pyri
 )
 
 
-class Tensors(WeightSource):
-    """What the next sending sends."""
+class Source(WeightSource):
+    """What the next sending sends. Each tensor is made as its turn comes."""
 
-    named: list[tuple[str, Tensor]]
+    tensors: NamedTensors
+    shapes: list[tuple[str, torch.dtype, torch.Size]]
 
     def metadata(self) -> list[ParamMeta]:
-        return [ParamMeta(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in self.named]
+        return [ParamMeta(name, dtype, tuple(shape)) for name, dtype, shape in self.shapes]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        return iter(self.named)
+        return iter(self.tensors)
 
 
 class Channel:
@@ -45,14 +47,14 @@ class Channel:
         with socket.socket() as free:
             free.bind((address, 0))
             port = free.getsockname()[1]
-        self.tensors = Tensors()
+        self.source = Source()
         self.engine = NCCLTrainerWeightTransferEngine.trainer_init(
             NCCLTrainerInitInfo(master_address=address, master_port=port, world_size=workers + 1, rank=0),
             client=HTTPVLLMWeightSyncClient(url),
-            source=self.tensors,
+            source=self.source,
         )
 
     @torch.no_grad()
-    def send(self, named: list[tuple[str, Tensor]]) -> None:
-        self.tensors.named = [(name, tensor.detach()) for name, tensor in named]
+    def send(self, tensors: NamedTensors, shapes: list[tuple[str, torch.dtype, torch.Size]]) -> None:
+        self.source.tensors, self.source.shapes = tensors, shapes
         self.engine.send_weights()

@@ -20,7 +20,7 @@ from rewards.errors import UserError
 from rollout.records import Completion, FinishReason
 from rollout.sampler import ALONE, SamplerBase, SampleRequest, SamplingParams, Text
 from rollout.vllm_worker import images_of, request_options, require_vllm
-from rollout.weight_files import in_type, write_files
+from rollout.weight_files import InType, write_files
 
 CPU_BLOCK = 128  # tokens of keys and values that vLLM hands out at once on a CPU
 
@@ -158,9 +158,9 @@ class VLLMSampler(SamplerBase):
         if not self.has_received:  # what is there afterwards has been delivered, and is not the folder's
             self.llm.collective_rpc("reset_weights")
             self.has_received = True
-        tensors = in_type(named_tensors, self.dtype)
+        tensors = InType(named_tensors, self.dtype)
         if self.options.tensor_parallel == 1:
-            self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": tensors})
+            self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(tensors)})
         else:  # the workers are processes of their own
             with TemporaryDirectory(prefix="plumbline-") as folder:
                 write_files(tensors, weights := Path(folder) / "weights")

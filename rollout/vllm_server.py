@@ -15,21 +15,21 @@ from queue import SimpleQueue
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rollout.processes import Alone, Processes
 from rollout.records import Completion, FinishReason
 from rollout.sampler import SamplerBase, SampleRequest, SamplingParams, Text
-from rollout.vllm_client import CONNECTIONS, FileWeights, Server, TensorWeights
+from rollout.vllm_client import FileWeights, SentWeights, Server, TensorWeights
 from rollout.vllm_worker import request_options
+from rollout.weight_files import InType, NamedTensors, exhaust, write_files
 
 
 class VLLMServerSampler(SamplerBase):
     """urls: of servers of one model. transfer: the folder for weights; None sends them by NCCL. patience: seconds that a dead
     server is waited for. max_length: of a prompt and its completion. report: is told when a server is waited for.
-    processes: the first one sends the weights.
+    processes: the first one sends the weights. sharded: no process holds all of them by itself.
     """
 
     takes_adapters = False
@@ -45,23 +45,28 @@ class VLLMServerSampler(SamplerBase):
         patience: float = 600.0,
         report: Callable[[str], None] = print,
         processes: Processes | None = None,
+        sharded: bool = False,
     ) -> None:
         self.tokenizer, self.stop_ids, self.policy_version = tokenizer, sorted(stop_ids), 0
         self.path = f"vLLM at {', '.join(urls)}"
         self.transfer = transfer.absolute() if transfer else None
         self.processes = processes or Alone()
-        self.is_first = self.processes.rank == 0
+        self.is_first, self.sharded = self.processes.rank == 0, sharded
+        self.shapes: list[tuple[str, torch.dtype, torch.Size]] = []
         self._drop_files()  # what a run that was killed has left
         self.num_deliveries = 0
         self.run_id = self.processes.gather([secrets.token_hex(4)])[0]  # no other run names its weights so
         self.servers = [Server(url.rstrip("/"), patience, report) for url in urls]
         for server in self.servers:
             server.check(tokenizer, max_length)
+        # One file serves all of them.
+        self.dtype = max((server.dtype for server in self.servers), key=lambda dtype: dtype.itemsize)
 
     def stream(
         self, requests: Sequence[SampleRequest], params: SamplingParams
     ) -> Iterator[tuple[int, int, Completion]]:
-        """A group goes to one server, whose prefix cache then keeps the prompt for all of it."""
+        """A group goes to one server, whose prefix cache then keeps the prompt for all of it. Each is asked for as many completions
+        at once as it decodes at once."""
         for server in self.servers:
             server.ensure_weights()
 
@@ -75,8 +80,9 @@ class VLLMServerSampler(SamplerBase):
             except Exception as error:  # noqa: BLE001  raised where it is waited for
                 finished.put(error)
 
-        threads = ThreadPoolExecutor(CONNECTIONS * len(self.servers))
         places = [(i, j, seed) for i, request in enumerate(requests) for j, seed in enumerate(request.seeds)]
+        most = sum(server.max_rows for server in self.servers)
+        threads = ThreadPoolExecutor(max(1, min(most, len(places))))
         num_left = len(places)
         try:
             for place in places:
@@ -111,17 +117,29 @@ class VLLMServerSampler(SamplerBase):
     def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Every tensor under every name: where those with tied embeddings have one alone, vLLM leaves the old output head in place."""
         self.num_deliveries += 1
-        name = f"weights-{self.run_id}-{self.num_deliveries}"
+        name, tensors = f"weights-{self.run_id}-{self.num_deliveries}", InType(named_tensors, self.dtype)
         if self.transfer is None:
-            weights = TensorWeights(name, list(named_tensors), is_sender=self.is_first)
+            self._send(name, tensors)
         else:
-            weights = FileWeights(name, self._write_file(self.transfer / name, named_tensors))
-        for server in self.servers:
-            server.weights = weights
-            if self.is_first:
-                server.load()
+            weights = FileWeights(name, self._write_files(self.transfer / name, tensors))
+            for server in self.servers:
+                server.weights = weights
+                if self.is_first:
+                    server.load()
         self.processes.gather([None])  # nobody samples before they are there
         self.policy_version = version
+
+    def _send(self, name: str, tensors: NamedTensors) -> None:
+        """By NCCL. All processes go through the tensors once for each server: they may be put together from parts of each."""
+        self.shapes = self.shapes or [(name, tensor.dtype, tensor.shape) for name, tensor in tensors]
+        for server in self.servers:
+            if self.is_first:
+                server.weights = TensorWeights(name, tensors, self.shapes)
+                server.load()
+            else:
+                exhaust(tensors)
+            if self.sharded or not self.is_first:
+                server.weights = SentWeights(name)
 
     def images(self) -> dict[str, dict[str, Tensor]]:
         """Of the servers whose workers have rollout.vllm_worker.Extension."""
@@ -133,13 +151,13 @@ class VLLMServerSampler(SamplerBase):
     def close(self) -> None:
         self._drop_files()
 
-    def _write_file(self, folder: Path, named_tensors: Iterable[tuple[str, Tensor]]) -> Path:
+    def _write_files(self, folder: Path, tensors: NamedTensors) -> Path:
         """In place of the last. All processes go through the tensors: they may be put together from parts of each."""
         self._drop_files()
-        tensors = {name: tensor.detach().cpu().clone() for name, tensor in named_tensors if self.is_first}
         if self.is_first:
-            folder.mkdir(parents=True)
-            save_file(tensors, folder / "model.safetensors")
+            write_files(tensors, folder)
+        else:
+            exhaust(tensors)
         return folder
 
     def _drop_files(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,11 +18,26 @@ FILE = 1 << 30  # bytes that are held in the host's memory before they are writt
 NamedTensors = Iterable[tuple[str, Tensor]]
 
 
-def in_type(named_tensors: NamedTensors, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+@dataclass(frozen=True)
+class InType:
     """Matrices in the engine's type, made one at a time and where they are; vectors, some of which engines keep in float32, as they
-    are."""
-    for name, tensor in named_tensors:
-        yield name, tensor.detach().to(dtype) if tensor.dim() > 1 else tensor.detach()
+    are. It can be gone through as often as the tensors themselves."""
+
+    tensors: NamedTensors
+    dtype: torch.dtype
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        return map(self._cast, self.tensors)  # which keeps no tensor while the next one is made, as a loop would
+
+    def _cast(self, named: tuple[str, Tensor]) -> tuple[str, Tensor]:
+        name, tensor = named
+        return name, tensor.detach().to(self.dtype) if tensor.dim() > 1 else tensor.detach()
+
+
+def exhaust(named_tensors: NamedTensors) -> None:
+    """Takes part in putting each together, and keeps none."""
+    for _ in named_tensors:
+        pass
 
 
 def write_files(named_tensors: NamedTensors, folder: Path) -> None:

@@ -93,23 +93,34 @@ def assert_same_run(ours: Path, theirs: Path, step: int) -> None:
     assert max((x[key] - y[key]).abs().max() for key in y) < CLOSE
 
 
+AHEAD: dict[str, object] = {"algorithm": "dapo", "one_step_ahead": True}
 SHARED_OUT: list[dict[str, object]] = [
     {"algorithm": "grpo", "num_minibatches": 2, "num_epochs": 2},
     {"algorithm": "dapo"},
     {"algorithm": "ppo", "lora_rank": 4},
+    AHEAD,
     {"algorithm": "ppo-separate", "whiten": True, "critic_warmup_steps": 1},
 ]
 
 
-@pytest.mark.parametrize("changed", SHARED_OUT, ids=lambda c: "-".join(map(str, c.values())))
+@pytest.mark.parametrize(
+    ("changed", "environment"),
+    [*((changed, {}) for changed in SHARED_OUT), (AHEAD, FSDP2)],
+    ids=lambda of: "-".join(map(str, of.values())),
+)
 def test_two_processes_make_the_run_of_one(
-    changed: dict[str, object], model: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    changed: dict[str, object],
+    environment: dict[str, str],
+    model: Path,
+    digits: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Five problems: the shares are unequal, and in dynamic sampling and mini-batches sometimes empty."""
     monkeypatch.setattr(MathVerifier, "verify_batch", odd_lengths)
     one = options(model, digits, tmp_path / "one", problems_per_step=5, learning_rate=1e-4, **changed)
     train(one)
-    train_by(2, RunConfig(**{**vars(one), "run_dir": tmp_path / "two"}))
+    train_by(2, RunConfig(**{**vars(one), "run_dir": tmp_path / "two"}), environment)
     assert_same_run(tmp_path / "two", tmp_path / "one", 3)
 
 

@@ -18,6 +18,7 @@ import requests
 import torch
 
 import rl.loop
+import rollout.weight_files
 from rewards.errors import UserError
 from rewards.math_answer import MathVerifier
 from rl.config import RunConfig
@@ -50,7 +51,7 @@ class Server:
 
     def start(self) -> None:
         command = [*PLUMBLINE, "serve-vllm", "--model", str(self.folder), "--dtype", "float32"]
-        command += ["--port", str(self.port), "--max-length", str(MAX_LENGTH)]
+        command += ["--port", str(self.port), "--max-length", str(MAX_LENGTH), "--max-rows", "96"]
         if self.plain is not None:
             command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(self.folder)]
             command += ["--port", str(self.port), "--dtype", "float32", "--enforce-eager", *self.plain]
@@ -106,6 +107,16 @@ def engine(server: Server, tmp_path: Path) -> Engine:
 
 class TestVLLMServerSampler(SamplerContract):
     pass
+
+
+def test_a_server_tells_its_rows_and_type_and_takes_weights_in_several_files(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rollout.weight_files, "FILE", 1 << 14)
+    sampler = client(server, tmp_path / "transfer")
+    assert (sampler.servers[0].max_rows, sampler.dtype) == (96, torch.float32)
+    assert Delivery(Policy(model_of(1)), sampler, tolerance=1e-3).deliver(1) < 1e-4
+    assert len(list((tmp_path / "transfer").glob("*/*.safetensors"))) > 2
 
 
 def test_a_killed_server_is_waited_for_and_gets_the_weights_again(server: Server, tmp_path: Path) -> None:
