@@ -144,7 +144,7 @@ class RunConfig:
     vllm_max_rows: int = 256
     """Completions that vLLM decodes at once."""
     vllm_tensor_parallel: int = 1
-    """GPUs that vLLM's weights are spread over."""
+    """GPUs that vLLM's weights are spread over, in one process."""
     vllm_urls: tuple[str, ...] = ("http://127.0.0.1:8000",)
     """Servers (plumbline serve-vllm)."""
     vllm_transfer: Literal["file", "nccl"] = "file"
