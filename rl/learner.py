@@ -123,7 +123,8 @@ class Learner:
             roots[self.policy.model], self.optimizer = self.runtime.by_zero(root, self.optimizer, self.max_grad_norm)
         else:
             mesh = self.runtime.mesh()
-            roots = {model: shard(model, mesh, trains=model is self.policy.model) for model in models}
+            in_16_bits = self.runtime.dtype == "bfloat16"
+            roots = {m: shard(m, mesh, trains=m is self.policy.model, in_16_bits=in_16_bits) for m in models}
             self.optimizer = make_optimizer(self.policy)
         load_state(self.optimizer, state)
         for policy in policies:

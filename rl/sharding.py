@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
@@ -33,14 +33,19 @@ class Root(nn.Module):
         return run()
 
 
-def shard(model: PreTrainedModel, mesh: DeviceMesh, *, trains: bool) -> Root:
+def shard(model: PreTrainedModel, mesh: DeviceMesh, *, trains: bool, in_16_bits: bool) -> Root:
     """In place: the model's parameters are new ones, each a part of the old one.
 
-    trains: what is outside of the layers stays whole from the forward to the backward.
+    trains: what is outside of the layers stays whole from the forward to the backward. in_16_bits: linear layers within the layers
+    are put together in bfloat16, to which autocast would round them anyway; what it leaves in float32 stays so. Gradients are
+    summed in float32.
     """
     layers = [m for m in model.modules() if type(m).__name__ in (model._no_split_modules or ())]
     root = Root(model)
+    rounded = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for layer in layers:
+        if in_16_bits and (linear := list[nn.Module](m for m in layer.modules() if isinstance(m, nn.Linear))):
+            fully_shard(linear, mesh=mesh, mp_policy=rounded)
         fully_shard(layer, mesh=mesh)
     fully_shard(root, mesh=mesh, reshard_after_forward=not trains)
     for module in root.modules():

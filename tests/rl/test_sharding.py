@@ -1,0 +1,50 @@
+"""Layers in bfloat16 are put together in 16 bits, and compute what they would from all 32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from rl.runtime import Runtime
+from rl.sharding import shard, whole
+from tests.rl.test_processes import be, run_two
+from tests.rollout.families import model_of
+
+
+class BytesPutTogether(TorchDispatchMode):
+    num_bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__ == "_allgather_base_":
+            self.num_bytes += args[0].nbytes
+        return func(*args, **(kwargs or {}))
+
+
+def forward_and_backward(rank: int, port: int, folder: Path) -> None:
+    be(rank, port)
+    runtime, found, text = Runtime(dtype="bfloat16", device="cpu"), {}, torch.arange(12)[None] + rank
+    for in_16_bits in (False, True):
+        model = model_of("qwen2", {"hidden_size": 64, "intermediate_size": 96}, 0)
+        root = shard(model, runtime.mesh(), trains=True, in_16_bits=in_16_bits)
+        with BytesPutTogether() as count:
+            with runtime.autocast():
+                loss = root(lambda m=model: m(input_ids=text, labels=text).loss)
+            loss.backward()
+        gradients = {name: whole(p.grad) for name, p in model.named_parameters() if p.grad is not None}
+        linear = sum(p.numel() for name, p in model.named_parameters() if "_proj." in name)
+        found[in_16_bits] = (gradients, count.num_bytes, linear)
+    torch.save(found, folder / f"{rank}")
+    runtime.close()
+
+
+def test_linear_layers_are_put_together_in_16_bits_and_give_the_same_gradients(tmp_path: Path) -> None:
+    """Bit for bit: autocast rounds these weights anyway, norms and embeddings stay in float32. Two bytes less for each of their
+    numbers, once for the forward and once for the backward."""
+    run_two(forward_and_backward, tmp_path)
+    found = torch.load(tmp_path / "0")
+    (exact, in_32, linear), (rounded, in_16, _) = found[False], found[True]
+    assert exact.keys() == rounded.keys() and all(torch.equal(exact[name], rounded[name]) for name in exact)
+    assert in_32 - in_16 == 2 * 2 * linear
