@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,17 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rewards.errors import UserError
+from rl.account import GIB, MAX_ROWS, Account, Engine
+from rl.choose import Room, settled
 from rl.config import RunConfig
-from rl.cost import FLOAT32, activation_bytes
 from rl.critic import Critic
 from rl.learner import Learner
 from rl.lora import LoraCritic, LoraPolicy, add_adapters
+from rl.offload import StreamedOptimizer
 from rl.policy import Policy, load_pretrained
 from rl.progress import Progress
 from rl.runtime import Runtime
+from rl.sharding import Optimizer
 from rollout.sampler import Sampler
 from rollout.torch_sampler import TorchSampler, stop_token_ids
 from rollout.vllm_server import VLLMServerSampler
@@ -35,13 +39,12 @@ def build_sampler(
     longest: int,
 ) -> Sampler:
     """longest: tokens of a prompt and a full completion."""
-    if config.sampler == "torch" or (
-        config.sampler == "auto" and not (runtime.device.type == "cuda" and find_spec("vllm"))
-    ):
+    if engine_of(config, runtime) == "torch":
         return TorchSampler(
             # A copy where other weights than the policy's as it is are sampled with.
             copy.deepcopy(model) if learner.start or config.one_step_ahead or runtime.shards else model,
             tokenizer,
+            max_rows=MAX_ROWS if config.sampler_rows == "auto" else config.sampler_rows,
             decode_dtype=getattr(torch, config.sampling_dtype),
             autocast=runtime.autocast,
         )
@@ -80,6 +83,13 @@ def build_sampler(
     return VLLMSampler(source, tokenizer, stop_ids, options)
 
 
+def engine_of(config: RunConfig, runtime: Runtime) -> Engine:
+    """Of "auto" vLLM in this process, where it is alone on a GPU and has it."""
+    if config.sampler != "auto":
+        return config.sampler
+    return "vllm" if runtime.device.type == "cuda" and find_spec("vllm") and runtime.count == 1 else "torch"
+
+
 def build_learner(
     config: RunConfig,
     model: PreTrainedModel,
@@ -92,18 +102,24 @@ def build_learner(
     critic = build_critic(config, policy, tokenizer, runtime, progress)
     return Learner(
         policy=policy,
-        reference=policy.frozen_copy() if algorithm.kl_weight > 0 else None,
+        reference=build_reference(config, policy) if algorithm.kl_weight > 0 else None,
         start=policy.frozen_copy() if algorithm.samples_from == "start" else None,
         critic=critic,
         optimizer=build_optimizer(config, policy, critic),
         runtime=runtime,
         algorithm=algorithm,
         temperature=config.temperature,
-        token_budget=config.token_budget,
+        token_budget=config.tokens_at_once,
         max_grad_norm=config.max_grad_norm,
         num_epochs=config.num_epochs,
         num_minibatches=config.num_minibatches,
         max_skipped=config.max_skipped,
+    )
+
+
+def build_reference(config: RunConfig, policy: Policy) -> Policy:
+    return policy.frozen_copy(
+        rounded=config.reference_dtype == "bfloat16", offloaded=config.offload in ("reference", "all")
     )
 
 
@@ -156,7 +172,7 @@ def build_critic(
     return Critic(Policy(model, **scoring_options(config, model, runtime, progress)))
 
 
-def build_optimizer(config: RunConfig, policy: Policy, critic: Critic | None) -> torch.optim.AdamW:
+def build_optimizer(config: RunConfig, policy: Policy, critic: Critic | None) -> Optimizer:
     rate = config.learning_rate or 1.0
     groups: list[dict[str, Any]] = [{"params": policy.trainable_parameters()}]
     if critic is not None:
@@ -164,23 +180,44 @@ def build_optimizer(config: RunConfig, policy: Policy, critic: Critic | None) ->
     elif policy.value_head is not None:
         relative = (config.value_learning_rate or 10 * rate) / rate
         groups.append({"params": policy.value_head.parameters(), "relative_rate": relative})
-    return torch.optim.AdamW(
-        groups, lr=rate, betas=(0.9, config.adam_beta2), weight_decay=config.weight_decay, fused=True
-    )
+    options: dict[str, Any] = {"lr": rate, "betas": (0.9, config.adam_beta2), "weight_decay": config.weight_decay}
+    if config.optimizer == "adamw-8bit":
+        optimizer = adamw_8bit(groups, options)
+    else:
+        optimizer = torch.optim.AdamW(groups, fused=True, **options)
+    offloads = config.offload in ("optimizer", "all")
+    if config.gradient_dtype == "float32" and not offloads:
+        return optimizer
+    return StreamedOptimizer(optimizer, gradient_dtype=getattr(torch, config.gradient_dtype), offloads=offloads)
+
+
+def adamw_8bit(groups: list[dict[str, Any]], options: dict[str, Any]) -> torch.optim.Optimizer:
+    if find_spec("bitsandbytes") is None:
+        raise UserError(
+            "optimizer is 'adamw-8bit': it needs bitsandbytes, which is not installed; pip install 'plumbline-rl[8bit]', or use adamw"
+        )
+    from bitsandbytes.optim.adamw import AdamW8bit  # takes seconds, and is not everywhere
+
+    return AdamW8bit(groups, **options)
 
 
 def must_checkpoint(config: RunConfig, model: PreTrainedModel, runtime: Runtime, progress: Progress) -> bool:
-    """As asked for; else where a forward would keep more than nine tenths of the memory that is left beside the optimiser."""
+    """As asked for or chosen; else where an update would not fit without: of a short prompt, as nobody knows it here."""
     if config.gradient_checkpointing is not None:
         return config.gradient_checkpointing
-    kept = activation_bytes(model, config.token_budget, 2 if config.computing_dtype == "bfloat16" else FLOAT32)
-    trained = sum(p.numel() for p in model.parameters()) if config.lora_rank == 0 else 0
-    free = runtime.free_memory() - 3 * FLOAT32 * trained  # the gradient and two moments
-    if kept <= 0.9 * free:
+    taken = sum(p.nbytes for p in model.parameters())
+    short = replace(config, max_tokens=min(config.max_tokens or config.tokens_at_once, config.tokens_at_once))
+    account = settled(Account.of(short, model, prompt_length=1, device=model.device.type))
+    room = Room(runtime.free_memory() + taken, 0)
+    if account.peak_of_update() <= room.ours:
         return False
-    gib = 1 << 30
-    progress.message(
-        f"gradient checkpointing is on: a forward of {config.token_budget} tokens would keep about {kept / gib:.1f} GiB, "
-        f"{max(0, free) / gib:.1f} GiB are free; a lower token_budget would do without"
-    )
+    progress.message(told_of_checkpointing(account, room))
     return True
+
+
+def told_of_checkpointing(account: Account, room: Room) -> str:
+    return (
+        f"gradient checkpointing is on: without it an update of {account.run.tokens_at_once} tokens at once would take about "
+        f"{account.peak_of_update() / GIB:.1f} GiB, weights included, and {room.ours / GIB:.1f} GiB are there; a lower token_budget "
+        "would do without"
+    )

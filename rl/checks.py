@@ -19,7 +19,7 @@ from rl.values import ValueRule
 if TYPE_CHECKING:
     from rl.config import RunConfig
 
-LORA_OPTIONS = ("lora_alpha", "lora_base", "lora_targets")
+LORA_OPTIONS = ("lora_alpha", "lora_targets")
 SHARED_TRUNK_OPTIONS = ("value_trunk_scale", "value_weight")
 RULE_OPTIONS = tuple(f.name for f in fields(ValueRule) if f.name not in ("source", "kl_in_reward"))
 CRITIC_OPTIONS = (*RULE_OPTIONS, "value", "value_trunk_scale", "value_learning_rate")
@@ -38,6 +38,7 @@ def check(config: RunConfig) -> None:
         require_unset(config, ("clip_low", "clip_high"), f"{config.algorithm} has no ratio to clip; leave it out")
     if config.lora_rank == 0:
         require_unset(config, LORA_OPTIONS, "there are no adapters; set lora_rank, or leave it out")
+    check_precision(config)
     if config.top_p != 1:
         raise UserError(
             f"top_p is {config.top_p}: training needs 1, for log-probs of a truncated distribution are renormalised and "
@@ -50,6 +51,27 @@ def require_unset(config: RunConfig, names: Iterable[str], why: str) -> None:
     for name in names:
         if getattr(config, name) not in (defaults[name], "none"):
             raise UserError(f"{name} is {getattr(config, name)!r}: {why}")
+
+
+def check_precision(config: RunConfig) -> None:
+    """float32 is what there is without the option, and what older runs wrote down."""
+    if config.lora_rank == 0 and config.lora_base not in ("auto", "float32"):
+        raise UserError(f"lora_base is {config.lora_base!r}: there are no adapters; set lora_rank, or leave it out")
+    if config.lora_rank > 0 and config.reference_dtype != "auto":
+        raise UserError(
+            f"reference_dtype is {config.reference_dtype!r}: with lora_rank the reference is the policy's own base with its "
+            "adapters off; leave it out, or use lora_base"
+        )
+    for name in ("lora_base", "reference_dtype"):
+        if getattr(config, name) == "bfloat16" and config.dtype == "float32":
+            raise UserError(
+                f"{name} is 'bfloat16': the run computes in float32, which weights in 16 bits cannot be multiplied in; add "
+                "--dtype bfloat16, or leave it out"
+            )
+    if config.lora_rank > 0 and config.offload in ("reference", "all"):
+        raise UserError(
+            f"offload is {config.offload!r}: with lora_rank there is no reference beside the policy's base; use optimizer or none"
+        )
 
 
 def check_critic(config: RunConfig) -> None:
@@ -108,6 +130,10 @@ def _one_of(names: Any) -> Check:
     return (lambda v: v in names), "one of " + ", ".join(sorted(names))
 
 
+def _auto_or_at_least(least: int) -> Check:
+    return (lambda v: v == "auto" or v >= least), f"at least {least}, or auto"
+
+
 _POSITIVE: Check = (lambda v: 0 < v < math.inf), "more than 0"
 _NOT_NEGATIVE: Check = (lambda v: 0 <= v < math.inf), "0 or more"
 _SHARE: Check = (lambda v: 0 <= v <= 1), "in [0, 1]"
@@ -143,7 +169,8 @@ CHECKS: dict[str, Check] = {
     "adam_beta2": ((lambda v: 0 <= v < 1), "in [0, 1)"),
     "max_grad_norm": _POSITIVE,
     "max_skipped": _at_least(0),
-    "token_budget": _at_least(1),
+    "token_budget": _auto_or_at_least(1),
+    "sampler_rows": _auto_or_at_least(1),
     "vllm_memory": ((lambda v: 0 < v < 1), "more than 0 and less than 1"),
     "vllm_max_rows": _at_least(1),
     "vllm_tensor_parallel": _at_least(1),

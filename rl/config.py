@@ -10,9 +10,10 @@ from typing import Any, Literal
 from rewards.errors import UserError
 from rl.algorithms import ALGORITHMS, Algorithm
 from rl.checks import RULE_OPTIONS, check
-from rl.defaults import LORA_RATE, MODEL_DEFAULTS, TINY, TINY_DEFAULTS, TINY_KL_WEIGHT, resolved_dtype, tiny_task
+from rl.defaults import LORA_RATE, MODEL_DEFAULTS, TINY, TINY_DEFAULTS, TINY_KL_WEIGHT, TOKENS_ON_A_CPU
+from rl.defaults import resolved_dtype, tiny_task
 from rl.forward import Attention
-from rl.options import AnyDType, CriticSource, DType
+from rl.options import AnyDType, BaseDType, CriticSource, DType, Offload, OptimizerName, ReferenceDType
 from rl.values import ValueRule
 from rollout.records import PromptStyle
 
@@ -102,9 +103,22 @@ class RunConfig:
     """What the adapters give is scaled by lora_alpha / lora_rank. By lora_rank: twice it."""
     lora_targets: tuple[str, ...] = ("all-linear",)
     """Linear layers that get adapters, by the end of their names (q_proj v_proj); "all-linear" is all but the output layer."""
-    lora_base: Literal["float32", "nf4"] = "float32"
-    """Precision of the frozen weights under the adapters; nf4 keeps them in 4 bits (QLoRA), by bitsandbytes."""
+    lora_base: BaseDType = "auto"
+    """Precision of the frozen weights under the adapters; nf4 keeps them in 4 bits (QLoRA), by bitsandbytes. "auto" is bfloat16
+    where the run computes in bfloat16 on a GPU, else float32: layers round their weights then anyway, so nothing is lost but of
+    an embedding that was not stored in bfloat16."""
 
+    reference_dtype: ReferenceDType = "auto"
+    """Precision of the reference's weights where it is a model of its own (no LoRA). "auto" as for lora_base."""
+
+    optimizer: OptimizerName = "adamw"
+    """adamw-8bit keeps its two moments in 8 bits each (arXiv 2110.02861), by bitsandbytes: 2 bytes a trained number and not 8."""
+    gradient_dtype: DType = "float32"
+    """bfloat16 halves the gradients' memory. They are added up over micro-batches with 8 bits of precision then: give a large
+    token_budget, so that there are few."""
+    offload: Offload = "none"
+    """What waits in the host's memory while it is not needed: the reference (it scores the whole step at once, before the update),
+    the optimiser's moments (they travel to the GPU and back at each update), or all, both."""
     learning_rate: float | None = None
     """Of AdamW. By model: 4e-4, 1e-6; ten times that with LoRA."""
     warmup_steps: int = 10
@@ -119,12 +133,13 @@ class RunConfig:
     """A longer gradient is scaled down to this length."""
     max_skipped: int = 3
     """Updates in a row that are left out because their loss or gradient is not finite; one more stops the run."""
-    token_budget: int = 8192
-    """Tokens in one forward; the gradient does not depend on it, memory does."""
+    token_budget: int | Literal["auto"] = "auto"
+    """Tokens in one forward; the gradient does not depend on it, memory does. "auto": on a CPU 8192, or one sequence if that is
+    longer; on a GPU whole groups, as many as fit up to 16384 tokens, and parts of one where that saves checkpointing."""
     dtype: AnyDType = "auto"
     """bfloat16 is autocast over float32 weights. "auto" is bfloat16 on a GPU that has it, else float32."""
     gradient_checkpointing: bool | None = None
-    """Less memory for a third more time. Off, unless what a forward of token_budget tokens keeps would not fit."""
+    """Less memory for a third more time. Off, unless an update of token_budget tokens would not fit without it."""
     attention: Attention = "auto"
     """Of the update: ragged flash attention by torch ("varlen") or by the flash-attn package ("flash"), on a GPU in bfloat16;
     "dense" works everywhere. "auto" is the fastest of those that give the model's own log-probs."""
@@ -136,6 +151,8 @@ class RunConfig:
     there is a GPU and vLLM, else torch."""
     sampler_dtype: Literal["auto"] | DType = "auto"
     """The engine's; the embedded one decodes with a copy of the weights in bfloat16. "auto" is dtype."""
+    sampler_rows: int | Literal["auto"] = "auto"
+    """Completions that the embedded engine decodes at once. "auto": 1024, on a GPU as many of them as fit."""
     one_step_ahead: bool = False
     """Sample the next step's completions while this one is trained on. They are one update old then, which importance weights
     correct."""
@@ -213,6 +230,24 @@ class RunConfig:
         while (_numbered(name, taken) / "config.json").exists():
             taken += 1
         return _numbered(name, max(1, taken - 1) if self.resume else taken)
+
+    def on(self, device_type: str, *, shards: bool = False) -> RunConfig:
+        """The same run with the precisions written out that depend on the device. Sharded weights are all of one type, float32."""
+        rounds = self.computing_dtype == "bfloat16" and device_type == "cuda" and not shards
+        frozen = "bfloat16" if rounds else "float32"
+        base = self.lora_base if self.lora_base != "auto" else frozen if self.lora_rank else "float32"
+        reference = frozen if self.reference_dtype == "auto" and not self.lora_rank else self.reference_dtype
+        return replace(self, lora_base=base, reference_dtype=reference)
+
+    @property
+    def tokens_at_once(self) -> int:
+        """token_budget, or what stands for it until it is chosen (rl/choose.py)."""
+        return TOKENS_ON_A_CPU if self.token_budget == "auto" else self.token_budget
+
+    def rounds_base(self, device_type: str) -> bool:
+        """Whether frozen weights are kept in bfloat16: all, or those outside of layers in 4 bits."""
+        in_4_bits = self.lora_base == "nf4" and self.computing_dtype == "bfloat16" and device_type == "cuda"
+        return self.lora_base == "bfloat16" or in_4_bits
 
     @property
     def computing_dtype(self) -> DType:

@@ -19,13 +19,23 @@ from rl.options import CriticSource
 FLOAT32 = 4  # bytes
 
 
+def heads(config: PretrainedConfig) -> int:
+    """Of the queries; 1 where there is no attention."""
+    return getattr(config, "num_attention_heads", None) or 1
+
+
 def head_size(config: PretrainedConfig) -> int:
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return getattr(config, "head_dim", None) or config.hidden_size // heads(config)
+
+
+def inner_width(config: PretrainedConfig) -> int:
+    """Of the MLP; where the config does not tell, the usual 4 H."""
+    return getattr(config, "intermediate_size", None) or 4 * config.hidden_size
 
 
 def key_width(config: PretrainedConfig) -> int:
     """Of all key heads together, H_kv."""
-    return (getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * head_size(config)
+    return (getattr(config, "num_key_value_heads", None) or heads(config)) * head_size(config)
 
 
 def size(parameter: nn.Parameter) -> int:
@@ -53,7 +63,7 @@ class ModelCost:
         return ModelCost(
             block=sum(map(size, matrices)),
             head=config.vocab_size * config.hidden_size,
-            attention=config.num_hidden_layers * config.num_attention_heads * head_size(config),
+            attention=config.num_hidden_layers * heads(config) * head_size(config),
             key_value=2 * config.num_hidden_layers * key_width(config),
             all_parameters=sum(map(size, model.parameters())),
         )
@@ -130,19 +140,6 @@ def step_flops(
 def optimizer_bytes(cost: ModelCost) -> float:
     """AdamW in float32 reads weight, gradient and two moments, and writes all but the gradient."""
     return 7 * FLOAT32 * cost.all_parameters
-
-
-def activation_bytes(model: PreTrainedModel, num_tokens: int, bytes_per_number: int = FLOAT32) -> int:
-    """What a forward keeps for its backward: (11 H + 6 H_kv + 4 I) numbers a token and layer, for layers as transformers writes
-    Llama's. Both norms keep their input, the normalised and their output (6 H), rotary positions and attention the queries
-    thrice, the output and the keys (5 H + 6 H_kv with what is gathered), the MLP both branches, one activated, their product.
-
-    An estimate, for other families too; scores that explicit attention keeps are not in it.
-    """
-    config = model.config.get_text_config()
-    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    numbers = 11 * config.hidden_size + 6 * key_width(config) + 4 * inner
-    return num_tokens * config.num_hidden_layers * numbers * bytes_per_number
 
 
 def decode_seconds(

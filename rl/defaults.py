@@ -29,6 +29,7 @@ TINY_DEFAULTS: dict[str, dict[str, Any]] = {  # by built-in task
     "arithmetic": ARITHMETIC_DEFAULTS,
     "small-programs": {**ARITHMETIC_DEFAULTS, "problems_per_step": 80, "max_tokens": 24, "learning_rate": 6e-4},
 }
+TOKENS_ON_A_CPU = 8192  # in one forward, unless asked for otherwise
 TINY_KL_WEIGHT = 0.001  # a base that is wrong half of the time is no policy to stay near to
 LORA_RATE = 10  # that many times the best rate of all weights is the best of adapters (Schulman et al. 2025, LoRA Without Regret)
 MODEL_DEFAULTS: dict[str, Any] = {

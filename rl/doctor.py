@@ -29,7 +29,7 @@ _NEEDED = ("torch", "transformers", "accelerate", "peft", "math-verify", "safete
 _OPTIONAL = {
     "vllm": "the embedded engine samples instead",
     "deepspeed": 'FSDP2 spreads weights over processes instead; pip install "plumbline-rl[zero]"',
-    "bitsandbytes": 'no --lora-base nf4; pip install "plumbline-rl[qlora]"',
+    "bitsandbytes": 'no --lora-base nf4 and no --optimizer adamw-8bit; pip install "plumbline-rl[qlora]"',
     "reasoning-gym": 'no --dataset reasoning-gym:...; pip install "plumbline-rl[reasoning-gym]"',
     "tensorboard": "no --trackers tensorboard",
     "wandb": "no --trackers wandb",

@@ -19,11 +19,13 @@ from torch.overrides import TorchFunctionMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
+import rl.head
 from rl.batch import Batch, TrainGroup, TrainSequence
 from rl.build import build_learner, build_optimizer
 from rl.config import RunConfig
 from rl.forward import varlen_forward
 from rl.learner import Learner
+from rl.precision import round_frozen
 from rl.reductions import StepCounts
 from rl.runtime import Runtime
 from rl.step import update
@@ -73,16 +75,22 @@ def equal_batch(problems: int, group_size: int, prompt_length: int, completion_l
     return Batch((group,) * problems, StepCounts(num_tokens=1, num_sequences=1, max_tokens=1))
 
 
-def dry_run(model: PretrainedConfig, config: RunConfig, batch: Batch, *, shards: int = 1) -> DryRun:
-    """An update on `batch`, and not the first of its run, in one of as many processes as the weights are spread over."""
+def dry_run(
+    model: PretrainedConfig, config: RunConfig, batch: Batch, *, device: str = "cuda", shards: int = 1
+) -> DryRun:
+    """An update on `batch`, and not the first of its run, in one of as many processes as the weights are spread over.
+
+    device: whose chunks the output layer is cut into, and whose roundings; all is computed as on a CPU.
+    """
     runtime = Runtime(dtype=config.computing_dtype, device="cpu")
     tracker = TotalMemory()
     without_contents = FakeTensorMode(allow_non_fake_inputs=True)
     # It keeps a weak reference to what it makes; a parameter with one could not be moved between types, as peft does.
     without_contents.fake_tensor_converter.set_tensor_memo = lambda *_: None  # pyright: ignore
-    with others(shards) if shards > 1 else nullcontext() as mesh, without_contents, MadeUpReads():
+    spread = others(shards) if shards > 1 else nullcontext()
+    with spread as mesh, chunks_of(device), without_contents, MadeUpReads():
         with tracker:
-            learner = untaught_learner(model, config, runtime)
+            learner = untaught_learner(model, config, runtime, device=device)
             if mesh is not None:
                 runtime.shards, runtime.mesh = True, lambda: mesh
                 learner.shard(lambda policy: build_optimizer(config, policy, None))
@@ -91,6 +99,16 @@ def dry_run(model: PretrainedConfig, config: RunConfig, batch: Batch, *, shards:
         with tracker:  # its peak begins anew
             update(learner, batch)
     return DryRun(kept, tracker.total("peak"))
+
+
+@contextmanager
+def chunks_of(device: str) -> Iterator[None]:
+    own = rl.head.tokens_per_chunk
+    rl.head.tokens_per_chunk = lambda vocab, _: own(vocab, torch.device(device))
+    try:
+        yield
+    finally:
+        rl.head.tokens_per_chunk = own
 
 
 @contextmanager
@@ -111,10 +129,13 @@ def make_state(learner: Learner) -> None:
     learner.optimizer.zero_grad()
 
 
-def untaught_learner(model: PretrainedConfig, config: RunConfig, runtime: Runtime) -> Learner:
+def untaught_learner(model: PretrainedConfig, config: RunConfig, runtime: Runtime, *, device: str = "cpu") -> Learner:
     """As rl/setup.py does, with a model that nobody has taught anything."""
     none = cast(Any, None)  # a tokenizer to compare with, a display
+    config = config.on(device, shards=runtime.shards)
     made = AutoModelForCausalLM.from_config(model, dtype=torch.float32)
+    if config.rounds_base(device):
+        round_frozen(made)
     learner = build_learner(replace(config, attention="dense"), made, none, runtime, none)  # a CPU has no other to try
     if config.attention == "varlen":
         for scorer in (learner.policy, learner.reference, learner.critic and learner.critic.trunk):

@@ -111,7 +111,7 @@ class Learner:
         if every and step % every == 0 and self.reference is not None:
             self.reference = self.policy.copied_to(self.reference)
 
-    def shard(self, make_optimizer: Callable[[Policy], torch.optim.Optimizer]) -> None:
+    def shard(self, make_optimizer: Callable[[Policy], Optimizer]) -> None:
         """Spreads the weights over the processes, and the optimiser with what it holds: it is a new one, of what this process keeps."""
         state, policies = self.optimizer.state_dict(), [p for p in (self.policy, self.reference, self.start) if p]
         models = dict.fromkeys(p.model for p in policies)

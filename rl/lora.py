@@ -23,10 +23,10 @@ from transformers.pytorch_utils import Conv1D
 from rewards.errors import UserError
 from rl.critic import Critic
 from rl.head import ValueHead
+from rl.options import ALL_LINEAR
 from rl.policy import Policy, load_pretrained
 from rl.sharding import whole
 
-ALL_LINEAR = "all-linear"
 POLICY, CRITIC_ADAPTERS = "default", "critic"  # peft's names of the sets of adapters
 IN_FOUR_BITS = (
     "base-is-nf4"  # a file beside adapters that were trained on the rounded base: on the exact one they are others
@@ -73,8 +73,8 @@ class LoraPolicy(Policy):
         super().__init__(adapted.get_base_model(), **options)  # pyright: ignore[reportArgumentType]
         self.adapted = adapted
 
-    def frozen_copy(self) -> Policy:
-        """The policy as it is now, at the price of a copy of the adapters."""
+    def frozen_copy(self, *, rounded: bool = False, offloaded: bool = False) -> Policy:
+        """The policy as it is now, at the price of a copy of the adapters: its base is the policy's, in the type and place of that."""
         frozen = copy.copy(self)
         frozen.value_head = None
         adapters = adapters_of(self.model, POLICY)

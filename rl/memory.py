@@ -1,20 +1,22 @@
 """The memory of an update in closed form, for models of Llama's shape: every term is counted from shapes.
 
 Symbols: L layers, H hidden, H_q and H_kv the width of all query and key heads, h query heads of D, I the MLP's inner width, V
-the vocabulary; N_b, N as in rl/cost.py. Weights, gradients and AdamW's moments are float32: 16 bytes a trained number.
-rl/dry_run.py is the other source: the update itself.
+the vocabulary; N_b, N as in rl/cost.py. rl/dry_run.py is the other source: the update itself. rl/account.py adds up what a run
+holds of these.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from rl.cost import FLOAT32, ModelCost, Work, head_size, key_width
+from rl.cost import FLOAT32, ModelCost, Work, head_size, heads, inner_width, key_width
 from rl.head import tokens_per_chunk
+from rl.options import ALL_LINEAR
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +88,9 @@ class Cut:
 class TrainedTrunk:
     """What a forward and backward of a model of Llama's shape hold, in bytes; b is 4, or 2 under bfloat16 autocast.
 
-    adapters: numbers in LoRA's, 0 where all weights are trained. has_head: the policy; a critic has none. two_passes: of the
-    head, see rl/head.py.
+    adapters: numbers in LoRA's, 0 where all weights are trained. base_rounded: its frozen weights are kept in 16 or 4 bits, so
+    that autocast makes no copy of them; head_rounded: nor of the output layer. gradient_width: bytes of a gradient's number.
+    has_head: the policy; a critic has none. two_passes: of the head, see rl/head.py.
     """
 
     cost: ModelCost
@@ -97,9 +100,12 @@ class TrainedTrunk:
     dense: bool
     lora_rank: int = 0
     adapters: int = 0
+    base_rounded: bool = False
+    head_rounded: bool = False
+    gradient_width: int = FLOAT32
+    device: str = "cuda"
     has_head: bool = True
     two_passes: bool = False
-    device: str = "cpu"
 
     @property
     def trained(self) -> int:
@@ -110,7 +116,7 @@ class TrainedTrunk:
 
     @property
     def is_tied(self) -> bool:
-        return bool(self.config.tie_word_embeddings)
+        return bool(getattr(self.config, "tie_word_embeddings", True))
 
     def layer(self, row: EqualRow) -> int:
         """What one layer keeps. With h heads, h D = H_q wide, H_kv of the keys:
@@ -124,12 +130,12 @@ class TrainedTrunk:
         LoRA: 2 H less, as no norm is trained, and 7 r b T more, between A and B.
         """
         c = self.config
-        tokens, hidden, queries = row.tokens, c.hidden_size, c.num_attention_heads * head_size(c)
+        tokens, hidden, queries = row.tokens, c.hidden_size, heads(c) * head_size(c)
         norms = 2 * hidden if self.lora_rank else 4 * hidden
-        in_products = 3 * queries + 4 * c.intermediate_size + 7 * self.lora_rank
+        in_products = 3 * queries + 4 * inner_width(c) + 7 * self.lora_rank
         in_products += 5 * hidden if self.is_bfloat16 else 2 * hidden
         by_keys = 2 * row.gathered * key_width(c) + (row.mask if self.dense else 0)
-        in_float32 = tokens * (norms + c.num_attention_heads + 2)
+        in_float32 = tokens * (norms + heads(c) + 2)
         return FLOAT32 * in_float32 + self.width * (tokens * in_products + by_keys)
 
     @property
@@ -139,13 +145,14 @@ class TrainedTrunk:
     def kept(self, row: EqualRow) -> int:
         """All layers, or 4 L T H, their inputs, where they are run again; then 4 ((2 H + 2 D) T + H S): the last norm, the
         rotary tables, the states that are scored. Under autocast the weights' copies too, 2 N_b, and 2 V H of a trained output layer; of
-        one layer, 2 N_b / L, where they are frozen and layers are run again."""
+        one layer, 2 N_b / L, where they are frozen and layers are run again; none of weights that are kept rounded."""
         c, layers = self.config, self.config.num_hidden_layers
         inner = layers * (FLOAT32 * row.tokens * c.hidden_size if self.checkpointed else self.layer(row))
         last_norm = c.hidden_size * (1 if self.lora_rank else 2)
         rest = row.tokens * (last_norm + 2 * head_size(c)) + row.scored * c.hidden_size
         # Autocast keeps the casts of trained weights; those of frozen ones stay with the layer whose backward needs them.
         cast = self.cost.block // layers if self.lora_rank and self.checkpointed else self.cost.block
+        cast = 0 if self.base_rounded else cast
         head = self.cost.head if self.has_head and not self.lora_rank else 0
         casts = self.width * (cast + self.adapters + head) if self.is_bfloat16 else 0
         return inner + FLOAT32 * rest + casts
@@ -161,7 +168,7 @@ class TrainedTrunk:
         trained = 0 if self.lora_rank else self.cost.head
         chunk, copy = (4 if self.two_passes else 3) * FLOAT32 * tokens * vocab, 0
         if self.is_bfloat16:
-            copy = 2 * self.cost.head if self.lora_rank else 0
+            copy = 2 * self.cost.head if self.lora_rank and not self.head_rounded else 0
             chunk = max(chunk, 10 * tokens * vocab + (0 if self.device == "cuda" else 2 * trained))
         return {"chunk": chunk + copy, "gradient": FLOAT32 * (trained + row.scored * self.config.hidden_size)}
 
@@ -171,21 +178,21 @@ class TrainedTrunk:
         return self.cost.all_parameters - self.cost.block
 
     def peak(self, row: EqualRow, *, is_first: bool, sharded: bool = False) -> int:
-        """The most beyond weights and gradients that were there before, 4 n unless is_first: the largest of
+        """The most beyond weights and gradients that were there before, those of all n unless is_first: the largest of
 
         the head:      kept + chunk + its gradients
         its backward:  kept + its gradients + 2 b T I: the MLP's product and branches have gradients before they are let go
-        the last:      gradients, 4 n if is_first, and those of embedding and head, 4 V H each, before they are added up
+        the last:      gradients, of n if is_first, and those of embedding and head, 4 V H each, before they are added up
 
         Where weights are sharded, those outside of the layers are whole meanwhile, and two layers in the forward; in the
         backward three, a gradient among them.
         """
         kept, head = self.kept(row), self.head(row)
-        of_mlp = 2 * self.width * row.tokens * self.config.intermediate_size
+        of_mlp = 2 * self.width * row.tokens * inner_width(self.config)
         again = self.layer(row) if self.checkpointed else 0
         embedding = 0 if self.lora_rank else FLOAT32 * self.cost.head
         waiting = embedding if self.has_head and self.is_tied else 0
-        last = FLOAT32 * self.trained + waiting if is_first else embedding + waiting
+        last = self.gradient_width * self.trained + waiting if is_first else embedding + waiting
         layer = self.cost.block // self.config.num_hidden_layers
         forward, backward = (sharded * FLOAT32 * (self.outside + n * layer) for n in (2, 3))
         return max(
@@ -193,8 +200,13 @@ class TrainedTrunk:
         )
 
 
-def adapter_numbers(model: PreTrainedModel, rank: int) -> int:
-    """LoRA on all linear layers but the output layer: sum of r (in + out)."""
-    head = model.get_output_embeddings()
-    linear = [m for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
+def adapter_numbers(model: PreTrainedModel, rank: int, targets: Sequence[str] = (ALL_LINEAR,)) -> int:
+    """LoRA on linear layers by the end of their names, or on all of them but the output layer: sum of r (in + out)."""
+    head, everywhere = model.get_output_embeddings(), tuple(targets) == (ALL_LINEAR,)
+    ends = tuple(f".{target}" for target in targets)
+    linear = [
+        m
+        for name, m in model.named_modules()
+        if isinstance(m, nn.Linear) and m is not head and (everywhere or f".{name}".endswith(ends))
+    ]
     return sum(rank * (m.in_features + m.out_features) for m in linear)

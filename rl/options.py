@@ -15,6 +15,13 @@ from rollout.records import PromptStyle
 DType = Literal["float32", "bfloat16"]
 AnyDType = Literal["auto", "float32", "bfloat16"]
 CriticSource = Literal["none", "shared", "separate"]
+BaseDType = Literal["auto", "float32", "bfloat16", "nf4"]
+ReferenceDType = Literal["auto", "float32", "bfloat16"]
+OptimizerName = Literal["adamw", "adamw-8bit"]
+Offload = Literal["none", "reference", "optimizer", "all"]
+ALL_LINEAR = "all-linear"
+# GiB that torch reports of each.
+CARDS = {"4090": 23.5, "a100-40": 39.4, "a100-80": 79.1, "h100": 79.1, "h200": 139.8, "b200": 178.4}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +78,8 @@ class PlanOptions:
     """Of `plumbline plan`."""
 
     model: str
-    """tiny, qwen2.5-0.5b, -1.5b, -7b, -32b, a folder or file of a config.json, or a hub name in the cache."""
+    """tiny, qwen2.5-0.5b, -1.5b, -3b, -7b, -32b, qwen3-0.6b, -1.7b, -4b, -8b, a folder or file of a config.json, or a hub name in
+    the cache."""
     algorithm: str = "grpo"
     """A name in rl/algorithms.py."""
     value: CriticSource | None = None
@@ -88,20 +96,32 @@ class PlanOptions:
     """Tokens of a prompt."""
     completion_length: int = 1024
     """Tokens of every completion: the longest, for the most memory."""
-    token_budget: int = 8192
-    """Tokens in one forward."""
+    token_budget: int | Literal["auto"] = "auto"
+    """Tokens in one forward. "auto": 8192; with card, what a run would choose there."""
     dtype: DType = "bfloat16"
     """bfloat16 is autocast over float32 weights."""
-    gradient_checkpointing: bool = False
-    """Run the layers again in the backward pass."""
+    gradient_checkpointing: bool | None = None
+    """Run the layers again in the backward pass. None is off; with card, as a run would choose there."""
+    lora_base: BaseDType = "auto"
+    """Precision of the frozen weights under the adapters. "auto" is dtype, nf4 is 4 bits (QLoRA)."""
+    reference_dtype: ReferenceDType = "auto"
+    """Precision of a reference's weights. "auto" is dtype."""
+    optimizer: OptimizerName = "adamw"
+    """adamw-8bit keeps its moments in 8 bits."""
+    gradient_dtype: DType = "float32"
+    """bfloat16 halves the gradients' memory."""
+    offload: Offload = "none"
+    """What waits in the host's memory: the reference, the optimiser's moments, or all, both."""
+    sampler_rows: int | Literal["auto"] = "auto"
+    """Completions that the embedded engine decodes at once. "auto": 1024; with card, as many as fit."""
     gpus: int = 1
     """That the problems are shared out to."""
     sharding: Literal["none", "full"] = "none"
     """full divides weights, gradients and optimiser by the GPUs (FSDP2)."""
     sampler: Literal["torch", "vllm-server"] = "torch"
     """The embedded one on the same GPUs, or vLLM's servers on others."""
-    card: float | None = None
-    """GiB of one card."""
+    card: float | str | None = None
+    """GiB of one card, or its name: 4090, a100-40, a100-80, h100, h200, b200. What fits it at the largest is printed too."""
     dry_run: bool = True
     """Also run the update itself, without numbers, to count what it holds."""
 
@@ -109,12 +129,12 @@ class PlanOptions:
         for name, least in (("prompt_length", 1), ("completion_length", 2), ("problems_per_step", 1), ("gpus", 1)):
             if getattr(self, name) < least:
                 raise UserError(f"{name} is {getattr(self, name)}: it must be at least {least}; give a larger one")
-        if self.card is not None and not self.card > 0:
+        if self.card is not None and not self.gib > 0:
             raise UserError(
-                f"card is {self.card:g}: it must be more than 0, the GiB of one card; give 80, for instance"
+                f"card is {self.card}: it must be more than 0, the GiB of one card, or one of {', '.join(CARDS)}; give 80, for instance"
             )
         longest = self.prompt_length + self.completion_length - 1
-        if longest > self.token_budget:
+        if self.token_budget != "auto" and longest > self.token_budget:
             raise UserError(
                 f"token_budget is {self.token_budget}: one sequence of prompt_length {self.prompt_length} and completion_length "
                 f"{self.completion_length} has {longest} tokens, and must fit one forward; raise token_budget to at least that"
@@ -127,6 +147,17 @@ class PlanOptions:
             raise UserError(
                 "sharding is 'full': there is one GPU to shard over; set gpus to at least 2, or sharding none"
             )
+
+    @property
+    def gib(self) -> float:
+        """Of the card; 0 where its name says nothing."""
+        name = f"{self.card:g}" if isinstance(self.card, float | int) else str(self.card).lower()
+        if name in CARDS:
+            return CARDS[name]
+        try:
+            return float(name)
+        except ValueError:
+            return 0.0
 
     @property
     def own_problems(self) -> int:

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from rewards.errors import UserError
+from rl.account import CONTEXT, FRAGMENTED, GIB, Account
+from rl.choose import NAMED, Room, as_options, choose, described, fitting, remedies, settled
 from rl.config import RunConfig
-from rl.cost import (
-    FLOAT32,
-    ModelCost,
-    forward_flops,
-    key_value_bytes,
-    step_flops,
-)
+from rl.cost import FLOAT32, ModelCost, forward_flops, step_flops
 from rl.defaults import TINY
 from rl.dry_run import DryRun, dry_run, equal_batch
-from rl.memory import Cut, TrainedTrunk, adapter_numbers
+from rl.memory import Cut, TrainedTrunk
 from rl.options import CriticSource, PlanOptions
 from rl.setup import require_shardable
 from rl.tiny import tiny_model, tiny_tokenizer
 
 CONFIGS = Path(__file__).parent / "model_configs"
-GIB = 1 << 30
-MAX_ROWS = 1024  # that the embedded sampler decodes at once
 SAMPLED_TOKEN = 14.0  # bytes of a completion's token, its log-prob and its text, as one process tells them to another
 
 
@@ -62,31 +60,25 @@ def load_config(model: str) -> PretrainedConfig:
 
 @dataclass(frozen=True)
 class Plan:
-    """Bytes on one GPU and operations of one step, all GPUs together."""
+    """Bytes on one GPU and operations of one step, all GPUs together. device: "cpu" for a run that is measured on one."""
 
     options: PlanOptions
     config: PretrainedConfig
+    device: str = "cuda"
 
     def __post_init__(self) -> None:
         if self.options.sharding == "full":
-            require_shardable(self.run)
+            require_shardable(self.account.run)
 
-    @cached_property
-    def run(self) -> RunConfig:
+    @property
+    def asked(self) -> RunConfig:
         """The options of the run that is planned; those that cannot be are refused there."""
         o = self.options
+        same = {f.name for f in fields(PlanOptions)} & {f.name for f in fields(RunConfig)} - {"sampler"}
         return RunConfig(
-            algorithm=o.algorithm,
-            value=o.value,
-            kl_weight=o.kl_weight,
-            lora_rank=o.lora_rank,
+            **{name: getattr(o, name) for name in same},
             lora_alpha=2.0 * o.lora_rank or None,
-            group_size=o.group_size,
-            problems_per_step=o.problems_per_step,
             max_tokens=o.completion_length,
-            token_budget=o.token_budget,
-            dtype=o.dtype,
-            gradient_checkpointing=o.gradient_checkpointing,
             attention="varlen" if o.dtype == "bfloat16" else "dense",  # what a GPU has for these
         )
 
@@ -96,80 +88,58 @@ class Plan:
             return AutoModelForCausalLM.from_config(self.config)
 
     @cached_property
-    def cost(self) -> ModelCost:
-        return ModelCost.of(self.skeleton)
-
-    @cached_property
-    def cut(self) -> Cut:
+    def open_account(self) -> Account:
+        """What is "auto" is left so."""
         o = self.options
-        return Cut.of(o.own_problems, o.group_size, o.prompt_length, o.completion_length, o.token_budget)
-
-    @cached_property
-    def policy(self) -> TrainedTrunk:
-        o = self.options
-        return TrainedTrunk(
-            cost=self.cost,
-            config=self.config,
-            is_bfloat16=o.dtype == "bfloat16",
-            checkpointed=o.gradient_checkpointing,
-            dense=self.run.attention == "dense",
-            lora_rank=o.lora_rank,
-            adapters=adapter_numbers(self.skeleton, o.lora_rank),
-            two_passes=self.value == "shared",
+        return Account.of(
+            self.asked,
+            self.skeleton,
+            prompt_length=o.prompt_length,
+            device=self.device,
+            engine=o.sampler,
+            processes=o.gpus,
+            shards=o.sharding == "full",
         )
+
+    @cached_property
+    def account(self) -> Account:
+        """Of the run as it would be: on the card, if one is named that it fits, else with what stands for "auto" elsewhere."""
+        if self.options.card is not None:
+            with suppress(UserError):
+                return choose(self.open_account, Room.of_card(self.options.gib))
+        return settled(self.open_account)
+
+    @property
+    def run(self) -> RunConfig:
+        return self.account.run
+
+    @property
+    def cost(self) -> ModelCost:
+        return self.account.cost
+
+    @property
+    def cut(self) -> Cut:
+        return self.account.cut
+
+    @property
+    def policy(self) -> TrainedTrunk:
+        return self.account.policy
 
     @property
     def value(self) -> CriticSource:
         return self.run.chosen_algorithm().critic
 
-    @property
-    def has_reference(self) -> bool:
-        return self.run.chosen_algorithm().kl_weight > 0
-
-    @cached_property
-    def critic(self) -> TrainedTrunk | None:
-        return replace(self.policy, has_head=False) if self.value == "separate" else None
-
-    @property
-    def value_head(self) -> int:
-        return 0 if self.value == "none" else self.config.hidden_size + 1
-
     def memory(self) -> dict[str, float]:
-        """Bytes on one GPU. Sharding divides what is kept, not what a micro-batch needs.
+        return self.account.parts()
 
-        critic: 16 bytes a number of its trunk and head; with LoRA a second set of adapters on the policy's base. gathered: with
-        sharding, what is outside of the layers and two of them. An embedded sampler has a whole float32 copy then.
-        """
-        o, row = self.options, self.cut.largest
-        trained, shards = self.policy.trained, o.gpus if o.sharding == "full" else 1
-        of_critic = self.value_head + (self.critic.trained if self.critic else 0)
-        weights = self.cost.all_parameters + (trained if o.lora_rank else 0)
-        of_reference = 0 if not self.has_reference else trained if o.lora_rank else self.cost.all_parameters
-        gathered = self.policy.outside + 2 * self.cost.block / self.config.num_hidden_layers
-        rows = min(o.own_problems * o.group_size, max(MAX_ROWS, o.group_size))
-        width = self.policy.width
-        # What the sampler multiplies with: the trainer's own weights, unless they are of another type or have adapters.
-        copied = self.cost.all_parameters if width != FLOAT32 else self.cost.block if o.lora_rank else 0
-        copy = width * copied + (FLOAT32 * self.cost.all_parameters if shards > 1 else 0)
-        samples = o.sampler == "torch"
-        head = self.policy.head(row)
-        return {
-            "parameters": FLOAT32 * weights / shards,
-            "gradients": FLOAT32 * trained / shards,
-            "optimiser": 2 * FLOAT32 * trained / shards,
-            "reference": FLOAT32 * of_reference / shards,
-            "critic": 4 * FLOAT32 * of_critic / shards,
-            "gathered": 0.0 if shards == 1 else FLOAT32 * gathered,
-            "activations": float(self.policy.kept(row) + (self.policy.layer(row) if o.gradient_checkpointing else 0)),
-            "head, a chunk": float(head["chunk"]),
-            "head, gradient": float(head["gradient"]),
-            "sampler's weights": float(samples * copy),
-            "key-value cache": samples
-            * float(
-                key_value_bytes(self.cost, rows // o.group_size, rows, o.prompt_length, o.completion_length, width)
-            ),
-            "sampler's logits": samples * 2.0 * FLOAT32 * rows * self.config.vocab_size,
-        }
+    def kept(self) -> float:
+        return self.account.kept()
+
+    def peak_of_update(self) -> float:
+        return self.account.peak_of_update()
+
+    def peak_of_sampling(self) -> float:
+        return self.account.peak_of_sampling()
 
     def traffic(self) -> dict[str, float]:
         """Bytes that one GPU receives in a step.
@@ -184,37 +154,10 @@ class Plan:
         sharded = o.sharding == "full"
         return {
             "gradients": part * FLOAT32 * trained * (micros if sharded else 2),
-            "weights": part * FLOAT32 * every * micros * (3 if self.has_reference else 2) if sharded else 0.0,
+            "weights": part * FLOAT32 * every * micros * (3 if self.account.has_reference else 2) if sharded else 0.0,
             "weights to the sampler": FLOAT32 * every * (part * sharded if o.sampler == "torch" else 1.0),
             "what was sampled": part * SAMPLED_TOKEN * completions,
         }
-
-    def kept(self) -> float:
-        """What is there between updates: weights, moments, reference, the critic's."""
-        memory = self.memory()
-        named = ("parameters", "optimiser", "reference")
-        return sum(memory[name] for name in named) + 3 / 4 * memory["critic"]
-
-    def peak_of_update(self) -> float:
-        """kept + the most of: the critic's pass, the policy's with the critic's gradients beside it, the optimiser's step.
-
-        From a second micro-batch on there are all gradients beforehand. The sampler's copy stays meanwhile.
-        """
-        memory, row, is_first = self.memory(), self.cut.largest, self.cut.micro_batches == 1
-        sharded = self.options.sharding == "full"
-        of_critic = memory["critic"] / 4
-        before = 0.0 if is_first else memory["gradients"]
-        passes = [
-            memory["gradients"] + of_critic,
-            before + of_critic + self.policy.peak(row, is_first=is_first, sharded=sharded),
-        ]
-        if self.critic is not None:
-            passes.append(before + (0 if is_first else of_critic) + self.critic.peak(row, is_first=is_first))
-        return self.kept() + memory["sampler's weights"] + max(passes)
-
-    def peak_of_sampling(self) -> float:
-        memory = self.memory()
-        return self.kept() + sum(memory[name] for name in ("sampler's weights", "key-value cache", "sampler's logits"))
 
     def flops(self) -> dict[str, float]:
         """sampling 2 (N_b T + V H S) + attention, every prompt once for its group; the update by rl/cost.py."""
@@ -226,9 +169,9 @@ class Plan:
             self.cost,
             whole.work,
             critic=self.value,
-            has_reference=self.has_reference,
+            has_reference=self.account.has_reference,
             frozen=o.lora_rank > 0,
-            checkpointed=o.gradient_checkpointing,
+            checkpointed=self.policy.checkpointed,
         )
         sampled = replace(whole, prompts=o.problems_per_step).work
         return {"sampling": forward_flops(self.cost, sampled), **updated}
@@ -238,7 +181,7 @@ class Plan:
         o = self.options
         problems = min(o.own_problems, 2 * self.cut.largest.prompts)
         batch = equal_batch(problems, o.group_size, o.prompt_length, o.completion_length)
-        return dry_run(self.config, self.run, batch, shards=o.gpus if o.sharding == "full" else 1)
+        return dry_run(self.config, self.run, batch, device=self.device, shards=o.gpus if o.sharding == "full" else 1)
 
 
 def describe(plan: Plan, dry: DryRun | None) -> str:
@@ -268,11 +211,50 @@ def describe(plan: Plan, dry: DryRun | None) -> str:
         lines += ["", f"{'GiB that one GPU receives':<27}{'a step':>10}"]
         lines += [line(name, size) for name, size in plan.traffic().items()]
     if o.card is not None:
-        peaks = [plan.peak_of_update(), plan.peak_of_sampling(), *([dry.peak + sampler] if dry else [])]
-        need = max(peaks) / GIB
-        verdict = "fits" if need <= o.card else "does not fit"
-        lines += ["", f"{verdict} a card of {o.card:g} GiB: {need:.1f} GiB are needed"]
+        lines += ["", *on_the_card(plan, [dry.peak + sampler] if dry else [])]
     return "\n".join(lines)
+
+
+def on_the_card(plan: Plan, also: Sequence[float]) -> Iterator[str]:
+    """The verdict, what was chosen, and the largest that would fit. also: peaks from another source than the account."""
+    o, account, room = plan.options, plan.account, Room.of_card(plan.options.gib)
+    need = (max(account.peak(), *also) if also else account.peak()) * FRAGMENTED + CONTEXT
+    verdict = "fits" if need <= room.total else "does not fit"
+    yield (
+        f"{verdict} a card of {o.gib:g} GiB: {need / GIB:.1f} GiB are needed, {FRAGMENTED - 1:.0%} that is lost between tensors and "
+        f"{CONTEXT / GIB:g} GiB of CUDA's own among them"
+    )
+    if need > room.total:
+        for changes, found in islice(remedies(plan.open_account, room), NAMED):
+            yield f"  it would fit with {as_options(changes)}: {(found.needed(found.peak()) + CONTEXT) / GIB:.1f} GiB"
+    else:
+        yield f"  {described(account, room)}"
+    yield "the largest there, all else as planned:"
+    yield from (f"  {name:<25}{found}" for name, found in largest(plan, room).items())
+
+
+def largest(plan: Plan, room: Room) -> dict[str, str]:
+    """The largest known model, group and completion that fit, one changed at a time; auto is chosen anew for each."""
+    account, context = plan.open_account, getattr(plan.config, "max_position_embeddings", None) or 1 << 17
+
+    def fits(changed: Account) -> bool:
+        return fitting(changed, room) is not None
+
+    others = {name: Plan(replace(plan.options, model=name), load_config(name)) for name in known_models()}
+    by_size = sorted(others, key=lambda name: others[name].open_account.cost.all_parameters, reverse=True)
+    group = most(lambda n: fits(account.having(group_size=n)), 1 << 12)
+    tokens = most(lambda n: fits(replace(account, completion_length=n)), context - account.prompt_length)
+    return {
+        "model": next((name for name in by_size if fits(others[name].open_account)), "none"),
+        "group size": f"{group:,}" if group else "none",
+        "completion length": f"{tokens:,}" if tokens else "none",
+    }
+
+
+def most(holds: Callable[[int], bool], bound: int) -> int:
+    """The largest of 2 ... bound that it holds for, with all below; 0 where it holds for none."""
+    found = bisect_left(range(2, bound + 1), True, key=lambda n: not holds(n)) + 1
+    return found if found > 1 else 0
 
 
 def make_plan(options: PlanOptions) -> Plan:

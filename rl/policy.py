@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,16 +25,19 @@ from rewards.errors import UserError
 from rl.batch import MicroBatch
 from rl.forward import Attention, Forward, ForwardChoice, enable_gradient_checkpointing, explain_forward, plain_forward
 from rl.head import Looked, LossOf, TokenScores, ValueHead
+from rl.offload import send_home, visiting
+from rl.precision import ROUNDED, return_float32, round_frozen, roundable
 from rl.sharding import whole
 from rollout.rounding import rounding_noise
 
 
 def load_pretrained(
-    model: str | Path, device: torch.device, *, nf4: torch.dtype | None = None
+    model: str | Path, device: torch.device, *, nf4: torch.dtype | None = None, rounded: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model and its tokenizer from a local folder or the hub, in float32.
 
     nf4: its linear layers but the output layer are kept in 4 bits (QLoRA, arXiv 2305.14314) and multiply in this dtype.
+    rounded: what rl/precision.py may keep in 16 bits is, before it goes to the device.
     """
     require_folder(model)
     folder = Path(model).expanduser().resolve()
@@ -62,6 +66,8 @@ def load_pretrained(
     if folder.is_dir() and files and not any((folder / name).is_file() for name in files):
         # transformers has made one that knows no tokens.
         raise UserError(f"model is {str(model)!r}: it has no tokenizer; put one there ({', '.join(files)})")
+    if rounded:
+        round_frozen(loaded)
     if nf4:
         for module in loaded.modules():
             # Else bitsandbytes packs weights, which no gradient goes through.
@@ -97,12 +103,13 @@ class Policy:
     """Scores tokens with a model. Always in eval mode: dropout would make the ratio differ from 1 before the first update.
 
     autocast: makes the context to run the forward in. weights: makes the one in which the model has this policy's weights; a
-    reference may share the policy's model. value_head: over the policy's own states, where a critic shares its trunk.
+    reference may share the policy's model. at_hand: the one in which they are on the device. value_head: over the policy's own states, where a critic shares its trunk.
     frozen_base: the model's own weights are not trained. inside: runs what reads the model's weights; where these are spread
     over processes that is their Root. forward: how a model that is not causal scores, under the views that it sampled with.
     """
 
     weights: Callable[[], AbstractContextManager[Any]] = nullcontext
+    at_hand: Callable[[], AbstractContextManager[Any]] = nullcontext
     value_head: ValueHead | None = None
     frozen_base: bool = False
     inside: Callable[[Callable[[], Any]], Any] = staticmethod(lambda run: run())
@@ -174,11 +181,18 @@ class Policy:
             )
         self.value_head = ValueHead.zeros(self.model, trunk_scale)
 
-    def frozen_copy(self) -> Policy:
-        """The reference: the policy as it is now."""
+    def frozen_copy(self, *, rounded: bool = False, offloaded: bool = False) -> Policy:
+        """The reference: the policy as it is now. rounded: kept in 16 bits (rl/precision.py). offloaded: in the host's memory."""
         clone = copy.copy(self)
-        clone.model = copy.deepcopy(self.model).requires_grad_(False)
+        parts = roundable(self.model) if rounded else []
+        already = {id(p): nn.Parameter(p.detach().to(ROUNDED), requires_grad=False) for p in parts}
+        clone.model = copy.deepcopy(self.model, already).requires_grad_(False)
         clone.value_head = None
+        if rounded:
+            return_float32(clone.model)
+        if offloaded:
+            clone.at_hand = partial(visiting, clone.model, self.device)
+            send_home(clone.model)
         return clone
 
     @torch.no_grad()

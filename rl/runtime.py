@@ -191,7 +191,8 @@ class Runtime:
         for parameter in parameters:
             if isinstance(parameter, DTensor):  # summed as they are made
                 continue
-            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter, dtype=parameter.grad_dtype)
             waiting.append(parameter)
             if sum(p.numel() for p in waiting) >= BUCKET:
                 self._sum_bucket(waiting)
@@ -226,7 +227,15 @@ class Runtime:
 
     def clip_grad_norm(self, parameters: Iterable[Tensor], max_norm: float) -> float:
         """Scales the gradient down to max_norm where it is longer. -> its length before."""
-        return float(whole(nn.utils.clip_grad_norm_(parameters, max_norm)))
+        parameters = list(parameters)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if not any(g.dtype == torch.bfloat16 for g in gradients):
+            return float(whole(nn.utils.clip_grad_norm_(parameters, max_norm)))
+        # Of gradients in 16 bits torch would round each norm to 16 bits too.
+        norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in gradients]
+        norm = torch.linalg.vector_norm(torch.stack(norms))
+        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+        return float(norm)
 
     def mesh(self) -> DeviceMesh:
         return init_device_mesh(self.device.type, (self.count,))
@@ -258,6 +267,13 @@ class Runtime:
         if self.device.type == "cuda":
             return torch.cuda.mem_get_info(self.device)[0]
         return psutil.virtual_memory().available
+
+    def room(self, model: nn.Module) -> tuple[int, int]:
+        """Bytes that this process has or could still take, the model's included, and all that the device has."""
+        ours = self.free_memory() + sum(p.nbytes for p in model.parameters())
+        is_gpu = self.device.type == "cuda"
+        total = torch.cuda.get_device_properties(self.device).total_memory if is_gpu else psutil.virtual_memory().total
+        return ours, total
 
     def peak_memory(self) -> int:
         """Bytes: the allocator's peak on a GPU, else the process's peak resident size."""

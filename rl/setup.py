@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -15,9 +16,11 @@ from rewards.errors import UserError
 from rewards.sandbox.isolation import FLOOR
 from rewards.score import Outcome, Score
 from rewards.verifiers import Verifiers
+from rl.account import Account
 from rl.ahead import Ahead
-from rl.build import build_learner, build_optimizer, build_sampler
+from rl.build import build_learner, build_optimizer, build_sampler, engine_of, told_of_checkpointing
 from rl.checkpoint import checkpoints, load_checkpoint, load_waiting, remove_old, set_aside_damaged, writing
+from rl.choose import OPEN, Room, choose, described
 from rl.config import RunConfig
 from rl.defaults import TINY, TINY_DEFAULTS, tiny_task
 from rl.deliver import EXACT, ROUNDED, Delivery
@@ -41,7 +44,7 @@ PROBE_TEXTS, PROBE_TOKENS = 8, 16  # enough for a mean whose own noise is small
 PROBE_FROM, PROBE_PROMPT = 64, 64  # of as many problems the shortest prompts, the end of each
 SAME_ON_RESUME = ("model", "dataset", "eval_dataset", "eval_size", "algorithm", "value", "seed", "one_step_ahead")
 SAME_ON_RESUME += ("group_size", "problems_per_step", "learning_rate")
-SAME_ON_RESUME += ("lora_rank", "lora_alpha", "lora_targets", "lora_base")
+SAME_ON_RESUME += ("lora_rank", "lora_alpha", "lora_targets", "lora_base", "optimizer")
 
 
 @dataclass(kw_only=True)
@@ -169,7 +172,7 @@ def require_room(
 
 
 def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: Progress) -> Run:
-    assert config.run_dir is not None
+    asked, config = config, config.on(runtime.device.type, shards=runtime.shards)
     parts = zip(load_data(config), ("training", "held-out"), strict=True)
     training, held_out = (gradable(problems, which, verifiers, progress) for problems, which in parts)
     if verifiers.isolation:
@@ -183,10 +186,13 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
     renderer = PromptRenderer(tokenizer, style=config.prompt_style, system_prompt=config.system_prompt)
     if algorithm.samples_from == "dataset":
         training = demonstrable(training, verifiers, renderer, max_tokens, progress)
-    learner = build_learner(config, model, tokenizer, runtime, progress)
+    budget = None if config.token_budget == "auto" else config.token_budget
     longest = require_room(
-        renderer, [*training, *held_out], max_tokens, context=context_length(model), token_budget=config.token_budget
+        renderer, [*training, *held_out], max_tokens, context=context_length(model), token_budget=budget
     )
+    config = replace(config, **chosen(asked, model, runtime, progress, longest - max_tokens))
+    assert config.run_dir is not None
+    learner = build_learner(config, model, tokenizer, runtime, progress)
     sampler = build_sampler(config, source, model, tokenizer, learner, runtime, progress, longest)
     stream = ProblemStream(training, config.seed)
     step = resume(config, learner, stream, progress) if config.resume else 0
@@ -232,6 +238,28 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
     )
 
 
+def chosen(
+    asked: RunConfig, model: PreTrainedModel, runtime: Runtime, progress: Progress, prompt_length: int
+) -> dict[str, Any]:
+    """What is "auto" and costs memory, as this device has room for it beside what is loaded (rl/choose.py)."""
+    account = Account.of(
+        asked,
+        model,
+        prompt_length=prompt_length,
+        device=runtime.device.type,
+        engine=engine_of(asked, runtime),
+        processes=runtime.count,
+        shards=runtime.shards,
+    )
+    room = Room(*map(min, zip(*runtime.gather([runtime.room(model)]), strict=True)))
+    found = choose(account, room)
+    if found.device == "cuda":
+        progress.message(described(found, room))
+    elif found.run.gradient_checkpointing and asked.gradient_checkpointing is None:
+        progress.message(told_of_checkpointing(found.having(gradient_checkpointing=False), room))
+    return {name: getattr(found.run, name) for name in OPEN}
+
+
 def load_base(
     config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: Progress
 ) -> tuple[str, PreTrainedModel, PreTrainedTokenizerBase]:
@@ -240,7 +268,8 @@ def load_base(
     if source == TINY:
         source = runtime.from_main(lambda: str(tiny_base(config.dataset, verifiers, runtime.alone(), progress)))
     nf4 = getattr(torch, config.computing_dtype) if config.lora_base == "nf4" else None
-    model, tokenizer = load_pretrained(source, runtime.device, nf4=nf4)
+    rounded = config.rounds_base(runtime.device.type)
+    model, tokenizer = load_pretrained(source, runtime.device, nf4=nf4, rounded=rounded)
     runtime.require_equal(model, config.model)
     return source, model, tokenizer
 
@@ -283,6 +312,10 @@ def require_shardable(config: RunConfig, stage: int = 0) -> None:
     for name, value, is_in_the_way in (
         ("value", config.value or algorithm.critic, algorithm.value_rule is not None and not shared),
         ("lora_base", config.lora_base, config.lora_base != "float32"),
+        ("reference_dtype", config.reference_dtype, config.reference_dtype == "bfloat16"),
+        ("optimizer", config.optimizer, config.optimizer != "adamw"),
+        ("gradient_dtype", config.gradient_dtype, config.gradient_dtype != "float32"),
+        ("offload", config.offload, config.offload != "none"),
         ("lora_rank", config.lora_rank, config.lora_rank > 0 and stage == 3),
         ("algorithm", config.algorithm, algorithm.refresh_reference_every > 0 and stage == 3),
     ):

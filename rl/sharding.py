@@ -16,10 +16,11 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
+from rl.offload import StreamedOptimizer
 from rl.zero import ZeroOptimizer, is_parted, put_together
 
 R = TypeVar("R")
-Optimizer = torch.optim.Optimizer | ZeroOptimizer
+Optimizer = torch.optim.Optimizer | StreamedOptimizer | ZeroOptimizer
 
 
 class Root(nn.Module):

@@ -92,20 +92,20 @@ def update(learner: Learner, *minibatches: Batch) -> Metrics:
     minibatches = tuple(batch for batch in minibatches if batch.groups)
     parts = own_parts(learner, minibatches)
     looks_ahead = len(parts) > 1 or learner.algorithm.whitens
-    seen = look_ahead(learner, parts) if looks_ahead else {}
+    references = reference_logprobs(learner, parts)
+    seen = look_ahead(learner, parts, references) if looks_ahead else {}
     loss_sum, norms, num_skipped, seconds_of_optimizer = 0.0, [0.0], 0, 0.0
     for _ in range(learner.num_epochs):
         for n, micros in enumerate(parts):
             losses: list[Tensor] = []
             with runtime.keeping_casts():
                 for i, micro in enumerate(micros):
-                    part, scores, seen[n, i] = differentiate(learner, micro, seen.get((n, i)))
+                    part, scores, seen[n, i] = differentiate(learner, micro, references[n][i], seen.get((n, i)))
                     losses.append(part)
                     tracker.add(learner.algorithm, scores, seen[n, i], micro)
             runtime.sum_gradients(learner.parameters())
-            mine = (
-                sum(map(sum, torch.stack(losses).cpu().tolist())) if losses else 0.0
-            )  # read once, when all is under way
+            # The host reads once, when all is under way.
+            mine = sum(map(sum, torch.stack(losses).cpu().tolist())) if losses else 0.0
             loss = sum(runtime.gather([mine]))
             started = time.perf_counter()
             is_made, norms = learner.step_if_finite(loss)
@@ -139,13 +139,14 @@ def own_parts(learner: Learner, minibatches: Sequence[Batch]) -> list[list[Micro
     return [[micro.to(learner.policy.device) for micro in micros] for micros in parts]
 
 
-def differentiate(learner: Learner, micro: MicroBatch, seen: Seen | None) -> tuple[Tensor, TokenScores, Seen]:
+def differentiate(
+    learner: Learner, micro: MicroBatch, reference: Tensor | None, seen: Seen | None
+) -> tuple[Tensor, TokenScores, Seen]:
     """Adds the gradients of a micro-batch's part of the loss. Unless it was seen before, it is now.
 
     -> (losses [2] of policy and critic, scores, seen)
     """
     policy, algorithm = learner.policy, learner.algorithm
-    reference = seen.reference_logprobs if seen else reference_logprobs(learner, micro)
     behaviour, estimates = (seen.behaviour_logprobs, seen.estimates) if seen else (None, None)
     critic_loss = torch.zeros((), device=micro.device)
     if learner.critic is not None:  # before the policy's forward: what the critic's kept is gone by then
@@ -186,17 +187,17 @@ def differentiate(learner: Learner, micro: MicroBatch, seen: Seen | None) -> tup
 
 
 @torch.no_grad()
-def look_ahead(learner: Learner, parts: list[list[MicroBatch]]) -> dict[tuple[int, int], Seen]:
+def look_ahead(
+    learner: Learner, parts: list[list[MicroBatch]], references: list[list[Tensor | None]]
+) -> dict[tuple[int, int], Seen]:
     """Every micro-batch before the first update."""
     seen: dict[tuple[int, int], Seen] = {}
-    with (
-        learner.runtime.keeping_casts()
-    ):  # of the policy's weights alone: a reference is the same model with others, or a copy
+    with learner.runtime.keeping_casts():  # of the policy's weights alone
         looked = [[learner.policy.look(micro, learner.temperature) for micro in micros] for micros in parts]
     for n, micros in enumerate(parts):
         for i, micro in enumerate(micros):
             logprobs, values = looked[n][i]
-            reference = reference_logprobs(learner, micro)
+            reference = references[n][i]
             if learner.critic is not None:
                 with learner.critic.weights():
                     values = learner.critic.values(micro)
@@ -221,7 +222,10 @@ def estimate(
 
 
 @torch.no_grad()
-def reference_logprobs(learner: Learner, micro: MicroBatch) -> Tensor | None:
-    if learner.reference is None:
-        return None
-    return learner.reference.look(micro, learner.temperature).logprobs
+def reference_logprobs(learner: Learner, parts: list[list[MicroBatch]]) -> list[list[Tensor | None]]:
+    """Of every micro-batch, before the update: the reference is needed no more in it."""
+    reference = learner.reference
+    if reference is None:
+        return [[None] * len(micros) for micros in parts]
+    with reference.at_hand():
+        return [[reference.look(micro, learner.temperature).logprobs for micro in micros] for micros in parts]

@@ -8,15 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from rl.batch import Batch
 from rl.build import must_checkpoint
 from rl.config import RunConfig
-from rl.cost import ModelCost, Work, activation_bytes, decode_seconds, forward_flops, optimizer_bytes, update_flops
+from rl.cost import ModelCost, Work, decode_seconds, forward_flops, optimizer_bytes, update_flops
 from rl.dry_run import untaught_learner
-from rl.forward import packed_forward, packed_states
+from rl.forward import packed_forward
 from rl.runtime import Runtime
 from rl.step import update
 from tests.rl.families import of_family
@@ -108,31 +106,6 @@ def test_an_optimizers_step_reads_four_numbers_and_writes_three() -> None:
     """Weight, gradient and two moments of each of 110 parameters, 4 bytes each; the gradient is not written."""
     cost = ModelCost(block=100, head=10, attention=0, key_value=3, all_parameters=110)
     assert optimizer_bytes(cost) == 110 * 4 * (4 + 3)
-
-
-def kept_bytes(model, batch: Batch) -> int:
-    """Of all different tensors that autograd keeps in the trunk, the weights aside."""
-    (micro,) = batch.micro_batches(10_000)
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with saved_tensors_hooks(keep, lambda tensor: tensor):
-        states = packed_states(model, micro)
-        total = sum(kept.values())
-    assert states.requires_grad
-    return total
-
-
-def test_what_a_forward_keeps_is_estimated_within_a_half() -> None:
-    model, batch = of_family("Llama"), random_batch(groups=20, longest=40)
-    (micro,) = batch.micro_batches(10_000)
-    assert 2 / 3 < kept_bytes(model, batch) / activation_bytes(model, len(micro.input_ids)) < 3 / 2
 
 
 @pytest.mark.parametrize(("free", "expected"), [(1 << 40, False), (1 << 16, True)])

@@ -1,0 +1,77 @@
+"""What tests/made_up_cuda/test_memory.py asks: an update on the made-up device with weights in 16 bits and parts in the host's memory."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, cast
+
+from tests.made_up_cuda.device import CUDA, without_contents  # isort: skip  (before torch)
+
+import torch
+from transformers import AutoModelForCausalLM
+
+import rl.forward
+import rl.offload
+from rl.build import build_learner
+from rl.config import RunConfig
+from rl.dry_run import equal_batch
+from rl.plan import load_config
+from rl.precision import round_frozen
+from rl.runtime import Runtime
+from rl.step import update
+from tests.made_up_cuda.count import Count
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "nothing away": {},
+    "reference": {"offload": "reference"},
+    "all, gradients in 16 bits": {"offload": "all", "gradient_dtype": "bfloat16"},
+    "a critic": {"offload": "all", "algorithm": "ppo-separate"},
+    "adapters": {"lora_rank": 4, "lora_alpha": 8.0, "offload": "optimizer"},
+}
+
+
+def updated(**options: Any) -> dict[str, Any]:
+    """Where things are, and in what, after two updates of three micro-batches; copies of the second."""
+    settings = {"dtype": "bfloat16", "token_budget": 300, "gradient_checkpointing": False, "attention": "dense", **options}
+    config = RunConfig(**settings).on("cuda")
+    runtime, none = Runtime(dtype="bfloat16", device="cpu"), cast(Any, None)
+    with torch.device(CUDA):
+        model = AutoModelForCausalLM.from_config(load_config("tiny"), dtype=torch.float32)
+    if config.rounds_base("cuda"):
+        round_frozen(model)
+    learner = build_learner(config, model, none, runtime, none)
+    batch = equal_batch(6, 4, 24, 33)
+    update(learner, batch)
+    moments = [x for state in learner.optimizer.state.values() for x in state.values() if x.numel() > 1024]  # pyright: ignore
+    with Count() as count:
+        update(learner, batch)
+    reference = [] if learner.reference is None else list(learner.reference.model.parameters())
+    weights = [p for n, p in learner.policy.model.named_parameters() if ".lora_" not in n and p.dim() > 1]
+    return {
+        "weights": kinds(weights),
+        "trained": kinds(learner.parameters()),
+        "moments": kinds(moments),
+        "reference": kinds([p for p in reference if p.dim() > 1]),
+        "number of moments": len(moments),
+        "number in the reference": len(reference),
+        "copies": dict(count.copies),
+    }
+
+
+def kinds(tensors: list[Any]) -> list[str]:
+    return sorted({f"{str(t.dtype).removeprefix('torch.')} on {t.device.type}" for t in tensors})
+
+
+def main() -> None:
+    Runtime.device = property(lambda self: CUDA)  # pyright: ignore[reportAttributeAccessIssue]
+    rl.forward._agrees = lambda *_: True  # nothing has contents to compare
+    rl.offload.pinned = lambda tensor: tensor  # nor memory to pin
+    found = {}
+    for name, options in SETTINGS.items():
+        with without_contents():
+            found[name] = updated(**options)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

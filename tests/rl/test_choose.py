@@ -1,0 +1,222 @@
+"""What is "auto" fits the card by the account, or is refused with options that fit: common models on common cards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rewards.errors import UserError
+from rl.account import CONTEXT, FRAGMENTED, GIB, Account
+from rl.choose import NAMED, REMEDIES, Room, as_options, choose, fitting, remedies, settings
+from rl.options import CARDS, PlanOptions
+from rl.plan import Plan, describe, load_config, make_plan
+
+MODELS = (
+    "qwen2.5-0.5b",
+    "qwen3-0.6b",
+    "qwen2.5-1.5b",
+    "qwen3-1.7b",
+    "qwen2.5-3b",
+    "qwen3-4b",
+    "qwen2.5-7b",
+    "qwen3-8b",
+)
+HOW: dict[str, dict[str, Any]] = {"full": {}, "LoRA": {"lora_rank": 16}, "QLoRA": {"lora_rank": 16, "lora_base": "nf4"}}
+ALGORITHMS = ("grpo", "ppo", "ppo-separate")
+GPUS = ("4090", "a100-40", "h100", "h200")
+
+
+@cache
+def skeleton(model: str) -> Plan:
+    return make_plan(PlanOptions(model=model))
+
+
+def planned(model: str, **options: Any) -> Plan:
+    """32 problems x 8 completions, p 512, c 1,024 unless told otherwise."""
+    plan = Plan(PlanOptions(model=model, **options), skeleton(model).config)
+    vars(plan)["skeleton"] = skeleton(model).skeleton  # cached_property: made once for all cells
+    return plan
+
+
+def peak(account: Account) -> float:
+    """GiB of the whole card."""
+    return (FRAGMENTED * max(account.peak_of_update(), account.peak_of_sampling()) + CONTEXT) / GIB
+
+
+@pytest.mark.parametrize(("card", "model"), list(product(GPUS, MODELS)))
+def test_the_choice_fits_or_is_refused_with_options_that_fit(card: str, model: str) -> None:
+    """A named remedy is planned anew from its text, and its choice fits."""
+    room = Room.of_card(CARDS[card])
+    for how, algorithm in product(HOW.values(), ALGORITHMS):
+        account = planned(model, algorithm=algorithm, **how).open_account
+        found = fitting(account, room)
+        if found is not None:
+            assert peak(choose(account, room)) == peak(found) <= CARDS[card]
+            assert "auto" not in (found.asked.token_budget, found.asked.sampler_rows)
+            continue
+        with pytest.raises(UserError) as refused:
+            choose(account, room)
+        named = [changes for changes, _ in remedies(account, room)][:NAMED]
+        assert named, f"{model} {how} {algorithm} fits a {card} in no way"
+        for changes in named:
+            assert as_options(changes) in str(refused.value)
+            assert (
+                peak(choose(planned(model, algorithm=algorithm, **{**how, **changes}).open_account, room))
+                <= CARDS[card]
+            )
+
+
+@pytest.mark.parametrize(
+    ("model", "card", "options"),
+    [
+        ("qwen3-8b", "h200", {"optimizer": "adamw-8bit"}),
+        ("qwen3-8b", "h200", {"optimizer": "adamw-8bit", "gradient_dtype": "bfloat16"}),
+        ("qwen3-4b", "4090", {"lora_rank": 16}),
+        ("qwen2.5-0.5b", "4090", {}),
+    ],
+)
+def test_what_is_promised_fits(model: str, card: str, options: dict[str, Any]) -> None:
+    assert peak(choose(planned(model, **options).open_account, Room.of_card(CARDS[card]))) <= CARDS[card]
+
+
+def test_adapters_on_seven_billion_need_at_most_34_gib() -> None:
+    """The base in 16 bits is there once: the engine adds the adapters itself."""
+    plan = planned("qwen2.5-7b", lora_rank=16, gradient_checkpointing=True)
+    assert peak(plan.account) < 34 and plan.memory()["sampler's weights"] == 0
+    assert peak(planned("qwen2.5-7b", lora_rank=16, gradient_checkpointing=True, lora_base="float32").account) > 50
+
+
+def test_the_fastest_that_fits_is_taken() -> None:
+    """On a smaller card a part of a group goes at once, then layers are run again, then rows are fewer, then both to the utmost."""
+    found = [choose(planned("qwen3-1.7b").open_account, Room.of_card(gib)).asked for gib in (139.8, 60.0, 45.0, 42.0)]
+    assert [(run.gradient_checkpointing, run.token_budget, run.sampler_rows) for run in found] == [
+        (False, 8696, 1024),
+        (False, 4604, 1024),
+        (True, 8696, 128),
+        (True, 1535, 64),
+    ]
+
+
+def test_what_is_asked_for_is_kept() -> None:
+    asked = {"token_budget": 3000, "gradient_checkpointing": False, "sampler_rows": 24}
+    found = choose(planned("qwen2.5-0.5b", **asked).open_account, Room.of_card(139.8)).asked
+    assert {name: getattr(found, name) for name in asked} == asked
+    with pytest.raises(UserError, match="--gradient-checkpointing None --token-budget auto"):
+        choose(
+            planned("qwen2.5-1.5b", token_budget=60_000, gradient_checkpointing=False).open_account, Room.of_card(79.1)
+        )
+
+
+def test_budgets_are_of_whole_groups_then_of_parts_of_one() -> None:
+    """p = 512, G (c - 1) = 8 x 1,023: two groups are more than 16,384 tokens; 4, 2 and 1 completions are parts."""
+    sizes = list(dict.fromkeys(tokens for _, tokens in settings(planned("qwen2.5-0.5b").open_account)))
+    assert sizes == [512 + n * 1023 for n in (8, 4, 2, 1)]
+    short = planned("qwen2.5-0.5b", completion_length=129, group_size=4)
+    assert [tokens for again, tokens in settings(short.open_account) if again][:3] == [n * 1024 for n in (16, 8, 4)]
+
+
+def parts_of(account: Account, *names: str) -> Iterator[float]:
+    yield from (account.parts()[name] / account.cost.all_parameters for name in names)
+
+
+def test_every_option_takes_the_bytes_that_it_says() -> None:
+    """Bytes a parameter, by hand: what is rounded is all but norms and biases, less than 1 in 1,000; 8 bits have a float32 scale a
+    256; NF4 4 bits, an 8-bit scale for 64, and V H = 7 % twice in 16 bits."""
+
+    def of(**options: Any) -> Account:
+        return planned("qwen2.5-7b", **options).account
+
+    names = ("parameters", "gradients", "optimiser", "reference")
+    assert list(parts_of(of(), *names)) == pytest.approx([4, 4, 8, 2], rel=1e-3)
+    small = of(optimizer="adamw-8bit", gradient_dtype="bfloat16", reference_dtype="float32")
+    assert list(parts_of(small, *names)) == pytest.approx([4, 2, 2 + 2 * 4 / 256, 4], rel=1e-3)
+    away = of(offload="all")
+    assert list(parts_of(away, "optimiser", "reference")) == [0, 0]
+    assert away.kept() < of().kept() - 9 * away.cost.all_parameters
+    adapters = 4 * of(lora_rank=16).policy.trained
+    bases = [
+        of(lora_rank=16, lora_base=base).parts()["parameters"] - adapters for base in ("float32", "bfloat16", "nf4")
+    ]
+    tables = 2 * 152_064 * 3584
+    nf4 = (0.5 + 1 / 64 + 4 / (64 * 256)) * (7_615_616_512 - tables) + 2 * tables
+    assert bases == pytest.approx([4 * 7_615_616_512, 2 * 7_615_616_512, nf4], rel=1e-3)
+    assert of(lora_rank=16, dtype="float32").run.lora_base == "float32"
+
+
+def test_vllms_share_must_hold_its_weights_and_leave_room_for_ours() -> None:
+    """1.54 billion numbers of 2 bytes are 2.9 GiB of 79.1: 0.04 with what is lost. The trainer keeps 12 bytes of each and a
+    reference of 2."""
+    account = replace(planned("qwen2.5-1.5b").open_account, engine="vllm")
+    room = Room.of_card(79.1)
+    assert choose(account, room).peak_of_update() < room.ours
+    for share in (0.02, 0.8):
+        with pytest.raises(UserError, match=rf"vllm_memory is {share}.* GiB.*; give 0.04 to 0.7\d"):
+            choose(account.having(vllm_memory=share), room)
+    with pytest.raises(UserError, match="no share would do; use --sampler torch, or vllm-server"):
+        choose(replace(planned("qwen3-4b").open_account, engine="vllm"), Room.of_card(39.4))
+
+
+def test_a_card_smaller_than_the_model_is_said_with_numbers() -> None:
+    with pytest.raises(
+        UserError, match=r"model is 'qwen2.5-32b'.* GiB.*23.5 GiB.*No option would do: use a smaller model"
+    ):
+        choose(planned("qwen2.5-32b").open_account, Room.of_card(23.5))
+
+
+def test_on_a_cpu_nothing_is_refused_and_nothing_changes_that_fits() -> None:
+    account = Account.of(
+        planned("qwen2.5-0.5b", dtype="float32").asked,
+        skeleton("qwen2.5-0.5b").skeleton,
+        prompt_length=512,
+        device="cpu",
+    )
+    roomy, tight = (choose(account, Room(gib * GIB, gib * GIB)).asked for gib in (1000, 1))
+    assert (roomy.token_budget, roomy.gradient_checkpointing, roomy.sampler_rows) == (8192, False, 1024)
+    assert (tight.token_budget, tight.gradient_checkpointing, tight.sampler_rows) == (8192, True, 1024)
+    long = choose(replace(account, completion_length=9000), Room(GIB, GIB)).asked
+    assert long.token_budget == 512 + 9000 - 1
+
+
+def test_a_plan_names_what_is_chosen_and_the_largest_that_fit() -> None:
+    """One token more does not fit, nor does the next larger model."""
+    text = describe(planned("qwen2.5-1.5b", card="a100-40"), None)
+    assert "fits a card of 39.4 GiB" in text and "token_budget 2,558, gradient checkpointing on" in text
+    assert "  model                    qwen2.5-1.5b" in text
+    (length,) = (line.split()[-1] for line in text.splitlines() if line.startswith("  completion length"))
+    longest = int(length.replace(",", ""))
+    choose(planned("qwen2.5-1.5b", completion_length=longest).open_account, Room.of_card(39.4))
+    with pytest.raises(UserError):
+        choose(planned("qwen2.5-1.5b", completion_length=longest + 1).open_account, Room.of_card(39.4))
+    text = describe(planned("qwen3-8b", card="H200"), None)
+    assert "does not fit a card of 139.8 GiB" in text and "it would fit with --optimizer adamw-8bit" in text
+
+
+def test_the_page_says_what_is_chosen() -> None:
+    """Every row of the last table of docs/memory.md, from the options that stand in it."""
+    lines = (Path(__file__).parents[2] / "docs" / "memory.md").read_text("utf-8").splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| qwen")]
+    assert len(rows) == 8
+    for model, card, options, *numbers in rows:
+        typed = options.strip("`").split() if options != "all weights" else []
+        changes = {name[2:].replace("-", "_"): value for name, value in zip(typed[::2], typed[1::2], strict=True)}
+        changes |= {"lora_rank": int(changes["lora_rank"])} if "lora_rank" in changes else {}
+        found = choose(planned(model, **changes).open_account, Room.of_card(CARDS[card]))
+        sizes = (peak(found), found.peak_of_update() / GIB, found.peak_of_sampling() / GIB)
+        again = "on" if found.run.gradient_checkpointing else "off"
+        assert numbers == [*(f"{x:.1f}" for x in sizes), again, f"{found.run.token_budget:,}", str(found.rows)]
+
+
+def test_remedies_can_be_typed() -> None:
+    """Every one of them is a run's options, and a plan's."""
+    for remedy in REMEDIES:
+        assert as_options(remedy).count("--") == len(remedy)
+        Plan(
+            PlanOptions(model="tiny", **({"lora_rank": 8} if "lora_base" in remedy else {}) | remedy),
+            load_config("tiny"),
+        )
