@@ -311,7 +311,7 @@ def require_shardable(config: RunConfig, stage: int = 0) -> None:
     shared = algorithm.critic == "shared" and not stage
     for name, value, is_in_the_way in (
         ("value", config.value or algorithm.critic, algorithm.value_rule is not None and not shared),
-        ("lora_base", config.lora_base, config.lora_base != "float32"),
+        ("lora_base", config.lora_base, config.lora_base in ("bfloat16", "nf4")),
         ("reference_dtype", config.reference_dtype, config.reference_dtype == "bfloat16"),
         ("optimizer", config.optimizer, config.optimizer != "adamw"),
         ("gradient_dtype", config.gradient_dtype, config.gradient_dtype != "float32"),

@@ -32,7 +32,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 def updated(**options: Any) -> dict[str, Any]:
     """Where things are, and in what, after two updates of three micro-batches; copies of the second."""
-    settings = {"dtype": "bfloat16", "token_budget": 300, "gradient_checkpointing": False, "attention": "dense", **options}
+    settings = {
+        "dtype": "bfloat16",
+        "token_budget": 300,
+        "gradient_checkpointing": False,
+        "attention": "dense",
+        **options,
+    }
     config = RunConfig(**settings).on("cuda")
     runtime, none = Runtime(dtype="bfloat16", device="cpu"), cast(Any, None)
     with torch.device(CUDA):
@@ -68,6 +74,7 @@ def main() -> None:
     rl.offload.pinned = lambda tensor: tensor  # nor memory to pin
     found = {}
     for name, options in SETTINGS.items():
+        print(name, flush=True)
         with without_contents():
             found[name] = updated(**options)
     print(json.dumps(found))
