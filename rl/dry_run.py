@@ -124,7 +124,7 @@ def others(count: int) -> Iterator[DeviceMesh]:
 def make_state(learner: Learner) -> None:
     """The optimiser's, as the first step of a run does."""
     for parameter in learner.parameters():
-        parameter.grad = torch.zeros_like(parameter)
+        parameter.grad = torch.zeros_like(parameter, dtype=parameter.grad_dtype)
     learner.optimizer.step()
     learner.optimizer.zero_grad()
 

@@ -62,6 +62,9 @@ def planned(size: str, **options: object) -> Plan:
         ("30 M", {}),
         ("30 M", {"lora_rank": 8, "dtype": "bfloat16", "gradient_checkpointing": True}),
         ("30 M", {"problems_per_step": 2, "kl_weight": 0.0}),  # one micro-batch: no gradients before it
+        ("30 M", {"lora_rank": 8, "dtype": "bfloat16"}),  # its base and its head in 16 bits
+        ("30 M", {"dtype": "bfloat16", "gradient_checkpointing": True, "gradient_dtype": "bfloat16"}),
+        ("30 M", {"optimizer": "adamw-8bit"}),
         ("3 M", {"gpus": 8, "sharding": "full", "problems_per_step": 64}),
         ("30 M", {"gpus": 4, "sharding": "full", "problems_per_step": 32, "dtype": "bfloat16"}),
     ],
