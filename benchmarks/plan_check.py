@@ -53,7 +53,7 @@ def planned(size: str, algorithm: str, lora_rank: int, token_budget: int = 1024)
         token_budget=token_budget,
         **STEP,
     )
-    return Plan(options, SIZES[size].config())
+    return Plan(options, SIZES[size].config(), device="cpu")
 
 
 def real_learner(plan: Plan) -> Learner:
