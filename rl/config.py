@@ -10,8 +10,16 @@ from typing import Any, Literal
 from rewards.errors import UserError
 from rl.algorithms import ALGORITHMS, Algorithm
 from rl.checks import RULE_OPTIONS, check
-from rl.defaults import LORA_RATE, MODEL_DEFAULTS, TINY, TINY_DEFAULTS, TINY_KL_WEIGHT, TOKENS_ON_A_CPU
-from rl.defaults import resolved_dtype, tiny_task
+from rl.defaults import (
+    LORA_RATE,
+    MODEL_DEFAULTS,
+    TINY,
+    TINY_DEFAULTS,
+    TINY_KL_WEIGHT,
+    TOKENS_ON_A_CPU,
+    resolved_dtype,
+    tiny_task,
+)
 from rl.forward import Attention
 from rl.options import AnyDType, BaseDType, CriticSource, DType, Offload, OptimizerName, ReferenceDType
 from rl.values import ValueRule

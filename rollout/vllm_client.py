@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from requests import RequestException, Session
 from requests.adapters import HTTPAdapter
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rewards.errors import UserError
