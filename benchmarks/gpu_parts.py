@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import gc
 import random
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 from unittest import mock
 
@@ -21,6 +24,7 @@ from benchmarks.real_model import load_carried
 from rl.batch import Batch, MicroBatch, TrainGroup, TrainSequence, lay_out
 from rl.build import build_learner
 from rl.config import RunConfig
+from rl.cost import ModelCost
 from rl.forward import explain_forward, packed_forward, padded_forward, plain_forward, varlen_forward
 from rl.head import OutputHead, TokenScores, loss_in_one_pass
 from rl.options import PlanOptions
@@ -246,8 +250,6 @@ def decode(bench: Bench) -> Found:
 
 
 def _once(bench: Bench, run: Callable[[], object]) -> float:
-    import time
-
     started = time.perf_counter()
     run()
     if torch.version.cuda is not None:
@@ -301,6 +303,35 @@ def _learner(bench: Bench, config: RunConfig) -> Iterator[Any]:
         bench.made = None  # its weights were trained, or have adapters
 
 
+def vllm(bench: Bench) -> Found:
+    """vLLM in this process: seconds to start, to sample a step, to take new weights, to sleep and to wake."""
+    if find_spec("vllm") is None or torch.version.cuda is None:
+        return {"skipped": "vLLM is not installed, or has no GPU"}
+    from rollout.vllm_sampler import VLLMOptions, VLLMSampler
+
+    model, tokenizer = bench.random_model(), word_tokenizer(64)
+    with TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        options = VLLMOptions(
+            dtype="bfloat16", max_length=128 + bench.completion, key_values=ModelCost.of(model).key_value
+        )
+        found, engines = {}, list[VLLMSampler]()
+        found["start"] = _once(bench, lambda: engines.append(VLLMSampler(folder, tokenizer, set(), options)))
+        requests = [
+            SampleRequest((i + 2,) * 128, tuple(range(i * GROUP, (i + 1) * GROUP))) for i in range(bench.problems)
+        ]
+        params, tensors = (
+            SamplingParams(max_tokens=bench.completion // 2),
+            model.named_parameters(remove_duplicate=False),
+        )
+        found["sample"] = _once(bench, lambda: engines[0].sample(requests, params))
+        found["take weights"] = _once(bench, lambda: engines[0].update_weights(tensors, 1))
+        found["sleep"], found["wake"] = _once(bench, engines[0].rest), _once(bench, engines[0].wake)
+        engines[0].close()
+    return {"seconds": found, "tokens_per_second": bench.problems * GROUP * params.max_tokens / found["sample"]}
+
+
 # By name: what it does, and about how many seconds it takes. In the order of their worth.
 PARTS: dict[str, tuple[Callable[[Bench], Found], int]] = {
     "ceilings": (ceilings, 5),
@@ -309,4 +340,5 @@ PARTS: dict[str, tuple[Callable[[Bench], Found], int]] = {
     "step": (step, 120),
     "decode": (decode, 90),
     "head": (head, 60),
+    "vllm": (vllm, 120),
 }

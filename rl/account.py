@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from rl.config import RunConfig
 from rl.cost import FLOAT32, ModelCost, key_value_bytes, size
 from rl.memory import Cut, TrainedTrunk, adapter_numbers
+from rollout.engine.fused_decoder import Capacity
 
 Engine = Literal["torch", "vllm", "vllm-server"]
 GIB = 1 << 30
@@ -189,12 +190,15 @@ class Account:
 
     @property
     def keys_and_values(self) -> float:
-        """Of a step's rows or an evaluation's: every prompt once for its group. None while the update runs."""
+        """Of a step's rows and an evaluation's, which share one cache: every prompt once for its group, each field as large as the
+        larger needs, on a GPU rounded up to buckets. None while the update runs."""
         width = ROUNDED if self.run.sampling_dtype == "bfloat16" else FLOAT32
         asked = [(self.problems * self.group_size, self.group_size), (self.evaluated, max(1, self.run.eval_samples))]
-        sizes = [(ceil(self.rows_of(rows) / group), self.rows_of(rows)) for rows, group in asked]
-        lengths = (self.prompt_length, self.completion_length)
-        return float(max(key_value_bytes(self.cost, *groups_and_rows, *lengths, width) for groups_and_rows in sizes))
+        rows, groups = (max(sizes) for sizes in zip(*((self.rows_of(n), ceil(self.rows_of(n) / g)) for n, g in asked)))
+        room = Capacity(rows, groups, self.prompt_length, self.completion_length)
+        if self.device == "cuda":
+            room = room._replace(width=room.width + 1).bucketed()
+        return float(key_value_bytes(self.cost, room.groups, room.rows, room.shared_width, room.width, width))
 
     @property
     def of_critic(self) -> int:

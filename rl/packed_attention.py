@@ -178,9 +178,11 @@ def flash(
 
 @cache
 def flash_package(device: torch.device) -> str | None:
-    is_hopper = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
-    names = ("flash_attn_interface", "flash_attn") if is_hopper else ("flash_attn",)
-    return next((name for name in names if find_spec(name)), None)
+    """The third version is for Hopper alone."""
+    found = [name for name in ("flash_attn_interface", "flash_attn") if find_spec(name)]
+    if "flash_attn_interface" in found and (device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != 9):
+        found.remove("flash_attn_interface")
+    return found[0] if found else None
 
 
 def _lengths(pieces: RaggedPieces) -> tuple[Tensor, Tensor, int, int]:

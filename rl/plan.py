@@ -14,7 +14,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from rewards.errors import UserError
-from rl.account import CONTEXT, FRAGMENTED, GIB, Account
+from rl.account import CONTEXT, FRAGMENTED, GIB, ROUNDED, Account
 from rl.choose import NAMED, Room, as_options, choose, described, fitting, remedies, settled
 from rl.config import RunConfig
 from rl.cost import FLOAT32, ModelCost, forward_flops, step_flops
@@ -145,17 +145,20 @@ class Plan:
         """Bytes that one GPU receives in a step.
 
         A sum over n GPUs in a ring is 2 (n - 1) / n of the numbers, putting together or taking apart (n - 1) / n. Sharded weights are
-        put together for each forward and each backward of a micro-batch, and gradients taken apart after each. To servers: what the
-        first process sends, which each of them receives.
+        put together for each forward and each backward of a micro-batch, under bfloat16 the layers' matrices in 16 bits, and gradients
+        taken apart after each in float32. To servers, in their type: what the first process sends, which each of them receives.
         """
         o, trained, every = self.options, self.policy.trained, self.cost.all_parameters
+        rounds = self.run.computing_dtype == "bfloat16"
+        gathered = FLOAT32 * every - (FLOAT32 - ROUNDED) * rounds * self.cost.block
+        sent = ROUNDED if self.run.sampling_dtype == "bfloat16" else FLOAT32
         part, micros = (o.gpus - 1) / o.gpus, self.cut.micro_batches
         completions = o.problems_per_step * o.group_size * o.completion_length
         sharded = o.sharding == "full"
         return {
             "gradients": part * FLOAT32 * trained * (micros if sharded else 2),
-            "weights": part * FLOAT32 * every * micros * (3 if self.account.has_reference else 2) if sharded else 0.0,
-            "weights to the sampler": FLOAT32 * every * (part * sharded if o.sampler == "torch" else 1.0),
+            "weights": part * gathered * micros * (3 if self.account.has_reference else 2) if sharded else 0.0,
+            "weights to the sampler": FLOAT32 * every * part * sharded if o.sampler == "torch" else 1.0 * sent * every,
             "what was sampled": part * SAMPLED_TOKEN * completions,
         }
 

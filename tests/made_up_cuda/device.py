@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -54,18 +54,28 @@ CUDA = torch.device("cuda:0")
 host_reads: Counter[str] = Counter()  # by the function that asked
 
 
+def _zeros(shape: Sequence[int]) -> Any:
+    return [_zeros(shape[1:]) for _ in range(shape[0])] if shape else 0
+
+
 class _CountedReads(MadeUpReads):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (Tensor.item, Tensor.__float__, Tensor.__bool__, Tensor.__int__) and args[0].is_cuda:
             host_reads[func.__name__] += 1
         if func is Tensor.pin_memory:  # which tensors without contents do not have
             return args[0]
+        if func is Tensor.__int__:
+            return 1
+        if func is Tensor.tolist:
+            return _zeros(args[0].shape)
+        if func is Tensor.bincount:
+            return args[0].new_zeros(kwargs["minlength"])
         return super().__torch_function__(func, types, args, kwargs)
 
 
 @contextmanager
 def without_contents() -> Iterator[None]:
-    """Tensors that are made inside have no contents; what the host reads of one is 0, or True."""
+    """Tensors that are made inside have no contents; what the host reads of one is 0, 1 as a number of things, or True."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     # It keeps a weak reference to what it makes; a parameter with one could not be moved between types, as peft does.
     mode.fake_tensor_converter.set_tensor_memo = lambda *_: None  # pyright: ignore

@@ -112,10 +112,10 @@ def test_operations_are_those_that_torch_counts() -> None:
 def test_what_sampling_needs_by_hand() -> None:
     """Keys and values: 4 layers of 2 x 2 heads of 64 numbers; logits and probabilities of 512 words
     in float32, their sum in float64; of 2,048 rows 1,024 at once. A prompt
-    is run once for its group, also where the update must split the group."""
+    is run once for its group, also where the update must split the group. A GPU rounds 24 and 33 + 1 columns up to 64."""
     for problems, rows in ((8, 32), (512, 1024)):
         plan = planned("3 M", problems_per_step=problems)
-        cache, logits = 4 * (4 * 2 * 2 * 64) * (rows // 4 * 24 + rows * 33), (4 + 4 + 8) * rows * 512
+        cache, logits = 4 * (4 * 2 * 2 * 64) * (rows // 4 * 64 + rows * 64), (4 + 4 + 8) * rows * 512
         assert plan.memory()["key-value cache"] == cache and plan.memory()["sampler's logits"] == logits
         assert plan.peak_of_sampling() == plan.kept() + cache + logits
     whole, split = (planned("3 M", token_budget=budget) for budget in (100_000, 60))
