@@ -37,14 +37,16 @@ def build_sampler(
     runtime: Runtime,
     progress: Progress,
     longest: int,
+    keeps_caches: bool = False,
 ) -> Sampler:
-    """longest: tokens of a prompt and a full completion."""
+    """longest: tokens of a prompt and a full completion. keeps_caches: the embedded engine's keys and values may stay during updates."""
     if engine_of(config, runtime) == "torch":
         return TorchSampler(
             # A copy where other weights than the policy's as it is are sampled with.
             copy.deepcopy(model) if learner.start or config.one_step_ahead or runtime.shards else model,
             tokenizer,
             max_rows=MAX_ROWS if config.sampler_rows == "auto" else config.sampler_rows,
+            keeps_caches=keeps_caches,
             decode_dtype=getattr(torch, config.sampling_dtype),
             autocast=runtime.autocast,
         )
@@ -53,7 +55,7 @@ def build_sampler(
         assert config.run_dir is not None
         if config.vllm_transfer == "nccl" and runtime.device.type != "cuda":
             raise UserError("vllm_transfer is 'nccl': it goes from GPU to GPU, and this process has none; use file")
-        return VLLMServerSampler(
+        servers = VLLMServerSampler(
             config.vllm_urls,
             tokenizer,
             stop_ids,
@@ -64,6 +66,8 @@ def build_sampler(
             processes=runtime,
             sharded=runtime.shards,
         )
+        require_same_dtype(config, servers)
+        return servers
     if config.vllm_tensor_parallel > 1 and runtime.count > 1:
         raise UserError(
             f"vllm_tensor_parallel is {config.vllm_tensor_parallel}: each of the {runtime.count} processes has an engine on its own "
@@ -84,10 +88,21 @@ def build_sampler(
 
 
 def engine_of(config: RunConfig, runtime: Runtime) -> Engine:
-    """Of "auto" vLLM in this process, where it is alone on a GPU and has it."""
+    """Of "auto" vLLM in this process, where there is a GPU and vLLM."""
     if config.sampler != "auto":
         return config.sampler
-    return "vllm" if runtime.device.type == "cuda" and find_spec("vllm") and runtime.count == 1 else "torch"
+    return "vllm" if runtime.device.type == "cuda" and find_spec("vllm") else "torch"
+
+
+def require_same_dtype(config: RunConfig, sampler: VLLMServerSampler) -> None:
+    """Servers have a type of their own, which decides how far their log-probs may be from the trainer's."""
+    for server in sampler.servers:
+        theirs = str(server.dtype).removeprefix("torch.")
+        if theirs != config.sampling_dtype:
+            raise UserError(
+                f"sampler_dtype is {config.sampling_dtype!r}: {server.url} computes in {theirs}; give --sampler-dtype {theirs}, or "
+                f"serve the model with --dtype {config.sampling_dtype}"
+            )
 
 
 def build_learner(

@@ -190,10 +190,11 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
     longest = require_room(
         renderer, [*training, *held_out], max_tokens, context=context_length(model), token_budget=budget
     )
-    config = replace(config, **chosen(asked, model, runtime, progress, longest - max_tokens))
+    options, keeps_caches = chosen(asked, model, runtime, progress, longest - max_tokens)
+    config = replace(config, **options)
     assert config.run_dir is not None
     learner = build_learner(config, model, tokenizer, runtime, progress)
-    sampler = build_sampler(config, source, model, tokenizer, learner, runtime, progress, longest)
+    sampler = build_sampler(config, source, model, tokenizer, learner, runtime, progress, longest, keeps_caches)
     stream = ProblemStream(training, config.seed)
     step = resume(config, learner, stream, progress) if config.resume else 0
     if runtime.shards:
@@ -240,8 +241,9 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
 
 def chosen(
     asked: RunConfig, model: PreTrainedModel, runtime: Runtime, progress: Progress, prompt_length: int
-) -> dict[str, Any]:
-    """What is "auto" and costs memory, as this device has room for it beside what is loaded (rl/choose.py)."""
+) -> tuple[dict[str, Any], bool]:
+    """What is "auto" and costs memory, as this device has room for it beside what is loaded (rl/choose.py); and whether the embedded
+    engine's keys and values have room beside an update."""
     account = Account.of(
         asked,
         model,
@@ -257,7 +259,8 @@ def chosen(
         progress.message(described(found, room))
     elif found.run.gradient_checkpointing and asked.gradient_checkpointing is None:
         progress.message(told_of_checkpointing(found.having(gradient_checkpointing=False), room))
-    return {name: getattr(found.run, name) for name in OPEN}
+    beside_an_update = found.needed(found.peak_of_update() + found.keys_and_values) <= room.ours
+    return {name: getattr(found.run, name) for name in OPEN}, found.device == "cuda" and beside_an_update
 
 
 def load_base(

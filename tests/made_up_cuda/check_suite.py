@@ -55,7 +55,7 @@ def main(out: Path) -> None:
     replaced: Any = Runtime
     replaced.device = CUDA
     for module in (decode_weights, fused_model):  # tensors without contents are of a type of their own
-        module.is_plain = lambda module: True
+        module.is_plain = lambda _: True  # pyright: ignore[reportAttributeAccessIssue]
     TorchSampler.sample = sample  # pyright: ignore[reportAttributeAccessIssue]
     results = Results(out / "gpu_suite.json")
     with without_contents():

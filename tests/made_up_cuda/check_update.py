@@ -109,7 +109,7 @@ def of_the_head(micro: MicroBatch, *, lora: bool) -> dict[str, float]:
     of.reference.forward = policy.forward
     found = {
         "train": counted(lambda: update_part(of, micro)),
-        "reference": counted(lambda: reference_logprobs(of, micro)),
+        "reference": counted(lambda: reference_logprobs(of, [[micro]])),
     }
     return {name: count.totals()["bytes"] / len(micro.targets) for name, count in found.items()}
 
