@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -48,7 +49,9 @@ def cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return _kept.casts[weight]
 
 
-def product_dtype(tensor: Tensor) -> torch.dtype:
-    """What autocast would cast it to for a matrix product; its own type where there is no autocast."""
-    device = tensor.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
+def product_dtype(*tensors: Tensor) -> torch.dtype:
+    """What autocast would cast them to for a matrix product; where there is no autocast, the least type that holds them all."""
+    device = tensors[0].device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return reduce(torch.promote_types, (tensor.dtype for tensor in tensors))

@@ -225,7 +225,7 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 def _chunks(head: OutputHead, hidden: Tensor, targets: Tensor, temperature: float) -> Iterator[tuple[slice, _Chunk]]:
     """The products in the type that autocast asks for, the weight cast once."""
-    device, weight = hidden.device.type, cast(head.weight, product_dtype(head.weight))
+    device, weight = hidden.device.type, cast(head.weight, product_dtype(hidden, head.weight))
     size = tokens_per_chunk(len(weight), hidden.device)
     with torch.autocast(device, enabled=False):
         for start in range(0, len(hidden), size):

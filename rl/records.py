@@ -59,7 +59,7 @@ def completion_rows(step: int, result: StepResult) -> Iterator[dict[str, Any]]:
             }
 
 
-def write_config(run_dir: Path, config: RunConfig, paths: Mapping[str, str]) -> None:
+def write_config(run_dir: Path, config: RunConfig, paths: Mapping[str, str] | None = None) -> None:
     """paths: how the update and the sampler run the model, and why not faster."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
@@ -69,5 +69,5 @@ def write_config(run_dir: Path, config: RunConfig, paths: Mapping[str, str]) -> 
             versions[package] = "not installed"
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     hardware = {"cpu_cores": cpu_cores(), "machine": platform.machine(), "gpu": gpu}
-    written = {**config.as_json(), "paths": dict(paths), "versions": versions, "hardware": hardware}
+    written = {**config.as_json(), "paths": dict(paths or {}), "versions": versions, "hardware": hardware}
     write_whole(run_dir / "config.json", json.dumps(written, indent=2) + "\n")

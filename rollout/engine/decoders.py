@@ -128,7 +128,7 @@ class DecoderChoice:
 NAMES = {
     FusedDecoder: "fused layers with cached keys, those of a prompt once for its group",
     CachedDecoder: "its own forward with cached keys, at about half the speed",
-    RecomputingDecoder: "its own forward on whole texts without a cache, slowly",
+    RecomputingDecoder: "running whole texts again without a cache, slowly",
 }
 
 

@@ -121,7 +121,7 @@ def test_weights_and_losses_are_those_of_casts_at_each_forward(
 def test_a_trained_weight_is_cast_once_a_step(checkpointed: bool, runtime: Runtime) -> None:
     """The embedding, which the output layer shares, too; layers that are run again in the backward find the cast."""
     of = make_learner(runtime, "grpo", checkpointed=checkpointed)
-    (batch,) = batches(1)
+    of.token_budget, (batch,) = 28, batches(1)
     assert len(list(batch.micro_batches(of.token_budget))) > 2
     weights = [p for p in of.policy.trainable_parameters() if p.dim() == 2]
     with casts_counted(weights) as found:

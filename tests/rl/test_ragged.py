@@ -21,7 +21,16 @@ from transformers import PreTrainedModel
 
 from rewards.errors import UserError
 from rl.batch import Batch
-from rl.forward import Forward, choose_forward, flash_forward, packed_forward, plain_forward, varlen_forward
+from rl.forward import (
+    RAGGED,
+    Forward,
+    _what_rounding_does_not_explain,
+    choose_forward,
+    flash_forward,
+    packed_forward,
+    plain_forward,
+    varlen_forward,
+)
 from rl.packed_attention import fastest, flash_package
 from tests.rl.families import FAMILIES, TABLE, of_family
 from tests.rl.models import make, random_batch
@@ -154,7 +163,8 @@ def test_where_there_is_no_such_kernel_it_is_said(install) -> None:
 def test_of_several_kernels_that_agree_the_fastest_is_taken(install, monkeypatch: pytest.MonkeyPatch) -> None:
     install("flash_attn", flash_2)
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", torch_2_13)
-    monkeypatch.setattr("rl.forward._ragged_kernels", lambda device, attention: ["varlen", "flash"])  # as on a GPU
+    as_on_a_gpu = lambda name, model, micro: _what_rounding_does_not_explain(RAGGED[name][1], model, micro)  # noqa: E731
+    monkeypatch.setattr("rl.forward._why_not_ragged", as_on_a_gpu)
     compared: list[list[str]] = []
     monkeypatch.setattr("rl.forward.fastest", lambda kernels, model: compared.append([*kernels]) or "flash")
     with torch.autocast("cpu", torch.bfloat16):

@@ -37,7 +37,8 @@ from tests.rl.stand_in import stand_in
 from tests.rl.test_deliver import Tensors, move
 
 REAL = os.environ.get("PLUMBLINE_REAL_MODEL")
-QUESTIONS = [str(p.messages[0]["content"]) + "\n" for p in load_problems("arithmetic")[:16]]
+# Questions as it was not taught them: of its own task it is too sure for rounding to show.
+QUESTIONS = [f"Tell me, what is {p.messages[0]['content']}?\n" for p in load_problems("arithmetic")[:16]]
 
 
 def bfloat16() -> torch.autocast:
@@ -179,7 +180,7 @@ def test_the_fast_paths_are_taken_in_bfloat16(which: str) -> None:
     model, tokenizer = loaded(which)
     with bfloat16():
         choice = explain_forward(model)
-    assert choice.forward is packed_forward and "not ragged: it needs a GPU" in str(choice)
+    assert choice.forward is packed_forward and "not varlen: it needs a GPU" in str(choice)
     engine = TorchSampler(model, tokenizer, decode_dtype=torch.bfloat16)  # pyright: ignore
     assert engine.decoder_class is FusedDecoder and engine.path.startswith("embedded engine, bfloat16: fused")
 
