@@ -28,9 +28,12 @@ _PRODUCTS = {F.linear, torch.mm, torch.bmm, torch.addmm, torch.matmul, Tensor.ma
 
 
 class _WidenedProducts(TorchFunctionMode):
-    """Products whose factors are kept in 16 bits are computed in float32, one weight widened at a time."""
+    """Products whose factors are kept in 16 bits are computed in float32, one weight widened at a time. What a model's code itself
+    rounds to the type of a weight (as Mamba's does before the output layer) stays as it is."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.to and any(x is torch.bfloat16 for x in (*args[1:], *(kwargs or {}).values())):
+            return args[0]
         if func in _PRODUCTS:
             args = [x.float() if isinstance(x, Tensor) and x.dtype == torch.bfloat16 else x for x in args]
         return func(*args, **(kwargs or {}))
