@@ -155,6 +155,7 @@ def scoring_options(config: RunConfig, model: PreTrainedModel, runtime: Runtime,
         "gradient_checkpointing": must_checkpoint(config, model, runtime, progress),
         "autocast": runtime.autocast,
         "attention": config.attention,
+        "fused": config.fused,
     }
 
 

@@ -21,6 +21,7 @@ from rl.defaults import (
     tiny_task,
 )
 from rl.forward import Attention
+from rl.fused import Fused
 from rl.options import AnyDType, BaseDType, CriticSource, DType, Offload, OptimizerName, ReferenceDType
 from rl.values import ValueRule
 from rollout.records import PromptStyle
@@ -151,6 +152,9 @@ class RunConfig:
     attention: Attention = "auto"
     """Of the update: ragged flash attention by torch ("varlen") or by the flash-attn package ("flash"), on a GPU in bfloat16;
     "dense" works everywhere. "auto" is the fastest of those that give the model's own log-probs."""
+    fused: Fused = "auto"
+    """Norms and gated units of the update run by one Triton kernel each, on a GPU, where that gives the model's own log-probs (models
+    of Llama's shape); "none" leaves them as transformers has them."""
     device: Literal["auto", "cpu"] = "auto"
     """"auto" is a GPU where there is one."""
 

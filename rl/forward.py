@@ -7,8 +7,8 @@ rl/head.py's. A model whose attention is something else takes a padded forward.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -21,6 +21,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rewards.errors import UserError
 from rl.batch import MicroBatch, TrainGroup, TrainSequence, lay_out
+from rl.fused import Fused, fused, why_not_fused
 from rl.head import (
     Looked,
     LossOf,
@@ -41,17 +42,20 @@ log = logging.getLogger(__name__)
 Attention = Literal["auto", "dense", "varlen", "flash"]
 
 
-def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
-    """Layers run once more in the backward pass, by the same attention function as in the forward."""
+def enable_gradient_checkpointing(model: PreTrainedModel, *, fuses: bool = False) -> None:
+    """Layers run once more in the backward pass, by the same attention function as in the forward, fused as there."""
     model.gradient_checkpointing_enable(
-        {
-            "use_reentrant": False,
-            "context_fn": lambda: (nullcontext(), attention_implementation(model, PACKED)),
-        }
+        {"use_reentrant": False, "context_fn": lambda: (nullcontext(), _again(model, fuses))}
     )
     for module in model.modules():
         if isinstance(module, GradientCheckpointingLayer):
             module.training = True  # the condition to checkpoint; its children stay in eval mode: no dropout
+
+
+@contextmanager
+def _again(model: PreTrainedModel, fuses: bool) -> Iterator[None]:
+    with attention_implementation(model, PACKED), fused(model) if fuses else nullcontext():
+        yield
 
 
 def packed_states(model: PreTrainedModel, micro: MicroBatch, kernel: Kernel = dense) -> Float[Tensor, "S H"]:
@@ -89,12 +93,13 @@ def _decoder(model: PreTrainedModel) -> nn.Module:
 class Forward:
     """How a model scores tokens. `states` come before the output layer; where it gives the logits, there is none left.
 
-    name: what users read of it.
+    name: what users read of it. fuses: the model's norms and gates are those of rl/fused.py, and must be where it is run again.
     """
 
     states: Callable[[PreTrainedModel, MicroBatch], Tensor]
     gives_logits: bool = False
     name: str = "a forward of its own"
+    fuses: bool = False
 
     def __call__(
         self, model: PreTrainedModel, micro: MicroBatch, temperature: float, value: ValueHead | None = None
@@ -196,6 +201,34 @@ def explain_forward(model: PreTrainedModel, attention: Attention = "auto") -> Fo
     if reason is None:
         return ForwardChoice(padded_forward, tuple(passed_over))
     return ForwardChoice(plain_forward, (*passed_over, f"not without logits: {reason}"))
+
+
+@torch.no_grad()
+def fuse(choice: ForwardChoice, model: PreTrainedModel, wanted: Fused = "auto") -> ForwardChoice:
+    """The same with elementwise work fused (rl/fused.py), on a GPU, where that gives this model's own log-probs."""
+    if wanted == "none" or model.device.type != "cuda":
+        return choice
+    reason = why_not_fused(model) or _why_not_the_same(choice.forward, model)
+    if reason is not None:
+        return replace(choice, passed_over=(*choice.passed_over, f"norms and gates not fused: {reason}"))
+    return replace(choice, forward=in_fused(choice.forward))
+
+
+def in_fused(forward: Forward) -> Forward:
+    def states(model: PreTrainedModel, micro: MicroBatch) -> Tensor:
+        with fused(model):
+            return forward.states(model, micro)
+
+    return replace(forward, states=states, name=f"{forward.name}, norms and gates fused", fuses=True)
+
+
+def _why_not_the_same(forward: Forward, model: PreTrainedModel) -> str | None:
+    """Attention aside, which some kernels have in 16 bits only, in float32; and all of it as it will be run."""
+    micro = _example(model.config.get_text_config().vocab_size).to(model.device)
+    reason = _difference(in_fused(packed_forward), model, micro)
+    if reason is None and torch.is_autocast_enabled(model.device.type):
+        reason = _what_rounding_does_not_explain(in_fused(forward), model, micro)
+    return reason
 
 
 def _why_not_ragged(name: str, model: PreTrainedModel, micro: MicroBatch) -> str | None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, load_peft_weights
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -61,6 +62,10 @@ def add_adapters(model: PreTrainedModel, *, rank: int, alpha: float, targets: Se
         except ValueError as error:  # layers that peft knows it cannot adapt, such as Mamba's out_proj
             raise UserError(f"lora_targets is {tuple(targets)}: peft refuses them ({error}); {advice}") from None
     assert isinstance(adapted, PeftModel)
+    for module in adapted.modules():
+        if isinstance(module, BaseTunerLayer):
+            # Else 16 bits go to float32 first, and under autocast straight back.
+            module.cast_input_dtype_enabled = False  # pyright: ignore[reportArgumentType]
     return adapted
 
 

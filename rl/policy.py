@@ -23,7 +23,16 @@ from transformers import (
 
 from rewards.errors import UserError
 from rl.batch import MicroBatch
-from rl.forward import Attention, Forward, ForwardChoice, enable_gradient_checkpointing, explain_forward, plain_forward
+from rl.forward import (
+    Attention,
+    Forward,
+    ForwardChoice,
+    enable_gradient_checkpointing,
+    explain_forward,
+    fuse,
+    plain_forward,
+)
+from rl.fused import Fused
 from rl.head import Looked, LossOf, TokenScores, ValueHead
 from rl.offload import send_home, visiting
 from rl.precision import ROUNDED, return_float32, round_frozen, roundable
@@ -121,16 +130,17 @@ class Policy:
         gradient_checkpointing: bool = False,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
         attention: Attention = "auto",
+        fused: Fused = "auto",
         forward: Forward | None = None,
     ) -> None:
         self.model = model.eval()
         self.autocast = autocast
         with autocast():
-            self.choice = ForwardChoice(forward) if forward else explain_forward(model, attention)
+            self.choice = ForwardChoice(forward) if forward else fuse(explain_forward(model, attention), model, fused)
         self.forward = self.choice.forward
         self.plain = forward or plain_forward
         if gradient_checkpointing:
-            enable_gradient_checkpointing(model)
+            enable_gradient_checkpointing(model, fuses=self.forward.fuses)
 
     def score(self, micro: MicroBatch, temperature: float) -> TokenScores:
         def run() -> TokenScores:

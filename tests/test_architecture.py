@@ -15,6 +15,7 @@ DOORS = {
     "accelerate": "rl/runtime.py",
     "deepspeed": "rl/zero.py",
     "peft": "rl/lora.py",
+    "triton": "rl/kernels.py",
     "vllm": "rollout/vllm_sampler.py rollout/vllm_nccl.py",
     "math_verify": "rewards/mathematics/symbolic.py",
     "reasoning_gym": "rewards/reasoning_gym_tasks.py",

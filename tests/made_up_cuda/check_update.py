@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 from tests.made_up_cuda.device import CUDA, without_contents  # isort: skip  (before torch)
@@ -14,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from rl.algorithms import ALGORITHMS
 from rl.batch import Batch, MicroBatch, TrainGroup, TrainSequence
-from rl.forward import varlen_forward
+from rl.forward import Forward, ForwardChoice, fuse, in_fused, varlen_forward
 from rl.learner import Learner
 from rl.lora import LoraPolicy, add_adapters
 from rl.plan import load_config
@@ -42,7 +43,7 @@ class OnTheDevice(Runtime):
     device = CUDA
 
 
-def make_learner(layers: int, *, lora: bool, checkpointed: bool = False) -> Learner:
+def make_learner(layers: int, *, lora: bool, checkpointed: bool = False, forward: Forward = varlen_forward) -> Learner:
     config = load_config("qwen2.5-1.5b")
     config.num_hidden_layers, config.layer_types = layers, config.layer_types[:layers]
     runtime, algorithm = OnTheDevice(dtype="bfloat16", device="cpu"), ALGORITHMS["grpo"]
@@ -51,7 +52,7 @@ def make_learner(layers: int, *, lora: bool, checkpointed: bool = False) -> Lear
     options: dict[str, Any] = {
         "autocast": runtime.autocast,
         "gradient_checkpointing": checkpointed,
-        "forward": varlen_forward,
+        "forward": forward,
     }
     if lora:
         adapted = add_adapters(model, rank=16, alpha=16.0, targets=("all-linear",), seed=0)
@@ -76,9 +77,9 @@ def counted(run: Callable[[], Any]) -> Count:
     return count
 
 
-def of_passes(layers: int, micro: MicroBatch, *, lora: bool) -> dict[str, Count]:
+def of_passes(layers: int, micro: MicroBatch, **options: Any) -> dict[str, Count]:
     """The trunk's forward and backward."""
-    policy = make_learner(layers, lora=lora).policy
+    policy = make_learner(layers, **options).policy
 
     def forward() -> None:
         nonlocal states
@@ -90,9 +91,9 @@ def of_passes(layers: int, micro: MicroBatch, *, lora: bool) -> dict[str, Count]
     return {"forward": first, "backward": counted(lambda: states.backward(torch.empty_like(states)))}
 
 
-def of_a_layer(micro: MicroBatch, *, lora: bool) -> dict[str, dict[str, float]]:
+def of_a_layer(micro: MicroBatch, **options: Any) -> dict[str, dict[str, float]]:
     """What two layers take more than one."""
-    few, many = (of_passes(layers, micro, lora=lora) for layers in (1, 2))
+    few, many = (of_passes(layers, micro, **options) for layers in (1, 2))
     return {
         part: {kind: (many[part].totals()[kind] - few[part].totals()[kind]) for kind in ("launches", "bytes", "flops")}
         for part in few
@@ -136,18 +137,28 @@ def of_an_update(*, lora: bool, checkpointed: bool) -> dict[str, Any]:
     }
 
 
+def path() -> str:
+    """How a policy says that it will score on a GPU."""
+    policy = make_learner(1, lora=False).policy
+    with policy.autocast():
+        return str(fuse(ForwardChoice(varlen_forward), policy.model))
+
+
 def main() -> None:
     with without_contents():
         micro = max(batch(6).micro_batches(TOKEN_BUDGET), key=lambda m: len(m.input_ids)).to(CUDA)
         found: dict[str, Any] = {"tokens": len(micro.input_ids), "scored": len(micro.targets)}
         for kind in ("full", "lora"):
             lora = kind == "lora"
+            if find_spec("triton"):
+                found[f"{kind}, fused"] = of_a_layer(micro, lora=lora, forward=in_fused(varlen_forward))
             found[kind] = {
                 **of_a_layer(micro, lora=lora),
                 "update": of_an_update(lora=lora, checkpointed=False),
                 "checkpointed": of_an_update(lora=lora, checkpointed=True),
                 "head": of_the_head(micro, lora=lora),
             }
+        found["path"] = path()
         found["cudnn"] = torch.backends.cuda.cudnn_sdp_enabled()
     print(json.dumps(found))
 

@@ -23,14 +23,23 @@ def found() -> dict[str, Any]:
 LAYER = {
     ("full", "forward"): (55, 3.75, 0.9),
     ("full", "backward"): (110, 10.0, 1.88),
-    ("lora", "forward"): (107, 7.7, 0.91),
-    ("lora", "backward"): (152, 13.3, 1.13),
+    ("lora", "forward"): (103, 6.7, 0.91),
+    ("lora", "backward"): (148, 12.3, 1.13),
+    ("full, fused", "forward"): (38, 2.54, 0.9),
+    ("full, fused", "backward"): (72, 4.7, 1.88),
+    ("lora, fused", "forward"): (81, 5.1, 0.91),
+    ("lora, fused", "backward"): (107, 6.6, 1.13),
 }
 
 
 @pytest.mark.parametrize(("kind", "part"), LAYER)
 def test_a_layer(found: dict[str, Any], kind: str, part: str) -> None:
-    """By padded blocks it takes 320 launches and 15.1 GB, with LoRA 412 and 21.8."""
+    """By padded blocks it takes 320 launches and 15.1 GB, with LoRA 412 and 21.8.
+
+    Without contents the backward of SiLU is seven kernels, which on a GPU are one: 2.1 GB of what is counted where it is not fused.
+    """
+    if kind not in found:
+        pytest.skip("needs Triton")
     layer, (launches, gigabytes, teraflops) = found[kind][part], LAYER[kind, part]
     assert layer["launches"] <= launches
     assert layer["bytes"] / 1e9 <= gigabytes
@@ -59,6 +68,11 @@ HEAD = {("full", "train"): 12.8, ("lora", "train"): 10.9, ("full", "reference"):
 def test_the_output_layer(found: dict[str, Any], kind: str, part: str) -> None:
     """By chunks of 128 tokens it moves 40.5 MB (17.4 with a frozen weight), the reference's 10.0."""
     assert found[kind]["head"][part] / 1e6 <= HEAD[kind, part]
+
+
+def test_on_a_gpu_norms_and_gates_are_fused_and_it_is_said(found: dict[str, Any]) -> None:
+    pytest.importorskip("triton")
+    assert found["path"] == "packed rows, ragged attention by torch (varlen), norms and gates fused"
 
 
 def test_scaled_dot_product_attention_leaves_cudnn_out(found: dict[str, Any]) -> None:
