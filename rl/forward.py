@@ -21,7 +21,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rewards.errors import UserError
 from rl.batch import MicroBatch, TrainGroup, TrainSequence, lay_out
-from rl.fused import Fused, fused, why_not_fused
+from rl.fused import Fused, fused, kernel_errors, why_not_fused
 from rl.head import (
     Looked,
     LossOf,
@@ -228,7 +228,21 @@ def _why_not_the_same(forward: Forward, model: PreTrainedModel) -> str | None:
     reason = _difference(in_fused(packed_forward), model, micro)
     if reason is None and torch.is_autocast_enabled(model.device.type):
         reason = _what_rounding_does_not_explain(in_fused(forward), model, micro)
-    return reason
+    if reason is not None:
+        return reason
+    exact, found = (_gradient_of_a_norm(f, model, micro) for f in (packed_forward, in_fused(packed_forward)))
+    share = ((found - exact).norm() / exact.norm()).item()
+    return None if share < 1e-3 else f"the gradient of its first norm is off by {share:.2g} of its length"
+
+
+def _gradient_of_a_norm(forward: Forward, model: PreTrainedModel, micro: MicroBatch) -> Tensor:
+    """Of the first layer's, through all that come after it, in float32."""
+    weight = next(p for name, p in model.named_parameters() if name.endswith("input_layernorm.weight"))
+    trained = weight.requires_grad
+    with torch.enable_grad(), in_float32(model.device):
+        (gradient,) = torch.autograd.grad(forward.states(model, micro).square().sum(), weight.requires_grad_())
+    weight.requires_grad_(trained)
+    return gradient
 
 
 def _why_not_ragged(name: str, model: PreTrainedModel, micro: MicroBatch) -> str | None:
@@ -273,7 +287,7 @@ def _logprobs(forward: Forward, model: PreTrainedModel, micro: MicroBatch) -> Te
     """Or why there are none: it does not hand on our arguments, has no separate decoder, or the device lacks the kernel."""
     try:
         return forward(model, micro, 1.0).logprobs
-    except (TypeError, AttributeError, RuntimeError, ImportError) as error:
+    except (TypeError, AttributeError, RuntimeError, ImportError, *kernel_errors()) as error:
         return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 

@@ -7,7 +7,7 @@ the type which they multiply in (rl/kernels.py). SiLU(gate) * up is one too. Wha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.util import find_spec
 from typing import Any, Literal
@@ -20,12 +20,8 @@ from transformers.activations import SiLUActivation
 from rl.casts import product_dtype
 
 Fused = Literal["auto", "none"]
-LAYER = {
-    "input_layernorm",
-    "self_attn",
-    "post_attention_layernorm",
-    "mlp",
-}  # each norm before the products that read it
+# Each norm stands before the products that read it.
+LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 GATED = {"gate_proj", "up_proj", "down_proj"}
 
 
@@ -34,6 +30,15 @@ def why_not_fused(model: PreTrainedModel) -> str | None:
         return "Triton is not installed (pip install triton)"
     layers = getattr(getattr(model, "model", None), "layers", ())
     return None if layers and all(map(_is_llamas, layers)) else "its layers are not of Llama's shape"
+
+
+def kernel_errors() -> tuple[type[Exception], ...]:
+    """What Triton raises where it cannot build a kernel for this machine."""
+    with suppress(ImportError):
+        from triton.errors import TritonError
+
+        return (TritonError,)
+    return ()
 
 
 def _is_llamas(layer: Any) -> bool:
