@@ -239,8 +239,9 @@ def _gradient_of_a_norm(forward: Forward, model: PreTrainedModel, micro: MicroBa
     """Of the first layer's, through all that come after it, in float32."""
     weight = next(p for name, p in model.named_parameters() if name.endswith("input_layernorm.weight"))
     trained = weight.requires_grad
+    weight.requires_grad_()
     with torch.enable_grad(), in_float32(model.device):
-        (gradient,) = torch.autograd.grad(forward.states(model, micro).square().sum(), weight.requires_grad_())
+        (gradient,) = torch.autograd.grad(forward.states(model, micro).square().sum(), weight)
     weight.requires_grad_(trained)
     return gradient
 
