@@ -114,7 +114,7 @@ def _paths_of(bench: Bench, model: PreTrainedModel) -> Found:
     engine = _engine(bench, model)
     texts = _own_texts(engine, model.config.vocab_size)
     micro = _micro(texts).to(bench.device)
-    exact, noise = rounding_noise(lambda: plain_forward(model, micro, 1.0).logprobs, bench.device)
+    exact, noise = rounding_noise(lambda: plain_forward(model, micro, 1.0).logprobs, model)
     (rows,) = engine.probe(texts).values()
     errors: Found = {"embedded engine": _error(torch.tensor([x for row in rows for x in row]), exact.cpu())}
     for forward in (varlen_forward, packed_forward, padded_forward):

@@ -260,7 +260,7 @@ def _difference(forward: Forward, model: PreTrainedModel, micro: MicroBatch) -> 
     """Why `forward` is not the model's, in float32; None where it is. Also with sliding windows narrower than the example, however
     wide the model's are."""
     for window in (nullcontext(), narrow_windows(model, 3)):
-        with window, in_float32(model.device):
+        with window, in_float32(model):
             found = _logprobs(forward, model, micro)
             if isinstance(found, str):
                 return found
@@ -274,7 +274,7 @@ def _what_rounding_does_not_explain(forward: Forward, model: PreTrainedModel, mi
     """The same of a forward that is there in 16 bits only."""
     for window in (nullcontext(), narrow_windows(model, 3)):
         with window:
-            exact, noise = rounding_noise(lambda: plain_forward(model, micro, 1.0).logprobs, model.device)
+            exact, noise = rounding_noise(lambda: plain_forward(model, micro, 1.0).logprobs, model)
             found = _logprobs(forward, model, micro)
         if isinstance(found, str):
             return found

@@ -157,7 +157,7 @@ class Policy:
             return self.plain(self.model, micro, 1.0).logprobs
 
         with self.weights():
-            return self.inside(lambda: rounding_noise(plain, self.device)[1])
+            return self.inside(lambda: rounding_noise(plain, self.model)[1])
 
     @torch.no_grad()
     def look(self, micro: MicroBatch, temperature: float) -> Looked:

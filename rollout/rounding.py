@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -40,18 +40,28 @@ class _WidenedProducts(TorchFunctionMode):
 
 
 @contextmanager
-def in_float32(device: torch.device) -> Iterator[None]:
+def in_float32(model: nn.Module) -> Iterator[None]:
     """Inside the block a model computes in float32, whatever autocast surrounds it and whatever its weights are kept in."""
-    with torch.autocast(device.type, enabled=False), _WidenedProducts():
-        yield
+    device = next(model.parameters()).device
+    # bitsandbytes' layers in 4 bits round what they read to a type of their own.
+    packed: list[Any] = [m for m in model.modules() if isinstance(getattr(m, "compute_dtype", None), torch.dtype)]
+    before = [layer.compute_dtype for layer in packed]
+    try:
+        for layer in packed:
+            layer.compute_dtype = torch.float32
+        with torch.autocast(device.type, enabled=False), _WidenedProducts():
+            yield
+    finally:
+        for layer, dtype in zip(packed, before, strict=True):
+            layer.compute_dtype = dtype
 
 
-def rounding_noise(plain: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, float]:
+def rounding_noise(plain: Callable[[], Tensor], model: nn.Module) -> tuple[Tensor, float]:
     """plain: the model's own log-probs of some tokens. -> (these in float32, the mean by which bfloat16 moves them)."""
     with torch.no_grad():
-        with in_float32(device):
+        with in_float32(model):
             exact = plain().float()
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(exact.device.type, torch.bfloat16):
             rounded = plain().float()
     return exact, mean_difference(rounded, exact)
 

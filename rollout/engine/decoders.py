@@ -178,7 +178,7 @@ def _difference(model: PreTrainedModel, make: Callable[[Capacity], Decoder]) -> 
     however wide the model's are."""
     text = _text(model)
     for window in (nullcontext(), narrow_windows(model, 3)):
-        with window, in_float32(model.device):
+        with window, in_float32(model):
             reason = float32_difference(_decoded(make, text), _plain(model, text))
         if reason is not None:
             return reason
@@ -198,7 +198,7 @@ def _difference_far_out(model: PreTrainedModel) -> str | None:
 def _what_rounding_does_not_explain(model: PreTrainedModel, dtype: torch.dtype) -> str | None:
     """The fused layers in 16 bits, held against the model's own forward in 16 bits (rollout/rounding.py)."""
     text = _text(model)
-    exact, noise = rounding_noise(lambda: _plain(model, text), model.device)
+    exact, noise = rounding_noise(lambda: _plain(model, text), model)
     error = mean_difference(_decoded(partial(_fused, model, dtype), text), exact)
     if error < bound_of(noise):
         return None

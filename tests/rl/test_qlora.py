@@ -12,10 +12,12 @@ from rewards.errors import UserError
 from rewards.math_answer import MathVerifier
 from rl.config import RunConfig
 from rl.cost import ModelCost
+from rl.forward import plain_forward
 from rl.loop import train
 from rl.lora import LoraPolicy, add_adapters, merge_adapters, merged_tensors
 from rl.policy import Policy, load_pretrained
 from rl.tiny import tiny_tokenizer
+from rollout.rounding import in_float32
 from tests.rl.models import make, random_batch
 from tests.rl.test_deliver import move
 from tests.rl.test_loop import final_weights, odd_lengths, options
@@ -46,6 +48,16 @@ def dense_twin(folder: Path, policy: LoraPolicy) -> Policy:
         for name, tensor in merged_tensors(policy.model):
             model.get_parameter(name).copy_(tensor)
     return Policy(model)
+
+
+def test_in_float32_layers_in_4_bits_round_nothing(folder: Path) -> None:
+    """Though they were loaded to multiply in bfloat16: else no other way of computing could be held against the model."""
+    exact, rounds = (load_pretrained(folder, CPU, nf4=dtype)[0] for dtype in (torch.float32, torch.bfloat16))
+    with torch.no_grad():
+        with in_float32(rounds):
+            found = plain_forward(rounds, MICRO, 1.0).logprobs
+        assert torch.equal(found, plain_forward(exact, MICRO, 1.0).logprobs)
+        assert not torch.equal(found, plain_forward(rounds, MICRO, 1.0).logprobs)
 
 
 def test_scores_and_gradients_are_those_of_the_merged_weights(folder: Path) -> None:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,8 +28,9 @@ from rl.forward import (
 )
 from rl.lora import LoraPolicy, add_adapters
 from rl.packed_attention import dense
-from rl.policy import Policy
+from rl.policy import Policy, load_pretrained
 from rl.tiny import tiny_tokenizer
+from rollout.engine.decoders import CachedDecoder
 from rollout.engine.fused_decoder import FusedDecoder
 from rollout.problems import load_problems
 from rollout.sampler import SampleRequest, SamplingParams, Text
@@ -183,6 +185,22 @@ def test_the_fast_paths_are_taken_in_bfloat16(which: str) -> None:
     assert choice.forward is packed_forward and "not varlen: it needs a GPU" in str(choice)
     engine = TorchSampler(model, tokenizer, decode_dtype=torch.bfloat16)  # pyright: ignore
     assert engine.decoder_class is FusedDecoder and engine.path.startswith("embedded engine, bfloat16: fused")
+
+
+@pytest.mark.parametrize("bits", [16, 4])
+def test_they_are_taken_over_a_base_of_fewer_bits(bits: int, tmp_path: Path) -> None:
+    """Whether a way of computing is the model's is asked in float32, though the base rounds what it multiplies."""
+    if bits == 4:
+        pytest.importorskip("bitsandbytes")
+    stand_in().save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    nf4 = torch.bfloat16 if bits == 4 else None
+    model, tokenizer = load_pretrained(tmp_path, torch.device("cpu"), nf4=nf4, rounded=bits == 16)
+    adapted = add_adapters(model, rank=4, alpha=8.0, targets=("all-linear",), seed=0)
+    policy = LoraPolicy(adapted, autocast=bfloat16)
+    assert policy.forward is packed_forward
+    engine = TorchSampler(policy.model, tokenizer, decode_dtype=torch.bfloat16, autocast=bfloat16)
+    assert engine.decoder_class is (FusedDecoder if bits == 16 else CachedDecoder)
 
 
 def test_a_kernel_of_16_bits_is_held_against_what_these_explain() -> None:
