@@ -6,6 +6,7 @@ activations and the output layer are rl/memory.py's.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil
@@ -254,7 +255,7 @@ class Account:
     def peak_of_update(self) -> float:
         """kept + the most of: the reference's pass, where it is elsewhere meanwhile; the critic's; the policy's with the critic's
         gradients beside it; the optimiser's step. From a second micro-batch on there are all gradients beforehand. The sampler's
-        copy stays meanwhile.
+        copy stays meanwhile; one step ahead it samples meanwhile.
         """
         parts, row, is_first = self.parts(), self.cut.largest, self.cut.micro_batches == 1
         of_critic = self.policy.gradient_width * self.of_critic / self.shards
@@ -267,11 +268,15 @@ class Account:
             passes.append(before + (0 if is_first else of_critic) + self.critic.peak(row, is_first=is_first))
         if self.offloads("reference"):
             passes.append(self.reference / self.shards + self.policy.layer(row) + parts["head, a chunk"])
-        return self.kept() + self.engine_copy + max(passes)
+        return self.kept() + self.engine_copy + max(passes) + self.run.one_step_ahead * self.sampled_with(parts)
 
     def peak_of_sampling(self) -> float:
-        parts = self.parts()
-        return self.kept() + sum(parts[name] for name in ("sampler's weights", "key-value cache", "sampler's logits"))
+        return self.kept() + self.engine_copy + self.sampled_with(self.parts())
+
+    @staticmethod
+    def sampled_with(parts: Mapping[str, float]) -> float:
+        """What is there while completions are sampled only."""
+        return parts["key-value cache"] + parts["sampler's logits"]
 
     def peak(self) -> float:
         return max(self.peak_of_update(), self.peak_of_sampling())

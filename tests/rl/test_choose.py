@@ -162,6 +162,28 @@ def test_vllms_share_must_hold_its_weights_and_leave_room_for_ours() -> None:
         choose(replace(planned("qwen3-4b").open_account, engine="vllm"), Room.of_card(39.4))
 
 
+def test_one_step_ahead_an_update_and_sampling_fit_together() -> None:
+    room = Room.of_card(CARDS["a100-40"])
+    account = planned("qwen2.5-0.5b").open_account
+    live, ahead = (fitting(account.having(one_step_ahead=is_ahead), room) for is_ahead in (False, True))
+    assert live is not None and ahead is not None
+    meanwhile = sum(ahead.parts()[name] for name in ("key-value cache", "sampler's logits"))
+    alone = ahead.having(one_step_ahead=False)
+    copy = ahead.engine_copy - alone.engine_copy  # of the weights that are sampled with
+    assert ahead.peak_of_update() == pytest.approx(alone.peak_of_update() + copy + meanwhile)
+    assert FRAGMENTED * (alone.peak_of_update() + copy + meanwhile) <= room.ours
+    assert live.rows > ahead.rows or live.run.tokens_at_once > ahead.run.tokens_at_once
+
+
+def test_one_step_ahead_vllm_keeps_its_share_meanwhile() -> None:
+    account = replace(planned("qwen2.5-1.5b").open_account, engine="vllm")
+    room = Room.of_card(CARDS["a100-80"])
+    live, ahead = (fitting(account.having(one_step_ahead=is_ahead), room) for is_ahead in (False, True))
+    assert live is not None and ahead is not None
+    share = account.run.vllm_memory * room.total
+    assert FRAGMENTED * ahead.peak_of_update() + share <= room.ours < FRAGMENTED * live.peak_of_update() + share
+
+
 def test_a_card_smaller_than_the_model_is_said_with_numbers() -> None:
     with pytest.raises(
         UserError, match=r"model is 'qwen2.5-32b'.* GiB.*23.5 GiB.*No option would do: use a smaller model"
