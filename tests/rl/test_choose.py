@@ -163,8 +163,8 @@ def test_vllms_share_must_hold_its_weights_and_leave_room_for_ours() -> None:
 
 
 def test_one_step_ahead_an_update_and_sampling_fit_together() -> None:
-    room = Room.of_card(CARDS["a100-40"])
-    account = planned("qwen2.5-0.5b").open_account
+    room = Room.of_card(CARDS["h100"])
+    account = replace(planned("qwen2.5-1.5b").open_account, evaluated=1024)
     live, ahead = (fitting(account.having(one_step_ahead=is_ahead), room) for is_ahead in (False, True))
     assert live is not None and ahead is not None
     meanwhile = sum(ahead.parts()[name] for name in ("key-value cache", "sampler's logits"))
