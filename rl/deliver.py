@@ -14,6 +14,7 @@ from rewards.errors import UserError
 from rl.batch import TrainGroup, TrainSequence, lay_out
 from rl.fingerprint import Fingerprint
 from rl.policy import Policy
+from rollout.processes import Alone, Processes
 from rollout.rounding import LEAST, bound_of
 from rollout.sampler import Sampler, Tensors, Text
 
@@ -49,12 +50,20 @@ class Delivery:
     caught however short the steps are.
 
     texts: prompts with completions, best the model's own samples, which rounding moves least; without them some odd tokens.
+    processes: each proves its own engine; what the model's weights are read for is done by all at once, as these may be sharded.
     """
 
     def __init__(
-        self, policy: Policy, sampler: Sampler, *, tolerance: float, texts: Sequence[Text] | None = None
+        self,
+        policy: Policy,
+        sampler: Sampler,
+        *,
+        tolerance: float,
+        texts: Sequence[Text] | None = None,
+        processes: Processes | None = None,
     ) -> None:
         self.policy, self.sampler, self.tolerance = policy, sampler, tolerance
+        self.processes = processes or Alone()
         self.rounds = tolerance > EXACT
         self.texts = list(texts or odd_texts(policy.vocab_size))
         groups = [TrainGroup(prompt, (TrainSequence.to_score(completion),)) for prompt, completion in self.texts]
@@ -66,21 +75,25 @@ class Delivery:
         """The policy's weights, or another's in its place. -> the mean absolute difference of a probe token's log-prob, in nats, of
         the engine where it is largest."""
         policy = policy or self.policy
-        ours, errors = self._send(policy, version), []
+        ours = self._send(policy, version)
         trained = self._trained(policy)
         scored, held = self.sampler.probe(self.texts), self.sampler.images()
         now = Delivered(version, trained, {engine: ours.sketch(found) for engine, found in held.items() if found})
-        for engine, rows in scored.items():
-            sampled = torch.tensor([x for row in rows for x in row], dtype=torch.float64)
+        sampled = {e: torch.tensor([x for row in r for x in row], dtype=torch.float64) for e, r in scored.items()}
+        differences = {engine: (logprobs - trained).abs() for engine, logprobs in sampled.items()}
+        errors = {engine: (d.mean() if self.rounds else d.max()).item() for engine, d in differences.items()}
+        is_open = self.rounds and not all(error <= self._explained for error in errors.values())
+        if any(self.processes.gather([is_open])):
+            self.noise = policy.rounding_noise(self.micro)  # it changes as the policy is trained
+        for engine, logprobs in sampled.items():
             found = held.get(engine, {})
-            self._require_not_late(engine, sampled, found, ours, now)
-            errors.append(self._require_close(engine, sampled, found, ours, now, policy))
+            self._require_not_late(engine, logprobs, found, ours, now)
+            self._require_close(engine, errors[engine], found, ours, version)
             self._require_same_tensors(engine, found, ours, version)
-        error = max(errors)
         if not self.older:
-            self.tolerance = min(self.tolerance, max(LEAST, GROWTH * error))
+            self.tolerance = min(self.tolerance, max(LEAST, GROWTH * max(errors.values())))
         self.older.append(now)
-        return error
+        return max(difference.mean().item() for difference in differences.values())
 
     def _trained(self, policy: Policy) -> Tensor:
         with torch.no_grad():
@@ -125,20 +138,14 @@ class Delivery:
                 )
 
     def _require_close(
-        self, engine: str, sampled: Tensor, held: dict[str, Tensor], ours: Fingerprint, now: Delivered, policy: Policy
-    ) -> float:
-        difference = (sampled - now.logprobs).abs()
-        mean = difference.mean().item()
-        error = mean if self.rounds else difference.max().item()
-        if self.rounds and not error <= self._explained:
-            self.noise = policy.rounding_noise(self.micro)  # it changes as the policy is trained
+        self, engine: str, error: float, held: dict[str, Tensor], ours: Fingerprint, version: int
+    ) -> None:
         if not error <= self._explained:
             raise DeliveryError(
-                f"after delivery {now.version} {engine}'s log-probs of the probe tokens differ from the trainer's by {error:.3g} "
+                f"after delivery {version} {engine}'s log-probs of the probe tokens differ from the trainer's by {error:.3g} "
                 f"{'on average' if self.rounds else 'at most'} (rounding explains {self._explained:.2g}): it does not hold the policy's "
                 f"weights. {self._named(held, ours)}"
             )
-        return mean
 
     @property
     def _explained(self) -> float:

@@ -214,7 +214,7 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
         progress.message(f"{name}: {path}")
     exact = config.computing_dtype == config.sampling_dtype == "float32"
     texts = runtime.from_main(lambda: probe_texts(config.run_dir, sampler, renderer, training, config.seed))
-    delivery = Delivery(learner.policy, sampler, tolerance=EXACT if exact else ROUNDED, texts=texts)
+    delivery = Delivery(learner.policy, sampler, tolerance=EXACT if exact else ROUNDED, texts=texts, processes=runtime)
     delivery.deliver(version=step)
     return Run(
         config=config,

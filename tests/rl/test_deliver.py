@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from rl.deliver import Delivery, DeliveryError
 from rl.lora import LoraPolicy, add_adapters
 from rl.policy import Policy
+from rollout.sampler import Text
 from rollout.torch_sampler import TorchSampler
 from tests.rl.models import make
 from tests.rl.test_step import NoTokenizer
@@ -59,6 +60,25 @@ def test_what_arrives_is_let_through(made: Callable[[], Policy]) -> None:
         if version % 10 == 0:
             delivery.deliver(version)
         move(policy, 1e-4, version)
+
+
+def test_a_single_token_may_be_as_far_off_as_it_was_at_first() -> None:
+    """In float32 the largest difference is bounded by 30 times the first largest one, not by the first mean."""
+    policy, sampler = Policy(make("llama")), plain()
+    delivery, probe, off = Delivery(policy, sampler, tolerance=1e-3), sampler.probe, 2e-4
+
+    def one_is_off(texts: Sequence[Text]) -> dict[str, list[list[float]]]:
+        ((engine, ((first, *rest),)),) = probe(texts).items()
+        return {engine: [[first + off, *rest]]}
+
+    sampler.probe = one_is_off
+    delivery.deliver(0)
+    assert delivery.tolerance == 1e-3
+    off = 8e-4
+    delivery.deliver(1)
+    off = 2e-3
+    with pytest.raises(DeliveryError, match=r"by 0\.002 at most"):
+        delivery.deliver(2)
 
 
 def test_a_damaged_tensor_is_named() -> None:

@@ -33,6 +33,7 @@ from rl.tiny import tiny_tokenizer
 from rollout.engine.decoders import CachedDecoder
 from rollout.engine.fused_decoder import FusedDecoder
 from rollout.problems import load_problems
+from rollout.processes import Alone
 from rollout.sampler import SampleRequest, SamplingParams, Text
 from rollout.torch_sampler import TorchSampler
 from tests.rl.stand_in import stand_in
@@ -175,6 +176,22 @@ def test_what_the_engine_decodes_with_is_looked_at_and_not_the_trainers_module()
     move(policy, 1e-4)
     with pytest.raises(DeliveryError, match="those of delivery 0"):
         delivery.deliver(1)
+
+
+class OfTwo(Alone):
+    """The first of two processes, whose other one always answers yes."""
+
+    def gather(self, mine: list) -> list:
+        return [*mine, True]
+
+
+def test_processes_measure_the_noise_together() -> None:
+    """Sharded weights are put together by all at once: one that measured alone, as its engine rounds otherwise, would wait forever."""
+    delivery, _ = delivery_of(policy_of("stand-in"), "stand-in")
+    delivery.deliver(0)
+    delivery.noise, delivery.processes = 1.0, OfTwo()  # which would explain whatever this process finds
+    delivery.deliver(1)
+    assert delivery.noise < 0.05
 
 
 @pytest.mark.parametrize("which", MODELS)
