@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Set
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -52,22 +53,7 @@ def build_sampler(
         )
     stop_ids = stop_token_ids(model, tokenizer)
     if config.sampler == "vllm-server":
-        assert config.run_dir is not None
-        if config.vllm_transfer == "nccl" and runtime.device.type != "cuda":
-            raise UserError("vllm_transfer is 'nccl': it goes from GPU to GPU, and this process has none; use file")
-        servers = VLLMServerSampler(
-            config.vllm_urls,
-            tokenizer,
-            stop_ids,
-            max_length=longest,
-            transfer=config.run_dir / "transfer" if config.vllm_transfer == "file" else None,
-            patience=config.vllm_patience,
-            report=progress.message,
-            processes=runtime,
-            sharded=runtime.shards,
-        )
-        require_same_dtype(config, servers)
-        return servers
+        return build_servers(config, tokenizer, stop_ids, runtime, progress, longest)
     if config.vllm_tensor_parallel > 1 and runtime.count > 1:
         raise UserError(
             f"vllm_tensor_parallel is {config.vllm_tensor_parallel}: each of the {runtime.count} processes has an engine on its own "
@@ -85,6 +71,32 @@ def build_sampler(
         processes=runtime.count,
     )
     return VLLMSampler(source, tokenizer, stop_ids, options)
+
+
+def build_servers(
+    config: RunConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    stop_ids: Set[int],
+    runtime: Runtime,
+    progress: Progress,
+    longest: int,
+) -> VLLMServerSampler:
+    assert config.run_dir is not None
+    if config.vllm_transfer == "nccl" and runtime.device.type != "cuda":
+        raise UserError("vllm_transfer is 'nccl': it goes from GPU to GPU, and this process has none; use file")
+    servers = VLLMServerSampler(
+        config.vllm_urls,
+        tokenizer,
+        stop_ids,
+        max_length=longest,
+        transfer=config.run_dir / "transfer" if config.vllm_transfer == "file" else None,
+        patience=config.vllm_patience,
+        report=progress.message,
+        processes=runtime,
+        sharded=runtime.shards,
+    )
+    require_same_dtype(config, servers)
+    return servers
 
 
 def engine_of(config: RunConfig, runtime: Runtime) -> Engine:

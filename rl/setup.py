@@ -212,10 +212,8 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
     paths = {"update": str(learner.policy.choice), "sampling": sampler.path}
     for name, path in paths.items():
         progress.message(f"{name}: {path}")
-    exact = config.computing_dtype == config.sampling_dtype == "float32"
     texts = runtime.from_main(lambda: probe_texts(config.run_dir, sampler, renderer, training, config.seed))
-    delivery = Delivery(learner.policy, sampler, tolerance=EXACT if exact else ROUNDED, texts=texts, processes=runtime)
-    delivery.deliver(version=step)
+    delivery = proven_delivery(config, learner, sampler, runtime, texts, step)
     return Run(
         config=config,
         run_dir=config.run_dir,
@@ -225,18 +223,29 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
         stream=stream,
         held_out=held_out,
         delivery=delivery,
-        ahead=Ahead(
-            config.num_steps or 1,
-            load_waiting(checkpoints(config.run_dir)[-1]) if step else None,
-            device=runtime.device,
-        )
-        if config.one_step_ahead
-        else None,
+        ahead=ahead_of(config, runtime, step) if config.one_step_ahead else None,
         tokenizer=tokenizer,
         records=open_records(config, runtime, step, paths),
         watch=Watch(read_metrics(config.run_dir)),
         step=step,
     )
+
+
+def proven_delivery(
+    config: RunConfig, learner: Learner, sampler: Sampler, runtime: Runtime, texts: Sequence[Text], step: int
+) -> Delivery:
+    """With its first delivery made: the engine samples from the weights that the run begins with."""
+    exact = config.computing_dtype == config.sampling_dtype == "float32"
+    delivery = Delivery(learner.policy, sampler, tolerance=EXACT if exact else ROUNDED, texts=texts, processes=runtime)
+    delivery.deliver(version=step)
+    return delivery
+
+
+def ahead_of(config: RunConfig, runtime: Runtime, step: int) -> Ahead:
+    """With the completions that a resumed run's last checkpoint holds for the step to come."""
+    assert config.run_dir is not None
+    waiting = load_waiting(checkpoints(config.run_dir)[-1]) if step else None
+    return Ahead(config.num_steps or 1, waiting, device=runtime.device)
 
 
 def chosen(
