@@ -350,7 +350,8 @@ def resume(config: RunConfig, learner: Learner, stream: ProblemStream, progress:
     """Back to the last checkpoint of the run folder that is as it was saved; to the beginning where there is none. -> its step."""
     assert config.run_dir is not None
     written = json.loads((config.run_dir / "config.json").read_text(encoding="utf-8"))
-    now, default = config.as_json(), RunConfig().as_json()  # an option younger than the run had its default
+    # An option younger than the run had its default; "auto" is younger than float32.
+    now, default = config.as_json(), RunConfig().on("cpu").as_json()
     for name in SAME_ON_RESUME:
         was = written.get(name, default[name])
         if was != now[name]:

@@ -6,6 +6,7 @@ import copy
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -326,3 +327,12 @@ def test_a_run_of_all_weights_is_not_resumed_with_adapters(tmp_path: Path) -> No
     (tmp_path / "config.json").write_text(json.dumps(written))
     with pytest.raises(UserError, match=r"lora_rank is 4: the run in .* has 0; resume with that"):
         resume(RunConfig(run_dir=tmp_path, lora_rank=4), None, None, None)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_run_from_before_there_were_adapters_is_resumed(tmp_path: Path) -> None:
+    """What set_up compares has its precisions written out: no adapters are a base in float32, and "auto" is younger than that."""
+    written = {k: v for k, v in RunConfig().as_json().items() if not k.startswith("lora_")}
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    learner = SimpleNamespace(runtime=SimpleNamespace(from_main=lambda make: make()))
+    config = RunConfig(run_dir=tmp_path).on("cpu")
+    assert resume(config, learner, None, SimpleNamespace(message=print)) == 0  # pyright: ignore[reportArgumentType]
