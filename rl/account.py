@@ -29,9 +29,8 @@ MOMENTS = {"adamw": 2.0 * FLOAT32, "adamw-8bit": 2 * (1 + FLOAT32 / 256)}  # in 
 NF4 = 0.5 + 1 / 64 + FLOAT32 / (64 * 256)
 DRAWING = 2 * FLOAT32 + 8  # of a token that may be drawn: its logit and probability, the sum of these in float64
 MAX_ROWS = 1024  # that the embedded engine decodes at once
-BUCKET = (
-    1 << 26
-)  # numbers that an optimiser whose gradients or moments are not where it computes steps at once (rl/offload.py)
+# Numbers that an optimiser steps at once, where its gradients are in 16 bits or its moments elsewhere (rl/offload.py).
+BUCKET = 1 << 26
 CONTEXT = 0.8 * GIB  # of CUDA, cuBLAS and the kernels, outside of the allocator; 0.5 to 0.8 by card
 # Between tensors torch's allocator leaves a rest of each block of 2 MiB and more; of few sizes that repeat it is some percent.
 FRAGMENTED = 1.05
@@ -41,9 +40,9 @@ FRAGMENTED = 1.05
 class Account:
     """Bytes on one device of a run, whose options `asked` may leave to the device (RunConfig.on).
 
-    problems: of a step, that this process trains on; evaluated: rows of an evaluation. prompt_length, completion_length: the
-    longest. per_rank: numbers of adapters of rank 1. rounded: numbers that rl/precision.py may keep in 16 bits. shards: processes that weights are spread over.
-    engine: what samples on this device; vLLM in this process takes its share by itself.
+    problems: of a step, that this process trains on. evaluated: completions of an evaluation. prompt_length, completion_length:
+    the longest. per_rank: numbers of adapters of rank 1. rounded: numbers that rl/precision.py may keep in 16 bits. shards:
+    processes that weights are spread over. engine: what samples on this device; vLLM in this process takes its share by itself.
     """
 
     asked: RunConfig

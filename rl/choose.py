@@ -102,7 +102,7 @@ def budgets(account: Account) -> Iterator[int]:
 
 
 def settled(account: Account) -> Account:
-    """Where nobody knows the room, and on a CPU: what is "auto" as it always was."""
+    """With fixed defaults for what is "auto": on a CPU, and where the memory is not known."""
     run, one = account.asked, account.prompt_length + account.completion_length - 1
     return account.having(
         gradient_checkpointing=bool(run.gradient_checkpointing),

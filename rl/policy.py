@@ -112,7 +112,8 @@ class Policy:
     """Scores tokens with a model. Always in eval mode: dropout would make the ratio differ from 1 before the first update.
 
     autocast: makes the context to run the forward in. weights: makes the one in which the model has this policy's weights; a
-    reference may share the policy's model. at_hand: the one in which they are on the device. value_head: over the policy's own states, where a critic shares its trunk.
+    reference may share the policy's model. at_hand: makes the one in which weights that wait in the host's memory are on the
+    device. value_head: over the policy's own states, where a critic shares its trunk.
     frozen_base: the model's own weights are not trained. inside: runs what reads the model's weights; where these are spread
     over processes that is their Root. forward: how a model that is not causal scores, under the views that it sampled with.
     """

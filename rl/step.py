@@ -223,7 +223,7 @@ def estimate(
 
 @torch.no_grad()
 def reference_logprobs(learner: Learner, parts: list[list[MicroBatch]]) -> list[list[Tensor | None]]:
-    """Of every micro-batch, before the update: the reference is needed no more in it."""
+    """Log-probs of every micro-batch under the reference, all before the first update, which needs only these of it."""
     reference = learner.reference
     if reference is None:
         return [[None] * len(micros) for micros in parts]

@@ -68,7 +68,10 @@ class TorchSampler(SamplerBase):
 
     @property
     def path(self) -> str:
-        dtype = self.fused.dtype if self.fused is not None else self.model.dtype
+        device, dtype = self.model.device.type, self.fused.dtype if self.fused is not None else self.model.dtype
+        with self.autocast():
+            if self.fused is None and torch.is_autocast_enabled(device):
+                dtype = torch.get_autocast_dtype(device)
         return f"embedded engine, {str(dtype).removeprefix('torch.')}: {self.choice}"
 
     def stream(

@@ -218,6 +218,7 @@ def test_they_are_taken_over_a_base_of_fewer_bits(bits: int, tmp_path: Path) -> 
     assert policy.forward is packed_forward
     engine = TorchSampler(policy.model, tokenizer, decode_dtype=torch.bfloat16, autocast=bfloat16)
     assert engine.decoder_class is (FusedDecoder if bits == 16 else CachedDecoder)
+    assert engine.path.startswith("embedded engine, bfloat16: ")
 
 
 def test_a_kernel_of_16_bits_is_held_against_what_these_explain() -> None:
