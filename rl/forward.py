@@ -240,8 +240,8 @@ def _gradient_of_a_norm(forward: Forward, model: PreTrainedModel, micro: MicroBa
     weight = next(p for name, p in model.named_parameters() if name.endswith("input_layernorm.weight"))
     trained = weight.requires_grad
     weight.requires_grad_()
-    with torch.enable_grad(), in_float32(model.device):
-        (gradient,) = torch.autograd.grad(forward.states(model, micro).square().sum(), weight)
+    with torch.enable_grad(), in_float32(model):
+        (gradient,) = torch.autograd.grad(forward(model, micro, 1.0).logprobs.sum(), weight)
     weight.requires_grad_(trained)
     return gradient
 
