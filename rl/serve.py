@@ -38,7 +38,7 @@ def serve(model: str, *, port: int, dtype: AnyDType, max_length: int | None, max
     if torch.cuda.is_available():
         command += ["--weight-transfer-config", '{"backend": "nccl"}']  # for runs with --vllm-transfer nccl
     else:
-        command.append("--enforce-eager")
+        command += ["--enforce-eager", "--no-enable-chunked-prefill"]  # see rollout/vllm_sampler.py
         environment = {"VLLM_CPU_KVCACHE_SPACE": "1", **environment}
     os.execve(sys.executable, command, environment)
 

@@ -137,7 +137,7 @@ class Server:
         """Each token as the first that is drawn after those before it."""
 
         def ask(before: tuple[int, ...], token: int) -> float:
-            body = {"prompt": list(before), "max_tokens": 1, "temperature": temperature, "seed": 0, "ignore_eos": True}
+            body = {"prompt": list(before), "max_tokens": 1, "temperature": temperature, "ignore_eos": True}
             body |= {"logprobs": 1, "logprob_token_ids": [token], "return_tokens_as_token_ids": True}
             (top,) = self.post("/v1/completions", body)["choices"][0]["logprobs"]["top_logprobs"]
             return top[f"token_id:{token}"]

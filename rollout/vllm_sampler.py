@@ -89,6 +89,8 @@ class VLLMSampler(SamplerBase):
             # Within the trainer's own process group, of which vLLM then makes groups of one.
             distributed_executor_backend="external_launcher" if options.processes > 1 else None,
             enforce_eager=not self.on_gpu,
+            # On a CPU vLLM cannot turn a seeded request's generator back, as it does after a part of a prompt.
+            enable_chunked_prefill=None if self.on_gpu else False,
             enable_sleep_mode=self.on_gpu,
             enable_prefix_caching=True,
             logprobs_mode="processed_logprobs",  # of what is sampled from: after temperature and top-p
@@ -142,7 +144,7 @@ class VLLMSampler(SamplerBase):
         self.wake()
         asked = [(p + c[:n], token) for p, c in texts for n, token in enumerate(c)]
         params = [
-            EngineParams(max_tokens=1, logprob_token_ids=[token], detokenize=False, ignore_eos=True, seed=0)
+            EngineParams(max_tokens=1, logprob_token_ids=[token], detokenize=False, ignore_eos=True)
             for _, token in asked
         ]
         prompts = [TokensPrompt(prompt_token_ids=list(before)) for before, _ in asked]
