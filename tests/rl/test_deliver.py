@@ -176,3 +176,39 @@ def test_the_base_of_adapters_is_the_same_bits_after_many_deliveries() -> None:
     a, b = (p for n, p in policy.model.named_parameters() if n.startswith(layer) and ".lora_" in n)
     expected = base[f"{layer}.base_layer.weight"] + 8.0 / 4 * (b @ a)
     assert torch.allclose(merged[f"{layer}.weight"], expected, atol=1e-6, rtol=0)  # float32 sums of four products
+
+
+class Two:
+    """Two engines, as two servers are; the second one is never sent anything again."""
+
+    takes_adapters = False
+
+    def __init__(self) -> None:
+        self.engines = {"first": plain(), "second": plain(lambda tensors: [])}
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.engines["first"], name)
+
+    def update_weights(self, named_tensors: Tensors, version: int) -> None:
+        for engine in self.engines.values():
+            engine.update_weights(named_tensors, version)
+
+    def probe(self, texts: list[Text]) -> dict[str, list[list[float]]]:
+        return {name: next(iter(engine.probe(texts).values())) for name, engine in self.engines.items()}
+
+    def images(self) -> dict[str, dict[str, Tensor]]:
+        return {name: next(iter(engine.images().values())) for name, engine in self.engines.items()}
+
+
+@pytest.mark.parametrize("tells", [True, False])
+@pytest.mark.parametrize("size", [1e-2, 1e-5])
+def test_of_several_engines_the_stale_one_is_named(size: float, tells: bool) -> None:
+    """Whether or not it tells what it holds."""
+    policy, engines = Policy(make("llama")), Two()
+    if not tells:
+        engines.images = dict  # pyright: ignore[reportAttributeAccessIssue]
+    delivery = Delivery(policy, engines, tolerance=1e-3)  # pyright: ignore[reportArgumentType]
+    delivery.deliver(0)
+    move(policy, size)
+    with pytest.raises(DeliveryError, match="second's weights are those of delivery 0"):
+        delivery.deliver(1)
