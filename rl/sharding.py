@@ -7,6 +7,7 @@ backward, and its gradient is summed as it is taken apart again. What the embedd
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
@@ -44,11 +45,16 @@ def shard(model: PreTrainedModel, mesh: DeviceMesh, *, trains: bool, in_16_bits:
     layers = [m for m in model.modules() if type(m).__name__ in (model._no_split_modules or ())]
     root = Root(model)
     rounded = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    parts: list[list[Any]] = []  # of each layer what is put together by itself, in the order that it is used in
     for layer in layers:
-        if in_16_bits and (linear := list[nn.Module](m for m in layer.modules() if isinstance(m, nn.Linear))):
+        linear: list[Any] = [m for m in layer.modules() if isinstance(m, nn.Linear)] if in_16_bits else []
+        if linear:
             fully_shard(linear, mesh=mesh, mp_policy=rounded)
-        fully_shard(layer, mesh=mesh)
+        parts.append([fully_shard(layer, mesh=mesh), *linear[:1]])
     fully_shard(root, mesh=mesh, reshard_after_forward=not trains)
+    for of_layer, of_next in pairwise(parts):  # on its way while this one is computed
+        of_layer[0].set_modules_to_forward_prefetch(of_next)
+        of_next[0].set_modules_to_backward_prefetch(of_layer[::-1])
     for module in root.modules():
         if isinstance(module, FSDPModule):  # sums, no means: the loss has the step's own denominators
             module.set_gradient_divide_factor(1.0)
