@@ -7,7 +7,7 @@ the type which they multiply in (rl/kernels.py). SiLU(gate) * up is one too. Wha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
 from typing import Any, Literal
@@ -34,11 +34,11 @@ def why_not_fused(model: PreTrainedModel) -> str | None:
 
 def kernel_errors() -> tuple[type[Exception], ...]:
     """What Triton raises where it cannot build a kernel for this machine."""
-    with suppress(ImportError):
-        from triton.errors import TritonError
+    if find_spec("triton") is None:
+        return ()
+    from rl.kernels import TritonError
 
-        return (TritonError,)
-    return ()
+    return (TritonError,)
 
 
 def _is_llamas(layer: Any) -> bool:

@@ -15,6 +15,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.errors import TritonError
+
+__all__ = ["TritonError", "rms_norm", "silu_times"]
 
 _PROGRAMS, _NUMBERS_OF_ALL = 512, 2**20  # of a backward norm: as many rows at once, more where they are short
 _BLOCK = 1024
