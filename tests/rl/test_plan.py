@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,11 @@ def planned(size: str, **options: object) -> Plan:
         ("30 M", {"problems_per_step": 2, "kl_weight": 0.0}),  # one micro-batch: no gradients before it
         ("30 M", {"lora_rank": 8, "dtype": "bfloat16"}),  # its base and its head in 16 bits
         ("30 M", {"dtype": "bfloat16", "gradient_checkpointing": True, "gradient_dtype": "bfloat16"}),
-        ("30 M", {"optimizer": "adamw-8bit"}),
+        pytest.param(
+            "30 M",
+            {"optimizer": "adamw-8bit"},
+            marks=pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="pip install 'plumbline-rl[8bit]'"),
+        ),
         ("3 M", {"gpus": 8, "sharding": "full", "problems_per_step": 64}),
         ("30 M", {"gpus": 4, "sharding": "full", "problems_per_step": 32, "dtype": "bfloat16"}),
     ],
