@@ -77,8 +77,9 @@ class Delivery:
         policy = policy or self.policy
         ours = self._send(policy, version)
         trained = self._trained(policy)
-        scored, held = self.sampler.probe(self.texts), self.sampler.images()
-        now = Delivered(version, trained, {engine: ours.sketch(found) for engine, found in held.items() if found})
+        scored = self.sampler.probe(self.texts)
+        held = {engine: found for engine, found in self.sampler.images().items() if ours.is_comparable(found)}
+        now = Delivered(version, trained, {engine: ours.sketch(found) for engine, found in held.items()})
         sampled = {e: torch.tensor([x for row in r for x in row], dtype=torch.float64) for e, r in scored.items()}
         differences = {engine: (logprobs - trained).abs() for engine, logprobs in sampled.items()}
         errors = {engine: (d.mean() if self.rounds else d.max()).item() for engine, d in differences.items()}

@@ -28,6 +28,10 @@ class Fingerprint:
         kinds = (tensor, tensor.bfloat16()) if self.rounds else (tensor,)
         self.images[name] = torch.stack([image(kind).flatten().cpu() for kind in kinds])
 
+    def is_comparable(self, held: Mapping[str, Tensor]) -> bool:
+        """Whether any of it goes by the name of one of these tensors."""
+        return bool(self._shared(held))
+
     def differing(self, held: Mapping[str, Tensor], rounding: float) -> list[str]:
         """The held tensors that are not these, by more than a share `rounding` of their length."""
         return [
