@@ -321,13 +321,15 @@ def vllm(bench: Bench) -> Found:
         requests = [
             SampleRequest((i + 2,) * 128, tuple(range(i * GROUP, (i + 1) * GROUP))) for i in range(bench.problems)
         ]
-        params, tensors = (
-            SamplingParams(max_tokens=bench.completion // 2),
-            model.named_parameters(remove_duplicate=False),
-        )
+        params = SamplingParams(max_tokens=bench.completion // 2)
+
+        def deliver() -> None:
+            engines[0].update_weights(model.named_parameters(remove_duplicate=False), 1)
+
         found["sample"] = _once(bench, lambda: engines[0].sample(requests, params))
-        found["take weights"] = _once(bench, lambda: engines[0].update_weights(tensors, 1))
-        found["sleep"], found["wake"] = _once(bench, engines[0].rest), _once(bench, engines[0].wake)
+        found["take weights"] = _once(bench, deliver)
+        found["sleep"] = _once(bench, engines[0].rest)
+        found["wake with new weights"] = _once(bench, deliver)
         engines[0].close()
     return {"seconds": found, "tokens_per_second": bench.problems * GROUP * params.max_tokens / found["sample"]}
 

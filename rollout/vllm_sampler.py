@@ -102,7 +102,7 @@ class VLLMSampler(SamplerBase):
         self, requests: Sequence[SampleRequest], params: SamplingParams
     ) -> Iterator[tuple[int, int, Completion]]:
         """A request for each completion, as each has a seed of its own; the prefix cache keeps a prompt's keys for its group."""
-        self.wake()
+        self._require_awake()
         engine, waiting = self.llm.llm_engine, {}
         for i, request in enumerate(requests):
             prompt = TokensPrompt(prompt_token_ids=list(request.prompt_ids))
@@ -141,7 +141,7 @@ class VLLMSampler(SamplerBase):
 
     def probe(self, texts: Sequence[Text]) -> dict[str, list[list[float]]]:
         """Each token as the first that is drawn after those before it."""
-        self.wake()
+        self._require_awake()
         asked = [(p + c[:n], token) for p, c in texts for n, token in enumerate(c)]
         params = [
             EngineParams(max_tokens=1, logprob_token_ids=[token], detokenize=False, ignore_eos=True)
@@ -155,8 +155,12 @@ class VLLMSampler(SamplerBase):
 
     @torch.no_grad()
     def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """A plain model's tensors by name, an output head that is tied to the embeddings too: vLLM has one of its own."""
-        self.wake()
+        """A plain model's tensors by name, an output head that is tied to the embeddings too: vLLM has one of its own.
+
+        An engine that sleeps gets its memory back for them first, and that of keys and values only when what delivering took is free.
+        """
+        if self.asleep:
+            self.llm.wake_up(["weights"])
         if not self.has_received:  # what is there afterwards has been delivered, and is not the folder's
             self.llm.collective_rpc("reset_weights")
             self.has_received = True
@@ -167,6 +171,9 @@ class VLLMSampler(SamplerBase):
             with TemporaryDirectory(prefix="plumbline-") as folder:
                 write_files(tensors, weights := Path(folder) / "weights")
                 self.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(weights)})
+        if self.asleep:
+            self.llm.wake_up(["kv_cache"])
+            self.asleep = False
         self.llm.reset_prefix_cache()  # keys and values of the old weights
         self.policy_version = version
 
@@ -175,20 +182,21 @@ class VLLMSampler(SamplerBase):
         """Of nothing where the tensors are spread over GPUs."""
         if self.options.tensor_parallel > 1:
             return {}
-        self.wake()
+        self._require_awake()
         (found,) = self.llm.collective_rpc(images_of)
         return {ALONE: found}
 
     def rest(self) -> None:
-        """Gives a GPU's memory to the update: keys and values are dropped, weights wait in the host's memory."""
+        """Gives a GPU's memory to the update: weights, keys and values are dropped, and the next delivery brings new weights."""
         if self.on_gpu and not self.asleep:
-            self.llm.sleep(level=1)
+            self.llm.sleep(level=2)
             self.asleep = True
 
-    def wake(self) -> None:
+    def _require_awake(self) -> None:
         if self.asleep:
-            self.llm.wake_up()
-            self.asleep = False
+            raise RuntimeError(
+                "vLLM has dropped its weights to rest: it is asked for samples before new ones are delivered"
+            )
 
     def close(self) -> None:
         self.llm.llm_engine.engine_core.shutdown()

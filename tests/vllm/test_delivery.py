@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from rewards.errors import UserError
 from rl.deliver import Delivery, DeliveryError
 from rl.lora import LoraPolicy, add_adapters
 from rl.policy import Policy
-from rollout.sampler import Sampler
+from rollout.sampler import Sampler, SampleRequest, SamplingParams
 from tests.rl.test_deliver import move
 from tests.rollout.tiny import tokenizer
 from tests.vllm.conftest import model_of, saved
@@ -159,3 +160,36 @@ def tells_of_no_room(folder: Path) -> None:
     options = VLLMOptions(dtype="float32", max_length=64, key_values=128, memory=1e-7)
     with pytest.raises(UserError, match=r"sampler is 'vllm': it did not start with .*memory=1e-07.*raise vllm_memory"):
         VLLMSampler(folder, tokenizer(), {1}, options)
+
+
+def test_an_engine_that_rests_keeps_no_weights_and_decodes_with_the_next_delivered(
+    vllm: Sampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU's sleep at level 2, on a CPU: weights are lost, and memory comes back for what is woken, keys and values last."""
+    engine, done = vllm.llm, []  # pyright: ignore[reportAttributeAccessIssue]
+
+    def forget(worker: Any) -> None:
+        for parameter in worker.model_runner.get_model().parameters():
+            parameter.data.fill_(torch.nan)
+
+    def sleep(level: int) -> None:
+        done.append(f"sleep {level}")
+        engine.collective_rpc(forget)
+
+    monkeypatch.setattr(vllm, "on_gpu", True)
+    monkeypatch.setattr(engine, "sleep", sleep)
+    monkeypatch.setattr(engine, "wake_up", done.extend)
+    monkeypatch.setattr(
+        engine, "collective_rpc", lambda f, *a, _call=engine.collective_rpc, **k: (done.append(f), _call(f, *a, **k))[1]
+    )
+    policy = Policy(model_of(0))
+    delivery = Delivery(policy, vllm, tolerance=1e-3)
+    delivery.deliver(0)
+    vllm.rest()
+    with pytest.raises(RuntimeError, match="before new ones are delivered"):
+        vllm.sample([SampleRequest((1, 2), (0,))], SamplingParams(max_tokens=1))
+    assert done[-2:] == ["sleep 2", forget]
+    done.clear()
+    delivery.deliver(1)
+    assert done[:3] == ["weights", "reload_weights", "kv_cache"]
+    vllm.sample([SampleRequest((1, 2), (0,))], SamplingParams(max_tokens=1))
