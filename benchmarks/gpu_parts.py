@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -185,7 +186,7 @@ def _real_batch(bench: Bench) -> Batch:
     def group() -> TrainGroup:
         lengths = [min(bench.completion, 2 + int(chance.expovariate(1 / 450))) for _ in range(GROUP)]
         sequences = tuple(_sequence(chance, length) for length in lengths)
-        return TrainGroup((1,) * chance.randint(100, PROMPT), sequences)
+        return TrainGroup(_tokens(chance, chance.randint(100, PROMPT)), sequences)
 
     groups = tuple(group() for _ in range(bench.problems))
     num_tokens = sum(len(s.token_ids) for g in groups for s in g.sequences)
@@ -195,8 +196,16 @@ def _real_batch(bench: Bench) -> Batch:
 
 
 def _sequence(chance: random.Random, length: int) -> TrainSequence:
-    advantages = torch.full((length,), chance.choice((-1.0, 1.0)))
-    return TrainSequence(token_ids=(1,) * length, sampler_logprobs=(-1.0,) * length, advantages=advantages, weight=1e-5)
+    return TrainSequence(
+        token_ids=_tokens(chance, length),
+        sampler_logprobs=(-1.0,) * length,
+        advantages=torch.full((length,), chance.choice((-1.0, 1.0))),
+        weight=1e-5,
+    )
+
+
+def _tokens(chance: random.Random, length: int) -> tuple[int, ...]:
+    return tuple(chance.randrange(1000) for _ in range(length))
 
 
 def head(bench: Bench) -> Found:
@@ -303,6 +312,27 @@ def _learner(bench: Bench, config: RunConfig) -> Iterator[Any]:
         bench.made = None  # its weights were trained, or have adapters
 
 
+def async_grpo(bench: Bench) -> Found:
+    """An update of all weights, and that of TRL's AsyncGRPOTrainer on the same tokens."""
+    if find_spec("trl") is None or torch.version.cuda is None:
+        return {"skipped": "TRL is not installed, or has no GPU"}
+    from benchmarks.trl_async_side import seconds_of_steps, train
+
+    batch, ours = _real_batch(bench), _update(bench, 0)
+    with TemporaryDirectory() as folder:
+        bench.random_model().save_pretrained(folder)
+        bench.made = None
+        bench.release()
+
+        def run(end: Callable[[], object]) -> None:
+            train(batch, Path(folder), word_tokenizer(64), num_steps=4, after_each=end)
+
+        found: list[float] = []
+        memory = bench.clock.memory(lambda: found.extend(seconds_of_steps(torch.cuda.synchronize, run)))
+    theirs = {"seconds": statistics.median(found), "GiB": memory}
+    return {"ours": ours, "AsyncGRPO": theirs, "times": theirs["seconds"] / ours["seconds"]}
+
+
 def vllm(bench: Bench) -> Found:
     """vLLM in this process: seconds to start, to sample a step, to take new weights, to sleep and to wake."""
     if find_spec("vllm") is None or torch.version.cuda is None:
@@ -342,5 +372,6 @@ PARTS: dict[str, tuple[Callable[[Bench], Found], int]] = {
     "step": (step, 120),
     "decode": (decode, 90),
     "head": (head, 60),
+    "async_grpo": (async_grpo, 120),
     "vllm": (vllm, 120),
 }

@@ -39,11 +39,16 @@ PACKED = [name for name in FAMILIES if f"| {name} | packed" in TABLE.read_text(e
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, q_from: Tensor, k_from: Tensor, max_q: int, max_k: int, scale, window):
-    """By a loop: the last query of a piece sees its last key, and window[0] keys before each query's own."""
+    """What kernels take: 16 bits, and one type for all three."""
     if not (q.dtype == k.dtype == v.dtype == torch.bfloat16 and q.stride(-1) == k.stride(-1) == v.stride(-1) == 1):
         raise RuntimeError(
             f"FlashAttention only supports fp16 and bf16, and one of them: {q.dtype}, {k.dtype}, {v.dtype}"
         )
+    return by_loop(q, k, v, q_from, k_from, max_q, max_k, scale, window)
+
+
+def by_loop(q: Tensor, k: Tensor, v: Tensor, q_from: Tensor, k_from: Tensor, max_q: int, max_k: int, scale, window):
+    """The last query of a piece sees its last key, and window[0] keys before each query's own."""
     assert q_from.dtype == k_from.dtype == torch.int32 and q_from[-1] == len(q) and k_from[-1] == len(k)
     outputs = []
     for (q0, q1), (k0, k1) in zip(pairwise(q_from.tolist()), pairwise(k_from.tolist()), strict=True):
