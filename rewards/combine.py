@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from rewards.answer_format import format_rule
 from rewards.extract import own_turn
-from rewards.score import Reference, Score, Verifier
+from rewards.score import Reference, Score, Verifier, verify
 
 
 class CombinedVerifier:
@@ -20,13 +20,20 @@ class CombinedVerifier:
     is. The outcome is the verifier's, and so is None; `parts` holds its parts and one for each rule, under its name.
     """
 
+    reads_prompts = True
+
     def __init__(self, verifier: Verifier, formats: Sequence[str], *, weight: float = 0.1, gated: bool = True) -> None:
         self._verifier, self._weight, self._gated = verifier, weight, gated
         self._rules = {name: format_rule(name) for name in formats}
 
-    def verify_batch(self, answers: Sequence[str], references: Sequence[Reference]) -> list[Score]:
-        """The combined score of each of `answers`."""
-        scores = self._verifier.verify_batch(answers, references)
+    def verify_batch(
+        self, answers: Sequence[str], references: Sequence[Reference], prompts: Sequence[str] | None = None
+    ) -> list[Score]:
+        """The combined score of each of `answers`. prompts: for a verifier that reads them."""
+        if prompts is None:
+            scores = self._verifier.verify_batch(answers, references)
+        else:
+            scores = verify(self._verifier, answers, references, prompts)
         return [self._with_format(score, answer) for score, answer in zip(scores, answers, strict=True)]
 
     def check_references(self, references: Sequence[Reference]) -> list[Score]:

@@ -10,6 +10,8 @@ _END_OF_TURN = re.compile(
 )
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*(?:(?P<open>\{)|(?P<bare>-?\d[\d,.]*|[A-Za-z]))")
 _BRACE = re.compile(r"\\[\s\S]|[{}]")
+# A box that is raised to a power is a part of an expression and not the answer; a degree sign or a footnote may follow it.
+_POWER = re.compile(r"\s*\^(?!\s*\{?\s*(?:\\circ|\\degree|\\?\*|\\dag))")
 # What may stand between two boxes that together state a list of answers; also as the items of a written list.
 _JOINT = re.compile(
     r"(?:[ $.,;:&()\[\]*•~/|-]|\d{1,2}[.)]|\\[,;:!()\[\]\\ ]|\\q?quad|and|or|either|\\text\{ ?,? ?(?:and|or) ?\})*",
@@ -68,6 +70,7 @@ def _last_box(text: str) -> str | None:
             boxes.append((match.start(), match.end(), match["bare"]))
         elif (end := closing.get(match.end() - 1)) is not None:
             boxes.append((match.start(), end + 1, text[match.end() : end]))
+    boxes = [box for box in boxes if not _POWER.match(text, box[1])]
     if not boxes:
         return None
     contents = {boxes[-1][2].strip(): None}  # a dict, since it is an ordered set

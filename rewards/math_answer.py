@@ -1,12 +1,14 @@
-"""The math verifier: completions and references in, scores out."""
+"""The math verifier: completions, references and questions in, scores out."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from rewards.math_policy import MathPolicy
 from rewards.pool import WorkerPool
-from rewards.pooled_verifier import PooledVerifier
+from rewards.pooled_verifier import PooledVerifier, require_one_each
+from rewards.score import Reference, Score
 
 _DEFAULT_POLICY = MathPolicy()
 
@@ -23,6 +25,8 @@ class MathVerifier(PooledVerifier):
     Judging happens in worker processes, which start in the background. What our side fails to judge is CRASHED with the
     value None, never 0.
     """
+
+    reads_prompts = True
 
     def __init__(
         self,
@@ -41,3 +45,14 @@ class MathVerifier(PooledVerifier):
             memory_limit=memory_limit,
         )
         super().__init__("math", pool)
+
+    def verify_batch(
+        self, answers: Sequence[str], references: Sequence[Reference], prompts: Sequence[str] | None = None
+    ) -> list[Score]:
+        """The score of each of `answers` against the reference at its position. prompts: the question that each one answers;
+        an expression of it is right only if the reference is written so too (MathPolicy.copied_expressions)."""
+        if prompts is None:
+            return super().verify_batch(answers, references)
+        require_one_each("reference", references, answers)
+        require_one_each("prompt", prompts, answers)
+        return self._scores(list(zip(answers, references, prompts)))

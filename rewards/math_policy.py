@@ -16,6 +16,8 @@ class MathPolicy:
         without the sign never accepts a factor of 100 otherwise.) Not for references up to 1, where 0.25 % is a slip.
     convert_units: the reference 5 m accepts 500 cm. A missing unit is always fine, a contradicting one always wrong.
     unevaluated_arithmetic: the reference 420 accepts 12 x 35. Off, since that rewards copying the question.
+    copied_expressions: an expression of the question is an answer, though the reference is written in another way: "Simplify
+        \\sqrt{242}" accepts \\sqrt{242} for 11\\sqrt{2}. Off, since that too rewards copying the question.
     brackets_optional: the reference (1, 2) accepts 1, 2 and the reverse.
     count_repeats: the list 1, 1, 2 is not the list 1, 2.
     ignore_letter_case: the choice B accepts b. (Words are always compared without case.)
@@ -27,6 +29,7 @@ class MathPolicy:
     percent_sign_optional: bool = True
     convert_units: bool = True
     unevaluated_arithmetic: bool = False
+    copied_expressions: bool = False
     brackets_optional: bool = False
     count_repeats: bool = True
     ignore_letter_case: bool = False

@@ -23,10 +23,7 @@ class PooledVerifier:
 
     def verify_batch(self, answers: Sequence[str], references: Sequence[Reference]) -> list[Score]:
         """The score of each of `answers` against the reference at its position."""
-        if len(answers) != len(references):
-            raise ValueError(
-                f"{len(answers)} answers for {len(references)} references: give one reference for each answer, in order"
-            )
+        require_one_each("reference", references, answers)
         return self._scores(list(zip(answers, references)))
 
     def check_references(self, references: Sequence[Reference]) -> list[Score]:
@@ -56,3 +53,9 @@ class PooledVerifier:
             return Score(None, outcome, {}, detail)
         value = float(outcome is Outcome.CORRECT)
         return Score(value, outcome, {self._name: value}, detail)
+
+
+def require_one_each(what: str, given: Sequence[Any], answers: Sequence[str]) -> None:
+    """Raises ValueError unless there is one of `given` for each answer."""
+    if len(given) != len(answers):
+        raise ValueError(f"{len(answers)} answers for {len(given)} {what}s: give one {what} for each answer, in order")

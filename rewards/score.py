@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 
 class Outcome(enum.Enum):
@@ -57,3 +57,23 @@ class Verifier(Protocol):
 
     def close(self) -> None:
         """End the worker processes. Safe to call twice."""
+
+
+@runtime_checkable
+class PromptReader(Verifier, Protocol):
+    """A verifier that also reads the question, since an answer may only repeat it. `reads_prompts` marks it as one."""
+
+    reads_prompts: bool
+
+    def verify_batch(
+        self, answers: Sequence[str], references: Sequence[Reference], prompts: Sequence[str] | None = None
+    ) -> list[Score]: ...
+
+
+def verify(
+    verifier: Verifier, answers: Sequence[str], references: Sequence[Reference], prompts: Sequence[str]
+) -> list[Score]:
+    """The score of each answer. The prompts, one for each, go to a verifier that reads them."""
+    if isinstance(verifier, PromptReader):
+        return verifier.verify_batch(answers, references, prompts)
+    return verifier.verify_batch(answers, references)

@@ -49,5 +49,5 @@ def bad_reference(reason: str) -> Verdict:
 
 
 def judge_or_check(judge: Callable[..., Verdict], check_reference: Callable[..., Verdict]) -> Callable[..., Verdict]:
-    """What a worker calls, for a `PooledVerifier`: (answer, reference) is judged, (reference,) alone is checked."""
-    return lambda *item: judge(*item) if len(item) == 2 else check_reference(*item)
+    """What a worker calls, for a `PooledVerifier`: (reference,) alone is checked, (answer, reference, ...) is judged."""
+    return lambda *item: check_reference(*item) if len(item) == 1 else judge(*item)

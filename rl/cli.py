@@ -164,19 +164,21 @@ app.command(verify, name="verify", help="Judge one answer or program, or a run's
 
 
 @verify.command
-def math(gold: str, answer: str) -> None:
+def math(gold: str, answer: str, question: str = "") -> None:
     """Judge a math answer. One without a box, tags or #### is the final answer itself.
 
     Args:
         gold: The reference.
         answer: A completion, or a bare answer.
+        question: The problem. An answer that only repeats an expression of it is wrong.
     """
     from rewards.extract import final_answer
     from rewards.math_answer import MathVerifier
 
     bare = final_answer(answer, strict=False) is None
     with MathVerifier(num_workers=1) as verifier:
-        _print(verifier.verify_batch([f"\\boxed{{{answer}}}" if bare else answer], [gold])[0])
+        completion = f"\\boxed{{{answer}}}" if bare else answer
+        _print(verifier.verify_batch([completion], [gold], [question])[0])
 
 
 @verify.command

@@ -14,7 +14,7 @@ import torch
 
 from rewards.errors import UserError
 from rewards.math_answer import MathVerifier
-from rewards.score import Outcome, Verifier
+from rewards.score import Outcome, Verifier, verify
 from rewards.verifiers import VerifierOptions, Verifiers
 from rl.config import RunConfig
 from rl.cost import ModelCost
@@ -163,7 +163,8 @@ def of_greedy(groups: Sequence[RolloutGroup], *, num_workers: int) -> dict[str, 
     math = [r for r in rollouts if r.problem.verifier == "math"]
     if math:
         strict: Verifier = MathVerifier(strict=True, num_workers=num_workers)
-        scores = strict.verify_batch([r.completion.text for r in math], [r.problem.reference for r in math])
+        texts, asked = [r.completion.text for r in math], [r.problem for r in math]
+        scores = verify(strict, texts, [p.reference for p in asked], [p.question for p in asked])
         strict.close()
         right = [s.outcome is Outcome.CORRECT for r, s in zip(math, scores, strict=True) if r.is_graded]
         found["greedy accuracy, only \\boxed{}"] = Estimate.of(right)

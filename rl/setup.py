@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rewards.errors import UserError
 from rewards.sandbox.isolation import FLOOR
-from rewards.score import Outcome, Score
+from rewards.score import Outcome, Score, verify
 from rewards.verifiers import Verifiers
 from rl.account import Account
 from rl.ahead import Ahead
@@ -135,7 +135,8 @@ def demonstrable(
     scores: dict[str, Score] = {}
     for name in sorted({p.verifier for p in worked}):
         asking = [p for p in worked if p.verifier == name]
-        judged = verifiers[name].verify_batch([str(p.metadata[WORKED]) for p in asking], [p.reference for p in asking])
+        solutions, references = [str(p.metadata[WORKED]) for p in asking], [p.reference for p in asking]
+        judged = verify(verifiers[name], solutions, references, [p.question for p in asking])
         scores |= {p.id: s for p, s in zip(asking, judged, strict=True)}
     right = [p for p in worked if scores[p.id].outcome is Outcome.CORRECT]
     kept = [p for p in right if len(demonstration(p, renderer).rollouts[0].completion.token_ids) <= max_tokens]

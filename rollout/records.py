@@ -29,6 +29,11 @@ class Problem:
         """The prompt; a text is one message of the user's."""
         return ({"role": "user", "content": self.prompt},) if isinstance(self.prompt, str) else self.prompt
 
+    @property
+    def question(self) -> str:
+        """What the user says last: the prompt without a system message or worked examples before it."""
+        return next((m["content"] for m in reversed(self.messages) if m["role"] == "user"), "")
+
 
 class FinishReason(enum.Enum):
     STOP = "stop"  # an end-of-sequence token or a stop string

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from rewards.errors import UserError
-from rewards.score import Score, Verifier
+from rewards.score import Score, Verifier, verify
 from rewards.verifiers import VERIFIERS
 from rollout.records import Completion, Problem
 
@@ -67,8 +67,9 @@ class BackgroundVerifier:
         for name, verifier in self._verifiers.items():
             asking = [item for item in batch if self._problems[item[0]].verifier == name]
             if asking:
-                references = [self._problems[i].reference for i, _, _ in asking]
-                verdicts = verifier.verify_batch([text for _, _, text in asking], references)
+                problems = [self._problems[i] for i, _, _ in asking]
+                texts, references = [text for _, _, text in asking], [p.reference for p in problems]
+                verdicts = verify(verifier, texts, references, [p.question for p in problems])
                 scores |= {(i, j): score for (i, j, _), score in zip(asking, verdicts, strict=True)}
         return scores
 

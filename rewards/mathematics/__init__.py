@@ -18,4 +18,6 @@ From the text to the verdict, all of it in a worker process:
     algebra       whether two are equal, by value at many points
     intervals     sets of real numbers
     symbolic      math-verify, for what none of the others can read
+
+    copying       whether a right answer is only an expression of the question
 """

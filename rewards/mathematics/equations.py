@@ -57,7 +57,7 @@ def compare_inequalities(answer: str, reference: str, comparison: Comparison) ->
         )
     except NotASet:
         pass
-    ours, theirs = _oriented(answer), _oriented(reference)
+    ours, theirs = oriented(answer), oriented(reference)
     if ours is not None and theirs is not None:
         return _compare_orders(ours, theirs, comparison)
     unions = split(answer, (r"\cup",))[0], split(reference, (r"\cup",))[0]
@@ -132,7 +132,7 @@ def _difference(sides: list[str]) -> Node:
     return Node("add", (parse(sides[0]), Node("neg", (parse(sides[1]),))))
 
 
-def _oriented(text: str) -> tuple[list[str], list[str]] | None:
+def oriented(text: str) -> tuple[list[str], list[str]] | None:
     """The sides and relations of an inequality, turned so that every relation points to the larger side."""
     sides, relations = split(text, tuple(_ORDERS))
     if not relations:

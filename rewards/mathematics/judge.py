@@ -16,6 +16,7 @@ from rewards.extract import final_answer, reference_answer
 from rewards.math_policy import MathPolicy
 from rewards.mathematics.collection_stages import compare_elements, compare_matrices, compare_written
 from rewards.mathematics.comparison import Comparison, Stage
+from rewards.mathematics.copying import is_copied
 from rewards.mathematics.equations import compare_equations, compare_inequalities
 from rewards.mathematics.normalise import normalise, text_key
 from rewards.mathematics.rational import plain_number
@@ -49,8 +50,8 @@ class MathJudge:
         # Of this judge only: another policy, another verdict.
         self._compare = lru_cache(MAX_CACHED)(self._compare_normalised)
 
-    def judge(self, completion: str, reference: str) -> Verdict:
-        """The verdict on the final answer in `completion`."""
+    def judge(self, completion: str, reference: str, prompt: str = "") -> Verdict:
+        """The verdict on the final answer in `completion`; `prompt` is the question that it answers."""
         expected = reference_answer(reference)
         if _is_empty(expected):
             return bad_reference("the reference is empty")
@@ -64,10 +65,14 @@ class MathJudge:
         if len(answer) > MAX_LENGTH or len(expected) > MAX_LENGTH:
             equal = "".join(answer.split()) == "".join(expected.split())
             return Verdict(Outcome.CORRECT if equal else Outcome.WRONG, "too long to read, compared as text")
-        reference = normalise(expected)
-        verdict = self._compare(normalise(answer), reference)
+        given, reference = normalise(answer), normalise(expected)
+        verdict = self._compare(given, reference)
         if not verdict.equal and "," in reference:  # the reference is a list, so 81,256 was meant as one
-            return self._compare(normalise(answer, commas_group_digits=False), reference)
+            given = normalise(answer, commas_group_digits=False)
+            verdict = self._compare(given, reference)
+        may_be_copied = verdict.equal and prompt and not self._policy.copied_expressions
+        if may_be_copied and given != reference and is_copied(given, reference, prompt):
+            return wrong("an expression of the question, as it stands there")
         return verdict
 
     def check_reference(self, reference: str) -> Verdict:

@@ -20,6 +20,7 @@ _CLOSING = frozenset(_OPENING.values())
 _CONJUNCTION = re.compile(r"\\text\{\s*,?\s*(?:and|or)\s*,?\s*\}|(?<![A-Za-z\\{])(?:and|or)(?![A-Za-z}])")
 _MATRIX = re.compile(r"\\begin\{([pbBvV]?matrix|smallmatrix|array)\}(?:\{[^{}]*\})?([\s\S]*)\\end\{\1\}")
 _NAME_OF_SET = re.compile(r"(?:[A-Za-z](?:_\{?\w\}?)?|\([A-Za-z, ]+\))\s?(?:\\in|=)\s?(?=\\\{)")
+_PLUS_OR_MINUS = re.compile(r"\\(pm|mp)(?![A-Za-z])")  # and not \pmod
 _EMPTY_SETS = frozenset([r"\emptyset", r"\{\}", r"\{ \}", r"\text{empty set}", r"\text{the empty set}"])
 
 
@@ -111,8 +112,8 @@ def _items(text: str) -> tuple[str, ...]:
 
 
 def _both_signs(text: str) -> list[str]:
-    if "\\pm" not in text and "\\mp" not in text:
+    if not _PLUS_OR_MINUS.search(text):
         return [text]
-    plus = re.sub(r"\\mp(?![A-Za-z])", "-", re.sub(r"\\pm(?![A-Za-z])", "+", text))
-    minus = re.sub(r"\\mp(?![A-Za-z])", "+", re.sub(r"\\pm(?![A-Za-z])", "-", text))
+    plus = _PLUS_OR_MINUS.sub(lambda m: "+" if m[1] == "pm" else "-", text)
+    minus = _PLUS_OR_MINUS.sub(lambda m: "-" if m[1] == "pm" else "+", text)
     return [plus, minus]

@@ -28,6 +28,9 @@ from rewards.extract import final_answer, reference_answer
         ("1. \\boxed{4}\n2. \\boxed{5}", "4, 5"),
         (r"\boxed{4} \\ \boxed{5}", "4, 5"),
         (r"\boxed{4} is the length. The area is \boxed{5}", "5"),  # words between: not a list
+        (r"\boxed{0}^{\infty}", None),  # part of a larger expression
+        (r"\boxed{4}, and so \boxed{5}^2", "4"),
+        (r"\boxed{60}^\circ, $\boxed{60}^{\circ}$, \boxed{60}^*", "60"),
         (r"\boxedx{4}", None),
         (r"\boxed{}", None),
         (r"<think>\boxed{4}</think> \boxed{5}", "5"),

@@ -1,0 +1,107 @@
+r"""Is an answer only an expression of the question? \sqrt{242} for 11\sqrt{2} equals the reference and solves nothing.
+
+What a policy learns first, where it pays, is to box an expression of the problem: of MATH's training problems one in 32
+holds an expression that equals its reference.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import Any
+
+from rewards.mathematics.equations import oriented
+from rewards.mathematics.expression import Node, TooLarge, Unreadable
+from rewards.mathematics.latex_parser import parse
+from rewards.mathematics.normalise import normalise, text_key
+from rewards.mathematics.quantity import quantity
+from rewards.mathematics.structure import elements, split
+
+Form = tuple[Any, ...]  # two texts with one form are the same expression, written in the same way
+
+_MAX_PROMPT = 20_000  # characters that are read
+_MAX_EXPRESSION = 500
+_SPAN = re.compile(
+    r"\$\$([^$]+)\$\$|(?<!\\)\$((?:\\.|[^$\\])+)\$|\\\[((?:(?!\\\])[\s\S])+)\\\]|\\\(((?:(?!\\\))[\s\S])+)\\\)"
+)
+# What ends an expression in running text: words, and the marks around mathematics or after a sentence.
+_BETWEEN = re.compile(
+    r"(?<![\\A-Za-z])(?!(?:arc)?(?:sin|cos|tan)(?![a-z])|(?:sqrt|log|ln|exp|pi)(?![a-z]))[A-Za-z]{2,}"
+    r"|(?<!\\)\$|\\[\[\]()]|[.,:](?=\s|$)|[;?!](?=\s|$)|\n"
+)
+_RELATIONS = ("=", "<", ">", r"\le", r"\ge", r"\ne", r"\approx", ",", ";", "?")
+_SCIENTIFIC = re.compile(r"10\s*\^|\d[eE][+-]?\d")
+_NAME = re.compile(r"[A-Za-z](?:_\{?\w+\}?)?")
+_NOTHING_TO_WORK_OUT = re.compile(r"(?:\\text|[A-Za-z'(){}.,\s])*")  # words, a choice, a name
+_NEUTRAL = {"add": 0, "mul": 1}  # what changes nothing as a further argument
+
+
+def is_copied(answer: str, reference: str, prompt: str) -> bool:
+    """Whether the answer, normalised, is an expression of the prompt, and the reference is written in another way."""
+    if _NOTHING_TO_WORK_OUT.fullmatch(answer):
+        return False
+    form = _form(answer)
+    return form != _form(reference) and form in _expressions(prompt)
+
+
+@lru_cache(maxsize=256)  # a group's completions share their prompt
+def _expressions(prompt: str) -> frozenset[Form]:
+    """The forms of everything in mathematics mode, of the sides of its equations, and of what stands between words."""
+    prompt = prompt[:_MAX_PROMPT]
+    spans = [next(filter(None, match.groups()), "") for match in _SPAN.finditer(prompt)]
+    pieces = {span for span in spans + _BETWEEN.split(prompt) if 0 < len(span) <= _MAX_EXPRESSION}
+    wholes = {normalise(piece) for piece in pieces}
+    sides = {side for whole in wholes for side in split(whole, _RELATIONS)[0]}
+    return frozenset(_form(text) for text in wholes | sides if text)
+
+
+def _form(text: str) -> Form:
+    """Units do not count, nor the name in x = 5, spacing, brackets, the order of sums, products and lists, or a factor of 1."""
+    sides, relations = split(text, ("=",))
+    if len(sides) == 2 and relations and _NAME.fullmatch(sides[0]):
+        text = sides[1]
+    directed = oriented(text)
+    if directed is not None:
+        return ("relation", *directed[1], *map(_form, directed[0]))
+    found = elements(text)
+    if found is not None and len(found.items) > 1:
+        items = [_form(item) for item in found.items]
+        return ("tuple", found.brackets, *items) if found.kind == "tuple" else ("list", *sorted(items, key=repr))
+    return _form_of_value(text)
+
+
+def _form_of_value(text: str) -> Form:
+    """The signs of percent and degree do count: they are factors."""
+    found = quantity(text)
+    is_degrees = found.unit is not None and text.endswith((r"\circ", r"\circ}"))
+    marks = (found.percent, is_degrees, found.scale, _SCIENTIFIC.search(text) is not None)
+    try:
+        return (*marks, _arranged(parse(found.value)))
+    except (Unreadable, TooLarge):
+        return (*marks, text_key(text))
+
+
+def _arranged(node: Node) -> Form:
+    """The tree with its sums and products in order, and its signs in front."""
+    if node.op in ("num", "var", "const"):
+        return node.op, node.value, node.name
+    parts = [_arranged(part) for part in node.args]
+    op = "frac" if node.op == "div" else node.op
+    if op == "neg":
+        return _negated(parts[0])
+    if op not in ("mul", "frac"):
+        return _joined(op, parts)
+    joined = _joined(op, [_negated(part) if part[0] == "neg" else part for part in parts])
+    return _negated(joined) if sum(part[0] == "neg" for part in parts) % 2 else joined
+
+
+def _negated(form: Form) -> Form:
+    return form[1] if form[0] == "neg" else ("neg", form)
+
+
+def _joined(op: str, parts: list[Form]) -> Form:
+    if op not in _NEUTRAL:
+        return parts[0] if op in ("frac", "pow") and parts[1] == ("num", 1, "") else (op, *parts)
+    flat = [inner for part in parts for inner in (part[1:] if part[0] == op else (part,))]
+    kept = sorted((part for part in flat if part != ("num", _NEUTRAL[op], "")), key=repr)
+    return kept[0] if len(kept) == 1 else (op, *kept)
