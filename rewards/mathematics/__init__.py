@@ -15,7 +15,7 @@ From the text to the verdict, all of it in a worker process:
     quantity      a number and its unit
     expression    what an expression is, once read; latex_parser reads it
     rational      its exact value, where it has one
-    algebra       whether two are equal, by value at many points
+    algebra       whether two are equal, by value at many points; evaluation: its value at one
     intervals     sets of real numbers
     symbolic      math-verify, for what none of the others can read
 

@@ -1,173 +1,71 @@
-"""Are two expressions equal? Decided by value at fixed irregular points, in 40 digits and only relatively.
+"""Are two expressions equal? Decided by value at fixed irregular points, only relatively, and in as many digits as it takes.
 
-Two expressions of the field's size that agree to 25 digits at several unrelated points are the same function; unlike a
-symbolic simplifier this cannot run away, and unlike an absolute tolerance it keeps 3e-9 and 4e-9 apart.
+Unlike a symbolic simplifier this cannot run away, and unlike an absolute tolerance it keeps 3e-9 and 4e-9 apart. 40 digits tell
+most expressions apart. Those that agree may still differ: the square root of 10^60 + 1 and 10^30 do in their 61st digit. So
+constants, and expressions that contain very large or small numbers, must agree once more in more digits than such numbers
+can hide a difference in.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Iterator
 from fractions import Fraction
-from typing import Any
+from functools import lru_cache
 
-import mpmath
-
-from rewards.mathematics.expression import SAME_FOR_ALL_NUMBERS, Node, TooLarge, operations, variables
+from rewards.mathematics.evaluation import Evaluation, Point, Undefined, Value, field
+from rewards.mathematics.expression import Node, TooLarge, operations, variables
 
 _NUM_POINTS = 6
+_WIDE_POINTS = 12
 _MIN_POINTS = 2  # at least so many points must be in both domains
-_MAX_MAGNITUDE = 1 << 15  # in bits: sin of a larger number would need as many digits of pi
-_context = mpmath.MPContext()
-_context.dps = 40
-_MAX_EXPONENT = 40  # in bits: mpmath multiplies once for every bit of an integer exponent, however many there are
-_AGREE = _context.mpf(10) ** -25
-_HALF_TURN = 180
 _STEPS = frozenset(["floor", "ceil"])
-
-Value = Any  # a real or complex number of mpmath, which has no types
-Point = dict[str, Value]
-
-
-class Undefined(ValueError):
-    """The expression has no finite value at this point."""
+_ORDINARY = 30  # binary digits of numbers that hide no difference from 40 decimal ones
+_EXACT_DIGITS = 200
+_MAX_DIGITS = 6_000
 
 
 def same_expression(answer: Node, reference: Node, relative_tolerance: float = 0.0) -> bool:
     """Whether the answer has the values of the reference wherever both have one; a variable of its own has none."""
     names = variables(reference)
-    tolerance = max(_AGREE, _context.mpf(relative_tolerance))
+    tolerance = max(field().agree, field().context.mpf(relative_tolerance))
     num_points = 0
-    steps = not _STEPS.isdisjoint(operations(answer) | operations(reference))
-    for point in _points(names, steps):
-        values = _values(point, answer, reference)
-        if values is None or _is_real(values[0]) != _is_real(values[1]):
-            continue  # outside the real domain of one of them, as ln(xy) and ln x + ln y for negative x and y
-        num_points += 1
-        a, r = values
+    for a, r, point, size in _values(answer, reference, names):
         if abs(a - r) > tolerance * abs(r):
             return False
+        if not relative_tolerance and (size > _ORDINARY or not names) and num_points < _MIN_POINTS:
+            a, r, closeness = _exactly(answer, reference, point, size)
+            if abs(a - r) > closeness * abs(r):
+                return False
+        num_points += 1
     return num_points >= (_MIN_POINTS if names else 1)
 
 
 def proportional(answer: Node, reference: Node) -> int:
     """The sign of the constant c with answer = c * reference everywhere, 0 where there is none: 2x = 4y is x - 2y = 0."""
-    names = variables(reference)
-    ratios = []
-    for point in _points(names):
-        values = _values(point, answer, reference)
-        if values is not None and values[1] != 0:
-            ratios.append(values[0] / values[1])
-    if len(ratios) < _MIN_POINTS or not _is_real(ratios[0]) or ratios[0] == 0:
+    found = [values for values in _values(answer, reference, variables(reference)) if values[1] != 0]
+    if len(found) < _MIN_POINTS:
         return 0
-    if any(abs(ratio - ratios[0]) > _AGREE * abs(ratios[0]) for ratio in ratios):
+    ratio = found[0][0] / found[0][1]
+    if not field().is_real(ratio) or ratio == 0:
         return 0
-    return 1 if _context.re(ratios[0]) > 0 else -1
+    if any(abs(a / r - ratio) > field().agree * abs(ratio) for a, r, _, _ in found):
+        return 0
+    size = max(size for *_, size in found)
+    if size > _ORDINARY:
+        (a, r, closeness), (b, s, _) = (_exactly(answer, reference, point, size) for _, _, point, _ in found[:2])
+        if abs(a * s - b * r) > closeness * abs(a * s):
+            return 0
+    return 1 if field().context.re(ratio) > 0 else -1
 
 
-def real_value(node: Node) -> Value:
+def real_value(node: Node, digits: int | None = None) -> Value:
     """The value of a constant; raises Undefined for what is not a real number."""
-    value = _evaluate(node, {})
-    if not _is_real(value):
+    numbers = field() if digits is None else field(digits)
+    value = Evaluation(numbers, {}).value(node)
+    if not numbers.is_real(value):
         raise Undefined("not a real number")
-    return _context.re(value)
-
-
-def _points(names: frozenset[str], steps: bool = False) -> list[Point]:
-    """Fixed points with both signs in every variable, the same in every process; integers too where a function has
-    its steps, since ceil(x) is floor(x) + 1 everywhere else."""
-    if not names:
-        return [{}]
-    points = [{name: _coordinate(name, index) for name in names} for index in range(_NUM_POINTS)]
-    rounded = [{name: _context.nint(3 * value) for name, value in point.items()} for point in points]
-    return points + rounded if steps else points
-
-
-def _coordinate(name: str, index: int) -> Value:
-    drawn = random.Random(f"{name}/{index}")
-    size = _context.mpf(drawn.randrange(10**20)) / 10**20 * 2 + _context.mpf(1) / 3
-    # The first points are all positive, where most functions are defined.
-    return -size if index >= 2 and drawn.random() < 0.5 else size
-
-
-def _values(point: Point, *nodes: Node) -> list[Value] | None:
-    try:
-        return [_evaluate(node, point) for node in nodes]
-    except Undefined:
-        return None
-
-
-def _is_real(value: Value) -> bool:
-    return abs(_context.im(value)) <= _AGREE * abs(value)
-
-
-def _evaluate(node: Node, point: Point) -> Value:
-    if node.op == "num":
-        return _context.mpf(node.value.numerator) / node.value.denominator
-    if node.op == "var":
-        if node.name not in point:
-            raise Undefined(node.name)
-        return point[node.name]
-    if node.op == "const":
-        return {"pi": +_context.pi, "e": +_context.e, "i": _context.mpc(0, 1)}[node.name]
-    arguments = [_evaluate(argument, point) for argument in node.args]
-    try:
-        value = _RULES[node.op](*arguments)
-    except (
-        ArithmeticError,
-        ValueError,
-        NotImplementedError,
-        _context.NoConvergence,
-    ) as error:  # what mpmath raises outside a domain
-        raise Undefined(str(error)) from error
-    if not _context.isfinite(value):
-        raise Undefined("infinite")
-    if value and _context.mag(value) > _MAX_MAGNITUDE:
-        raise TooLarge("a number of too many digits")
-    return value
-
-
-def _power(base: Value, exponent: Value) -> Value:
-    return _context.power(base, _bounded(exponent))
-
-
-def _bounded(value: Value) -> Value:
-    if value and _context.mag(value) > _MAX_EXPONENT:
-        raise TooLarge("a power or a factorial of too many digits")
-    return value
-
-
-def _root(value: Value, degree: Value) -> Value:
-    odd = _is_real(degree) and degree == int(_context.re(degree)) and int(_context.re(degree)) % 2 == 1
-    if odd and _is_real(value) and _context.re(value) < 0:  # the real cube root of -8 is -2
-        return -_power(-value, 1 / degree)
-    return _power(value, 1 / degree) if degree != 2 else _context.sqrt(value)
-
-
-def _logarithm(value: Value, base: Value | None = None) -> Value:
-    return _context.log(value) / _context.log(base if base is not None else 10)
-
-
-_RULES: dict[str, Callable[..., Value]] = {
-    **SAME_FOR_ALL_NUMBERS,
-    "div": lambda a, b: a / b,
-    "frac": lambda a, b: a / b,
-    "pow": _power,
-    "root": _root,
-    "fact": lambda a: _context.factorial(_bounded(a)),
-    "binom": lambda n, k: _context.binomial(_bounded(n), _bounded(k)),
-    "floor": _context.floor,
-    "ceil": _context.ceil,
-    "degree": lambda a: a * _context.pi / _HALF_TURN,
-    "ln": _context.log,
-    "log": _logarithm,
-    "lg": _logarithm,
-    "exp": _context.exp,
-    "arcsin": _context.asin,
-    "arccos": _context.acos,
-    "arctan": _context.atan,
-    **{name: getattr(_context, name) for name in ["sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh"]},
-}
+    return numbers.context.re(value)
 
 
 def as_fraction(value: Value) -> Fraction:
@@ -175,3 +73,85 @@ def as_fraction(value: Value) -> Fraction:
     sign, mantissa, exponent, _ = value._mpf_
     fraction = Fraction(mantissa) * Fraction(2) ** exponent
     return -fraction if sign else fraction
+
+
+def _values(answer: Node, reference: Node, names: frozenset[str]) -> list[tuple[Value, Value, Point, int]]:
+    """Both values at each point where both have one, the point, and the size of the numbers met there.
+
+    In variables: where both are real throughout, since the root of xy is the product of roots for x, y >= 0. A variable whose
+    sign alone decides whether they are real is taken to be positive, as the lengths in a formula are. Only where nearly no
+    point is left, or i is written, complex numbers are as good as real ones.
+    """
+    used = operations(answer) | operations(reference)
+    if not names:
+        return list(_values_at([{}], answer, reference))
+    is_complex = "i" in _constants(answer) | _constants(reference)
+    steps = not _STEPS.isdisjoint(used)
+    points = _points(names, steps)
+    found = [] if is_complex else list(_values_at(points, answer, reference, is_real=True))
+    if not is_complex and len(found) < _MIN_POINTS:
+        found = list(_values_at(_wide_points(names), answer, reference, is_real=True))
+    if len(found) < len(points):
+        positive = [name for name in names if _needs_positive(name, points[0], answer, reference)]
+        found = [each for each in found if all(each[2][name] > 0 for name in positive)]
+    return found if len(found) >= _MIN_POINTS else list(_values_at(points, answer, reference))
+
+
+def _values_at(
+    points: list[Point], answer: Node, reference: Node, *, is_real: bool = False
+) -> Iterator[tuple[Value, Value, Point, int]]:
+    for point in points:
+        evaluation = Evaluation(field(), point, is_real=is_real)
+        try:
+            a, r = evaluation.value(answer), evaluation.value(reference)
+        except Undefined:
+            continue
+        if field().is_real(a) == field().is_real(r):  # else outside the real domain of one of them
+            yield a, r, point, evaluation.size
+
+
+def _needs_positive(name: str, point: Point, answer: Node, reference: Node) -> bool:
+    """`point` has positive coordinates only."""
+    turned = {**point, name: -point[name]}
+    return any(_values_at([point], answer, reference, is_real=True)) and not any(
+        _values_at([turned], answer, reference, is_real=True)
+    )
+
+
+def _exactly(answer: Node, reference: Node, point: Point, size: int) -> tuple[Value, Value, Value]:
+    """Both values at a point, and how close they must be if they are equal: a difference that numbers of `size` binary digits
+    can leave is a power of them, and larger than that."""
+    decimal = size * 3 // 10
+    digits = _EXACT_DIGITS + 4 * decimal
+    if digits > _MAX_DIGITS:
+        raise TooLarge("numbers too far apart to compare their sum")
+    numbers = field(-(-digits // 100) * 100)
+    evaluation = Evaluation(numbers, {name: numbers.context.mpf(value) for name, value in point.items()})
+    closeness = numbers.context.mpf(10) ** -(_EXACT_DIGITS - 40 + 3 * decimal)
+    return evaluation.value(answer), evaluation.value(reference), closeness
+
+
+def _constants(node: Node) -> frozenset[str]:
+    own = frozenset([node.name]) if node.op == "const" else frozenset[str]()
+    return own.union(*map(_constants, node.args))
+
+
+def _points(names: frozenset[str], steps: bool = False) -> list[Point]:
+    """Fixed points with both signs in every variable, the same in every process; integers too where a function has
+    its steps, since ceil(x) is floor(x) + 1 everywhere else."""
+    points = [{name: _coordinate(name, index) for name in names} for index in range(_NUM_POINTS)]
+    rounded = [{name: field().context.nint(3 * value) for name, value in point.items()} for point in points]
+    return points + rounded if steps else points
+
+
+def _wide_points(names: frozenset[str]) -> list[Point]:
+    """Of other sizes, for domains such as x > 5."""
+    return [{name: _coordinate(name, index) * (1 << index % 5 * 2) for name in names} for index in range(_WIDE_POINTS)]
+
+
+@lru_cache(maxsize=4096)
+def _coordinate(name: str, index: int) -> Value:
+    drawn = random.Random(f"{name}/{index}")
+    size = field().context.mpf(drawn.randrange(10**20)) / 10**20 * 2 + field().context.mpf(1) / 3
+    # The first points are all positive, where most functions are defined.
+    return -size if index >= 2 and drawn.random() < 0.5 else size

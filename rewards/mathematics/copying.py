@@ -86,6 +86,8 @@ def _arranged(node: Node) -> Form:
     if node.op in ("num", "var", "const"):
         return node.op, node.value, node.name
     parts = [_arranged(part) for part in node.args]
+    if node.op == "apply":
+        return "apply", node.name, *parts
     op = "frac" if node.op == "div" else node.op
     if op == "neg":
         return _negated(parts[0])

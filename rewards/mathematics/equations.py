@@ -76,7 +76,7 @@ def _is_name(side: str) -> bool:
 
 def _is_label(side: str) -> bool:
     """A name, or what a question may ask for of several: a+b, a/b. (x+y+z = 0 as a reference is a plane.)"""
-    return _is_name(side) or _operations(_as_letters(side)) <= {"var", "add", "neg", "mul", "frac", "div"}
+    return _is_name(side) or _operations(_as_letters(side)) <= {"var", "add", "neg", "mul", "frac", "div", "apply"}
 
 
 def _as_letters(side: str) -> str:

@@ -30,7 +30,8 @@ class TooLarge(ValueError):
 
 
 class Node(NamedTuple):
-    """op: num with a value, var or const with a name; else one of FUNCTIONS or of the operations that algebra has a rule for."""
+    """op: num with a value, var or const with a name, apply with the name of an unknown function; else one of FUNCTIONS or of the
+    operations that evaluation has a rule for."""
 
     op: str
     args: tuple[Node, ...] = ()

@@ -8,7 +8,8 @@ from functools import reduce
 
 import mpmath
 
-from rewards.mathematics.algebra import Undefined, Value, real_value
+from rewards.mathematics.algebra import real_value
+from rewards.mathematics.evaluation import Undefined, Value, field
 from rewards.mathematics.expression import TooLarge, Unreadable
 from rewards.mathematics.latex_parser import parse
 from rewards.mathematics.structure import elements, enclosed, split
@@ -23,7 +24,8 @@ _REALS = re.compile(r"\\mathbb ?(?:\{R\}|R)|(?:\\text\{ ?)?all real(?:s| numbers
 _REALS_WITHOUT = re.compile(r"\\mathbb ?(?:\{R\}|R) ?- ?(?=[(\[\\])")
 _OR, _AND = (re.compile(rf"\\text\{{ ?,? ?{word} ?\}}|(?<![A-Za-z\\{{]){word}(?![A-Za-z}}])") for word in ("or", "and"))
 _MODULUS = re.compile(r"\| ?([A-Za-z]) ?(?:([+-])([^|]+))?\|")
-_CLOSE = mpmath.mpf(10) ** -25  # ends are computed in 40 digits
+_DIGITS = 300  # of an end: 10^{30} and 10^{30} + 1 are two
+_CLOSE = field(_DIGITS).context.mpf(10) ** -200
 _INFINITY = mpmath.inf
 
 
@@ -161,7 +163,7 @@ def _end(text: str) -> Value:
     if sign:
         return -_INFINITY if sign[1] == "-" else _INFINITY
     try:
-        return real_value(parse(text))
+        return real_value(parse(text), _DIGITS)
     except (Unreadable, TooLarge, Undefined) as error:
         raise NotASet(str(error)) from error
 

@@ -31,6 +31,11 @@ _NUMBER = re.compile(
 )
 _LETTER = re.compile(r"[A-Za-z]'*(?:\s*_\s*(?:\{\s*[\w,+-]*\s*\}|\w))?")
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
+# Brackets after a name hold an argument where nobody would write a product: f(x + 1), P(A), N(0), but x(x - 3).
+_FUNCTION_NAME = re.compile(r"[fgFG]'*(?:_\w+)?")
+_NAME = r"(?:\\[A-Za-z]+|[A-Za-z]'*)(?:_\w|_\{\w+\})?"
+_APPLIED = re.compile(rf"({_NAME})\s*\(\s*[+-]?\s*(?:[\d.]+|{_NAME})\s*\)")
+_INVERSE = re.compile(r"\^\s*(?:\{\s*-\s*1\s*\}|-1)(?=\s*\()")
 _SUBSCRIPT = re.compile(r"\s*_\s*(?:\{\s*\w+\s*\}|\w)")
 _TIMES = re.compile(r"\\cdot(?![A-Za-z])|\\times(?![A-Za-z])|\*")
 _DIVIDED_BY = re.compile(r"\\div(?![A-Za-z])|/")
@@ -56,6 +61,9 @@ def parse(text: str) -> Node:
 class _Parser:
     def __init__(self, text: str) -> None:
         self.text, self.pos, self.depth, self.bars, self.num_terms = text, 0, 0, 0, 0
+        # A name that is once a function is one throughout: T(n - 1) + T(0).
+        applied = _APPLIED.finditer(text) if "(" in text else ()
+        self.functions = {re.sub(r"[\\{}]", "", match[1]) for match in applied}
 
     def peek(self) -> str:
         char = self.text[self.pos : self.pos + 1]
@@ -134,7 +142,9 @@ class _Parser:
         return opens_bar or self.follows(_ATOM_START)
 
     def juxtaposed(self, left: Node) -> Node:
-        if self.peek().isdecimal() and left.op != "fact" and not (left.op == "mul" and left.args[1].op == "fact"):
+        before = left.args[1] if left.op == "mul" else left
+        is_set_apart = before.op == "fact" or (before.op == "pow" and before.args[0].op == "num")  # 5!3!, 2^3 5
+        if self.peek().isdecimal() and not is_set_apart:
             raise Unreadable("a number straight after another factor, as in x2 or 3 4")
         grouped = self.peek() == "("
         right = self.power()
@@ -154,6 +164,8 @@ class _Parser:
 
     def power(self) -> Node:
         base = self.atom()
+        if base.op == "var":
+            base = self.application(base.name) or base
         while True:
             if self.accept("!"):
                 base = self.join("fact", base)
@@ -182,6 +194,21 @@ class _Parser:
             node = self.letter()
         self.depth -= 1
         return node
+
+    def application(self, name: str) -> Node | None:
+        """f(x), f(x, y) or f^{-1}(x); None where no argument follows the name."""
+        always = _FUNCTION_NAME.fullmatch(name) is not None
+        inverse = self.take(_INVERSE) if always else None
+        if self.peek() != "(" or not (always or name in self.functions):
+            return None
+        self.pos += 1
+        bars, self.bars = self.bars, 0
+        arguments = [self.whole()]
+        while self.accept(","):
+            arguments.append(self.whole())
+        self.bars = bars
+        self.expect(")")
+        return Node("apply", tuple(arguments), name=f"{name}^-1" if inverse else name)
 
     def group(self, opening: str) -> Node:
         self.pos += 1

@@ -8,6 +8,7 @@ from fractions import Fraction
 from rewards.math_policy import MathPolicy
 from rewards.mathematics import algebra
 from rewards.mathematics.comparison import Comparison
+from rewards.mathematics.evaluation import Undefined
 from rewards.mathematics.expression import Node, TooLarge, Unreadable, operations
 from rewards.mathematics.latex_parser import parse
 from rewards.mathematics.quantity import Quantity, compatible, quantity
@@ -104,7 +105,7 @@ def _compare_nodes(given: Node, expected: Node, answer: str, scale: Fraction, co
     if target is None and value is not None and decimal_digits(answer) is not None:
         try:
             exact = algebra.as_fraction(algebra.real_value(expected))
-        except algebra.Undefined:
+        except Undefined:
             return wrong("other number")
         if _well_rounded(answer, value / scale, exact / scale, policy, irrational=True):
             return right("equal up to rounding")

@@ -167,4 +167,45 @@ CASES: dict[str, list[Case]] = {
         ("13", [], ["1'3", "1 3", "1$3", "1\\\\3"]),
         (r"\frac{7}{8}", [], [r"\frac{7}{8}1", r"\frac{7}{8", r"]\frac78", r"\frac78\foo"]),  # what math-verify drops
     ],
+    "agreement in many digits is not equality": [
+        (r"\sqrt{10^{80}+1}", [r"\sqrt{1+10^{80}}"], ["10^{40}"]),  # they differ by 5e-81 of themselves
+        (r"e^{\pi\sqrt{163}}", [r"(e^\pi)^{\sqrt{163}}"], ["262537412640768744"]),  # by 3e-30
+        (r"\cos(10^{-15})", [r"\cos(-10^{-15})"], ["1"]),
+        (r"\tanh(60)", [], ["1"]),
+        (r"\ln(e^{200}+1)", [r"\ln(1+e^{200})"], ["200"]),
+        ("[0,10^{30}]", [r"0\le x\le10^{30}"], ["[0,10^{30}+1]"]),
+        (r"x<\sqrt{10^{50}+1}", [r"\sqrt{10^{50}+1}>x"], ["x<10^{25}"]),
+        ("x+y=10^{30}", ["y=10^{30}-x", r"2x+2y=2\cdot10^{30}"], ["x+y=10^{30}+1"]),
+        ("x+10^{-40}", ["10^{-40}+x"], ["x"]),
+        (r"2^{500}\sqrt{3}", [r"2^{499}\sqrt{12}"], [r"2^{499}\sqrt{3}"]),
+    ],
+    "roots and logarithms of letters are compared where they are real": [
+        (r"\sqrt{ab}", [r"\sqrt a\sqrt b"], [r"\sqrt a+\sqrt b"]),
+        (r"\sqrt{\frac{2E}{k}}", [r"\frac{\sqrt{2Ek}}{k}", r"\frac{\sqrt{2E}}{\sqrt k}"], [r"\sqrt{2Ek}"]),  # lengths are positive
+        ("x^{3/2}", [r"x\sqrt x", r"\sqrt{x^3}", r"\sqrt[4]{x^6}"], ["x^{2/3}"]),
+        (r"\ln\frac pq", [r"\ln p-\ln q"], [r"\ln q-\ln p"]),
+        (r"\sqrt{x^2}", ["|x|"], ["x"]),  # real for negative x too
+        (r"\sqrt{x^2y}", [r"|x|\sqrt y"], [r"x\sqrt y"]),
+        (r"\sqrt{x-9}\sqrt{x-7}", [r"\sqrt{(x-9)(x-7)}"], [r"\sqrt{x-9}+\sqrt{x-7}"]),
+        (r"i\sqrt{3}", [r"\sqrt{-3}"], [r"\sqrt3"]),
+    ],
+    "a letter before brackets with one value in them is a function": [
+        ("f(3)", ["f(3)"], ["3f", "3", "f"]),
+        ("f(x+1)", ["f(1+x)"], ["f(x)+1", "xf+f", "f(x)+f(1)"]),
+        ("g(f(2))", ["g(f(2))"], ["f(g(2))", "2fg"]),
+        ("f^{-1}(2)", ["f^{-1}(2)"], [r"\frac{1}{f(2)}", r"\frac{2}{f}"]),
+        ("f(x,y)", ["f(x,y)"], ["f(y,x)"]),
+        ("Q(0)e^{-kt}", ["e^{-kt}Q(0)", r"\frac{Q(0)}{e^{kt}}"], ["0", "Q(1)e^{-kt}"]),
+        (r"\phi(0)", [r"\phi(0)"], ["0"]),
+        ("kN(0)", ["N(0)k"], ["0", "kN"]),
+        ("S(n)-S(n-1)", ["-S(n-1)+S(n)"], ["S", "S(1)"]),  # a function throughout
+        ("F(b)-F(a)", ["-F(a)+F(b)"], ["F(a)-F(b)", "F(b-a)", "Fb-Fa"]),
+        ("n(n+1)/2", [r"\frac{n^2+n}{2}", r"\frac12n(n+1)"], ["n"]),  # a product
+        ("P(1+r)^n", ["P(r+1)^n"], ["P+r"]),
+        ("h(b_1+b_2)/2", [r"\frac{h(b_2+b_1)}{2}"], ["h(b_1)/2"]),
+    ],
+    "powers side by side are a product": [
+        (r"2^5\cdot 3^4\cdot 11", ["2^5 3^4 11", "2^{5}3^{4}11", "3^4 2^5 11"], ["2^5 3^4", "2^4 3^5 11"]),
+        (r"2^3\cdot5^2", ["5^2 2^3", "200"], ["2^35^2", "2 5 2"]),
+    ],
 }  # fmt: skip
