@@ -12,7 +12,7 @@ From the text to the verdict, all of it in a worker process:
     scalar_stage       one value against another
 
     structure     a list, a tuple, a matrix? splitting at the top level
-    quantity      a number and its unit
+    quantity      a number and its unit; compound: in two units; foreign: in other scripts
     expression    what an expression is, once read; latex_parser reads it
     rational      its exact value, where it has one
     algebra       whether two are equal, by value at many points; evaluation: its value at one

@@ -6,21 +6,28 @@ import re
 from dataclasses import replace
 
 from rewards.mathematics.comparison import Comparison
-from rewards.mathematics.normalise import NUMBER_WORDS
+from rewards.mathematics.expression import TooLarge, Unreadable
+from rewards.mathematics.latex_parser import parse
+from rewards.mathematics.normalise import NUMBER_WORDS, text_key
+from rewards.mathematics.rational import plain_number
 from rewards.mathematics.structure import Elements, elements, enclosed, factor_of_matrix, matrix, split
 from rewards.verdict import Verdict, right, wrong
 
 _BASE = re.compile(
-    r"\(? ?(-?\d[0-9A-Fa-f]*|[A-F]+\d[0-9A-F]*) ?\)? ?(?:_ ?\{? ?\(?|(?:in )?base )(?: ?base )? ?(\w+) ?\)? ?\}?"
+    r"\(? ?(-?(?:\d[0-9A-Fa-f]*|[A-Fa-f]+\d[0-9A-Fa-f]*|[A-Fa-f]{2,})(?:\.[0-9A-Fa-f]+)?) ?\)?"
+    r" ?(?:_ ?\{? ?\(?|\(? ?(?:in )?base )(?: ?base )? ?(\w+) ?\)? ?\}?"
 )
+_SUBSCRIPT = re.compile(r"_ ?(?:\{[^{}]*\}|\w)")
+_LABEL = re.compile(r"(?:[^=\d]*=)+(?=[^=]*$)")
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
+_MAX_COMPARISONS = 10_000  # of one element with another
 _COLONS = re.compile(r"([\d.]+(?: ?: ?[\d.]+)+) ?([AaPp]\.? ?[Mm]\.?)?")
 
 
 def compare_written(answer: str, reference: str, comparison: Comparison) -> Verdict | None:
     """Numbers in a base, clock times and ratios: as written. 4:15 is not 8:30, and a dropped base is the reference's."""
     answer, reference = _without_text(answer), _without_text(reference)
-    ours, theirs = _BASE.fullmatch(answer), _BASE.fullmatch(reference)
+    ours, theirs = _in_base(answer), _in_base(reference)
     if theirs:
         digits = ours[1] if ours else answer
         same_base = ours is None or _base(ours[2]) == _base(theirs[2])
@@ -31,8 +38,8 @@ def compare_written(answer: str, reference: str, comparison: Comparison) -> Verd
         )
     if ours:
         return wrong("a base that the reference does not have")
-    theirs = _COLONS.fullmatch(reference)
-    ours = _COLONS.fullmatch(answer.replace(" to ", ":") if theirs else answer)
+    theirs = _COLONS.fullmatch(_without_label(reference))
+    ours = _COLONS.fullmatch(_without_label(answer.replace(" to ", ":") if theirs else answer))
     if not ours and not theirs:
         return None
     if not ours or not theirs or (ours[2] and theirs[2] and ours[2][0].lower() != theirs[2][0].lower()):
@@ -126,21 +133,42 @@ def _compare_kinds(ours: Elements, theirs: Elements, comparison: Comparison) -> 
 
 
 def _contains(ours: tuple[str, ...], theirs: tuple[str, ...], comparison: Comparison) -> bool:
-    """Whether every one of ours is one of theirs, each used once if repeats count."""
-    remaining = list(theirs)
+    """Whether every one of ours is one of theirs, each used once if repeats count. Most are written alike, and only the others
+    are compared each with each."""
+    counts = comparison.policy.count_repeats
+    remaining: dict[object, list[str]] = {}
+    for other in theirs:
+        remaining.setdefault(_key(other), []).append(other)
+    unlike = []
     for item in ours:
-        found = next((other for other in remaining if comparison.compare(item, other).equal), None)
+        alike = remaining.get(_key(item))
+        if not alike or not (comparison.trust_text or comparison.compare(item, alike[-1]).equal):
+            unlike.append(item)
+        elif counts:
+            alike.pop()
+    left = [other for others in remaining.values() for other in others]
+    if len(unlike) * len(left) > _MAX_COMPARISONS:
+        return False
+    for item in unlike:
+        found = next((index for index, other in enumerate(left) if comparison.compare(item, other).equal), None)
         if found is None:
             return False
-        if comparison.policy.count_repeats:
-            remaining.remove(found)
+        if counts:
+            left.pop(found)
     return True
+
+
+def _key(item: str) -> object:
+    number = plain_number(item)
+    return text_key(item) if number is None else number
 
 
 def _rows(text: str) -> tuple[list[list[str]] | None, bool]:
     """The cells of a matrix, a column as a tuple or rows as lists; and whether a factor is multiplied into them."""
     factor, without_factor = factor_of_matrix(text)
     rows = matrix(without_factor)
+    if rows is not None and factor and not _is_expression(factor):  # not, maybe: words take a matrix back
+        return None, False
     if rows is not None:
         return (
             ([[f"({factor})({cell})" if cell != "0" else cell for cell in row] for row in rows], True)
@@ -157,8 +185,33 @@ def _rows(text: str) -> tuple[list[list[str]] | None, bool]:
     return None, False
 
 
+def _is_expression(text: str) -> bool:
+    try:
+        parse(text)
+    except (Unreadable, TooLarge):
+        return False
+    return True
+
+
 def _without_text(text: str) -> str:
     return " ".join(_TEXT.sub(r"\1", text).split())
+
+
+def _in_base(text: str) -> re.Match[str] | None:
+    """A numeral with its base. Letters are digits in a base above ten only: a_1 is a name."""
+    match = _BASE.fullmatch(text)
+    if match is None or not re.search("[A-Za-z]", match[1]):
+        return match
+    base = _base(match[2])
+    return match if base.isdecimal() and (base == "16" or (int(base) > 10 and re.search(r"\d", match[1]))) else None
+
+
+def _without_label(text: str) -> str:
+    """7:32 in x:y = 7:32 and in S_1:S_2 = 7:32."""
+    if ":" not in text or "=" not in text:
+        return text
+    label = _LABEL.match(_SUBSCRIPT.sub("", text))
+    return text.rpartition("=")[2].strip() if label else text
 
 
 def _base(text: str) -> str:

@@ -39,7 +39,7 @@ def compare_equations(answer: str, reference: str, comparison: Comparison) -> Ve
         return wrong("coordinates are no single value")
     if len(expected) == 1:
         return _compare_chain(values, reference, comparison)
-    expected_labels, expected_values = _unwrap(expected, _is_name)
+    expected_labels, expected_values = _unwrap(expected, is_name)
     if expected_labels and expected_values and (len(sides) == 1 or _same_labels(labels, expected_labels)):
         return _compare_chain(values or sides, expected_values[-1], comparison)
     if len(sides) == 2 and len(expected) == 2:
@@ -67,7 +67,7 @@ def compare_inequalities(answer: str, reference: str, comparison: Comparison) ->
     return wrong("no such relation") if ours is not None or theirs is not None else None
 
 
-def _is_name(side: str) -> bool:
+def is_name(side: str) -> bool:
     """What a value may be the value of: x, f(x), AB, angle ABC."""
     if _FUNCTION.fullmatch(side) or _NAMED.fullmatch(side) or _COORDINATES.fullmatch(side):
         return True
@@ -76,12 +76,18 @@ def _is_name(side: str) -> bool:
 
 def _is_label(side: str) -> bool:
     """A name, or what a question may ask for of several: a+b, a/b. (x+y+z = 0 as a reference is a plane.)"""
-    return _is_name(side) or _operations(_as_letters(side)) <= {"var", "add", "neg", "mul", "frac", "div", "apply"}
+    return is_name(side) or _operations(_as_letters(side)) <= {"var", "add", "neg", "mul", "frac", "div", "apply"}
 
 
 def _as_letters(side: str) -> str:
     r"""\bar{x} and \vec{x} as x, and words that name something, as in \text{Area of } ABC, as one more factor."""
-    return _PHRASE.sub(lambda m: "w " if read_unit(m[1].strip(" ,:")) else m[0], _DECORATED.sub(r" \1 ", side))
+    return _PHRASE.sub(lambda m: "w " if _is_plain(m[1].strip(" ,:")) else m[0], _DECORATED.sub(r" \1 ", side))
+
+
+def _is_plain(words: str) -> bool:
+    """Words that name something and do nothing to its value, as twice or half would."""
+    unit = read_unit(words)
+    return unit is not None and not unit.numbers
 
 
 def _operations(side: str) -> frozenset[str]:

@@ -16,8 +16,9 @@ from rewards.extract import final_answer, reference_answer
 from rewards.math_policy import MathPolicy
 from rewards.mathematics.collection_stages import compare_elements, compare_matrices, compare_written
 from rewards.mathematics.comparison import Comparison, Stage
+from rewards.mathematics.compound import compare_compounds
 from rewards.mathematics.copying import is_copied
-from rewards.mathematics.equations import compare_equations, compare_inequalities
+from rewards.mathematics.equations import compare_equations, compare_inequalities, is_name
 from rewards.mathematics.normalise import normalise, text_key
 from rewards.mathematics.rational import plain_number
 from rewards.mathematics.scalar_stage import compare_scalars
@@ -31,11 +32,12 @@ MAX_CACHED = 8_192  # verdicts; the completions of a group repeat their answers
 _STAGES: tuple[Stage, ...] = (
     equal_text,
     unanswered,
-    words,
     compare_written,
+    words,
     compare_equations,
     compare_matrices,
     compare_inequalities,
+    compare_compounds,
     compare_elements,
     compare_scalars,
 )
@@ -92,12 +94,14 @@ class MathJudge:
 
     def _compare_normalised(self, answer: str, reference: str) -> Verdict:
         comparison = Comparison(self._policy, _STAGES)
-        verdict = comparison.compare(answer, reference)
         sides = _roundings(reference)
-        if verdict.equal or sides == [reference]:
-            return verdict
-        answer = answer.removeprefix(r"\approx").strip()
-        return max((comparison.compare(answer, side) for side in sides), key=lambda verdict: verdict.equal)
+        if sides == [reference]:
+            return comparison.compare(answer, reference)
+        best = [
+            max((comparison.compare(given, side) for side in sides), key=lambda verdict: verdict.equal)
+            for given in _roundings(answer)
+        ]
+        return min(best, key=lambda verdict: verdict.equal)
 
 
 def _is_empty(reference: str) -> bool:
@@ -105,8 +109,10 @@ def _is_empty(reference: str) -> bool:
 
 
 def _roundings(reference: str) -> list[str]:
-    r"""A reference may give its own rounding, as 2/3 \approx 0.67: each side is right."""
-    return [side for side in split(reference, (r"\approx",))[0] if side] or [reference]
+    r"""A reference may give its own rounding, as x = 2/3 \approx 0.67: each side is right but for a bare name."""
+    if r"\approx" not in reference:
+        return [reference]
+    return [s for s in split(reference, (r"\approx",))[0] if s and not is_name(s)] or [reference]
 
 
 def load(*, strict: bool, policy: dict[str, float | int | bool]) -> Callable[..., Verdict]:

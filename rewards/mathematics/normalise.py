@@ -9,7 +9,8 @@ import re
 import unicodedata
 from functools import lru_cache
 
-from rewards.mathematics.quantity import SENTENCE_WORDS
+from rewards.mathematics.foreign import SQUARED, in_latin
+from rewards.mathematics.quantity import OPERATION_WORDS, SENTENCE_WORDS, read_unit
 
 _NUMBER_NAMES = "zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen"
 NUMBER_WORDS = {name: str(number) for number, name in enumerate(_NUMBER_NAMES.split("|"))}
@@ -25,6 +26,7 @@ _SYMBOLS = {
     "∴": "", "⇒": r"\Rightarrow ", "∠": r"\angle ", "△": r"\triangle ",
 }  # fmt: skip
 _GREEK = dict(zip("αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΦΨΩ", ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu", "xi", "pi", "rho", "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega", "Gamma", "Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma", "Phi", "Psi", "Omega"]))  # fmt: skip
+_SYMBOLS |= {symbol: rf"\text{{ {unit}}}" for symbol, unit in SQUARED.items()}
 _TABLE = {**_DASHES, **{ord(k): v for k, v in _SYMBOLS.items()}, **{ord(k): f"\\{v} " for k, v in _GREEK.items()}}
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", "0123456789-+n")
 _SUPERSCRIPT_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ]+")
@@ -88,6 +90,17 @@ _PREFIX = re.compile(
 _ROW_SKIP = re.compile(r"(?<=\\\\)\s*\[\s*-?[\d.]+\s*(?:pt|em|ex|mm|cm)\s*\]")
 _INVISIBLE = re.compile(r"\\[hv]?phantom\s*(?:\{[^{}]*\}|[^{}])")
 _TEXT_SPACE = re.compile(r"\\text\s+\{")
+# $5$; $10$ and 20 $cm^2$: pairs of signs that stand apart from what is around them. ($5, $10 are prices.)
+_MATHS_PAIR = re.compile(r"(?:(?<=[ ,;(])|^)\$ ?((?:\\.|[^$\\])+?) ?\$(?=[ ,;).]|$)")
+_ASCII_RELATION = re.compile(r"<=|>=|=<|(?<![\d)}])!=|(?<= )!=")
+_RELATIONS = {"<=": r"\le ", "=<": r"\le ", ">=": r"\ge ", "!=": r"\ne "}
+_PRIMES = re.compile(r"\^ ?(?:\{ ?((?:\\prime ?)+)\}|(\\prime))(?![A-Za-z])")
+_SUBSCRIPT_WORD = re.compile(
+    r"_ ?(?:\{ ?\\text ?\{ ?([A-Za-z]+) ?\} ?\}|\{ ?\\(max|min|sup|inf) ?\}|\\text ?\{ ?([A-Za-z]+) ?\}|\\(max|min|sup|inf)(?![A-Za-z]))"
+)
+_BRACKETED_UNIT = re.compile(r"(?<=[\d}%]) ?\( ?(?:\\text ?\{ ?)?([A-Za-z][A-Za-z .'/^0-9-]*?) ?(?:\} ?)?\)$")
+_BRACKETED_PERCENT = re.compile(r"(?<=[\d}]) ?\( ?\\?% ?\)$")
+_OPERATION_ON = re.compile(r"\bof ?:?$|\bof (?:the |my )?(?:final )?(?:answer|result|solution)\b", re.IGNORECASE)
 _MAX_WRAPPERS = 8  # of each kind; a thousand braces are no answer
 _WRAPPERS = (("**", "**"), ("`", "`"), ("$$", "$$"), ("$", "$"), ("{", "}"))
 
@@ -100,7 +113,10 @@ def normalise(text: str, *, commas_group_digits: bool = True) -> str:
     text = _unwrap(_COLOUR.sub("", _ROW_SKIP.sub("", _INVISIBLE.sub("", text)))).replace("**", "^")
     text = _COMMAND.sub(_command, _ROMAN_CONSTANT.sub(r"{\1}", text))
     text = " ".join(_TEXT_SPACE.sub(r"\\text{", text).replace(r"\!", "").split())
-    text = _unwrap(_MATHS_MODE.sub(r" \1 ", text).replace("&=", "="))
+    text = _ASCII_RELATION.sub(lambda m: _RELATIONS[m[0]], text.replace("&=", "="))
+    text = _unwrap(_MATHS_PAIR.sub(_inside_pair, _MATHS_MODE.sub(r" \1 ", text)) if "$" in text else text)
+    text = _PRIMES.sub(lambda m: "'" * m[0].count("prime"), text)
+    text = _SUBSCRIPT_WORD.sub(lambda m: f"_{{{next(filter(None, m.groups()))}}}", text)
     text = (r"\sim " + text[1:] if text.startswith("~") else text).replace("~", " ")  # about, or a space in TeX
     text = _THEREFORE.sub("", text, count=1) if text.startswith("\\") else text.removeprefix("=").lstrip()
     prefix = _PREFIX.match(text)
@@ -114,11 +130,26 @@ def normalise(text: str, *, commas_group_digits: bool = True) -> str:
     text = _SPACED_NUMBER.sub(lambda m: m[0].replace(" ", ""), text)
     if commas_group_digits:
         text = _COMMA_NUMBER.sub(_without_commas, text)
-    return text.strip()
+    return in_latin(_BRACKETED_UNIT.sub(_as_unit, _BRACKETED_PERCENT.sub(r"\\%", text))).strip()
 
 
 def _takes_back(words: str) -> bool:
-    return not SENTENCE_WORDS.isdisjoint(set(re.findall("[a-z]+", words.lower())) - {"is", "are", "to"})
+    """Whether the words before a number are no label but say another number: not, twice, the square of the answer is."""
+    found = set(re.findall("[a-z]+", words.lower())) - {"is", "are", "to"}
+    return not found.isdisjoint(SENTENCE_WORDS | OPERATION_WORDS) or bool(_OPERATION_ON.search(words.rstrip(" :")))
+
+
+def _inside_pair(match: re.Match[str]) -> str:
+    """After a number a unit that could be a variable, as in 7 $m^2$, is meant as one."""
+    unit = read_unit(match[1]) if match.string[: match.start()].rstrip()[-1:].isdigit() else None
+    return rf"\text{{{match[1]}}}" if unit is not None and unit.known else match[1]
+
+
+def _as_unit(match: re.Match[str]) -> str:
+    """9 (apples) as 9 apples. (x) and (ab) are factors."""
+    unit = read_unit(match[1])
+    is_word = unit is not None and ((unit.known and len(match[1]) > 1) or re.search("[A-Za-z]{3}", match[1]))
+    return rf"\text{{ {match[1]}}}" if is_word else match[0]
 
 
 def text_key(text: str) -> str:

@@ -32,6 +32,7 @@ _SYMBOLS = {
     **{"€": "euro", "EUR": "euro", "£": "sterling", "GBP": "sterling", "¥": "yen", "₹": "rupee"},
 }
 _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_SCALES |= {"百万": 10**6, "千万": 10**7, "百": 10**2, "千": 10**3, "万": 10**4, "亿": 10**8}
 _SCALE = re.compile(rf"\s*({'|'.join(_SCALES)})(?![A-Za-z])", re.IGNORECASE)
 _SHORTHAND = {"mph": "mile per hour", "kph": "km per hour", "kmh": "km per hour", "sq": "square", "cu": "cubic"}
 # Words that make a phrase around a number a sentence or a hedge, not a unit or a label.
@@ -42,6 +43,45 @@ _SENTENCE = (
     " unsure least most etc infinity ish"
 )
 SENTENCE_WORDS = frozenset(_SENTENCE.split())
+# Words that do something to the number beside them: twice, 5 over two, 5 remainder two.
+OPERATION_WORDS = frozenset(
+    [
+        "negative",
+        "negated",
+        "negation",
+        "minus",
+        "double",
+        "doubled",
+        "twice",
+        "thrice",
+        "triple",
+        "tripled",
+        "quadruple",
+        "quadrupled",
+        "halved",
+        "half",
+        "reciprocal",
+        "inverse",
+        "inverted",
+        "opposite",
+        "over",
+        "remainder",
+        "times",
+        "divided",
+        "multiplied",
+        "modulo",
+        "mod",
+        "factorial",
+        "root",
+    ]
+)
+_COUNTS = (
+    "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen twenty hundred"
+)
+_COUNT_WORDS = frozenset(_COUNTS.split())  # 5 less one: no unit ends so
+# Units that are numbers. Where a reference names one, 5 dozen, the answer may leave it out like any other unit; it may not add it.
+_NUMBERS = "dozen half halve quarter third fourth fifth sixth seventh eighth ninth tenth hundredth thousandth millionth ten score gross"
+_NUMBER_WORDS = frozenset(_NUMBERS.split())
 _POWER_WORDS = {"square": 2, "squared": 2, "cubic": 3, "cubed": 3}
 _PERCENT = re.compile(
     r"\s?(?:\\?%|(?:\\text\{\s?)?(?:percent(?:age)?(?: points?)?|per cent|pct\.?|\\?%)(?:\s?\})?)$", re.IGNORECASE
@@ -55,9 +95,11 @@ _MARKED = rf"\\text\{{[^{{}}]*(?:\{{[^{{}}]*\}}[^{{}}]*)?\}}{_EXPONENT}"
 _TEXT_UNIT = re.compile(rf"\s?(?:(?:/|\\cdot)\s?)?{_MARKED}(?:\s?(?:(?:/|\\cdot)\s?)?{_MARKED}){{0,5}}\s?$")
 _BARE = rf"[A-Za-z]+\.?{_EXPONENT}"
 _BARE_UNIT = re.compile(rf"(?<=[\d}})\s])(?:(?:/|\\cdot)\s?)?{_BARE}(?:(?:\s?(?:/|\\cdot)\s?|\s){_BARE}){{0,5}}$")
+_LETTERS_OR_UNIT = frozenset(["hr", "mg", "ms", "ml", "lb", "mi", "pt"])
+_PLAIN_VALUE = re.compile(r"-? ?(?:[\d.,]+|\d* ?\\frac ?\{?\d+\}? ?\{?\d+\}?|\d+/\d+) ?")
 _SMALL_WORDS = frozenset(["of", "a", "an", "in", "per", "the"])
 _NOUN = re.compile(r"(?=[a-z]*[aeiou])[a-z]{3,}", re.IGNORECASE)  # apples, and not xyz
-_WORD = re.compile(r"([A-Za-z]+)\.?|(/)|\^\s*\{?\s*(-?\d)\s*\}?|(-|\s|\\cdot|\*|\\ )")
+_WORD = re.compile(r"([^\W\d_]+)\.?|(/)|\^\s*\{?\s*(-?\d)\s*\}?|(-|\s|\\cdot|\*|\\ )")
 
 
 @dataclass(frozen=True)
@@ -65,6 +107,7 @@ class Unit:
     size: Fraction
     dimensions: frozenset[tuple[str, int]]
     known: bool
+    numbers: frozenset[str] = frozenset()  # the words of the phrase that are numbers: dozen, tenths
 
 
 @dataclass(frozen=True)
@@ -129,21 +172,30 @@ def _trailing_unit(text: str, bare_letters: bool) -> Quantity:
     words = re.sub(r"\\text\{([^{}]*(?:\{[^{}]*\}[^{}]*)?)\}", r" \1 ", match[0])
     scale = _SCALE.match(words)
     words = words[scale.end() :] if scale else words
-    unit = read_unit(words)
-    after_number = re.search(r"[\d.})] $", text[: match.start()]) is not None
-    if unit is None or (bare and not (scale or _is_bare_unit(words, unit, bare_letters, after_number))):
+    unit, value = read_unit(words), text[: match.start()]
+    if unit is None or (bare and not (scale or _is_bare_unit(match[0], unit, bare_letters, value))):
         return Quantity(text)
     return Quantity(
-        text[: match.start()].strip(),
+        value.strip(),
         unit if unit.dimensions else None,
         scale=_SCALES[scale[1].lower()] if scale else 1,
     )
 
 
-def _is_bare_unit(words: str, unit: Unit, bare_letters: bool, after_number: bool) -> bool:
-    if unit.known:
-        return bare_letters or len(words.strip()) > 1
-    return after_number and all(_NOUN.fullmatch(word) or word in _SMALL_WORDS for word in words.split())
+def _is_bare_unit(words: str, unit: Unit, bare_letters: bool, value: str) -> bool:
+    r"""Whether words outside of \text{} are a unit. Letters that a formula may have, as in m g h, 1/s or 2mg, are one only
+    after a number and a space, as in 5 mg or 9.8 m/s, or (`bare_letters`) where the other side has a unit."""
+    names = re.findall(r"(?<![\\A-Za-z])[A-Za-z]+", words)
+    if not unit.known:
+        return re.search(r"[\d.})] $", value) is not None and all(
+            _NOUN.fullmatch(name) or name in _SMALL_WORDS for name in names
+        )
+    starts_with_operator = re.match(r"\s*(?:/|\\cdot|\*)", words) is not None
+    if not all(len(name) == 1 or name in _LETTERS_OR_UNIT for name in names):
+        return True
+    if starts_with_operator or not _PLAIN_VALUE.fullmatch(value):
+        return False
+    return bare_letters or (value.endswith(" ") and (len(names[0]) > 1 or "/" in words))
 
 
 def read_unit(text: str) -> Unit | None:
@@ -151,7 +203,7 @@ def read_unit(text: str) -> Unit | None:
     text = text.strip().rstrip(".")
     for short, long in _SHORTHAND.items():
         text = re.sub(rf"\b{short}\b\.?", long, text)
-    size, dimensions, known = Fraction(1), Counter[str](), True
+    size, dimensions, known, numbers, word = Fraction(1), Counter[str](), True, set[str](), ""
     side, pending, last, pos = 1, 1, None, 0
     while pos < len(text):
         match = _WORD.match(text, pos)
@@ -159,8 +211,11 @@ def read_unit(text: str) -> Unit | None:
             return None
         pos = match.end()
         word = (match[1] or "").lower()
-        if word in SENTENCE_WORDS or word in _SCALES:
+        singular = word.removesuffix("s")
+        if word in SENTENCE_WORDS or word in OPERATION_WORDS - {"half"} or singular in _SCALES:
             return None
+        if singular in _NUMBER_WORDS:
+            numbers.add(singular)
         if match[2] or word == "per":
             side = -1
         elif match[3] and last:
@@ -169,6 +224,8 @@ def read_unit(text: str) -> Unit | None:
             size *= last[1] ** (side * extra)
         elif word in _POWER_WORDS and not word.endswith("ed"):
             pending = _POWER_WORDS[word]
+        elif word in _POWER_WORDS and last is None:
+            return None  # the number itself, squared
         elif word in _POWER_WORDS and last:
             dimensions[last[0]] += side * (_POWER_WORDS[word] - 1)
             size *= last[1] ** (side * (_POWER_WORDS[word] - 1))
@@ -178,8 +235,11 @@ def read_unit(text: str) -> Unit | None:
             dimensions[last[0]] += side * pending
             size *= last[1] ** (side * pending)
             pending = 1
+    if word in _COUNT_WORDS:
+        return None
     # "units" names no unit: it contradicts none
-    return Unit(size, frozenset((d, n) for d, n in dimensions.items() if n and d != "?unit"), known)
+    named = frozenset((d, n) for d, n in dimensions.items() if n and d != "?unit")
+    return Unit(size, named, known, frozenset(numbers))
 
 
 def _lookup(word: str) -> tuple[str, Fraction]:
@@ -189,6 +249,8 @@ def _lookup(word: str) -> tuple[str, Fraction]:
 
 def compatible(answer: Unit | None, reference: Unit | None) -> bool:
     """A missing unit contradicts nothing. Nouns we do not know agree if they share a word: red marbles and marbles."""
+    if answer is not None and not answer.numbers <= (frozenset() if reference is None else reference.numbers):
+        return False
     if answer is None or reference is None:
         return True
     if answer.known and reference.known:

@@ -12,6 +12,9 @@ from rewards.mathematics.latex_parser import MAX_DIGITS
 MAX_BITS = 1 << 16  # of a numerator or denominator; 2004! has 19,000
 MAX_FACTORIAL = 4_000
 _SIMPLE = re.compile(r"([+-]?)\s*(\d+)(?:\.(\d*))?")
+_DECIMAL = re.compile(
+    r"[+-]?\s*(\d+)(?:\.(\d*))?(?:\s*(?:\\times|\\cdot|\*|x)\s*10\s*\^\s*(?:\{\s*([+-]?\d{1,4})\s*\}|(\d))|[eE]([+-]?\d{1,4}))?"
+)
 # What an answer may not still contain when the reference is a plain number: the arithmetic was the question.
 _ARITHMETIC = FUNCTIONS | {"add", "mul", "fact", "binom", "floor", "ceil", "abs", "var"}
 
@@ -54,13 +57,15 @@ def is_worked_out(node: Node) -> bool:
 
 def decimal_digits(text: str) -> int | None:
     """The number of significant digits of a decimal with a fractional part, None for anything else."""
-    match = _SIMPLE.fullmatch(text)
-    return len((match[2] + match[3]).lstrip("0")) if match and match[3] else None
+    match = _DECIMAL.fullmatch(text)
+    return len((match[1] + match[2]).lstrip("0")) if match and match[2] else None
 
 
 def last_place(text: str) -> Fraction:
-    """The value of one unit in the last place of a decimal."""
-    return Fraction(1, 10 ** len(text.partition(".")[2]))
+    """The value of one unit in the last place of a decimal, in scientific notation too."""
+    match = _DECIMAL.fullmatch(text)
+    assert match is not None
+    return Fraction(10) ** (int(match[3] or match[4] or match[5] or 0) - len(match[2] or ""))
 
 
 def has_finite_decimal(value: Fraction) -> bool:

@@ -11,7 +11,7 @@ from rewards.mathematics.comparison import Comparison
 from rewards.mathematics.evaluation import Undefined
 from rewards.mathematics.expression import Node, TooLarge, Unreadable, operations
 from rewards.mathematics.latex_parser import parse
-from rewards.mathematics.quantity import Quantity, compatible, quantity
+from rewards.mathematics.quantity import Quantity, compatible, quantity, read_unit
 from rewards.mathematics.rational import (
     Irrational,
     decimal_digits,
@@ -24,6 +24,7 @@ from rewards.mathematics.rational import (
 from rewards.verdict import Verdict, right, wrong
 
 _INFINITY = re.compile(r"([+-]?)\s*\\infty")
+_DEGREE, _RADIAN = read_unit("degree"), read_unit("radian")
 _LITERAL = frozenset(["num", "neg", "frac", "div", "mixed"])
 
 
@@ -32,10 +33,17 @@ def compare_scalars(answer: str, reference: str, comparison: Comparison) -> Verd
         return _compare_values(answer, reference, [Fraction(1)], comparison)
     expected = quantity(reference)
     given = quantity(answer, bare_letters=expected.unit is not None)
+    given, expected = _in_radians(given, expected), _in_radians(expected, given)
     if not compatible(given.unit, expected.unit):
         return wrong("contradicting units")
     scales = _scales(given, expected, comparison.policy)
     return _compare_values(given.value, expected.value, scales, comparison)
+
+
+def _in_radians(angle: Quantity, other: Quantity) -> Quantity:
+    """60 degrees beside pi/3. (A number without a sign stands for degrees where the other side has them.)"""
+    is_turned = angle.unit == _DEGREE and "\\pi" in other.value and other.unit in (None, _RADIAN)
+    return Quantity(rf"({angle.value})\cdot\frac{{\pi}}{{180}}") if is_turned else angle
 
 
 def _scales(given: Quantity, expected: Quantity, policy: MathPolicy) -> list[Fraction]:

@@ -16,10 +16,14 @@ _QUESTION = re.compile(
 _HEDGE = re.compile(r"\?|\\approx|\\sim|\\ldots|\.\.\.")
 _CHOICE = re.compile(r"\(? ?(?:(?:[Oo]ption|[Cc]hoice) )?\(? ?([A-Za-z]) ?\)? ?[.:]? ?\)?")
 _CHOICE_WITH_TEXT = re.compile(r"(?:\( ?([A-Z]) ?\)|([A-Z]) ?[.:)])[ :.)]*(.+)")
-# The text of an option takes nothing back and names no other.
-_OTHER_CHOICE = re.compile(r".*\( ?[A-Z] ?\)|(?:or|and|is|not|maybe|if)(?![A-Za-z])|[A-Z][ .:)]*$")
+# The text of an option takes nothing back and names no other: a letter that stands alone, unless it is the article.
+_OTHER_CHOICE = re.compile(
+    r".*\( ?[A-Z] ?\)|(?:or|and|is|not|maybe|if|also)(?![A-Za-z])|[A-Z][ .:)]*$|[a-h]$|,"
+    r"|(?:.*[^A-Za-z\\_^'])?[A-H](?![A-Za-z'_^])(?: ?[.:),;]|$| (?:or|and|is)(?![A-Za-z]))"
+    r"|.*(?:,|;|or|and|also|not) [A-H](?![A-Za-z'_^])(?! [a-z]{2})"
+)
 _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
-_WORDS = re.compile(r"[A-Za-z][A-Za-z' ,.\-]*")
+_WORDS = re.compile(r"[^\W\d_](?:[^\W\d_]|[' ,.\-])*")
 _NO_SOLUTION = re.compile("(?:there(?:is|are))?no(?:real)?solutions?(?:exists?)?|(?:the)?emptyset")
 _ALL_REALS = re.compile("allreal(?:number)?s")
 _ARTICLE = re.compile(r"^(?:an?|the) (?=[a-z]{3})", re.IGNORECASE)
@@ -84,7 +88,9 @@ def _as_words(text: str) -> str | None:
     if not _WORDS.fullmatch(bare):
         return _words_with_numbers(text)
     marked = "\\text" in text and not re.search(r"[A-Za-z]", _TEXT.sub("", text))
-    runs = re.findall(r"[A-Za-z]+", bare)
+    runs = re.findall(r"[^\W\d_]+", bare)
+    if not bare.isascii():
+        return "".join(runs).casefold()
     longest = max(map(len, runs))
     if "," in bare and not marked:
         return None  # a list of variables

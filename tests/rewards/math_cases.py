@@ -208,4 +208,97 @@ CASES: dict[str, list[Case]] = {
         (r"2^5\cdot 3^4\cdot 11", ["2^5 3^4 11", "2^{5}3^{4}11", "3^4 2^5 11"], ["2^5 3^4", "2^4 3^5 11"]),
         (r"2^3\cdot5^2", ["5^2 2^3", "200"], ["2^35^2", "2 5 2"]),
     ],
+    "about is a value of its own, and a name is none": [
+        (r"\sqrt{7}\approx 2.646", [r"\sqrt7", "2.646", r"\approx2.646", r"\sqrt{7}\approx2.646", r"x=\sqrt7\approx2.646"],
+         ["2.65", r"\sqrt7\approx2.65", r"\sqrt7\approx3", "x"]),
+        (r"r\approx 0.4142", ["0.4142", r"r\approx0.4142", "r=0.4142"], ["r", "r=0.41", r"r\approx0.41"]),
+        (r"A \approx 78.5\text{ cm}^2", ["78.5", r"78.5\text{ cm}^2"], ["A", r"78.5\text{ m}^2"]),
+    ],
+    "relations may be written in ASCII": [
+        (r"x\ge 2", ["x>=2", "2<=x", "[2, infinity)"], ["x<=2", "x>2", "2>=x"]),
+        (r"a\le b<c", ["a<=b<c"], ["a<b<c", "a=<b<=c"]),
+        (r"y\ne 3", ["y!=3", "y != 3"], ["y=3"]),
+        ("120", ["5!=120"], ["5!=121"]),  # a factorial, and no relation
+        ("-2<=t<4", [r"-2\le t<4", "[-2,4)"], ["-2<t<4"]),
+    ],
+    "a numeral keeps its base, after a point too": [
+        ("0.21_3", ["0.21_{3}", "0.21"], ["0.21_4", "0.21_{10}", "0.12_3"]),
+        ("-1.01_2", ["-1.01_{2}"], ["1.01_2", "-1.01_3"]),
+        ("B4_{12}", ["b4_{12}", "B4", "B4 (base 12)"], ["B4_{13}", "B5_{12}"]),
+        ("FF_{16}", ["ff_{16}", "FF"], ["FE_{16}", "FF_{17}"]),
+        ("257_8", ["257 (base 8)", r"257_{\text{eight}}"], ["257_9", "175"]),
+        ("a_1", ["a_{1}"], ["a_2", "a"]),  # a name
+    ],
+    "one choice, and nothing beside it but its own text": [
+        ("C", ["C: the set of all reals", "C) $x=3$", r"\text{(C) } 5", "C. A circle", "C. 3 or 4", "C. Both 2 and 3"],
+         ["C. A, B", "C. D", "C. d", "C: yes, D: no", "C. 4, D. 5", "(C), 12", "C also D", "C) or D", "C. True D. False", "A. C", "C: see A.", "C; D"]),
+    ],
+    "letters of a formula are no units": [
+        (r"m \cdot v", ["mv", "v m"], ["m"]),
+        ("k/s", [r"\frac ks"], ["k"]),
+        (r"\frac{3}{h}", ["3/h"], ["3", r"3\cdot h"]),
+        ("3 g h", ["3gh", r"3\cdot g\cdot h"], ["3"]),
+        ("5mg", ["5gm", r"5\cdot m\cdot g"], ["5"]),
+        (r"2\pi hr", [r"2\pi rh"], [r"2\pi"]),
+        ("1/m^2", [r"\frac1{m^2}", "m^{-2}"], ["1"]),
+        ("5 cm", ["5", r"5\text{ cm}", "5cm"], ["5 m", "6"]),
+        ("9.8 m/s^2", ["9.8", r"9.8\text{ m/s}^2"], ["9.8 m/s"]),
+        ("60 km/h", ["60"], ["60 m"]),
+        (r"30\text{ min}", ["0.5 h"], ["30 s", "30/h"]),  # a letter is a unit beside a reference that has one
+    ],
+    "words that change the number are no units and no labels": [
+        ("7", ["7 squares", r"7\text{ tents}", r"7\text{ more apples}", r"\text{The sum of the digits is }7", r"\text{side of the square: }7"],
+         [rf"7\text{{ {words}}}" for words in
+          ["squared", "cubed", "dozen", "halves", "fifths", "hundreds", "tens", "times two", "plus one", "tripled", "inverse", "thousands", "factorial", "mod three", "over two", "less one", "quarters"]]
+         + [rf"\text{{{words} }}7" for words in
+            ["half of", "minus", "twice", "half of:", "the inverse is", "three times the answer is", "the square root of the answer is", "a third of the result is"]]),
+        ("5 dozen", ["5", "5 dozen"], ["5 tenths"]),
+        ("20 cm squared", [r"20\text{ cm}^2", "20"], [r"20\text{ cm}"]),
+    ],
+    "units and words in other scripts": [
+        ("8", ["8个", "8元", "8 人", r"8\text{个}", "8米", "8平方米", "8 см", "8 Ω", "8 μm", "8㎡", "8개", "8 mètres", "8 quả táo"],
+         ["8万", "8千", "8或9", "约8", "8多", "8半", "8以上", "9个", "8打"]),
+        ("80000", ["8万", "8万元"], ["8"]),
+        (r"8\text{ m}", ["8米", "800厘米", "8 м"], ["8厘米", "8千克", "8 см"]),
+        ("8平方米", ["8", r"8\text{ m}^2", "8㎡"], ["8米", "9"]),
+        ("3或5", ["3, 5", "5或3", r"3\text{ or }5"], ["3", "5"]),
+        ("小明", ["小明", r"\text{小明}"], ["小红"]),
+        ("José", ["José", "josé"], ["Joseph"]),
+    ],
+    "signs and brackets around a part of a reference": [
+        ("14 (books)", ["14", r"14\text{ books}", "14 books"], ["15"]),
+        ("36 (sq. feet)", ["36", r"36\text{ ft}^2"], ["35"]),
+        ("75 (%)", ["75", r"75\%"], ["7.5"]),
+        ("7 $m^{2}$", ["7", r"7\text{ m}^2"], ["8"]),
+        (r"$3 \mathrm{~cm}$", ["3"], ["4"]),
+        ("$2$; $-7$", ["-7, 2"], ["2"]),
+        ("$(1,2)$; $(3,4)$", ["(3,4),(1,2)"], ["(2,1),(4,3)"]),
+        (r"$x=2$ or $x=3$", ["2,3"], ["2"]),
+        ("5 (x)", ["5x"], ["5"]),  # a factor
+    ],
+    "names with words or primes below or above them": [
+        (r"x_{\min}=3", ["3", r"x_{\text{min}}=3", "x_{min}=3"], ["4"]),
+        ("3", [r"P_{\max}=3", r"v_{\text{avg}}=3"], [r"\max(3,1)"]),
+        (r"y^{\prime\prime}+y=0", ["y''+y=0"], ["y'+y=0"]),
+        ("5:9", ["a:b=5:9", r"\frac{A}{B}=5:9", "S_{1}:S_{2}=5:9"], ["9:5", "5:9=10:18"]),
+        ("AB:BC=2:3", ["2:3"], ["3:2"]),
+    ],
+    "what words take back is no matrix": [
+        (r"\begin{pmatrix}0&0\\0&0\end{pmatrix}", [r"0\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"A=\begin{pmatrix}0&0\\0&0\end{pmatrix}"],
+         [r"\text{not}\begin{pmatrix}0&0\\0&0\end{pmatrix}", r"\text{roughly }\begin{pmatrix}0&0\\0&0\end{pmatrix}"]),
+    ],
+    "digits count in scientific notation too": [
+        (r"\frac{1}{7000}", [r"1.428571428571\times10^{-4}", "0.000142857142857"], [r"1.42857\times10^{-4}", r"1.428571428571\cdot10^{-3}"]),
+        (r"10^5\pi", [r"3.14159265359\times10^{5}"], [r"3.1416\times10^5"]),
+    ],
+    "two units are one quantity, and degrees an angle": [
+        ("90 minutes", ["1 hour 30 minutes", r"1\text{ hour and }30\text{ minutes}", r"\text{1 hour, 30 minutes}"], ["1 hour 20 minutes", "30 minutes 1 hour"]),
+        ("2 hours 15 minutes", ["135 minutes", "2.25 hours"], ["2 hours", "15 minutes"]),
+        ("5 ft 3 in", ["63 inches", r"5\text{ feet }3\text{ inches}"], ["53 inches"]),
+        (r"\frac{\pi}{4}", [r"45^\circ", "45°", r"45\text{ degrees}"], ["45", r"90^\circ"]),
+        (r"120^\circ", ["120", r"\frac{2\pi}{3}"], [r"\frac{\pi}{3}"]),
+    ],
+    "long lists": [
+        (", ".join(map(str, range(300))), [", ".join(map(str, reversed(range(300))))], [", ".join(map(str, reversed(range(1, 301))))]),
+    ],
 }  # fmt: skip
