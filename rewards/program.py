@@ -27,12 +27,14 @@ class ProgramVerifier(PooledVerifier):
     """Runs programs against tests, shut in; a `rewards.score.Verifier`. A program is right if it passes every test.
 
     A task is one of (function and stdin take an optional "float_tol")
-        {"type": "asserts", "entry_point": str, "asserts": [str]}      and optionally "setup": str, run before them
+        {"type": "asserts", "entry_point": str, "asserts": [str]}      and optionally "setup": str, run before them, and
+            "also_defines": [str], names beside the entry point that programs are asked to define
         {"type": "function", "fn_name": str, "tests": [{"args": [...], "expected": ...}]}
         {"type": "stdin", "tests": [{"stdin": str, "stdout": str}]}
     and each may have a "prefix" (source before every program) and a "solution" (must pass, see check_references).
     Asserts call the function in another process: arguments go and results come by value (rewards.sandbox.link), so that a
-    change of its arguments is not seen.
+    change of its arguments is not seen. What a program does to itself is its own fault, and worth 0: a score without a value is
+    only for what fails on this side.
 
     completions: the texts are completions; the program is their last fenced block, without a fence the whole text.
     num_workers: processes that judge at once, each with a sandbox of its own.

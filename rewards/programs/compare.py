@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
+
+_PRINTED_NUMBER = re.compile(r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|inf(?:inity)?)", re.ASCII | re.IGNORECASE)
 
 
 def same_value(result: Any, expected: Any, float_tol: float) -> bool:
@@ -36,8 +39,9 @@ def _key(key: Any) -> Any:
 def _same_number(result: float, expected: float, float_tol: float) -> bool:
     if result == expected:
         return True
-    try:
-        return math.isfinite(result) and abs(result - expected) <= float_tol * max(1.0, abs(expected))
+    try:  # near infinity is nothing
+        is_finite = math.isfinite(result) and math.isfinite(expected)
+        return is_finite and abs(result - expected) <= float_tol * max(1.0, abs(expected))
     except OverflowError:  # an integer beyond every float
         return False
 
@@ -64,7 +68,13 @@ def _same_words(words: list[str], expected: list[str], float_tol: float) -> bool
 
 
 def _same_as_numbers(word: str, expected: str, float_tol: float) -> bool:
-    try:
-        return _same_number(float(word), float(expected), float_tol)
-    except ValueError:
-        return False
+    number, expected_number = _number(word), _number(expected)
+    return number is not None and expected_number is not None and _same_number(number, expected_number, float_tol)
+
+
+def _number(word: str) -> float | None:
+    """None for what float() reads and nobody prints (1_0, digits of other scripts), and for what is beyond every float."""
+    if not _PRINTED_NUMBER.fullmatch(word):
+        return None
+    number = float(word)
+    return number if math.isfinite(number) or word[-1].isalpha() else None

@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any
 
 from rewards.programs.compare import same_output, same_value
@@ -19,7 +20,8 @@ from rewards.programs.source import program_in, whole_program
 from rewards.programs.task import AssertsTask, FunctionTask, StdinTask, parse_task
 from rewards.sandbox import kernel
 from rewards.sandbox.child import Limits
-from rewards.sandbox.client import Ended, Sandbox, SandboxError
+from rewards.sandbox.client import Ended, KilledForMemoryError, Sandbox, SandboxError, SandboxLostError
+from rewards.sandbox.layers import SECCOMP
 from rewards.sandbox.values import decode, encode
 from rewards.score import Outcome
 from rewards.verdict import (
@@ -79,7 +81,15 @@ class ProgramJudge:
             return self._run(source, task)
         except SandboxError as error:
             self._close()
-            return crashed(f"the sandbox failed twice: {error}")
+            return self._failed_twice(error)
+
+    def _failed_twice(self, error: SandboxError) -> Verdict:
+        """No value, unless the program can have brought it about: a program must not get out of its group at will."""
+        if isinstance(error, KilledForMemoryError):
+            return timeout("killed twice while it held much memory")
+        if isinstance(error, SandboxLostError) and SECCOMP not in self._layers:
+            return wrong(f"its sandbox was lost twice: {error}")
+        return crashed(f"the sandbox failed twice: {error}")
 
     def check_reference(self, reference: Any) -> Verdict:
         """CORRECT if programs can be judged against the task; a solution that comes with it must pass."""
@@ -88,11 +98,18 @@ class ProgramJudge:
         except BadReference as error:
             return bad_reference(str(error))
         if task.solution is None:
-            return right("well-formed")
+            return self._rehearsed(task) or right("well-formed")
         outcome, detail = self.judge(task.solution, reference)
         if outcome in (Outcome.CORRECT, Outcome.CRASHED):
             return Verdict(outcome, detail)
         return bad_reference(f"its own solution does not pass: {detail}")
+
+    def _rehearsed(self, task: StdinTask | FunctionTask | AssertsTask) -> Verdict | None:
+        try:
+            return self._fault_of(task) if isinstance(task, AssertsTask) else None
+        except SandboxError as error:
+            self._close()
+            return crashed(f"the sandbox failed: {error}")
 
     def _run(self, source: str, task: StdinTask | FunctionTask | AssertsTask) -> Verdict:
         self._deadline = time.monotonic() + 2 * self._limits["wall_seconds"]
@@ -147,16 +164,18 @@ class ProgramJudge:
         try:
             verdict = json.loads(tested.result)
         except ValueError:
-            outcome, reason = _failure(tested, self._limits) or crashed("they ended")
-            return Verdict(outcome if outcome is Outcome.TIMEOUT else Outcome.CRASHED, f"the tests: {reason}")
+            outcome, reason = _failure(tested, self._limits) or wrong("they ended")
+            if outcome is Outcome.TIMEOUT:
+                return timeout(f"the tests: {reason}")
+            return self._fault_of(task) or wrong(f"the tests were made to end: {reason}")
         if "bad" in verdict:
-            return bad_reference(f"the tests cannot be run: {verdict['bad']}")
+            return self._fault_of(task) or wrong(f"the tests were made to fail: {verdict['bad']}")
         if "gone" in verdict:
             return _failure(ended, self._limits) or wrong(f"test {verdict['failed']}: the program ended")
         if "failed" in verdict:
             return _raised(f"test {verdict['failed']}: ", verdict["reason"])
         if not verdict["num_calls"]:
-            return bad_reference(f"the tests never call {task.entry_point}")
+            return _never_called(task)
         return right(f"{len(task.asserts)} tests passed")
 
     def _run_tests(self, source: str, task: AssertsTask) -> tuple[Ended, Ended]:
@@ -164,12 +183,23 @@ class ProgramJudge:
         programs, tests = self._sandbox("programs"), self._sandbox("tests")
         limits = self._limits_now()
         test_limits: Limits = {**limits, "wall_seconds": limits["wall_seconds"] + _TESTS_GRACE}
-        job = {"mode": "tests", "setup": task.setup, "asserts": task.asserts, "entry_point": task.entry_point}
         ours, theirs = socket.socketpair()
         with ours, theirs:
             programs.start({"mode": "serve", "source": source}, limits, link=theirs)
-            tests.start(job, test_limits, link=ours)
+            tests.start({"mode": "tests", **asdict(task)}, test_limits, link=ours)
         return tests.finish(beside=programs), programs.finish(at_once=True)
+
+    def _fault_of(self, task: AssertsTask) -> Verdict | None:
+        """What is wrong with the tests themselves: they are run without any program, so that none can have caused it."""
+        ended = self._sandbox("tests").run({"mode": "rehearsal", **asdict(task)}, self._limits)
+        try:
+            verdict = json.loads(ended.result)
+        except ValueError:
+            outcome, reason = _failure(ended, self._limits) or crashed("they ended")
+            return None if outcome is Outcome.TIMEOUT else crashed(f"the tests, without any program: {reason}")
+        if "bad" in verdict:
+            return bad_reference(f"the tests cannot be run: {verdict['bad']}")
+        return None if verdict["num_calls"] or "failed" in verdict else _never_called(task)
 
     def _run_child(self, job: dict[str, Any], stdin: bytes = b"", *, expects: int) -> Ended:
         """expects: bytes of the result."""
@@ -219,6 +249,10 @@ def _failure(ended: Ended, limits: Limits) -> Verdict | None:
         last = ended.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         return _raised("", last or f"exit status {ended.status}")
     return None
+
+
+def _never_called(task: AssertsTask) -> Verdict:
+    return bad_reference(f"the tests never call {task.entry_point}")
 
 
 def _raised(where: str, reason: str) -> Verdict:

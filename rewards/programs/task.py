@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import keyword
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,10 +52,14 @@ class FunctionTask(Task):
 class AssertsTask(Task):
     """Python statements that raise unless the function is right. It is known to them by its name and as `candidate`.
 
-    setup: statements before them, whose names they may use.
+    setup: statements before them, whose names they may use. given: what the prefix defines, which they may use too.
+    also_defines: names beside the entry point that programs are asked to define. Any other name that nobody defines is the
+        program's as well, but only to be handed back to it (rewards.sandbox.link).
     """
 
     entry_point: str
+    also_defines: tuple[str, ...]
+    given: str
     setup: str
     asserts: tuple[str, ...]
 
@@ -99,13 +104,34 @@ def _function_task(task: Mapping[str, Any], common: dict[str, Any]) -> FunctionT
 
 def _asserts_task(task: Mapping[str, Any], common: dict[str, Any]) -> AssertsTask:
     entry_point, setup, asserts = _identifier(task, "entry_point"), task.get("setup", ""), task.get("asserts")
+    also_defines = task.get("also_defines", [])
+    if not isinstance(also_defines, list) or not all(isinstance(name, str) for name in also_defines):
+        raise BadReference("also_defines must be a list of names")
     if not isinstance(asserts, list) or not asserts or not all(isinstance(a, str) for a in [setup, *asserts]):
         raise BadReference("asserts must be a list of at least one text of Python, and setup such a text")
     names = {node.id for text in asserts for node in ast.walk(_parsed(text)) if isinstance(node, ast.Name)}
     _parsed(setup)
     if not names & {entry_point, "candidate"}:
         raise BadReference(f"asserts never use {entry_point}: every program would pass them")
-    return AssertsTask(entry_point=entry_point, setup=setup, asserts=tuple(asserts), **common)
+    return AssertsTask(
+        entry_point=entry_point,
+        also_defines=tuple(also_defines),
+        given=_standing_alone(common["prefix"]),
+        setup=setup,
+        asserts=tuple(asserts),
+        **common,
+    )
+
+
+def _standing_alone(prefix: str) -> str:
+    """The prefix, with an empty body where it ends in the first line of a function; nothing where it is no Python at all."""
+    last = prefix.rstrip().rpartition("\n")[2]
+    body = " " * (len(last) - len(last.lstrip()) + 1) + "pass\n"
+    for text in (prefix, f"{prefix.rstrip()}\n{body}"):
+        with suppress(BadReference):
+            _parsed(text)
+            return text
+    return ""
 
 
 def _check_expected(number: int, expected: Any) -> None:

@@ -11,6 +11,8 @@ value, and the judge compares them.
     zygote    locks itself in, then forks a child per program and ends it
     child     runs the program
     link      between a program and tests that call it
+    names     what programs and tests may use without having defined it
+    rehearsal tests without a program, to see what is wrong with them
     values    results by value
     client    the judge's end
     isolation what was really obtained, found by trying to escape

@@ -3,18 +3,18 @@
 A child has no secret: it is told the program and its inputs. Once the program runs, nothing that this process says can be
 believed beyond the values it returns, which the judge compares.
 
-    stdin   the program as a script, with standard input and output
-    calls   the program as a module, then calls of its functions; each result is a line on the result pipe
-    serve   the program as a module, then calls as they are asked for on the link
-    tests   trusted tests, whose calls of the program go over the link to a child that serves
+    stdin       the program as a script, with standard input and output
+    calls       the program as a module, then calls of its functions; each result is a line on the result pipe
+    serve       the program as a module, then calls as they are asked for on the link
+    tests       trusted tests, whose calls of the program go over the link to a child that serves
+    rehearsal   the same tests without a program
 """
 
 from __future__ import annotations
 
+import ast
 import atexit
-import builtins
 import contextlib
-import importlib
 import json
 import os
 import random
@@ -22,12 +22,14 @@ import resource
 import sys
 import threading
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypedDict
 
 from rewards.sandbox import filter as allowlist
 from rewards.sandbox import kernel
 from rewards.sandbox.link import Broken, ProgramEnd, TestsEnd, described, raised
+from rewards.sandbox.names import ANNOTATIONS, USUAL, TestNames, forget_classes, offer
+from rewards.sandbox.rehearsal import Rehearsal, without_asserts
 from rewards.sandbox.values import NotPlain, encode
 
 STDIN, STDOUT, STDERR, RESULT, JOB, LINK = range(6)  # the child's file descriptors
@@ -91,7 +93,11 @@ def _module(name: str) -> dict[str, Any]:
 
 
 def _execute(source: str, names: dict[str, Any]) -> None:
-    exec(compile(source, "<program>", "exec", dont_inherit=True), names)
+    exec(_compiled(source, "<program>"), names)
+
+
+def _compiled(source: str | ast.Module, file: str) -> types.CodeType:
+    return compile(source, file, "exec", dont_inherit=True)
 
 
 def _stdin(job: dict[str, Any]) -> int:
@@ -126,6 +132,7 @@ def _end_script(names: dict[str, Any]) -> None:
 
 
 def _calls(job: dict[str, Any]) -> int:
+    offer(USUAL)
     with open(RESULT, "wb", buffering=0) as results:
 
         def reply(result: dict[str, Any]) -> None:
@@ -157,6 +164,7 @@ def _function(names: dict[str, Any], name: str) -> Callable[..., Any]:
 
 
 def _serve(job: dict[str, Any]) -> int:
+    offer(ANNOTATIONS)
     names = _module("program")
     failure: BaseException | None = None
     try:
@@ -176,36 +184,47 @@ def _serve(job: dict[str, Any]) -> int:
     return 0
 
 
-class _TestNames(dict[str, Any]):
-    """The names that tests see. One that nobody has defined is a module of the standard library, else the program's."""
-
-    def __init__(self, make: Callable[[str], Any]) -> None:
-        super().__init__(__name__="tests")
-        self._make = make
-
-    def __missing__(self, name: str) -> Any:
-        if hasattr(builtins, name) or name.startswith("__"):
-            raise KeyError(name)
-        return importlib.import_module(name) if name in sys.stdlib_module_names else self._make(name)
-
-
 def _tests(job: dict[str, Any]) -> int:
+    """Up to the first test that fails."""
     with open(LINK, "rb", closefd=False) as replies, open(LINK, "wb", buffering=0) as requests:
         link = TestsEnd(requests, replies)
-        verdict = _tested(job, link)
+        return _tell(link, next(_failures(job, link, _compiled), {}))
+
+
+def _rehearsal(job: dict[str, Any]) -> int:
+    """All tests, whatever became of those before."""
+    link = Rehearsal()
+    failures = list(_failures(job, link, lambda source, file: _compiled(without_asserts(source), file)))
+    return _tell(link, failures[0] if failures else {})
+
+
+def _tell(link: TestsEnd, failure: dict[str, Any]) -> int:
     with open(RESULT, "wb") as results:
-        results.write(json.dumps({"num_calls": link.num_calls, **verdict, **link.broken}).encode())
+        results.write(json.dumps({"num_calls": link.num_calls, **failure, **link.broken}).encode())
     return 0
 
 
-def _tested(job: dict[str, Any], link: TestsEnd) -> dict[str, Any]:
-    names, entry_point = _TestNames(link.remote), job["entry_point"]
+def _failures(
+    job: dict[str, Any], link: TestsEnd, compiled: Callable[[str, str], types.CodeType]
+) -> Iterator[dict[str, Any]]:
+    """{"failed": number, "reason": text} for each test that fails, {"bad": reason} where they cannot be run.
+
+    job: the fields of a rewards.programs.task.AssertsTask.
+    """
+    os.dup2(STDERR, STDOUT)  # what tests print of a program's results is read and forgotten
+    offer(USUAL)
+    names = TestNames(link)
+    programs = {name: link.remote(name) for name in (job["entry_point"], *job["also_defines"])}
     try:
-        tests = [compile(test, f"<test {i}>", "exec", dont_inherit=True) for i, test in enumerate(job["asserts"], 1)]
-        exec(compile(job["setup"], "<setup>", "exec", dont_inherit=True), names)
+        tests = [compiled(test, f"<test {number}>") for number, test in enumerate(job["asserts"], 1)]
+        exec(compiled(job["given"], "<prefix>"), names)
+        forget_classes(names)
+        names.update(programs)
+        exec(compiled(job["setup"], "<setup>"), names)
     except BaseException as error:
-        return {"bad": described(error)}
-    names[entry_point] = names["candidate"] = link.remote(entry_point)
+        yield {"bad": described(error)}
+        return
+    names.update(programs, candidate=programs[job["entry_point"]])
     for number, test in enumerate(tests, 1):
         reason = ""
         try:
@@ -215,8 +234,7 @@ def _tested(job: dict[str, Any], link: TestsEnd) -> dict[str, Any]:
         except BaseException as error:
             reason = described(error)
         if reason or link.broken:
-            return {"failed": number, "reason": reason}
-    return {}
+            yield {"failed": number, "reason": reason}
 
 
 _MODES: dict[str, Callable[[dict[str, Any]], int]] = {
@@ -224,4 +242,5 @@ _MODES: dict[str, Callable[[dict[str, Any]], int]] = {
     "calls": _calls,
     "serve": _serve,
     "tests": _tests,
+    "rehearsal": _rehearsal,
 }

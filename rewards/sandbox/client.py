@@ -23,10 +23,19 @@ _ROOT = Path(__file__).resolve().parents[2]
 _START_SECONDS = 60.0
 _GRACE_SECONDS = 5.0  # beyond a child's wall clock, for the zygote to answer
 _READ_SIZE = 1 << 16
+_MUCH_MEMORY = 0.5  # of a child's limit
 
 
 class SandboxError(RuntimeError):
     """The sandbox failed, not the program."""
+
+
+class SandboxLostError(SandboxError):
+    """It ended, or fell silent, while a program ran. Where no filter forbids it, the program can have done that."""
+
+
+class KilledForMemoryError(SandboxError):
+    """A child was killed from outside while it held so much memory that the kernel may have chosen it for that."""
 
 
 @dataclass(frozen=True)
@@ -115,9 +124,12 @@ class Sandbox:
                 self._control.send(END)
             reply = self._watch(child, others)
             _check(reply, child)
-        except (OSError, SandboxError) as error:
+        except OSError as error:
             self.close()
-            raise SandboxError(str(error)) from None
+            raise SandboxLostError(str(error)) from None
+        except SandboxError:
+            self.close()
+            raise
         child.close()
         self._running = None
         stdout, stderr, result = map(bytes, child.written)
@@ -136,7 +148,7 @@ class Sandbox:
         while reply is None:
             left = deadline - time.monotonic()
             if left <= 0:
-                raise SandboxError("the zygote does not answer")
+                raise SandboxLostError("the zygote does not answer")
             for descriptor, _ in poll.poll(left * 1000):
                 if descriptor == self._control.fileno():
                     reply = self._answer()
@@ -154,9 +166,9 @@ class Sandbox:
         try:
             message = self._control.recv(MAX_MESSAGE)
         except OSError as error:
-            raise SandboxError(f"the zygote does not answer: {error}") from None
+            raise SandboxLostError(f"the zygote does not answer: {error}") from None
         if not message:
-            raise SandboxError("the zygote died")
+            raise SandboxLostError("the zygote died")
         answer = json.loads(message)
         if "failed" in answer:
             raise SandboxError(answer["failed"])
@@ -230,8 +242,12 @@ def _check(reply: dict[str, Any], child: _Child) -> None:
     if reply["status"] == CHILD_FAILED and not result.startswith(SET_UP):
         raise SandboxError(f"a child could not be set up: {stderr.decode(errors='replace')[:200]}")
     in_time = reply["cpu"] < child.limits["cpu_seconds"]
-    if reply["status"] == -signal.SIGKILL and reply["ended_by"] == "exit" and in_time:  # it cannot do that itself
-        raise SandboxError("a child was killed from outside; was there too little memory?")
+    was_killed = reply["status"] == -signal.SIGKILL and reply["ended_by"] == "exit" and in_time
+    if was_killed and not reply["may_have_killed_itself"]:
+        has_much = reply["memory"] > _MUCH_MEMORY * child.limits["memory"]
+        raise (KilledForMemoryError if has_much else SandboxError)(
+            "a child was killed from outside; was there too little memory?"
+        )
 
 
 def _memory_file(content: bytes) -> int:

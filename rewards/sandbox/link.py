@@ -3,6 +3,9 @@
 What tests do with the program's functions happens at the program's end, and comes back by value. What is not plain data
 (an object of the program's, a generator, a function) stays there, and is a Remote at the tests' end: it can be called,
 looked into, gone through and handed back, but is equal to nothing else, however the program would have it compared.
+
+A name that neither the tests nor their task define is the program's to define as it likes, so what comes of it must not decide
+a test: it is a Handed, which can only be handed back to the program (a Node that a function is to be called with).
 """
 
 from __future__ import annotations
@@ -19,8 +22,40 @@ _MAX_REPLY = 16 * MAX_SIZE
 _REASON_LENGTH = 150
 _OPERATIONS: dict[str, Callable[..., Any]] = {
     "call": lambda function, *args, **kwargs: function(*args, **kwargs),
-    **{"get": getattr, "item": operator.getitem, "iter": iter, "next": next, "len": len, "bool": bool, "str": str},
+    **{
+        "get": getattr,
+        "set": setattr,
+        "item": operator.getitem,
+        "iter": iter,
+        "next": next,
+        "len": len,
+        "bool": bool,
+        "str": str,
+    },
 }
+
+COMPARISONS = ("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "__contains__")
+_BINARY = (
+    "add",
+    "sub",
+    "mul",
+    "matmul",
+    "truediv",
+    "floordiv",
+    "mod",
+    "divmod",
+    "pow",
+    "and",
+    "or",
+    "xor",
+    "lshift",
+    "rshift",
+)
+ARITHMETIC = (
+    *(f"__{side}{name}__" for name in _BINARY for side in ("", "r")),
+    *("__neg__", "__pos__", "__abs__", "__invert__", "__round__"),
+)
+_ENDS = (StopIteration, StopAsyncIteration)
 
 
 class ProgramEnd:
@@ -33,10 +68,11 @@ class ProgramEnd:
     def reply(self, request: bytes) -> bytes:
         return json.dumps(self._done(*json.loads(request))).encode() + b"\n"
 
-    def _done(self, target: str | int, operation: str, arguments: Any) -> dict[str, Any]:
+    def _done(self, target: str | int, operation: str, arguments: Any, stays: bool) -> dict[str, Any]:
         try:
             args, kwargs = decode(arguments, self._object)
-            return {"value": encode(_OPERATIONS[operation](self._object(target), *args, **kwargs), self._keep)}
+            result = _OPERATIONS[operation](self._object(target), *args, **kwargs)
+            return {"value": {"type": "kept", "value": self._keep(result)} if stays else encode(result, self._keep)}
         except BaseException as error:  # noqa: BLE001  what a program raises is a result
             return raised(error)
 
@@ -79,24 +115,37 @@ class TestsEnd:
         self.num_calls = 0
         self.broken: dict[str, Any] = {}
 
-    def remote(self, target: str | int) -> Remote:
+    def remote(self, target: Any) -> Remote:
         return Remote(self, target)
 
-    def call(self, target: str | int, operation: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def call(
+        self, target: Any, operation: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, stays: bool = False
+    ) -> Any:
+        """stays: the result stays with the program whatever it is, and a Remote stands for it."""
         self.num_calls += 1
         try:
-            request = json.dumps([target, operation, encode([list(args), kwargs], _target)])
+            request = [target, operation, encode([list(args), kwargs], self._name), stays]
         except TooLarge:  # made of what the program returned
             raise
         except NotPlain as error:
-            raise self._breaks({"bad": f"the program is given {error}"}) from None
+            raise self.breaks({"bad": f"the program is given {error}"}) from None
+        result = self._answer(request)
+        if stays and not isinstance(result, Remote):
+            raise TypeError("the program's reply is no value")
+        return result
+
+    def breaks(self, reason: dict[str, Any]) -> Broken:
+        self.broken = self.broken or reason
+        return Broken()
+
+    def _answer(self, request: list[Any]) -> Any:
         try:
-            self._requests.write(request.encode() + b"\n")
+            self._requests.write(json.dumps(request).encode() + b"\n")
             reply = self._replies.readline(_MAX_REPLY)
         except OSError:
             reply = b""
         if not reply.endswith(b"\n"):
-            raise self._breaks({"gone": True})
+            raise self.breaks({"gone": True})
         try:
             answer = json.loads(reply)
             if "value" in answer:
@@ -105,24 +154,33 @@ class TestsEnd:
             error = kind(*decode(answer["args"])) if issubclass(kind, BaseException) else None
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
             error = None
+        if isinstance(error, _ENDS) and request[1] != "next":  # it would end a map or an all() of the tests early
+            error = RuntimeError(f"the program raised {type(error).__name__}")
         raise error or TypeError("the program's reply is no value")
 
-    def _breaks(self, reason: dict[str, Any]) -> Broken:
-        self.broken = self.broken or reason
-        return Broken()
+    def _name(self, value: Any) -> Any:
+        if isinstance(value, Remote):
+            return value._target
+        raise NotPlain(f"a {type(value).__name__}, which is not plain data")
 
 
 class Remote:
     """Something of the program's: an object that it keeps, by number, or what it calls by a name."""
 
-    def __init__(self, link: TestsEnd, target: str | int) -> None:
-        self._link, self._target = link, target
+    _link: TestsEnd
+    _target: Any
+
+    def __init__(self, link: TestsEnd, target: Any) -> None:
+        self.__dict__.update(_link=link, _target=target)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._link.call(self._target, "call", args, kwargs)
 
     def __getattr__(self, name: str) -> Any:
         return self._link.call(self._target, "get", (name,), {})
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._link.call(self._target, "set", (name, value), {})
 
     def __getitem__(self, key: Any) -> Any:
         return self._link.call(self._target, "item", (key,), {})
@@ -143,7 +201,38 @@ class Remote:
         return self._link.call(self._target, "str", (), {})
 
 
-def _target(value: Any) -> str | int:
-    if isinstance(value, Remote):
-        return value._target
-    raise NotPlain(f"a {type(value).__name__}, which is not plain data")
+class Handed(Remote):
+    """What a name is, or gives, that the tests use and have not defined. It can be made, and handed to the program."""
+
+    _maker: str
+
+    def __init__(self, link: TestsEnd, target: Any, maker: str) -> None:
+        super().__init__(link, target)
+        self.__dict__["_maker"] = maker
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Handed:
+        return self._made("call", args, kwargs)
+
+    def __getattr__(self, name: str) -> Handed:
+        return self._made("get", (name,), {})
+
+    def _made(self, operation: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Handed:
+        made = self._link.call(self._target, operation, args, kwargs, stays=True)
+        return Handed(self._link, made._target, self._maker)
+
+    def _refuse(self, *_: Any) -> Any:
+        raise self._link.breaks({"bad": f"they are decided by {self._maker}, which is the program's to define"})
+
+
+for _operation in (
+    *COMPARISONS,
+    *ARITHMETIC,
+    "__hash__",
+    "__bool__",
+    "__len__",
+    "__iter__",
+    "__next__",
+    "__getitem__",
+    "__str__",
+):
+    setattr(Handed, _operation, Handed._refuse)

@@ -12,6 +12,7 @@ import gc
 import importlib
 import json
 import os
+import resource
 import select
 import signal
 import site
@@ -108,10 +109,17 @@ class Zygote:
         ended_by = self._wait(pid, limits["wall_seconds"])
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # it is dead, and its limits can still be read
+        may_have_killed_itself = not self._filtered or _lowered_its_time(pid, limits)
         _, status, usage = os.wait4(pid, 0)
         self._end_strays()
-        cpu = usage.ru_utime + usage.ru_stime
-        return {"status": os.waitstatus_to_exitcode(status), "cpu": cpu, "ended_by": ended_by}
+        return {
+            "status": os.waitstatus_to_exitcode(status),
+            "cpu": usage.ru_utime + usage.ru_stime,
+            "memory": 1024 * usage.ru_maxrss,
+            "ended_by": ended_by,
+            "may_have_killed_itself": may_have_killed_itself,
+        }
 
     def _become_child(self, limits: child.Limits, descriptors: list[int], parent: int) -> None:
         """Its own session, its own descriptors, its own end. Never returns."""
@@ -169,6 +177,13 @@ class Zygote:
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)  # raises where there is none: nearly always
         self._children.seek(0)
         return [int(pid) for pid in self._children.read().split()]
+
+
+def _lowered_its_time(pid: int, limits: child.Limits) -> bool:
+    """Whether a child gave itself less processor time than it was given: the kernel ends it by SIGKILL then."""
+    with contextlib.suppress(OSError):  # a kernel that does not tell
+        return resource.prlimit(pid, resource.RLIMIT_CPU)[1] <= limits["cpu_seconds"]
+    return False
 
 
 if __name__ == "__main__":

@@ -33,6 +33,9 @@ _RAISES = {
     ],
 }
 
+_LOWER = "import resource; resource.setrlimit(resource.RLIMIT_CPU, (0, 0))\n"
+_MANY = {"type": "asserts", "entry_point": "f"}
+
 # What a script does between reading its input and giving the right answer. What raises here ends in another answer.
 ESCAPES: dict[str, str] = {
     # where the judge could be
@@ -214,6 +217,13 @@ SCRIPTS: dict[str, str] = {
     "an alarm": "import signal; signal.alarm(1); signal.pause()",
     "endless input": "while True: __import__('os').read(0, 1) or __import__('os').lseek(0, 0, 0)",
     "everything replaced": "import sys, os, json, builtins\nos.write = os._exit = json.dumps = builtins.open = builtins.print = lambda *a, **k: 3\nsys.modules.clear()",
+    "its own time lowered": f"{_LOWER}while True: pass",
+    "its own time lowered, and right output": f"print(sum(map(int, input().split())), flush=True)\n{_LOWER}while True: pass",
+    "its own time lowered, and deaf": f"import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\n{_LOWER}while True: pass",
+    "its own time lowered by a thread": f"import threading\ndef f():\n    {_LOWER}t = threading.Thread(target=f); t.start(); t.join()\nwhile True: pass",
+    "its own time lowered by a call": "import ctypes, struct, os\nctypes.CDLL(None).prlimit(os.getpid(), 0, struct.pack('QQ', 0, 0), None)\nwhile True: pass",
+    "its own time lowered at its end": f"import atexit\ndef f():\n    {_LOWER}    while True: pass\natexit.register(f)\nprint(sum(map(int, input().split())))",
+    "all its limits lowered": "import resource\nfor kind in range(16):\n    try: resource.setrlimit(kind, (0, 0))\n    except (OSError, ValueError): pass\nwhile True: pass",
     "watched by itself": "import sys\ndef t(frame, event, argument):\n    if 'status' in frame.f_locals: print(3)\n    return t\nsys.settrace(t); sys.setprofile(t)\nf = sys._getframe()\nwhile f: f.f_trace = t; f = f.f_back",
 }  # fmt: skip
 
@@ -287,6 +297,9 @@ FUNCTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "arguments that are kept": (FUNCTION, "seen = []\ndef add(a, b):\n    seen.append((a, b))\n    return seen"),
     "prints the result": (FUNCTION, "def add(a, b): print(a + b)"),
     "no end": (FUNCTION, "def add(a, b):\n    while True: pass"),
+    "its own time lowered": (FUNCTION, f"def add(a, b):\n    {_LOWER}    while True: pass"),
+    "its own time lowered, and a right result": (FUNCTION, f"import os\nos.write(3, b'{{\"value\": 3}}\\n{{\"value\": 6}}\\n')\n{_LOWER}while True: pass"),
+    "near infinity": ({**FUNCTION, "float_tol": 0.5, "tests": [{"args": [1, 2], "expected": [0.0, float("-inf")]}]}, "def add(a, b): return [0.0, 7]"),
     "too much memory": (FUNCTION, "def add(a, b): return [0] * (1 << 40)"),
 }  # fmt: skip
 
@@ -334,6 +347,40 @@ TESTED: dict[str, tuple[dict[str, Any], str]] = {
         "def f(x):\n    x.clear()\n    return []",
     ),
     "knows one test": (ASSERTS, "def add(a, b): return 3"),
+    "its own time lowered as it is loaded": (ASSERTS, f"{_LOWER}while True: pass"),
+    "its own time lowered as it is called": (ASSERTS, f"def add(a, b):\n    {_LOWER}    while True: pass"),
+    "its own time lowered, and away": (ASSERTS, f"import os; os.close(5)\n{_LOWER}while True: pass"),
+    **{
+        f"ends {what}": ({**_MANY, "asserts": [test]}, "def f(x): raise StopIteration")
+        for what, test in {
+            "all": "assert all(map(lambda c: f(c[0]) == c[1], [(1, 2), (2, 4)]))",
+            "a loop": "for got, want in zip(map(f, [1, 2]), [2, 4]): assert got == want",
+            "a sum": "assert sum(map(f, [1, 2])) == 0",
+            "a filter": "assert not list(filter(lambda x: f(x) != x, [1, 2]))",
+            "a dict": "for k, v in dict(zip('ab', map(f, [1, 2]))).items(): assert k == v",
+            "a search": "assert next(map(f, [1]), 5) == 5",
+        }.items()
+    },
+    "ends all by an attribute": (
+        {**_MANY, "asserts": ["assert all(map(lambda x: f(x).value == 3, [1, 2]))"]},
+        "class A:\n    def __getattr__(self, name): raise StopIteration\ndef f(x): return A()",
+    ),
+    "its own comparison": ({**_MANY, "asserts": ["assert isclose(f(2), 4.0)"]}, "def f(x): return 0\ndef isclose(*a, **k): return True"),
+    "its own counter": ({**_MANY, "asserts": ["assert f('ab') == Counter('ab')"]}, "def f(x): return 0\ndef Counter(x): return 0"),
+    "its own helper of the prefix": (
+        {**_MANY, "asserts": ["assert f(g('a')) == 'a'"], "prefix": "def g(s):\n    return s + 'x'\n"},
+        "def f(s): return s\ndef g(s): return s",
+    ),
+    "its own helper of a prefix that goes on": (
+        {**_MANY, "asserts": ["assert f(g('a')) == 'a'"], "prefix": "def g(s):\n    return s + 'x'\ndef f(s):\n"},
+        "def f(s): return s\ndef g(s): return s",
+    ),
+    "long texts for tests that print": ({**_MANY, "asserts": ["for i in range(20): print(f(i))\nassert f(1) == 'a'"]}, "def f(x): return 'x' * 900_000"),
+    "long texts for tests that write": ({**_MANY, "asserts": ["import os\nfor i in range(9): os.write(1, f(i).encode())\nassert f(1) == 'a'"]}, "def f(x): return 'x' * 900_000"),
+    "ends tests that evaluate": ({**_MANY, "asserts": ["assert eval(f(1)) == 3"]}, "def f(x): return \"__import__('os')._exit(0)\""),
+    "breaks tests that evaluate": ({**_MANY, "asserts": ["assert eval(f(1)) == 3"]}, "def f(x): return \"__import__('os').abort()\""),
+    "gives what cannot be handed back": ({**_MANY, "asserts": ["assert f(f(1).items()) == 3"]}, "def f(x): return {}"),
+    "fails where its tests are set up": ({**_MANY, "setup": "first = f(0)", "asserts": ["assert f(1) == 1"]}, "def f(x): raise SystemExit"),
     "another class's exception": (
         {"type": "asserts", "entry_point": "f", "asserts": ["try:\n    f(-1)\n    assert False\nexcept ValueError: pass"]},
         "def f(x): raise KeyError",

@@ -160,10 +160,22 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
         "class Stack:\n    def __init__(self): self.items = []\n    def push(self, x): self.items.append(x)\n    def pop(self): return self.items.pop()\n    @property\n    def top(self): return self.items[-1]\n    def __len__(self): return len(self.items)\n    def __str__(self): return 'Stack()'",
     ),
     "objects that are handed back": (
-        _asserts("reverse", "n = Node(1, Node(2))\nassert reverse(n).value == 2 and values([reverse(Node(1, Node(2)))]) == [[2, 1]]"),
+        _asserts("reverse", "n = Node(1, Node(2))\nassert reverse(n).value == 2 and values([reverse(Node(1, Node(2)))]) == [[2, 1]]", also_defines=["Node", "values"]),
         "class Node:\n    def __init__(self, value, next=None): self.value, self.next = value, next\ndef reverse(n):\n    last = None\n    while n: n.next, last, n = last, n, n.next\n    return last\ndef values(nodes):\n    found = []\n    for n in nodes:\n        found.append([])\n        while n: found[-1].append(n.value); n = n.next\n    return found",
     ),
-    "calls within calls": (_asserts("f", "assert f(f(f(1))) == 8", "assert sum(map(f, range(10))) == 90", "assert sorted([3, 1, 2], key=f) == [1, 2, 3]", "assert twice(f, 1) == 4"), "def f(x): return 2 * x\ndef twice(g, x): return g(g(x))"),
+    "objects that it is given": (
+        _asserts("chain", "assert chain([Pair(5, 24), Pair(15, 25)], 2) == 59", "p = Pair(1, 2)\np.b = Pair(3, 4).a\nassert chain([p], 1) == 4"),
+        "class Pair:\n    def __init__(self, a, b): self.a, self.b = a, b\ndef chain(pairs, n): return sum(p.a + p.b for p in pairs) - 10 * (n == 2)",
+    ),
+    "a prefix with a class and helpers": (
+        _asserts("reverse", "assert values(reverse(made([1, 2, 3]))) == [3, 2, 1]", prefix="class Node:\n    def __init__(self, value, next=None): self.value, self.next = value, next\ndef made(values):\n    node = None\n    for value in reversed(values):\n        last, node = node, Node(value)\n        node.next = last\n    return node\ndef values(node):\n    found = []\n    while node:\n        found.append(node.value)\n        node = node.next\n    return found\ndef reverse(node):\n"),
+        "    last = None\n    while node: node.next, last, node = last, node, node.next\n    return last",
+    ),
+    "names that nobody imported": (_asserts("f", "assert isclose(f(2), 4.0) and f(3) == 9", "assert Counter([f(1)]) == Counter([1])"), "def f(x: Optional[float]) -> List[int]: return x * x"),
+    "an iterator that ends": (_asserts("f", "it = f(2)\nassert [next(it), next(it), next(it, None)] == [0, 1, None]", "assert sum(map(sum, [f(3), f(2)])) == 4"), "def f(n): return iter(range(n))"),
+    "tests that print much": (_asserts("f", "for i in range(20): print(f(i))\nassert f(1) == 'x' * 900_000"), "def f(x): return 'x' * 900_000"),
+    "hints that nobody imported": (FUNCTION, "class Solution:\n    def add(self, a: int, b: int) -> Optional[int]:\n        heap: List[int] = []\n        heappush(heap, a + b)\n        return deque(heap)[0] if math.inf == inf else Counter()"),
+    "calls within calls": (_asserts("f", "assert f(f(f(1))) == 8", "assert sum(map(f, range(10))) == 90", "assert sorted([3, 1, 2], key=f) == [1, 2, 3]", "assert twice(f, 1) == 4", also_defines=["twice"]), "def f(x): return 2 * x\ndef twice(g, x): return g(g(x))"),
     "many calls": (_asserts("f", "assert all(f(i) == i + 1 for i in range(3000))"), "def f(x): return x + 1"),
     "a prefix that goes on": (
         _asserts("f", "assert f(2) == 5", prefix="import math\ndef g(x): return x + 1\ndef f(x):\n    '''Twice and one.'''\n"),

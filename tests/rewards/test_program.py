@@ -176,6 +176,12 @@ BAD_TASKS: dict[str, Any] = {
     "asserts that raise before": _with(ASSERTS, setup="1 / 0"),
     "asserts that exit": _with(ASSERTS, setup="raise SystemExit"),
     "asserts of what cannot be handed over": _with(ASSERTS, asserts=["try: add(1, object())\nexcept Exception: pass"]),
+    "asserts that hand over a function": _with(ASSERTS, asserts=["assert add(lambda: 1, 2) == 3"]),
+    "asserts that hand over one later": _with(
+        ASSERTS, asserts=["def check(f):\n    assert f(1, 2) == 3\n    assert f(abs, 2) == 3", "check(add)"]
+    ),
+    "asserts whose prefix raises": _with(ASSERTS, prefix="1 / 0"),
+    "names that are no list": _with(ASSERTS, also_defines="sub"),
 }
 BAD_TASKS["itself"] = BAD_TASKS["cycle"] = cycle = {"type": "stdin"}
 cycle["tests"] = [cycle]
@@ -186,6 +192,53 @@ def test_a_task_that_cannot_be_judged_against_is_not_graded(verifier: ProgramVer
     scores = dict(zip(BAD_TASKS, verifier.verify_batch(programs, list(BAD_TASKS.values())), strict=True))
     assert {name: s for name, s in scores.items() if s.outcome is not Outcome.BAD_REFERENCE} == {}
     assert not [name for name, score in scores.items() if not score.detail]
+
+
+DECIDED_BY_THE_PROGRAM = {
+    "a module": "assert xp.allclose(add(1, 2), 3.0)",
+    "a comparison": "assert almost(add(1, 2), 3.0)",
+    "an expected value": "assert add(Node(1), Node(2)) == Node(3)",
+    "an expected value in a list": "assert [add(1, 2)] == [approx(3, abs=0.1)]",
+    "a difference": "assert abs(add(1, 2) - exact(3)) < 1e-6",
+    "a length": "assert len(result(add(1, 2))) == 1",
+    "a text": "assert str(shown(add(1, 2))) == '3'",
+    "an order": "assert lower() <= add(1, 2)",
+    "an element": "assert add(1, 2) in results(3)",
+    "a handler": "try: add(1, 2)\nexcept BaseException: pass\nassert almost(3, 3)",
+}
+FAKES = """
+def add(a, b): return 0
+class xp:
+    allclose = lambda *a: True
+class Node:
+    def __new__(cls, x): return 0
+almost = lambda *a: True
+approx = exact = lambda *a, **k: 0
+result = lambda x: [0]
+shown = lambda x: '3'
+lower = lambda: -1
+results = lambda x: [0]
+"""
+
+
+@pytest.mark.parametrize("name", DECIDED_BY_THE_PROGRAM)
+def test_what_the_program_defines_does_not_decide_its_tests(verifier: ProgramVerifier, name: str) -> None:
+    task = _with(ASSERTS, asserts=[DECIDED_BY_THE_PROGRAM[name]])
+    (checked,), (judged,) = verifier.check_references([task]), verifier.verify_batch([FAKES], [task])
+    assert checked.outcome is judged.outcome is Outcome.BAD_REFERENCE, (checked, judged)
+    assert "program's to define" in checked.detail
+
+
+def test_asserts_that_no_program_can_meet_are_refused_before_training(verifier: ProgramVerifier) -> None:
+    tasks = {name: task for name, task in BAD_TASKS.items() if name.startswith("asserts")}
+    scores = dict(zip(tasks, verifier.check_references(list(tasks.values())), strict=True))
+    assert {name: score for name, score in scores.items() if score.outcome is not Outcome.BAD_REFERENCE} == {}
+
+
+def test_asserts_that_programs_can_meet_are_accepted_before_training(verifier: ProgramVerifier) -> None:
+    tasks = {name: task for name, (task, _) in OTHERS.items() if task["type"] == "asserts"}
+    scores = dict(zip(tasks, verifier.check_references(list(tasks.values())), strict=True))
+    assert {name: score for name, score in scores.items() if score.outcome is not Outcome.CORRECT} == {}
 
 
 def test_tests_that_end_their_process_are_not_graded(verifier: ProgramVerifier) -> None:

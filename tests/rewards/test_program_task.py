@@ -90,7 +90,8 @@ def test_values_are_the_same_by_type_and_value(result: Any, expected: Any, same:
 @pytest.mark.parametrize(
     ("result", "expected", "same"),
     [(1.009, 1, True), (1.02, 1, False), (101, 100.0, True), (102, 100.0, False), (101.005, 100.0, False), (0.005, 0, True), (INF, 1, False), (NAN, 1, False),
-     (10**4000, 1, False), (10**4000 + 1, 10**4000, False), (True, 1, False), ([1.001, 2], [1, 2], True)],
+     (10**4000, 1, False), (10**4000 + 1, 10**4000, False), (True, 1, False), ([1.001, 2], [1, 2], True),
+     (5.0, INF, False), (5, -INF, False), (-1e308, INF, False), (INF, -INF, False), (INF, INF, True), ([0.0, 0.0], [0.0, INF], False)],
 )  # fmt: skip
 def test_a_tolerance_is_relative_above_one_and_absolute_below(result: Any, expected: Any, same: bool) -> None:
     assert same_value(result, expected, 0.01) is same
@@ -103,6 +104,9 @@ def test_a_tolerance_is_relative_above_one_and_absolute_below(result: Any, expec
         ("3\n4", "3", 0.0, False), ("3", "3\n4", 0.0, False), ("3\n\n4", "3\n4", 0.0, False), ("3\0", "3", 0.0, False), ("", "3", 0.0, False),
         ("3.0", "3", 0.0, False), ("3.001", "3", 0.01, True), ("x 3.001", "x 3", 0.01, True), ("y 3", "x 3", 0.01, False),
         ("3 4", "3", 0.01, False), ("3  4", "3 4", 0.01, True), ("3\n4", "3 4", 0.01, False), ("3\n4", "3", 0.01, False), ("nan", "3", 0.01, False), ("inf", "3", 0.01, False),
+        ("0.0", "inf", 0.01, False), ("-1e308", "Infinity", 0.01, False), ("inf", "-inf", 0.01, False), ("-inf", "-Infinity", 0.01, True), ("1e999", "inf", 0.01, False),
+        ("inf", "1e999", 0.01, False), ("nan", "nan", 0.01, True), ("nan", "NaN", 0.01, False), ("1_0", "10", 0.01, False), ("10", "1_0", 0.01, False), ("١٠", "10", 0.01, False),
+        ("1e1", "10", 0.01, True), ("10.", "10", 0.01, True), (".5", "0.5", 0.01, True), ("+10", "10", 0.01, True), ("0x10", "16", 0.01, False),
     ],
 )  # fmt: skip
 def test_output_is_compared_line_by_line(output: str, expected: str, tolerance: float, same: bool) -> None:

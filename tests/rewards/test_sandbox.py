@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -14,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import no_process_left
+from processes import children, no_process_left
 
 from rewards.sandbox import bpf
 from rewards.sandbox import filter as allowlist
 from rewards.sandbox.child import Limits
-from rewards.sandbox.client import Sandbox, SandboxError
+from rewards.sandbox.client import KilledForMemoryError, Sandbox, SandboxError
 from rewards.sandbox.isolation import measure
 from rewards.sandbox.layers import LANDLOCK, NAMESPACES, SECCOMP
 
@@ -182,12 +183,55 @@ def test_memory_that_runs_out_costs_the_program_first(sandbox: Sandbox) -> None:
     assert _printed(sandbox, "print(open('/proc/self/oom_score_adj').read())") == 1000
 
 
+def _kill_child(sandbox: Sandbox, source: str) -> None:
+    """Start the program, and kill it from here once it has written something."""
+    sandbox.start({"mode": "stdin", "source": source}, LIMITS)
+    child = sandbox._running
+    assert child
+    while not child.read(child.pipes[0]):
+        time.sleep(0.01)
+    tree = children()
+    (pid,) = tree[sandbox._process.pid]
+    os.kill(pid, signal.SIGKILL)
+
+
+_SLEEPS = "import time; print(0, flush=True); time.sleep(100)"
+
+
 def test_a_child_killed_from_outside_is_not_the_programs_doing() -> None:
-    with Sandbox([]) as sandbox:  # with no filter, so that the program can do what only others can with one
-        with pytest.raises(SandboxError, match="killed from outside"):
-            sandbox.run({"mode": "stdin", "source": "import os; os.kill(os.getpid(), 9)"}, LIMITS)
+    with Sandbox([SECCOMP]) as sandbox:
+        _kill_child(sandbox, _SLEEPS)
+        with pytest.raises(SandboxError, match="killed from outside") as raised:
+            sandbox.finish()
+        assert not isinstance(raised.value, KilledForMemoryError)
         with pytest.raises(SandboxError, match="handed over"):
             sandbox.run({"mode": "stdin", "source": ""}, LIMITS)
+
+
+def test_a_child_killed_from_outside_for_its_memory_is_told_apart() -> None:
+    """Where the machine has less than a program may take, the kernel kills it so."""
+    with Sandbox([SECCOMP]) as sandbox:
+        _kill_child(sandbox, f"x = bytearray(700_000_000); {_SLEEPS}")
+        with pytest.raises(KilledForMemoryError):
+            sandbox.finish()
+
+
+LOWERED = "import resource; resource.setrlimit(resource.RLIMIT_CPU, (0, 0))\nwhile True: pass"
+
+
+@pytest.mark.parametrize(
+    ("layers", "source"),
+    [([SECCOMP], LOWERED), ([NAMESPACES, SECCOMP], LOWERED), ([], LOWERED), ([], "import os; os.kill(os.getpid(), 9)")],
+    ids=["seccomp", "namespaces", "no layer", "no layer, by a signal"],
+)
+def test_a_child_that_has_itself_killed_has_ended(layers: list[str], source: str) -> None:
+    """And the sandbox lives on. With no filter it cannot be told from a kill from outside, and counts as its own."""
+    if not set(layers) <= set(measure().layers):
+        pytest.skip(measure().describe())
+    with Sandbox(layers) as sandbox:
+        ended = sandbox.run({"mode": "stdin", "source": source}, LIMITS)
+        assert (ended.status, ended.ended_by) == (-signal.SIGKILL, "exit")
+        assert _printed(sandbox, "print(1)") == 1
 
 
 def test_a_child_that_cannot_be_set_up_is_not_the_programs_doing() -> None:
