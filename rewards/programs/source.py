@@ -3,32 +3,84 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, field
 
+from rewards.extract import own_turn
 from rewards.programs.task import Task
 
-_FENCE = re.compile(r"[ \t]*```[ \t]*([A-Za-z0-9_+-]*)[^`]*$")
+_PYTHON = re.compile(r"py(?:thon)?[\d.]*", re.IGNORECASE)
+# On a line of its own or in a list: "```python", "~~~ {.python .numbered}", "1. ```py title=a.py". The rest holds no backtick,
+# so that ```x``` is none.
+_FENCE = re.compile(
+    r"[ \t]*(?:(?:[-*+]|\d{1,3}[.)])[ \t]+)?(?P<fence>`{3,}|~{3,})[ \t]*\{?\.?(?P<name>[\w+#.-]*)[^`]*$"
+)
+_FENCE_BEHIND_TEXT = re.compile(r"(?P<fence>`{3,})(?P<name>py(?:thon)?[\d.]*)[ \t\r]*$", re.IGNORECASE)
+_TAG = re.compile(r"(</?answer>|<think>)")
+
+
+@dataclass(kw_only=True)
+class _Block:
+    indent: int
+    fence: str
+    name: str
+    lines: list[str] = field(default_factory=list)
+
+    def add(self, line: str) -> bool:
+        """Whether the block goes on: a fence ends it that stands alone, or, of backticks, behind the last line of code."""
+        text = line.rstrip()
+        code = text.rstrip(self.fence[0])
+        if len(text) - len(code) < len(self.fence) or (code.strip() and self.fence[0] == "~"):
+            self.lines.append(line)
+            return True
+        if code.strip():
+            self.lines.append(code)
+        return False
+
+    @property
+    def code(self) -> str:
+        """Without the indentation that the fence has, and all lines too."""
+        indents = [len(line) - len(line.lstrip(" \t")) for line in self.lines if line.strip()]
+        indent = min([self.indent, *indents])
+        return "\n".join(line[min(indent, len(line) - len(line.lstrip(" \t"))) :] for line in self.lines)
 
 
 def program_in(completion: str) -> str:
-    """The program in a model's completion: after the reasoning the last fenced block that is called Python, else the last
-    without a name, to the end if nothing closes it; where there is none the whole text."""
-    text = completion.rpartition("</think>")[2]
-    blocks: list[list[str]] = []
-    inside = False
-    for line in text.split("\n"):
-        fence = _FENCE.match(line)
-        if inside and fence and not fence[1]:
-            inside = False
-        elif inside:
-            blocks[-1].append(line)
-        elif fence:
-            inside = True
-            blocks.append([fence[1].lower()])
-    for languages in ({"python", "py", "python3"}, {""}):
-        for language, *lines in reversed(blocks):
-            if language in languages:
-                return "\n".join(lines)
-    return text
+    """The program in a model's completion: after the reasoning, and within the last <answer> if there is one, the last fenced
+    block that is called Python, else the last without a name, to the end if nothing closes it; where there is none the
+    whole text. Reasoning that was never closed holds no program. Tags count outside of blocks only: code may print them."""
+    blocks: list[_Block] = []
+    lines: list[str] = []
+    block, counts = None, True
+    for line in own_turn(completion).rpartition("</think>")[2].split("\n"):
+        if block:
+            code, tag, behind = line.rpartition("</answer>")
+            ends_answer = bool(tag) and not behind.strip()
+            lines.append(code if ends_answer else line)
+            goes_on = block.add(lines[-1]) and not ends_answer
+            block, counts = block if goes_on else None, not ends_answer
+            continue
+        for part in _TAG.split(line):
+            if part == "<think>":
+                return ""
+            if part == "<answer>":
+                blocks, lines, counts = [], [], True
+            elif part == "</answer>":
+                counts = False
+            elif counts:
+                lines.append(part)
+                block = _opened(part)
+                blocks += [block] if block else []
+    named = [block for block in blocks if _PYTHON.fullmatch(block.name)]
+    for block in reversed(named or [block for block in blocks if not block.name]):
+        return block.code
+    return "\n".join(lines)
+
+
+def _opened(line: str) -> _Block | None:
+    fence = _FENCE.match(line) or _FENCE_BEHIND_TEXT.search(line)
+    if fence is None:
+        return None
+    return _Block(indent=fence.start("fence") if fence.re is _FENCE else 0, fence=fence["fence"], name=fence["name"])
 
 
 def whole_program(program: str, task: Task) -> str:

@@ -25,7 +25,47 @@ FENCED = "```python\na\n```"
         ("```\na\n```", "a"),
         ("```cpp\nint x;\n```", "```cpp\nint x;\n```"),
         ("```Python3\na\r\n```", "a\r"),
-        ("  ```python\n  a\n  ```", "  a"),
+        ("  ```python\n  a\n  ```", "a"),
+        ("1. So:\n   ```python\n   if a:\n       b\n\n   c\n   ```", "if a:\n    b\n\nc"),
+        ("1. ```python\n   a\n   ```", "a"),
+        ("- ```python\n  if a:\n      b\n  ```", "if a:\n    b"),
+        ("   ```python\nif a:\n    b\n   ```", "if a:\n    b"),
+        ("```python\n    return a\n```", "    return a"),
+        ("\t```python\n\tif a:\n\t\tb\n\t```", "if a:\n\tb"),
+        ("```python\na```", "a"),
+        ("```python\na``` \nDone.", "a"),
+        ("```python\na```\nbetter:\n```python\nb```", "b"),
+        ("Code:```python\nif a:\n    b\n```", "if a:\n    b"),
+        ("~~~python\na\n~~~", "a"),
+        ("~~~ python\na ~~~\n```\n~~~~", "a ~~~\n```"),
+        ("````python\na\n```\nb\n````", "a\n```\nb"),
+        ("````python\na````", "a"),
+        ("```py3\na\n```", "a"),
+        ("```python3.11\na\n```", "a"),
+        ("```PY\na\n```", "a"),
+        ('```python title="a.py" {1}\na\n```', "a"),
+        ("```{python}\na\n```", "a"),
+        ("``` {.python .numbered}\na\n```", "a"),
+        ("```python:main.py\na\n```", "a"),
+        ("```pyrex\na\n```", "```pyrex\na\n```"),
+        ("<think>x</think><answer>```python\na\n```</answer>", "a"),
+        ("<think>x</think>\n<answer>\n```python\na\n```\n</answer>", "a"),
+        ("<think>x</think><answer>a\nb</answer> Done.", "a\nb"),
+        ("<think>x</think>\n<answer>\na\n</answer>\n```python\nb\n```", "\na\n"),
+        (f"{FENCED}\n<answer>b</answer>", "b"),
+        (f"<answer>{FENCED}</answer>\n<answer>```python\nb```</answer>", "b"),
+        ("<answer>```python\na</answer>", "a"),
+        ("<answer>```python\na", "a"),
+        ("<answer>a", "a"),
+        (
+            "```python\nprint('<answer>')\nb = '</answer>'\nprint('<think>')\n```",
+            "print('<answer>')\nb = '</answer>'\nprint('<think>')",
+        ),
+        ("<think>maybe\n```python\na\n```\nhm", ""),
+        (f"{FENCED}\n<think>or", ""),
+        ("<think>x</think>a <think>", ""),
+        (f"{FENCED}<|im_end|>\n<|im_start|>user\n```python\nb\n```", "a"),
+        ("```python\na<|im_end|>", "a"),
         ("```python\na\nb", "a\nb"),
         ("```python\n```", ""),
         ("`x` and ```x``` are names\n```python\na\n```", "a"),
@@ -59,7 +99,8 @@ def test_a_prefix_is_gone_on_with_or_written_again(program: str, whole: str) -> 
     assert whole_program(program, parse_task({**ADD, "prefix": PREFIX})) == whole
 
 
-@pytest.mark.parametrize("text", ["\n" * 200_000, " \n" * 100_000, "def\n" * 50_000, "```\n" * 50_000, "```python\n" * 20_000, "```a" * 50_000, " " * 200_000 + "```"])  # fmt: skip
+@pytest.mark.parametrize("text", ["\n" * 200_000, " \n" * 100_000, "def\n" * 50_000, "```\n" * 50_000, "```python\n" * 20_000, "```a" * 50_000, " " * 200_000 + "```", "~" * 200_000, "<answer>" * 25_000, "`" * 200_000 + "\n" + "`" * 100_000, "```python\n" + "a```b\n" * 30_000,
+    "</answer>" * 20_000, "1. " * 60_000 + "```python", "<answer>a\n" * 20_000, " ```python\n" + "  a\n" * 50_000])  # fmt: skip
 def test_texts_are_read_in_linear_time(text: str) -> None:
     """Two of these took minutes with a pattern that looks across lines."""
     task, start = parse_task({**ADD, "prefix": PREFIX}), time.monotonic()

@@ -19,6 +19,11 @@ from rollout.problems import load_problems
 ASSERTS = ["assert set([add(1, 2)]) == {3}", "assert set([add(0, 0)]) == {0}"]
 CALLS = [{"args": [1, 2], "expected": 3}]
 SCRIPT = [{"stdin": "1 2", "stdout": "3"}]
+LCB = [
+    {"input": '[1, 2]\n"a"', "output": '[1, "a"]', "testtype": "functional"},
+    {"input": "null\n1.5\n", "output": "true", "testtype": "functional"},
+]
+LCB_CALLS = [{"args": [[1, 2], "a"], "expected": [1, "a"]}, {"args": [None, 1.5], "expected": True}]
 
 
 def loaded(folder: Path, **columns: Any) -> dict[str, Any]:
@@ -43,6 +48,18 @@ def loaded(folder: Path, **columns: Any) -> dict[str, Any]:
         ({"tests": CALLS, "fn_name": "add", "float_tol": 1e-6}, {"float_tol": 1e-6}),
         ({"tests": SCRIPT}, {"type": "stdin", "tests": SCRIPT}),
         ({"tests": [{"input": "1 2", "output": "3"}]}, {"type": "stdin", "tests": SCRIPT}),
+        ({"tests": LCB, "fn_name": "add"}, {"type": "function", "fn_name": "add", "tests": LCB_CALLS}),
+        ({"tests": json.dumps(LCB), "metadata": '{"func_name": "add"}'}, {"fn_name": "add", "tests": LCB_CALLS}),
+        (
+            {"tests": [{**test, "metadata": {"func_name": "add"}} for test in LCB]},
+            {"fn_name": "add", "tests": LCB_CALLS},
+        ),
+        ({"tests": [{"input": "1 2", "output": "3", "testtype": "stdin"}]}, {"type": "stdin"}),
+        ({"tests": {"inputs": ["1 2"], "outputs": ["3"]}}, {"type": "stdin", "tests": SCRIPT}),
+        ({"tests": '{"inputs": [["1 2"]], "outputs": [["3"]]}'}, {"type": "stdin", "tests": SCRIPT}),
+        ({"tests": {"fn_name": "add", "inputs": [[1, 2]], "outputs": [3]}}, {"fn_name": "add", "tests": CALLS}),
+        ({"tests": {"inputs": [[1, 2]], "outputs": [[3]]}, "fn_name": "add"}, {"type": "function", "tests": CALLS}),
+        ({"tests": [{"input": "1 2", "output": 3}]}, {"type": "stdin", "tests": SCRIPT}),
     ],
 )
 def test_every_shape_of_tests_is_read(columns: dict[str, Any], expected: dict[str, Any], tmp_path: Path) -> None:
@@ -81,6 +98,13 @@ def test_humaneval_as_published_is_solved_by_its_own_solutions(shared_file: Call
         ({"tests": {"a": 1}}, "at least one test"),
         ({"tests": [{"stdin": "", "stdout": ""}, "assert f(1)"]}, "test 2 must be an object"),
         ({"tests": CALLS}, "fn_name is None"),
+        ({"tests": LCB}, "fn_name is None"),
+        (
+            {"tests": [{"input": "1,", "output": "3", "testtype": "functional"}], "fn_name": "f"},
+            "test 1 must be an object with args",
+        ),
+        ({"tests": {"inputs": ["1"], "outputs": []}}, "at least one test"),
+        ({"tests": [{"stdin": "1", "stdout": True}]}, "must be text"),
         ({"tests": ["assert f(1) == g(1)"]}, "entry_point is None"),
         ({"tests": ["assert 1"]}, "entry_point is None"),
         ({"tests": ["assert f(1"]}, "entry_point is None"),
