@@ -4,6 +4,7 @@ What the other rooms and users call stands here in front; the workings stand in 
 
     score             Score, Outcome, and what a verifier is
     verifiers         the verifiers by name
+    door              what a verifier returned is looked at before it is used
     extract           where in a completion is the final answer?
     answer_format     is it written as it was asked for?     combine: that and correctness in one reward
     equation_steps    is every equation of a line true? One score for each step

@@ -28,7 +28,8 @@ class Outcome(enum.Enum):
 class Score:
     """The verdict on one answer.
 
-    value: the reward, or None when the answer could not be graded (it is then masked out of its group and counted).
+    value: the reward, a finite number, or None when the answer could not be graded: with CRASHED and BAD_REFERENCE, and only
+        with them (it is then masked out of its group and counted). What a verifier returns is held to it by rewards.door.
     parts: the named components of the value, e.g. {"math": 1.0, "format": 0.5}.
     detail: one line for a person: the stage that decided, and why.
     """
@@ -37,9 +38,6 @@ class Score:
     outcome: Outcome
     parts: Mapping[str, float] = field(default_factory=dict)
     detail: str = ""
-
-    def __post_init__(self) -> None:
-        assert (self.value is None) == (not self.outcome.gradable), (self.value, self.outcome)
 
 
 Reference = str | Mapping[str, Any]

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rewards.door import checked_scores
 from rewards.errors import UserError
 from rewards.sandbox.isolation import FLOOR
 from rewards.score import Outcome, Score, verify
@@ -113,6 +114,7 @@ def gradable(problems: Sequence[Problem], which: str, verifiers: Verifiers, prog
     for name in sorted({p.verifier for p in problems}):
         asking = [p for p in problems if p.verifier == name]
         checked = verifiers[name].check_references([p.reference for p in asking])
+        checked = checked_scores(checked, verifier=name, problems=[p.id for p in asking])
         scores |= {p.id: s for p, s in zip(asking, checked, strict=True)}
     bad = [(p, scores[p.id]) for p in problems if scores[p.id].outcome is not Outcome.CORRECT]
     if bad:

@@ -9,6 +9,7 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Self
 
+from rewards.door import checked_scores
 from rewards.errors import UserError
 from rewards.score import Score, Verifier, verify
 from rewards.verifiers import VERIFIERS
@@ -70,7 +71,8 @@ class BackgroundVerifier:
                 problems = [self._problems[i] for i, _, _ in asking]
                 texts, references = [text for _, _, text in asking], [p.reference for p in problems]
                 verdicts = verify(verifier, texts, references, [p.question for p in problems])
-                scores |= {(i, j): score for (i, j, _), score in zip(asking, verdicts, strict=True)}
+                checked = checked_scores(verdicts, verifier=name, problems=[p.id for p in problems])
+                scores |= {(i, j): score for (i, j, _), score in zip(asking, checked, strict=True)}
         return scores
 
 

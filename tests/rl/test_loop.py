@@ -92,6 +92,14 @@ def odd_lengths(self: MathVerifier, answers: Sequence[str], references: Sequence
     return [Score(float(len(a) % 2), Outcome.CORRECT if len(a) % 2 else Outcome.WRONG) for a in answers]
 
 
+def test_a_verifier_that_checks_references_wrongly_is_named_before_anything_is_sampled(
+    model: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MathVerifier, "check_references", lambda self, references: [True for _ in references])
+    with pytest.raises(UserError, match=r"verifier 'math', problem '.*': it returned True, which is no Score"):
+        train(options(model, digits, tmp_path / "run"))
+
+
 def test_ppo_runs_with_one_completion_of_each_problem(
     model: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -121,6 +121,23 @@ def test_what_fails_in_the_verifier_is_raised_and_ends_sampling() -> None:
         collector(waiting(verifier.started), equal=verifier).collect([problem("a"), problem("b")], step=1)
 
 
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (None, "verifier 'equal' returned None"),
+        ([1.0, 1.0], "verifier 'equal', problem 'a': it returned 1.0, which is no Score"),
+        ([Score(float("nan"), Outcome.WRONG)] * 2, "verifier 'equal', problem 'a': value is nan"),
+    ],
+)
+def test_what_a_verifier_of_ones_own_returns_is_looked_at_before_it_is_used(returned: object, message: str) -> None:
+    class Mine(Equal):
+        def verify_batch(self, answers: Sequence[str], references: Sequence[str]) -> list[Score]:
+            return returned[: len(answers)] if isinstance(returned, list) else returned  # pyright: ignore
+
+    with pytest.raises(UserError, match=message):
+        collector(scripted({"a": ["1", "2"]}), equal=Mine()).collect([problem("a")], step=1)
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
 def test_a_sampler_that_raises_leaves_no_thread(error: type[BaseException]) -> None:
     """Ctrl-C too. What waits is not judged any more."""

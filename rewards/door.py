@@ -1,0 +1,74 @@
+"""What a verifier returns is looked at before it is used: it may be somebody's own.
+
+A value that is no finite number would end the run much later, as a trace after the update or as training that diverged.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from numbers import Real
+from typing import Any
+
+from rewards.errors import UserError
+from rewards.score import Outcome, Score
+
+_SHOWN = 80  # characters of what was returned
+
+
+def checked_scores(returned: Any, *, verifier: str, problems: Sequence[str]) -> list[Score]:
+    """The scores that the verifier of this name has returned, one for each of `problems`, which are named by their ids.
+
+    Numbers of other libraries become floats. Raises UserError for what is no score, with the verifier and the problem.
+    """
+    if not isinstance(returned, Iterable):
+        raise UserError(
+            f"verifier {verifier!r} returned {_shown(returned)}: it must return a list, one Score for each answer"
+        )
+    scores = list(returned)
+    if len(scores) != len(problems):
+        raise UserError(
+            f"verifier {verifier!r} returned {len(scores)} scores for {len(problems)} answers: it must return one Score for "
+            "each answer, in order"
+        )
+    return [_checked(score, f"verifier {verifier!r}, problem {problem!r}") for score, problem in zip(scores, problems)]
+
+
+def _checked(score: Any, where: str) -> Score:
+    if not isinstance(score, Score):
+        raise UserError(
+            f"{where}: it returned {_shown(score)}, which is no Score: return Score(value, Outcome.CORRECT), or another Outcome, of "
+            "rewards.score"
+        )
+    if not isinstance(score.outcome, Outcome):
+        known = ", ".join(outcome.name for outcome in Outcome)
+        raise UserError(
+            f"{where}: outcome is {_shown(score.outcome)}: it must be an Outcome of rewards.score, one of {known}"
+        )
+    if score.outcome.gradable != (score.value is not None):
+        raise UserError(
+            f"{where}: value is {_shown(score.value)} with outcome {score.outcome.name}: CRASHED and BAD_REFERENCE have the value "
+            "None, all others a number"
+        )
+    if not isinstance(score.parts, Mapping):
+        raise UserError(f"{where}: parts is {_shown(score.parts)}: it must map names to numbers")
+    return replace(
+        score,
+        value=None if score.value is None else _number(score.value, f"{where}: value"),
+        parts={str(name): _number(part, f"{where}: part {name!r}") for name, part in score.parts.items()},
+        detail=str(score.detail),
+    )
+
+
+def _number(value: Any, what: str) -> float:
+    if not isinstance(value, Real) or not math.isfinite(value):
+        raise UserError(
+            f"{what} is {_shown(value)}: it must be a finite number, such as 0.0 or 1.0 (of a tensor, its item())"
+        )
+    return float(value)
+
+
+def _shown(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
