@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import re
 
-# What a chat template puts after an answer.
-_END_OF_TURN = re.compile(
-    r"<\|im_end\|>|<\|endoftext\|>|<\|eot_id\|>|<\|end_of_text\|>|<end_of_turn>|</s>|<eos>|<｜end▁of▁sentence｜>"
+# Tokens with which chat templates end a turn or pad it.
+_END_TOKEN = (
+    r"<\|(?:im_end|endoftext|eot_id|eom_id|eot|end_of_turn|end_of_text|END_OF_TURN_TOKEN|return|eos|pad|padding)\|>"
+    r"|<end_of_turn>|<turn\|>|</s>|<eos>|<pad>|\[PAD\]|\[EOS\]|<｜end▁of▁sentence｜>|<｜▁pad▁｜>"
 )
+# Where somebody else's turn begins, the model's has ended.
+_OTHER_SPEAKER = (
+    r"<\|im_start\|>(?=user|system|tool)|<\|start_header_id\|>(?=user|system|tool|ipython)|<start_of_turn>(?=user)"
+    r"|<\|(?:user|system)\|>|<｜User｜>"
+)
+# With <|end|> some models end a turn, and some a part of it before the next part of their own.
+_END_OF_TURN = re.compile(rf"{_END_TOKEN}|<\|end\|>(?!<\|start\|>assistant)|{_OTHER_SPEAKER}")
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*(?:(?P<open>\{)|(?P<bare>-?\d[\d,.]*|[A-Za-z]))")
 _BRACE = re.compile(r"\\[\s\S]|[{}]")
 # A box that is raised to a power is a part of an expression and not the answer; a degree sign or a footnote may follow it.
@@ -50,6 +58,11 @@ def own_turn(text: str) -> str:
     """The text up to where the model's turn ended; a base model may run on after it."""
     turn_end = _END_OF_TURN.search(text)
     return text[: turn_end.start()] if turn_end else text
+
+
+def is_end_of_turn(token: str) -> bool:
+    """Whether chat templates end a turn, or pad it, with this token."""
+    return re.fullmatch(_END_TOKEN, token) is not None
 
 
 def after_reasoning(text: str) -> str:

@@ -6,7 +6,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from transformers import PreTrainedTokenizerBase
 
@@ -62,11 +62,11 @@ class Collector:
         drawn = Counter() if drawn is None else drawn
         requests = []
         for problem in problems:
-            prompt_ids = self.renderer.render(problem)
+            prompt = self.renderer.prompt(problem)
             first = drawn[problem.id] * self.group_size
             indices = range(first, first + self.group_size)
             seeds = tuple(completion_seed(self.run_seed, step, problem.id, i) for i in indices)
-            requests.append(SampleRequest(prompt_ids, seeds))
+            requests.append(SampleRequest(prompt.token_ids, seeds, prompt.opened))
             drawn[problem.id] += 1
         rank, count = self.processes.rank, self.processes.count
         parts = self.processes.gather([self._collect(problems[rank::count], requests[rank::count])])
@@ -96,8 +96,8 @@ class Collector:
         completions: dict[tuple[int, int], Completion] = {}
         with BackgroundVerifier(problems, self.verifiers) as verifier:
             for i, j, completion in self.sampler.stream(requests, self.params):
-                completions[i, j] = completion
-                verifier.put(i, j, completion)
+                completions[i, j] = replace(completion, text=requests[i].opened + completion.text)
+                verifier.put(i, j, completions[i, j])
             sampled = time.perf_counter()
             scores = verifier.scores()
             verified = time.perf_counter()
@@ -105,7 +105,10 @@ class Collector:
             RolloutGroup(
                 problem=problem,
                 prompt_ids=requests[i].prompt_ids,
-                rollouts=tuple(self._rollout(problem, completions[i, j], scores[i, j]) for j in range(self.group_size)),
+                rollouts=tuple(
+                    self._rollout(problem, requests[i].opened, completions[i, j], scores[i, j])
+                    for j in range(self.group_size)
+                ),
             )
             for i, problem in enumerate(problems)
         ]
@@ -138,11 +141,11 @@ class Collector:
             verify_seconds=sum(p.verify_seconds for p in parts),
         )
 
-    def _rollout(self, problem: Problem, completion: Completion, score: Score) -> Rollout:
+    def _rollout(self, problem: Problem, opened: str, completion: Completion, score: Score) -> Rollout:
         if not self.scores_steps:
             return Rollout(problem=problem, completion=completion, score=score)
         steps = score_steps(completion.text)
-        ends = _token_ends(self.renderer.tokenizer, completion)
+        ends = _token_ends(self.renderer.tokenizer, completion, opened)
         last = len(completion.token_ids) - 1
         return Rollout(
             problem=problem,
@@ -159,8 +162,8 @@ def has_signal(group: RolloutGroup) -> bool:
     return len(values) > 1
 
 
-def _token_ends(tokenizer: PreTrainedTokenizerBase, completion: Completion) -> list[int]:
-    """How many characters of the text stand once each token is written."""
+def _token_ends(tokenizer: PreTrainedTokenizerBase, completion: Completion, opened: str) -> list[int]:
+    """How many characters of the text stand once each token is written, those that the prompt has opened included."""
     ids = completion.token_ids
-    texts = tokenizer.batch_decode([list(ids[: t + 1]) for t in range(len(ids))], skip_special_tokens=True)
-    return [len(text) for text in texts]
+    texts = tokenizer.batch_decode([list(ids[: t + 1]) for t in range(len(ids))], clean_up_tokenization_spaces=False)
+    return [len(opened) + len(text) for text in texts]

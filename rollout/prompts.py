@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from functools import partial
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
-from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from rewards.errors import UserError
+from rollout.chat_template import TEMPLATE_ERRORS
+from rollout.messages import read_messages
+from rollout.opened import opened_by
 from rollout.records import Problem, PromptStyle
 
 SYSTEM_PROMPTS: dict[str, str | None] = {
@@ -20,47 +25,164 @@ SYSTEM_PROMPTS: dict[str, str | None] = {
     "code": "Solve the task in Python, and put the whole program in one ```python block.",
 }
 STYLE_OF: dict[str, PromptStyle] = {"math": "boxed", "program": "code"}  # by verifier; other problems say it themselves
+_SHOWN = 120  # characters of a message that is given as an example
+log = logging.getLogger(__name__)
+Messages = list[dict[str, str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """token_ids: what the model reads. opened: the part of its answer that the prompt has begun and not closed, such as the <think>
+    of a template; a verifier reads it in front of what the model writes."""
+
+    token_ids: tuple[int, ...]
+    opened: str
 
 
 class PromptRenderer:
     """The chat template where the tokenizer has one; for a base model the texts, one under the other.
 
     style: which system prompt goes before a problem; None is the one that says where its verifier looks for the answer.
+    report: is told once, with an example, of each way in which prompts differ from what was asked for.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, *, style: PromptStyle | None, system_prompt: str | None = None
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        style: PromptStyle | None,
+        system_prompt: str | None = None,
+        report: Callable[[str], None] = log.warning,
     ) -> None:
         self.tokenizer = tokenizer
         self._style, self._system_prompt = style, system_prompt
-
-    def _system(self, problem: Problem) -> str | None:
-        if self._system_prompt is not None:
-            return self._system_prompt
-        return SYSTEM_PROMPTS[self._style or STYLE_OF.get(problem.verifier) or "plain"]
+        self._report = report
+        self._reported: set[str] = set()
+        self._left_out_of: dict[tuple[str, ...], tuple[int, ...]] = {}
 
     def render(self, problem: Problem) -> tuple[int, ...]:
-        messages = [dict(message) for message in problem.messages]
-        system = self._system(problem)
-        if system is not None and messages[0]["role"] != "system":
-            messages.insert(0, {"role": "system", "content": system})
-        if self.tokenizer.chat_template is not None:
-            ids = self.tokenizer(self._apply_template(messages), add_special_tokens=False).input_ids
-        else:
-            ids = self.tokenizer("\n\n".join(m["content"] for m in messages) + "\n").input_ids
+        return self.prompt(problem).token_ids
+
+    def prompt(self, problem: Problem) -> Prompt:
+        messages = self._with_system(problem)
+        self._report_oddities(problem, messages)
+        has_template = self.tokenizer.chat_template is not None
+        text = self._by_template(problem, messages) if has_template else _plain(messages)
+        ids = self.tokenizer(text, add_special_tokens=not has_template).input_ids
+        if not has_template:
+            ids = self._without_final_eos(problem, ids)
         if not ids:
             raise UserError(
                 f"problem {problem.id!r} has an empty prompt: a completion needs at least one token before it"
             )
-        return tuple(ids)
+        return Prompt(token_ids=tuple(ids), opened=opened_by(text, messages))
 
-    def _apply_template(self, messages: list[dict[str, str]]) -> str:
-        """The template's text, its special tokens included; where it refuses a system role, the user says both."""
-        render = partial(self.tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True)
+    def _report_once(self, kind: str, problem: Problem, what: str) -> None:
+        if kind not in self._reported:
+            self._reported.add(kind)
+            self._report(f"prompts: {what}. The first such problem is {problem.id!r}")
+
+    def _with_system(self, problem: Problem) -> Messages:
+        """The problem's messages behind a system message: the row's own where it has one."""
+        messages = [dict(m) for m in read_messages(problem.prompt, f"problem {problem.id!r}")]
+        style = self._style or STYLE_OF.get(problem.verifier) or "plain"
+        system = SYSTEM_PROMPTS[style] if self._system_prompt is None else self._system_prompt
+        if system is None:
+            return messages
+        if messages[0]["role"] != "system":
+            return [{"role": "system", "content": system}, *messages]
+        if messages[0]["content"] != system:
+            option = f"prompt_style {style!r}" if self._system_prompt is None else "system_prompt"
+            what = f"rows have a system message of their own, {_example(messages[0]['content'])}, which stands in place of {option}"
+            self._report_once("own system message", problem, what)
+        return messages
+
+    def _by_template(self, problem: Problem, messages: Messages) -> str:
+        """The template's text, its special tokens included. Where it refuses or drops a system message, the user says both."""
+        system, left_out = messages[0], self._left_out(tuple(message["role"] for message in messages))
+        if system["role"] == "system" and 0 in left_out:
+            messages = _said_by_user(messages)
+            left_out = self._left_out(tuple(message["role"] for message in messages))
+            what = f"the chat template has no place for system messages, so that {_example(system['content'])} begins the user's message"
+            self._report_once("system message", problem, what)
+        for role, content in ((messages[i]["role"], messages[i]["content"]) for i in left_out):
+            what = f"the chat template leaves out messages of role {role!r}, {_example(content)}"
+            self._report_once(f"left out {role}", problem, what)
         try:
-            return str(render(messages))
-        except TemplateError:
-            if len(messages) < 2 or messages[0]["role"] != "system":
-                raise
-            system, first, *rest = messages
-            return str(render([{**first, "content": f"{system['content']}\n\n{first['content']}"}, *rest]))
+            return self._rendered(messages)
+        except TEMPLATE_ERRORS as error:
+            roles = ", ".join(message["role"] for message in messages)
+            (reason, *_) = str(error).strip().splitlines() or [type(error).__name__]
+            raise UserError(
+                f"problem {problem.id!r}: the chat template cannot render its messages (roles {roles}): {reason}. Change the messages of "
+                "the data set, or give another template with --chat-template"
+            ) from None
+
+    def _left_out(self, roles: tuple[str, ...]) -> tuple[int, ...]:
+        """Which messages of a conversation with these roles the template drops; a system message also where it refuses one."""
+        if roles not in self._left_out_of:
+            marked = [{"role": role, "content": f"plumbline-{i}-said"} for i, role in enumerate(roles)]
+            text = self._tried(marked)
+            if text is not None:
+                found = tuple(i for i, message in enumerate(marked) if message["content"] not in text)
+            else:
+                is_refused = roles[0] == "system" and self._tried(_said_by_user(marked)) is not None
+                found = (0,) if is_refused else ()
+            self._left_out_of[roles] = found
+        return self._left_out_of[roles]
+
+    def _tried(self, messages: Messages) -> str | None:
+        try:
+            return self._rendered(messages)
+        except TEMPLATE_ERRORS:
+            return None
+
+    def _rendered(self, messages: Messages) -> str:
+        """A last message of the assistant's is gone on with, and not closed."""
+        goes_on = messages[-1]["role"] == "assistant"
+        conversation: Any = messages
+        return str(
+            self.tokenizer.apply_chat_template(
+                conversation, tokenize=False, add_generation_prompt=not goes_on, continue_final_message=goes_on
+            )
+        )
+
+    def _report_oddities(self, problem: Problem, messages: Messages) -> None:
+        *_, last = messages
+        if last["role"] == "assistant":
+            what = (
+                f"rows end in a message of the assistant's, {_example(last['content'])}, which the model goes on with"
+            )
+            self._report_once("assistant", problem, what)
+        said = [message["content"] for message in messages if message["role"] == "user"]
+        found = [token for token in self.tokenizer.all_special_tokens if any(token in text for text in said)]
+        if found:
+            what = f"the user's text has {found[0]!r}, which the model reads as a special token"
+            self._report_once("special token", problem, what)
+
+    def _without_final_eos(self, problem: Problem, ids: list[int]) -> list[int]:
+        """Some tokenizers end whatever they encode, after which a model would begin another text."""
+        end = self.tokenizer.eos_token_id
+        if len(ids) < 2 or ids[-1] != end:
+            return ids
+        what = f"the tokenizer ends every text with its EOS, {self.tokenizer.eos_token!r}, which is taken off"
+        self._report_once("final EOS", problem, what)
+        return ids[:-1]
+
+
+def _plain(messages: Messages) -> str:
+    text = "\n\n".join(message["content"] for message in messages)
+    return text if messages[-1]["role"] == "assistant" else text + "\n"
+
+
+def _said_by_user(messages: Messages) -> Messages:
+    """The system message at the head of the user's first one, or in its place."""
+    system, *rest = messages
+    if not rest or rest[0]["role"] != "user":
+        return [{"role": "user", "content": system["content"]}, *rest]
+    first, *others = rest
+    return [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *others]
+
+
+def _example(content: str) -> str:
+    return repr(content if len(content) <= _SHOWN else content[:_SHOWN] + "…")

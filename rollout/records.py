@@ -46,6 +46,8 @@ class Completion:
 
     sampler_logprobs: log-prob of each token under the distribution that was really sampled from, as the engine computed it.
     policy_version: the step whose update made the weights that it was sampled with; 0 is the base.
+    text: what is judged: as written, special tokens included, up to the end of the turn (rollout/turn.py); from a Collector it begins
+        with what the prompt has opened of the answer.
     view: what the policy drew for itself beside the tokens (a mask of the prompt, a depth), as a seed; it is scored under that again.
         A causal model draws nothing.
     """

@@ -36,10 +36,11 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """One prompt, and a seed for each completion wanted of it."""
+    """One prompt, and a seed for each completion wanted of it. opened: what of the answer the prompt has begun (rollout/opened.py)."""
 
     prompt_ids: tuple[int, ...]
     seeds: tuple[int, ...]
+    opened: str = ""
 
 
 Text = tuple[tuple[int, ...], tuple[int, ...]]  # the tokens of a prompt and of its completion

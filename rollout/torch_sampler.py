@@ -25,6 +25,7 @@ from rollout.engine.fused_model import FusedModel
 from rollout.engine.threads import side_by_side
 from rollout.records import Completion, FinishReason
 from rollout.sampler import ALONE, SamplerBase, SampleRequest, SamplingParams, Text, image
+from rollout.turn import TurnReader, stop_token_ids
 
 
 class TorchSampler(SamplerBase):
@@ -56,7 +57,9 @@ class TorchSampler(SamplerBase):
         self.keeps_caches = keeps_caches
         self.autocast = autocast
         self.policy_version = 0
-        self.stop_ids = torch.tensor(sorted(stop_token_ids(model, tokenizer)), device=model.device)
+        stop_ids = stop_token_ids(model, tokenizer)
+        self.stop_ids = torch.tensor(sorted(stop_ids), dtype=torch.long, device=model.device)
+        self.turns = TurnReader.of(tokenizer, stop_ids)
         dtype = decode_dtype or weights_dtype(model)
         self.choice = choose_decoder(model, dtype)
         self.decoder_class = self.choice.decoder
@@ -119,7 +122,7 @@ class TorchSampler(SamplerBase):
             if num_steps % self.check_every == 0 and batch.has_ended():
                 done, sources, targets = batch.release()
                 decoder.move(sources, targets, len(batch))
-                for index, completion in self._completions(done):
+                for index, completion in self._completions(done, params.stop_strings):
                     yield *places[index], completion
 
     def _step(self, batch: Batch, decoder: Decoder, params: SamplingParams) -> None:
@@ -185,8 +188,8 @@ class TorchSampler(SamplerBase):
         texts = self.tokenizer.batch_decode(tails)
         return torch.tensor([any(s in text for s in stop_strings) for text in texts], device=batch.tokens.device)
 
-    def _completions(self, done: list[Ended]) -> Iterator[tuple[int, Completion]]:
-        texts = self.tokenizer.batch_decode([row.tokens for row in done], skip_special_tokens=True)
+    def _completions(self, done: list[Ended], stop_strings: tuple[str, ...]) -> Iterator[tuple[int, Completion]]:
+        texts = self.turns.texts([row.tokens for row in done], stop_strings)
         for row, text in zip(done, texts, strict=True):
             yield (
                 row.completion,
@@ -245,11 +248,3 @@ class TorchSampler(SamplerBase):
 
     def close(self) -> None:
         self.kept = None
-
-
-def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Every token that ends a completion: the generation config may name several, the tokenizer one more."""
-    generation = model.generation_config
-    named = [generation.eos_token_id if generation is not None else None, tokenizer.eos_token_id]
-    listed = [ids if isinstance(ids, list) else [ids] for ids in named]
-    return {int(i) for ids in listed for i in ids if i is not None}

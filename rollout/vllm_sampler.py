@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from rewards.errors import UserError
 from rollout.records import Completion, FinishReason
 from rollout.sampler import ALONE, SamplerBase, SampleRequest, SamplingParams, Text
+from rollout.turn import TurnReader
 from rollout.vllm_worker import images_of, request_options, require_vllm
 from rollout.weight_files import InType, write_files
 
@@ -62,7 +63,7 @@ class VLLMSampler(SamplerBase):
     def __init__(
         self, folder: str | Path, tokenizer: PreTrainedTokenizerBase, stop_ids: Set[int], options: VLLMOptions
     ) -> None:
-        self.tokenizer, self.stop_ids, self.policy_version = tokenizer, sorted(stop_ids), 0
+        self.stop_ids, self.turns, self.policy_version = sorted(stop_ids), TurnReader.of(tokenizer, stop_ids), 0
         self.options, self.dtype = options, getattr(torch, options.dtype)
         self.path = f"vLLM in this process, {options.dtype}"
         self.on_gpu = torch.cuda.is_available()
@@ -116,7 +117,7 @@ class VLLMSampler(SamplerBase):
                 for output in outputs:
                     if output.finished:
                         i, j, seed = waiting.pop(output.request_id)
-                        yield i, j, self._completion(output.outputs[0], seed)
+                        yield i, j, self._completion(output.outputs[0], seed, params)
         finally:
             if waiting:
                 engine.abort_request(list(waiting))
@@ -128,7 +129,7 @@ class VLLMSampler(SamplerBase):
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
-    def _completion(self, output: Any, seed: int) -> Completion:
+    def _completion(self, output: Any, seed: int, params: SamplingParams) -> Completion:
         token_ids = tuple(output.token_ids)
         return Completion(
             token_ids=token_ids,
@@ -136,7 +137,7 @@ class VLLMSampler(SamplerBase):
             finish_reason=FinishReason.STOP if output.finish_reason == "stop" else FinishReason.LENGTH,
             policy_version=self.policy_version,
             seed=seed,
-            text=self.tokenizer.batch_decode([list(token_ids)], skip_special_tokens=True)[0],
+            text=self.turns.texts([token_ids], params.stop_strings)[0],
         )
 
     def probe(self, texts: Sequence[Text]) -> dict[str, list[list[float]]]:

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from rollout.processes import Alone, Processes
 from rollout.records import Completion, FinishReason
 from rollout.sampler import SamplerBase, SampleRequest, SamplingParams, Text
+from rollout.turn import TurnReader
 from rollout.vllm_client import FileWeights, SentWeights, Server, TensorWeights
 from rollout.vllm_worker import request_options
 from rollout.weight_files import InType, NamedTensors, exhaust, write_files
@@ -47,7 +48,7 @@ class VLLMServerSampler(SamplerBase):
         processes: Processes | None = None,
         sharded: bool = False,
     ) -> None:
-        self.tokenizer, self.stop_ids, self.policy_version = tokenizer, sorted(stop_ids), 0
+        self.stop_ids, self.turns, self.policy_version = sorted(stop_ids), TurnReader.of(tokenizer, stop_ids), 0
         self.path = f"vLLM at {', '.join(urls)}"
         self.transfer = transfer.absolute() if transfer else None
         self.processes = processes or Alone()
@@ -76,7 +77,7 @@ class VLLMServerSampler(SamplerBase):
             body = {"prompt": list(requests[i].prompt_ids), **request_options(params, seed, self.stop_ids)}
             try:
                 answer = self.servers[i % len(self.servers)].post("/v1/completions", {**body, "return_token_ids": True})
-                finished.put((i, j, self._completion(answer["choices"][0], seed)))
+                finished.put((i, j, self._completion(answer["choices"][0], seed, params)))
             except Exception as error:  # noqa: BLE001  raised where it is waited for
                 finished.put(error)
 
@@ -99,7 +100,7 @@ class VLLMServerSampler(SamplerBase):
                     server.abort()
             threads.shutdown(cancel_futures=True)
 
-    def _completion(self, choice: dict[str, Any], seed: int) -> Completion:
+    def _completion(self, choice: dict[str, Any], seed: int, params: SamplingParams) -> Completion:
         token_ids = tuple(choice["token_ids"])
         return Completion(
             token_ids=token_ids,
@@ -107,7 +108,7 @@ class VLLMServerSampler(SamplerBase):
             finish_reason=FinishReason.STOP if choice["finish_reason"] == "stop" else FinishReason.LENGTH,
             policy_version=self.policy_version,
             seed=seed,
-            text=self.tokenizer.batch_decode([list(token_ids)], skip_special_tokens=True)[0],
+            text=self.turns.texts([token_ids], params.stop_strings)[0],
         )
 
     def probe(self, texts: Sequence[Text]) -> dict[str, list[list[float]]]:

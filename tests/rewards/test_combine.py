@@ -79,3 +79,10 @@ def test_references_and_the_end_are_the_verifiers_business() -> None:
     assert [s.outcome for s in made.check_references(["", ""])] == [Outcome.BAD_REFERENCE] * 2
     made.close()
     assert verifier.closed
+
+
+def test_a_form_is_that_of_the_models_own_turn() -> None:
+    """A base model that writes on after its turn, as somebody else, has written its answer well."""
+    verifier = CombinedVerifier(Equal(), ["think-answer", "words:2"], weight=0.2)
+    score = verifier.verify_batch([FORMED.format(7) + "<|im_end|>\n<|im_start|>user\nand now <think>"], ["7"])[0]
+    assert score.parts == {"math": 1.0, "think-answer": 1.0, "words:2": 1.0}

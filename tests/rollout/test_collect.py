@@ -253,3 +253,16 @@ def test_an_engine_that_fails_is_asked_again_and_the_third_failure_is_the_runs(
     failing.failures = 3
     with pytest.raises(RuntimeError, match="out of memory"):
         collector(failing).collect(problems, step=1)
+
+
+def test_what_the_prompt_opened_is_judged_with_the_completion() -> None:
+    """A template that writes <think> itself: the verifier must see that reasoning was opened, and where a step ends in the tokens."""
+    opening = tiny_tokenizer()
+    opening.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}<think>"
+    answers = ["\n1+1=2\n</think>1", "1"]
+    sampler = Noting({encoded("a\n<think>"): [encoded(a) for a in answers]}, {encoded(a): a for a in answers})
+    judging = replace(collector(sampler, steps=True), renderer=PromptRenderer(opening, style="plain"))
+    (group,) = judging.collect([problem("a", reference="<think>1")], step=1).groups
+    assert [r.completion.text for r in group.rollouts] == ["<think>\n1+1=2\n</think>1", "<think>1"]
+    assert values(group) == [0.0, 1.0]
+    assert group.rollouts[0].step_ends == (len("\n1+1=2\n") - 1,)

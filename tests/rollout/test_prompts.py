@@ -110,3 +110,73 @@ def test_where_a_template_refuses_a_system_role_the_user_says_both() -> None:
 def test_a_system_message_of_the_data_set_stands_alone() -> None:
     own = Problem(id="own", prompt=({"role": "system", "content": "S"}, *CHAT.prompt), reference="2")  # pyright: ignore
     assert rendered(adding_bos(TEMPLATE), own, own="ours") == "<|begin|><system>S<user>1+1?<assistant>"
+
+
+REFUSES = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + TEMPLATE
+DROPS = TEMPLATE.replace(
+    "<{{ m['role'] }}>{{ m['content'] }}", "{% if m['role'] == 'user' %}{{ m['content'] }}{% endif %}"
+)
+SYSTEM, REPLY = {"role": "system", "content": "S"}, {"role": "assistant", "content": "Let me think: "}
+
+
+def reports(tokenizer: PreTrainedTokenizerFast, *prompts: object, **options: object) -> tuple[list[str], list[str]]:
+    """-> (what is rendered of each prompt, what the renderer says of them)."""
+    said: list[str] = []
+    renderer = PromptRenderer(tokenizer, report=said.append, **{"style": "plain", **options})  # pyright: ignore
+    problems = [Problem(id=str(i), prompt=prompt, reference="2") for i, prompt in enumerate(prompts)]  # pyright: ignore
+    return [tokenizer.decode(renderer.render(problem)) for problem in problems], said
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt", "options", "rendered", "said"),
+    [
+        (TEMPLATE, (SYSTEM, *CHAT.prompt), {"system_prompt": "S"}, "<|begin|><system>S<user>1+1?<assistant>", ""),
+        (TEMPLATE, (SYSTEM, *CHAT.prompt), {"system_prompt": "T"}, "<|begin|><system>S<user>1+1?<assistant>", "in place of system_prompt"),
+        (TEMPLATE, (SYSTEM, *CHAT.prompt), {"style": "r1"}, "<|begin|><system>S<user>1+1?<assistant>", "in place of prompt_style 'r1'"),
+        (REFUSES, CHAT.prompt, {"system_prompt": "T"}, "<|begin|><user>T\n\n1+1?<assistant>", "no place for system messages, so that 'T'"),
+        (DROPS, CHAT.prompt, {"system_prompt": "T"}, "<|begin|>T\n\n1+1?<assistant>", "no place for system messages, so that 'T'"),
+        (DROPS, (SYSTEM,), {}, "<|begin|>S<assistant>", "no place for system messages"),
+        (DROPS, ({"role": "tool", "content": "t"}, *CHAT.prompt), {}, "<|begin|>1+1?<assistant>", "leaves out messages of role 'tool', 't'"),
+        (TEMPLATE, (*CHAT.prompt, REPLY), {}, "<|begin|><user>1+1?<assistant>Let me think: ", "'Let me think: ', which the model goes on with"),
+        (None, (*CHAT.prompt, REPLY), {}, "<|begin|>1+1?\n\nLet me think: ", "'Let me think: ', which the model goes on with"),
+        (TEMPLATE, "a<|end|>b", {}, "<|begin|><user>a<|end|>b<assistant>", "'<|end|>', which the model reads as a special token"),
+        (TEMPLATE, ({"role": "user", "content": [{"type": "text", "text": "1+"}, "1?"]},), {}, "<|begin|><user>1+1?<assistant>", ""),
+    ],
+)  # fmt: skip
+def test_a_prompt_other_than_was_asked_for_is_told_once(
+    template: str | None, prompt: object, options: dict[str, object], rendered: str, said: str
+) -> None:
+    """With an example; a last message of the assistant's is gone on with, and what a template leaves out the user says."""
+    assert template is None or DROPS != TEMPLATE
+    texts, found = reports(adding_bos(template), prompt, prompt, **options)
+    assert texts == [rendered] * 2
+    assert len(found) == bool(said) and all(said in text and "first such problem is '0'" in text for text in found)
+
+
+def test_a_tokenizer_that_ends_prompts_is_not_followed() -> None:
+    """With add_eos_token it would tell the model that the text is over before the answer."""
+    made = tiny_tokenizer()
+    made.chat_template = None
+    end = ("<|end|>", made.eos_token_id)
+    made.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A <|end|>", special_tokens=[end])
+    texts, said = reports(made, "1+1?", "2+2?")
+    assert texts == ["1+1?\n", "2+2?\n"] and len(said) == 1 and "its EOS, '<|end|>', which is taken off" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt", "message"),
+    [
+        ("{{ broken", CHAT.prompt, r"problem '0': the chat template cannot render its messages \(roles user\).*--chat-template"),
+        ("{{ messages[0]['content'] | absent }}", CHAT.prompt, "cannot render its messages.*absent"),
+        ("{{ messages[0]['content'] + 5 }}", CHAT.prompt, "cannot render its messages"),
+        (REFUSES.replace("== 'system'", "== 'user'"), (*CHAT.prompt, REPLY), "roles user, assistant.*no system role"),
+        (DROPS, (*CHAT.prompt, REPLY), "roles user, assistant.*final message"),
+        (TEMPLATE, ({"role": "user", "content": None},), "problem '0': the content of a message is None: it must be text"),
+        (TEMPLATE, ({"role": "user", "content": [{"type": "image"}]},), "problem '0': a part of a message is {'type': 'image'}"),
+        (TEMPLATE, "half \ud83d", r"problem '0': its text has half of a surrogate pair, '\\ud83d', at character 5"),
+        (TEMPLATE, {"text": "1+1?"}, "is neither text nor a list of messages"),
+    ],
+)  # fmt: skip
+def test_messages_that_cannot_be_rendered_are_the_users_to_change(template: str, prompt: object, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        reports(adding_bos(template), prompt)

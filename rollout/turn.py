@@ -1,0 +1,61 @@
+"""Where a turn of the model ends, and which text of it is judged. Every engine asks here, so that all of them agree."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rewards.extract import is_end_of_turn
+from rollout.chat_template import added_tokens, template_turn_end
+
+
+def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Every token that ends a completion: those that the generation config names, the tokenizer's EOS, and the token with which the
+    chat template ends the model's turn. An id that the model has no logit for cannot be sampled and is none of them."""
+    generation, end = model.generation_config, template_turn_end(tokenizer)
+    named = [generation.eos_token_id if generation is not None else None, tokenizer.eos_token_id]
+    named.append(tokenizer.get_vocab().get(end) if end is not None else None)
+    listed = [ids if isinstance(ids, list) else [ids] for ids in named]
+    vocabulary = len(model.get_input_embeddings().weight)  # pyright: ignore[reportArgumentType]
+    return {int(i) for ids in listed for i in ids if i is not None and 0 <= i < vocabulary}
+
+
+def turn_end_strings(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """The stop string of a chat template that ends the model's turn with text of several tokens."""
+    end = template_turn_end(tokenizer)
+    return () if end is None or end in tokenizer.get_vocab() else (end,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TurnReader:
+    """Makes of a completion's tokens the text that is judged: as written, special tokens included, up to the end of the turn.
+
+    The turn ends before one of the tokens `ends` or of the strings `end_strings`, and behind a stop string of the run's, which may be
+    the closing tag that a verifier needs.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    ends: frozenset[int]
+    end_strings: tuple[str, ...]
+
+    @staticmethod
+    def of(tokenizer: PreTrainedTokenizerBase, stop_ids: Collection[int]) -> TurnReader:
+        """Besides the stop tokens, the pad token and every token that ends a turn in some chat template end this one. A stop token that
+        is an ordinary word of the vocabulary is part of the text, as a stop string is."""
+        added, pad = added_tokens(tokenizer), tokenizer.pad_token_id
+        special = {*added.values(), *tokenizer.all_special_ids}
+        ends = {i for token, i in added.items() if i == pad or is_end_of_turn(token)} | special.intersection(stop_ids)
+        return TurnReader(tokenizer=tokenizer, ends=frozenset(ends), end_strings=turn_end_strings(tokenizer))
+
+    def texts(self, rows: Sequence[Sequence[int]], stop_strings: Sequence[str] = ()) -> list[str]:
+        kept = [list(takewhile(lambda token: token not in self.ends, row)) for row in rows]
+        texts = self.tokenizer.batch_decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return [self._turn(text, stop_strings) for text in texts]
+
+    def _turn(self, text: str, stop_strings: Sequence[str]) -> str:
+        before = [at for end in self.end_strings if (at := text.find(end)) >= 0]
+        behind = [at + len(s) for s in stop_strings if s not in self.end_strings and (at := text.find(s)) >= 0]
+        return text[: min(before + behind, default=len(text))]

@@ -1,0 +1,218 @@
+"""What is judged is the text as it was written, up to the end of the turn, whatever the tokenizer calls that end."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from itertools import takewhile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from rewards.answer_format import format_rule
+from rewards.errors import UserError
+from rewards.extract import final_answer, own_turn
+from rollout.chat_template import choose_template, template_turn_end
+from rollout.opened import opened_by
+from rollout.turn import TurnReader, stop_token_ids, turn_end_strings
+from tests.rollout.families import tiny_model
+
+
+def tokenizer(
+    *special: str, eos: str | None, pad: str | None = None, chat: str | dict[str, str] | None = None
+) -> PreTrainedTokenizerFast:
+    """A token a byte, and the special ones."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    made.decoder = decoders.ByteLevel()
+    made.add_special_tokens(list(special))
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token=eos, pad_token=pad, chat_template=chat)
+
+
+def turns(before: str, behind: str, asking: str, first: str = "") -> str:
+    """A chat template of one rule for all roles."""
+    return (
+        f"{first}{{% for m in messages %}}{before}{{{{ m['content'] }}}}{behind}{{% endfor %}}"
+        f"{{% if add_generation_prompt %}}{asking}{{% endif %}}"
+    )
+
+
+CHATML = turns("<|im_start|>{{ m['role'] }}\n", "<|im_end|>\n", "<|im_start|>assistant\n")
+LLAMA3 = turns("<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n", "<|eot_id|>", "<|start_header_id|>assistant")
+PHI = turns("<|{{ m['role'] }}|>\n", "<|end|>\n", "<|assistant|>\n")
+MISTRAL = "{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]{% else %} {{ m['content'] }} </s>{% endif %}{% endfor %}"
+ALWAYS_ASKS = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}\n{% endfor %}[assistant]"
+ASKS_AFTER_CHATML = CHATML.replace("{% if add_generation_prompt %}", "").replace("{% endif %}", "")
+TEXTUAL = turns("### {{ m['role'] }}: ", "\n### End\n", "### assistant: ")
+PLAIN = turns("{{ m['role'] }}: ", "\n", "assistant: ")
+DROPS = "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}{% endif %}{% endfor %}"
+HARMONY = (
+    "{% for m in messages %}<|start|>{{ m['role'] }}<|message|>{{ m['content'] }}"
+    "{% if loop.last %}<|return|>{% else %}<|end|>{% endif %}{% endfor %}"
+)
+ENDS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|end|>", "</s>", "<|return|>")
+
+
+@pytest.mark.parametrize(
+    ("template", "end"),
+    [
+        (CHATML, "<|im_end|>"),
+        (LLAMA3, "<|eot_id|>"),
+        (PHI, "<|end|>"),
+        (MISTRAL, "</s>"),
+        (ASKS_AFTER_CHATML, "<|im_end|>"),  # whatever it is asked for
+        (TEXTUAL, "### End"),
+        (PLAIN, None),
+        (ALWAYS_ASKS, None),  # what follows is the head of the next turn
+        (HARMONY, None),  # <|end|> ends a part of a turn there, and the generation config knows <|return|>
+        (DROPS, None),
+        ("{{ broken", None),
+        ("{{ raise_exception('no') }}", None),
+        (None, None),
+    ],
+)
+def test_the_template_says_how_a_turn_ends(template: str | None, end: str | None) -> None:
+    assert template_turn_end(tokenizer(*ENDS, eos="<|endoftext|>", chat=template)) == end
+
+
+def test_a_turn_ends_at_the_templates_token_and_at_the_models() -> None:
+    """A base model's EOS is <|endoftext|>, and its chat template says <|im_end|>. An id without a logit cannot be sampled."""
+    words = tokenizer("<|endoftext|>", "<|im_start|>", "<|im_end|>", eos="<|endoftext|>", chat=CHATML)
+    model = copy.deepcopy(tiny_model("qwen2", 0))
+    model.resize_token_embeddings(len(words))
+    model.generation_config.eos_token_id = [7, len(words), -1]
+    ends = words.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
+    assert stop_token_ids(model, words) == {7, *ends} and turn_end_strings(words) == ()
+    spelled = tokenizer("<|endoftext|>", eos="<|endoftext|>", chat=CHATML)
+    assert turn_end_strings(spelled) == ("<|im_end|>",)
+
+
+def as_in_a_run(words: PreTrainedTokenizerFast, text: str, stops: Sequence[str] = ()) -> str:
+    """The text of a completion that a model wrote in so many tokens: sampling ends with its EOS or its template's turn end."""
+    ids = words(text, add_special_tokens=False).input_ids
+    ends = set(words.convert_tokens_to_ids([t for t in (words.eos_token, template_turn_end(words)) if t]))
+    sampled = list(takewhile(lambda token: token not in ends, ids))
+    return TurnReader.of(words, ends).texts([ids[: len(sampled) + 1]], stops)[0]
+
+
+QWEN = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+TOKENIZERS = {
+    "chatml": tokenizer(*QWEN, eos="<|im_end|>", pad="<|endoftext|>", chat=CHATML),
+    "chatml, base": tokenizer(*QWEN, eos="<|endoftext|>", pad="<|endoftext|>", chat=CHATML),
+    "chatml, tags": tokenizer(*QWEN, "<think>", "</think>", "<answer>", "</answer>", eos="<|im_end|>", chat=CHATML),
+    "chatml, spelled": tokenizer("<|endoftext|>", eos="<|endoftext|>", chat=CHATML),
+    "llama": tokenizer("<|end_of_text|>", "<|eot_id|>", "<|start_header_id|>", eos="<|end_of_text|>", chat=LLAMA3),
+    "phi": tokenizer("<|endoftext|>", "<|end|>", "<|user|>", eos="<|endoftext|>", pad="<|endoftext|>", chat=PHI),
+    "mistral": tokenizer("<s>", "</s>", "<pad>", eos="</s>", pad="<pad>", chat=MISTRAL),
+    "gemma": tokenizer("<eos>", "<pad>", "<end_of_turn>", eos="<eos>", pad="<pad>"),
+    "deepseek": tokenizer("<｜end▁of▁sentence｜>", "<｜User｜>", "<think>", eos="<｜end▁of▁sentence｜>"),
+    "none": tokenizer(eos=None),
+}
+PIECES = (
+    "\\boxed{4}",
+    "\\boxed{5}",
+    "#### 4",
+    "<think>",
+    "</think>",
+    "<answer>4</answer>",
+    "4",
+    "so",
+    " ",
+    "\n",
+    "五",
+    "\\boxed{",
+)
+PIECES += ("<|im_start|>user\n", "<|end|>", "<pad>", "<eos>", "<end_of_turn>", "<｜User｜>", *ENDS)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@settings(max_examples=150, deadline=None)
+@given(pieces=st.lists(st.sampled_from(PIECES), max_size=9))
+def test_a_text_has_one_verdict_in_a_run_and_in_verify(name: str, pieces: list[str]) -> None:
+    """Which tokens a tokenizer has for tags and turn ends makes no difference: what is found as the answer is the same, and its form."""
+    text = "".join(pieces)
+    judged = as_in_a_run(TOKENIZERS[name], text)
+    for strict in (True, False):
+        assert final_answer(judged, strict=strict) == final_answer(text, strict=strict)
+    for rule in map(format_rule, ("think-answer", "boxed", "no-repetition", "words:3")):
+        assert rule(own_turn(judged)) == rule(own_turn(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "judged"),
+    [
+        ("\\boxed{5}<|im_end|>\n<|im_start|>user\nNo: \\boxed{4}", "\\boxed{5}"),
+        ("\\boxed{5}<|endoftext|>\\boxed{4}", "\\boxed{5}"),
+        ("<think>perhaps \\boxed{4}", "<think>perhaps \\boxed{4}"),
+        ("a <b>,  c .\n", "a <b>,  c .\n"),
+    ],
+)
+def test_special_tokens_are_written_and_end_the_turn(text: str, judged: str) -> None:
+    assert as_in_a_run(TOKENIZERS["chatml, tags"], text) == judged
+
+
+def test_the_text_ends_behind_a_stop_string_and_before_a_turn_end() -> None:
+    """A verifier needs a closing tag that stopped the completion, and no text that its last token holds beyond it."""
+    words = TOKENIZERS["chatml, spelled"]
+    assert as_in_a_run(words, "<answer>4</answer> or", ["</answer>"]) == "<answer>4</answer>"
+    assert as_in_a_run(words, "\\boxed{4}<|im_end|>\n", ["<|im_end|>"]) == "\\boxed{4}"
+
+
+def test_a_template_is_chosen_by_name_or_from_a_file(tmp_path: Path) -> None:
+    named = {"rag": PLAIN, "tool_use": CHATML}
+    with pytest.raises(UserError, match=r"chat_template is None: .* rag, tool_use, and none is the default"):
+        choose_template(tokenizer(eos=None, chat=named), None)
+    choose_template(tokenizer(eos=None, chat={"default": PLAIN, **named}), None)
+    words = tokenizer(eos=None, chat=named)
+    choose_template(words, "tool_use")
+    assert words.chat_template == CHATML
+    (tmp_path / "own.jinja").write_text(TEXTUAL)
+    choose_template(words, str(tmp_path / "own.jinja"))
+    assert words.chat_template == TEXTUAL
+    with pytest.raises(UserError, match=r"chat_template is 'absent': it is no file .* names no templates"):
+        choose_template(words, "absent")
+
+
+ASKED = "Put it into <think>, then \\boxed{ or ```"
+USER = {"role": "user", "content": ASKED}
+
+
+@pytest.mark.parametrize(
+    ("begun", "opened"),
+    [
+        ("<|assistant|>\n", ""),
+        ("<|assistant|>\n<think>\n", "<think>\n"),
+        ("<|assistant|>\n<think>\n\n</think>\n\n", ""),  # nothing is open: the model's own tags are counted
+        ("<think>\nok</think>\n<answer>", "<think>\nok</think>\n<answer>"),
+        ("The answer is \\boxed{", "\\boxed{"),
+        ("The answer is \\boxed{\\frac{1}{", "\\boxed{\\frac{1}{"),
+        ("So \\boxed{4}. Check:", ""),  # a whole answer is the prompt's and not the model's
+        ("Here:\n```python\ndef f(x):\n", "```python\ndef f(x):\n"),
+        ("Here:\n```python\nf()\n```\n", ""),
+    ],
+)
+def test_what_the_prompt_has_opened_of_the_answer(begun: str, opened: str) -> None:
+    """By the template, or by a last message of the assistant's; what the question says of tags opens nothing."""
+    said = {"role": "assistant", "content": begun}
+    assert opened_by(f"<|user|>{ASKED}{begun}", [USER]) == opened
+    assert opened_by(f"<|user|>{ASKED}\n{begun}", [USER, said]) == opened
+
+
+@pytest.mark.parametrize(
+    ("prompt", "opened"),
+    [
+        ("What is 2+2? Assistant: Let me think.\n<think>\n", "<think>\n"),
+        ("Write f.\n```python\n", "```python\n"),
+        ("Fill in: \\boxed{", "\\boxed{"),
+        ("Enclose it in <think> </think>.\n", ""),
+        ("Begin with <think> and go on.\n", ""),
+        ("```\ncode\n```\n", ""),
+    ],
+)
+def test_a_base_models_prompt_opens_what_it_ends_with(prompt: str, opened: str) -> None:
+    assert opened_by(prompt, [{"role": "user", "content": prompt}]) == opened
