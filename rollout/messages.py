@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +26,18 @@ def read_messages(prompt: Any, what: str) -> tuple[Message, ...]:
     return tuple({**message, "content": _text(message["content"], what)} for message in messages)
 
 
+def messages_in(text: str) -> list[dict[str, Any]] | None:
+    """The chat messages that a text writes out as JSON; None of any other text."""
+    if not text.lstrip().startswith(("{", "[")):
+        return None
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    found = [found] if isinstance(found, dict) else found
+    return found if found and all(map(_is_message, found)) else None
+
+
 def _is_message(value: Any) -> bool:
     return isinstance(value, Mapping) and isinstance(value.get("role"), str) and "content" in value
 
@@ -33,7 +46,7 @@ def _text(content: Any, what: str) -> str:
     if isinstance(content, list | tuple):
         return "".join(_text_of_part(part, what) for part in content)
     if isinstance(content, str | int | float) and not isinstance(content, bool):
-        return _encodable(str(content), what)
+        return require_encodable(str(content), what)
     raise UserError(
         f"{what}: the content of a message is {_shown(content)}: it must be text or a list of parts of text; fill it or drop the row"
     )
@@ -41,16 +54,21 @@ def _text(content: Any, what: str) -> str:
 
 def _text_of_part(part: Any, what: str) -> str:
     if isinstance(part, str):
-        return _encodable(part, what)
+        return require_encodable(part, what)
     if isinstance(part, Mapping) and part.get("type", "text") == "text" and isinstance(part.get("text"), str):
-        return _encodable(part["text"], what)
+        return require_encodable(part["text"], what)
     raise UserError(
         f'{what}: a part of a message is {_shown(part)}: only {{"type": "text", "text": "..."}} is read; drop the row, or replace '
         "the part by text"
     )
 
 
-def _encodable(text: str, what: str) -> str:
+def _shown(value: Any) -> str:
+    return ascii(value)[:80]
+
+
+def require_encodable(text: str, what: str) -> str:
+    """The text. Raises UserError where it cannot be written in UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -59,7 +77,3 @@ def _encodable(text: str, what: str) -> str:
             "encodes; repair the text or drop the row"
         ) from None
     return text
-
-
-def _shown(value: Any) -> str:
-    return ascii(value)[:80]

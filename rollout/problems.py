@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 import random
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,9 +18,10 @@ from rewards.extract import reference_answer
 from rewards.score import Reference
 from rewards.verifiers import VERIFIERS
 from rollout.arithmetic import arithmetic_problems
+from rollout.messages import messages_in, read_messages, require_encodable
 from rollout.program_tasks import asks_for_program, program_task
 from rollout.puzzles import PUZZLE_MAKERS, puzzle_problems, reasoning_gym_problems
-from rollout.records import WORKED, Message, Problem
+from rollout.records import WORKED, Problem
 from rollout.small_programs import small_programs
 
 BUILT_IN: dict[str, Callable[[], list[Problem]]] = {
@@ -32,6 +34,7 @@ HUB_NAMES = {"gsm8k": ("openai/gsm8k", "main"), "math": ("DigitalLearningGmbH/MA
 FILES = (".jsonl", ".json")  # and either with .gz
 PROMPT_COLUMNS = ("question", "problem", "prompt")
 ANSWER_COLUMNS = ("answer", "solution", "reference")
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -57,39 +60,89 @@ class ProblemStream:
         return self.problems[self._epoch[1][place]]
 
 
+def is_on_hub(dataset: str) -> bool:
+    """Whether the name is neither of a built-in task nor of a file, so that it may have configurations and splits."""
+    is_file = dataset.removesuffix(".gz").endswith(FILES)
+    return not is_file and dataset not in BUILT_IN and not dataset.startswith(REASONING_GYM)
+
+
 def load_problems(
-    dataset: str, *, split: str = "train", prompt_column: str | None = None, answer_column: str | None = None
+    dataset: str,
+    *,
+    config: str | None = None,
+    split: str = "train",
+    prompt_column: str | None = None,
+    answer_column: str | None = None,
+    report: Callable[[str], None] = log.warning,
 ) -> list[Problem]:
-    """The problems of a built-in task, a .jsonl or .json file, or a data set of the hub; of equal prompts the first."""
+    """The problems of a built-in task, a .jsonl or .json file, or a data set of the hub; of equal prompts the first.
+
+    config, split: of a data set of the hub. report: is told, with an example, of rows that are not read as they are written.
+    """
     if dataset in BUILT_IN:
         return BUILT_IN[dataset]()
     if dataset.startswith(REASONING_GYM):
         return reasoning_gym_problems(dataset.removeprefix(REASONING_GYM), 1_000, seed=0)
-    rows = _file_rows(Path(dataset)) if dataset.removesuffix(".gz").endswith(FILES) else _hub_rows(dataset, split)
+    rows = _hub_rows(dataset, config, split) if is_on_hub(dataset) else _file_rows(Path(dataset))
     what = f"dataset is {dataset!r}"
     if not rows:
         raise UserError(f"{what}: it has no rows; give one with at least two problems")
     prompt_column = _column("prompt_column", prompt_column, PROMPT_COLUMNS, rows[0], dataset)
-    if _is_math(rows[0]):
-        answer_column = _column("answer_column", answer_column, ANSWER_COLUMNS, rows[0], dataset)
+    math = next(filter(_is_math, rows), None)
+    if math is not None:
+        answer_column = _column("answer_column", answer_column, ANSWER_COLUMNS, math, dataset)
+    found = [_problem(row, n, prompt_column, answer_column, f"{what}: row {n}") for n, row in enumerate(rows, 1)]
+    _report_objects([row[prompt_column] for row in rows], f"{what}: {prompt_column!r}", report)
     problems: dict[str, Problem] = {}
-    for number, row in enumerate(rows):
-        problem = _problem(row, number, prompt_column, answer_column, f"{what}: row {number + 1}")
+    for problem in found:
         problems.setdefault(json.dumps(problem.prompt), problem)
+    _report_contradictions(found, problems, what, report)
     if len({p.id for p in problems.values()}) < len(problems):
         raise UserError(f"{what}: values of its column 'id' are not unique; make them so or drop the column")
     return list(problems.values())
 
 
+def _report_objects(prompts: Sequence[Any], what: str, report: Callable[[str], None]) -> None:
+    """Of texts that are not prose but an object written out."""
+    written = [p.strip() for p in prompts if isinstance(p, str) and p.strip()[:1] in ("{", "[")]
+    read = [text for text in written if messages_in(text) is not None]
+    left = [text for text in written if messages_in(text) is None and text[-1:] in ("}", "]")]
+    for texts, how in (
+        (read, "are read as the chat messages that they write out"),
+        (left, "go to the model as they are"),
+    ):
+        if texts:
+            report(
+                f"{what}: {len(texts)} of {len(prompts)} prompts are the text of an object and {how}, such as {texts[0][:120]!r}"
+            )
+
+
+def _report_contradictions(
+    found: Sequence[Problem], first: Mapping[str, Problem], what: str, report: Callable[[str], None]
+) -> None:
+    """Of rows that are left out as their prompt has come before, and whose answer is another."""
+    pairs = [(first[json.dumps(problem.prompt)], problem) for problem in found]
+    other = [(kept, problem) for kept, problem in pairs if kept.reference != problem.reference]
+    if other:
+        kept, problem = other[0]
+        report(
+            f"{what}: {len(other)} rows repeat an earlier prompt with another answer and are left out, such as "
+            f"{problem.messages[-1]['content'][:120]!r} with {str(problem.reference)[:60]!r}, which has {str(kept.reference)[:60]!r} before"
+        )
+
+
 def _problem(row: Mapping[str, Any], number: int, prompt_column: str, answer_column: str | None, what: str) -> Problem:
-    if row.get(prompt_column) is None:
+    """number: from 1."""
+    prompt = row.get(prompt_column)
+    if prompt is None or prompt == "":
         raise UserError(f"{what} has no {prompt_column!r}: fill it or drop the row")
-    prompt = _messages(row[prompt_column])
+    if isinstance(prompt, str):
+        prompt = messages_in(prompt) or prompt
     verifier, reference = _judged_by(row, answer_column, what)
     worked = row.get(WORKED, row.get(answer_column or ""))
     return Problem(
-        id=str(row.get("id", row.get("task_id", number))),
-        prompt=prompt,
+        id=str(row.get("id", row.get("task_id", number - 1))),
+        prompt=read_messages(prompt, what),
         reference=reference,
         verifier=verifier,
         metadata={} if worked is None else {WORKED: str(worked)},
@@ -103,23 +156,26 @@ def _is_math(row: Mapping[str, Any]) -> bool:
 def _judged_by(row: Mapping[str, Any], answer_column: str | None, what: str) -> tuple[str, Reference]:
     """The verifier that a row asks for, and the reference for it."""
     if "verifier" in row:
-        if row["verifier"] not in VERIFIERS:
+        if not isinstance(row["verifier"], str) or row["verifier"] not in VERIFIERS:
             raise UserError(
                 f"{what}: verifier is {row['verifier']!r}: it must be one of {', '.join(sorted(VERIFIERS))}"
             )
         return row["verifier"], row.get("reference", "")
     if asks_for_program(row):
         return "program", program_task(row)
-    answer = row.get(answer_column or "")  # without one it is an empty reference: left out and told of, as any bad one
-    return "math", "" if answer is None else reference_answer(str(answer))
+    return "math", reference_answer(_answer(row.get(answer_column or ""), what))
 
 
-def _messages(prompt: Any) -> tuple[Message, ...]:
-    if not isinstance(prompt, list):
-        return ({"role": "user", "content": str(prompt)},)
-    if not prompt or not all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in prompt):
-        raise UserError(f"prompt {str(prompt)[:80]!r} is a list, but not of messages with 'role' and 'content'")
-    return tuple(prompt)
+def _answer(answer: Any, what: str) -> str:
+    """The text of a math answer. A missing one is empty, so that its problem is left out and reported as any bad reference is."""
+    if isinstance(answer, list) and len(answer) == 1:  # data sets with one answer or several have lists
+        (answer,) = answer
+    if isinstance(answer, list | dict):
+        raise UserError(
+            f"{what}: the answer {ascii(answer)[:80]} is {type(answer).__name__}, not text: change the data set, or name another column "
+            "with --answer-column"
+        )
+    return "" if answer is None else require_encodable(str(answer), what)
 
 
 def _column(option: str, named: str | None, usual: Iterable[str], row: Mapping[str, Any], dataset: str) -> str:
@@ -136,7 +192,7 @@ def _file_rows(path: Path) -> list[dict[str, Any]]:
     what = f"dataset is {str(path)!r}"
     try:
         data = path.read_bytes()
-        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
+        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{what}: it cannot be read ({reason}); give an existing file") from None
@@ -158,20 +214,23 @@ def _file_rows(path: Path) -> list[dict[str, Any]]:
 def _json(text: str, what: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except RecursionError:
+        raise UserError(f"{what} is JSON of too many levels; mend it") from None
+    except ValueError as error:  # broken, or with a number of more digits than Python reads
         raise UserError(f"{what} is not JSON: {error}; mend it") from None
 
 
-def _hub_rows(dataset: str, split: str) -> list[dict[str, Any]]:
+def _hub_rows(dataset: str, config: str | None, split: str) -> list[dict[str, Any]]:
     import datasets  # half a second, and only hub names need it
 
-    name, config = HUB_NAMES.get(dataset, (dataset, None))
+    name, usual = HUB_NAMES.get(dataset, (dataset, None))
     try:
-        loaded = datasets.load_dataset(name, config, split=split)
+        loaded = datasets.load_dataset(name, config or usual, split=split)
     except Exception as error:  # noqa: BLE001  the library raises many kinds for a name that is not there
         raise UserError(
             f"dataset is {dataset!r}: it is neither built in ({', '.join((*BUILT_IN, *HUB_NAMES))}, {REASONING_GYM}<task>) nor an existing .jsonl or .json file, and loading {name!r} "
-            f"from the hub failed ({type(error).__name__}: {str(error).splitlines()[0]}). Without a network give a file"
+            f"from the hub failed ({type(error).__name__}: {str(error).splitlines()[0]}). Without a network give a file; "
+            "a configuration and a split are named with --dataset-config and --dataset-split, of held-out problems with --eval-config and --eval-split"
         ) from None
     return [dict(row) for row in loaded]
 

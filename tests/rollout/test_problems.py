@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 
 from rewards.equation_steps import score_steps
@@ -139,6 +140,37 @@ UNUSABLE = {
         [ROW, {"question": None, "answer": "4"}],
         r"dataset is '.*': row 2 has no 'question': fill it or drop",
     ),
+    "an empty question": ([{"question": "", "answer": "4"}], r"row 1 has no 'question': fill it or drop"),
+    "deep JSON": (
+        ['{"question": "?", "answer": ' + "[" * 100_000 + "]" * 100_000 + "}"],
+        r"line 1 is JSON of too many levels",
+    ),
+    "a number of 5,000 digits": (
+        ['{"question": "?", "answer": ' + "9" * 5000 + "}"],
+        r"line 1 is not JSON: .*4300 digits",
+    ),
+    "an object as a question": (
+        [{"question": {"text": "1+1?"}, "answer": "2"}],
+        r"row 1: prompt .* is neither text nor a list of messages",
+    ),
+    "an object as an answer": (
+        [{"question": "1+1?", "answer": {"a": 2}}],
+        r"row 1: the answer .* is dict, not text.*--answer-column",
+    ),
+    "several answers": ([{"question": "1+1?", "answer": ["2", "3"]}], r"row 1: the answer .* is list, not text"),
+    "a message without content": (
+        [{"prompt": [{"role": "user", "content": None}], "answer": "2"}],
+        r"row 1: the content of a message is None",
+    ),
+    "half of a character": (
+        ['{"question": "half \\ud83d", "answer": "2"}'],
+        r"row 1: its text has half of a surrogate pair",
+    ),
+    "half of a character in an answer": (
+        ['{"question": "1+1?", "answer": "\\ud83d"}'],
+        r"row 1: its text has half of a surrogate pair",
+    ),
+    "a verifier that is a list": ([{**ROW, "verifier": ["math"]}], r"verifier is \['math'\]: it must be one of"),
     "ids that are not unique": (
         [{**ROW, "id": 1}, {"question": "2+2?", "answer": "4", "id": 1}],
         r"dataset is '.*': values of its column 'id' are not unique; make them so or drop",
@@ -169,6 +201,65 @@ def test_a_row_without_an_answer_is_a_problem_with_an_empty_reference(written: C
     """MATH has four: one must not keep the whole file from being used. The run leaves such problems out and says so."""
     problems = load_problems(written(ROW, {"question": "2+2?", "answer": None}))
     assert [p.reference for p in problems][1] == ""
+
+
+def test_messages_are_read_in_each_way_that_data_sets_write_them(written: Callable[..., str]) -> None:
+    """One message, parts of text, a number, JSON text of messages: never the Python spelling of an object. What is guessed is reported."""
+    user, said = {"role": "user", "content": "1+1?"}, []
+    parts = {"role": "user", "content": [{"type": "text", "text": "1+"}, {"type": "text", "text": "1?"}]}
+    for prompt in ("1+1?", [user], user, [parts], json.dumps([user])):
+        (problem,) = load_problems(written({"prompt": prompt, "answer": ["2"]}), report=said.append)
+        assert problem.prompt == (user,) and problem.reference == "2"
+    (number,) = load_problems(written({"prompt": 5, "answer": 5}), report=said.append)
+    assert number.prompt == ({"role": "user", "content": "5"},)
+    assert len(said) == 1 and "1 of 1 prompts are the text of an object and are read as the chat messages" in said[0]
+    load_problems(
+        written({"prompt": "[1, 2]: sort it in\n[]", "answer": "2"}, {"prompt": "x", "answer": "2"}), report=said.append
+    )
+    assert "1 of 2 prompts are the text of an object and go to the model as they are, such as '[1, 2]" in said[1]
+
+
+def test_a_prompt_that_comes_again_with_another_answer_is_reported(written: Callable[..., str]) -> None:
+    said: list[str] = []
+    rows = [{"question": q, "answer": a} for q, a in (("1+1?", "2"), ("1+1?", "3"), ("1+1?", "2"), ("2+2?", "4"))]
+    load_problems(written(*rows), report=said.append)
+    (report,) = said
+    assert (
+        "1 rows repeat an earlier prompt with another answer and are left out, such as '1+1?' with '3', which has '2' before"
+        in report
+    )
+    load_problems(written(*rows[2:]), report=said.append)
+    assert len(said) == 1
+
+
+def test_rows_of_another_verifier_do_not_hide_the_answer_column(written: Callable[..., str]) -> None:
+    rows = [{"question": "a", "verifier": "math", "reference": "1"}, ROW]
+    assert [p.reference for p in load_problems(written(*rows))] == ["1", "2"]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "bom.jsonl").write_text(json.dumps(ROW), encoding="utf-8-sig")
+    assert [p.reference for p in load_problems(str(tmp_path / "bom.jsonl"))] == ["2"]
+
+
+def test_a_configuration_and_a_split_of_a_data_set_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder as on the hub, with two configurations: without a name the library says which there are, we how to give one."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    names = [(config, split) for config in ("main", "socratic") for split in ("train", "test")]
+    for config, split in names:
+        (tmp_path / f"{config}-{split}.jsonl").write_text(
+            json.dumps({"question": f"{config} {split}", "answer": "2"}) + "\n"
+        )
+    listed = "".join(
+        f"- config_name: {config}\n  data_files:\n  - split: train\n    path: {config}-train.jsonl\n  - split: test\n    path: {config}-test.jsonl\n"
+        for config in ("main", "socratic")
+    )
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{listed}---\n")
+    for config, split in names:
+        (problem,) = load_problems(str(tmp_path), config=config, split=split)
+        assert problem.prompt == ({"role": "user", "content": f"{config} {split}"},)
+    with pytest.raises(UserError, match=r"Config name is missing.*--dataset-config and --dataset-split.*--eval-config"):
+        load_problems(str(tmp_path))
 
 
 def test_gsm8k_itself_is_read_whole(shared_file: Callable[[str], Path]) -> None:
