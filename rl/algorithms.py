@@ -85,7 +85,9 @@ def token_ratio(policy_logprobs: Tensor, behaviour_logprobs: Tensor, tokens: Sco
 def sequence_ratio(policy_logprobs: Tensor, behaviour_logprobs: Tensor, tokens: ScoredTokens) -> Tensor:
     """Every token has its sequence's ratio, exp(mean over tokens of (l - b)): GSPO, arXiv 2507.18071, equation 7."""
     log_ratio = policy_logprobs - behaviour_logprobs
-    return behaviour_logprobs + mean_over_sequence(log_ratio, tokens.sequence_of, tokens.num_sequences)
+    return behaviour_logprobs + mean_over_sequence(
+        log_ratio, tokens.loss_mask, tokens.sequence_of, tokens.num_sequences
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +141,7 @@ class Algorithm:
         value = rollout.score.value or 0.0
         if self.overlong_fraction > 0:
             buffer = max(1, round(self.overlong_fraction * max_tokens))
-            value += overlong_penalty(len(rollout.completion.token_ids), max_tokens, buffer)
+            value += overlong_penalty(rollout.completion.num_chosen, max_tokens, buffer)
         return value
 
     @property

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from itertools import accumulate
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -26,18 +25,30 @@ from rollout.records import FinishReason, Rollout, RolloutGroup
 class TrainSequence:
     """One completion as the update sees it.
 
-    weight: what the reduction gives each of its tokens. reward: of the whole; a critic takes it for the last token's.
-    goes_on: cut by the token limit, and a critic says what would have followed: its last token is not trained on. view: the
-    completion's.
+    T tokens, of which U are trained on (loss_mask; all of them unless it is said); the others are context.
+    weight: what the reduction gives each trained token. view: the completion's.
+    reward: of the whole; a critic takes it for that of the last trained token. None: the completion was cut, and the critic's
+        value before its last token, which is not trained on, stands for all that would have followed.
     """
 
     token_ids: tuple[int, ...]
     sampler_logprobs: tuple[float, ...]
-    advantages: Float[Tensor, " T"]
+    advantages: Float[Tensor, " U"]
     weight: float
-    reward: float = 0.0
-    goes_on: bool = False
+    reward: float | None = 0.0
     view: int | None = None
+    loss_mask: tuple[bool, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "loss_mask", self.loss_mask or (True,) * len(self.token_ids))
+        assert len(self.loss_mask) == len(self.token_ids)
+        assert sum(self.loss_mask) == len(self.sampler_logprobs) == len(self.advantages)
+
+    @property
+    def scored(self) -> tuple[int, ...]:
+        """The places of the tokens that are scored: those that are trained on, and that whose value stands for a reward."""
+        last = len(self.token_ids) - 1
+        return tuple(t for t, chosen in enumerate(self.loss_mask) if chosen or (t == last and self.reward is None))
 
     @staticmethod
     def to_score(token_ids: Sequence[int], sampler_logprobs: Sequence[float] | None = None) -> TrainSequence:
@@ -62,8 +73,9 @@ class TrainGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredTokens:
-    """What the loss knows of S tokens, sequence after sequence."""
+    """What the loss knows of S tokens, sequence after sequence. loss_mask: 0 for one of which only the value is asked."""
 
+    loss_mask: Float[Tensor, " S"]
     sequence_of: Int[Tensor, " S"]
     sampler_logprobs: Float[Tensor, " S"]
     advantages: Float[Tensor, " S"]
@@ -75,8 +87,8 @@ class ScoredTokens:
 class MicroBatch(ScoredTokens):
     """N tokens in the row, of which S predict a scored token, of B sequences.
 
-    lengths: of the sequences, in scored tokens; views, rewards and goes_on as TrainSequence has them. trained: the scored tokens
-    that are trained on.
+    lengths: of the sequences, in scored tokens; views and rewards as TrainSequence has them. bootstraps: whether the value of a
+    sequence's last scored token stands in its reward's place. trained: the places of the scored tokens that are trained on.
     score_from: the place in the row whose hidden state predicts each target.
     prompts, completions: the pieces of the row. What attention needs of them differs by kernel (rl/row.py) and is made when it is
     first asked for: `blocks` with `attended_at`, or `ragged`, or `contexts`.
@@ -85,7 +97,7 @@ class MicroBatch(ScoredTokens):
     lengths: tuple[int, ...]
     views: tuple[int | None, ...]
     rewards: Float[Tensor, " B"]
-    goes_on: Bool[Tensor, " B"]
+    bootstraps: Bool[Tensor, " B"]
     trained: Int[Tensor, " U"]
     input_ids: Int[Tensor, " N"]
     position_ids: Int[Tensor, " N"]
@@ -131,6 +143,7 @@ class MicroBatch(ScoredTokens):
     def tokens(self, part: slice) -> ScoredTokens:
         """Some of the scored tokens; sequences that are cut stay what they were."""
         return ScoredTokens(
+            loss_mask=self.loss_mask[part],
             sequence_of=self.sequence_of[part],
             sampler_logprobs=self.sampler_logprobs[part],
             advantages=self.advantages[part],
@@ -151,27 +164,38 @@ def lay_out(groups: Sequence[TrainGroup]) -> MicroBatch:
     prompt_of = [q for q, group in enumerate(groups) for _ in group.sequences]
     pieces = pieces_of([len(g.prompt_ids) for g in groups], [len(t) - 1 for t in targets], prompt_of)
     prompts, completions = pieces[: len(groups)], pieces[len(groups) :]
-    lengths = [len(t) for t in targets]
-    num_trained = [n - s.goes_on for n, s in zip(lengths, sequences, strict=True)]
-    starts = (end - n for end, n in zip(accumulate(lengths), lengths, strict=True))
-    trained = torch.cat([torch.arange(start, start + n) for start, n in zip(starts, num_trained, strict=True)])
-    weights = torch.cat([torch.full((n,), float(s.weight)) for n, s in zip(num_trained, sequences, strict=True)])
+    scored = [s.scored for s in sequences]
+    lengths = [len(places) for places in scored]
+    masks = [torch.tensor([float(s.loss_mask[t]) for t in places]) for s, places in zip(sequences, scored, strict=True)]
+    loss_mask = torch.cat(masks)
+    trained = loss_mask.nonzero()[:, 0]
+
+    def of_trained(values: Tensor) -> Tensor:
+        """0 for a token of which only the value is asked."""
+        return torch.zeros(len(loss_mask)).index_copy(0, trained, values)
+
     return MicroBatch(
         lengths=tuple(lengths),
         views=tuple(s.view for s in sequences),
         input_ids=torch.cat(inputs),
         position_ids=torch.cat([torch.arange(len(piece.before), piece.num_keys) for piece in pieces]),
         # The last token of the prompt predicts the first of each completion.
-        score_from=torch.cat([piece.key_slots()[-n:] for piece, n in zip(completions, lengths, strict=True)]),
-        targets=torch.cat(targets),
+        score_from=torch.cat(
+            [
+                piece.key_slots()[-len(t) :][list(places)]
+                for piece, t, places in zip(completions, targets, scored, strict=True)
+            ]
+        ),
+        targets=torch.cat([t[list(places)] for t, places in zip(targets, scored, strict=True)]),
         prompts=tuple(prompts),
         completions=tuple(completions),
+        loss_mask=loss_mask,
         sequence_of=torch.cat([torch.full((n,), i) for i, n in enumerate(lengths)]),
-        sampler_logprobs=torch.tensor([x for s in sequences for x in s.sampler_logprobs]),
-        advantages=torch.cat([s.advantages for s in sequences]),
-        rewards=torch.tensor([s.reward for s in sequences]),
-        goes_on=torch.tensor([s.goes_on for s in sequences]),
-        weights=torch.zeros(sum(lengths)).index_copy(0, trained, weights),
+        sampler_logprobs=of_trained(torch.tensor([x for s in sequences for x in s.sampler_logprobs])),
+        advantages=of_trained(torch.cat([s.advantages for s in sequences])),
+        rewards=torch.tensor([s.reward or 0.0 for s in sequences]),
+        bootstraps=torch.tensor([s.reward is None for s in sequences]),
+        weights=of_trained(torch.tensor([float(s.weight) for s in sequences for _ in s.sampler_logprobs])),
         trained=trained,
         num_sequences=len(sequences),
     )
@@ -198,7 +222,8 @@ class Batch:
         """For a process that has none left while others have: a sequence that nothing is learnt from."""
         group = self.groups[0]
         micro = lay_out([TrainGroup(group.prompt_ids, group.sequences[:1])])
-        return replace(micro, weights=torch.zeros_like(micro.weights), trained=micro.trained[:0])
+        nothing = torch.zeros_like(micro.weights)
+        return replace(micro, weights=nothing, loss_mask=nothing, trained=micro.trained[:0])
 
     def micro_batches(self, token_budget: int) -> Iterator[MicroBatch]:
         """Micro-batches of at most token_budget tokens. Each part goes into the first that has room, the largest parts first: at
@@ -247,36 +272,45 @@ def pack(
 ) -> Batch:
     """Count over all graded completions, then keep those that carry gradient.
 
-    advantages[i][j]: Float[T] of the completion j of group i. Completions without a value are in neither sum nor count.
+    advantages[i][j]: Float[T] of the completion j of group i. Completions without a value, or in which nothing is trained on, are in
+    neither sum nor count.
     drop_zero_advantages: their policy terms are exactly zero; they may go where the loss has no other term.
     bootstrap_cut: completions that the token limit cut go on, as a critic says.
     """
 
-    def trained_tokens(rollout: Rollout) -> int:
-        return max(1, len(rollout.completion.token_ids) - goes_on(rollout))
+    def trained_on(rollout: Rollout) -> tuple[bool, ...]:
+        mask = rollout.completion.loss_mask
+        return (*mask[:-1], False) if goes_on(rollout) else mask
 
     def goes_on(rollout: Rollout) -> bool:
         return bootstrap_cut and rollout.completion.finish_reason is FinishReason.LENGTH
 
     graded = [
-        (group, [(r, x, a) for r, x, a in zip(group.rollouts, row.tolist(), of_group, strict=True) if r.is_graded])
+        (
+            group,
+            [
+                (r, reward, a[torch.tensor(mask)], mask)
+                for r, reward, a in zip(group.rollouts, row.tolist(), of_group, strict=True)
+                if r.is_graded and any(mask := trained_on(r))
+            ],
+        )
         for group, row, of_group in zip(groups, rewards, advantages, strict=True)
     ]
-    lengths = [trained_tokens(r) for _, rollouts in graded for r, _, _ in rollouts]
+    lengths = [sum(mask) for _, rollouts in graded for *_, mask in rollouts]
     counts = StepCounts(num_tokens=sum(lengths), num_sequences=len(lengths), max_tokens=max_tokens)
     packed = []
     for group, rollouts in graded:
         kept = tuple(
             TrainSequence(
                 token_ids=r.completion.token_ids,
-                sampler_logprobs=r.completion.sampler_logprobs,
+                loss_mask=mask,
+                sampler_logprobs=r.completion.sampler_logprobs[: sum(mask)],
                 advantages=a,
-                weight=reduction(trained_tokens(r), counts),
-                reward=reward,
-                goes_on=goes_on(r),
+                weight=reduction(sum(mask), counts),
+                reward=None if goes_on(r) else reward,
                 view=r.completion.view,
             )
-            for r, reward, a in rollouts
+            for r, reward, a, mask in rollouts
             if not drop_zero_advantages or bool(a.any())
         )
         if kept:

@@ -21,12 +21,12 @@ def probability_ratio(
 
 
 def mean_over_sequence(
-    values: Float[Tensor, " S"], sequence_of: Int[Tensor, " S"], num_sequences: int
+    values: Float[Tensor, " S"], mask: Float[Tensor, " S"], sequence_of: Int[Tensor, " S"], num_sequences: int
 ) -> Float[Tensor, " S"]:
-    """Each token gets the mean of `values` over the tokens of its own sequence; the gradient goes through the mean."""
-    zeros = values.new_zeros(num_sequences)
-    sums = zeros.index_add(0, sequence_of, values)
-    counts = zeros.index_add(0, sequence_of, torch.ones_like(values))
+    """Each token gets the mean of `values` over the tokens of its own sequence whose mask is 1; the gradient goes through the mean."""
+    zeros, mask = values.new_zeros(num_sequences), mask.to(values.dtype)
+    sums = zeros.index_add(0, sequence_of, values * mask)
+    counts = zeros.index_add(0, sequence_of, mask)
     return (sums / counts.clamp(min=1))[sequence_of]
 
 

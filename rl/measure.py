@@ -46,25 +46,30 @@ class TokenMeans:
     def add(self, algorithm: Algorithm, scores: TokenScores, seen: Seen, micro: MicroBatch) -> None:
         if len(micro.trained) == 0:  # Batch.idle()
             return
-        behaviour, reference = seen.behaviour_logprobs, seen.reference_logprobs
-        ratio = probability_ratio(algorithm.ratio_level(scores.logprobs, behaviour, micro), behaviour)
+
+        def of_trained(values: Tensor) -> Tensor:
+            return values.index_select(0, micro.trained)
+
+        ratios = algorithm.ratio_level(scores.logprobs, seen.behaviour_logprobs, micro)
+        policy, behaviour, sampler = map(of_trained, (scores.logprobs, seen.behaviour_logprobs, micro.sampler_logprobs))
+        ratio = probability_ratio(of_trained(ratios), behaviour)
         terms = {
-            "entropy": scores.entropies,
-            "kl/sampler": kl_estimate(micro.sampler_logprobs, behaviour, "k3"),
-            "mismatch/mean": (behaviour - micro.sampler_logprobs).abs(),
+            "entropy": of_trained(scores.entropies),
+            "kl/sampler": kl_estimate(sampler, behaviour, "k3"),
+            "mismatch/mean": (behaviour - sampler).abs(),
             "ratio/clipped": (ratio < 1 - algorithm.clip_low) | (ratio > 1 + algorithm.clip_high),
         }
-        if reference is not None:
-            terms["kl/reference"] = kl_estimate(scores.logprobs, reference, "k3")
+        if seen.reference_logprobs is not None:
+            terms["kl/reference"] = kl_estimate(policy, of_trained(seen.reference_logprobs), "k3")
         if algorithm.importance_cap is not None:
-            weight = truncated_importance_weight(behaviour, micro.sampler_logprobs, algorithm.importance_cap)
+            weight = truncated_importance_weight(behaviour, sampler, algorithm.importance_cap)
             terms |= {"tis/weight": weight, "tis/truncated": weight >= algorithm.importance_cap}
         sums = [values.sum().float() for values in terms.values()]
         self.keys = tuple(terms)
         self.unread.append(torch.stack([*sums, ratio.max(), terms["mismatch/mean"].max()]))
         self.num_tokens += len(behaviour)
         if seen.estimates is not None:
-            values, _, returns = (x.index_select(0, micro.trained) for x in seen.estimates)
+            values, _, returns = map(of_trained, seen.estimates)
             self.valued.append((values, returns))
 
     def read(self) -> TokenMeans:
@@ -110,7 +115,7 @@ def describe(collected: Collected, algorithm: Algorithm, max_tokens: int) -> Met
     """What was sampled, in numbers."""
     rollouts = [r for group in collected.sampled for r in group.rollouts]
     rewards = torch.tensor([algorithm.reward(r, max_tokens) for r in rollouts if r.is_graded])
-    lengths = [len(r.completion.token_ids) for r in rollouts]
+    lengths = [r.completion.num_chosen for r in rollouts]
     pass_rate = mean(r.score.outcome is Outcome.CORRECT for r in rollouts if r.is_graded)
     signal: Metrics = {}
     size = len(collected.sampled[0].rollouts)

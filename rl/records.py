@@ -52,7 +52,7 @@ def completion_rows(step: int, result: StepResult) -> Iterator[dict[str, Any]]:
                 "outcome": score.outcome.value,
                 "parts": dict(score.parts),
                 "detail": score.detail,
-                "length": len(completion.token_ids),
+                "length": completion.num_chosen,
                 "finish_reason": completion.finish_reason.value,
                 "policy_version": completion.policy_version,
                 "advantage": None if result.advantages is None else result.advantages[i][j].mean().item(),

@@ -72,7 +72,9 @@ class ValueRule:
         rewards = torch.zeros_like(values) if penalties is None else -penalties
         last = torch.tensor(micro.lengths, device=values.device).cumsum(0) - 1
         # A value for a reward leaves the last token no advantage, and is what the token before it is followed by.
-        rewards = rewards.index_copy(0, last, torch.where(micro.goes_on, values[last], micro.rewards + rewards[last]))
+        rewards = rewards.index_copy(
+            0, last, torch.where(micro.bootstraps, values[last], micro.rewards + rewards[last])
+        )
 
         def by_sequence(flat: Tensor) -> Tensor:
             return pad_sequence(list(flat.split(micro.lengths)), batch_first=True)

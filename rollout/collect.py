@@ -116,7 +116,7 @@ class Collector:
             groups=groups,
             sampled=groups,
             num_refills=0,
-            num_sampled_tokens=sum(len(c.token_ids) for c in completions.values()),
+            num_sampled_tokens=sum(c.num_chosen for c in completions.values()),
             sample_seconds=sampled - started,
             verify_seconds=verified - sampled,
         )

@@ -19,7 +19,7 @@ def demonstrate(problems: Sequence[Problem], renderer: PromptRenderer) -> Collec
         groups=groups,
         sampled=groups,
         num_refills=0,
-        num_sampled_tokens=sum(len(r.completion.token_ids) for group in groups for r in group.rollouts),
+        num_sampled_tokens=sum(r.completion.num_chosen for group in groups for r in group.rollouts),
         sample_seconds=time.perf_counter() - started,
         verify_seconds=0.0,
     )

@@ -44,7 +44,10 @@ class FinishReason(enum.Enum):
 class Completion:
     """Tokens as sampled. An end-of-sequence token that was sampled is the last of `token_ids`; nothing follows it.
 
-    sampler_logprobs: log-prob of each token under the distribution that was really sampled from, as the engine computed it.
+    loss_mask: which tokens the policy chose; all of them unless it is said. What a tool wrote, or a budget of tokens forced, is
+        context: no loss, no KL, no entropy, in no count, mean or sum.
+    sampler_logprobs: of each token that the policy chose the log-prob under the distribution that was really sampled from, as the
+        engine computed it.
     policy_version: the step whose update made the weights that it was sampled with; 0 is the base.
     text: what is judged: as written, special tokens included, up to the end of the turn (rollout/turn.py); from a Collector it begins
         with what the prompt has opened of the answer.
@@ -59,9 +62,17 @@ class Completion:
     seed: int
     text: str
     view: int | None = None
+    loss_mask: tuple[bool, ...] = ()
 
     def __post_init__(self) -> None:
-        assert len(self.token_ids) == len(self.sampler_logprobs) > 0
+        object.__setattr__(self, "loss_mask", self.loss_mask or (True,) * len(self.token_ids))
+        assert len(self.token_ids) == len(self.loss_mask) > 0
+        assert len(self.sampler_logprobs) == self.num_chosen
+
+    @property
+    def num_chosen(self) -> int:
+        """Tokens that the policy chose."""
+        return sum(self.loss_mask)
 
 
 @dataclass(frozen=True, kw_only=True)

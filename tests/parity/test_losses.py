@@ -237,9 +237,9 @@ def test_the_sequence_ratio_is_the_geometric_mean_of_the_token_ratios(seed: int)
 
 
 def test_the_mean_over_a_sequence_by_hand() -> None:
-    """(1, 3) and (5): 2, 2, 5, in whatever order the tokens stand."""
-    means = mean_over_sequence(vector([1, 5, 3]), torch.tensor([0, 1, 0]), 2)
-    assert means.tolist() == [2, 5, 2]
+    """(1, 3) and (5): 2, 2, 5, in whatever order the tokens stand; 9 is masked, and gets its sequence's mean."""
+    means = mean_over_sequence(vector([1, 5, 3, 9]), vector([1, 1, 1, 0]), torch.tensor([0, 1, 0, 1]), 2)
+    assert means.tolist() == [2, 5, 2, 5]
 
 
 # What is clamped

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import torch
 from transformers import (
@@ -50,6 +51,17 @@ FAMILIES = {
 def make(family: str, seed: int = 0) -> PreTrainedModel:
     torch.manual_seed(seed)
     return FAMILIES[family]().eval()
+
+
+def cut(sequence: TrainSequence) -> TrainSequence:
+    """Cut by the token limit: the critic says what would have followed, and the last token is not trained on."""
+    return replace(
+        sequence,
+        reward=None,
+        loss_mask=(*sequence.loss_mask[:-1], False),
+        sampler_logprobs=sequence.sampler_logprobs[:-1],
+        advantages=sequence.advantages[:-1],
+    )
 
 
 def random_batch(seed: int = 0, *, groups: int = 5, size: int = 4, longest: int = 9) -> Batch:

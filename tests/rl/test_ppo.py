@@ -26,7 +26,7 @@ from rl.runtime import Runtime
 from rl.step import update
 from rl.values import ValueRule
 from rollout.problems import ProblemStream
-from tests.rl.models import make, random_batch
+from tests.rl.models import cut, make, random_batch
 from tests.rl.test_step import NoTokenizer
 from tests.rl.test_values import restated
 
@@ -57,7 +57,7 @@ def rewarded(batch: Batch, *, goes_on: bool = False) -> Batch:
         for sequence in of.sequences:
             count += 1
             on = goes_on and count % 3 == 0
-            sequences.append(replace(sequence, reward=math.sin(count), goes_on=on))
+            sequences.append(cut(sequence) if on else replace(sequence, reward=math.sin(count)))
         return TrainGroup(of.prompt_ids, tuple(sequences))
 
     return Batch(tuple(group(g) for g in batch.groups), batch.counts)
@@ -125,14 +125,14 @@ def restated_update(of: Learner, batch: Batch) -> Tensor:
                 with torch.no_grad():
                     reference = plain_states(of.reference.model, group, n)[0]
                 reference = reference[range(len(sequence.token_ids)), list(sequence.token_ids)]
-            trained = len(sequence.token_ids) - sequence.goes_on
+            trained = sum(sequence.loss_mask)
             if not trained:
                 continue
             rewards = [0.0] * trained
             if rule.kl_in_reward and reference is not None:
                 rewards = [-algorithm.kl_weight * x for x in (chosen - reference).tolist()[:trained]]
             v = values.tolist()
-            rewards[-1] += rule.gamma * v[-1] if sequence.goes_on else sequence.reward
+            rewards[-1] += rule.gamma * v[-1] if sequence.reward is None else sequence.reward
             advantages = torch.tensor(restated(rewards, v[:trained], rule.gamma, rule.lam))
             returns = torch.tensor(restated(rewards, v[:trained], rule.gamma, rule.lam_critic)) + torch.tensor(
                 v[:trained]

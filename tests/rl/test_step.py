@@ -256,10 +256,10 @@ def test_every_group_is_the_share_of_one_process() -> None:
         assert all(share.counts == batch.counts for share in shares)
 
 
-@pytest.mark.parametrize(("bootstraps", "num_tokens"), [(True, 5), (False, 6)])
+@pytest.mark.parametrize(("bootstraps", "num_tokens"), [(True, 4), (False, 6)])
 def test_a_cut_completion_goes_on_only_if_the_critic_is_to_say_how(bootstraps: bool, num_tokens: int) -> None:
-    """Of 3, 2 and 1 tokens the first and the last are cut: their last tokens are not trained on, but one token always counts.
-    Rewards are with the penalty of the last two of three tokens: 1 - 1, 0 - 1/2, 1."""
+    """Of 3, 2 and 1 tokens the first and the last are cut: their last tokens are not trained on, and what has no other token is in
+    neither sum nor count. Rewards are with the penalty of the last two of three tokens: 1 - 1, 0 - 1/2, 1."""
     algorithm = replace(PPO, value_rule=ValueRule(bootstrap_cut=bootstraps), overlong_fraction=0.5)
     problem = Problem(id="a", prompt="a", reference="1")
     rollouts = []
@@ -273,9 +273,10 @@ def test_a_cut_completion_goes_on_only_if_the_critic_is_to_say_how(bootstraps: b
     groups = [RolloutGroup(problem=problem, prompt_ids=(5,), rollouts=tuple(rollouts))]
     batch = algorithm.pack(groups, algorithm.advantages(groups, 3), 3)
     sequences = batch.groups[0].sequences
-    assert [s.goes_on for s in sequences] == [bootstraps, False, bootstraps]
     assert batch.counts.num_tokens == num_tokens and {s.weight for s in sequences} == {1 / num_tokens}
-    assert [s.reward for s in sequences] == [0.0, -0.5, 1.0]
+    assert batch.counts.num_sequences == len(sequences)
+    assert [s.reward for s in sequences] == ([None, -0.5] if bootstraps else [0.0, -0.5, 1.0])
+    assert [sum(s.loss_mask) for s in sequences] == ([2, 2] if bootstraps else [3, 2, 1])
 
 
 def test_offline_rft_samples_from_where_it_began_and_is_evaluated_where_it_is(runtime: Runtime) -> None:

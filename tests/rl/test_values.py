@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,23 +13,15 @@ from torch import Tensor
 from rl.batch import MicroBatch, TrainGroup, TrainSequence, lay_out
 from rl.values import Estimates, ValueRule, whitened
 from rollout.processes import Alone
+from tests.rl.models import cut
 
 FLOAT32 = 1e-6  # sums of a dozen numbers near 1
 
 
 def micro_of(lengths: list[int], rewards: list[float], goes_on: list[bool] | None = None) -> MicroBatch:
     on = goes_on or [False] * len(lengths)
-    sequences = tuple(
-        TrainSequence(
-            token_ids=(2,) * n,
-            sampler_logprobs=(0.0,) * n,
-            advantages=torch.zeros(n),
-            weight=1.0,
-            reward=reward,
-            goes_on=more,
-        )
-        for n, reward, more in zip(lengths, rewards, on, strict=True)
-    )
+    whole = [replace(TrainSequence.to_score((2,) * n), reward=r) for n, r in zip(lengths, rewards, strict=True)]
+    sequences = tuple(cut(s) if more else s for s, more in zip(whole, on, strict=True))
     return lay_out([TrainGroup((3, 4), sequences)])
 
 
