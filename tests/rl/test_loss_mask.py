@@ -121,7 +121,7 @@ def test_chosen_tokens_are_scored_in_their_whole_context(forward: Forward) -> No
 
 
 def test_what_is_only_asked_for_its_value_is_in_no_mean_of_a_sequence() -> None:
-    """The last token of a cut completion: its log-prob moves no ratio of GSPO's, and has gradient zero."""
+    """The last token of a cut completion: its log-prob moves no ratio of GSPO's and no metric, and has gradient zero."""
     algorithm = CASES["gspo with a critic"]
     micro = micro_of(algorithm, both(seed=2)[1])
     outside = torch.ones(len(micro.targets)).index_fill(0, micro.trained, 0.0)
@@ -138,6 +138,13 @@ def test_what_is_only_asked_for_its_value_is_in_no_mean_of_a_sequence() -> None:
     (gradient,) = torch.autograd.grad(loss, logprobs)
     assert gradient[micro.trained].any() and not gradient[outside > 0].any()
     assert torch.equal(loss_of(logprobs.detach() + 5 * outside), loss.detach())
+
+    def means_of(logprobs: Tensor) -> dict[str, float | None]:
+        means, seen = TokenMeans(), Seen(old + 5 * outside, logprobs, algorithm.estimate(micro, values, old, None))
+        means.add(algorithm, TokenScores(logprobs, -logprobs), seen, replace(micro, sampler_logprobs=logprobs))
+        return means.means()
+
+    assert means_of(logprobs.detach() + 5 * outside) == means_of(logprobs.detach())
 
 
 def test_metrics_are_of_what_the_policy_chose() -> None:
