@@ -20,6 +20,7 @@ _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*(?:(?P<open>\{)|(?P<bare>-?\d
 _BRACE = re.compile(r"\\[\s\S]|[{}]")
 # A box that is raised to a power is a part of an expression and not the answer; a degree sign or a footnote may follow it.
 _POWER = re.compile(r"\s*\^(?!\s*\{?\s*(?:\\circ|\\degree|\\?\*|\\dag))")
+_LAST_LINE = re.compile(r"####[^\n]*\s*\Z")
 # What may stand between two boxes that together state a list of answers; also as the items of a written list.
 _JOINT = re.compile(
     r"(?:[ $.,;:&()\[\]*•~/|-]|\d{1,2}[.)]|\\[,;:!()\[\]\\ ]|\\q?quad|and|or|either|\\text\{ ?,? ?(?:and|or) ?\})*",
@@ -46,12 +47,15 @@ def final_answer(text: str, *, strict: bool) -> str | None:
 
 
 def reference_answer(reference: str) -> str:
-    """The answer inside a reference: data sets store either the answer itself or a worked solution that ends in it."""
-    for find in (_last_hashes, _last_box):
-        found = find(reference)
-        if found is not None:
-            return found.strip()
-    return reference.strip()
+    """The answer inside a reference: data sets store either the answer itself or a worked solution that ends in it.
+
+    What follows the last ``####`` is the answer where it ends the text, as in GSM8K; elsewhere that is a heading of Markdown, and
+    the last box wins.
+    """
+    hashes, box = _last_hashes(reference), _last_box(reference)
+    if hashes is not None and (box is None or _LAST_LINE.search(reference)):
+        return (_last_box(hashes) or hashes).strip()
+    return (reference if box is None else box).strip()
 
 
 def own_turn(text: str) -> str:

@@ -35,7 +35,7 @@ from rl.warm_start import WarmStart, warm_started
 from rl.watch import Watch
 from rollout.collect import Collector
 from rollout.demonstrations import demonstration
-from rollout.problems import ProblemStream, load_problems, split_held_out, without_overlap
+from rollout.problems import ProblemStream, load_problems, repeated_word, split_held_out, without_overlap
 from rollout.prompts import PromptRenderer
 from rollout.records import WORKED, Problem
 from rollout.sampler import Sampler, SampleRequest, SamplingParams, Text, completion_seed
@@ -126,7 +126,12 @@ def gradable(problems: Sequence[Problem], which: str, verifiers: Verifiers, prog
         progress.message(
             f"{len(bad)} of {len(problems)} {which} problems are left out, their reference cannot be judged against: {shown}"
         )
-    return [p for p in problems if scores[p.id].outcome is Outcome.CORRECT]
+    good = [p for p in problems if scores[p.id].outcome is Outcome.CORRECT]
+    if word := repeated_word(good):
+        progress.message(
+            f"{word} ({which} problems): if that is no answer, name another answer_column or mend the data"
+        )
+    return good
 
 
 def demonstrable(

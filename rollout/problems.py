@@ -6,7 +6,9 @@ import gzip
 import json
 import logging
 import random
+import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,6 +35,9 @@ REASONING_GYM = "reasoning-gym:"  # and the name of a task
 HUB_NAMES = {"gsm8k": ("openai/gsm8k", "main"), "math": ("DigitalLearningGmbH/MATH-lighteval", "default")}
 FILES = (".jsonl", ".json")  # and either with .gz
 PROMPT_COLUMNS = ("question", "problem", "prompt")
+_MAX_DIGITS = 4_300  # of an integer, sys.get_int_max_str_digits()
+_WORD = re.compile(r"(?!(?:yes|no|true|false)$)[^\W\d_]{3,}", re.IGNORECASE)
+_MANY_ALIKE = 20  # problems; fewer may well have the same word for their answer
 ANSWER_COLUMNS = ("answer", "solution", "reference")
 log = logging.getLogger(__name__)
 
@@ -160,22 +165,29 @@ def _judged_by(row: Mapping[str, Any], answer_column: str | None, what: str) -> 
             raise UserError(
                 f"{what}: verifier is {row['verifier']!r}: it must be one of {', '.join(sorted(VERIFIERS))}"
             )
-        return row["verifier"], row.get("reference", "")
+        reference = row.get("reference", "")
+        return row["verifier"], _answer(reference, what) if row["verifier"] == "math" else reference
     if asks_for_program(row):
         return "program", program_task(row)
-    return "math", reference_answer(_answer(row.get(answer_column or ""), what))
+    return "math", _answer(row.get(answer_column or ""), what)
 
 
-def _answer(answer: Any, what: str) -> str:
-    """The text of a math answer. A missing one is empty, so that its problem is left out and reported as any bad reference is."""
-    if isinstance(answer, list) and len(answer) == 1:  # data sets with one answer or several have lists
-        (answer,) = answer
-    if isinstance(answer, list | dict):
-        raise UserError(
-            f"{what}: the answer {ascii(answer)[:80]} is {type(answer).__name__}, not text: change the data set, or name another column "
-            "with --answer-column"
-        )
-    return "" if answer is None else require_encodable(str(answer), what)
+def _answer(value: Any, what: str) -> Reference:
+    """A list of one is that one, and what is missing is empty. What is neither text nor a number is left for the verifier to refuse:
+    it is left out and told of."""
+    if isinstance(value, list) and len(value) == 1:
+        (value,) = value
+    if value is None or isinstance(value, list | dict):
+        return value or ""
+    return reference_answer(require_encodable(str(value), what))
+
+
+def repeated_word(problems: Sequence[Problem]) -> str | None:
+    """The word that is the reference of many problems, and how many: a heading or a placeholder that was taken for the answer. Words
+    that answer a question with few answers, as yes and no do, are not meant."""
+    words = Counter(str(p.reference).lower() for p in problems if _WORD.fullmatch(str(p.reference)))
+    word, count = max(words.items(), key=lambda item: item[1], default=("", 0))
+    return f"{count} of {len(problems)} references are the word {word!r}" if count >= _MANY_ALIKE else None
 
 
 def _column(option: str, named: str | None, usual: Iterable[str], row: Mapping[str, Any], dataset: str) -> str:
@@ -212,12 +224,13 @@ def _file_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _json(text: str, what: str) -> Any:
+    """Integers too long for Python to read stay text."""
     try:
-        return json.loads(text)
-    except RecursionError:
-        raise UserError(f"{what} is JSON of too many levels; mend it") from None
-    except ValueError as error:  # broken, or with a number of more digits than Python reads
+        return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) <= _MAX_DIGITS else digits)
+    except json.JSONDecodeError as error:
         raise UserError(f"{what} is not JSON: {error}; mend it") from None
+    except RecursionError:
+        raise UserError(f"{what} is nested too deeply to be read; mend it") from None
 
 
 def _hub_rows(dataset: str, config: str | None, split: str) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 from rewards.extract import final_answer, reference_answer
 from rewards.math_policy import MathPolicy
@@ -25,10 +26,33 @@ from rewards.mathematics.scalar_stage import compare_scalars
 from rewards.mathematics.structure import split
 from rewards.mathematics.text_stages import equal_text, unanswered, words
 from rewards.score import Outcome
-from rewards.verdict import NOTHING_MARKED, Verdict, bad_reference, judge_or_check, right, wrong
+from rewards.verdict import NOTHING_MARKED, BadReference, Verdict, bad_reference, judge_or_check, right, wrong
 
 MAX_LENGTH = 2_000
 MAX_CACHED = 8_192  # verdicts; the completions of a group repeat their answers
+# What data sets write where they have no answer, and headings above a solution.
+_NO_ANSWERS = frozenset(
+    [
+        "none",
+        "null",
+        "nan",
+        "n/a",
+        "na",
+        "notfound",
+        "not found",
+        "unknown",
+        "no answer",
+        "tbd",
+        "todo",
+        "see solution",
+        "omitted",
+        "proof",
+        "solution",
+        "answer",
+        "final answer",
+        "explanation",
+    ]
+)
 _STAGES: tuple[Stage, ...] = (
     equal_text,
     unanswered,
@@ -52,11 +76,12 @@ class MathJudge:
         # Of this judge only: another policy, another verdict.
         self._compare = lru_cache(MAX_CACHED)(self._compare_normalised)
 
-    def judge(self, completion: str, reference: str, prompt: str = "") -> Verdict:
+    def judge(self, completion: str, reference: Any, prompt: str = "") -> Verdict:
         """The verdict on the final answer in `completion`; `prompt` is the question that it answers."""
-        expected = reference_answer(reference)
-        if _is_empty(expected):
-            return bad_reference("the reference is empty")
+        try:
+            expected = _read(reference)
+        except BadReference as error:
+            return bad_reference(str(error))
         answer = final_answer(completion, strict=self._strict)
         if answer is None:
             return NOTHING_MARKED
@@ -77,11 +102,12 @@ class MathJudge:
             return wrong("an expression of the question, as it stands there")
         return verdict
 
-    def check_reference(self, reference: str) -> Verdict:
+    def check_reference(self, reference: Any) -> Verdict:
         """CORRECT if the reference equals itself by being read, not merely by being the same text."""
-        expected = reference_answer(reference)
-        if _is_empty(expected):
-            return bad_reference("the reference is empty")
+        try:
+            expected = _read(reference)
+        except BadReference as error:
+            return bad_reference(str(error))
         if len(expected) > MAX_LENGTH:
             return bad_reference(f"the reference is longer than {MAX_LENGTH} characters")
         text = normalise(expected)
@@ -104,8 +130,18 @@ class MathJudge:
         return min(best, key=lambda verdict: verdict.equal)
 
 
-def _is_empty(reference: str) -> bool:
-    return len(reference) < MAX_LENGTH and not text_key(normalise(reference))
+def _read(reference: Any) -> str:
+    """The answer in a reference, which is text or a number. Raises BadReference where there is none."""
+    if isinstance(reference, int | float) and not isinstance(reference, bool):
+        reference = str(reference)
+    if not isinstance(reference, str):
+        raise BadReference(f"a math reference is text or a number, not {type(reference).__name__}")
+    answer = reference_answer(reference)
+    if len(answer) < MAX_LENGTH and not text_key(normalise(answer)):
+        raise BadReference("the reference is empty")
+    if answer.strip(" .:*").lower() in _NO_ANSWERS:
+        raise BadReference(f"{answer!r} stands where a data set has no answer")
+    return answer
 
 
 def _roundings(reference: str) -> list[str]:

@@ -98,7 +98,9 @@ _PRIMES = re.compile(r"\^ ?(?:\{ ?((?:\\prime ?)+)\}|(\\prime))(?![A-Za-z])")
 _SUBSCRIPT_WORD = re.compile(
     r"_ ?(?:\{ ?\\text ?\{ ?([A-Za-z]+) ?\} ?\}|\{ ?\\(max|min|sup|inf) ?\}|\\text ?\{ ?([A-Za-z]+) ?\}|\\(max|min|sup|inf)(?![A-Za-z]))"
 )
-_BRACKETED_UNIT = re.compile(r"(?<=[\d}%]) ?\( ?(?:\\text ?\{ ?)?([A-Za-z][A-Za-z .'/^0-9-]*?) ?(?:\} ?)?\)$")
+_BRACKETED_UNIT = re.compile(
+    r"(?<=[\d}%]) ?\( ?(?:\\text ?\{ ?)?([A-Za-z][A-Za-z .'/^0-9-]*?) ?(?:\} ?)?\)(?= ?(?:[;,]|$))"
+)
 _BRACKETED_PERCENT = re.compile(r"(?<=[\d}]) ?\( ?\\?% ?\)$")
 _OPERATION_ON = re.compile(r"\bof ?:?$|\bof (?:the |my )?(?:final )?(?:answer|result|solution)\b", re.IGNORECASE)
 _MAX_WRAPPERS = 8  # of each kind; a thousand braces are no answer
@@ -146,9 +148,10 @@ def _inside_pair(match: re.Match[str]) -> str:
 
 
 def _as_unit(match: re.Match[str]) -> str:
-    """9 (apples) as 9 apples. (x) and (ab) are factors."""
+    """9 (apples) as 9 apples. (x) and (ab) are factors, and so is (m) without a space before it."""
     unit = read_unit(match[1])
-    is_word = unit is not None and ((unit.known and len(match[1]) > 1) or re.search("[A-Za-z]{3}", match[1]))
+    is_set_apart = len(match[1]) > 1 or match[0].startswith(" ")
+    is_word = unit is not None and ((unit.known and is_set_apart) or re.search("[A-Za-z]{3}", match[1]))
     return rf"\text{{ {match[1]}}}" if is_word else match[0]
 
 

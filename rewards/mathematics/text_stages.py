@@ -22,6 +22,7 @@ _OTHER_CHOICE = re.compile(
     r"|(?:.*[^A-Za-z\\_^'])?[A-H](?![A-Za-z'_^])(?: ?[.:),;]|$| (?:or|and|is)(?![A-Za-z]))"
     r"|.*(?:,|;|or|and|also|not) [A-H](?![A-Za-z'_^])(?! [a-z]{2})"
 )
+_SEVERAL_CHOICES = re.compile(r"[A-H](?: ?(?:,|;|,? ?and)? ?[A-H])+")
 _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 _WORDS = re.compile(r"[^\W\d_](?:[^\W\d_]|[' ,.\-])*")
 _NO_SOLUTION = re.compile("(?:there(?:is|are))?no(?:real)?solutions?(?:exists?)?|(?:the)?emptyset")
@@ -55,6 +56,9 @@ def words(answer: str, reference: str, comparison: Comparison) -> Verdict | None
     letter = _choice(reference)
     if letter and (letter.isupper() or "\\text" in reference):
         return _compare_choice(answer, letter, comparison)
+    chosen = _choices(answer), _choices(reference)
+    if all(chosen):
+        return right("the same choices") if chosen[0] == chosen[1] else wrong("other choices")
     said, expected = _as_words(answer), _as_words(reference)
     if _is_empty_set(answer, said) and _is_empty_set(reference, expected):
         return right("no solution")
@@ -114,6 +118,13 @@ def _words_with_numbers(text: str) -> str | None:
 def _choice(text: str) -> str | None:
     match = _CHOICE.fullmatch(_without_text(text))
     return match[1] if match else None
+
+
+def _choices(text: str) -> str | None:
+    """AC of several choices, which may also be written A, C. In another order than the alphabet's letters are no choices."""
+    match = _SEVERAL_CHOICES.fullmatch(_without_text(text))
+    letters = "".join(re.findall("[A-H]", match[0])) if match else ""
+    return letters if letters and list(letters) == sorted(set(letters)) else None
 
 
 def _without_text(text: str) -> str:

@@ -71,6 +71,9 @@ def test_a_reference_may_be_a_worked_solution() -> None:
     assert reference_answer("2+3=<<2+3=5>>5\n#### 5") == "5"
     assert reference_answer(r"So it is \boxed{\frac12}.") == r"\frac12"
     assert reference_answer(" 5 ") == "5"
+    assert reference_answer("#### Solution\nThe half is\n$$\\boxed{5}$$") == "5"  # a heading of Markdown
+    assert reference_answer("#### Step 1\n...\n#### The answer is \\boxed{5}.\n") == "5"
+    assert reference_answer("so it is\n#### 5\nwhich was to be shown") == "5"
     assert reference_answer("A box within: \\boxed{4}, and so\n#### 5") == "5"  # GSM8K's mark stands at the end
 
 
