@@ -18,13 +18,15 @@ import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
-from rewards.errors import UserError
+from rewards.errors import UserError, first_line
 from rl.learner import Learner
+from rl.save_model import save_tensors
 from rl.sharding import whole_state
 from rollout.collect import Collected
 from rollout.problems import ProblemStream
 
 WAITING = "waiting.pickle"  # completions that the next step will be trained on, sampled one step ahead
+CRITIC_FOLDER = "critic"  # engines read every safetensors file beside the model's as a part of it
 CHECKSUMS = "SHA256SUMS"
 
 # Nothing else has to be saved: every random draw is a function of the run's seed and of these counters.
@@ -56,9 +58,10 @@ def save_checkpoint(
         learner.policy.save(aside, policy_state)
         critic = learner.critic or learner.policy.value_head
         if critic is not None:
-            critic.save(aside)
+            (aside / CRITIC_FOLDER).mkdir()
+            critic.save(aside / CRITIC_FOLDER)
         tokenizer.save_pretrained(aside)
-        torch.save(optimizer_state, aside / "optimizer.pt")
+        save_tensors(optimizer_state, aside / "optimizer.pt")
         if reference is not None:
             reference.save(aside / "reference", reference_state)
         if waiting is not None:
@@ -75,6 +78,17 @@ def save_checkpoint(
     remove_old(folder.parent.parent, keep)
 
 
+def try_saving(run_dir: Path, learner: Learner, stream: ProblemStream, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Saves once as the run will, and removes it: what cannot be saved is found before there is work to lose.
+
+    Every process must call it.
+    """
+    trial = run_dir / "checkpoints" / ".trial"
+    save_checkpoint(trial, step=0, learner=learner, stream=stream, tokenizer=tokenizer, keep=1)
+    if learner.runtime.is_main:
+        shutil.rmtree(trial)
+
+
 def remove_old(run_dir: Path, keep: int) -> None:
     for old in checkpoints(run_dir)[:-keep]:
         shutil.rmtree(old)
@@ -88,12 +102,21 @@ def writing(run_dir: Path, aside: Path | None = None) -> Iterator[None]:
     except (OSError, SafetensorError, RuntimeError) as error:  # by Python, safetensors, torch
         if aside is not None:
             shutil.rmtree(aside, ignore_errors=True)
+        if not is_of_the_disk(error):
+            raise
         found = checkpoints(run_dir)
         stands = f"{found[-1].name} stands" if found else "there is no checkpoint yet"
         raise UserError(
-            f"run_dir is {str(run_dir)!r}: it could not be written ({error}); {stands}. Mend that (free space, permissions) and "
-            "go on with --resume: what is lost is done once more, with the same outcome"
+            f"run_dir is {str(run_dir)!r}: it could not be written ({first_line(error)}); {stands}. Fix that (free space, permissions) "
+            "and go on with --resume: lost steps are recomputed and give the same result"
         ) from error
+
+
+def is_of_the_disk(error: BaseException | None) -> bool:
+    """Whether an OSError is at its root; safetensors tells of one in its message, torch raises another error while it handles one."""
+    if isinstance(error, SafetensorError):
+        return "os error" in str(error)
+    return isinstance(error, OSError) or (error is not None and is_of_the_disk(error.__cause__ or error.__context__))
 
 
 def files_of(folder: Path) -> list[Path]:
@@ -151,9 +174,10 @@ def load_checkpoint(folder: Path, learner: Learner, stream: ProblemStream) -> in
     learner.policy.load(folder)
     critic = learner.critic or learner.policy.value_head
     if critic is not None:
-        critic.load(folder)
+        of_critic = folder / CRITIC_FOLDER
+        critic.load(of_critic if of_critic.is_dir() else folder)  # where it was in earlier versions
     state = json.loads((folder / "trainer.json").read_text())
-    learner.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
+    learner.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True))
     stream.cursor = state["cursor"]
     learner.skipped_in_a_row = state["skipped_in_a_row"]
     return state["step"]

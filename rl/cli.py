@@ -96,7 +96,7 @@ def merge(checkpoint: tyro.conf.Positional[Path], out: tyro.conf.Positional[Path
         checkpoint: A folder such as runs/mine/checkpoints/step-000050.
         out: The new folder of the model and its tokenizer.
     """
-    from rl.lora import merge_adapters
+    from rl.merge import merge_adapters
 
     print(merge_adapters(checkpoint, out))
 

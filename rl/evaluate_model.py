@@ -20,7 +20,7 @@ from rl.config import RunConfig
 from rl.cost import ModelCost
 from rl.defaults import MODEL_DEFAULTS, TINY, resolved_dtype
 from rl.evaluate import VOTED_ON, is_right, right_by_vote
-from rl.lora import load_merged
+from rl.merge import load_merged
 from rl.options import EvaluateOptions
 from rl.policy import context_length, load_pretrained, require_folder
 from rl.progress import Progress

@@ -20,8 +20,9 @@ from rl.measure import Metrics
 from rl.metrics import read_metrics
 from rl.progress import Progress, final_table, visible
 from rl.report import REPORT, write_report
+from rl.run_folder import opened
 from rl.runtime import Runtime
-from rl.setup import Run, opened, set_up
+from rl.setup import Run, set_up
 from rl.step import StepResult, train_step
 from rollout.records import RolloutGroup
 

@@ -1,12 +1,11 @@
 """LoRA (arXiv 2106.09685) through peft: W x + (alpha / rank) B A x in place of W x; W is frozen, A and B are trained.
 
-The only file that imports peft.
+Beside rl/merge.py the only file that imports peft.
 """
 
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -14,18 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, load_peft_weights
+from peft import LoraConfig, PeftModel, get_peft_model, load_peft_weights
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from rewards.errors import UserError
 from rl.critic import Critic
 from rl.head import ValueHead
 from rl.options import ALL_LINEAR
-from rl.policy import Policy, load_pretrained
+from rl.policy import Policy
 from rl.sharding import whole
 
 POLICY, CRITIC_ADAPTERS = "default", "critic"  # peft's names of the sets of adapters
@@ -190,35 +189,3 @@ def merged_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             if getattr(wrapper, "parameter_name", "weight") == kind:
                 tensor = tensor + wrapper.get_delta_weight(POLICY)
         yield f"{path}.{kind}" if path else kind, tensor
-
-
-def merge_adapters(checkpoint: Path, out: Path) -> Path:
-    """Writes the adapted model as a plain one, W + (alpha / rank) B A in place of W, with its tokenizer. -> out."""
-    if not (checkpoint / "adapter_config.json").is_file():
-        raise UserError(
-            f"checkpoint is {str(checkpoint)!r}: it holds no adapter (adapter_config.json); "
-            "give a checkpoint of a run with lora_rank, such as runs/mine/checkpoints/step-000050"
-        )
-    if out.exists():
-        raise UserError(f"out is {str(out)!r}: it is there already; name a new folder")
-    merged, tokenizer = load_merged(checkpoint)
-    aside = out.with_name(f".{out.name}.partial")
-    merged.save_pretrained(aside)
-    tokenizer.save_pretrained(aside)
-    os.replace(aside, out)
-    return out
-
-
-def load_merged(checkpoint: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The plain model that a folder of adapters makes of its base, and its tokenizer."""
-    source = str(PeftConfig.from_pretrained(str(checkpoint)).base_model_name_or_path)
-    cpu, nf4 = torch.device("cpu"), torch.float32 if (checkpoint / IN_FOUR_BITS).exists() else None
-    try:
-        (base, _), (merged, _) = load_pretrained(source, cpu, nf4=nf4), load_pretrained(source, cpu)
-    except UserError as error:
-        raise UserError(f"base_model_name_or_path in '{checkpoint}/adapter_config.json': {error}") from None
-    adapted = PeftModel.from_pretrained(base, str(checkpoint)).get_base_model()
-    with torch.no_grad():
-        for name, tensor in merged_tensors(adapted):
-            merged.get_parameter(name).copy_(tensor)
-    return merged, AutoTokenizer.from_pretrained(checkpoint)

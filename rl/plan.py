@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from rewards.errors import UserError
+from rewards.errors import UserError, first_line
 from rl.account import CONTEXT, FRAGMENTED, GIB, ROUNDED, Account
 from rl.choose import NAMED, Room, as_options, choose, described, fitting, remedies, settled
 from rl.config import RunConfig
@@ -42,7 +42,7 @@ def load_config(model: str) -> PretrainedConfig:
     try:
         config = AutoConfig.from_pretrained(source, local_files_only=True)
     except (OSError, ValueError) as error:
-        reason = f" ({str(error).strip().splitlines()[0]})" if path.exists() else ""
+        reason = f" ({first_line(error)})" if path.exists() else ""
         raise UserError(
             f"model is {model!r}: it is no known model, no folder or file of a config.json that can be read{reason}, and no hub "
             f"name in the cache; give one of {', '.join(known_models())}, or the path of a config.json"

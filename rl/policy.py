@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rewards.errors import UserError
+from rewards.errors import UserError, first_line
 from rl.batch import MicroBatch
 from rl.forward import (
     Attention,
@@ -36,8 +36,11 @@ from rl.fused import Fused
 from rl.head import Looked, LossOf, TokenScores, ValueHead
 from rl.offload import send_home, visiting
 from rl.precision import ROUNDED, return_float32, round_frozen, roundable
+from rl.save_model import model_state, save_model, save_tensors
 from rl.sharding import whole
 from rollout.rounding import rounding_noise
+
+EXACT_WEIGHTS = "exact_weights.pt"  # in a checkpoint whose model is stored in 16 bits: what training goes on from
 
 
 def load_pretrained(
@@ -69,7 +72,7 @@ def load_pretrained(
     except (OSError, ValueError) as error:
         raise UserError(
             f"model is {str(model)!r}: it cannot be loaded as a causal LM with its tokenizer "
-            f"({str(error).strip().splitlines()[0]}); give a folder in Hugging Face format or a hub name"
+            f"({first_line(error)}); give a folder in Hugging Face format or a hub name"
         ) from None
     files = tokenizer.vocab_files_names.values()
     if folder.is_dir() and files and not any((folder / name).is_file() for name in files):
@@ -116,12 +119,14 @@ class Policy:
     device. value_head: over the policy's own states, where a critic shares its trunk.
     frozen_base: the model's own weights are not trained. inside: runs what reads the model's weights; where these are spread
     over processes that is their Root. forward: how a model that is not causal scores, under the views that it sampled with.
+    stored_dtype: the type in which the base was stored, and checkpoints are.
     """
 
     weights: Callable[[], AbstractContextManager[Any]] = nullcontext
     at_hand: Callable[[], AbstractContextManager[Any]] = nullcontext
     value_head: ValueHead | None = None
     frozen_base: bool = False
+    stored_dtype: torch.dtype = torch.float32
     inside: Callable[[Callable[[], Any]], Any] = staticmethod(lambda run: run())
 
     def __init__(
@@ -218,19 +223,25 @@ class Policy:
 
     def state(self) -> dict[str, Tensor]:
         """What save() writes. All processes must ask for it."""
-        every, once = (dict(self.model.named_parameters(remove_duplicate=d)).keys() for d in (False, True))
-        state = self.model.state_dict(keep_vars=True)
-        return {name: whole(t).detach() for name, t in state.items() if name not in every - once}
+        return model_state(self.model)
 
     def save(self, folder: Path, state: dict[str, Tensor] | None = None) -> None:
-        """In Hugging Face format."""
-        self.model.save_pretrained(folder, state_dict=state or self.state())
+        """In Hugging Face format and stored_dtype; where that rounds, the exact weights beside it."""
+        state = state or self.state()
+        save_model(self.model, folder, state, self.stored_dtype)
+        if any(t.is_floating_point() and t.dtype != self.stored_dtype for t in state.values()):
+            save_tensors(state, folder / EXACT_WEIGHTS)
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
-        saved = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
-        for name, tensor in self.model.state_dict().items():
-            tensor.copy_(saved[name])
+        if (folder / EXACT_WEIGHTS).is_file():
+            saved = torch.load(folder / EXACT_WEIGHTS, map_location="cpu", weights_only=True)
+        else:
+            saved = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
+        assert model_state(self.model).keys() <= saved.keys()
+        own = self.model.state_dict()
+        for name, tensor in saved.items():
+            own[name].copy_(tensor)
 
     def named_tensors(self, *, merged: bool = False) -> Iterator[tuple[str, Tensor]]:
         """Every parameter under every name it has, tied ones too: an engine may keep an output head of its own.

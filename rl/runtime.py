@@ -6,6 +6,7 @@ import copy
 import io
 import os
 import pickle
+import re
 import resource
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,7 +24,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from rewards.errors import UserError
+from rewards.errors import UserError, first_line
 from rl.casts import keeping_casts, may_keep
 from rl.options import DType
 from rl.sharding import Root, whole
@@ -32,6 +33,8 @@ from rl.zero import ZeroOptimizer
 T = TypeVar("T")
 # A process waits that long for the others: a verifier or an engine may be slow on one of them. One that dies is noticed at once.
 PATIENCE = timedelta(hours=2)
+# What gloo says in a plain RuntimeError; NCCL and the store have a DistError.
+LOST_CONNECTION = re.compile(r"connection (closed|reset|refused)|timed? ?out|broken pipe", re.IGNORECASE)
 BUCKET = 1 << 24  # numbers of the gradient that are summed over the processes at once
 
 
@@ -167,10 +170,12 @@ class Runtime:
     def together(self) -> Iterator[None]:
         try:
             yield
-        except RuntimeError as error:  # of gloo or NCCL
+        except RuntimeError as error:
+            if not (isinstance(error, distributed.DistError) or LOST_CONNECTION.search(str(error))):
+                raise
             raise UserError(
-                f"num_processes is {self.count}: another process has ended or does not answer ({str(error).splitlines()[0]}); its own "
-                "message is above. Mend what it says and go on with --resume"
+                f"num_processes is {self.count}: another process has ended or does not answer ({first_line(error)}); its own "
+                "message is above. Fix what it says and go on with --resume"
             ) from error
 
     @torch.no_grad()

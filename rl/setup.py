@@ -20,7 +20,7 @@ from rewards.verifiers import Verifiers
 from rl.account import Account
 from rl.ahead import Ahead
 from rl.build import build_learner, build_optimizer, build_sampler, engine_of, told_of_checkpointing
-from rl.checkpoint import checkpoints, load_checkpoint, load_waiting, remove_old, set_aside_damaged, writing
+from rl.checkpoint import checkpoints, load_waiting, try_saving, writing
 from rl.choose import OPEN, Room, choose, described
 from rl.config import RunConfig
 from rl.defaults import TINY, TINY_DEFAULTS, tiny_task
@@ -30,7 +30,9 @@ from rl.metrics import read_metrics, write_whole
 from rl.policy import context_length, load_pretrained
 from rl.progress import Progress
 from rl.records import RunRecords, write_config
+from rl.run_folder import resume
 from rl.runtime import Runtime
+from rl.save_model import stored_dtype
 from rl.warm_start import WarmStart, warm_started
 from rl.watch import Watch
 from rollout.collect import Collector
@@ -43,9 +45,6 @@ from rollout.sampler import Sampler, SampleRequest, SamplingParams, Text, comple
 PROBE = "probe.json"  # in the run's folder
 PROBE_TEXTS, PROBE_TOKENS = 8, 16  # enough for a mean whose own noise is small
 PROBE_FROM, PROBE_PROMPT = 64, 64  # of as many problems the shortest prompts, the end of each
-SAME_ON_RESUME = ("model", "dataset", "eval_dataset", "eval_size", "algorithm", "value", "seed", "one_step_ahead")
-SAME_ON_RESUME += ("group_size", "problems_per_step", "learning_rate")
-SAME_ON_RESUME += ("lora_rank", "lora_alpha", "lora_targets", "lora_base", "optimizer")
 
 
 @dataclass(kw_only=True)
@@ -70,26 +69,6 @@ class Run:
         if self.ahead is not None:
             self.ahead.close()
         self.collector.sampler.close()
-
-
-def opened(config: RunConfig) -> RunConfig:
-    """The same, with the run's folder there and writable; a new one unless the run is resumed or one is named."""
-    assert config.run_dir is not None
-    run_dir = config.run_dir
-    is_taken = (run_dir / "config.json").exists()
-    if config.resume and not is_taken:
-        raise UserError(f"run_dir is {str(run_dir)!r}: it holds no run to resume; run it without --resume")
-    if is_taken and not config.resume:
-        raise UserError(f"run_dir is {str(run_dir)!r}: it holds a run already; add --resume, or name another folder")
-    try:
-        (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
-        (run_dir / "checkpoints" / ".writable").touch()
-        (run_dir / "checkpoints" / ".writable").unlink()
-    except OSError as error:
-        raise UserError(
-            f"run_dir is {str(run_dir)!r}: it cannot be written ({error.strerror}); name another folder"
-        ) from None
-    return config
 
 
 def load_data(config: RunConfig) -> tuple[list[Problem], list[Problem]]:
@@ -202,11 +181,15 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
     config = replace(config, **options)
     assert config.run_dir is not None
     learner = build_learner(config, model, tokenizer, runtime, progress)
+    learner.policy.stored_dtype = stored_dtype(source)
     sampler = build_sampler(config, source, model, tokenizer, learner, runtime, progress, longest, keeps_caches)
     stream = ProblemStream(training, config.seed)
     step = resume(config, learner, stream, progress) if config.resume else 0
     if runtime.shards:
         learner.shard(lambda policy: build_optimizer(config, policy, None))
+    if step == 0:
+        progress.start("trying to save a checkpoint")
+        try_saving(config.run_dir, learner, stream, tokenizer)
     collector = Collector(
         sampler=sampler,
         verifiers=verifiers,
@@ -352,27 +335,3 @@ def tiny_base(dataset: str, verifiers: Verifiers, runtime: Runtime, progress: Pr
     task = tiny_task(dataset)
     recipe = WarmStart(dataset=task, **{k: TINY_DEFAULTS[task][k] for k in ("max_tokens", "eval_size")})
     return warm_started(recipe, verifiers, runtime, progress)
-
-
-def resume(config: RunConfig, learner: Learner, stream: ProblemStream, progress: Progress) -> int:
-    """Back to the last checkpoint of the run folder that is as it was saved; to the beginning where there is none. -> its step."""
-    assert config.run_dir is not None
-    written = json.loads((config.run_dir / "config.json").read_text(encoding="utf-8"))
-    # An option younger than the run had its default; "auto" is younger than float32.
-    now, default = config.as_json(), RunConfig().on("cpu").as_json()
-    for name in SAME_ON_RESUME:
-        was = written.get(name, default[name])
-        if was != now[name]:
-            raise UserError(
-                f"{name} is {now[name]!r}: the run in {str(config.run_dir)!r} has {was!r}; resume with that"
-            )
-    run_dir = config.run_dir
-    for wrong in learner.runtime.from_main(lambda: list(set_aside_damaged(run_dir))):
-        progress.message(wrong)
-    found = checkpoints(run_dir)
-    if not found:
-        progress.message("there is no checkpoint to resume from: the run begins again")
-        return 0
-    if learner.runtime.is_main:  # a run that was killed between saving and removing has one too many
-        remove_old(run_dir, config.save_total_limit)
-    return load_checkpoint(found[-1], learner, stream)

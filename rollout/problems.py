@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rewards.errors import UserError
+from rewards.errors import UserError, first_line
 from rewards.extract import reference_answer
 from rewards.score import Reference
 from rewards.verifiers import VERIFIERS
@@ -242,7 +242,7 @@ def _hub_rows(dataset: str, config: str | None, split: str) -> list[dict[str, An
     except Exception as error:  # noqa: BLE001  the library raises many kinds for a name that is not there
         raise UserError(
             f"dataset is {dataset!r}: it is neither built in ({', '.join((*BUILT_IN, *HUB_NAMES))}, {REASONING_GYM}<task>) nor an existing .jsonl or .json file, and loading {name!r} "
-            f"from the hub failed ({type(error).__name__}: {str(error).splitlines()[0]}). Without a network give a file; "
+            f"from the hub failed ({type(error).__name__}: {first_line(error)}). Without a network give a file; "
             "a configuration and a split are named with --dataset-config and --dataset-split, of held-out problems with --eval-config and --eval-split"
         ) from None
     return [dict(row) for row in loaded]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rewards.errors import UserError
+from rewards.errors import UserError, first_line
 from rollout.records import Completion, FinishReason
 from rollout.sampler import ALONE, SamplerBase, SampleRequest, SamplingParams, Text
 from rollout.turn import TurnReader
@@ -74,7 +74,7 @@ class VLLMSampler(SamplerBase):
                 self.llm = self._start(str(folder), options)
         except (ValueError, RuntimeError) as error:
             raise UserError(
-                f"sampler is 'vllm': it did not start with {options} ({str(error).strip().splitlines()[0]}); raise vllm_memory where "
+                f"sampler is 'vllm': it did not start with {options} ({first_line(error)}); raise vllm_memory where "
                 "keys and values have no room, lower max_tokens or vllm_max_rows, or use --sampler torch"
             ) from None
 

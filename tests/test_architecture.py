@@ -14,7 +14,7 @@ ROOMS = ("rl", "rollout", "rewards")  # each may import itself and what stands t
 DOORS = {
     "accelerate": "rl/runtime.py",
     "deepspeed": "rl/zero.py",
-    "peft": "rl/lora.py",
+    "peft": "rl/lora.py rl/merge.py",
     "triton": "rl/kernels.py",
     "vllm": "rollout/vllm_sampler.py rollout/vllm_nccl.py",
     "math_verify": "rewards/mathematics/symbolic.py",

@@ -64,7 +64,8 @@ def measured(run_dir: Path) -> list[dict[str, float | None]]:
 
 def final_weights(run_dir: Path, step: int) -> dict[str, torch.Tensor]:
     """The policy's, its value head's and its critic's."""
-    paths = (run_dir / "checkpoints" / f"step-{step:06d}").glob("*.safetensors")
+    folder = run_dir / "checkpoints" / f"step-{step:06d}"
+    paths = [*folder.glob("*.safetensors"), *folder.glob("critic/*.safetensors")]
     return {f"{path.name}/{name}": tensor for path in paths for name, tensor in load_file(path).items()}
 
 

@@ -31,10 +31,11 @@ from rl.config import RunConfig
 from rl.deliver import Delivery
 from rl.learner import Learner
 from rl.loop import train
-from rl.lora import LoraPolicy, add_adapters, merge_adapters
+from rl.lora import LoraPolicy, add_adapters
+from rl.merge import merge_adapters
 from rl.policy import Policy, load_pretrained
+from rl.run_folder import resume
 from rl.runtime import Runtime
-from rl.setup import resume
 from rl.step import update
 from rl.tiny import tiny_tokenizer
 from rollout.problems import ProblemStream

@@ -16,7 +16,8 @@ from rewards.math_answer import MathVerifier
 from rl.config import RunConfig
 from rl.forward import padded_forward
 from rl.loop import train
-from rl.lora import LoraPolicy, add_adapters, load_merged
+from rl.lora import LoraPolicy, add_adapters
+from rl.merge import load_merged
 from rl.policy import Policy, load_pretrained
 from rl.precision import round_frozen, roundable
 from rl.tiny import tiny_tokenizer

@@ -14,7 +14,8 @@ from rl.config import RunConfig
 from rl.cost import ModelCost
 from rl.forward import plain_forward
 from rl.loop import train
-from rl.lora import LoraPolicy, add_adapters, merge_adapters, merged_tensors
+from rl.lora import LoraPolicy, add_adapters
+from rl.merge import merge_adapters, merged_tensors
 from rl.policy import Policy, load_pretrained
 from rl.tiny import tiny_tokenizer
 from rollout.rounding import in_float32
