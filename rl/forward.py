@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -43,19 +44,36 @@ Attention = Literal["auto", "dense", "varlen", "flash"]
 
 
 def enable_gradient_checkpointing(model: PreTrainedModel, *, fuses: bool = False) -> None:
-    """Layers run once more in the backward pass, by the same attention function as in the forward, fused as there."""
-    model.gradient_checkpointing_enable(
-        {"use_reentrant": False, "context_fn": lambda: (nullcontext(), _again(model, fuses))}
-    )
-    for module in model.modules():
-        if isinstance(module, GradientCheckpointingLayer):
-            module.training = True  # the condition to checkpoint; its children stay in eval mode: no dropout
+    """Layers are run once more in the backward pass, exactly as the forward ran them. fuses: as Forward has it."""
+    if not model.supports_gradient_checkpointing:
+        raise UserError(
+            f"gradient_checkpointing is True: transformers cannot run the layers of {type(model).__name__} twice; set it to False "
+            "and lower token_budget if memory is short"
+        )
+    model.gradient_checkpointing_enable()
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    for layer in layers:
+        layer.training = True  # transformers checkpoints no layer in eval mode
+        layer._gradient_checkpointing_func = partial(_checkpointed, model, layer, fuses)
 
 
-@contextmanager
-def _again(model: PreTrainedModel, fuses: bool) -> Iterator[None]:
-    with attention_implementation(model, PACKED), fused(model) if fuses else nullcontext():
-        yield
+def _checkpointed(model: PreTrainedModel, layer: nn.Module, fuses: bool, run: Callable[..., Any], *args: Any) -> Any:
+    """run(*args), which is the layer's own forward; in the backward pass with the attention function that the model has now."""
+    attention: Any = model.config._attn_implementation
+
+    def in_eval_mode(*args: Any) -> Any:
+        layer.training = False  # layers such as OPT's call dropout by their own flag
+        try:
+            return run(*args)
+        finally:
+            layer.training = True
+
+    @contextmanager
+    def as_now() -> Iterator[None]:
+        with attention_implementation(model, attention), fused(model) if fuses else nullcontext():
+            yield
+
+    return checkpoint(in_eval_mode, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), as_now()))
 
 
 def packed_states(model: PreTrainedModel, micro: MicroBatch, kernel: Kernel = dense) -> Float[Tensor, "S H"]:

@@ -49,6 +49,8 @@ def packed_attention(
 
     softcap, s_aux: Gemma 2's bound on the scores; gpt-oss's sinks, a score per head that takes weight and gives nothing.
     """
+    if attention_mask is not None:  # transformers makes none for an attention function that is not its own
+        raise RuntimeError("its layers make a mask of their own")
     if softcap is not None or s_aux is not None:
         kernel = partial(explicit, softcap=softcap, sinks=s_aux)
     return kernel(micro, query, key, value, scaling, sliding_window)[None], None

@@ -25,6 +25,14 @@ LINEAR = {
     **{f"linear_num_{of}_heads": 2 for of in ("key", "value")},
 }
 MAMBA = {"mamba_d_state": 8, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_ssm": 32, "mamba_chunk_size": 4}
+# Every name that transformers has for it: none may ever act.
+DROPOUT = dict.fromkeys(
+    (
+        *("activation_dropout", "attention_dropout", "attn_pdrop", "dropout", "embd_dropout", "embd_pdrop"),
+        *("hidden_dropout", "hidden_dropout_prob", "layerdrop", "resid_dropout", "resid_pdrop"),
+    ),
+    0.1,
+)
 
 # name -> model type of transformers, what differs from SIZES
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -53,8 +61,21 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "Mixtral": ("mixtral", EXPERTS),
     "Qwen3-MoE": ("qwen3_moe", {**EXPERTS, "head_dim": 8}),
     "OLMoE": ("olmoe", EXPERTS),
+    "DeepSeek-V3": (
+        "deepseek_v3",
+        {
+            **{**EXPERTS, "n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
+            **{"kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8},
+        },
+    ),
     "Falcon": ("falcon", {}),
     "BLOOM": ("bloom", {}),
+    "BioGPT": ("biogpt", {"pad_token_id": 0}),
+    "XGLM": (
+        "xglm",
+        {"d_model": 32, "ffn_dim": 48, "num_layers": 2, "attention_heads": 4, "init_std": 0.3, "pad_token_id": 0},
+    ),
+    "Doge": ("doge", {"head_dim": 8}),
     "Nemotron": ("nemotron", {}),
     "Qwen3-Next": ("qwen3_next", {**EXPERTS, **LINEAR, "shared_expert_intermediate_size": 16}),
     "Qwen3.5": ("qwen3_5_text", LINEAR),
@@ -70,7 +91,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 def of_family(family: str) -> PreTrainedModel:
     torch.manual_seed(0)
     model_type, own = FAMILIES[family]
-    config = AutoConfig.for_model(model_type, **{**SIZES, **own})
+    config = AutoConfig.for_model(model_type, **{**SIZES, **DROPOUT, **own})
     # scaled_dot_product_attention has no cap on scores: transformers would leave it out
     eager = getattr(config, "attn_logit_softcapping", None) is not None
     return AutoModelForCausalLM.from_config(config, attn_implementation="eager" if eager else None).eval()
@@ -90,11 +111,11 @@ PAGE = """# Which model takes which path
 The update scores completions by one packed row in which each prompt stands once ([rl/forward.py](../rl/forward.py)). Every layer
 but attention is the model's own; attention is ours, entered through the attention interface of transformers. When a model is
 loaded the path is tried on a short example, sliding windows narrowed so that they show, and taken where its log-probs are the
-model's own. Other models (recurrent layers, convolutions, position biases inside attention) run whole sequences padded on the right,
-which no causal model can see; that is said once.
+model's own. Other models (recurrent layers, convolutions, position biases or masks made inside attention) run whole sequences padded on
+the right, which no causal model can see; that is said once.
 
 Made by `python -m tests.rl.families` from tiny random models; tests hold log-probs, entropies and every gradient of each
-to those of sequences run alone.
+to those of sequences run alone: all weights trained or adapters (LoRA), with gradient checkpointing and without.
 
 | family | path |
 | --- | --- |

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
-from transformers import PreTrainedModel
+from torch import nn
+from transformers import AutoModelForCausalLM, OpenAIGPTConfig, PreTrainedModel
 
 import rl.head
+from rewards.errors import UserError
 from rl.batch import Batch
 from rl.forward import (
     choose_forward,
@@ -15,11 +20,15 @@ from rl.forward import (
     padded_forward,
     plain_forward,
 )
+from rl.lora import add_adapters
+from rl.options import ALL_LINEAR
 from tests.rl.families import FAMILIES, TABLE, of_family, table
-from tests.rl.models import SIZES, make, random_batch
+from tests.rl.models import SIZES, VOCAB, make, random_batch
 
 # float32 keeps 6e-8 of a number; the largest difference over the families is 4e-5, of a log-prob of 24 (Nemotron, squared ReLU).
 LOGPROB_TOLERANCE = 1e-4
+# peft says so of every fused mixture of experts, and does target what it says it does not.
+MOE_WARNING = "ignore:The following .*_pattern keys did not match:RuntimeWarning"
 GRADIENT_TOLERANCE = 1e-4  # relative to the largest entry of the parameter's gradient
 
 
@@ -54,24 +63,71 @@ def alone(model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, torch.Ten
     return torch.cat(logprobs), torch.cat(entropies)
 
 
+def adapt(model: PreTrainedModel) -> None:
+    """Adapters on every linear layer but the output layer and Mamba's out_proj, which peft refuses; none of them adds nothing."""
+    layers = [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and not name.endswith("lm_head")]
+    mamba = model.config.model_type in ("mamba", "mamba2", "falcon_h1")
+    targets = sorted({n.rpartition(".")[2] for n in layers} - {"out_proj"}) if mamba else [ALL_LINEAR]
+    add_adapters(model, rank=4, alpha=6.0, targets=targets, seed=0)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.add_(0.1 * torch.randn_like(p))
+
+
+@contextmanager
+def in_float64(model: PreTrainedModel) -> Iterator[None]:
+    """Where the family's code does not insist on float32."""
+    model.config._experts_implementation = "eager"  # the grouped matrix product has no float64
+    model.double()
+    torch.set_default_dtype(torch.float64)  # XGLM's mask is made in it
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")  # transformers names the kernels it does without
+@pytest.mark.filterwarnings(MOE_WARNING)
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_scores_and_gradients_are_those_of_sequences_run_alone(family: str) -> None:
+def test_scores_and_gradients_are_those_of_sequences_run_alone(family: str, lora: bool, checkpointed: bool) -> None:
     """Masks, positions, the shared prompt, grouped heads, windows, caps, sinks, scales of logits: an error in any shows here.
 
-    Alone in float64, where the family's code does not insist on float32.
+    And what layers do when they are run again in the backward pass.
     """
     model, batch = of_family(family), random_batch()
+    if lora:
+        adapt(model)
     forward = choose_forward(model)
+    if checkpointed:
+        enable_gradient_checkpointing(model)
     (micro,) = batch.micro_batches(10_000)
     scores, ours = forward(model, micro, 0.7), gradients(model, forward, batch)
-    model.config._experts_implementation = "eager"  # the grouped matrix product has no float64
-    model.double().zero_grad()
-    logprobs, entropies = alone(model, batch)
-    (micro.weights * (micro.advantages * logprobs + 0.3 * entropies)).sum().backward()
+    model.eval().zero_grad()  # and so no longer checkpointed
+    with in_float64(model):
+        logprobs, entropies = alone(model, batch)
+        (micro.weights * (micro.advantages * logprobs + 0.3 * entropies)).sum().backward()
     assert (scores.logprobs - logprobs).abs().max() < LOGPROB_TOLERANCE
     assert (scores.entropies - entropies).abs().max() < LOGPROB_TOLERANCE
     assert_same_gradients(ours, {name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_dropout_acts_under_gradient_checkpointing(family: str) -> None:
+    """Every family here is given dropout wherever it has a place for it: OPT's layers, say, drop by a flag of their own."""
+    model, batch = of_family(family), random_batch()
+    forward = choose_forward(model)
+    plain = gradients(model, forward, batch)
+    enable_gradient_checkpointing(model)
+    (micro,) = batch.micro_batches(10_000)
+    first, second = (forward(model, micro, 0.7) for _ in range(2))
+    assert torch.equal(first.logprobs, second.logprobs) and torch.equal(first.entropies, second.entropies)
+    again = gradients(model, forward, batch)
+    assert all(torch.equal(again[name], gradient) for name, gradient in plain.items())
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -116,6 +172,12 @@ def test_gradient_checkpointing_recomputes_with_the_packed_attention() -> None:
     model.model.layers[0].self_attn.register_forward_hook(lambda *_: calls.append(1))
     assert_same_gradients(gradients(model, packed_forward, batch), plain)
     assert len(calls) == 2  # once in the forward, once in the backward
+
+
+def test_a_model_whose_layers_cannot_be_run_twice_is_refused() -> None:
+    model = AutoModelForCausalLM.from_config(OpenAIGPTConfig(vocab_size=VOCAB, n_embd=32, n_layer=1, n_head=4))
+    with pytest.raises(UserError, match=r"gradient_checkpointing is True.* OpenAIGPTLMHeadModel"):
+        enable_gradient_checkpointing(model)
 
 
 def test_a_padded_forward_is_said(caplog: pytest.LogCaptureFixture) -> None:
