@@ -178,7 +178,7 @@ def _answer(value: Any, what: str) -> Reference:
     if isinstance(value, list) and len(value) == 1:
         (value,) = value
     if value is None or isinstance(value, list | dict):
-        return value or ""
+        return value or ""  # pyright: ignore[reportReturnType]
     return reference_answer(require_encodable(str(value), what))
 
 
