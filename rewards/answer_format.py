@@ -17,11 +17,11 @@ from functools import partial
 from typing import NamedTuple
 
 from rewards.errors import UserError
-from rewards.extract import final_answer
+from rewards.extract import boxes, final_answer, is_blank
 
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")
-_AFTER_BOX = re.compile(r"[\s$.,!*\])]*")
+_AFTER_BOX = re.compile(r"(?:[\s$.,!*}\u200b]|\\?[\])]|\\end\{[a-z]{1,12}\*?\})*")
 _NGRAM = 8  # words; shorter ones repeat in any honest derivation
 
 
@@ -44,9 +44,9 @@ def think_answer(text: str) -> Form:
     if places != sorted(places):
         return Form(0.0, "the tags are out of order")
     before, thought, between, answer, after = re.split("|".join(_TAGS), text)
-    if (before + between + after).strip():
+    if not is_blank(before + between + after):
         return Form(0.0, "text outside of the tags")
-    if not thought.strip() or not answer.strip():
+    if is_blank(thought) or is_blank(answer):
         return Form(0.0, "an empty section")
     return _GOOD
 
@@ -57,7 +57,7 @@ def boxed(text: str) -> Form:
         return Form(0.0, f"{len(_BOX.findall(text))} boxes")
     if final_answer(text, strict=True) is None:
         return Form(0.0, "the box is empty, not closed, or inside the reasoning")
-    if not _AFTER_BOX.fullmatch(text, text.rfind("}") + 1):
+    if not _AFTER_BOX.fullmatch(text, boxes(text)[-1].end):
         return Form(0.0, "text after the box")
     return _GOOD
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import unicodedata
+from typing import NamedTuple
 
 # Tokens with which chat templates end a turn or pad it.
 _END_TOKEN = (
@@ -18,6 +20,9 @@ _OTHER_SPEAKER = (
 _END_OF_TURN = re.compile(rf"{_END_TOKEN}|<\|end\|>(?!<\|start\|>assistant)|{_OTHER_SPEAKER}")
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*(?:(?P<open>\{)|(?P<bare>-?\d[\d,.]*|[A-Za-z]))")
 _BRACE = re.compile(r"\\[\s\S]|[{}]")
+_UNSEEN_KINDS = frozenset(["Zs", "Zl", "Zp", "Cc", "Cf"])
+# The blank of Braille, the fillers of Hangul, the joiner of graphemes; variation selectors.
+_UNSEEN = frozenset("\u2800\u3164\u115f\u1160\uffa0\u034f") | frozenset(map(chr, range(0xFE00, 0xFE10)))
 # A box that is raised to a power is a part of an expression and not the answer; a degree sign or a footnote may follow it.
 _POWER = re.compile(r"\s*\^(?!\s*\{?\s*(?:\\circ|\\degree|\\?\*|\\dag))")
 _LAST_LINE = re.compile(r"####[^\n]*\s*\Z")
@@ -42,8 +47,7 @@ def final_answer(text: str, *, strict: bool) -> str | None:
         answer = _last_tag(text)
         if answer is None:
             answer = _last_hashes(text)
-    answer = (answer or "").strip()
-    return answer or None
+    return None if answer is None or is_blank(answer) else answer.strip()
 
 
 def reference_answer(reference: str) -> str:
@@ -56,6 +60,11 @@ def reference_answer(reference: str) -> str:
     if hashes is not None and (box is None or _LAST_LINE.search(reference)):
         return (_last_box(hashes) or hashes).strip()
     return (reference if box is None else box).strip()
+
+
+def is_blank(text: str) -> bool:
+    """Whether nothing of it can be seen: white space, zero-width marks, fillers."""
+    return all(c in _UNSEEN or unicodedata.category(c) in _UNSEEN_KINDS for c in text)
 
 
 def own_turn(text: str) -> str:
@@ -75,26 +84,37 @@ def after_reasoning(text: str) -> str:
     return "" if "<think>" in text else text
 
 
-def _last_box(text: str) -> str | None:
+class Box(NamedTuple):
+    start: int
+    end: int
+    content: str
+
+
+def boxes(text: str) -> list[Box]:
+    """Every complete box that is in no other and is an answer by itself."""
     if "\\boxed" not in text and "\\fbox" not in text:
-        return None
+        return []
     closing = _closing_braces(text)
-    boxes: list[tuple[int, int, str]] = []  # start, end, content of every box that is in no other
+    found: list[Box] = []
     for match in _BOX.finditer(text):
-        if boxes and match.start() < boxes[-1][1]:
+        if found and match.start() < found[-1].end:
             continue
         if match["open"] is None:
-            boxes.append((match.start(), match.end(), match["bare"]))
+            found.append(Box(match.start(), match.end(), match["bare"]))
         elif (end := closing.get(match.end() - 1)) is not None:
-            boxes.append((match.start(), end + 1, text[match.end() : end]))
-    boxes = [box for box in boxes if not _POWER.match(text, box[1])]
-    if not boxes:
+            found.append(Box(match.start(), end + 1, text[match.end() : end]))
+    return [box for box in found if not _POWER.match(text, box.end)]
+
+
+def _last_box(text: str) -> str | None:
+    found = boxes(text)
+    if not found:
         return None
-    contents = {boxes[-1][2].strip(): None}  # a dict, since it is an ordered set
-    for previous, following in zip(reversed(boxes[:-1]), reversed(boxes)):
-        if not _JOINT.fullmatch(" ".join(text[previous[1] : following[0]].split())):
+    contents = {found[-1].content.strip(): None}  # a dict, since it is an ordered set
+    for previous, following in zip(reversed(found[:-1]), reversed(found)):
+        if not _JOINT.fullmatch(" ".join(text[previous.end : following.start].split())):
             break
-        contents.setdefault(previous[2].strip())
+        contents.setdefault(previous.content.strip())
     return ", ".join(_BOX.sub(_unboxed, content) for content in reversed(contents))
 
 

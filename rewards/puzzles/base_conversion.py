@@ -7,21 +7,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from string import ascii_lowercase, digits
 from typing import Any
+from unicodedata import normalize
 
 from rewards.puzzles.puzzle import integer, word
 from rewards.verdict import BadReference, Verdict, right, unparsed, wrong
 
 _DIGITS = digits + ascii_lowercase
-# 2f, \text{2F}, (2f)_{16}: the base may stand below, as it does in a textbook.
+_PREFIXES = {2: "0b", 8: "0o", 16: "0x"}  # whose letter is no digit of that base
+# 2f, \text{2F}, (2f)_{16}, 2f (base 16): the base may stand below or behind, as it does in a textbook.
+_MARKUP = re.compile(r"\\(?:text|texttt|mathrm)(?![A-Za-z])|[{}()]")
 _NUMERAL = re.compile(
-    r"\(?\s*(?:\\(?:text|texttt|mathrm)\s*\{\s*)?(?P<digits>[0-9A-Za-z]{1,200})\s*\}?\s*\)?"
-    r"\s*(?:_\s*\{?\s*(?P<base>[0-9]{1,2})\s*\}?)?"
+    r"(?P<digits>[0-9A-Za-z]{1,200}) ?(?:(?:_|(?:in )?base[ -]) ?(?:base )?(?P<base>[0-9]{1,2}))?", re.IGNORECASE
 )
+_SUBSCRIPT = re.compile("[₀-₉]+")
 
 
 @dataclass(frozen=True)
 class BaseConversion:
-    """The digits after 9 are a, b, c ... in either case; zeros in front and a subscript with the right base are fine."""
+    """The digits after 9 are a, b, c ... in either case; zeros in front and the right base, below, behind or as a prefix, are fine."""
 
     value: int
     to_base: int
@@ -42,12 +45,14 @@ class BaseConversion:
         return written(self.value, self.to_base)
 
     def judge(self, answer: str) -> Verdict:
-        numeral = _NUMERAL.fullmatch(answer.strip(" \t\n$."))
+        text = _SUBSCRIPT.sub(lambda m: "_" + normalize("NFKC", m[0]), answer.strip(" \t\n$."))
+        numeral = _NUMERAL.fullmatch(" ".join(_MARKUP.sub(" ", text).split()))
         if numeral is None:
             return unparsed("not the digits of one number")
         if numeral["base"] not in (None, str(self.to_base)):
             return wrong(f"written in base {numeral['base']}")
-        if _value(numeral["digits"].lower(), self.to_base) != self.value:
+        digits = numeral["digits"].lower().removeprefix(_PREFIXES.get(self.to_base, ""))
+        if _value(digits, self.to_base) != self.value:
             return wrong("another number")
         return right("the same number")
 
@@ -62,5 +67,5 @@ def written(value: int, base: int) -> str:
 
 
 def _value(numeral: str, base: int) -> int | None:
-    """None where a digit is too large for the base."""
-    return int(numeral, base) if all(digit in _DIGITS[:base] for digit in numeral) else None
+    """None where a digit is too large for the base, or there is none."""
+    return int(numeral, base) if numeral and all(digit in _DIGITS[:base] for digit in numeral) else None

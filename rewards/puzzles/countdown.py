@@ -21,7 +21,7 @@ _LETTERS = frozenset(["var", "const"])
 
 @dataclass(frozen=True)
 class Countdown:
-    """Every number exactly once, + - * / and brackets, fractions exact; "expression = target" is read too.
+    """Every number exactly once, + - * / and brackets, fractions exact; "expression = target" and "target = expression" are read too.
 
     solution: an expression, as the reference gives it: which targets can be reached is too much to find out here.
     """
@@ -37,20 +37,26 @@ class Countdown:
 
     def judge(self, answer: str) -> Verdict:
         try:
-            expression, *results = map(parse, split(normalise(answer), ("=",))[0])
+            sides = [*map(parse, split(normalise(answer), ("=",))[0])]
+            expression = next((side for side in sides if self._uses_the_numbers(side)), sides[0])
             used = operations(expression) - _ALLOWED
             if used & _LETTERS:
                 return unparsed("not an expression of numbers")
             if used:
                 return wrong(f"uses {', '.join(sorted(used))}")
-            if sorted(_numbers(expression)) != sorted(self.numbers):
+            if not self._uses_the_numbers(expression):
                 return wrong("does not use every number exactly once")
-            values = [rational(expression), *map(rational, results)]
+            values = [*map(rational, sides)]
         except (Unreadable, TooLarge) as error:
             return unparsed(str(error))
         except Irrational as error:
             return wrong(str(error))
-        return right("reaches the target") if {*values} == {self.target} else wrong(f"its value is {values[0]}")
+        return (
+            right("reaches the target") if {*values} == {self.target} else wrong(f"its value is {rational(expression)}")
+        )
+
+    def _uses_the_numbers(self, expression: Node) -> bool:
+        return sorted(_numbers(expression)) == sorted(self.numbers)
 
 
 def _numbers(node: Node) -> list[Fraction]:

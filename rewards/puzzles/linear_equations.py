@@ -64,6 +64,7 @@ class LinearEquations:
             text = values.strip()  # (x, y) = (3, -1/2)
         found = elements(text)
         parts = [split(item, ("=",))[0] for item in (found.items if found else (text,))]
+        parts = [part[::-1] if part[-1] in self.unknowns else part for part in parts]  # 2 = x
         named = {part[0]: part[1:] for part in parts if part[0] in self.unknowns and len(part) > 1}
         in_order = not named and not (found and found.kind == "set")
         if len(parts) != len(self.unknowns) or not (in_order or len(named) == len(parts)):

@@ -10,6 +10,7 @@ from rewards.answer_format import format_rule
 from rewards.errors import UserError
 from rewards.extract import own_turn
 
+UNSEEN = ["\u200b", " \u200b\n", "\u2060\ufeff", "\u00ad", "\u2800", "\u3164", "\u034f\ufe0f", "\u00a0\u3000"]
 GOOD = "<think>\n6*7=42\n</think>\n<answer>42</answer>"
 
 
@@ -25,6 +26,9 @@ GOOD = "<think>\n6*7=42\n</think>\n<answer>42</answer>"
         ("<think>\n6*7=42\n</think>\n<answer> </answer>", "an empty section"),
         ("<think>a<answer>b</answer></think><answer>c</answer>", "<answer> stands 2 times"),
         (f"Sure! {GOOD}", "text outside"),
+        *((f"<think>6*7</think><answer>{unseen}</answer>", "an empty section") for unseen in UNSEEN),
+        *((f"<think>{unseen}</think><answer>42</answer>", "an empty section") for unseen in UNSEEN),
+        (f"\ufeff{GOOD}", ""),
         ("<think>a</think> so <answer>b</answer>", "text outside"),
         ("<answer>42</answer>\n<think>6*7</think>", "out of order"),
         ("<think>6*7=42\n<answer>42</answer>", "</think> stands 0 times"),
@@ -43,7 +47,18 @@ def test_think_and_answer_stand_once_in_order_around_something(text: str, amiss:
     [
         (r"so \boxed{42}", ""),
         (r"$$\boxed{\frac{1}{2}}.$$", ""),
+        (r"\boxed 5", ""),
+        (r"so $\boxed 5$.", ""),
+        ("so \\boxed{42}\u200b", ""),
+        (r"\[\boxed{\frac{1}{2}}.\]", ""),
+        (r"\(\boxed{42}\)", ""),
+        (r"\begin{align*}x&=\boxed{42}\end{align*}", ""),
+        (r"**{\boxed{42}}**", ""),
         (r"\boxed{42} and more", "text after"),
+        (r"\boxed{42} where f(x) = \frac{1}{2}", "text after"),  # ends in a brace, and not in the box's
+        (r"\boxed{42} or {43}", "text after"),
+        (r"\boxed 5 or \text{6}", "text after"),
+        ("\\boxed{\u200b}", "empty"),
         (r"\boxed{41} no, \boxed{42}", "2 boxes"),
         (r"\boxed{}", "empty"),
         (r"\boxed{42", "not closed"),

@@ -33,6 +33,7 @@ from rewards.extract import final_answer, reference_answer
         (r"\boxed{60}^\circ, $\boxed{60}^{\circ}$, \boxed{60}^*", "60"),
         (r"\boxedx{4}", None),
         (r"\boxed{}", None),
+        ("\\boxed{\u200b \u2060}", None),  # nothing that can be seen
         (r"<think>\boxed{4}</think> \boxed{5}", "5"),
         (r"<think>a</think> so \boxed{4}</think> done", None),
         (r"<think>so \boxed{4}</think> done", None),  # the reasoning is not the answer
