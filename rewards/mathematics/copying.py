@@ -7,7 +7,9 @@ holds an expression that equals its reference.
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 from functools import lru_cache
+from math import prod
 from typing import Any
 
 from rewards.mathematics.equations import oriented
@@ -22,7 +24,7 @@ Form = tuple[Any, ...]  # two texts with one form are the same expression, writt
 _MAX_PROMPT = 20_000  # characters that are read
 _MAX_EXPRESSION = 500
 _SPAN = re.compile(
-    r"\$\$([^$]+)\$\$|(?<!\\)\$((?:\\.|[^$\\])+)\$|\\\[((?:(?!\\\])[\s\S])+)\\\]|\\\(((?:(?!\\\))[\s\S])+)\\\)"
+    r"\$\$([^$]+)\$\$|(?<!\\)\$((?:\\.|[^$\\])+)\$|\\\[((?:(?!\\[\[\]])[\s\S])+)\\\]|\\\(((?:(?!\\[()])[\s\S])+)\\\)"
 )
 # What ends an expression in running text: words, and the marks around mathematics or after a sentence.
 _BETWEEN = re.compile(
@@ -34,6 +36,7 @@ _SCIENTIFIC = re.compile(r"10\s*\^|\d[eE][+-]?\d")
 _NAME = re.compile(r"[A-Za-z](?:_\{?\w+\}?)?")
 _NOTHING_TO_WORK_OUT = re.compile(r"(?:\\text|[A-Za-z'(){}.,\s])*")  # words, a choice, a name
 _NEUTRAL = {"add": 0, "mul": 1}  # what changes nothing as a further argument
+_ONE = ("num", 1, "")
 
 
 def is_copied(answer: str, reference: str, prompt: str) -> bool:
@@ -58,15 +61,18 @@ def _expressions(prompt: str) -> frozenset[Form]:
 def _form(text: str) -> Form:
     """Units do not count, nor the name in x = 5, spacing, brackets, the order of sums, products and lists, or a factor of 1."""
     sides, relations = split(text, ("=",))
-    if len(sides) == 2 and relations and _NAME.fullmatch(sides[0]):
-        text = sides[1]
+    values = {_form(side) for side in sides if side and not _NAME.fullmatch(side)} if relations else set[Form]()
+    if values:
+        return next(iter(values)) if len(values) == 1 else ("equation", *sorted(values, key=repr))
     directed = oriented(text)
     if directed is not None:
         return ("relation", *directed[1], *map(_form, directed[0]))
     found = elements(text)
-    if found is not None and len(found.items) > 1:
+    if found is not None and found.items:
         items = [_form(item) for item in found.items]
-        return ("tuple", found.brackets, *items) if found.kind == "tuple" else ("list", *sorted(items, key=repr))
+        if found.kind == "tuple":
+            return ("tuple", found.brackets, *items)
+        return items[0] if len(items) == 1 else ("list", *sorted(items, key=repr))
     return _form_of_value(text)
 
 
@@ -102,8 +108,24 @@ def _negated(form: Form) -> Form:
 
 
 def _joined(op: str, parts: list[Form]) -> Form:
+    if op in ("frac", "pow") and parts[1] == _ONE:
+        return parts[0]
+    if op == "pow" and parts[1][:2] == ("frac", _ONE):
+        return "root", parts[0], parts[1][2]
     if op not in _NEUTRAL:
-        return parts[0] if op in ("frac", "pow") and parts[1] == ("num", 1, "") else (op, *parts)
+        return (op, *parts)
     flat = [inner for part in parts for inner in (part[1:] if part[0] == op else (part,))]
-    kept = sorted((part for part in flat if part != ("num", _NEUTRAL[op], "")), key=repr)
-    return kept[0] if len(kept) == 1 else (op, *kept)
+    numbers = [number for number in map(_number, flat) if number is not None]
+    if (sum(numbers) if op == "add" else prod(numbers)) == _NEUTRAL[op]:
+        flat = [part for part in flat if _number(part) is None] or [("num", Fraction(_NEUTRAL[op]), "")]
+    return flat[0] if len(flat) == 1 else (op, *sorted(flat, key=repr))
+
+
+def _number(form: Form) -> Fraction | None:
+    """The value of a number, a fraction of numbers or either with a sign."""
+    if form[0] == "num":
+        return form[1]
+    inner = [_number(part) for part in form[1:]] if form[0] in ("neg", "frac") else [None]
+    if None in inner or (form[0] == "frac" and not inner[1]):
+        return None
+    return -inner[0] if form[0] == "neg" else inner[0] / inner[1]  # type: ignore[operator]

@@ -8,7 +8,7 @@ _UNITS = {
     **{"平方": "square", "立方": "cubic", "每": "per"},
     **{"千米": "km", "公里": "km", "分米": "dm", "厘米": "cm", "公分": "cm", "毫米": "mm", "微米": "um", "米": "m", "英寸": "inch"},
     **{"千克": "kg", "公斤": "kg", "毫克": "mg", "克": "g", "毫升": "ml", "升": "l", "千瓦": "kilowatt"},
-    **{"秒": "s", "分钟": "min", "小时": "h", "天": "day", "星期": "week", "周": "week", "个月": "month", "年": "year"},
+    **{"秒": "s", "分钟": "min", "小时": "h", "时": "h", "天": "day", "星期": "week", "周": "week", "个月": "month", "年": "year"},
     **{"美元": "dollar", "美分": "cent", "欧元": "euro", "英镑": "gbp", "日元": "yen", "円": "yen", "度": "degree"},
     **{"км": "km", "см": "cm", "дм": "dm", "мм": "mm", "м": "m", "кг": "kg", "мг": "mg", "г": "g", "мл": "ml", "л": "l"},
     **{"с": "s", "сек": "s", "мин": "min", "ч": "h"},
@@ -17,9 +17,10 @@ _UNIT = re.compile("|".join(sorted((u for u in _UNITS if u > "一"), key=len, re
 _WORD = re.compile(r"[^\W\d_]+")
 # About, or, not, more than, and a half, so many tenths: 约 或 不 多 半 成 and their like, outside of a known unit.
 _NOT_A_UNIT = re.compile("[或和与约不非无没未错几半多余至最超成折打比]|左右|以上|以下|以内")
-_OR = re.compile(r"(?<=[\d)}])\s*(?:或者?|和|与|及|以及)\s*(?=[\d(\\$+-])")
+_OR = re.compile(r"(?<=[\d)}])\s*,?\s*(?:或者?|和|与|及|以及)\s*(?=[A-Za-z\d(\\$+-])")
+_ANSWER_IS = re.compile(r"(?:所以|因此|故)?(?:最终|最后)?(?:的)?答案?(?:是|为)?\s*:?\s*(?=[\dA-Za-z(\\$+-])")
 _AFTER_NUMBER = re.compile(
-    r"(.*[\d})])\s*(?:\\text\s*\{)?\s*((?:[^\W\d_]|\.)(?:[^\W\d_]|[ ./-])*(?:\^\{?-?\d\}?)?)\s*\}?"
+    r"(.*[\d})])\s*(?:\\text\s*\{|\()?\s*((?:[^\W\d_]|\.)(?:[^\W\d_]|[ ./-])*(?:\^\{?-?\d\}?)?)\s*[})]?"
 )
 _MICRO = re.compile(r"(?<=[\d}]) ?\\mu ?(?:\\text ?\{ ?)?([mgslLFAV])(?: ?\})?$")
 _OHM = re.compile(r"(?<=[\d}]) ?(?:\\text ?\{ ?)?([kMm]?)(?: ?\})?\\Omega$")
@@ -31,7 +32,8 @@ def in_latin(text: str) -> str:
     text = _OHM.sub(r"\\text{ \1ohm}", _MICRO.sub(r"\\text{ u\1}", text))
     if text.isascii():
         return text
-    text = _OR.sub(", ", text).replace("、", ",")
+    answer_is = _ANSWER_IS.match(text)
+    text = _OR.sub(", ", text[answer_is.end() :] if answer_is else text).replace("、", ",")
     match = _AFTER_NUMBER.fullmatch(text)
     if match is None or match[2].isascii() or _NOT_A_UNIT.search(_UNIT.sub("", match[2])):
         return text

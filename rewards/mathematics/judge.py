@@ -31,28 +31,8 @@ from rewards.verdict import NOTHING_MARKED, BadReference, Verdict, bad_reference
 MAX_LENGTH = 2_000
 MAX_CACHED = 8_192  # verdicts; the completions of a group repeat their answers
 # What data sets write where they have no answer, and headings above a solution.
-_NO_ANSWERS = frozenset(
-    [
-        "none",
-        "null",
-        "nan",
-        "n/a",
-        "na",
-        "notfound",
-        "not found",
-        "unknown",
-        "no answer",
-        "tbd",
-        "todo",
-        "see solution",
-        "omitted",
-        "proof",
-        "solution",
-        "answer",
-        "final answer",
-        "explanation",
-    ]
-)
+_PLACEHOLDERS = "none, null, nan, n/a, na, notfound, not found, unknown, no answer, tbd, todo, see solution, omitted, proof, solution"
+_NO_ANSWERS = frozenset([*_PLACEHOLDERS.split(", "), "answer", "final answer", "explanation"])
 _STAGES: tuple[Stage, ...] = (
     equal_text,
     unanswered,

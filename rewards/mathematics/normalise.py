@@ -10,7 +10,8 @@ import unicodedata
 from functools import lru_cache
 
 from rewards.mathematics.foreign import SQUARED, in_latin
-from rewards.mathematics.quantity import OPERATION_WORDS, SENTENCE_WORDS, read_unit
+from rewards.mathematics.quantity import read_unit
+from rewards.mathematics.vocabulary import OPERATION_WORDS_BEFORE, SENTENCE_WORDS
 
 _NUMBER_NAMES = "zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen"
 NUMBER_WORDS = {name: str(number) for number, name in enumerate(_NUMBER_NAMES.split("|"))}
@@ -102,7 +103,9 @@ _BRACKETED_UNIT = re.compile(
     r"(?<=[\d}%]) ?\( ?(?:\\text ?\{ ?)?([A-Za-z][A-Za-z .'/^0-9-]*?) ?(?:\} ?)?\)(?= ?(?:[;,]|$))"
 )
 _BRACKETED_PERCENT = re.compile(r"(?<=[\d}]) ?\( ?\\?% ?\)$")
-_OPERATION_ON = re.compile(r"\bof ?:?$|\bof (?:the |my )?(?:final )?(?:answer|result|solution)\b", re.IGNORECASE)
+_OPERATION_ON = re.compile(
+    r"\bof ?:?$|\bof (?:the |my )?(?:final )?(?:answer|result|solution)\b|^(?:the )?(?:square|cube)$", re.IGNORECASE
+)
 _MAX_WRAPPERS = 8  # of each kind; a thousand braces are no answer
 _WRAPPERS = (("**", "**"), ("`", "`"), ("$$", "$$"), ("$", "$"), ("{", "}"))
 
@@ -138,7 +141,9 @@ def normalise(text: str, *, commas_group_digits: bool = True) -> str:
 def _takes_back(words: str) -> bool:
     """Whether the words before a number are no label but say another number: not, twice, the square of the answer is."""
     found = set(re.findall("[a-z]+", words.lower())) - {"is", "are", "to"}
-    return not found.isdisjoint(SENTENCE_WORDS | OPERATION_WORDS) or bool(_OPERATION_ON.search(words.rstrip(" :")))
+    return not found.isdisjoint(SENTENCE_WORDS | OPERATION_WORDS_BEFORE) or bool(
+        _OPERATION_ON.search(words.rstrip(" :"))
+    )
 
 
 def _inside_pair(match: re.Match[str]) -> str:

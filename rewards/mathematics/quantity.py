@@ -7,6 +7,8 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
+from rewards.mathematics.vocabulary import NO_LAST_WORDS, NUMBER_WORDS, OPERATION_WORDS, SENTENCE_WORDS
+
 # dimension: names = size in the first unit of that dimension
 _UNITS = """
 length: m meter metre =1; km kilometer kilometre =1000; dm decimeter =1/10; cm centimeter centimetre =1/100;
@@ -29,59 +31,21 @@ fahrenheit: fahrenheit =1
 """
 _SYMBOLS = {
     **{"\\$": "dollar", "$": "dollar", "US\\$": "dollar", "US$": "dollar", "USD": "dollar"},
-    **{"€": "euro", "EUR": "euro", "£": "sterling", "GBP": "sterling", "¥": "yen", "₹": "rupee"},
+    **{
+        "€": "euro",
+        "EUR": "euro",
+        "£": "sterling",
+        "GBP": "sterling",
+        "¥": "yen",
+        "₹": "rupee",
+        "₽": "ruble",
+        "₩": "won",
+    },
 }
 _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _SCALES |= {"百万": 10**6, "千万": 10**7, "百": 10**2, "千": 10**3, "万": 10**4, "亿": 10**8}
 _SCALE = re.compile(rf"\s*({'|'.join(_SCALES)})(?![A-Za-z])", re.IGNORECASE)
 _SHORTHAND = {"mph": "mile per hour", "kph": "km per hour", "kmh": "km per hour", "sq": "square", "cu": "cubic"}
-# Words that make a phrase around a number a sentence or a hedge, not a unit or a label.
-_SENTENCE = (
-    "and or nor not is are isn was were maybe perhaps probably possibly likely about approximately approx roughly around nearly"
-    " almost wrong incorrect false to than if for some i think guess assume assuming unless except but could might may should"
-    " would either neither between plus minus vs versus because since when where while else otherwise unknown undefined"
-    " unsure least most etc infinity ish"
-)
-SENTENCE_WORDS = frozenset(_SENTENCE.split())
-# Words that do something to the number beside them: twice, 5 over two, 5 remainder two.
-OPERATION_WORDS = frozenset(
-    [
-        "negative",
-        "negated",
-        "negation",
-        "minus",
-        "double",
-        "doubled",
-        "twice",
-        "thrice",
-        "triple",
-        "tripled",
-        "quadruple",
-        "quadrupled",
-        "halved",
-        "half",
-        "reciprocal",
-        "inverse",
-        "inverted",
-        "opposite",
-        "over",
-        "remainder",
-        "times",
-        "divided",
-        "multiplied",
-        "modulo",
-        "mod",
-        "factorial",
-        "root",
-    ]
-)
-_COUNTS = (
-    "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen twenty hundred"
-)
-_COUNT_WORDS = frozenset(_COUNTS.split())  # 5 less one: no unit ends so
-# Units that are numbers. Where a reference names one, 5 dozen, the answer may leave it out like any other unit; it may not add it.
-_NUMBERS = "dozen half halve quarter third fourth fifth sixth seventh eighth ninth tenth hundredth thousandth millionth ten score gross"
-_NUMBER_WORDS = frozenset(_NUMBERS.split())
 _POWER_WORDS = {"square": 2, "squared": 2, "cubic": 3, "cubed": 3}
 _PERCENT = re.compile(
     r"\s?(?:\\?%|(?:\\text\{\s?)?(?:percent(?:age)?(?: points?)?|per cent|pct\.?|\\?%)(?:\s?\})?)$", re.IGNORECASE
@@ -212,10 +176,9 @@ def read_unit(text: str) -> Unit | None:
         pos = match.end()
         word = (match[1] or "").lower()
         singular = word.removesuffix("s")
-        if word in SENTENCE_WORDS or word in OPERATION_WORDS - {"half"} or singular in _SCALES:
+        if word in SENTENCE_WORDS or word in OPERATION_WORDS or singular in _SCALES:
             return None
-        if singular in _NUMBER_WORDS:
-            numbers.add(singular)
+        numbers.update({word, singular} & NUMBER_WORDS)
         if match[2] or word == "per":
             side = -1
         elif match[3] and last:
@@ -235,7 +198,7 @@ def read_unit(text: str) -> Unit | None:
             dimensions[last[0]] += side * pending
             size *= last[1] ** (side * pending)
             pending = 1
-    if word in _COUNT_WORDS:
+    if word in NO_LAST_WORDS or pending != 1:
         return None
     # "units" names no unit: it contradicts none
     named = frozenset((d, n) for d, n in dimensions.items() if n and d != "?unit")

@@ -11,10 +11,10 @@ from rewards.verdict import Verdict, right, wrong
 # What asks a question instead of answering it.
 _QUESTION = re.compile(
     r"\\(int|iint|iiint|oint|sum|prod|lim|det|gcd|lcm|max|min|sup|inf|bmod|mod|pmod|nabla|partial)(?![A-Za-z])"
-    r"|\\begin\{[vV](matrix)\}|\\text\{\s*(gcd|lcm|det|max|min|lim|mod)\s*\}|\\frac\s*\{\s*d\s*\}\s*\{\s*d(\w)|(?<![\\A-Za-z])(gcd|lcm|det)(?![A-Za-z])"
+    r"|\\begin\{[vV](matrix)\}|(?<!\d)(?<!\d )\\text\{\s*(gcd|lcm|det|max|min|lim|mod)\s*\}|\\frac\s*\{\s*d\s*\}\s*\{\s*d(\w)|(?<![\\A-Za-z])(gcd|lcm|det)(?![A-Za-z])"
 )
 _HEDGE = re.compile(r"\?|\\approx|\\sim|\\ldots|\.\.\.")
-_CHOICE = re.compile(r"\(? ?(?:(?:[Oo]ption|[Cc]hoice) )?\(? ?([A-Za-z]) ?\)? ?[.:]? ?\)?")
+_CHOICE = re.compile(r"[(\[]? ?(?:(?:[Oo]ption|[Cc]hoice) )?\(? ?([A-Za-z]) ?\)? ?[.:]? ?[)\]]?")
 _CHOICE_WITH_TEXT = re.compile(r"(?:\( ?([A-Z]) ?\)|([A-Z]) ?[.:)])[ :.)]*(.+)")
 # The text of an option takes nothing back and names no other: a letter that stands alone, unless it is the article.
 _OTHER_CHOICE = re.compile(

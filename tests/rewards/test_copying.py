@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,9 @@ JUDGE = MathJudge(strict=True, policy=MathPolicy())
 COPIED = [  # question, reference, answers that only repeat it, answers that count
     (
         r"Simplify $\sqrt{242}$.", r"11\sqrt2",
-        [r"\sqrt{242}", r"\sqrt {242}", r"\left(\sqrt{242}\right)", r"x=\sqrt{242}", r"1\cdot\sqrt{242}", r"\sqrt{242}+0", r"\sqrt{242}."],
+        [r"\sqrt{242}", r"\sqrt {242}", r"\left(\sqrt{242}\right)", r"x=\sqrt{242}", r"1\cdot\sqrt{242}", r"\sqrt{242}+0", r"\sqrt{242}.",
+         r"\sqrt{242}=\sqrt{242}", r"\{\sqrt{242}\}", "242^{1/2}", r"\sqrt{242}\cdot\frac{3}{3}", r"\sqrt{242}+2-2", r"-(-\sqrt{242})",
+         r"x\in\{\sqrt{242}\}", r"\text{The answer is }\sqrt{242}"],
         [r"11\sqrt{2}", r"\sqrt2\cdot11", r"\sqrt{242}=11\sqrt2", r"\sqrt{121\cdot 2}"],
     ),
     ("Simplify sqrt(75) as far as you can.", r"5\sqrt3", ["sqrt(75)", r"\sqrt{75}"], [r"5\sqrt{3}"]),
@@ -74,6 +77,40 @@ def test_an_answer_that_stands_in_the_question_counts(question: str, reference: 
 def test_the_policy_may_allow_it() -> None:
     judge = MathJudge(strict=True, policy=MathPolicy(copied_expressions=True))
     assert judge.judge(r"\boxed{\sqrt{242}}", r"11\sqrt2", r"Simplify $\sqrt{242}$.").equal
+
+
+HOSTILE = [
+    "(",
+    "((1,2),",
+    "$",
+    "$a$",
+    "a ",
+    "\\[",
+    "\\(",
+    "1=",
+    "$1=",
+    "\\text{",
+    "{",
+    "\\frac{1}{2}",
+    "x+",
+    "\\pm",
+    "1<",
+    "-",
+    "$\\{1,",
+    "f(",
+    "2^{",
+]
+
+
+@pytest.mark.parametrize("piece", HOSTILE)
+def test_no_question_takes_long_to_read(piece: str) -> None:
+    """20,000 characters, nested or not, in a quarter of the deadline; the slowest needs a tenth of a second."""
+    closing = {"(": ")", "((1,2),": ")", "$\\{1,": "\\}$", "f(": "1)", "2^{": "}"}
+    nested = "$" + piece.strip("$") * 150 + "1" + closing.get(piece, "").strip("$") * 150 + "$"
+    for question in (piece * (20_000 // len(piece)), nested):
+        start = time.process_time()
+        assert JUDGE.judge(r"\boxed{\sqrt{4}}", "2", question).equal
+        assert time.process_time() - start < 0.5
 
 
 def test_no_expression_of_a_real_question_pays(shared_file: Callable[[str], Path]) -> None:
