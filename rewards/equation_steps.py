@@ -1,13 +1,13 @@
 """Process supervision for worked arithmetic: is every equation of a line true?
 
 It runs on model text in the trainer itself, so it evaluates nothing but + - * / on bounded exact fractions, takes time
-linear in the text, and never raises.
+linear in the text, and never raises. The more true steps the more reward, so a step is what brings a result that was not there.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -36,38 +36,60 @@ class Step(NamedTuple):
     end: int
 
 
-def score_steps(text: str) -> list[Step]:
-    """One step for each line of `text` that states an equation of plain arithmetic.
+class _Equation(NamedTuple):
+    """says: its result if it is true, else the values of its sides, or its text where they have none.
+    is_trivial: nothing is computed in it."""
+
+    is_true: bool
+    says: Hashable
+    is_trivial: bool
+
+
+def score_steps(text: str, *, given: str = "") -> list[Step]:
+    """One step for each line of `text` that states an equation of plain arithmetic and has something new to say.
 
     Rule: 1.0 if all equations of the line are exactly true, else 0.0; also 0.0 for a line over 400 characters or with a
     number over 40 digits. A line without an equation, and a line that gives the final answer, is no step: nothing is
     stated there, or the outcome reward scores it. x = x without an operator states nothing either.
+
+    Steps add up, so that what can be written without end must not be one: a true line is a step only if it computes a
+    result that neither `given`, the prompt, nor a line before it has, by more than adding 0 or multiplying with 0, 1 or -1; a
+    false one only if its false equations were not stated before.
     """
+    known = {equation.says for line in given.splitlines() if _is_readable(line) for equation in _equations(line)}
     steps, start = [], 0
     while start < len(text):
         newline = text.find("\n", start)
         end = newline + 1 if newline >= 0 else len(text)
-        value = _line_value(text, start, end)
+        value = _line_value(text, start, end, known)
         if value is not None:
             steps.append(Step(value, end))
         start = end
     return steps
 
 
-def _line_value(text: str, start: int, end: int) -> float | None:
+def _line_value(text: str, start: int, end: int, known: set[Hashable]) -> float | None:
+    """Adds to `known` what the line says."""
     if end - start > MAX_LINE + 1:
         return 0.0
     line = text[start:end].strip()
     if not line or _FINAL_ANSWER.search(line):
         return None
-    if _LONG_NUMBER.search(line):
+    if not _is_readable(line):
         return 0.0
-    truths = list(_truths(line))
-    return float(all(truths)) if truths else None
+    equations = list(_equations(line))
+    false = [equation for equation in equations if not equation.is_true]
+    new = {e.says for e in false or equations if not e.is_trivial or not e.is_true} - known
+    known.update(equation.says for equation in equations)
+    return float(not false) if new else None
 
 
-def _truths(line: str) -> Iterator[bool]:
-    """Whether each equation of the line is true, the annotated ones first."""
+def _is_readable(line: str) -> bool:
+    return len(line) <= MAX_LINE and not _LONG_NUMBER.search(line)
+
+
+def _equations(line: str) -> Iterator[_Equation]:
+    """The equations of a line, the annotated ones first."""
     for part in [*_ANNOTATION.findall(line), _ANNOTATION.sub("", line)]:
         plain = _TEX_TIMES.sub("*", _THOUSANDS.sub("", part.translate(_SIGNS)))
         plain = _MIXED.sub(r"(\1+\2/\3)", plain)
@@ -80,12 +102,12 @@ def _truths(line: str) -> Iterator[bool]:
             ):
                 statements.append(last)  # else it is cut off by a variable: 150 = 10+4c
             for statement in statements:
-                truth = _is_true(statement)
-                if truth is not None:
-                    yield truth
+                equation = _equation(statement)
+                if equation is not None:
+                    yield equation
 
 
-def _is_true(statement: str) -> bool | None:
+def _equation(statement: str) -> _Equation | None:
     """None where the statement is no equation: a side is missing, is cut off by a word (apples * 4 = 12), or none has
     an operator."""
     sides = [side.strip() for side in statement.split("=")]
@@ -97,12 +119,14 @@ def _is_true(statement: str) -> bool | None:
     if len(sides) < 2 or not any(map(_has_operator, sides)):
         return None
     try:
-        values = [_Sum(side).value() for side in sides]
+        sums = [_Sum(side) for side in sides]
+        values = tuple(each.value() for each in sums)
     except ZeroDivisionError:
-        return False
+        return _Equation(is_true=False, says=statement, is_trivial=False)
     except _NotArithmetic:
         return None
-    return all(value == values[0] for value in values)
+    is_true = all(value == values[0] for value in values)
+    return _Equation(is_true, values[0] if is_true else values, is_trivial=not any(each.computes for each in sums))
 
 
 def _has_operator(side: str) -> bool:
@@ -114,13 +138,17 @@ class _NotArithmetic(ValueError):
 
 
 class _Sum:
-    """A recursive-descent evaluator of + - * / and brackets."""
+    """A recursive-descent evaluator of + - * / and brackets.
+
+    computes: whether any operation changes its operands, as adding 0 and multiplying with 0, 1 or -1 do not.
+    """
 
     def __init__(self, text: str) -> None:
         self.tokens = _TOKEN.findall(text)
         if "".join(self.tokens) != re.sub(r"\s", "", text):
             raise _NotArithmetic(text)
         self.pos, self.depth = 0, 0
+        self.computes = False
 
     def value(self) -> Fraction:
         value = self.sum()
@@ -138,13 +166,16 @@ class _Sum:
     def sum(self) -> Fraction:
         value = self.product()
         while sign := self.next("+", "-"):
-            value += self.product() if sign == "+" else -self.product()
+            other = self.product()
+            self.computes |= value != 0 and other != 0
+            value += other if sign == "+" else -other
         return value
 
     def product(self) -> Fraction:
         value = self.factor()
         while sign := self.next("*", "/"):
             factor = self.factor()
+            self.computes |= value != 0 and factor not in (-1, 0, 1) and (abs(value) != 1 or sign == "/")
             value = value * factor if sign == "*" else value / factor
         return value
 

@@ -5,18 +5,16 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from transformers import PreTrainedTokenizerBase
-
-from rewards.equation_steps import score_steps
 from rewards.score import Score, Verifier
 from rollout.problems import ProblemStream
 from rollout.processes import Alone, Processes
 from rollout.prompts import PromptRenderer
 from rollout.records import Completion, Problem, Rollout, RolloutGroup
 from rollout.sampler import Sampler, SampleRequest, SamplingParams, completion_seed
+from rollout.steps import Steps, steps_of
 from rollout.verify import BackgroundVerifier
 
 ATTEMPTS = 3  # of sampling a step
@@ -94,7 +92,7 @@ class Collector:
     def _collect_once(self, problems: Sequence[Problem], requests: Sequence[SampleRequest]) -> Collected:
         started = time.perf_counter()
         completions: dict[tuple[int, int], Completion] = {}
-        with BackgroundVerifier(problems, self.verifiers) as verifier:
+        with BackgroundVerifier(problems, self.verifiers, self._step_scorer(problems, requests)) as verifier:
             for i, j, completion in self.sampler.stream(requests, self.params):
                 completions[i, j] = replace(completion, text=requests[i].opened + completion.text)
                 verifier.put(i, j, completions[i, j])
@@ -106,7 +104,7 @@ class Collector:
                 problem=problem,
                 prompt_ids=requests[i].prompt_ids,
                 rollouts=tuple(
-                    self._rollout(problem, requests[i].opened, completions[i, j], scores[i, j])
+                    _rollout(problem, completions[i, j], scores[i, j], verifier.steps.get((i, j), Steps()))
                     for j in range(self.group_size)
                 ),
             )
@@ -141,29 +139,21 @@ class Collector:
             verify_seconds=sum(p.verify_seconds for p in parts),
         )
 
-    def _rollout(self, problem: Problem, opened: str, completion: Completion, score: Score) -> Rollout:
+    def _step_scorer(
+        self, problems: Sequence[Problem], requests: Sequence[SampleRequest]
+    ) -> Callable[[int, Completion], Steps] | None:
         if not self.scores_steps:
-            return Rollout(problem=problem, completion=completion, score=score)
-        steps = score_steps(completion.text)
-        ends = _token_ends(self.renderer.tokenizer, completion, opened)
-        last = len(completion.token_ids) - 1
-        return Rollout(
-            problem=problem,
-            completion=completion,
-            score=score,
-            step_rewards=tuple(step.value for step in steps),
-            step_ends=tuple(next((t for t, end in enumerate(ends) if end >= step.end), last) for step in steps),
-        )
+            return None
+        return lambda i, completion: steps_of(self.renderer.tokenizer, problems[i], completion, requests[i].opened)
+
+
+def _rollout(problem: Problem, completion: Completion, score: Score, steps: Steps) -> Rollout:
+    return Rollout(
+        problem=problem, completion=completion, score=score, step_rewards=steps.rewards, step_ends=steps.ends
+    )
 
 
 def has_signal(group: RolloutGroup) -> bool:
     """Whether the graded values of the group differ: otherwise a comparison within the group teaches nothing."""
     values = {r.score.value for r in group.rollouts if r.is_graded}
     return len(values) > 1
-
-
-def _token_ends(tokenizer: PreTrainedTokenizerBase, completion: Completion, opened: str) -> list[int]:
-    """How many characters of the text stand once each token is written, those that the prompt has opened included."""
-    ids = completion.token_ids
-    texts = tokenizer.batch_decode([list(ids[: t + 1]) for t in range(len(ids))], clean_up_tokenization_spaces=False)
-    return [len(opened) + len(text) for text in texts]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from types import TracebackType
@@ -14,6 +14,7 @@ from rewards.errors import UserError
 from rewards.score import Score, Verifier, verify
 from rewards.verifiers import VERIFIERS
 from rollout.records import Completion, Problem
+from rollout.steps import Steps
 
 
 class BackgroundVerifier:
@@ -21,11 +22,19 @@ class BackgroundVerifier:
 
     It costs the sampler little: verifiers judge in processes of their own, the thread waits for them. What fails in it is
     raised by the next `put` or by `scores`. An exception in the block ends it after the batch it is at.
+
+    steps_of: also called there, for each completion and the index of its problem. steps: what it gave, once `scores` is done.
     """
 
-    def __init__(self, problems: Sequence[Problem], verifiers: Mapping[str, Verifier]) -> None:
+    def __init__(
+        self,
+        problems: Sequence[Problem],
+        verifiers: Mapping[str, Verifier],
+        steps_of: Callable[[int, Completion], Steps] | None = None,
+    ) -> None:
         self._problems, self._verifiers = problems, {p.verifier: chosen_verifier(p, verifiers) for p in problems}
-        self._waiting: SimpleQueue[tuple[int, int, str] | None] = SimpleQueue()
+        self._steps_of, self.steps = steps_of, dict[tuple[int, int], Steps]()
+        self._waiting: SimpleQueue[tuple[int, int, Completion] | None] = SimpleQueue()
         self._is_abandoned = threading.Event()
 
     def __enter__(self) -> Self:
@@ -44,7 +53,7 @@ class BackgroundVerifier:
     def put(self, problem_index: int, sample_index: int, completion: Completion) -> None:
         if self._judged.done():
             self._judged.result()
-        self._waiting.put((problem_index, sample_index, completion.text))
+        self._waiting.put((problem_index, sample_index, completion))
 
     def scores(self) -> dict[tuple[int, int], Score]:
         """Of all that was put, once the last of it is judged."""
@@ -59,7 +68,10 @@ class BackgroundVerifier:
             while not self._waiting.empty():
                 taken.append(self._waiting.get())
             is_last = None in taken
-            scores |= self._judge([item for item in taken if item is not None])
+            batch = [item for item in taken if item is not None]
+            scores |= self._judge([(i, j, completion.text) for i, j, completion in batch])
+            if self._steps_of is not None:
+                self.steps |= {(i, j): self._steps_of(i, completion) for i, j, completion in batch}
         return scores
 
     def _judge(self, batch: Sequence[tuple[int, int, str]]) -> dict[tuple[int, int], Score]:

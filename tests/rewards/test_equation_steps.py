@@ -71,12 +71,59 @@ def test_a_line_that_states_no_arithmetic_is_no_step(line: str) -> None:
     assert score_steps(line) == []
 
 
-@given(a=st.integers(-999, 999), b=st.integers(-999, 999), c=st.integers(1, 99), off=st.sampled_from([0, 0, 1, -1]))
+NONZERO = st.integers(-999, 999).filter(bool)  # adding 0 is no step
+
+
+@given(a=NONZERO, b=NONZERO, c=st.integers(1, 99), off=st.sampled_from([0, 0, 1, -1]))
 @settings(max_examples=200, deadline=None)
 def test_true_if_and_only_if_python_says_so(a: int, b: int, c: int, off: int) -> None:
     expected = float(off == 0)
     for left, result in ((f"{a} + ({b}) * {c}", a + b * c), (f"({a} - ({b})) * {c}", (a - b) * c)):
         assert [step.value for step in score_steps(f"{left} = {result + off}")] == [expected]
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("0*5=0\n" * 100, []),
+        ("5+0=5\n5-0=5\n0+5=5\n5*1=5\n1*5=5\n5/1=5\n0/5=0\n100%*5=5\n-1*5=-5\n1*0+5=5", []),
+        ("2+3=5\n" * 100, [1.0]),
+        ("2+3=5\n3+2=5\n10/2=5\n5=2+3\n4+1=10/2\n2+3+0=5", [1.0]),  # nothing new in other words
+        ("2+3=5 and 5*2=10\n10/2=5\n5*2=10\n10-4=6", [1.0, 1.0]),
+        ("2+3=5, 2+3=5, 3+4=7\n3+4=7", [1.0]),
+        ("5*1+2=7", [1.0]),
+        ("1/3+1/6=1/2\n3/6+0=0.5\n2/4*1=1/2", [1.0]),  # the same value
+        ("2+3=6\n" * 100, [0.0]),
+        ("5*1=6\n0*5=5", [0.0, 0.0]),  # trivial, and wrong all the same
+        ("2+3=6\n2+3=7\n2+3=6\n2+3=5", [0.0, 0.0, 1.0]),
+        ("2+3=6, 3+4=7\n2+3=6, 4+4=8\n4+4=8", [0.0]),  # a wrong line says what is right in it too
+        ("1/0=1\n1/0=1\n2/0=1", [0.0, 0.0]),
+        ("2*1=2\n2*1=2\n1+1=2", []),
+        ("1+1=2\n2*1=2", [1.0]),
+    ],
+)  # fmt: skip
+def test_only_what_is_new_is_a_step(text: str, values: list[float]) -> None:
+    """Steps add up: a policy would repeat whatever is worth something each time."""
+    assert [step.value for step in score_steps(text)] == values
+
+
+def test_what_the_prompt_states_is_not_new() -> None:
+    """As in worked examples before the question. Its numbers are not results."""
+    prompt = f"Q: 2 and 3? A: 2 + 3 = <<2+3=5>>5\n{'1' * 50}+0=0\n{'x' * 500}9+9=18\nQ: 3 and 4, or 8?"
+    assert score_steps("2+3=5\n1+4=5\n3+4=7\n4+4=8\n9+9=18", given=prompt) == [
+        Step(1.0, 18), Step(1.0, 24), Step(1.0, 30),
+    ]  # fmt: skip
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.sampled_from("+-*/"), st.integers(0, 9), st.integers(-9, 81)), max_size=30)
+)
+@settings(max_examples=200, deadline=None)
+def test_there_are_no_more_right_steps_than_results(equations: list[tuple[int, str, int, int]]) -> None:
+    text = "".join(f"{a}{sign}{b}={result}\n" for a, sign, b, result in equations)
+    values = [step.value for step in score_steps(text * 2)]
+    assert sum(values) <= len({result for *_, result in equations})
+    assert len(values) <= len(set(equations))
 
 
 @given(st.text(alphabet="0123456789+-*/()=.,%$<> x\n#\\a", max_size=300))
