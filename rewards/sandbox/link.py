@@ -214,7 +214,7 @@ class Handed(Remote):
         return self._made("call", args, kwargs)
 
     def __getattr__(self, name: str) -> Handed:
-        return self._made("get", (name,), {})
+        return self._refuse() if name.startswith("__") else self._made("get", (name,), {})  # isinstance asks so
 
     def _made(self, operation: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Handed:
         made = self._link.call(self._target, operation, args, kwargs, stays=True)

@@ -204,6 +204,10 @@ DECIDED_BY_THE_PROGRAM = {
     "a text": "assert str(shown(add(1, 2))) == '3'",
     "an order": "assert lower() <= add(1, 2)",
     "an element": "assert add(1, 2) in results(3)",
+    "a class": "assert isinstance(add(1, 2), Node)",
+    "a name": "assert add(1, 2) == expected",
+    "a bound": "assert abs(add(1, 2) - 3) < lower",
+    "cases": "for a, b, c in results: assert add(a, b) == c",
     "a handler": "try: add(1, 2)\nexcept BaseException: pass\nassert almost(3, 3)",
 }
 FAKES = """
