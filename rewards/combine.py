@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from rewards.answer_format import format_rule
+from rewards.door import checked_scores
 from rewards.extract import own_turn
 from rewards.score import Reference, Score, Verifier, verify
 
@@ -34,7 +35,9 @@ class CombinedVerifier:
             scores = self._verifier.verify_batch(answers, references)
         else:
             scores = verify(self._verifier, answers, references, prompts)
-        return [self._with_format(score, answer) for score, answer in zip(scores, answers, strict=True)]
+        named = type(self._verifier).__name__
+        checked = checked_scores(scores, verifier=named, problems=[a[:40] for a in answers], named_by="answer")
+        return [self._with_format(score, answer) for score, answer in zip(checked, answers, strict=True)]
 
     def check_references(self, references: Sequence[Reference]) -> list[Score]:
         """The verifier's word on the references: there is nothing to be written in a form."""

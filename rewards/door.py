@@ -17,10 +17,10 @@ from rewards.score import Outcome, Score
 _SHOWN = 80  # characters of what was returned
 
 
-def checked_scores(returned: Any, *, verifier: str, problems: Sequence[str]) -> list[Score]:
+def checked_scores(returned: Any, *, verifier: str, problems: Sequence[str], named_by: str = "problem") -> list[Score]:
     """The scores that the verifier of this name has returned, one for each of `problems`, which are named by their ids.
 
-    Numbers of other libraries become floats. Raises UserError for what is no score, with the verifier and the problem.
+    named_by: what else stands there. Numbers of other libraries become floats. Raises UserError for what is no score, with the verifier and the problem.
     """
     if not isinstance(returned, Iterable):
         raise UserError(
@@ -32,7 +32,9 @@ def checked_scores(returned: Any, *, verifier: str, problems: Sequence[str]) -> 
             f"verifier {verifier!r} returned {len(scores)} scores for {len(problems)} answers: it must return one Score for "
             "each answer, in order"
         )
-    return [_checked(score, f"verifier {verifier!r}, problem {problem!r}") for score, problem in zip(scores, problems)]
+    return [
+        _checked(score, f"verifier {verifier!r}, {named_by} {problem!r}") for score, problem in zip(scores, problems)
+    ]
 
 
 def _checked(score: Any, where: str) -> Score:

@@ -62,7 +62,7 @@ class ProgramJudge:
             self._sandbox("programs")
 
     def judge(self, answer: str, reference: Any) -> Verdict:
-        """The verdict on a program. What the sandbox fails at is tried once more in a new one."""
+        """The verdict on a program."""
         try:
             task = parse_task(reference)
         except BadReference as error:
@@ -73,12 +73,16 @@ class ProgramJudge:
         if len(program) > MAX_LENGTH:
             return unparsed(f"a program of more than {MAX_LENGTH} characters")
         source = whole_program(program, task)
+        return self._twice(lambda: self._run(source, task))
+
+    def _twice(self, attempt: Callable[[], Verdict]) -> Verdict:
+        """What the sandbox fails at is tried once more in a new one."""
         try:
-            return self._run(source, task)
+            return attempt()
         except SandboxError:
             self._close()
         try:
-            return self._run(source, task)
+            return attempt()
         except SandboxError as error:
             self._close()
             return self._failed_twice(error)
@@ -97,19 +101,14 @@ class ProgramJudge:
             task = parse_task(reference)
         except BadReference as error:
             return bad_reference(str(error))
+        if task.solution is None and isinstance(task, AssertsTask):
+            return self._twice(lambda: self._fault_of(task) or right("well-formed"))
         if task.solution is None:
-            return self._rehearsed(task) or right("well-formed")
+            return right("well-formed")
         outcome, detail = self.judge(task.solution, reference)
         if outcome in (Outcome.CORRECT, Outcome.CRASHED):
             return Verdict(outcome, detail)
         return bad_reference(f"its own solution does not pass: {detail}")
-
-    def _rehearsed(self, task: StdinTask | FunctionTask | AssertsTask) -> Verdict | None:
-        try:
-            return self._fault_of(task) if isinstance(task, AssertsTask) else None
-        except SandboxError as error:
-            self._close()
-            return crashed(f"the sandbox failed: {error}")
 
     def _run(self, source: str, task: StdinTask | FunctionTask | AssertsTask) -> Verdict:
         self._deadline = time.monotonic() + 2 * self._limits["wall_seconds"]

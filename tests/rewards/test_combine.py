@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from rewards.combine import CombinedVerifier
+from rewards.errors import UserError
 from rewards.score import Outcome, Reference, Score
 
 FORMED, LOOSE = "<think>w</think><answer>{}</answer>", "{}"
@@ -52,6 +53,15 @@ def test_a_wrong_answer_earns_nothing_for_its_form_unless_told_so(answer: str, g
         assert score.value == pytest.approx(value)
         assert score.outcome is (Outcome.CORRECT if "7" in answer else Outcome.WRONG)
         assert score.parts == {"math": float("7" in answer), "think-answer": float("<" in answer)}
+
+
+def test_what_is_no_score_is_refused_before_anything_is_added_to_it() -> None:
+    class Mine(Equal):
+        def verify_batch(self, answers: Sequence[str], references: Sequence[Reference]) -> list[Score]:
+            return [None for _ in answers]  # pyright: ignore
+
+    with pytest.raises(UserError, match="verifier 'Mine', answer '7': it returned None"):
+        CombinedVerifier(Mine(), ["words:1"]).verify_batch(["7"], ["7"])
 
 
 def test_the_detail_says_what_both_found() -> None:
