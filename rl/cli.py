@@ -26,24 +26,33 @@ def run_safely(action: Callable[[], object]) -> None:
         print(f"error: {error}", file=sys.stderr)
         end_launcher()
         sys.exit(2)
+    except SystemExit as ended:  # of tyro: an option that is not there, or a value that cannot be
+        if ended.code == 2:
+            end_launcher()
+        raise
     except KeyboardInterrupt as stop:
         print(str(stop) or "interrupted before anything was saved", file=sys.stderr)
         sys.exit(130)
 
 
 def end_launcher() -> None:
-    """`accelerate launch` answers a script that failed with a trace of its own, which would bury the message: end it first."""
-    if launcher_command():
+    """`accelerate launch` answers a script that failed with a trace of its own, which would bury the message: end it first.
+
+    That of several processes would only write another trace. A script that reads the status uses `plumbline launch`.
+    """
+    command = launcher_command()
+    if Path(command[1] if len(command) > 1 else "").name == "accelerate" and "WORLD_SIZE" not in os.environ:
         os.kill(os.getppid(), signal.SIGTERM)
 
 
 def launcher_command() -> list[str]:
-    """Of the `accelerate launch` that started this process; empty where none did."""
+    """Of the `accelerate launch` or `plumbline launch` that started this process; empty where none did."""
     try:
         command = Path(f"/proc/{os.getppid()}/cmdline").read_text(errors="replace").split("\0")
     except OSError:
         return []
-    return command if "launch" in command and any(Path(part).name == "accelerate" for part in command) else []
+    names = [Path(part).name for part in command[:3]]  # the interpreter, the command, launch
+    return command if "launch" in names and {"accelerate", "plumbline"} & set(names) else []
 
 
 def require_all_processes() -> None:
@@ -159,6 +168,18 @@ def serve_vllm(
     serve(model, port=port, dtype=dtype, max_length=max_length, max_rows=max_rows)
 
 
+@app.command
+def launch(arguments: tyro.conf.Positional[tuple[str, ...]]) -> None:
+    """Start a recipe by `accelerate launch`, and end with its status: 2 for a mistake, 130 for an interruption.
+
+    Args:
+        arguments: Those of `accelerate launch`: its options, the recipe, the recipe's options.
+    """
+    from rl.launch import launch as launch_by_accelerate
+
+    launch_by_accelerate(arguments)
+
+
 verify = tyro.extras.SubcommandApp()
 app.command(verify, name="verify", help="Judge one answer or program, or a run's verdicts once more.")
 
@@ -227,4 +248,9 @@ def _text(path: Path, option: str) -> str:
 
 
 def main() -> None:
-    run_safely(lambda: app.cli(prog="plumbline", description="Reinforcement learning on rewards that can be checked."))
+    is_launch = sys.argv[1:2] == ["launch"] and sys.argv[2:] not in (["-h"], ["--help"])
+    if is_launch:  # whose options are accelerate's
+        run_safely(lambda: launch(tuple(sys.argv[2:])))
+    else:
+        description = "Reinforcement learning on rewards that can be checked."
+        run_safely(lambda: app.cli(prog="plumbline", description=description))

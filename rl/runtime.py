@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import psutil
 import torch
-from accelerate import Accelerator, DistributedType, InitProcessGroupKwargs
+from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -26,6 +26,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from rewards.errors import UserError, first_line
 from rl.casts import keeping_casts, may_keep
+from rl.launch_settings import require_honoured, require_honoured_by_deepspeed
 from rl.options import DType
 from rl.sharding import Root, whole
 from rl.zero import ZeroOptimizer
@@ -81,8 +82,12 @@ class Runtime:
         # By this transformers would load weights in the first process alone, and leave the others' random.
         os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
         with_zero = "DEEPSPEED" in asked
+        started = int(os.environ.get("WORLD_SIZE", "1"))
+        require_honoured(os.environ, dtype, shards=started > 1)
+        # Without being told accelerate takes several processes on a machine without GPUs for several runs of one process each.
+        on_cpu = device == "cpu" or (started > 1 and not torch.accelerator.is_available())
         self.accelerator = Accelerator(
-            cpu=device == "cpu" and not with_zero,
+            cpu=on_cpu and not with_zero,
             log_with=list(trackers) or None,
             kwargs_handlers=[
                 InitProcessGroupKwargs(
@@ -91,19 +96,21 @@ class Runtime:
             ],
         )
         self.rank, self.count = self.accelerator.process_index, self.accelerator.num_processes
+        if self.count != started:
+            raise UserError(
+                f"WORLD_SIZE is {started}: accelerate counts {self.count} processes, and each would make a whole run of its own; "
+                "add --multi_gpu (on a CPU too), with --device cpu where the machine has an accelerator that is not to be used"
+            )
         self.shards = self.count > 1 and bool(asked)
         plugin: Any = self.accelerator.state.deepspeed_plugin
         self.zero_stage = plugin.zero_stage if self.shards and plugin else 0
         unset_hf_deepspeed_config()  # by which transformers would load parts of the weights
-        version = os.environ.get("FSDP_VERSION", "1")
-        if self.shards and not with_zero and version != "2":
-            raise UserError(f"fsdp_version is {version}: weights are sharded by version 2 only; add --fsdp_version 2")
-        if self.shards and with_zero and self.zero_stage not in (2, 3):
-            raise UserError(f"zero_stage is {self.zero_stage}: DeepSpeed spreads gradients at 2, and weights too at 3")
-        if self.accelerator.distributed_type == DistributedType.MEGATRON_LM:
-            raise UserError(
-                "distributed_type is MEGATRON_LM: weights are sharded by FSDP2 or DeepSpeed; see docs/scale.md"
-            )
+        if self.shards and with_zero:
+            require_honoured_by_deepspeed(plugin.deepspeed_config)
+            if self.zero_stage not in (2, 3):
+                raise UserError(
+                    f"zero_stage is {self.zero_stage}: DeepSpeed spreads gradients at 2, and weights too at 3"
+                )
         missing = set(trackers) - {str(tracker) for tracker in self.accelerator.log_with}
         if missing:  # accelerate leaves them out without a word
             raise UserError(

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from importlib.util import find_spec
@@ -23,6 +23,7 @@ from rewards.errors import UserError
 from rewards.math_answer import MathVerifier
 from rl.algorithms import ALGORITHMS
 from rl.config import RunConfig
+from rl.launch_settings import require_honoured, require_honoured_by_deepspeed
 from rl.loop import train
 from rl.runtime import Runtime
 from tests.rl.conftest import draw_nothing
@@ -201,15 +202,104 @@ def test_the_shipped_configurations_shard_what_every_process_has_loaded(
     one = options(model, digits, tmp_path / "one", num_steps=1, max_unjudged=1.0, seed=3)
     train(one)
     changed = {"model", "dataset", "num_steps", "problems_per_step", "group_size", "max_tokens", "eval_size", "seed"}
-    changed |= {"prompt_style", "device", "max_unjudged", "learning_rate", "eval_every"}
+    changed |= {"prompt_style", "max_unjudged", "learning_rate", "eval_every"}
     command = [*LAUNCH, "--config_file", f"recipes/accelerate/{shipped}.yaml", "--num_processes", "2"]
     command += ["recipes/grpo_math.py"]
     command += [x for name in sorted(changed) for x in ("--" + name.replace("_", "-"), str(getattr(one, name)))]
-    done = subprocess.run(
-        [*command, "--run-dir", str(tmp_path / "two")], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = run_command([*command, "--run-dir", str(tmp_path / "two")])
     assert done.returncode == 0, done.stderr[-2000:]
     assert_same_run(tmp_path / "two", tmp_path / "one", 1)
+
+
+def run_command(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """As on a machine without GPUs."""
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
+
+
+def test_the_documented_command_starts_one_run_of_two_processes(model: Path, digits: Path, tmp_path: Path) -> None:
+    """docs/scale.md, word for word: every step stands once in its metrics, and is that of one process."""
+    one = options(model, digits, tmp_path / "one", num_steps=2, max_unjudged=1.0, eval_every=1)
+    train(one)
+    line = next(
+        x for x in (ROOT / "docs" / "scale.md").read_text().splitlines() if x.startswith("| two processes on a CPU")
+    )
+    documented = line.split("`")[1].split()
+    assert documented[:2] == ["accelerate", "launch"]
+    given = {
+        "model",
+        "dataset",
+        "num_steps",
+        "problems_per_step",
+        "group_size",
+        "max_tokens",
+        "eval_size",
+        "eval_every",
+    }
+    given |= {"prompt_style", "max_unjudged", "learning_rate"}
+    small = [x for name in sorted(given) for x in ("--" + name.replace("_", "-"), str(getattr(one, name)))]
+    done = run_command([*LAUNCH, *documented[2:], *small, "--run-dir", str(tmp_path / "two")])
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert_same_run(tmp_path / "two", tmp_path / "one", 2)
+
+
+def test_processes_that_accelerate_does_not_join_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(UserError, match="WORLD_SIZE is 3: accelerate counts 1 processes"):
+        Runtime(dtype="float32", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "name"),
+    [
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "gradient_accumulation_steps"),
+        ("ACCELERATE_MIXED_PRECISION", "fp16", "mixed_precision"),
+        ("ACCELERATE_MIXED_PRECISION", "bf16", "mixed_precision"),  # of a run that computes in float32
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "dynamo_backend"),
+        ("ACCELERATE_USE_MEGATRON_LM", "true", "use_megatron_lm"),
+    ],
+)
+def test_settings_of_accelerate_that_would_be_ignored_or_half_applied_are_refused_by_name(
+    variable: str, value: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(UserError, match=f"{name} is '{value}' in accelerate's configuration"):
+        Runtime(dtype="float32", device="cpu")
+
+
+def test_settings_of_fsdp_and_deepspeed_are_refused_by_name_too() -> None:
+    fsdp = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "ACCELERATE_MIXED_PRECISION": "bf16"}
+    require_honoured(fsdp, "bfloat16", shards=True)
+    for variable, value in (
+        ("FSDP_VERSION", "1"),
+        ("FSDP_OFFLOAD_PARAMS", "true"),
+        ("FSDP_RESHARD_AFTER_FORWARD", "false"),
+    ):
+        with pytest.raises(UserError, match=f"{variable.lower()} is '{value}'"):
+            require_honoured({**fsdp, variable: value}, "bfloat16", shards=True)
+    require_honoured({**fsdp, "FSDP_VERSION": "1"}, "bfloat16", shards=False)
+    require_honoured_by_deepspeed({"gradient_accumulation_steps": 1, "fp16": {"enabled": False}})
+    for config in ({"gradient_accumulation_steps": 4}, {"fp16": {"enabled": True}}, {"bf16": {"enabled": True}}):
+        with pytest.raises(UserError, match=f"{next(iter(config))} is .* in DeepSpeed's configuration"):
+            require_honoured_by_deepspeed(config)
+
+
+PLUMBLINE = [sys.executable, "-c", "from rl.cli import main; main()"]
+
+
+@pytest.mark.parametrize("mistake", [["--group-size", "0"], ["--no-such-option"], ["--model", "/nowhere"]], ids=str)
+@pytest.mark.parametrize("processes", [["--num_processes", "1"], ["--multi_gpu", "--num_processes", "2"]], ids=str)
+def test_a_mistake_ends_the_launch_with_status_2_and_no_trace(processes: list[str], mistake: list[str]) -> None:
+    done = run_command([*PLUMBLINE, "launch", *processes, "recipes/grpo_math.py", *mistake])
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert mistake[0].strip("-").replace("-", "_") in (done.stdout + done.stderr).replace("-", "_")
+
+
+def test_a_mistake_under_accelerates_own_launcher_shows_no_trace() -> None:
+    done = run_command([*LAUNCH, "--num_processes", "1", "recipes/grpo_math.py", "--group-size", "0"])
+    assert done.returncode != 0 and "group_size is 0" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def different_weights(rank: int, port: int, folder: Path) -> None:
