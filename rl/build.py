@@ -25,7 +25,8 @@ from rl.progress import Progress
 from rl.runtime import Runtime
 from rl.sharding import Optimizer
 from rollout.sampler import Sampler
-from rollout.torch_sampler import TorchSampler, stop_token_ids
+from rollout.torch_sampler import TorchSampler
+from rollout.turn import stop_token_ids
 from rollout.vllm_server import VLLMServerSampler
 
 

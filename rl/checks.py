@@ -15,6 +15,7 @@ from rewards.errors import UserError
 from rl.algorithms import ALGORITHMS
 from rl.losses import likelihood
 from rl.values import ValueRule
+from rollout.problems import is_on_hub
 
 if TYPE_CHECKING:
     from rl.config import RunConfig
@@ -32,6 +33,7 @@ def check(config: RunConfig) -> None:
         value = getattr(config, name)
         if value is not None and not holds(value):
             raise UserError(f"{name} is {value!r}: it must be {possible}")
+    check_data(config)
     check_critic(config)
     check_samples(config)
     if ALGORITHMS[config.algorithm].surrogate is likelihood:
@@ -51,6 +53,22 @@ def require_unset(config: RunConfig, names: Iterable[str], why: str) -> None:
     for name in names:
         if getattr(config, name) not in (defaults[name], "none"):
             raise UserError(f"{name} is {getattr(config, name)!r}: {why}")
+
+
+def check_data(config: RunConfig) -> None:
+    if config.eval_dataset is None:
+        require_unset(config, ("eval_config",), "there is no eval_dataset; name one, or leave it out")
+    held_out = config.eval_dataset or config.dataset
+    for dataset, names in (
+        (config.dataset, ("dataset_config", "dataset_split")),
+        (held_out, ("eval_config", "eval_split")),
+    ):
+        if not is_on_hub(dataset):
+            require_unset(
+                config,
+                names,
+                f"{dataset!r} is no data set of the hub and has no configurations or splits; leave it out",
+            )
 
 
 def check_precision(config: RunConfig) -> None:
@@ -159,6 +177,9 @@ CHECKS: dict[str, Check] = {
     "num_steps": _at_least(1),
     "problems_per_step": _at_least(1),
     "max_tokens": _at_least(1),
+    "max_prompt_tokens": _at_least(1),
+    "stop_strings": ((lambda strings: "" not in strings), "strings that are not empty: an empty one is in every text"),
+    "seed": ((lambda v: -(2**63) <= v < 2**63), "a number of 64 bits, from -2^63 to 2^63 - 1"),
     "temperature": _POSITIVE,
     "lora_rank": _at_least(0),
     "lora_alpha": _POSITIVE,

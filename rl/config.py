@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -40,7 +41,15 @@ class RunConfig:
     """A built-in task ("arithmetic", "small-programs", "countdown" ..., docs/tasks.md), "gsm8k", "math", a .jsonl or .json file, a
     hub name (its split train), or "reasoning-gym:<task>"."""
     eval_dataset: str | None = None
-    """Held-out problems, as `dataset`, of a hub name the split test; without it eval_size problems of `dataset` are held out."""
+    """Held-out problems, as `dataset`; without it eval_size problems of `dataset` are held out."""
+    dataset_config: str | None = None
+    """Configuration of a hub data set that has several, such as main of openai/gsm8k; also of eval_dataset where that is the same."""
+    dataset_split: str = "train"
+    """Split of a hub data set that is trained on."""
+    eval_config: str | None = None
+    """Configuration of eval_dataset."""
+    eval_split: str | None = None
+    """Split of eval_dataset, otherwise test; without eval_dataset the split of `dataset` that the held-out problems are taken from."""
     prompt_column: str | None = None
     """Column of the question; found by its usual names otherwise."""
     answer_column: str | None = None
@@ -50,6 +59,10 @@ class RunConfig:
     problem's verifier looks for the answer."""
     system_prompt: str | None = None
     """A system prompt of your own, in place of prompt_style's."""
+    chat_template: str | None = None
+    """A file with a Jinja template in place of the tokenizer's own, or the name of one of several that the tokenizer has."""
+    max_prompt_tokens: int | None = None
+    """Problems with a longer prompt are left out."""
 
     algorithm: str = "grpo"
     """A name in rl/algorithms.py; docs/algorithms.md has their equations."""
@@ -101,6 +114,8 @@ class RunConfig:
     """Completions per problem, G. By model: 10, 8."""
     max_tokens: int | None = None
     """Longest completion. By model: 32, 1024."""
+    stop_strings: tuple[str, ...] = ()
+    """A completion also ends behind the first of these, such as </answer>."""
     temperature: float = 1.0
     """Of sampling, and of the log-probs in the update."""
     top_p: float = 1.0
@@ -252,6 +267,11 @@ class RunConfig:
         return replace(self, lora_base=base, reference_dtype=reference)
 
     @property
+    def has_eval_data(self) -> bool:
+        """Whether the held-out problems are others than those of the training data."""
+        return self.eval_dataset is not None or self.eval_split is not None
+
+    @property
     def tokens_at_once(self) -> int:
         """token_budget, or what stands for it until it is chosen (rl/choose.py)."""
         return TOKENS_ON_A_CPU if self.token_budget == "auto" else self.token_budget
@@ -299,9 +319,14 @@ class RunConfig:
         if not (run_dir / "config.json").exists():
             return None
         written = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
-        known = {f.name: written[f.name] for f in fields(self) if f.name in written}
+        return RunConfig.from_json({**written, "run_dir": run_dir, "resume": True})
+
+    @staticmethod
+    def from_json(written: Mapping[str, Any]) -> RunConfig:
+        """As a run has written it down; what is no option is ignored."""
+        known = {f.name: written[f.name] for f in fields(RunConfig) if f.name in written}
         lists = {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
-        return RunConfig(**{**known, **lists, "run_dir": run_dir, "resume": True})
+        return RunConfig(**{**known, **lists})
 
 
 def _numbered(name: str, number: int) -> Path:

@@ -18,6 +18,7 @@ from rewards.score import Outcome, Verifier, verify
 from rewards.verifiers import VerifierOptions, Verifiers
 from rl.config import RunConfig
 from rl.cost import ModelCost
+from rl.data import Report, load_held_out, log, require_room, within_limit
 from rl.defaults import MODEL_DEFAULTS, TINY, resolved_dtype
 from rl.evaluate import VOTED_ON, is_right, right_by_vote
 from rl.merge import load_merged
@@ -25,14 +26,16 @@ from rl.options import EvaluateOptions
 from rl.policy import context_length, load_pretrained, require_folder
 from rl.progress import Progress
 from rl.runtime import Runtime
-from rl.setup import gradable, require_room, tiny_base
+from rl.setup import gradable, tiny_base
+from rollout.chat_template import choose_template
 from rollout.collect import Collector
 from rollout.contamination import contaminated
-from rollout.problems import load_problems, split_held_out
+from rollout.problems import load_problems
 from rollout.prompts import PromptRenderer
 from rollout.records import Problem, RolloutGroup
 from rollout.sampler import Sampler, SamplingParams
-from rollout.torch_sampler import TorchSampler, stop_token_ids
+from rollout.torch_sampler import TorchSampler
+from rollout.turn import stop_token_ids, turn_end_strings, vocabulary_size
 
 RESAMPLES = 10_000
 
@@ -75,9 +78,10 @@ def evaluate_model(options: EvaluateOptions, progress: Progress) -> dict[str, Es
     """By measure: greedy accuracy with lenient and strict extraction, pass@k at powers of two, maj@n, what was cut."""
     require_folder(options.model)
     run = run_of(options)
-    given = {name: getattr(options, name) for name in ("max_tokens", "prompt_style", "system_prompt")}
+    names = ("max_tokens", "prompt_style", "system_prompt", "max_prompt_tokens", "stop_strings")
+    given = {name: getattr(options, name) for name in names}
     options = replace(options, **{name: run.get(name) for name, value in given.items() if value is None})
-    problems, where = problems_of(options, run)
+    problems, where = problems_of(options, run, progress.message)
     runtime = Runtime(dtype=resolved_dtype(options.dtype, options.device), device=options.device)
     verifiers = Verifiers(VerifierOptions(num_workers=runtime.cores, allow_unsafe_code=options.allow_unsafe_code))
     try:
@@ -86,6 +90,8 @@ def evaluate_model(options: EvaluateOptions, progress: Progress) -> dict[str, Es
             progress.message(describe_contamination(problems, options))
         problems = gradable(problems, "held-out", verifiers, progress)
         collector = make_collector(options, problems, verifiers, runtime, progress)
+        limit = options.max_prompt_tokens
+        problems = within_limit(collector.renderer, problems, "held-out", limit, progress.message)
         progress.start(f"{len(problems)} problems, greedy")
         greedy = replace(collector, params=replace(collector.params, temperature=0.0), group_size=1)
         found = of_greedy(greedy.collect(problems, step=0).groups, num_workers=runtime.cores)
@@ -108,35 +114,43 @@ def run_of(options: EvaluateOptions) -> dict[str, Any]:
     return found if "problems_per_step" in found else {}
 
 
-def problems_of(options: EvaluateOptions, run: Mapping[str, Any]) -> tuple[list[Problem], str]:
+def problems_of(
+    options: EvaluateOptions, run: Mapping[str, Any], report: Report = log.warning
+) -> tuple[list[Problem], str]:
     """On the run's own data what it held out, else all of the split; and what that is."""
-    if options.dataset not in (None, run.get("dataset")):
-        problems, where = load_problems(options.dataset, split=options.split), f"{options.dataset}, {options.split}"
-    elif not run:
+    if options.dataset is not None and options.dataset != run.get("dataset"):
+        problems = load_problems(options.dataset, config=options.dataset_config, split=options.split, report=report)
+        return problems[: options.size], f"{options.dataset}, {options.split}"
+    if not run:
         raise UserError(
             f"dataset is None: {options.model!r} is no checkpoint of a run, which would name one; add --dataset"
         )
-    elif run["eval_dataset"] is not None:
-        problems, where = load_problems(run["eval_dataset"], split="test"), f"{run['eval_dataset']}, test"
+    config = RunConfig.from_json(run)
+    problems = load_held_out(config, report)
+    if config.has_eval_data:
+        where = f"{config.eval_dataset or config.dataset}, {config.eval_split or 'test'}"
     else:
-        columns = {name: run[name] for name in ("prompt_column", "answer_column")}
-        _, problems = split_held_out(load_problems(run["dataset"], **columns), run["eval_size"])
-        where = f"the {len(problems)} problems of {run['dataset']} that runs hold out"
+        where = f"the {len(problems)} problems of {config.dataset} that runs hold out"
     return problems[: options.size], where
 
 
 def make_collector(
     options: EvaluateOptions, problems: Sequence[Problem], verifiers: Verifiers, runtime: Runtime, progress: Progress
 ) -> Collector:
+    """With room for those of the problems whose prompts are short enough."""
     source = options.model
     if source == TINY:
         source = str(tiny_base(options.dataset or RunConfig().dataset, verifiers, runtime, progress))
     is_adapted = (Path(source) / "adapter_config.json").is_file()
     model, tokenizer = load_merged(Path(source)) if is_adapted else load_pretrained(source, runtime.device)
     model = model.to(runtime.device)  # pyright: ignore[reportArgumentType]  the stubs lose `self`
-    renderer = PromptRenderer(tokenizer, style=options.prompt_style, system_prompt=options.system_prompt)
+    choose_template(tokenizer, options.chat_template)
+    style, system_prompt = options.prompt_style, options.system_prompt
+    renderer = PromptRenderer(tokenizer, style=style, system_prompt=system_prompt, report=progress.message)
     max_tokens = options.max_tokens or MODEL_DEFAULTS["max_tokens"]
-    longest = require_room(renderer, problems, max_tokens, context=context_length(model))
+    problems = within_limit(renderer, problems, "held-out", options.max_prompt_tokens, lambda _: None)
+    context, vocabulary = context_length(model), vocabulary_size(model)
+    longest = require_room(renderer, problems, max_tokens, context=context, vocabulary=vocabulary)
     sampler: Sampler
     if options.sampler == "torch":
         sampler = TorchSampler(model, tokenizer, decode_dtype=getattr(torch, runtime.dtype), autocast=runtime.autocast)
@@ -147,11 +161,13 @@ def make_collector(
         folder = model.config._name_or_path if is_adapted else source
         sampler = VLLMSampler(folder, tokenizer, stop_token_ids(model, tokenizer), engine)
         sampler.update_weights(model.named_parameters(remove_duplicate=False), version=0)
+    stop_strings = (*(options.stop_strings or ()), *turn_end_strings(tokenizer))
+    params = SamplingParams(max_tokens=max_tokens, temperature=options.temperature, stop_strings=stop_strings)
     return Collector(
         sampler=sampler,
         verifiers=verifiers,
         renderer=renderer,
-        params=SamplingParams(max_tokens=max_tokens, temperature=options.temperature),
+        params=params,
         group_size=max(1, options.samples),
         run_seed=options.seed,
     )

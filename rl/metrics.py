@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -257,6 +257,14 @@ class MetricsWriter:
         row = {key: _finite(value) for key, value in metrics.items()}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, allow_nan=False) + "\n")
+
+
+def keep_lines(path: Path, is_kept: Callable[[str], bool]) -> None:
+    """Of a file of any size the complete lines that are kept, line by line, in one move."""
+    aside = path.with_name(f"{path.name}.tmp")
+    with aside.open("w", encoding="utf-8") as file:
+        file.writelines(line for line in complete_lines(path) if is_kept(line))
+    os.replace(aside, path)
 
 
 def complete_lines(path: Path) -> Iterator[str]:

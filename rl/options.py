@@ -32,6 +32,8 @@ class EvaluateOptions:
     """tiny, a checkpoint of a run (adapters too), a folder in Hugging Face format or a hub name."""
     dataset: str | None = None
     """As in training. Of a checkpoint the run's own: what that held out."""
+    dataset_config: str | None = None
+    """Configuration of a hub data set that has several, such as main of openai/gsm8k."""
     split: str = "test"
     """Of a data set of the hub."""
     size: int | None = None
@@ -46,6 +48,12 @@ class EvaluateOptions:
     """Of a checkpoint the run's, else the one for the problem's verifier."""
     system_prompt: str | None = None
     """In place of the style's."""
+    chat_template: str | None = None
+    """A file with a Jinja template in place of the tokenizer's own, or the name of one of several that the tokenizer has."""
+    max_prompt_tokens: int | None = None
+    """Problems with a longer prompt are left out. Of a checkpoint the run's."""
+    stop_strings: tuple[str, ...] | None = None
+    """A completion also ends behind the first of these. Of a checkpoint the run's."""
     dtype: AnyDType = "auto"
     """The engine's; auto is bfloat16 on a GPU that has it, else float32."""
     sampler: Literal["torch", "vllm"] = "torch"
@@ -63,7 +71,8 @@ class EvaluateOptions:
     """A JSON file for the numbers."""
 
     def __post_init__(self) -> None:
-        for name, least in (("size", 1), ("samples", 0), ("max_tokens", 1), ("ngram", 1)):
+        counts = (("size", 1), ("samples", 0), ("max_tokens", 1), ("max_prompt_tokens", 1), ("ngram", 1))
+        for name, least in counts:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UserError(f"{name} is {value!r}: it must be at least {least}")
@@ -71,6 +80,9 @@ class EvaluateOptions:
             raise UserError(
                 f"temperature is {self.temperature}: it must be more than 0; greedy accuracy is always measured"
             )
+        if self.out is not None and (self.out.is_dir() or not self.out.parent.is_dir()):
+            is_what = "it is a folder" if self.out.is_dir() else f"there is no folder {str(self.out.parent)!r}"
+            raise UserError(f"out is {str(self.out)!r}: {is_what}; name a file in a folder that is there")
 
 
 @dataclass(frozen=True, kw_only=True)

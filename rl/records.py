@@ -10,36 +10,47 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from rl.config import RunConfig
-from rl.metrics import MetricsWriter, complete_lines, write_whole
+from rl.metrics import MetricsWriter, keep_lines, write_whole
 from rl.runtime import cpu_cores
 from rl.step import StepResult
+from rollout.records import RolloutGroup
 
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "math-verify", "vllm")
 
 
 class RunRecords:
-    """The run's files. A resumed run goes on from `keep_through`; what was written of later steps is cut off."""
+    """The run's files. A resumed run goes on from `keep_through`; what was written of later steps is cut off.
 
-    def __init__(self, run_dir: Path, keep_through: int | None = None) -> None:
+    tokenizer: of the prompts that are written with their completions.
+    """
+
+    def __init__(
+        self, run_dir: Path, keep_through: int | None = None, tokenizer: PreTrainedTokenizerBase | None = None
+    ) -> None:
         self.metrics = MetricsWriter(run_dir, keep_through)
-        self.completions = run_dir / "completions.jsonl"
+        self.completions, self.tokenizer = run_dir / "completions.jsonl", tokenizer
         if self.completions.exists():
-            lines = complete_lines(self.completions)
-            kept = [line for line in lines if json.loads(line)["step"] <= (keep_through or 0)]
-            write_whole(self.completions, "".join(kept))
+            keep_lines(self.completions, lambda line: json.loads(line)["step"] <= (keep_through or 0))
 
     def write(self, metrics: Mapping[str, float | None], result: StepResult | None = None) -> None:
         self.metrics.write(metrics)
         if result is not None:
+            assert self.tokenizer is not None
+            step, tokenizer = int(metrics["step"] or 0), self.tokenizer
             with self.completions.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(row) + "\n" for row in completion_rows(int(metrics["step"] or 0), result))
+                file.writelines(json.dumps(row) + "\n" for row in completion_rows(step, result, tokenizer))
 
 
-def completion_rows(step: int, result: StepResult) -> Iterator[dict[str, Any]]:
-    for i, group in enumerate(result.groups):
-        prompt = "\n".join(message["content"] for message in group.problem.messages)
+def completion_rows(step: int, result: StepResult, tokenizer: PreTrainedTokenizerBase) -> Iterator[dict[str, Any]]:
+    """Of every group that was sampled; those that dynamic sampling left out of the update have no advantage."""
+    trained = {_key(group): i for i, group in enumerate(result.groups)}
+    for group in result.sampled:
+        i = trained.get(_key(group))
+        advantages = None if i is None or result.advantages is None else result.advantages[i]
+        prompt = tokenizer.decode(list(group.prompt_ids))
         for j, rollout in enumerate(group.rollouts):
             completion, score = rollout.completion, rollout.score
             yield {
@@ -55,12 +66,18 @@ def completion_rows(step: int, result: StepResult) -> Iterator[dict[str, Any]]:
                 "length": completion.num_chosen,
                 "finish_reason": completion.finish_reason.value,
                 "policy_version": completion.policy_version,
-                "advantage": None if result.advantages is None else result.advantages[i][j].mean().item(),
+                "in_update": i is not None,
+                "advantage": None if advantages is None else advantages[j].mean().item(),
             }
 
 
-def write_config(run_dir: Path, config: RunConfig, paths: Mapping[str, str] | None = None) -> None:
-    """paths: how the update and the sampler run the model, and why not faster."""
+def _key(group: RolloutGroup) -> tuple[str, int]:
+    """A problem may be drawn more than once in a step, with other seeds."""
+    return group.problem.id, group.rollouts[0].completion.seed
+
+
+def write_config(run_dir: Path, config: RunConfig, found: Mapping[str, Any] | None = None) -> None:
+    """found: what was found out beside the options: by which paths the update and the sampler run the model, the first prompt."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -69,5 +86,5 @@ def write_config(run_dir: Path, config: RunConfig, paths: Mapping[str, str] | No
             versions[package] = "not installed"
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     hardware = {"cpu_cores": cpu_cores(), "machine": platform.machine(), "gpu": gpu}
-    written = {**config.as_json(), "paths": dict(paths or {}), "versions": versions, "hardware": hardware}
+    written = {**config.as_json(), **(found or {}), "versions": versions, "hardware": hardware}
     write_whole(run_dir / "config.json", json.dumps(written, indent=2) + "\n")

@@ -121,10 +121,18 @@ def _concerns(rows: list[Row]) -> str:
     )
 
 
+def _first_prompt(config: dict[str, Any]) -> str:
+    """As the model read it: a template or an option that does something else than was meant shows there."""
+    prompt = config.get("first_prompt")
+    if prompt is None:
+        return ""
+    return f"<h2>First prompt</h2><section class=card><pre>{_text(prompt)}</pre></section>"
+
+
 def _config_table(config: dict[str, Any]) -> str:
     if not config:
         return "<p class=note>config.json is missing or cannot be read.</p>"
-    flat = {key: value for key, value in config.items() if not isinstance(value, dict)}
+    flat = {key: value for key, value in config.items() if not isinstance(value, dict) and key != "first_prompt"}
     nested = {f"{key}.{name}": value for key, part in config.items() if isinstance(part, dict)
               for name, value in part.items()}  # fmt: skip
     cells = (f"<tr><th>{_text(key)}<td>{_text(value)}" for key, value in {**flat, **nested}.items())
@@ -261,6 +269,7 @@ def _page(name: str, config: dict[str, Any], rows: list[Row], completions: str) 
 <meta http-equiv="Content-Security-Policy" content="{policy}"><title>{_text(name)} – Plumbline</title>
 <style>{CSS}</style></head><body><main><h1>{_text(name)}</h1><p class=lede>{lede}</p>
 {body}
+{_first_prompt(config)}
 <h2>Completions to read</h2><div class=stack>{completions}</div>
 <h2>Configuration</h2><section class=card>{_config_table(config)}</section>
 </main></body></html>

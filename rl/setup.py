@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from rl.build import build_learner, build_optimizer, build_sampler, engine_of, t
 from rl.checkpoint import checkpoints, load_waiting, try_saving, writing
 from rl.choose import OPEN, Room, choose, described
 from rl.config import RunConfig
+from rl.data import load_data, require_room, within_limit
 from rl.defaults import TINY, TINY_DEFAULTS, tiny_task
 from rl.deliver import EXACT, ROUNDED, Delivery
 from rl.learner import Learner
@@ -35,12 +35,14 @@ from rl.runtime import Runtime
 from rl.save_model import stored_dtype
 from rl.warm_start import WarmStart, warm_started
 from rl.watch import Watch
+from rollout.chat_template import choose_template
 from rollout.collect import Collector
 from rollout.demonstrations import demonstration
-from rollout.problems import ProblemStream, load_problems, repeated_word, split_held_out, without_overlap
+from rollout.problems import ProblemStream, repeated_word
 from rollout.prompts import PromptRenderer
 from rollout.records import WORKED, Problem
 from rollout.sampler import Sampler, SampleRequest, SamplingParams, Text, completion_seed
+from rollout.turn import describe_ends, turn_end_strings, vocabulary_size
 
 PROBE = "probe.json"  # in the run's folder
 PROBE_TEXTS, PROBE_TOKENS = 8, 16  # enough for a mean whose own noise is small
@@ -69,22 +71,6 @@ class Run:
         if self.ahead is not None:
             self.ahead.close()
         self.collector.sampler.close()
-
-
-def load_data(config: RunConfig) -> tuple[list[Problem], list[Problem]]:
-    """(training, held out), without overlap."""
-    load = partial(load_problems, prompt_column=config.prompt_column, answer_column=config.answer_column)
-    problems = load(config.dataset)
-    size = config.eval_size or 1
-    if config.eval_dataset is None:
-        return split_held_out(problems, size)
-    held_out = load(config.eval_dataset, split="test")[:size]
-    training = without_overlap(problems, held_out)
-    if not training:
-        raise UserError(
-            f"dataset is {config.dataset!r}: every problem of it is in eval_dataset {config.eval_dataset!r} too"
-        )
-    return training, held_out
 
 
 def gradable(problems: Sequence[Problem], which: str, verifiers: Verifiers, progress: Progress) -> list[Problem]:
@@ -139,45 +125,20 @@ def demonstrable(
     return kept
 
 
-def require_room(
-    renderer: PromptRenderer,
-    problems: Sequence[Problem],
-    max_tokens: int,
-    *,
-    context: int | None,
-    token_budget: int | None = None,
-) -> int:
-    """Every prompt with a full completion fits the model's context, and one forward of the update. -> the tokens of the longest."""
-    longest, length = max(((p, len(renderer.render(p))) for p in problems), key=lambda pair: pair[1])
-    total = length + max_tokens
-    what = f"problem {longest.id!r} has a prompt of {length} tokens and max_tokens is {max_tokens}, together {total}"
-    if context is not None and total > context:
-        raise UserError(f"{what}: the model's context is {context}; lower max_tokens or leave out long prompts")
-    if token_budget is not None and total - 1 > token_budget:
-        raise UserError(f"token_budget is {token_budget}: {what}, more than fits one forward; raise token_budget")
-    return total
-
-
 def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: Progress) -> Run:
     asked, config = config, config.on(runtime.device.type, shards=runtime.shards)
-    parts = zip(load_data(config), ("training", "held-out"), strict=True)
+    parts = zip(load_data(config, progress.message), ("training", "held-out"), strict=True)
     training, held_out = (gradable(problems, which, verifiers, progress) for problems, which in parts)
     if verifiers.isolation:
         unsafe = "UNSAFE, as allow_unsafe_code permits: " if verifiers.isolation.rank < FLOOR else ""
         progress.message(f"{unsafe}programs are run at isolation {verifiers.isolation.describe()}")
-    algorithm = config.chosen_algorithm()
     if runtime.shards:
         require_shardable(config, runtime.zero_stage)
-    max_tokens = config.max_tokens or 1
     source, model, tokenizer = load_base(config, runtime, verifiers, progress)
-    renderer = PromptRenderer(tokenizer, style=config.prompt_style, system_prompt=config.system_prompt)
-    if algorithm.samples_from == "dataset":
-        training = demonstrable(training, verifiers, renderer, max_tokens, progress)
-    budget = None if config.token_budget == "auto" else config.token_budget
-    longest = require_room(
-        renderer, [*training, *held_out], max_tokens, context=context_length(model), token_budget=budget
-    )
-    options, keeps_caches = chosen(asked, model, runtime, progress, longest - max_tokens)
+    style, system_prompt = config.prompt_style, config.system_prompt
+    renderer = PromptRenderer(tokenizer, style=style, system_prompt=system_prompt, report=progress.message)
+    training, held_out, longest = fitting(config, model, renderer, verifiers, (training, held_out), progress)
+    options, keeps_caches = chosen(asked, model, runtime, progress, longest - (config.max_tokens or 1))
     config = replace(config, **options)
     assert config.run_dir is not None
     learner = build_learner(config, model, tokenizer, runtime, progress)
@@ -190,19 +151,13 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
     if step == 0:
         progress.start("trying to save a checkpoint")
         try_saving(config.run_dir, learner, stream, tokenizer)
-    collector = Collector(
-        sampler=sampler,
-        verifiers=verifiers,
-        renderer=renderer,
-        params=SamplingParams(max_tokens=max_tokens, temperature=config.temperature),
-        group_size=config.group_size or 2,
-        run_seed=config.seed,
-        scores_steps=algorithm.scores_steps,
-        processes=runtime.in_a_second_thread() if config.one_step_ahead else runtime,
-    )
+    collector = build_collector(config, sampler, verifiers, renderer, runtime)
     paths = {"update": str(learner.policy.choice), "sampling": sampler.path}
     for name, path in paths.items():
         progress.message(f"{name}: {path}")
+    first_prompt = str(tokenizer.decode(list(renderer.render(training[0]))))
+    progress.message(f"first prompt, of problem {training[0].id!r}, with its special tokens:\n{first_prompt}")
+    progress.message(describe_ends(model, tokenizer, collector.params.stop_strings))
     texts = runtime.from_main(lambda: probe_texts(config.run_dir, sampler, renderer, training, config.seed))
     delivery = proven_delivery(config, learner, sampler, runtime, texts, step)
     return Run(
@@ -216,9 +171,53 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
         delivery=delivery,
         ahead=ahead_of(config, runtime, step) if config.one_step_ahead else None,
         tokenizer=tokenizer,
-        records=open_records(config, runtime, step, paths),
+        records=open_records(config, runtime, tokenizer, step, {"paths": paths, "first_prompt": first_prompt}),
         watch=Watch(read_metrics(config.run_dir)),
         step=step,
+    )
+
+
+def fitting(
+    config: RunConfig,
+    model: PreTrainedModel,
+    renderer: PromptRenderer,
+    verifiers: Verifiers,
+    problems: tuple[list[Problem], list[Problem]],
+    progress: Progress,
+) -> tuple[list[Problem], list[Problem], int]:
+    """-> (training, held out, tokens of the longest prompt with a full completion): problems that the model and the run have room for."""
+    limit, max_tokens = config.max_prompt_tokens, config.max_tokens or 1
+    training = within_limit(renderer, problems[0], "training", limit, progress.message)
+    held_out = within_limit(renderer, problems[1], "held-out", limit, progress.message)
+    if config.chosen_algorithm().samples_from == "dataset":
+        training = demonstrable(training, verifiers, renderer, max_tokens, progress)
+    longest = require_room(
+        renderer,
+        [*training, *held_out],
+        max_tokens,
+        context=context_length(model),
+        token_budget=None if config.token_budget == "auto" else config.token_budget,
+        vocabulary=vocabulary_size(model),
+    )
+    return training, held_out, longest
+
+
+def build_collector(
+    config: RunConfig, sampler: Sampler, verifiers: Verifiers, renderer: PromptRenderer, runtime: Runtime
+) -> Collector:
+    """A turn ends as the chat template ends it, and where the run's options say."""
+    stop_strings = (*config.stop_strings, *turn_end_strings(renderer.tokenizer))
+    return Collector(
+        sampler=sampler,
+        verifiers=verifiers,
+        renderer=renderer,
+        params=SamplingParams(
+            max_tokens=config.max_tokens or 1, temperature=config.temperature, stop_strings=stop_strings
+        ),
+        group_size=config.group_size or 2,
+        run_seed=config.seed,
+        scores_steps=config.chosen_algorithm().scores_steps,
+        processes=runtime.in_a_second_thread() if config.one_step_ahead else runtime,
     )
 
 
@@ -274,18 +273,21 @@ def load_base(
     rounded = config.rounds_base(runtime.device.type)
     model, tokenizer = load_pretrained(source, runtime.device, nf4=nf4, rounded=rounded)
     runtime.require_equal(model, config.model)
+    choose_template(tokenizer, config.chat_template)
     return source, model, tokenizer
 
 
-def open_records(config: RunConfig, runtime: Runtime, step: int, paths: dict[str, str]) -> RunRecords | None:
-    """In the first process, which writes; what was written after `step` is taken back."""
+def open_records(
+    config: RunConfig, runtime: Runtime, tokenizer: PreTrainedTokenizerBase, step: int, found: dict[str, Any]
+) -> RunRecords | None:
+    """In the first process, which writes; what was written after `step` is taken back. found: what config.json tells beside options."""
     assert config.run_dir is not None
     records = None
     if runtime.is_main:
         with writing(config.run_dir):
             if step == 0:
-                write_config(config.run_dir, config, paths)
-            records = RunRecords(config.run_dir, keep_through=step or -1)
+                write_config(config.run_dir, config, found)
+            records = RunRecords(config.run_dir, keep_through=step or -1, tokenizer=tokenizer)
     runtime.wait()
     return records
 

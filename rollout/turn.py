@@ -15,12 +15,31 @@ from rollout.chat_template import added_tokens, template_turn_end
 def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Every token that ends a completion: those that the generation config names, the tokenizer's EOS, and the token with which the
     chat template ends the model's turn. An id that the model has no logit for cannot be sampled and is none of them."""
+    return {i for i in _named_ends(model, tokenizer) if 0 <= i < vocabulary_size(model)}
+
+
+def _named_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     generation, end = model.generation_config, template_turn_end(tokenizer)
     named = [generation.eos_token_id if generation is not None else None, tokenizer.eos_token_id]
     named.append(tokenizer.get_vocab().get(end) if end is not None else None)
     listed = [ids if isinstance(ids, list) else [ids] for ids in named]
-    vocabulary = len(model.get_input_embeddings().weight)  # pyright: ignore[reportArgumentType]
-    return {int(i) for ids in listed for i in ids if i is not None and 0 <= i < vocabulary}
+    return {int(i) for ids in listed for i in ids if i is not None}
+
+
+def vocabulary_size(model: PreTrainedModel) -> int:
+    """How many tokens the model has embeddings for."""
+    return len(model.get_input_embeddings().weight)  # pyright: ignore[reportArgumentType]
+
+
+def describe_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stop_strings: Sequence[str]) -> str:
+    """What ends a completion, for people to read."""
+    stops = stop_token_ids(model, tokenizer)
+    names = [*map(str, tokenizer.convert_ids_to_tokens(sorted(stops))), *map(repr, stop_strings)]
+    said = f"a completion ends with {', '.join(names)}" if names else "nothing ends a completion but max_tokens"
+    unknown = sorted(_named_ends(model, tokenizer) - stops)
+    return said + (
+        f"; of the end tokens {unknown} the model has no embeddings, so it never writes them" if unknown else ""
+    )
 
 
 def turn_end_strings(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:

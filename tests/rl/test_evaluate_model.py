@@ -57,6 +57,13 @@ def test_the_interval_of_a_mean() -> None:
     assert Estimate.of([]) is None
 
 
+def test_a_file_that_could_not_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+    for out, message in ((tmp_path / "absent" / "x.json", "there is no folder"), (tmp_path, "it is a folder")):
+        with pytest.raises(UserError, match=rf"out is '.*': {message}.*name a file in a folder that is there"):
+            EvaluateOptions(model="tiny", out=out)
+    assert EvaluateOptions(model="tiny", out=tmp_path / "x.json").out is not None
+
+
 def completion(text: str, seed: int = 0) -> Completion:
     return Completion(
         token_ids=(1,),
