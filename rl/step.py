@@ -160,7 +160,8 @@ def differentiate(
         critic_loss = of_values.detach()
 
         if not learner.trains_policy:
-            scores = policy.score(micro, learner.temperature)
+            with torch.no_grad():
+                scores = policy.score(micro, learner.temperature)
             losses = torch.stack([torch.zeros_like(critic_loss), critic_loss])
             return losses, scores, seen or Seen(scores.logprobs, reference, estimates)
 
