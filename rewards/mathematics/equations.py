@@ -71,7 +71,10 @@ def is_name(side: str) -> bool:
     """What a value may be the value of: x, f(x), AB, angle ABC."""
     if _FUNCTION.fullmatch(side) or _NAMED.fullmatch(side) or _COORDINATES.fullmatch(side):
         return True
-    return _operations(side) <= {"var"}
+    try:
+        return parse(side).op in ("var", "apply")
+    except (Unreadable, TooLarge):
+        return False
 
 
 def _is_label(side: str) -> bool:
@@ -125,13 +128,13 @@ def _compare_chain(values: list[str], reference: str, comparison: Comparison) ->
 
 def _compare_curves(sides: list[str], expected: list[str], comparison: Comparison) -> Verdict:
     try:
-        ours, theirs = _difference(sides), _difference(expected)
+        same = proportional(_difference(sides), _difference(expected)) != 0
+        return right("the same equation") if same else wrong("other equation")
     except Unreadable:
         same = comparison.all_equal(sides, expected) or comparison.all_equal(sides[::-1], expected)
         return right("the same sides") if same else wrong("other equation")
     except TooLarge:
         return wrong("too large to evaluate")
-    return right("the same equation") if proportional(ours, theirs) else wrong("other equation")
 
 
 def _difference(sides: list[str]) -> Node:

@@ -45,6 +45,12 @@ def test_verify_math_prints_score_outcome_and_reason(gold: str, answer: str, sco
     assert lines["reason"]
 
 
+def test_verify_math_reads_the_question() -> None:
+    given = ("verify", "math", "--gold", r"5\sqrt3", "--answer", r"\sqrt{75}")
+    assert "outcome  correct" in plumbline(*given)[1]
+    assert "outcome  wrong" in plumbline(*given, "--question", r"Simplify $\sqrt{75}$.")[1]
+
+
 @pytest.mark.parametrize(
     ("program", "task", "said"),
     [
