@@ -9,7 +9,7 @@ from rewards.mathematics.comparison import Comparison
 from rewards.mathematics.expression import TooLarge, Unreadable
 from rewards.mathematics.latex_parser import parse
 from rewards.mathematics.normalise import NUMBER_WORDS, text_key
-from rewards.mathematics.rational import plain_number
+from rewards.mathematics.rational import literal_value
 from rewards.mathematics.structure import Elements, elements, enclosed, factor_of_matrix, matrix, split
 from rewards.verdict import Verdict, right, wrong
 
@@ -159,7 +159,7 @@ def _contains(ours: tuple[str, ...], theirs: tuple[str, ...], comparison: Compar
 
 
 def _key(item: str) -> object:
-    number = plain_number(item)
+    number = literal_value(item)
     return text_key(item) if number is None else number
 
 

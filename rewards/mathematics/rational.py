@@ -6,9 +6,10 @@ import math
 import re
 from fractions import Fraction
 
-from rewards.mathematics.expression import FUNCTIONS, SAME_FOR_ALL_NUMBERS, Node, TooLarge
-from rewards.mathematics.latex_parser import MAX_DIGITS
+from rewards.mathematics.expression import FUNCTIONS, SAME_FOR_ALL_NUMBERS, Node, TooLarge, Unreadable, operations
+from rewards.mathematics.latex_parser import MAX_DIGITS, parse
 
+LITERAL = frozenset(["num", "neg", "frac", "div", "mixed"])
 MAX_BITS = 1 << 16  # of a numerator or denominator; 2004! has 19,000
 MAX_FACTORIAL = 4_000
 _SIMPLE = re.compile(r"([+-]?)\s*(\d+)(?:\.(\d*))?")
@@ -31,6 +32,18 @@ def plain_number(text: str) -> Fraction | None:
     sign, whole, decimals = match[1], match[2], match[3] or ""
     value = Fraction(int(whole + decimals), 10 ** len(decimals))
     return -value if sign == "-" else value
+
+
+def literal_value(text: str) -> Fraction | None:
+    """The value of a number, a fraction or a mixed number; None for anything else, arithmetic too."""
+    number = plain_number(text)
+    if number is not None:
+        return number
+    try:
+        node = parse(text)
+        return rational(node) if operations(node) <= LITERAL else None
+    except (Unreadable, TooLarge, Irrational):
+        return None
 
 
 def rational(node: Node) -> Fraction:

@@ -13,6 +13,7 @@ from rewards.mathematics.expression import Node, TooLarge, Unreadable, operation
 from rewards.mathematics.latex_parser import parse
 from rewards.mathematics.quantity import Quantity, compatible, quantity, read_unit
 from rewards.mathematics.rational import (
+    LITERAL,
     Irrational,
     decimal_digits,
     has_finite_decimal,
@@ -25,7 +26,6 @@ from rewards.verdict import Verdict, right, wrong
 
 _INFINITY = re.compile(r"([+-]?)\s*\\infty")
 _DEGREE, _RADIAN = read_unit("degree"), read_unit("radian")
-_LITERAL = frozenset(["num", "neg", "frac", "div", "mixed"])
 
 
 def compare_scalars(answer: str, reference: str, comparison: Comparison) -> Verdict | None:
@@ -99,7 +99,7 @@ def _scaled(node: Node, scale: Fraction) -> Node:
 def _compare_nodes(given: Node, expected: Node, answer: str, scale: Fraction, comparison: Comparison) -> Verdict:
     policy = comparison.policy
     target = _rational(expected)
-    literal = operations(expected) <= _LITERAL
+    literal = operations(expected) <= LITERAL
     if literal and not policy.unevaluated_arithmetic and not is_worked_out(given):
         return wrong("arithmetic left to do")
     value = _rational(given)

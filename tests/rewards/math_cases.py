@@ -304,6 +304,8 @@ CASES: dict[str, list[Case]] = {
         (r"120^\circ", ["120", r"\frac{2\pi}{3}"], [r"\frac{\pi}{3}"]),
     ],
     "long lists": [
+        (", ".join(f"{n}/4" for n in range(150)), [", ".join(str(n / 4) for n in reversed(range(150)))], []),
+        (", ".join(rf"{n}x+1" for n in range(2, 60)), [", ".join(f"1+{n}x" for n in reversed(range(2, 60)))], []),
         (", ".join(map(str, range(300))), [", ".join(map(str, reversed(range(300))))], [", ".join(map(str, reversed(range(1, 301))))]),
     ],
 }  # fmt: skip
