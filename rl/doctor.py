@@ -28,7 +28,6 @@ from rollout.torch_sampler import TorchSampler
 _NEEDED = ("torch", "transformers", "accelerate", "peft", "math-verify", "safetensors")
 _OPTIONAL = {
     "vllm": "the embedded engine samples instead",
-    "deepspeed": 'FSDP2 spreads weights over processes instead; pip install "plumbline-rl[zero]"',
     "bitsandbytes": 'no --lora-base nf4 and no --optimizer adamw-8bit; pip install "plumbline-rl[qlora]"',
     "reasoning-gym": 'no --dataset reasoning-gym:...; pip install "plumbline-rl[reasoning-gym]"',
     "tensorboard": "no --trackers tensorboard",

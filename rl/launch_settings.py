@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from rewards.errors import UserError
 from rl.options import DType
@@ -18,7 +17,8 @@ SETTINGS = {
     "ACCELERATE_MIXED_PRECISION": ("mixed_precision", ("no",), "--dtype says what the run computes in"),
     "ACCELERATE_DYNAMO_BACKEND": ("dynamo_backend", ("no",), "--attention and --fused choose the kernels"),
     "ACCELERATE_GRADIENT_CLIPPING": ("gradient_clipping", ("none", "auto"), "--max-grad-norm clips"),
-    "ACCELERATE_USE_MEGATRON_LM": ("use_megatron_lm", ("false",), "weights are sharded by FSDP2 or DeepSpeed"),
+    "ACCELERATE_USE_DEEPSPEED": ("use_deepspeed", ("false",), "weights are sharded by FSDP2, see docs/scale.md"),
+    "ACCELERATE_USE_MEGATRON_LM": ("use_megatron_lm", ("false",), "weights are sharded by FSDP2, see docs/scale.md"),
     "ACCELERATE_USE_PARALLELISM_CONFIG": ("use_parallelism_config", ("false",), "processes share out the problems"),
 }
 FSDP_SETTINGS = {
@@ -45,20 +45,4 @@ def require_honoured(environment: Mapping[str, str], dtype: DType, *, shards: bo
             raise UserError(
                 f"{name} is {value!r} in accelerate's configuration: {instead}; leave it out of `accelerate launch` and its "
                 f"configuration, or set it to {harmless[0]}"
-            )
-
-
-def require_honoured_by_deepspeed(config: Mapping[str, Any]) -> None:
-    """config: of DeepSpeed's own file, which accelerate passes on."""
-    steps = config.get("gradient_accumulation_steps", 1)
-    if steps not in (1, "auto"):
-        raise UserError(
-            f"gradient_accumulation_steps is {steps} in DeepSpeed's configuration: each update adds up all its micro-batches, "
-            "whose size is --token-budget; set it to 1"
-        )
-    for name in ("fp16", "bf16"):
-        if dict(config.get(name) or {}).get("enabled") is True:
-            raise UserError(
-                f"{name} is enabled in DeepSpeed's configuration: --dtype says what the run computes in, over float32 weights; "
-                "leave it out"
             )

@@ -7,9 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from rewards.errors import UserError
 from rl.algorithms import Algorithm
@@ -17,8 +15,7 @@ from rl.cost import ModelCost, Work, step_flops
 from rl.critic import Critic
 from rl.policy import Policy
 from rl.runtime import Runtime
-from rl.sharding import Optimizer, Root, load_state, shard
-from rl.zero import ZeroOptimizer
+from rl.sharding import Optimizer, load_state, shard
 
 
 @dataclass(kw_only=True)
@@ -80,18 +77,14 @@ class Learner:
 
     def step_if_finite(self, loss: float) -> tuple[bool, list[float]]:
         """An update whose loss or gradient is not finite is left out. -> whether it was made, the length of each group's gradient."""
-        if isinstance(self.optimizer, ZeroOptimizer):
-            norms = [self.optimizer.step()]
-            is_finite = math.isfinite(norms[0])
-        else:
-            groups = self.optimizer.param_groups
-            if not self.trains_policy:
-                for parameter in groups[0]["params"]:
-                    parameter.grad = None
-            norms = [self.runtime.clip_grad_norm(group["params"], self.max_grad_norm) for group in groups]
-            is_finite = math.isfinite(loss + sum(norms))
-            if is_finite:
-                self.optimizer.step()
+        groups = self.optimizer.param_groups
+        if not self.trains_policy:
+            for parameter in groups[0]["params"]:
+                parameter.grad = None
+        norms = [self.runtime.clip_grad_norm(group["params"], self.max_grad_norm) for group in groups]
+        is_finite = math.isfinite(loss + sum(norms))
+        if is_finite:
+            self.optimizer.step()
         self.optimizer.zero_grad()
         if is_finite:
             self.skipped_in_a_row = 0
@@ -115,17 +108,9 @@ class Learner:
         """Spreads the weights over the processes, and the optimiser with what it holds: it is a new one, of what this process keeps."""
         state, policies = self.optimizer.state_dict(), [p for p in (self.policy, self.reference, self.start) if p]
         models = dict.fromkeys(p.model for p in policies)
-        roots: dict[PreTrainedModel, Root] = {}
-        if self.runtime.zero_stage:  # what is not trained stays whole
-            assert isinstance(self.optimizer, torch.optim.Optimizer)
-            self.optimizer.state.clear()
-            root = Root(self.policy.model)
-            roots[self.policy.model], self.optimizer = self.runtime.by_zero(root, self.optimizer, self.max_grad_norm)
-        else:
-            mesh = self.runtime.mesh()
-            in_16_bits = self.runtime.dtype == "bfloat16"
-            roots = {m: shard(m, mesh, trains=m is self.policy.model, in_16_bits=in_16_bits) for m in models}
-            self.optimizer = make_optimizer(self.policy)
+        mesh, in_16_bits = self.runtime.mesh(), self.runtime.dtype == "bfloat16"
+        roots = {m: shard(m, mesh, trains=m is self.policy.model, in_16_bits=in_16_bits) for m in models}
+        self.optimizer = make_optimizer(self.policy)
         load_state(self.optimizer, state)
         for policy in policies:
-            policy.inside = roots.get(policy.model, policy.inside)
+            policy.inside = roots[policy.model]

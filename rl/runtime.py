@@ -8,7 +8,6 @@ import os
 import pickle
 import re
 import resource
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -22,14 +21,12 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
-from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from rewards.errors import UserError, first_line
 from rl.casts import keeping_casts, may_keep
-from rl.launch_settings import require_honoured, require_honoured_by_deepspeed
+from rl.launch_settings import require_honoured
 from rl.options import DType
-from rl.sharding import Root, whole
-from rl.zero import ZeroOptimizer
+from rl.sharding import whole
 
 T = TypeVar("T")
 # A process waits that long for the others: a verifier or an engine may be slow on one of them. One that dies is noticed at once.
@@ -70,30 +67,19 @@ class Runtime:
     rank: int
     count: int
     shards: bool
-    zero_stage: int  # 2 or 3 where DeepSpeed shards
-    zero: ZeroOptimizer | None = None
     group: Any = None  # by which objects are told to the others; None is the group of all collectives
 
     def __init__(self, *, dtype: DType, trackers: tuple[str, ...] = (), device: str = "auto") -> None:
-        # On a CPU accelerate would leave FSDP and DeepSpeed out without a word, so what was asked for is read here.
-        asked = {
-            name for name in ("FSDP", "DEEPSPEED") if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true"
-        }
         # By this transformers would load weights in the first process alone, and leave the others' random.
         os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
-        with_zero = "DEEPSPEED" in asked
         started = int(os.environ.get("WORLD_SIZE", "1"))
         require_honoured(os.environ, dtype, shards=started > 1)
         # Without being told accelerate takes several processes on a machine without GPUs for several runs of one process each.
         on_cpu = device == "cpu" or (started > 1 and not torch.accelerator.is_available())
         self.accelerator = Accelerator(
-            cpu=on_cpu and not with_zero,
+            cpu=on_cpu,
             log_with=list(trackers) or None,
-            kwargs_handlers=[
-                InitProcessGroupKwargs(
-                    timeout=PATIENCE, backend="gloo" if with_zero and not torch.cuda.is_available() else "nccl"
-                )
-            ],
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
         )
         self.rank, self.count = self.accelerator.process_index, self.accelerator.num_processes
         if self.count != started:
@@ -101,16 +87,8 @@ class Runtime:
                 f"WORLD_SIZE is {started}: accelerate counts {self.count} processes, and each would make a whole run of its own; "
                 "add --multi_gpu (on a CPU too), with --device cpu where the machine has an accelerator that is not to be used"
             )
-        self.shards = self.count > 1 and bool(asked)
-        plugin: Any = self.accelerator.state.deepspeed_plugin
-        self.zero_stage = plugin.zero_stage if self.shards and plugin else 0
-        unset_hf_deepspeed_config()  # by which transformers would load parts of the weights
-        if self.shards and with_zero:
-            require_honoured_by_deepspeed(plugin.deepspeed_config)
-            if self.zero_stage not in (2, 3):
-                raise UserError(
-                    f"zero_stage is {self.zero_stage}: DeepSpeed spreads gradients at 2, and weights too at 3"
-                )
+        # On a CPU accelerate would leave FSDP out without a word, so what was asked for is read here.
+        self.shards = self.count > 1 and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
         missing = set(trackers) - {str(tracker) for tracker in self.accelerator.log_with}
         if missing:  # accelerate leaves them out without a word
             raise UserError(
@@ -197,7 +175,7 @@ class Runtime:
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Over the processes. DistributedDataParallel would need the model's own forward, and as many backwards in each of them."""
-        if self.count == 1 or self.zero is not None:
+        if self.count == 1:
             return
         waiting: list[nn.Parameter] = []
         for parameter in parameters:
@@ -232,10 +210,7 @@ class Runtime:
         return nullcontext() if self.shards else keeping_casts(self.device)
 
     def backward(self, loss: Tensor) -> None:
-        if self.zero is not None:
-            self.zero.backward(loss)
-        else:
-            self.accelerator.backward(loss)
+        self.accelerator.backward(loss)
 
     def clip_grad_norm(self, parameters: Iterable[Tensor], max_norm: float) -> float:
         """Scales the gradient down to max_norm where it is longer. -> its length before."""
@@ -251,20 +226,6 @@ class Runtime:
 
     def mesh(self) -> DeviceMesh:
         return init_device_mesh(self.device.type, (self.count,))
-
-    def by_zero(self, root: Root, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> tuple[Root, ZeroOptimizer]:
-        """Both as DeepSpeed's, by the configuration that accelerate was launched with."""
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        plugin: Any = self.accelerator.state.deepspeed_plugin
-        config = plugin.deepspeed_config
-        config |= {"train_micro_batch_size_per_gpu": 1, "gradient_clipping": max_grad_norm}
-        config["managed_gradient_accumulation"] = False  # an update is whenever its step() is called
-        warnings.filterwarnings(
-            "ignore", message="`torch.distributed", category=FutureWarning
-        )  # at each of its collectives
-        engine: Any = self.accelerator.prepare(root, optimizer)[0]
-        self.zero = ZeroOptimizer(engine, parameters)
-        return engine, self.zero
 
     def start_trackers(self, project: str, config: Mapping[str, Any], run_dir: Path) -> None:
         self.accelerator.project_configuration.set_directories(str(run_dir))

@@ -133,7 +133,7 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
         unsafe = "UNSAFE, as allow_unsafe_code permits: " if verifiers.isolation.rank < FLOOR else ""
         progress.message(f"{unsafe}programs are run at isolation {verifiers.isolation.describe()}")
     if runtime.shards:
-        require_shardable(config, runtime.zero_stage)
+        require_shardable(config)
     source, model, tokenizer = load_base(config, runtime, verifiers, progress)
     style, system_prompt = config.prompt_style, config.system_prompt
     renderer = PromptRenderer(tokenizer, style=style, system_prompt=system_prompt, report=progress.message)
@@ -310,24 +310,20 @@ def probe_texts(
     return [(tuple(prompt), tuple(completion)) for prompt, completion in json.loads(kept.read_text(encoding="utf-8"))]
 
 
-def require_shardable(config: RunConfig, stage: int = 0) -> None:
-    """stage: DeepSpeed's; 0 for FSDP2."""
+def require_shardable(config: RunConfig) -> None:
     algorithm = config.chosen_algorithm()
-    shared = algorithm.critic == "shared" and not stage
+    own_critic = algorithm.value_rule is not None and algorithm.critic != "shared"
     for name, value, is_in_the_way in (
-        ("value", config.value or algorithm.critic, algorithm.value_rule is not None and not shared),
+        ("value", config.value or algorithm.critic, own_critic),
         ("lora_base", config.lora_base, config.lora_base in ("bfloat16", "nf4")),
         ("reference_dtype", config.reference_dtype, config.reference_dtype == "bfloat16"),
         ("optimizer", config.optimizer, config.optimizer != "adamw"),
         ("gradient_dtype", config.gradient_dtype, config.gradient_dtype != "float32"),
         ("offload", config.offload, config.offload != "none"),
-        ("lora_rank", config.lora_rank, config.lora_rank > 0 and stage == 3),
-        ("algorithm", config.algorithm, algorithm.refresh_reference_every > 0 and stage == 3),
     ):
         if is_in_the_way:
-            how = f"by DeepSpeed at stage {stage}" if stage else "by FSDP2"
             raise UserError(
-                f"{name} is {value!r}: that is not there for weights that are spread over processes {how}; use --multi_gpu, with "
+                f"{name} is {value!r}: that is not there for weights that are spread over processes by FSDP2; use --multi_gpu, with "
                 "the whole model in each process (docs/scale.md says what each of them can)"
             )
 

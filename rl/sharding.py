@@ -18,10 +18,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
 from rl.offload import StreamedOptimizer
-from rl.zero import ZeroOptimizer, is_parted, put_together
 
 R = TypeVar("R")
-Optimizer = torch.optim.Optimizer | StreamedOptimizer | ZeroOptimizer
+Optimizer = torch.optim.Optimizer | StreamedOptimizer
 
 
 class Root(nn.Module):
@@ -64,13 +63,11 @@ def shard(model: PreTrainedModel, mesh: DeviceMesh, *, trains: bool, in_16_bits:
 
 
 def is_spread(tensor: Tensor) -> bool:
-    return isinstance(tensor, DTensor) or is_parted(tensor)
+    return isinstance(tensor, DTensor)
 
 
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor that may be spread over the processes: all of them must ask for it."""
-    if is_parted(tensor):
-        return put_together(tensor)
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 

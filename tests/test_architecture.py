@@ -13,7 +13,6 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("rl", "rollout", "rewards")  # each may import itself and what stands to its right
 DOORS = {
     "accelerate": "rl/runtime.py rl/launch.py",
-    "deepspeed": "rl/zero.py",
     "peft": "rl/lora.py rl/merge.py",
     "triton": "rl/kernels.py",
     "vllm": "rollout/vllm_sampler.py rollout/vllm_nccl.py",

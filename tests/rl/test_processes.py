@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
-from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -23,7 +22,7 @@ from rewards.errors import UserError
 from rewards.math_answer import MathVerifier
 from rl.algorithms import ALGORITHMS
 from rl.config import RunConfig
-from rl.launch_settings import require_honoured, require_honoured_by_deepspeed
+from rl.launch_settings import require_honoured
 from rl.loop import train
 from rl.runtime import Runtime
 from tests.rl.conftest import draw_nothing
@@ -37,12 +36,8 @@ ROUNDING = {"delivery/error", "mismatch/max", "mismatch/mean", "kl/sampler", "lo
 
 OFTEN = replace(ALGORITHMS["grpo-iterative"], refresh_reference_every=1)
 
-# As accelerate launch sets it by --use_fsdp --fsdp_version 2, and by --use_deepspeed.
+# As accelerate launch sets it by --use_fsdp --fsdp_version 2.
 FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
-
-
-def zero(stage: int) -> dict[str, str]:
-    return {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": str(stage)}
 
 
 def be(rank: int, port: int, count: int = 2) -> None:
@@ -125,7 +120,6 @@ def test_two_processes_make_the_run_of_one(
     assert_same_run(tmp_path / "two", tmp_path / "one", 3)
 
 
-needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
 FIRST_TWO, FIRST_ONE = (2, 3, 1), (1, 2, 3)  # processes that make the first step, go on, and go on again
 IN_PIECES = {"algorithm": "grpo", "num_minibatches": 2, "num_epochs": 2, "token_budget": 60}
 ITERATIVE = {"algorithm": "grpo-iterative"}
@@ -140,11 +134,6 @@ ITERATIVE = {"algorithm": "grpo-iterative"}
         pytest.param(FSDP2, FIRST_TWO, ITERATIVE, id="fsdp2-iterative"),
         pytest.param(FSDP2, FIRST_TWO, {**ITERATIVE, "lora_rank": 4}, id="fsdp2-iterative-lora"),
         pytest.param(FSDP2, FIRST_TWO, {"algorithm": "ppo"}, id="fsdp2-ppo"),
-        pytest.param(zero(2), FIRST_TWO, IN_PIECES, id="zero2-grpo", marks=needs_deepspeed),
-        pytest.param(
-            zero(2), FIRST_TWO, {**ITERATIVE, "lora_rank": 4}, id="zero2-iterative-lora", marks=needs_deepspeed
-        ),
-        pytest.param(zero(3), FIRST_TWO, {"algorithm": "dapo"}, id="zero3-dapo", marks=needs_deepspeed),
     ],
 )
 def test_a_run_goes_on_with_another_number_of_processes(
@@ -194,16 +183,15 @@ def test_a_process_that_dies_ends_the_others(model: Path, digits: Path, tmp_path
         launched.kill()
 
 
-@pytest.mark.parametrize("shipped", ["fsdp2", *(pytest.param(f"zero{n}", marks=needs_deepspeed) for n in (2, 3))])
-def test_the_shipped_configurations_shard_what_every_process_has_loaded(
-    shipped: str, model: Path, digits: Path, tmp_path: Path
+def test_the_shipped_configuration_shards_what_every_process_has_loaded(
+    model: Path, digits: Path, tmp_path: Path
 ) -> None:
     """By accelerate's own launcher, which asks transformers to load weights in the first process only; the others' would be random."""
     one = options(model, digits, tmp_path / "one", num_steps=1, max_unjudged=1.0, seed=3)
     train(one)
     changed = {"model", "dataset", "num_steps", "problems_per_step", "group_size", "max_tokens", "eval_size", "seed"}
     changed |= {"prompt_style", "max_unjudged", "learning_rate", "eval_every"}
-    command = [*LAUNCH, "--config_file", f"recipes/accelerate/{shipped}.yaml", "--num_processes", "2"]
+    command = [*LAUNCH, "--config_file", "recipes/accelerate/fsdp2.yaml", "--num_processes", "2"]
     command += ["recipes/grpo_math.py"]
     command += [x for name in sorted(changed) for x in ("--" + name.replace("_", "-"), str(getattr(one, name)))]
     done = run_command([*command, "--run-dir", str(tmp_path / "two")])
@@ -257,6 +245,7 @@ def test_processes_that_accelerate_does_not_join_are_refused(monkeypatch: pytest
         ("ACCELERATE_MIXED_PRECISION", "bf16", "mixed_precision"),  # of a run that computes in float32
         ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "dynamo_backend"),
         ("ACCELERATE_USE_MEGATRON_LM", "true", "use_megatron_lm"),
+        ("ACCELERATE_USE_DEEPSPEED", "true", "use_deepspeed"),
     ],
 )
 def test_settings_of_accelerate_that_would_be_ignored_or_half_applied_are_refused_by_name(
@@ -267,7 +256,7 @@ def test_settings_of_accelerate_that_would_be_ignored_or_half_applied_are_refuse
         Runtime(dtype="float32", device="cpu")
 
 
-def test_settings_of_fsdp_and_deepspeed_are_refused_by_name_too() -> None:
+def test_settings_of_fsdp_are_refused_by_name_too() -> None:
     fsdp = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "ACCELERATE_MIXED_PRECISION": "bf16"}
     require_honoured(fsdp, "bfloat16", shards=True)
     for variable, value in (
@@ -278,10 +267,6 @@ def test_settings_of_fsdp_and_deepspeed_are_refused_by_name_too() -> None:
         with pytest.raises(UserError, match=f"{variable.lower()} is '{value}'"):
             require_honoured({**fsdp, variable: value}, "bfloat16", shards=True)
     require_honoured({**fsdp, "FSDP_VERSION": "1"}, "bfloat16", shards=False)
-    require_honoured_by_deepspeed({"gradient_accumulation_steps": 1, "fp16": {"enabled": False}})
-    for config in ({"gradient_accumulation_steps": 4}, {"fp16": {"enabled": True}}, {"bf16": {"enabled": True}}):
-        with pytest.raises(UserError, match=f"{next(iter(config))} is .* in DeepSpeed's configuration"):
-            require_honoured_by_deepspeed(config)
 
 
 PLUMBLINE = [sys.executable, "-c", "from rl.cli import main; main()"]
