@@ -10,7 +10,7 @@ import unicodedata
 from functools import lru_cache
 
 from rewards.mathematics.foreign import SQUARED, in_latin
-from rewards.mathematics.quantity import read_unit
+from rewards.mathematics.quantity import SCALE, read_unit
 from rewards.mathematics.vocabulary import OPERATION_WORDS_BEFORE, SENTENCE_WORDS
 
 _NUMBER_NAMES = "zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen"
@@ -99,10 +99,11 @@ _PRIMES = re.compile(r"\^ ?(?:\{ ?((?:\\prime ?)+)\}|(\\prime))(?![A-Za-z])")
 _SUBSCRIPT_WORD = re.compile(
     r"_ ?(?:\{ ?\\text ?\{ ?([A-Za-z]+) ?\} ?\}|\{ ?\\(max|min|sup|inf) ?\}|\\text ?\{ ?([A-Za-z]+) ?\}|\\(max|min|sup|inf)(?![A-Za-z]))"
 )
-_BRACKETED_UNIT = re.compile(
-    r"(?<=[\d}%]) ?\( ?(?:\\text ?\{ ?)?([A-Za-z][A-Za-z .'/^0-9-]*?) ?(?:\} ?)?\)(?= ?(?:[;,]|$))"
-)
-_BRACKETED_PERCENT = re.compile(r"(?<=[\d}]) ?\( ?\\?% ?\)$")
+_BRACKETED = re.compile(r"(?<=[\d}%]) ?\( ?([^()]{1,80}?) ?\)(?= ?(?:[;,]|$))")
+_TEXT = re.compile(r"\\text ?\{([^{}]*)\}")
+_SIGN = re.compile(r"\\?[%$]|[€£¥₹¢]|\^ ?\{? ?\\circ ?\}?(?: ?[CF])?")
+_HALF_DAY = re.compile(r"([ap])\.? ?m\.?", re.IGNORECASE)
+_NUMBER_IN_WORDS = re.compile(r"(?<![\^-])\b\d+\b[- ]?")
 _OPERATION_ON = re.compile(
     r"\bof ?:?$|\bof (?:the |my )?(?:final )?(?:answer|result|solution)\b|^(?:the )?(?:square|cube)$", re.IGNORECASE
 )
@@ -135,7 +136,7 @@ def normalise(text: str, *, commas_group_digits: bool = True) -> str:
     text = _SPACED_NUMBER.sub(lambda m: m[0].replace(" ", ""), text)
     if commas_group_digits:
         text = _COMMA_NUMBER.sub(_without_commas, text)
-    return in_latin(_BRACKETED_UNIT.sub(_as_unit, _BRACKETED_PERCENT.sub(r"\\%", text))).strip()
+    return in_latin(_BRACKETED.sub(_beside_number, text)).strip()
 
 
 def _takes_back(words: str) -> bool:
@@ -152,12 +153,24 @@ def _inside_pair(match: re.Match[str]) -> str:
     return rf"\text{{{match[1]}}}" if unit is not None and unit.known else match[1]
 
 
-def _as_unit(match: re.Match[str]) -> str:
-    """9 (apples) as 9 apples. (x) and (ab) are factors, and so is (m) without a space before it."""
-    unit = read_unit(match[1])
-    is_set_apart = len(match[1]) > 1 or match[0].startswith(" ")
-    is_word = unit is not None and ((unit.known and is_set_apart) or re.search("[A-Za-z]{3}", match[1]))
-    return rf"\text{{ {match[1]}}}" if is_word else match[0]
+def _beside_number(match: re.Match[str]) -> str:
+    r"""9 (apples) as 9 apples. (x) and (ab) are factors; words that name no unit make it unreadable."""
+    words = _TEXT.sub(r"\1", match[1]).strip()
+    half_day = _HALF_DAY.fullmatch(words)
+    if half_day or _SIGN.fullmatch(words):
+        return rf"\text{{ {half_day[1].lower()}m}}" if half_day else words
+    if "\\" in words or words.startswith("base "):
+        return match[0]
+    longest = max(map(len, re.findall("[A-Za-z]+", words)), default=0)
+    plain = _NUMBER_IN_WORDS.sub("", words).replace(" and ", " ").strip() if longest >= 4 else words
+    unit, is_set_apart = read_unit(plain), match[0].startswith(" ")
+    if unit is not None and unit.known:
+        is_unit = len(words) > 1 or is_set_apart
+    else:
+        is_unit = unit is not None and (longest >= 4 or (is_set_apart and (longest == 3 or words.isupper())))
+    if is_unit or SCALE.match(plain):
+        return rf"\text{{ {plain}}}"
+    return r"\text{ (?)}" if longest >= 4 else match[0]
 
 
 def text_key(text: str) -> str:

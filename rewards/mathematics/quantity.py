@@ -30,7 +30,7 @@ celsius: celsius =1
 fahrenheit: fahrenheit =1
 """
 _SYMBOLS = {
-    **{"\\$": "dollar", "$": "dollar", "US\\$": "dollar", "US$": "dollar", "USD": "dollar"},
+    **{"\\$": "dollar", "$": "dollar", "US\\$": "dollar", "US$": "dollar", "USD": "dollar", "¢": "cent"},
     **{
         "€": "euro",
         "EUR": "euro",
@@ -44,8 +44,9 @@ _SYMBOLS = {
 }
 _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _SCALES |= {"百万": 10**6, "千万": 10**7, "百": 10**2, "千": 10**3, "万": 10**4, "亿": 10**8}
-_SCALE = re.compile(rf"\s*({'|'.join(_SCALES)})(?![A-Za-z])", re.IGNORECASE)
+SCALE = re.compile(rf"\s*({'|'.join(_SCALES)})(?![A-Za-z])", re.IGNORECASE)
 _SHORTHAND = {"mph": "mile per hour", "kph": "km per hour", "kmh": "km per hour", "sq": "square", "cu": "cubic"}
+_APOSTROPHE = re.compile(r"(?<=[A-Za-z])'(?=[A-Za-z])")
 _POWER_WORDS = {"square": 2, "squared": 2, "cubic": 3, "cubed": 3}
 _PERCENT = re.compile(
     r"\s?(?:\\?%|(?:\\text\{\s?)?(?:percent(?:age)?(?: points?)?|per cent|pct\.?|\\?%)(?:\s?\})?)$", re.IGNORECASE
@@ -134,7 +135,7 @@ def _trailing_unit(text: str, bare_letters: bool) -> Quantity:
     if not match or match.start() == 0:
         return Quantity(text)
     words = re.sub(r"\\text\{([^{}]*(?:\{[^{}]*\}[^{}]*)?)\}", r" \1 ", match[0])
-    scale = _SCALE.match(words)
+    scale = SCALE.match(words)
     words = words[scale.end() :] if scale else words
     unit, value = read_unit(words), text[: match.start()]
     if unit is None or (bare and not (scale or _is_bare_unit(match[0], unit, bare_letters, value))):
@@ -164,7 +165,7 @@ def _is_bare_unit(words: str, unit: Unit, bare_letters: bool, value: str) -> boo
 
 def read_unit(text: str) -> Unit | None:
     """The unit that a phrase names, None where it is no unit. An unknown noun is a dimension of its own."""
-    text = text.strip().rstrip(".")
+    text = _APOSTROPHE.sub("", text.strip().rstrip("."))  # o'clock
     for short, long in _SHORTHAND.items():
         text = re.sub(rf"\b{short}\b\.?", long, text)
     size, dimensions, known, numbers, word = Fraction(1), Counter[str](), True, set[str](), ""

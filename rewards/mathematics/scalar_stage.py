@@ -22,8 +22,9 @@ from rewards.mathematics.rational import (
     plain_number,
     rational,
 )
-from rewards.verdict import Verdict, right, wrong
+from rewards.verdict import Verdict, right, unparsed, wrong
 
+_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{5,}")
 _INFINITY = re.compile(r"([+-]?)\s*\\infty")
 _DEGREE, _RADIAN = read_unit("degree"), read_unit("radian")
 
@@ -33,6 +34,8 @@ def compare_scalars(answer: str, reference: str, comparison: Comparison) -> Verd
         return _compare_values(answer, reference, [Fraction(1)], comparison)
     expected = quantity(reference)
     given = quantity(answer, bare_letters=expected.unit is not None)
+    if not comparison.trust_text and _WORD.search(expected.value):
+        return unparsed("words that name no unit, and are no product of letters")
     given, expected = _in_radians(given, expected), _in_radians(expected, given)
     if not compatible(given.unit, expected.unit):
         return wrong("contradicting units")

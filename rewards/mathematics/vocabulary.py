@@ -14,12 +14,12 @@ SENTENCE_WORDS = frozenset(_SENTENCE.split())
 # They do something to the number: twice, 5 over two, 5 remainder two.
 _OPERATIONS = (
     "negative negated negation minus double doubled twice thrice triple tripled quadruple quadrupled halved reciprocal inverse"
-    " inverted opposite over remainder divided multiplied modulo mod factorial root raised"
+    " inverted opposite remainder divided multiplied modulo mod factorial root raised"
 )
 OPERATION_WORDS = frozenset(_OPERATIONS.split())
 
 # And these before it only: the answer squared is 5. (5 cm squared and 5 times are units.)
-_OPERATIONS_BEFORE = "half times squared cubed complement without below under"
+_OPERATIONS_BEFORE = "half over times squared cubed complement without below under"
 OPERATION_WORDS_BEFORE = OPERATION_WORDS | frozenset(_OPERATIONS_BEFORE.split())
 
 # No unit ends so: 5 less one, 5 prime.

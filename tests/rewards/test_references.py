@@ -92,6 +92,17 @@ def test_a_list_accepts_its_values_in_any_order_and_no_part_of_them() -> None:
         (r"$12 m^{2} n$", "12nm^2"),
         ("4 (red marbles); 5 (blue marbles)", "5, 4"),
         ("2 (h)", "2"),
+        ("10:30 (am)", "10:30"),
+        ("5 (o'clock)", "5"),
+        ("9 (a.m.)", "9"),
+        ("10 ($)", "10"),
+        ("4 (° C)", "4"),
+        ("7 (1-dollar bills)", "7"),
+        ("6 (groups of 5)", "6"),
+        ("5 (N)", "5"),
+        ("4 (apples and oranges)", "4"),
+        ("3 (dozen)", "3"),
+        ("5 (thousand)", "5000"),
         (r"$\frac{5}{4}$", "1.25"),
         (r"$y=-\frac{1}{2} x+\frac{3}{2}$", r"-\frac{x}{2}+\frac32"),
         ("AC", "A, C"),
@@ -113,6 +124,22 @@ def test_a_reference_as_data_sets_write_it_accepts_what_it_says(reference: str, 
 def test_what_stands_for_no_answer_is_refused_beforehand_and_never_graded(reference: object) -> None:
     assert JUDGE.check_reference(reference).outcome is Outcome.BAD_REFERENCE
     assert JUDGE.judge(f"\\boxed{{{reference}}}", reference).outcome is Outcome.BAD_REFERENCE
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "5 (or 6 of them)",
+        "5 (approximately)",
+        "3 (remainder 2)",
+        "5 plus taxes",
+        "5 almost all of them",
+        "8 (about half)",
+    ],
+)
+def test_words_that_are_not_read_are_no_product_of_their_letters(reference: str) -> None:
+    assert JUDGE.check_reference(reference).outcome is Outcome.BAD_REFERENCE
+    assert not JUDGE.judge(r"\boxed{5}", reference).equal
 
 
 def test_words_that_are_answers_are_graded() -> None:
