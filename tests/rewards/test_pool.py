@@ -51,6 +51,21 @@ def _is_running(pid: int) -> bool:
         return False
 
 
+def test_an_answer_given_in_time_counts_however_late_the_trainer_reads_it(make_pool: Callable[..., WorkerPool]) -> None:
+    """The parent may be held up itself, by an update on the same cores, say."""
+    pool = make_pool(num_workers=1)
+    pool.run([["warm"]])
+    exchange = pool._exchange
+
+    def held_up(batch: object) -> None:
+        exchange(batch)  # pyright: ignore[reportArgumentType]
+        if any(worker.chunk and not worker.outbox for worker in pool._workers):
+            time.sleep(1.5 * DEADLINE)
+
+    pool._exchange = held_up
+    assert _outcomes(pool, "a") == [Outcome.CORRECT]
+
+
 def test_only_the_item_that_overruns_its_deadline_times_out(make_pool: Callable[..., WorkerPool]) -> None:
     pool = make_pool(num_workers=1)
     pool.run([["warm"]])
