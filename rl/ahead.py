@@ -52,5 +52,6 @@ class Ahead:
             torch.cuda.current_stream().wait_stream(self.stream)
         return collected
 
-    def close(self) -> None:
-        self.thread.shutdown(cancel_futures=True)
+    def close(self, *, wait: bool = True) -> None:
+        """wait: for the sampling under way, which nothing can end early."""
+        self.thread.shutdown(wait=wait, cancel_futures=True)

@@ -192,7 +192,7 @@ def build_critic(
     if config.critic_model is None:
         model = copy.deepcopy(policy.model)
     else:
-        model, words = load_pretrained(config.critic_model, runtime.device)
+        model, words = load_pretrained(config.critic_model, runtime.device, needs_head=False)
         if words.get_vocab() != tokenizer.get_vocab():
             raise UserError(
                 f"critic_model is {config.critic_model!r}: its tokenizer has other tokens than the policy's, so it would read "

@@ -31,7 +31,11 @@ def run_safely(action: Callable[[], object]) -> None:
             end_launcher()
         raise
     except KeyboardInterrupt as stop:
-        print(str(stop) or "interrupted before anything was saved", file=sys.stderr)
+        print(str(stop) or "interrupted before this step was saved", file=sys.stderr)
+        if not str(stop):  # at once: Python would wait for a thread that samples
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(130)
         sys.exit(130)
 
 

@@ -37,7 +37,7 @@ from rollout.sampler import Sampler, SamplingParams
 from rollout.torch_sampler import TorchSampler
 from rollout.turn import stop_token_ids, turn_end_strings, vocabulary_size
 
-RESAMPLES = 10_000
+RESAMPLES, AT_ONCE = 10_000, 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +57,9 @@ class Estimate:
     def of(values: Sequence[float]) -> Estimate | None:
         if not values:
             return None
-        drawn = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
-        low, high = np.quantile(np.asarray(values, float)[drawn].mean(1), [0.025, 0.975])
+        dice, numbers, n = np.random.default_rng(0), np.asarray(values, float), len(values)
+        means = [numbers[dice.integers(n, size=(AT_ONCE, n))].mean(1) for _ in range(RESAMPLES // AT_ONCE)]
+        low, high = np.quantile(means, [0.025, 0.975])
         if low == high == 0:
             high = 1 - 0.025 ** (1 / len(values))
         elif low == high == 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -41,14 +42,16 @@ def train(config: RunConfig) -> Path:
     try:
         with Progress(config.num_steps or 0, quiet=not runtime.is_main) as progress:
             run = set_up(config, runtime, verifiers, progress)
-            runtime.start_trackers("plumbline", config.as_json(), run_dir)
-            progress.message(f"run folder: {run_dir}")
-            with interruption(progress) as asked:
-                run_steps(run, progress, asked)
-            if runtime.is_main:
-                with writing(run_dir):
-                    write_report(run_dir)
-            run.close()
+            try:
+                runtime.start_trackers("plumbline", config.as_json(), run_dir)
+                progress.message(f"run folder: {run_dir}")
+                with interruption(progress) as asked:
+                    run_steps(run, progress, asked)
+                if runtime.is_main:
+                    with writing(run_dir):
+                        write_report(run_dir)
+            finally:
+                run.close(at_once=isinstance(sys.exception(), KeyboardInterrupt))
     finally:
         verifiers.close()
         runtime.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from importlib.util import find_spec
@@ -44,12 +44,17 @@ EXACT_WEIGHTS = "exact_weights.pt"  # in a checkpoint whose model is stored in 1
 
 
 def load_pretrained(
-    model: str | Path, device: torch.device, *, nf4: torch.dtype | None = None, rounded: bool = False
+    model: str | Path,
+    device: torch.device,
+    *,
+    nf4: torch.dtype | None = None,
+    rounded: bool = False,
+    needs_head: bool = True,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model and its tokenizer from a local folder or the hub, in float32.
 
     nf4: its linear layers but the output layer are kept in 4 bits (QLoRA, arXiv 2305.14314) and multiply in this dtype.
-    rounded: what rl/precision.py may keep in 16 bits is, before it goes to the device.
+    rounded: what rl/precision.py may keep in 16 bits is, before it goes to the device. needs_head: its output layer is used.
     """
     require_folder(model)
     folder = Path(model).expanduser().resolve()
@@ -63,10 +68,11 @@ def load_pretrained(
         config = AutoConfig.from_pretrained(source)
         # The default attention of transformers leaves out Gemma 2's cap on attention scores without a word.
         capped = getattr(config, "attn_logit_softcapping", None) is not None
-        loaded = AutoModelForCausalLM.from_pretrained(
+        found: Any = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=torch.float32,
             attn_implementation="eager" if capped else None,
+            output_loading_info=True,
             **(_in_four_bits(nf4, device) if nf4 else {}),
         )
     except (OSError, ValueError) as error:
@@ -78,6 +84,8 @@ def load_pretrained(
     if folder.is_dir() and files and not any((folder / name).is_file() for name in files):
         # transformers has made one that knows no tokens.
         raise UserError(f"model is {str(model)!r}: it has no tokenizer; put one there ({', '.join(files)})")
+    loaded, report = found
+    require_weights(str(model), loaded, report["missing_keys"], needs_head=needs_head)
     if rounded:
         round_frozen(loaded)
     if nf4:
@@ -86,6 +94,23 @@ def load_pretrained(
             module.support_avx512bf16_for_cpu = False  # pyright: ignore[reportArgumentType]
         return loaded, tokenizer
     return loaded.to(device), tokenizer  # pyright: ignore[reportArgumentType]  the stubs lose `self`
+
+
+def require_weights(name: str, model: PreTrainedModel, missing: Iterable[str], *, needs_head: bool) -> None:
+    """All are there and finite: transformers makes up random ones for those that are not."""
+    head = {n for n, p in model.named_parameters() if p is getattr(model.get_output_embeddings(), "weight", None)}
+    lacking = sorted(set(missing) - (set() if needs_head else head))
+    if lacking:
+        raise UserError(
+            f"model is {name!r}: its files lack {len(lacking)} of the weights that its config.json asks for ({', '.join(lacking[:3])}), "
+            "which would be random; give a complete folder, or a config.json that fits"
+        )
+    for weight, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not torch.stack(torch.aminmax(parameter.detach())).isfinite().all():
+            raise UserError(
+                f"model is {name!r}: {weight} holds numbers that are not finite (nan or inf), so it computes none; give a model "
+                "that was saved before it diverged"
+            )
 
 
 def require_folder(model: str | Path) -> None:

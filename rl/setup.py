@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -67,9 +68,10 @@ class Run:
     watch: Watch
     step: int
 
-    def close(self) -> None:
+    def close(self, *, at_once: bool = False) -> None:
+        """at_once: without waiting for a thread that samples one step ahead."""
         if self.ahead is not None:
-            self.ahead.close()
+            self.ahead.close(wait=not at_once)
         self.collector.sampler.close()
 
 
@@ -144,37 +146,48 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
     learner = build_learner(config, model, tokenizer, runtime, progress)
     learner.policy.stored_dtype = stored_dtype(source)
     sampler = build_sampler(config, source, model, tokenizer, learner, runtime, progress, longest, keeps_caches)
-    stream = ProblemStream(training, config.seed)
-    step = resume(config, learner, stream, progress) if config.resume else 0
-    if runtime.shards:
-        learner.shard(lambda policy: build_optimizer(config, policy, None))
-    if step == 0:
-        progress.start("trying to save a checkpoint")
-        try_saving(config.run_dir, learner, stream, tokenizer)
-    collector = build_collector(config, sampler, verifiers, renderer, runtime)
-    paths = {"update": str(learner.policy.choice), "sampling": sampler.path}
-    for name, path in paths.items():
-        progress.message(f"{name}: {path}")
-    first_prompt = str(tokenizer.decode(list(renderer.render(training[0]))))
-    progress.message(f"first prompt, of problem {training[0].id!r}, with its special tokens:\n{first_prompt}")
-    progress.message(describe_ends(model, tokenizer, collector.params.stop_strings))
-    texts = runtime.from_main(lambda: probe_texts(config.run_dir, sampler, renderer, training, config.seed))
-    delivery = proven_delivery(config, learner, sampler, runtime, texts, step)
-    return Run(
-        config=config,
-        run_dir=config.run_dir,
-        learner=learner,
-        collector=collector,
-        verifiers=verifiers,
-        stream=stream,
-        held_out=held_out,
-        delivery=delivery,
-        ahead=ahead_of(config, runtime, step) if config.one_step_ahead else None,
-        tokenizer=tokenizer,
-        records=open_records(config, runtime, tokenizer, step, {"paths": paths, "first_prompt": first_prompt}),
-        watch=Watch(read_metrics(config.run_dir)),
-        step=step,
-    )
+    with closed_on_error(sampler):
+        stream = ProblemStream(training, config.seed)
+        step = resume(config, learner, stream, progress) if config.resume else 0
+        if runtime.shards:
+            learner.shard(lambda policy: build_optimizer(config, policy, None))
+        if step == 0:
+            progress.start("trying to save a checkpoint")
+            try_saving(config.run_dir, learner, stream, tokenizer)
+        collector = build_collector(config, sampler, verifiers, renderer, runtime)
+        paths = {"update": str(learner.policy.choice), "sampling": sampler.path}
+        for name, path in paths.items():
+            progress.message(f"{name}: {path}")
+        first_prompt = str(tokenizer.decode(list(renderer.render(training[0]))))
+        progress.message(f"first prompt, of problem {training[0].id!r}, with its special tokens:\n{first_prompt}")
+        progress.message(describe_ends(model, tokenizer, collector.params.stop_strings))
+        texts = runtime.from_main(lambda: probe_texts(config.run_dir, sampler, renderer, training, config.seed))
+        delivery = proven_delivery(config, learner, sampler, runtime, texts, step)
+        return Run(
+            config=config,
+            run_dir=config.run_dir,
+            learner=learner,
+            collector=collector,
+            verifiers=verifiers,
+            stream=stream,
+            held_out=held_out,
+            delivery=delivery,
+            ahead=ahead_of(config, runtime, step) if config.one_step_ahead else None,
+            tokenizer=tokenizer,
+            records=open_records(config, runtime, tokenizer, step, {"paths": paths, "first_prompt": first_prompt}),
+            watch=Watch(read_metrics(config.run_dir)),
+            step=step,
+        )
+
+
+@contextmanager
+def closed_on_error(sampler: Sampler) -> Iterator[None]:
+    """Its threads, processes and files do not outlive what goes wrong in the block."""
+    try:
+        yield
+    except BaseException:
+        sampler.close()
+        raise
 
 
 def fitting(

@@ -99,8 +99,12 @@ def warm_started(recipe: WarmStart, verifiers: Verifiers, runtime: Runtime, prog
     aside = folder.with_name(f"{folder.name}.{os.getpid()}")
     model.save_pretrained(aside)
     tokenizer.save_pretrained(aside)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(aside, folder)
+    try:
+        os.rename(aside, folder)
+    except OSError:
+        if not (folder / "config.json").is_file():
+            raise
+        shutil.rmtree(aside)  # another run was faster, and may be reading its own, which is equal
     return folder
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -13,6 +14,7 @@ from rewards.errors import UserError
 from rewards.math_answer import MathVerifier
 from rewards.score import Outcome, Score
 from rl.cli import app
+from rl.config import RunConfig
 from rl.evaluate_model import (
     Estimate,
     evaluate_model,
@@ -208,3 +210,24 @@ def test_what_a_run_holds_out_is_never_what_it_trains_on() -> None:
     training, held_out = split_held_out(load_problems("arithmetic"), 400)
     assert [p.id for p in problems] == [p.id for p in held_out]
     assert not {p.id for p in problems} & {p.id for p in training}
+
+
+def test_a_checkpoint_of_a_run_with_other_held_out_data_is_measured_on_the_first_of_them(tmp_path: Path) -> None:
+    """With the run's own columns and the run's own number of problems."""
+    for name, numbers in (("train", range(5)), ("test", range(10, 15))):
+        rows = [{"q": f"{n}?", "a": f"{n}"} for n in numbers]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"dataset": str(tmp_path / "train.jsonl"), "eval_dataset": str(tmp_path / "test.jsonl"), "eval_size": 3}
+    config = RunConfig(**data, prompt_column="q", answer_column="a", run_dir=tmp_path / "run")
+    problems, where = problems_of(EvaluateOptions(model="m"), config.as_json())
+    assert [p.reference for p in problems] == ["10", "11", "12"]
+    assert where == f"the 3 problems of {tmp_path / 'test.jsonl'} that runs hold out"
+
+
+def test_an_interval_of_many_problems_takes_little_memory() -> None:
+    """All resamples at once would be 10,000 x 5,000 indices, 400 MB."""
+    tracemalloc.start()
+    Estimate.of([0.0, 1.0] * 2_500)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 50e6

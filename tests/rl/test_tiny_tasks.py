@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+import rl.warm_start
+from rewards.verifiers import VerifierOptions, Verifiers
 from rl.cli import run_recipe
 from rl.config import RunConfig
 from rl.defaults import TINY_DEFAULTS, tiny_task
+from rl.progress import Progress
+from rl.runtime import Runtime
 from rl.tiny import END, tiny_tokenizer
-from rl.warm_start import WarmStart
+from rl.warm_start import WarmStart, warm_started
 from rollout.problems import BUILT_IN, load_problems
 
 
@@ -49,3 +54,22 @@ def test_a_recipes_defaults_give_way_to_options(
     monkeypatch.setattr(sys, "argv", ["grpo_code.py", *options])
     run_recipe("", dataset="small-programs")
     assert seen == [RunConfig(dataset=dataset)]
+
+
+def test_of_two_first_runs_at_once_the_slower_one_takes_the_base_of_the_faster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be read at this moment, so it is neither removed nor replaced."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    recipe = WarmStart(dataset="arithmetic", max_tokens=8, eval_size=2)
+
+    def taught_while_another_run_saves_its_own(*_: object) -> float:
+        recipe.folder().mkdir(parents=True)
+        (recipe.folder() / "config.json").write_text("the faster one's")
+        return 0.5
+
+    monkeypatch.setattr(rl.warm_start, "_teach", taught_while_another_run_saves_its_own)
+    with closing(Verifiers(VerifierOptions(num_workers=1))) as verifiers, Progress(0, quiet=True) as progress:
+        folder = warm_started(recipe, verifiers, Runtime(dtype="float32", device="cpu"), progress)
+    assert (folder / "config.json").read_text() == "the faster one's"
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
