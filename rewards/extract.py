@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterator
 from typing import NamedTuple
 
 # Tokens with which chat templates end a turn or pad it.
@@ -69,8 +70,12 @@ def is_blank(text: str) -> bool:
 
 def own_turn(text: str) -> str:
     """The text up to where the model's turn ended; a base model may run on after it."""
-    turn_end = _END_OF_TURN.search(text)
-    return text[: turn_end.start()] if turn_end else text
+    return text[: next(turn_ends(text), len(text))]
+
+
+def turn_ends(text: str) -> Iterator[int]:
+    """Where the model's turn may have ended, the first place first."""
+    return (match.start() for match in _END_OF_TURN.finditer(text))
 
 
 def is_end_of_turn(token: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from rewards.extract import own_turn
+from rewards.extract import turn_ends
 from rewards.programs.task import Task
 
 _PYTHON = re.compile(r"py(?:thon)?[\d.]*", re.IGNORECASE)
@@ -15,6 +15,7 @@ _FENCE = re.compile(
     r"[ \t]*(?:(?:[-*+]|\d{1,3}[.)])[ \t]+)?(?P<fence>`{3,}|~{3,})[ \t]*\{?\.?(?P<name>[\w+#.-]*)[^`]*$"
 )
 _FENCE_BEHIND_TEXT = re.compile(r"(?P<fence>`{3,})(?P<name>py(?:thon)?[\d.]*)[ \t\r]*$", re.IGNORECASE)
+_NEAR = 60  # characters
 _TAG = re.compile(r"(</?answer>|<think>)")
 
 
@@ -51,7 +52,7 @@ def program_in(completion: str) -> str:
     blocks: list[_Block] = []
     lines: list[str] = []
     block, counts = None, True
-    for line in own_turn(completion).rpartition("</think>")[2].split("\n"):
+    for line in _own_turn(completion).rpartition("</think>")[2].split("\n"):
         if block:
             code, tag, behind = line.rpartition("</answer>")
             ends_answer = bool(tag) and not behind.strip()
@@ -74,6 +75,19 @@ def program_in(completion: str) -> str:
     for block in reversed(named or [block for block in blocks if not block.name]):
         return block.code
     return "\n".join(lines)
+
+
+def _own_turn(completion: str) -> str:
+    """The completion up to where the model's turn ended. A program may have such a mark in a text of its own: </s>, [PAD]."""
+    return completion[: next((at for at in turn_ends(completion) if not _is_quoted(completion, at)), len(completion))]
+
+
+def _is_quoted(text: str, at: int) -> bool:
+    """Whether quotes stand around this place, not far from it on its line."""
+    before = text[max(0, at - _NEAR) : at].rpartition("\n")[2]
+    behind = text[at : at + _NEAR].partition("\n")[0]
+    quote = max(before.rfind("'"), before.rfind('"'))
+    return quote >= 0 and before[quote] in behind
 
 
 def _opened(line: str) -> _Block | None:

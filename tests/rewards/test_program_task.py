@@ -66,6 +66,12 @@ FENCED = "```python\na\n```"
         ("<think>x</think>a <think>", ""),
         (f"{FENCED}<|im_end|>\n<|im_start|>user\n```python\nb\n```", "a"),
         ("```python\na<|im_end|>", "a"),
+        ("```python\nprint('a')<|im_end|>\nprint('b')", "print('a')"),
+        ("```python\nprint('a')</s>it is \"b\"\n```", "print('a')"),
+        (
+            "```python\nx = s.replace('</s>', '')\nt = [\"[PAD]\", \"[EOS]\"]\n```<|im_end|>b",
+            "x = s.replace('</s>', '')\nt = [\"[PAD]\", \"[EOS]\"]",
+        ),
         ("```python\na\nb", "a\nb"),
         ("```python\n```", ""),
         ("`x` and ```x``` are names\n```python\na\n```", "a"),
@@ -100,7 +106,7 @@ def test_a_prefix_is_gone_on_with_or_written_again(program: str, whole: str) -> 
 
 
 @pytest.mark.parametrize("text", ["\n" * 200_000, " \n" * 100_000, "def\n" * 50_000, "```\n" * 50_000, "```python\n" * 20_000, "```a" * 50_000, " " * 200_000 + "```", "~" * 200_000, "<answer>" * 25_000, "`" * 200_000 + "\n" + "`" * 100_000, "```python\n" + "a```b\n" * 30_000,
-    "</answer>" * 20_000, "1. " * 60_000 + "```python", "<answer>a\n" * 20_000, " ```python\n" + "  a\n" * 50_000])  # fmt: skip
+    "</answer>" * 20_000, "'</s>'" * 40_000, "1. " * 60_000 + "```python", "<answer>a\n" * 20_000, " ```python\n" + "  a\n" * 50_000])  # fmt: skip
 def test_texts_are_read_in_linear_time(text: str) -> None:
     """Two of these took minutes with a pattern that looks across lines."""
     task, start = parse_task({**ADD, "prefix": PREFIX}), time.monotonic()
