@@ -37,7 +37,7 @@ def program_task(row: Mapping[str, Any]) -> dict[str, Any]:
         return {"type": "stdin", "tests": tests}  # whichever was meant: it has none
     if all(isinstance(test, str) for test in tests):
         setup = row.get("setup") or row.get("test_setup_code") or ""
-        return {"type": "asserts", "entry_point": name or _tested(tests), "asserts": tests, "setup": setup}
+        return {"type": "asserts", "entry_point": name or _tested(tests, setup), "asserts": tests, "setup": setup}
     extra = {"float_tol": row["float_tol"]} if row.get("float_tol") else {}
     first = tests[0] if isinstance(tests[0], dict) else {}
     if "args" in first:
@@ -105,14 +105,24 @@ def _human_eval(row: Mapping[str, Any]) -> dict[str, Any]:
     return task | ({"solution": row["canonical_solution"]} if row.get("canonical_solution") else {})
 
 
-def _tested(asserts: list[str]) -> str | None:
-    """The one function that every assert calls and that Python does not have."""
+def _tested(asserts: list[str], setup: Any) -> str | None:
+    """The one function that every assert calls and that neither Python nor the tests themselves have."""
     try:
-        called = [{_name(n) for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Call)} for text in asserts]
-    except (SyntaxError, ValueError):
+        trees = [ast.parse(text) for text in asserts]
+        own = {name for tree in [*trees, ast.parse(setup)] for node in ast.walk(tree) for name in _defined(node)}
+    except (SyntaxError, ValueError, TypeError):
         return None
-    common = set.intersection(*called) - {None, *dir(builtins)}
+    called = [{_name(n) for n in ast.walk(tree) if isinstance(n, ast.Call)} for tree in trees]
+    common = set.intersection(*called) - {None, *dir(builtins), *own}
     return common.pop() if len(common) == 1 else None
+
+
+def _defined(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return [node.name]
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return [alias.asname or alias.name for alias in node.names]
+    return [node.id] if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) else []
 
 
 def _name(call: ast.Call) -> str | None:

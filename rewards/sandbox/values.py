@@ -6,8 +6,11 @@ plain data may go as a name that both ends agree on ("kept").
 
 from __future__ import annotations
 
+import datetime
 import math
 from collections.abc import Callable, Iterable
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 MAX_SIZE = 1 << 20  # of a value: its parts and their characters
@@ -15,6 +18,8 @@ _MAX_DEPTH = 50
 _SMALL_BITS = 4_000  # beyond, decimal digits are not what json reads
 _MAX_SAME_HASH = 1_000  # each is compared with all the others
 _COLLECTIONS = {"tuple": tuple, "set": set, "frozenset": frozenset}
+_MAX_FRACTION_BITS = 4_000  # to make one takes time quadratic in them
+_TIMES = {"datetime": datetime.datetime, "date": datetime.date, "time": datetime.time}  # a datetime is a date too
 
 
 class NotPlain(ValueError):
@@ -65,6 +70,14 @@ class _Encoder:
             return str.__str__(value)
         if isinstance(value, complex):
             return {"type": "complex", "value": [repr(value.real), repr(value.imag)]}
+        if isinstance(value, Decimal):
+            return self._written("Decimal", Decimal.__str__(value))
+        if isinstance(value, Fraction):
+            parts = [int.__index__(value.numerator), int.__index__(value.denominator)]
+            return {"type": "Fraction", "value": [self._integer(part) for part in parts]}
+        for name, kind in _TIMES.items():
+            if isinstance(value, kind):
+                return self._written(name, kind.isoformat(value))
         if isinstance(value, bytes | bytearray):
             self._count(2 * len(value))
             return {"type": "bytes", "value": bytes(value).hex()}
@@ -79,6 +92,10 @@ class _Encoder:
         if hasattr(type(value), "tolist"):  # an array
             return self.encode(value.tolist(), depth + 1)
         return {"type": "kept", "value": self._keep(value)}
+
+    def _written(self, name: str, text: str) -> Any:
+        self._count(len(text))
+        return {"type": name, "value": text}
 
     def _integer(self, value: int) -> Any:
         self._count(value.bit_length() // 4)
@@ -115,7 +132,21 @@ def _decode(data: Any, kept: Callable[[Any], Any], depth: int) -> Any:
         return complex(float(content[0]), float(content[1]))
     if kind == "bytes":
         return bytes.fromhex(content)
+    if kind == "Decimal":
+        return Decimal(content)
+    if kind == "Fraction":
+        return _fraction(*(_decode(part, kept, depth + 1) for part in content))
+    if kind in _TIMES:
+        return _TIMES[kind].fromisoformat(content)
     raise NotPlain("of no known type")
+
+
+def _fraction(numerator: Any, denominator: Any) -> Fraction:
+    if not isinstance(numerator, int) or not isinstance(denominator, int):
+        raise NotPlain("not a fraction of integers")
+    if max(numerator.bit_length(), denominator.bit_length()) > _MAX_FRACTION_BITS:
+        raise TooLarge("a fraction of too many digits")
+    return Fraction(numerator, denominator)
 
 
 def _hashable(keys: Iterable[Any]) -> list[Any]:

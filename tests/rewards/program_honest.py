@@ -149,6 +149,10 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
         _asserts("f", "assert f(0) == {'a': 2}", "assert f(1) == (1, 2)", "assert f(2) == {'a': 1}", "assert f(3) == [1, 2]"),
         "import collections, array\ndef f(x): return [collections.Counter('aa'), collections.namedtuple('P', 'x y')(1, 2), collections.OrderedDict(a=1), array.array('i', [1, 2])][x]",
     ),
+    "decimals, fractions and dates": (
+        _asserts("f", "from decimal import Decimal\nfrom fractions import Fraction\nimport datetime as d", "assert f(Decimal('1.10')) == Decimal('1.10') + 1", "assert f(Fraction(1, 3)) == Fraction(4, 3)", "assert f(d.date(2020, 2, 28)) == d.date(2020, 2, 29)", "assert f(d.datetime(2020, 2, 28, 1, 2, 3, 4, d.timezone.utc)).hour == 1"),
+        "import datetime\ndef f(x): return x + (datetime.timedelta(days=1) if isinstance(x, datetime.date) else 1)",
+    ),
     "generators": (
         _asserts("f", "assert list(f(3)) == [0, 1, 2]", "g = f(2)\nassert next(g) == 0 and next(g) == 1\ntry:\n    next(g)\n    assert False\nexcept StopIteration: pass", "import itertools\nassert list(itertools.islice(f(10**12), 3)) == [0, 1, 2]"),
         "def f(n):\n    i = 0\n    while i < n:\n        yield i\n        i += 1",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import datetime
 import json
 import math
 import time
@@ -15,8 +16,16 @@ from hypothesis import strategies as st
 
 from rewards.sandbox.values import NotPlain, TooLarge, decode, encode
 
+
+def _fixed(moment: datetime.datetime) -> datetime.datetime:
+    """With an offset in place of a zone's name."""
+    offset = moment.utcoffset()
+    return moment if offset is None else moment.replace(tzinfo=datetime.timezone(offset))
+
+
 HASHABLE = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary() | st.complex_numbers(allow_nan=False),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary() | st.complex_numbers(allow_nan=False)
+    | st.decimals(allow_nan=False) | st.fractions() | st.dates() | st.times() | st.datetimes(timezones=st.timezones() | st.none()).map(_fixed),
     lambda inner: st.lists(inner, max_size=3).map(tuple) | st.frozensets(inner, max_size=3),
     max_leaves=5,
 )  # fmt: skip
@@ -28,7 +37,7 @@ VALUES = st.recursive(
 JUNK = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
     lambda inner: st.lists(inner, max_size=3)
-    | st.fixed_dictionaries({"type": st.sampled_from(["tuple", "set", "dict", "int", "float", "complex", "bytes", "kept"]) | inner, "value": inner})
+    | st.fixed_dictionaries({"type": st.sampled_from(["tuple", "set", "dict", "int", "float", "complex", "bytes", "Decimal", "Fraction", "date", "datetime", "time", "kept"]) | inner, "value": inner})
     | st.dictionaries(st.text(max_size=3), inner, max_size=2),
     max_leaves=8,
 )  # fmt: skip
@@ -48,6 +57,12 @@ def _same(a: Any, b: Any) -> bool:
 @given(VALUES)
 def test_a_value_arrives_with_its_types(value: Any) -> None:
     assert _same(value, decode(json.loads(json.dumps(encode(value), allow_nan=False))))
+
+
+def test_a_fraction_is_made_in_bounded_time() -> None:
+    large = {"type": "int", "value": hex(3**400_000)}
+    with pytest.raises(NotPlain, match="TooLarge"):
+        decode({"type": "Fraction", "value": [large, large]})
 
 
 @given(JUNK)

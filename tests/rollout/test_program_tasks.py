@@ -17,6 +17,7 @@ from rewards.verdict import BadReference
 from rollout.problems import load_problems
 
 ASSERTS = ["assert set([add(1, 2)]) == {3}", "assert set([add(0, 0)]) == {0}"]
+COUNTED = ["assert Counter([add(1, 2)]) == Counter([3])"]
 CALLS = [{"args": [1, 2], "expected": 3}]
 SCRIPT = [{"stdin": "1 2", "stdout": "3"}]
 LCB = [
@@ -44,6 +45,9 @@ def loaded(folder: Path, **columns: Any) -> dict[str, Any]:
         ({"tests": ASSERTS, "entry_point": "plus"}, {"entry_point": "plus"}),
         ({"tests": json.dumps(ASSERTS)}, {"asserts": ASSERTS}),
         ({"test_list": ASSERTS, "test_setup_code": "import math"}, {"asserts": ASSERTS, "setup": "import math"}),
+        ({"test_list": COUNTED, "test_setup_code": "from collections import Counter"}, {"entry_point": "add"}),
+        ({"tests": [f"from collections import Counter\n{test}" for test in COUNTED]}, {"entry_point": "add"}),
+        ({"tests": [f"def Counter(x): return x\n{test}" for test in COUNTED]}, {"entry_point": "add"}),
         ({"tests": CALLS, "fn_name": "add"}, {"type": "function", "fn_name": "add", "tests": CALLS}),
         ({"tests": CALLS, "fn_name": "add", "float_tol": 1e-6}, {"float_tol": 1e-6}),
         ({"tests": SCRIPT}, {"type": "stdin", "tests": SCRIPT}),
