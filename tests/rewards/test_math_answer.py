@@ -233,6 +233,7 @@ PIECES = [
     " ", "a", "a ", "1", "1 ", "1,", "1,234", "1.", "1:", "{", "}", "(", "()", "[", "|", "|x", "\\", r"\\\\", r"\text{", r"\text{a} ", r"\text{a}^2",
     r"\,", r"\quad ", "{,}", "_{a", "x_1 ", "^{2}", "e1", r"1\times10^", r"0.\dot1", r"1\overline{", r"\frac{1}{2}", r"\frac{\text{", "<", "x=", "(x, ",
     "am ", r"\begin{a}", r"\angle A ", "AB", r"\vec{", "sin", r"\color{", r"\phantom{", "½", "√(", "the answer is ", "a is ", "%", "million ",
+    "或", "5а ", "5(а", "(apples)", "5 (", "1 hour 3 minutes ", "f(1)", "$a$ ", "5 dozen ", "A. B ", "答案", r"_{\max", r"^{\prime ", "<=", "F_{16}", r"\approx",
     "]U[", r"\mathbb ", "(A) ", "A. ", "and ", "or ", "$ ", "~",
 ]  # fmt: skip
 
