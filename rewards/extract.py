@@ -26,7 +26,6 @@ _UNSEEN_KINDS = frozenset(["Zs", "Zl", "Zp", "Cc", "Cf"])
 _UNSEEN = frozenset("\u2800\u3164\u115f\u1160\uffa0\u034f") | frozenset(map(chr, range(0xFE00, 0xFE10)))
 # A box that is raised to a power is a part of an expression and not the answer; a degree sign or a footnote may follow it.
 _POWER = re.compile(r"\s*\^(?!\s*\{?\s*(?:\\circ|\\degree|\\?\*|\\dag))")
-_LAST_LINE = re.compile(r"####[^\n]*\s*\Z")
 # What may stand between two boxes that together state a list of answers; also as the items of a written list.
 _JOINT = re.compile(
     r"(?:[ $.,;:&()\[\]*•~/|-]|\d{1,2}[.)]|\\[,;:!()\[\]\\ ]|\\q?quad|and|or|either|\\text\{ ?,? ?(?:and|or) ?\})*",
@@ -58,7 +57,8 @@ def reference_answer(reference: str) -> str:
     the last box wins.
     """
     hashes, box = _last_hashes(reference), _last_box(reference)
-    if hashes is not None and (box is None or _LAST_LINE.search(reference)):
+    ends_the_text = "\n" not in reference[reference.rfind("####") :].strip()
+    if hashes is not None and (box is None or ends_the_text):
         return (_last_box(hashes) or hashes).strip()
     return (reference if box is None else box).strip()
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from rewards.mathematics.algebra import proportional
 from rewards.mathematics.comparison import Comparison
-from rewards.mathematics.expression import Node, TooLarge, Unreadable, operations
+from rewards.mathematics.expression import FUNCTIONS, Node, TooLarge, Unreadable, operations
 from rewards.mathematics.intervals import MARKS, NotASet, real_set, same_set
 from rewards.mathematics.latex_parser import parse
 from rewards.mathematics.normalise import text_key
@@ -68,13 +68,18 @@ def compare_inequalities(answer: str, reference: str, comparison: Comparison) ->
 
 
 def is_name(side: str) -> bool:
-    """What a value may be the value of: x, f(x), AB, angle ABC."""
+    """What a value may be the value of: x, f(x), AB, angle ABC, cos(1)."""
     if _FUNCTION.fullmatch(side) or _NAMED.fullmatch(side) or _COORDINATES.fullmatch(side):
         return True
     try:
         return parse(side).op in ("var", "apply")
     except (Unreadable, TooLarge):
         return False
+
+
+def is_bare_name(side: str) -> bool:
+    """A name that says nothing of its value."""
+    return is_name(side) and _operations(side).isdisjoint(FUNCTIONS)
 
 
 def _is_label(side: str) -> bool:

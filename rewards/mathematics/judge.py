@@ -19,7 +19,7 @@ from rewards.mathematics.collection_stages import compare_elements, compare_matr
 from rewards.mathematics.comparison import Comparison, Stage
 from rewards.mathematics.compound import compare_compounds
 from rewards.mathematics.copying import is_copied
-from rewards.mathematics.equations import compare_equations, compare_inequalities, is_name
+from rewards.mathematics.equations import compare_equations, compare_inequalities, is_bare_name
 from rewards.mathematics.normalise import normalise, text_key
 from rewards.mathematics.rational import plain_number
 from rewards.mathematics.scalar_stage import compare_scalars
@@ -128,7 +128,7 @@ def _roundings(reference: str) -> list[str]:
     r"""A reference may give its own rounding, as x = 2/3 \approx 0.67: each side is right but for a bare name."""
     if r"\approx" not in reference:
         return [reference]
-    return [s for s in split(reference, (r"\approx",))[0] if s and not is_name(s)] or [reference]
+    return [s for s in split(reference, (r"\approx",))[0] if s and not is_bare_name(s)] or [reference]
 
 
 def load(*, strict: bool, policy: dict[str, float | int | bool]) -> Callable[..., Verdict]:

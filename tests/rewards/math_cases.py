@@ -216,6 +216,7 @@ CASES: dict[str, list[Case]] = {
     "about is a value of its own, and a name is none": [
         (r"\sqrt{7}\approx 2.646", [r"\sqrt7", "2.646", r"\approx2.646", r"\sqrt{7}\approx2.646", r"x=\sqrt7\approx2.646"],
          ["2.65", r"\sqrt7\approx2.65", r"\sqrt7\approx3", "x"]),
+        (r"\cos(2)\approx -0.416", [r"\cos 2", "-0.416", r"\cos2\approx-0.416"], ["-0.42", r"\sin2", r"\cos(2)\approx-0.42"]),
         (r"r\approx 0.4142", ["0.4142", r"r\approx0.4142", "r=0.4142"], ["r", "r=0.41", r"r\approx0.41"]),
         (r"A \approx 78.5\text{ cm}^2", ["78.5", r"78.5\text{ cm}^2"], ["A", r"78.5\text{ m}^2"]),
     ],
