@@ -182,8 +182,14 @@ class Server:
             try:
                 answer = self.session.post(self.url + path, json=body, timeout=ANSWER_WITHIN)
             except RequestException as error:
+                failures += 1
                 if not waits:
                     raise
+                if failures == ATTEMPTS:  # it came back each time, so it is this request that it does not survive
+                    raise UserError(
+                        f"vllm_urls: {self.url}{path} broke off the same request {ATTEMPTS} times, the last with "
+                        f"{type(error).__name__}, and was healthy again each time; its own log says why. Then resume the run"
+                    ) from error
                 self._recover(seen, type(error).__name__)
                 continue
             if answer.ok:

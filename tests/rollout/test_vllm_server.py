@@ -35,6 +35,7 @@ class MadeUp(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.max_rows, self.dtype, self.version = max_rows, dtype, "default"
         self.calls = list[tuple[str, Any]]()
+        self.drops, self.num_dropped = "", 0  # a path whose requests are broken off
         self.now = self.most = 0
         self.counting, self.together = threading.Lock(), threading.Barrier(max_rows)
         threading.Thread(target=self.serve_forever, daemon=True).start()
@@ -81,6 +82,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         server: Any = self.server
+        if self.path == server.drops:
+            server.num_dropped += 1
+            self.close_connection = True
+            return
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         match self.path:
             case "/tokenize":
@@ -109,6 +114,15 @@ def test_a_server_is_asked_for_as_many_completions_at_once_as_it_decodes(tmp_pat
     found = client(server, transfer=tmp_path / "transfer").sample(asked, SamplingParams(max_tokens=4))
     assert [len(group) for group in found] == [8] * 50
     assert server.most == 200
+
+
+def test_a_healthy_server_that_keeps_breaking_off_a_request_ends_the_run_with_a_message(tmp_path: Path) -> None:
+    server = MadeUp()
+    sampler = client(server, transfer=tmp_path / "transfer")
+    server.drops = "/v1/completions"
+    with pytest.raises(UserError, match="broke off the same request 3 times, the last with ConnectionError"):
+        sampler.sample([SampleRequest((3, 4), (0,))], SamplingParams(max_tokens=4))
+    assert server.num_dropped == 3
 
 
 def named(count: int = 6) -> Iterator[tuple[str, Tensor]]:
