@@ -104,3 +104,12 @@ def require_room(
     if token_budget is not None and total - 1 > token_budget:
         raise UserError(f"token_budget is {token_budget}: {what}, more than fits one forward; raise token_budget")
     return total
+
+
+def require_closing_token(renderer: PromptRenderer, vocabulary: int) -> None:
+    """The model has an embedding for the token that worked solutions end with."""
+    if renderer.closing_id >= vocabulary:
+        raise UserError(
+            f"model: worked solutions end with token {renderer.closing_id}, and the model has embeddings for {vocabulary} tokens; resize "
+            "its embeddings to the tokenizer, or set another eos_token in its tokenizer_config.json"
+        )

@@ -23,7 +23,7 @@ from rl.build import build_learner, build_optimizer, build_sampler, engine_of, t
 from rl.checkpoint import checkpoints, load_waiting, try_saving, writing
 from rl.choose import OPEN, Room, choose, described
 from rl.config import RunConfig
-from rl.data import load_data, require_room, within_limit
+from rl.data import load_data, require_closing_token, require_room, within_limit
 from rl.defaults import TINY, TINY_DEFAULTS, tiny_task
 from rl.deliver import EXACT, ROUNDED, Delivery
 from rl.learner import Learner
@@ -203,6 +203,7 @@ def fitting(
     training = within_limit(renderer, problems[0], "training", limit, progress.message)
     held_out = within_limit(renderer, problems[1], "held-out", limit, progress.message)
     if config.chosen_algorithm().samples_from == "dataset":
+        require_closing_token(renderer, vocabulary_size(model))
         training = demonstrable(training, verifiers, renderer, max_tokens, progress)
     longest = require_room(
         renderer,

@@ -12,7 +12,7 @@ from rollout.records import WORKED, Completion, FinishReason, Problem, Rollout, 
 
 
 def demonstrate(problems: Sequence[Problem], renderer: PromptRenderer) -> Collected:
-    """A group of one for each problem: its worked solution and the end of sequence."""
+    """A group of one for each problem: its worked solution and the end of the turn."""
     started = time.perf_counter()
     groups = [demonstration(problem, renderer) for problem in problems]
     return Collected(
@@ -26,8 +26,8 @@ def demonstrate(problems: Sequence[Problem], renderer: PromptRenderer) -> Collec
 
 
 def demonstration(problem: Problem, renderer: PromptRenderer) -> RolloutGroup:
-    text, tokenizer = str(problem.metadata[WORKED]), renderer.tokenizer
-    token_ids = (*tokenizer(text, add_special_tokens=False).input_ids, int(tokenizer.eos_token_id))  # pyright: ignore
+    text = str(problem.metadata[WORKED])
+    token_ids = (*renderer.tokenizer(text, add_special_tokens=False).input_ids, renderer.closing_id)
     completion = Completion(
         token_ids=token_ids,
         sampler_logprobs=(0.0,) * len(token_ids),

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from rewards.errors import UserError
-from rollout.chat_template import TEMPLATE_ERRORS
-from rollout.messages import read_messages
+from rollout.chat_template import TEMPLATE_ERRORS, template_turn_end
+from rollout.messages import read_messages, require_encodable
 from rollout.opened import opened_by
 from rollout.records import Problem, PromptStyle
 
@@ -60,6 +61,18 @@ class PromptRenderer:
         self._reported: set[str] = set()
         self._left_out_of: dict[tuple[str, ...], tuple[int, ...]] = {}
 
+    @cached_property
+    def closing_id(self) -> int:
+        """The token behind an answer: the one that ends the chat template's turn, else the tokenizer's EOS."""
+        end = template_turn_end(self.tokenizer)
+        closing = self.tokenizer.get_vocab().get(end) if end is not None else None
+        closing = self.tokenizer.eos_token_id if closing is None else closing
+        if closing is None:
+            raise UserError(
+                "model: its tokenizer has no EOS, with which a worked solution must end; set eos_token in its tokenizer_config.json"
+            )
+        return int(closing)  # pyright: ignore[reportArgumentType]  the stubs allow lists
+
     def render(self, problem: Problem) -> tuple[int, ...]:
         return self.prompt(problem).token_ids
 
@@ -89,6 +102,7 @@ class PromptRenderer:
         system = SYSTEM_PROMPTS[style] if self._system_prompt is None else self._system_prompt
         if system is None:
             return messages
+        require_encodable(system, "system_prompt")
         if messages[0]["role"] != "system":
             return [{"role": "system", "content": system}, *messages]
         if messages[0]["content"] != system:
@@ -109,7 +123,7 @@ class PromptRenderer:
             what = f"the chat template leaves out messages of role {role!r}, {_example(content)}"
             self._report_once(f"left out {role}", problem, what)
         try:
-            return self._rendered(messages)
+            text = self._rendered(messages)
         except TEMPLATE_ERRORS as error:
             roles = ", ".join(message["role"] for message in messages)
             (reason, *_) = str(error).strip().splitlines() or [type(error).__name__]
@@ -117,6 +131,11 @@ class PromptRenderer:
                 f"problem {problem.id!r}: the chat template cannot render its messages (roles {roles}): {reason}. Change the messages of "
                 "the data set, or give another template with --chat-template"
             ) from None
+        end = str(self.tokenizer.eos_token or "")
+        if end and text.rstrip().endswith(end):
+            what = f"the chat template ends prompts with the EOS, {end!r}, and does not begin the assistant's turn"
+            self._report_once("EOS of the template", problem, what)
+        return text
 
     def _left_out(self, roles: tuple[str, ...]) -> tuple[int, ...]:
         """Which messages of a conversation with these roles the template drops; a system message also where it refuses one."""

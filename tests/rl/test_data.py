@@ -9,7 +9,8 @@ import pytest
 import rl.data
 from rewards.errors import UserError
 from rl.config import RunConfig
-from rl.data import load_data, load_held_out, require_room, within_limit
+from rl.data import load_data, load_held_out, require_closing_token, require_room, within_limit
+from rl.setup import build_collector
 from rl.tiny import tiny_tokenizer
 from rollout.prompts import PromptRenderer
 from rollout.records import Problem
@@ -77,3 +78,18 @@ def test_a_prompt_that_the_model_cannot_take_is_refused_with_what_to_do() -> Non
     boxed = replace(PROBLEMS[0], id="b", prompt="\\boxed{")
     with pytest.raises(UserError, match=rf"problem 'b' has token {vocabulary - 1}, .*embeddings for {vocabulary - 1}"):
         require_room(RENDERER, [boxed], 8, context=None, vocabulary=vocabulary - 1)
+
+
+def test_worked_solutions_end_with_a_token_that_the_model_has() -> None:
+    require_closing_token(RENDERER, RENDERER.closing_id + 1)
+    with pytest.raises(UserError, match=rf"worked solutions end with token {RENDERER.closing_id}, .*resize"):
+        require_closing_token(RENDERER, RENDERER.closing_id)
+
+
+def test_a_run_stops_at_its_stop_strings_and_where_its_template_ends_a_turn() -> None:
+    """Where the template's end is text of several tokens the engine must look for that text."""
+    words = tiny_tokenizer()
+    words.chat_template = "{% for m in messages %}{{ m['content'] }}\n### End\n{% endfor %}"
+    config = RunConfig(stop_strings=("</answer>",), max_tokens=7)
+    made = build_collector(config, None, {}, PromptRenderer(words, style="plain"), None)  # pyright: ignore
+    assert made.params.stop_strings == ("</answer>", "### End") and made.params.max_tokens == 7

@@ -139,6 +139,7 @@ def reports(tokenizer: PreTrainedTokenizerFast, *prompts: object, **options: obj
         (DROPS, ({"role": "tool", "content": "t"}, *CHAT.prompt), {}, "<|begin|>1+1?<assistant>", "leaves out messages of role 'tool', 't'"),
         (TEMPLATE, (*CHAT.prompt, REPLY), {}, "<|begin|><user>1+1?<assistant>Let me think: ", "'Let me think: ', which the model goes on with"),
         (None, (*CHAT.prompt, REPLY), {}, "<|begin|>1+1?\n\nLet me think: ", "'Let me think: ', which the model goes on with"),
+        (TEMPLATE + "<|end|>\n", "a", {}, "<|begin|><user>a<assistant><|end|>", "ends prompts with the EOS, '<|end|>'"),
         (TEMPLATE, "a<|end|>b", {}, "<|begin|><user>a<|end|>b<assistant>", "'<|end|>', which the model reads as a special token"),
         (TEMPLATE, ({"role": "user", "content": [{"type": "text", "text": "1+"}, "1?"]},), {}, "<|begin|><user>1+1?<assistant>", ""),
     ],
@@ -174,9 +175,29 @@ def test_a_tokenizer_that_ends_prompts_is_not_followed() -> None:
         (TEMPLATE, ({"role": "user", "content": None},), "problem '0': the content of a message is None: it must be text"),
         (TEMPLATE, ({"role": "user", "content": [{"type": "image"}]},), "problem '0': a part of a message is {'type': 'image'}"),
         (TEMPLATE, "half \ud83d", r"problem '0': its text has half of a surrogate pair, '\\ud83d', at character 5"),
+        (TEMPLATE, ({"role": "user", "content": "\udcff"},), "half of a surrogate pair"),
         (TEMPLATE, {"text": "1+1?"}, "is neither text nor a list of messages"),
     ],
 )  # fmt: skip
 def test_messages_that_cannot_be_rendered_are_the_users_to_change(template: str, prompt: object, message: str) -> None:
     with pytest.raises(UserError, match=message):
         reports(adding_bos(template), prompt)
+
+
+def test_a_system_prompt_that_no_tokenizer_encodes_is_refused() -> None:
+    """A shell hands over bytes that are no UTF-8 as half characters."""
+    with pytest.raises(UserError, match="system_prompt: its text has half of a surrogate pair"):
+        reports(adding_bos(TEMPLATE), "1+1?", system_prompt="\udcff")
+
+
+def test_a_worked_solution_ends_as_the_template_ends_a_turn() -> None:
+    """A model that is taught its EOS instead would not end the turn that it began. Without either there is nothing to teach."""
+    made = tiny_tokenizer()
+    made.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    made.chat_template = "{% for m in messages %}{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    worked = replace(CHAT, metadata={WORKED: "1+1=2"})
+    (rollout,) = demonstration(worked, PromptRenderer(made, style="plain")).rollouts
+    assert made.decode(rollout.completion.token_ids) == "1+1=2<|im_end|>"
+    made.chat_template = made.eos_token = None
+    with pytest.raises(UserError, match="its tokenizer has no EOS"):
+        demonstration(worked, PromptRenderer(made, style="plain"))
