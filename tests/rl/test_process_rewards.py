@@ -62,7 +62,7 @@ def share_false(rows: list[dict[str, Any]]) -> float:
 
 def test_a_policy_learns_from_its_lines_alone(writer: Path, sums: Path, tmp_path: Path) -> None:
     """Every outcome is 0, from which plain GRPO learns nothing. Three of the eight lines are false: about that share at first,
-    and none after ten steps."""
+    and less than half of it after six steps."""
     outcome = written(writer, sums, tmp_path / "outcome", "grpo", 1)
     assert {(row["value"], row["advantage"]) for row in outcome} == {(0.0, 0.0)}
     process = written(writer, sums, tmp_path / "process", "grpo-process", 6)
