@@ -26,6 +26,7 @@ from rl.runtime import Runtime
 from rl.step import train_step
 from rollout.collect import Collector
 from rollout.problems import ProblemStream
+from rollout.prompts import Prompt
 from rollout.records import Problem
 from rollout.sampler import SamplingParams
 from rollout.torch_sampler import TorchSampler
@@ -40,10 +41,14 @@ class LetterTokenizer:
     """A letter a token; `eos_token_id` is one that is never asked for."""
 
     eos_token_id = 1
-    chat_template = None
+    pad_token_id = chat_template = None
+    all_special_ids = (1,)
 
     def __call__(self, text: str) -> object:
         return type("Encoding", (), {"input_ids": [LETTERS.index(c) for c in text if c in LETTERS]})()
+
+    def get_added_vocab(self) -> dict[str, int]:
+        return {}
 
     def batch_decode(self, rows: Sequence[Sequence[int]], **_: object) -> list[str]:
         return ["".join(LETTERS[i] for i in row if i != self.eos_token_id) for row in rows]
@@ -62,8 +67,8 @@ class Renderer:
     def __init__(self, tokenizer: LetterTokenizer) -> None:
         self.tokenizer = tokenizer
 
-    def render(self, problem: Problem) -> tuple[int, ...]:
-        return tuple(LETTERS.index(c) for c in str(problem.prompt))
+    def prompt(self, problem: Problem) -> Prompt:
+        return Prompt(token_ids=tuple(LETTERS.index(c) for c in str(problem.prompt)), opened="")
 
 
 def mean_rewards(name: str, seed: int, run_dir: Path, *, steps: int = 25) -> list[float]:
