@@ -33,9 +33,14 @@ from tests.rl.models import make, random_batch
 
 
 class NoTokenizer:
-    """The sampler only needs its end token, and to write texts that nobody reads."""
+    """The sampler only needs to know how a turn ends, and to write texts that nobody reads."""
 
     eos_token_id = 1
+    pad_token_id = chat_template = None
+    all_special_ids = (1,)
+
+    def get_added_vocab(self) -> dict[str, int]:
+        return {}
 
     def batch_decode(self, rows: list[list[int]], **_: object) -> list[str]:
         return ["" for _ in rows]
