@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from rewards.errors import UserError
+from rewards.errors import UserError, first_line
 from rl.algorithms import ALGORITHMS, Algorithm
 from rl.checks import RULE_OPTIONS, check
 from rl.defaults import (
@@ -232,8 +232,11 @@ class RunConfig:
     def __post_init__(self) -> None:
         check(self)
 
-    def resolved(self) -> RunConfig:
-        """The same run with every "by model" default, and the type that this machine computes in, written out."""
+    def resolved(self, *, after: Path | None = None) -> RunConfig:
+        """The same run with every "by model" default, and the type that this machine computes in, written out.
+
+        after: a folder that another run has just taken.
+        """
         defaults = dict(TINY_DEFAULTS[tiny_task(self.dataset)] if self.model == TINY else MODEL_DEFAULTS)
         if self.model == TINY and ALGORITHMS[self.algorithm].kl_weight > 0:
             defaults["kl_weight"] = TINY_KL_WEIGHT
@@ -248,13 +251,14 @@ class RunConfig:
                 f"{self.num_steps or defaults['num_steps']}, for the policy to be trained at all"
             )
         filled = {k: v for k, v in defaults.items() if getattr(self, k) is None}
-        return replace(self, **filled, dtype=self.computing_dtype, run_dir=self.run_dir or self._unused_run_dir())
+        return replace(self, **filled, dtype=self.computing_dtype, run_dir=self.run_dir or self._unused_run_dir(after))
 
-    def _unused_run_dir(self) -> Path:
+    def _unused_run_dir(self, after: Path | None = None) -> Path:
         """runs/<what the run is>, with a number where that folder is taken; the newest of them where the run is resumed."""
         name = f"{Path(self.model).name}-{Path(self.dataset).stem}-{self.algorithm}-seed{self.seed}"
-        taken = 1
-        while (_numbered(name, taken) / "config.json").exists():
+        taken, is_passed = 1, after is None
+        while not is_passed or (_numbered(name, taken) / "config.json").exists():
+            is_passed = is_passed or _numbered(name, taken) == after
             taken += 1
         return _numbered(name, max(1, taken - 1) if self.resume else taken)
 
@@ -318,8 +322,11 @@ class RunConfig:
         assert run_dir is not None
         if not (run_dir / "config.json").exists():
             return None
-        written = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
-        return RunConfig.from_json({**written, "run_dir": run_dir, "resume": True})
+        written = read_config(run_dir)
+        try:
+            return RunConfig.from_json({**written, "run_dir": run_dir, "resume": True})
+        except TypeError as error:
+            raise unreadable(run_dir, error) from None
 
     @staticmethod
     def from_json(written: Mapping[str, Any]) -> RunConfig:
@@ -327,6 +334,23 @@ class RunConfig:
         known = {f.name: written[f.name] for f in fields(RunConfig) if f.name in written}
         lists = {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
         return RunConfig(**{**known, **lists})
+
+
+def read_config(run_dir: Path) -> dict[str, Any]:
+    """The config.json that a run has written."""
+    try:
+        written = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise unreadable(run_dir, error) from None
+    if not isinstance(written, dict):
+        raise unreadable(run_dir, TypeError("it is no JSON object"))
+    return written
+
+
+def unreadable(run_dir: Path, error: Exception) -> UserError:
+    return UserError(
+        f"run_dir is {str(run_dir)!r}: its config.json cannot be read ({first_line(error)}); restore it from a copy, or start a new run"
+    )
 
 
 def _numbered(name: str, number: int) -> Path:

@@ -21,7 +21,7 @@ from rl.measure import Metrics
 from rl.metrics import read_metrics
 from rl.progress import Progress, final_table, visible
 from rl.report import REPORT, write_report
-from rl.run_folder import opened
+from rl.run_folder import FolderLock, opened
 from rl.runtime import Runtime
 from rl.setup import Run, set_up
 from rl.step import StepResult, train_step
@@ -35,7 +35,8 @@ class Interrupted(KeyboardInterrupt):
 def train(config: RunConfig) -> Path:
     """Runs, and leaves metrics, completions, checkpoints and a report in the run's folder. -> the folder."""
     runtime = Runtime(dtype=config.computing_dtype, trackers=config.trackers, device=config.device)
-    config = runtime.from_main(lambda: opened(config.resolved()))
+    lock = FolderLock()
+    config = runtime.from_main(lambda: opened(config, lock))
     run_dir = config.run_dir
     assert run_dir is not None
     verifiers = Verifiers(verifier_options(config))
@@ -55,6 +56,7 @@ def train(config: RunConfig) -> Path:
     finally:
         verifiers.close()
         runtime.close()
+        lock.release()
     final_table(read_metrics(run_dir), progress.console)
     progress.message(f"report: {run_dir / REPORT}\nmodel:  {checkpoint_of(run)}")
     if run.step < (config.num_steps or 0):

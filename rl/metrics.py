@@ -271,7 +271,10 @@ def complete_lines(path: Path) -> Iterator[str]:
     """Of a file that a run appends to, if it is there: all but a last line that a kill cut short."""
     if path.exists():
         with path.open(encoding="utf-8") as file:
-            yield from (line for line in file if line.endswith("\n"))
+            try:
+                yield from (line for line in file if line.endswith("\n"))
+            except UnicodeDecodeError as error:
+                raise UserError(f"{path} is not text ({error}): restore it from a copy, or start a new run") from None
 
 
 def _read(path: Path) -> list[tuple[str, Row]]:
@@ -279,9 +282,12 @@ def _read(path: Path) -> list[tuple[str, Row]]:
     lines = []
     for number, line in enumerate(complete_lines(path), start=1):
         try:
-            lines.append((line, json.loads(line)))
+            row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number} is not JSON ({error}): delete that line and try again") from None
+            raise UserError(f"{path}, line {number} is not JSON ({error}): delete that line and try again") from None
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int | float):
+            raise UserError(f"{path}, line {number} is {line[:60]!r}: it has no step; delete that line and try again")
+        lines.append((line, row))
     return lines
 
 

@@ -77,7 +77,8 @@ def _key(group: RolloutGroup) -> tuple[str, int]:
 
 
 def write_config(run_dir: Path, config: RunConfig, found: Mapping[str, Any] | None = None) -> None:
-    """found: what was found out beside the options: by which paths the update and the sampler run the model, the first prompt."""
+    """found: what was found out beside the options: by which paths the update and the sampler run the model, the first prompt, the
+    fingerprints of the problems."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -86,5 +87,6 @@ def write_config(run_dir: Path, config: RunConfig, found: Mapping[str, Any] | No
             versions[package] = "not installed"
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     hardware = {"cpu_cores": cpu_cores(), "machine": platform.machine(), "gpu": gpu}
-    written = {**config.as_json(), **(found or {}), "versions": versions, "hardware": hardware}
+    options = {**config.as_json(), "resume": False}
+    written = {**options, **(found or {}), "versions": versions, "hardware": hardware}
     write_whole(run_dir / "config.json", json.dumps(written, indent=2) + "\n")

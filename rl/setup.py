@@ -31,7 +31,7 @@ from rl.metrics import read_metrics, write_whole
 from rl.policy import context_length, load_pretrained
 from rl.progress import Progress
 from rl.records import RunRecords, write_config
-from rl.run_folder import resume
+from rl.run_folder import fingerprints, require_same_data, resume
 from rl.runtime import Runtime
 from rl.save_model import stored_dtype
 from rl.warm_start import WarmStart, warm_started
@@ -129,7 +129,12 @@ def demonstrable(
 
 def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: Progress) -> Run:
     asked, config = config, config.on(runtime.device.type, shards=runtime.shards)
-    parts = zip(load_data(config, progress.message), ("training", "held-out"), strict=True)
+    assert config.run_dir is not None
+    loaded = load_data(config, progress.message)
+    data = fingerprints(*loaded)
+    if config.resume:
+        require_same_data(config.run_dir, data)
+    parts = zip(loaded, ("training", "held-out"), strict=True)
     training, held_out = (gradable(problems, which, verifiers, progress) for problems, which in parts)
     if verifiers.isolation:
         unsafe = "UNSAFE, as allow_unsafe_code permits: " if verifiers.isolation.rank < FLOOR else ""
@@ -174,7 +179,9 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
             delivery=delivery,
             ahead=ahead_of(config, runtime, step) if config.one_step_ahead else None,
             tokenizer=tokenizer,
-            records=open_records(config, runtime, tokenizer, step, {"paths": paths, "first_prompt": first_prompt}),
+            records=open_records(
+                config, runtime, tokenizer, step, {"paths": paths, "first_prompt": first_prompt, "data": data}
+            ),
             watch=Watch(read_metrics(config.run_dir)),
             step=step,
         )
@@ -294,13 +301,13 @@ def load_base(
 def open_records(
     config: RunConfig, runtime: Runtime, tokenizer: PreTrainedTokenizerBase, step: int, found: dict[str, Any]
 ) -> RunRecords | None:
-    """In the first process, which writes; what was written after `step` is taken back. found: what config.json tells beside options."""
+    """In the first process, which writes; what was written after `step` is taken back, and a resumed run's own options are written.
+    found: what config.json tells beside options."""
     assert config.run_dir is not None
     records = None
     if runtime.is_main:
         with writing(config.run_dir):
-            if step == 0:
-                write_config(config.run_dir, config, found)
+            write_config(config.run_dir, config, found)
             records = RunRecords(config.run_dir, keep_through=step or -1, tokenizer=tokenizer)
     runtime.wait()
     return records
