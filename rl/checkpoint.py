@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,9 +22,10 @@ from rl.learner import Learner
 from rl.save_model import save_tensors
 from rl.sharding import whole_state
 from rollout.collect import Collected
+from rollout.collected_json import collected_from_json, collected_to_json
 from rollout.problems import ProblemStream
 
-WAITING = "waiting.pickle"  # completions that the next step will be trained on, sampled one step ahead
+WAITING = "waiting.json"  # completions that the next step will be trained on, sampled one step ahead
 CRITIC_FOLDER = "critic"  # engines read every safetensors file beside the model's as a part of it
 CHECKSUMS = "SHA256SUMS"
 
@@ -65,7 +65,7 @@ def save_checkpoint(
         if reference is not None:
             reference.save(aside / "reference", reference_state)
         if waiting is not None:
-            (aside / WAITING).write_bytes(pickle.dumps(waiting))
+            (aside / WAITING).write_text(json.dumps(collected_to_json(waiting)), encoding="utf-8")
         counters = {"step": step, "cursor": stream.cursor, "skipped_in_a_row": learner.skipped_in_a_row}
         (aside / "trainer.json").write_text(json.dumps(counters))
         sums = {path: checksum(path) for path in files_of(aside)}
@@ -184,6 +184,6 @@ def load_checkpoint(folder: Path, learner: Learner, stream: ProblemStream) -> in
 
 
 def load_waiting(folder: Path) -> Collected | None:
-    """What was sampled one step ahead. A pickle: resume only runs that you trust."""
+    """What was sampled one step ahead."""
     path = folder / WAITING
-    return pickle.loads(path.read_bytes()) if path.exists() else None
+    return collected_from_json(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None

@@ -1,0 +1,65 @@
+"""What was sampled, as JSON and back: plain values only, so that reading a file runs nothing of it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from rewards.score import Outcome, Score
+from rollout.collect import Collected
+from rollout.records import Completion, FinishReason, Problem, Rollout, RolloutGroup
+
+NUMBERS = ("num_refills", "num_sampled_tokens", "sample_seconds", "verify_seconds")
+
+
+def collected_to_json(collected: Collected) -> dict[str, Any]:
+    """groups: the places in `sampled` of those for the update."""
+    place = {id(group): i for i, group in enumerate(collected.sampled)}
+    return {
+        "sampled": [group_to_json(group) for group in collected.sampled],
+        "groups": [place[id(group)] for group in collected.groups],
+        **{name: getattr(collected, name) for name in NUMBERS},
+    }
+
+
+def collected_from_json(read: dict[str, Any]) -> Collected:
+    sampled = [group_from_json(group) for group in read["sampled"]]
+    return Collected(
+        sampled=sampled, groups=[sampled[i] for i in read["groups"]], **{name: read[name] for name in NUMBERS}
+    )
+
+
+def group_to_json(group: RolloutGroup) -> dict[str, Any]:
+    rollouts = []
+    for rollout in group.rollouts:
+        completion, score = rollout.completion, rollout.score
+        rollouts.append(
+            {
+                "completion": {**asdict(completion), "finish_reason": completion.finish_reason.value},
+                "score": {**asdict(score), "outcome": score.outcome.value},
+                "step_rewards": rollout.step_rewards,
+                "step_ends": rollout.step_ends,
+            }
+        )
+    return {"problem": asdict(group.problem), "prompt_ids": group.prompt_ids, "rollouts": rollouts}
+
+
+def group_from_json(read: dict[str, Any]) -> RolloutGroup:
+    fields = read["problem"]
+    prompt = fields["prompt"]
+    problem = Problem(**{**fields, "prompt": prompt if isinstance(prompt, str) else tuple(prompt)})
+    rollouts = []
+    for row in read["rollouts"]:
+        completion, score = row["completion"], row["score"]
+        plain = {name: tuple(completion[name]) for name in ("token_ids", "sampler_logprobs")}
+        reason = FinishReason(completion["finish_reason"])
+        rollouts.append(
+            Rollout(
+                problem=problem,
+                completion=Completion(**{**completion, **plain, "finish_reason": reason}),
+                score=Score(**{**score, "outcome": Outcome(score["outcome"])}),
+                step_rewards=tuple(row["step_rewards"]),
+                step_ends=tuple(row["step_ends"]),
+            )
+        )
+    return RolloutGroup(problem=problem, prompt_ids=tuple(read["prompt_ids"]), rollouts=tuple(rollouts))

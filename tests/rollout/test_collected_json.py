@@ -1,0 +1,43 @@
+"""Completions that wait for a resumed run come back as they were."""
+
+from __future__ import annotations
+
+import json
+
+from rewards.score import Outcome, Score
+from rollout.collect import Collected
+from rollout.collected_json import collected_from_json, collected_to_json
+from rollout.records import Completion, FinishReason, Problem, Rollout, RolloutGroup
+
+
+def group(name: str, outcome: Outcome) -> RolloutGroup:
+    messages = ({"role": "system", "content": "s"}, {"role": "user", "content": "5个?"})
+    problem = Problem(
+        id=name, prompt=messages, reference={"type": "stdin", "tests": []}, verifier="program", metadata={"worked": "w"}
+    )
+    value = 1 / 3 if outcome.gradable else None
+    rollout = Rollout(
+        problem=problem,
+        completion=Completion(
+            token_ids=(3, 1), sampler_logprobs=(-0.1, -1e-17), finish_reason=FinishReason.LENGTH, policy_version=4, seed=2**63, text="\ud800x", view=7
+        ),
+        score=Score(value, outcome, {"math": 1 / 3}, "why"),
+        step_rewards=(0.1,),
+        step_ends=(1,),
+    )  # fmt: skip
+    return RolloutGroup(problem=problem, prompt_ids=(1, 2), rollouts=(rollout,))
+
+
+def test_every_field_comes_back_and_groups_are_still_among_the_sampled() -> None:
+    sampled = [group("a", Outcome.CORRECT), group("b", Outcome.CRASHED)]
+    collected = Collected(
+        groups=[sampled[1]],
+        sampled=sampled,
+        num_refills=2,
+        num_sampled_tokens=4,
+        sample_seconds=0.1,
+        verify_seconds=0.2,
+    )
+    again = collected_from_json(json.loads(json.dumps(collected_to_json(collected))))
+    assert again == collected
+    assert again.groups[0] is again.sampled[1]
