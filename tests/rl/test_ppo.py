@@ -20,13 +20,14 @@ from rl.config import RunConfig
 from rl.critic import Critic
 from rl.head import ValueHead
 from rl.learner import Learner
-from rl.lora import LoraCritic, LoraPolicy, add_adapters
+from rl.lora import CRITIC_ADAPTERS, LoraCritic, LoraPolicy, adapters_of, add_adapters
 from rl.policy import Policy
 from rl.runtime import Runtime
 from rl.step import update
 from rl.values import ValueRule
 from rollout.problems import ProblemStream
 from tests.rl.models import cut, make, random_batch
+from tests.rl.test_casts import batches, make_learner
 from tests.rl.test_step import NoTokenizer
 from tests.rl.test_values import restated
 
@@ -357,6 +358,21 @@ def test_checkpointed_layers_learn_the_same(runtime: Runtime) -> None:
     update(plain, batch)
     update(checkpointed, batch)
     assert (state(plain) - state(checkpointed)).abs().max() < SAME
+
+
+@pytest.mark.parametrize("num_minibatches", [1, 2])
+def test_layers_are_run_again_with_the_adapters_of_whoever_is_trained(num_minibatches: int, runtime: Runtime) -> None:
+    """Policy and critic are one model: in the critic's backward, and when its values are looked at, its own adapters must be there."""
+    after = []
+    for checkpointed in (False, True):
+        trained = make_learner(
+            runtime, "ppo-separate", lora=True, checkpointed=checkpointed, num_minibatches=num_minibatches
+        )
+        update(trained, *batches(num_minibatches))
+        update(trained, *batches(num_minibatches))  # both sets of adapters add something by now
+        after.append(state(trained))
+        assert all(p.any() for p in adapters_of(trained.policy.model, CRITIC_ADAPTERS).values())
+    assert torch.equal(*after)
 
 
 def test_adapters_of_the_policy_and_of_its_critic_are_apart(runtime: Runtime) -> None:
