@@ -21,8 +21,6 @@ class CombinedVerifier:
     is. The outcome is the verifier's, and so is None; `parts` holds its parts and one for each rule, under its name.
     """
 
-    reads_prompts = True
-
     def __init__(self, verifier: Verifier, formats: Sequence[str], *, weight: float = 0.1, gated: bool = True) -> None:
         self._verifier, self._weight, self._gated = verifier, weight, gated
         self._rules = {name: format_rule(name) for name in formats}

@@ -26,8 +26,6 @@ class MathVerifier(PooledVerifier):
     value None, never 0.
     """
 
-    reads_prompts = True
-
     def __init__(
         self,
         *,

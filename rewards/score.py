@@ -5,7 +5,8 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from inspect import signature
+from typing import Any, Protocol
 
 
 class Outcome(enum.Enum):
@@ -57,21 +58,10 @@ class Verifier(Protocol):
         """End the worker processes. Safe to call twice."""
 
 
-@runtime_checkable
-class PromptReader(Verifier, Protocol):
-    """A verifier that also reads the question, since an answer may only repeat it. `reads_prompts` marks it as one."""
-
-    reads_prompts: bool
-
-    def verify_batch(
-        self, answers: Sequence[str], references: Sequence[Reference], prompts: Sequence[str] | None = None
-    ) -> list[Score]: ...
-
-
 def verify(
     verifier: Verifier, answers: Sequence[str], references: Sequence[Reference], prompts: Sequence[str]
 ) -> list[Score]:
-    """The score of each answer. The prompts, one for each, go to a verifier that reads them."""
-    if isinstance(verifier, PromptReader):
-        return verifier.verify_batch(answers, references, prompts)
-    return verifier.verify_batch(answers, references)
+    """The score of each answer. A verifier whose verify_batch has an argument `prompts` also reads the question of each, since an
+    answer may only repeat it."""
+    more: dict[str, Any] = {"prompts": prompts} if "prompts" in signature(verifier.verify_batch).parameters else {}
+    return verifier.verify_batch(answers, references, **more)
