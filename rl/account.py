@@ -43,6 +43,7 @@ class Account:
     problems: of a step, that this process trains on. evaluated: completions of an evaluation. prompt_length, completion_length:
     the longest. per_rank: numbers of adapters of rank 1. rounded: numbers that rl/precision.py may keep in 16 bits. shards:
     processes that weights are spread over. engine: what samples on this device; vLLM in this process takes its share by itself.
+    critic_shape: of a critic that is another model than the policy.
     """
 
     asked: RunConfig
@@ -57,6 +58,7 @@ class Account:
     device: str = "cuda"
     engine: Engine = "torch"
     shards: int = 1
+    critic_shape: tuple[ModelCost, PretrainedConfig] | None = None
 
     @staticmethod
     def of(
@@ -68,8 +70,9 @@ class Account:
         engine: Engine = "torch",
         processes: int = 1,
         shards: bool = False,
+        critic: PreTrainedModel | None = None,
     ) -> Account:
-        """model: without adapters yet; a skeleton on torch's device "meta" does."""
+        """model: without adapters yet; a skeleton on torch's device "meta" does. critic: where that is another model."""
         evaluated = (asked.eval_size or 0) * max(1, asked.eval_samples)
         return Account(
             asked=asked,
@@ -84,6 +87,7 @@ class Account:
             device=device,
             engine=engine,
             shards=processes if shards else 1,
+            critic_shape=None if critic is None else (ModelCost.of(critic), critic.config.get_text_config()),
         )
 
     def having(self, **options: object) -> Account:
@@ -128,11 +132,15 @@ class Account:
 
     @cached_property
     def critic(self) -> TrainedTrunk | None:
-        return replace(self.policy, has_head=False) if self.run.chosen_algorithm().critic == "separate" else None
+        if self.run.chosen_algorithm().critic != "separate":
+            return None
+        cost, config = self.critic_shape or (self.cost, self.config)
+        return replace(self.policy, has_head=False, cost=cost, config=config)
 
     @property
     def value_head(self) -> int:
-        return 0 if self.run.chosen_algorithm().critic == "none" else self.config.hidden_size + 1
+        trunk = self.critic or self.policy
+        return 0 if self.run.chosen_algorithm().critic == "none" else trunk.config.hidden_size + 1
 
     @property
     def has_reference(self) -> bool:

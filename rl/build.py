@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from rewards.errors import UserError
 from rl.account import GIB, MAX_ROWS, Account, Engine
@@ -230,13 +230,22 @@ def adamw_8bit(groups: list[dict[str, Any]], options: dict[str, Any]) -> torch.o
     return AdamW8bit(groups, **options)
 
 
+def critic_skeleton(config: RunConfig) -> PreTrainedModel | None:
+    """A critic that is another model than the policy, without its weights."""
+    if config.critic_model is None:
+        return None
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(config.critic_model))
+
+
 def must_checkpoint(config: RunConfig, model: PreTrainedModel, runtime: Runtime, progress: Progress) -> bool:
     """As asked for or chosen; else where an update would not fit without: of a short prompt, as nobody knows it here."""
     if config.gradient_checkpointing is not None:
         return config.gradient_checkpointing
     taken = sum(p.nbytes for p in model.parameters())
     short = replace(config, max_tokens=min(config.max_tokens or config.tokens_at_once, config.tokens_at_once))
-    account = settled(Account.of(short, model, prompt_length=1, device=model.device.type))
+    skeleton = critic_skeleton(config)
+    account = settled(Account.of(short, model, prompt_length=1, device=model.device.type, critic=skeleton))
     room = Room(runtime.free_memory() + taken, 0)
     if account.peak_of_update() <= room.ours:
         return False

@@ -13,8 +13,8 @@ from math import ceil
 from typing import Any
 
 from rewards.errors import UserError
-from rl.account import CONTEXT, FRAGMENTED, GIB, MAX_ROWS, ROUNDED, Account
-from rl.cost import FLOAT32, key_value_bytes
+from rl.account import CONTEXT, DRAWING, FRAGMENTED, GIB, MAX_ROWS, ROUNDED, Account
+from rl.cost import FLOAT32, ModelCost, key_value_bytes
 from rl.defaults import TOKENS_ON_A_CPU
 
 MOST_TOKENS = 16_384  # products of as many rows gain nothing by more
@@ -73,6 +73,30 @@ def sampling(account: Account) -> Iterator[Account]:
         yield account.having(sampler_rows=rows)
         rows //= 2
     yield account.having(sampler_rows=max(rows, account.least_rows))
+
+
+def rows_with_room(
+    cost: ModelCost,
+    vocabulary: int,
+    free: float,
+    *,
+    prompt_length: int,
+    completion_length: int,
+    group_size: int,
+    width: int,
+) -> int:
+    """Completions that the embedded engine can decode at once in `free` bytes where nothing is trained: a power of two, at most
+    MAX_ROWS and at least a group."""
+
+    def needed(rows: int) -> float:
+        groups = ceil(rows / group_size)
+        keys = key_value_bytes(cost, groups, rows, prompt_length, completion_length, width)
+        return FRAGMENTED * (keys + DRAWING * rows * vocabulary)
+
+    rows = MAX_ROWS
+    while rows > group_size and needed(rows) > free:
+        rows //= 2
+    return max(rows, group_size)
 
 
 def settings(account: Account) -> Iterator[tuple[bool, int]]:

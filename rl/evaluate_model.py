@@ -11,13 +11,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from rewards.errors import UserError
 from rewards.math_answer import MathVerifier
 from rewards.score import Outcome, Verifier, verify
 from rewards.verifiers import VerifierOptions, Verifiers
+from rl.account import MAX_ROWS, ROUNDED
+from rl.choose import rows_with_room
 from rl.config import RunConfig
-from rl.cost import ModelCost
+from rl.cost import FLOAT32, ModelCost
 from rl.data import Report, load_held_out, log, require_room, within_limit
 from rl.defaults import MODEL_DEFAULTS, TINY, resolved_dtype
 from rl.evaluate import VOTED_ON, is_right, right_by_vote
@@ -154,7 +157,13 @@ def make_collector(
     longest = require_room(renderer, problems, max_tokens, context=context, vocabulary=vocabulary)
     sampler: Sampler
     if options.sampler == "torch":
-        sampler = TorchSampler(model, tokenizer, decode_dtype=getattr(torch, runtime.dtype), autocast=runtime.autocast)
+        sampler = TorchSampler(
+            model,
+            tokenizer,
+            decode_dtype=getattr(torch, runtime.dtype),
+            autocast=runtime.autocast,
+            max_rows=rows_at_once(model, runtime, longest - max_tokens, max_tokens, max(1, options.samples)),
+        )
     else:
         from rollout.vllm_sampler import VLLMOptions, VLLMSampler  # takes ten seconds, and is not everywhere
 
@@ -171,6 +180,25 @@ def make_collector(
         params=params,
         group_size=max(1, options.samples),
         run_seed=options.seed,
+    )
+
+
+def rows_at_once(
+    model: PreTrainedModel, runtime: Runtime, prompt_length: int, completion_length: int, group_size: int
+) -> int:
+    """As many as a GPU has memory for beside the model and, in 16 bits, the engine's copy of it; on a CPU as many as ever."""
+    if runtime.device.type != "cuda":
+        return MAX_ROWS
+    cost, width = ModelCost.of(model), ROUNDED if runtime.dtype == "bfloat16" else FLOAT32
+    copied = ROUNDED * cost.all_parameters if runtime.dtype == "bfloat16" else 0
+    return rows_with_room(
+        cost,
+        vocabulary_size(model),
+        runtime.free_memory() - copied,
+        prompt_length=prompt_length,
+        completion_length=completion_length,
+        group_size=group_size,
+        width=width,
     )
 
 

@@ -19,7 +19,14 @@ from rewards.score import Outcome, Score, verify
 from rewards.verifiers import Verifiers
 from rl.account import Account
 from rl.ahead import Ahead
-from rl.build import build_learner, build_optimizer, build_sampler, engine_of, told_of_checkpointing
+from rl.build import (
+    build_learner,
+    build_optimizer,
+    build_sampler,
+    critic_skeleton,
+    engine_of,
+    told_of_checkpointing,
+)
 from rl.checkpoint import checkpoints, load_waiting, try_saving, writing
 from rl.choose import OPEN, Room, choose, described
 from rl.config import RunConfig
@@ -272,6 +279,7 @@ def chosen(
         engine=engine_of(asked, runtime),
         processes=runtime.count,
         shards=runtime.shards,
+        critic=critic_skeleton(asked),
     )
     room = Room(*map(min, zip(*runtime.gather([runtime.room(model)]), strict=True)))
     found = choose(account, room)

@@ -13,7 +13,7 @@ import pytest
 
 from rewards.errors import UserError
 from rl.account import CONTEXT, FRAGMENTED, GIB, Account
-from rl.choose import NAMED, REMEDIES, Room, as_options, choose, fitting, remedies, settings
+from rl.choose import NAMED, REMEDIES, Room, as_options, choose, fitting, remedies, rows_with_room, settings, settled
 from rl.options import CARDS, PlanOptions
 from rl.plan import Plan, describe, load_config, make_plan
 
@@ -242,3 +242,29 @@ def test_remedies_can_be_typed() -> None:
             PlanOptions(model="tiny", **({"lora_rank": 8} if "lora_base" in remedy else {}) | remedy),
             load_config("tiny"),
         )
+
+
+def test_an_evaluation_decodes_as_many_rows_as_there_is_room_for() -> None:
+    """Qwen2.5-0.5B in 16 bits: 12,288 bytes a token of keys and values (2 x 24 layers x 2 heads x 64 x 2), 16 a logit of 151,936.
+    A row of 1,024 with a prompt of 512 takes 18.9 MB and 2.4 MB, of a group of 4 with one prompt 14.2 MB and 2.4 MB."""
+    cost = skeleton("qwen2.5-0.5b").cost
+    lengths = {"prompt_length": 512, "completion_length": 1024, "width": 2}
+    row, of_four = 1.05 * (12_288 * 1536 + 16 * 151_936), 1.05 * (12_288 * (1024 + 128) + 16 * 151_936)
+    for rows in (1, 64, 1024):
+        assert rows_with_room(cost, 151_936, rows * row + 1, group_size=1, **lengths) == rows
+        assert rows_with_room(cost, 151_936, max(4, rows) * of_four + 1, group_size=4, **lengths) == max(4, rows)
+    assert rows_with_room(cost, 151_936, 64 * row - 1, group_size=1, **lengths) == 32
+    assert rows_with_room(cost, 151_936, 1e15, group_size=1, **lengths) == 1024
+
+
+def test_a_critic_of_another_model_is_counted_in_its_own_shape() -> None:
+    """Weights, gradients and two moments of float32, of the smaller model and a head of its width; the policy's parts are the same."""
+    of_policy, small = skeleton("qwen3-1.7b"), skeleton("qwen2.5-0.5b")
+    same = planned("qwen3-1.7b", algorithm="ppo-separate").open_account
+    other = Account.of(same.asked, of_policy.skeleton, prompt_length=512, device="cuda", critic=small.skeleton)
+    shapes = [settled(account).parts() for account in (same, other)]
+    numbers = small.cost.all_parameters + small.config.hidden_size + 1  # its output layer is its embeddings
+    assert shapes[1]["critic"] == 16 * numbers < shapes[0]["critic"] / 3
+    assert {k: v for k, v in shapes[1].items() if k != "critic"} == {
+        k: v for k, v in shapes[0].items() if k != "critic"
+    }
