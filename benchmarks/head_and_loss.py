@@ -49,7 +49,7 @@ class Inputs:
     advantages: Tensor
 
     def loss(self, logprobs: Tensor, part: slice = slice(None)) -> Tensor:
-        """GRPO's, the policy being its own behaviour, a mean over tokens."""
+        """GRPO's, the policy being its own old one, a mean over tokens."""
         terms = clipped_surrogate(logprobs, logprobs.detach(), self.advantages[part], clip_low=0.2, clip_high=0.2)
         return terms.sum() / len(self.targets)
 

@@ -35,7 +35,7 @@ from rollout.records import Rollout, RolloutGroup
 
 Advantages = list[list[Tensor]]  # of each group, of each completion: Float[T], one a token
 AdvantageRule = Callable[[Sequence[RolloutGroup], Tensor, Tensor], Advantages]  # groups, rewards [P, G], graded [P, G]
-Surrogate = Callable[..., Tensor]  # policy_logprobs, behaviour_logprobs, advantages, clip_low=, clip_high= -> per token
+Surrogate = Callable[..., Tensor]  # policy_logprobs, old_logprobs, advantages, clip_low=, clip_high= -> per token
 
 
 def outcome_supervision(normalise: Callable[..., Tensor]) -> AdvantageRule:
@@ -77,17 +77,15 @@ def by_the_critic(groups: Sequence[RolloutGroup], rewards: Tensor, graded: Tenso
     return [[torch.zeros(len(r.completion.token_ids)) for r in group.rollouts] for group in groups]
 
 
-def token_ratio(policy_logprobs: Tensor, behaviour_logprobs: Tensor, tokens: ScoredTokens) -> Tensor:
+def token_ratio(policy_logprobs: Tensor, old_logprobs: Tensor, tokens: ScoredTokens) -> Tensor:
     """Every token has its own ratio."""
     return policy_logprobs
 
 
-def sequence_ratio(policy_logprobs: Tensor, behaviour_logprobs: Tensor, tokens: ScoredTokens) -> Tensor:
+def sequence_ratio(policy_logprobs: Tensor, old_logprobs: Tensor, tokens: ScoredTokens) -> Tensor:
     """Every token has its sequence's ratio, exp(mean over tokens of (l - b)): GSPO, arXiv 2507.18071, equation 7."""
-    log_ratio = policy_logprobs - behaviour_logprobs
-    return behaviour_logprobs + mean_over_sequence(
-        log_ratio, tokens.loss_mask, tokens.sequence_of, tokens.num_sequences
-    )
+    log_ratio = policy_logprobs - old_logprobs
+    return old_logprobs + mean_over_sequence(log_ratio, tokens.loss_mask, tokens.sequence_of, tokens.num_sequences)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +170,7 @@ class Algorithm:
     def loss(
         self,
         scores: TokenScores,
-        behaviour_logprobs: Float[Tensor, " S"],
+        old_logprobs: Float[Tensor, " S"],
         reference_logprobs: Float[Tensor, " S"] | None,
         tokens: ScoredTokens,
         estimates: Estimates | None = None,
@@ -183,15 +181,13 @@ class Algorithm:
 
         Where the scores have values: policy_weight times that, plus value_weight times the values' loss.
         """
-        policy_logprobs = self.ratio_level(scores.logprobs, behaviour_logprobs, tokens)
+        policy_logprobs = self.ratio_level(scores.logprobs, old_logprobs, tokens)
         advantages = tokens.advantages if estimates is None else estimates.advantages
         terms = self.surrogate(
-            policy_logprobs, behaviour_logprobs, advantages, clip_low=self.clip_low, clip_high=self.clip_high
+            policy_logprobs, old_logprobs, advantages, clip_low=self.clip_low, clip_high=self.clip_high
         )
         if self.importance_cap is not None:
-            terms = terms * truncated_importance_weight(
-                behaviour_logprobs, tokens.sampler_logprobs, self.importance_cap
-            )
+            terms = terms * truncated_importance_weight(old_logprobs, tokens.sampler_logprobs, self.importance_cap)
         if reference_logprobs is not None and not self.kl_in_reward:
             terms = terms + self.kl_weight * kl_estimate(scores.logprobs, reference_logprobs, self.kl_kind)
         if self.entropy_weight != 0:
@@ -220,15 +216,15 @@ class Algorithm:
         self,
         micro: MicroBatch,
         values: Float[Tensor, " S"],
-        behaviour_logprobs: Float[Tensor, " S"] | None,
+        old_logprobs: Float[Tensor, " S"] | None,
         reference_logprobs: Float[Tensor, " S"] | None,
     ) -> Estimates:
         """What the critic's values make of the rewards; the log-probs are needed where the KL is part of them."""
         assert self.value_rule is not None
         if not self.kl_in_reward or reference_logprobs is None:
             return self.value_rule.estimate(micro, values)
-        assert behaviour_logprobs is not None
-        kl = kl_estimate(behaviour_logprobs, reference_logprobs, "k1")
+        assert old_logprobs is not None
+        kl = kl_estimate(old_logprobs, reference_logprobs, "k1")
         return self.value_rule.estimate(micro, values, self.kl_weight * kl)
 
 

@@ -13,11 +13,9 @@ MAX_LOG_RATIO = 20.0  # exp(20) is 5e8: beyond it the ratio says only "far away"
 KLKind = Literal["k1", "k2", "k3"]
 
 
-def probability_ratio(
-    policy_logprobs: Float[Tensor, "*n"], behaviour_logprobs: Float[Tensor, "*n"]
-) -> Float[Tensor, "*n"]:
+def probability_ratio(policy_logprobs: Float[Tensor, "*n"], old_logprobs: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     """rho = exp(l - b), |l - b| clamped at 20."""
-    return (policy_logprobs - behaviour_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+    return (policy_logprobs - old_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 
 
 def mean_over_sequence(
@@ -32,7 +30,7 @@ def mean_over_sequence(
 
 def clipped_surrogate(
     policy_logprobs: Float[Tensor, "*n"],
-    behaviour_logprobs: Float[Tensor, "*n"],
+    old_logprobs: Float[Tensor, "*n"],
     advantages: Float[Tensor, "*n"],
     *,
     clip_low: float,
@@ -44,7 +42,7 @@ def clipped_surrogate(
     Asymmetric bounds are DAPO's, arXiv 2503.14476, equation 10. dual_clip = c > 1 bounds the objective from below by c A
     where A < 0 (arXiv 1912.09729, equation 5); None is off. Differs from: verl, where c = 3 is on.
     """
-    ratio = probability_ratio(policy_logprobs, behaviour_logprobs)
+    ratio = probability_ratio(policy_logprobs, old_logprobs)
     objective = torch.minimum(ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages)
     if dual_clip is not None:
         bounded = torch.maximum(objective, dual_clip * advantages)
@@ -54,7 +52,7 @@ def clipped_surrogate(
 
 def clipped_weight_reinforce(
     policy_logprobs: Float[Tensor, "*n"],
-    behaviour_logprobs: Float[Tensor, "*n"],
+    old_logprobs: Float[Tensor, "*n"],
     advantages: Float[Tensor, "*n"],
     *,
     clip_low: float,
@@ -66,13 +64,13 @@ def clipped_weight_reinforce(
     at 1 + clip_high (the paper's experiments, open-instruct); clip_low < 1 is the two-sided clamp of verl and NeMo-RL;
     TRL's absolute cap c is clip_low = 1, clip_high = c - 1.
     """
-    weight = probability_ratio(policy_logprobs, behaviour_logprobs).clamp(1 - clip_low, 1 + clip_high).detach()
+    weight = probability_ratio(policy_logprobs, old_logprobs).clamp(1 - clip_low, 1 + clip_high).detach()
     return -weight * advantages * policy_logprobs
 
 
 def likelihood(
     policy_logprobs: Float[Tensor, "*n"],
-    behaviour_logprobs: Float[Tensor, "*n"],
+    old_logprobs: Float[Tensor, "*n"],
     advantages: Float[Tensor, "*n"],
     **_: float,
 ) -> Float[Tensor, "*n"]:
@@ -114,13 +112,13 @@ def value_loss(
 
 
 def truncated_importance_weight(
-    behaviour_logprobs: Float[Tensor, "*n"], sampler_logprobs: Float[Tensor, "*n"], cap: float
+    old_logprobs: Float[Tensor, "*n"], sampler_logprobs: Float[Tensor, "*n"], cap: float
 ) -> Float[Tensor, "*n"]:
     """w = min(exp(b - s), cap), without gradient: corrects for the engine that sampled differing from the trainer.
 
     Truncated importance sampling (Ionides 2008). It multiplies the policy term of the loss, not the KL.
     """
-    return probability_ratio(behaviour_logprobs, sampler_logprobs).clamp(max=cap).detach()
+    return probability_ratio(old_logprobs, sampler_logprobs).clamp(max=cap).detach()
 
 
 def no_signal_probability(pass_rate: float, group_size: int) -> float:

@@ -50,24 +50,24 @@ class TokenMeans:
         def of_trained(values: Tensor) -> Tensor:
             return values.index_select(0, micro.trained)
 
-        ratios = algorithm.ratio_level(scores.logprobs, seen.behaviour_logprobs, micro)
-        policy, behaviour, sampler = map(of_trained, (scores.logprobs, seen.behaviour_logprobs, micro.sampler_logprobs))
-        ratio = probability_ratio(of_trained(ratios), behaviour)
+        ratios = algorithm.ratio_level(scores.logprobs, seen.old_logprobs, micro)
+        policy, old, sampler = map(of_trained, (scores.logprobs, seen.old_logprobs, micro.sampler_logprobs))
+        ratio = probability_ratio(of_trained(ratios), old)
         terms = {
             "entropy": of_trained(scores.entropies),
-            "kl/sampler": kl_estimate(sampler, behaviour, "k3"),
-            "mismatch/mean": (behaviour - sampler).abs(),
+            "kl/sampler": kl_estimate(sampler, old, "k3"),
+            "mismatch/mean": (old - sampler).abs(),
             "ratio/clipped": (ratio < 1 - algorithm.clip_low) | (ratio > 1 + algorithm.clip_high),
         }
         if seen.reference_logprobs is not None:
             terms["kl/reference"] = kl_estimate(policy, of_trained(seen.reference_logprobs), "k3")
         if algorithm.importance_cap is not None:
-            weight = truncated_importance_weight(behaviour, sampler, algorithm.importance_cap)
+            weight = truncated_importance_weight(old, sampler, algorithm.importance_cap)
             terms |= {"tis/weight": weight, "tis/truncated": weight >= algorithm.importance_cap}
         sums = [values.sum().float() for values in terms.values()]
         self.keys = tuple(terms)
         self.unread.append(torch.stack([*sums, ratio.max(), terms["mismatch/mean"].max()]))
-        self.num_tokens += len(behaviour)
+        self.num_tokens += len(old)
         if seen.estimates is not None:
             values, _, returns = map(of_trained, seen.estimates)
             self.valued.append((values, returns))

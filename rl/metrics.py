@@ -74,7 +74,7 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
         Metric("kl/sampler", "nats per token",
                "Mismatch between the engine that sampled and the trainer, as the k3 estimate of KL(sampler, trainer): the "
                "mean over the update's tokens of `exp(b - s) - 1 - (b - s)`, `s` the sampler's log-prob of the token and "
-               "`b` the trainer's (the behaviour log-prob). Both are of the same weights, unless the samples are older "
+               "`b` the trainer's (the old log-prob). Both are of the same weights, unless the samples are older "
                "(see `staleness`).",
                "Below 1e-6 with the embedded sampler in float32, below about 1e-2 with another engine or bfloat16. "
                "Growth over the run: the weights do not arrive, or the engines disagree (precision, temperature)."),
@@ -166,11 +166,11 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
         Metric("learning_rate", "step size", "Learning rate of the policy in this step, warm-up and decay included.",
                "Follows the schedule."),
         Metric("ratio/clipped", "share",
-               "Tokens whose ratio `exp(policy_logprob - behaviour_logprob)`, with `gspo` their sequence's, lies outside of "
+               "Tokens whose ratio `exp(policy_logprob - old_logprob)`, with `gspo` their sequence's, lies outside of "
                "`[1 - clip_low, 1 + clip_high]`. Of these a token gives no gradient if its advantage would drive the ratio "
                "further out (with `cispo` it always gives one).",
                "0 in the first update on fresh samples; below 0.2 later. Above: fewer updates a step or a lower rate."),
-        Metric("ratio/max", "ratio", "Largest ratio of policy to behaviour probability over the update's tokens.",
+        Metric("ratio/max", "ratio", "Largest ratio of policy to old probability over the update's tokens.",
                "1 in the first update on fresh samples; tens or more: the update is too large."),
         Metric("staleness", "steps",
                "Mean over completions of the steps made between the weights they were sampled with and this step's. Each "

@@ -147,13 +147,13 @@ def differentiate(
     -> (losses [2] of policy and critic, scores, seen)
     """
     policy, algorithm = learner.policy, learner.algorithm
-    behaviour, estimates = (seen.behaviour_logprobs, seen.estimates) if seen else (None, None)
+    old, estimates = (seen.old_logprobs, seen.estimates) if seen else (None, None)
     critic_loss = torch.zeros((), device=micro.device)
     if learner.critic is not None:  # before the policy's forward: what the critic's kept is gone by then
         with learner.critic.weights():
             values = learner.critic.values(micro)
         if estimates is None:
-            estimates = estimate(learner, micro, values.detach(), behaviour, reference)
+            estimates = estimate(learner, micro, values.detach(), old, reference)
         of_values = algorithm.value_loss(values, estimates, micro)
         with learner.critic.weights():
             learner.runtime.backward(of_values)
@@ -172,7 +172,7 @@ def differentiate(
             estimates = estimate(learner, micro, scores.values.detach(), logprobs, reference)
         return algorithm.loss(
             scores,
-            logprobs if behaviour is None else behaviour[part],
+            logprobs if old is None else old[part],
             None if reference is None else reference[part],
             micro.tokens(part),
             None if estimates is None else Estimates(*(x[part] for x in estimates)),
@@ -214,12 +214,12 @@ def look_ahead(
 
 @torch.no_grad()
 def estimate(
-    learner: Learner, micro: MicroBatch, values: Tensor, behaviour: Tensor | None, reference: Tensor | None
+    learner: Learner, micro: MicroBatch, values: Tensor, old: Tensor | None, reference: Tensor | None
 ) -> Estimates:
     """What the values make of the rewards. Where the KL is part of these, the log-probs are needed first."""
-    if learner.algorithm.kl_in_reward and behaviour is None:
-        behaviour = learner.policy.look(micro, learner.temperature).logprobs
-    return learner.algorithm.estimate(micro, values, behaviour, reference)
+    if learner.algorithm.kl_in_reward and old is None:
+        old = learner.policy.look(micro, learner.temperature).logprobs
+    return learner.algorithm.estimate(micro, values, old, reference)
 
 
 @torch.no_grad()

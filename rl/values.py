@@ -32,7 +32,7 @@ class Estimates(NamedTuple):
 class Seen:
     """A micro-batch as the policy that sampled it, the reference and the critic saw it. It stays through all epochs."""
 
-    behaviour_logprobs: Float[Tensor, " S"]
+    old_logprobs: Float[Tensor, " S"]
     reference_logprobs: Float[Tensor, " S"] | None
     estimates: Estimates | None
 
