@@ -183,6 +183,19 @@ def test_bfloat16_rounds_products_and_nothing_else(way) -> None:
         assert (ours - theirs).norm() < 0.06 * theirs.norm()  # logits near 17 round by 0.03, and the loss is a sine
 
 
+def test_in_bfloat16_two_passes_round_as_one() -> None:
+    """Also where the backward pass is begun outside of autocast, as it is in an update."""
+    found = []
+    for way in (by_one_pass, by_two_passes):
+        torch.manual_seed(1)
+        head, (hidden, targets) = make(), data()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = way(head, hidden, targets)
+        loss.backward()
+        found.append([hidden.grad, head.weight.grad])
+    assert_same(*found)
+
+
 @pytest.mark.parametrize("way", [by_one_pass, by_two_passes])
 def test_the_weights_gradient_is_not_copied(way) -> None:
     """It is the largest tensor of the head, and autograd copies a gradient that somebody else holds."""

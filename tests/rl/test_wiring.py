@@ -9,9 +9,11 @@ import pytest
 import torch
 
 import rl.step
-import rollout.collect
+import rollout.steps
 from rewards.math_answer import MathVerifier
+from rl.ahead import Ahead
 from rl.checkpoint import load_checkpoint, save_checkpoint
+from rl.deliver import Delivery
 from rl.loop import train
 from rl.policy import load_pretrained
 from rl.runtime import Runtime
@@ -28,13 +30,13 @@ from tests.rl.test_loop import odd_lengths, options
 def test_the_steps_of_completions_are_scored_where_the_algorithm_reads_them(
     algorithm: str, scored: bool, model: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    score, calls = rollout.collect.score_steps, []
+    score, calls = rollout.steps.score_steps, []
 
     def counted(*of_completion: Any, **options: Any) -> Any:
         calls.append(1)
         return score(*of_completion, **options)
 
-    monkeypatch.setattr(rollout.collect, "score_steps", counted)
+    monkeypatch.setattr(rollout.steps, "score_steps", counted)
     train(options(model, digits, tmp_path / "run", algorithm=algorithm, num_steps=1))
     assert bool(calls) == scored
 
@@ -87,3 +89,39 @@ def test_gemma_2_is_loaded_with_its_cap_on_attention_scores(tmp_path: Path) -> N
         uncapped = expected(tokens, use_cache=False).logits
     assert torch.equal(ours, theirs)
     assert (uncapped - theirs).abs().max() > 0.1
+
+
+def test_a_critic_is_warmed_up_for_as_many_steps_as_were_asked_for(
+    model: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update, moved = rl.step.update, list[bool]()
+
+    def noted(learner: Any, *batches: Any) -> Any:
+        before = [p.detach().clone() for p in learner.policy.trainable_parameters()]
+        metrics = update(learner, *batches)
+        after = learner.policy.trainable_parameters()
+        moved.append(any(not torch.equal(a, b) for a, b in zip(after, before, strict=True)))
+        return metrics
+
+    monkeypatch.setattr(MathVerifier, "verify_batch", odd_lengths)
+    monkeypatch.setattr(rl.step, "update", noted)
+    train(options(model, digits, tmp_path / "run", algorithm="ppo-separate", critic_warmup_steps=2, num_steps=3))
+    assert moved == [False, False, True]
+
+
+def test_weights_are_delivered_when_nothing_is_sampled_meanwhile(
+    model: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One step ahead: half of a step's completions would be of the old weights and half of the new."""
+    events = list[str]()
+
+    def noted(name: str, call: Any) -> Any:
+        return lambda *args, **options: (events.append(name), call(*args, **options))[1]
+
+    monkeypatch.setattr(MathVerifier, "verify_batch", odd_lengths)
+    monkeypatch.setattr(rl.step, "update", noted("update", rl.step.update))
+    monkeypatch.setattr(Ahead, "wait", noted("wait", Ahead.wait))
+    monkeypatch.setattr(Delivery, "deliver", noted("deliver", Delivery.deliver))
+    train(options(model, digits, tmp_path / "run", one_step_ahead=True, num_steps=2))
+    after = [events[i + 1 : i + 3] for i, event in enumerate(events) if event == "update"]
+    assert after == [["wait", "deliver"]] * 2
