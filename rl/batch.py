@@ -40,7 +40,8 @@ class TrainSequence:
     loss_mask: tuple[bool, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "loss_mask", self.loss_mask or (True,) * len(self.token_ids))
+        if all(self.loss_mask):
+            object.__setattr__(self, "loss_mask", (True,) * len(self.token_ids))
         assert len(self.loss_mask) == len(self.token_ids)
         assert sum(self.loss_mask) == len(self.sampler_logprobs) == len(self.advantages)
 
@@ -166,13 +167,12 @@ def lay_out(groups: Sequence[TrainGroup]) -> MicroBatch:
     prompts, completions = pieces[: len(groups)], pieces[len(groups) :]
     scored = [s.scored for s in sequences]
     lengths = [len(places) for places in scored]
-    masks = [torch.tensor([float(s.loss_mask[t]) for t in places]) for s, places in zip(sequences, scored, strict=True)]
-    loss_mask = torch.cat(masks)
-    trained = loss_mask.nonzero()[:, 0]
+    mask = [s.loss_mask[t] for s, places in zip(sequences, scored, strict=True) for t in places]
+    trained = torch.tensor([i for i, is_trained in enumerate(mask) if is_trained], dtype=torch.long)
 
     def of_trained(values: Tensor) -> Tensor:
         """0 for a token of which only the value is asked."""
-        return torch.zeros(len(loss_mask)).index_copy(0, trained, values)
+        return torch.zeros(len(mask)).index_copy(0, trained, values)
 
     return MicroBatch(
         lengths=tuple(lengths),
@@ -189,7 +189,7 @@ def lay_out(groups: Sequence[TrainGroup]) -> MicroBatch:
         targets=torch.cat([t[list(places)] for t, places in zip(targets, scored, strict=True)]),
         prompts=tuple(prompts),
         completions=tuple(completions),
-        loss_mask=loss_mask,
+        loss_mask=torch.tensor(mask, dtype=torch.float32),
         sequence_of=torch.cat([torch.full((n,), i) for i, n in enumerate(lengths)]),
         sampler_logprobs=of_trained(torch.tensor([x for s in sequences for x in s.sampler_logprobs])),
         advantages=of_trained(torch.cat([s.advantages for s in sequences])),

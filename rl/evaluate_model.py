@@ -33,7 +33,7 @@ from rl.setup import gradable, tiny_base
 from rollout.chat_template import choose_template
 from rollout.collect import Collector
 from rollout.contamination import contaminated
-from rollout.problems import load_problems
+from rollout.problems import is_on_hub, load_problems
 from rollout.prompts import PromptRenderer
 from rollout.records import Problem, RolloutGroup
 from rollout.sampler import Sampler, SamplingParams
@@ -131,10 +131,11 @@ def problems_of(
         )
     config = RunConfig.from_json(run)
     problems = load_held_out(config, report)
-    if config.has_eval_data:
-        where = f"{config.eval_dataset or config.dataset}, {config.eval_split or 'test'}"
+    dataset = config.eval_dataset or config.dataset
+    if config.has_eval_data and is_on_hub(dataset):
+        where = f"{dataset}, {config.eval_split or 'test'}"
     else:
-        where = f"the {len(problems)} problems of {config.dataset} that runs hold out"
+        where = f"the {len(problems)} problems of {dataset} that runs hold out"
     return problems[: options.size], where
 
 

@@ -51,7 +51,7 @@ def group_from_json(read: dict[str, Any]) -> RolloutGroup:
     rollouts = []
     for row in read["rollouts"]:
         completion, score = row["completion"], row["score"]
-        plain = {name: tuple(completion[name]) for name in ("token_ids", "sampler_logprobs")}
+        plain = {name: tuple(completion[name]) for name in ("token_ids", "sampler_logprobs", "loss_mask")}
         reason = FinishReason(completion["finish_reason"])
         rollouts.append(
             Rollout(

@@ -65,7 +65,8 @@ class Completion:
     loss_mask: tuple[bool, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "loss_mask", self.loss_mask or (True,) * len(self.token_ids))
+        if all(self.loss_mask):
+            object.__setattr__(self, "loss_mask", (True,) * len(self.token_ids))
         assert len(self.token_ids) == len(self.loss_mask) > 0
         assert len(self.sampler_logprobs) == self.num_chosen
 

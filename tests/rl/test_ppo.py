@@ -306,7 +306,9 @@ def test_checkpoints_hold_the_critic(source: str, runtime: Runtime, tmp_path: Pa
     folder = tmp_path / "checkpoints" / "step-000001"
     save_checkpoint(folder, step=1, learner=ours, stream=stream, tokenizer=SavedTokenizer(), keep=1)  # pyright: ignore
     listed = {line.partition("  ")[2] for line in (folder / CHECKSUMS).read_text().splitlines()}
-    assert listed == {path.name for path in folder.iterdir()} - {CHECKSUMS}  # one left out could be damaged unseen
+    assert listed == {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {
+        CHECKSUMS
+    }  # one left out could be damaged unseen
     assert not torch.equal(state(ours), state(fresh))
     load_checkpoint(folder, fresh, stream)
     assert torch.equal(state(ours), state(fresh))
