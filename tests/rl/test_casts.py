@@ -21,7 +21,7 @@ from rl.learner import Learner
 from rl.lora import LoraCritic, LoraPolicy, add_adapters
 from rl.policy import Policy
 from rl.runtime import Runtime
-from rl.step import update
+from rl.step import look_ahead, update
 from tests.rl.models import make, random_batch
 
 
@@ -31,9 +31,18 @@ def runtime() -> Runtime:
 
 
 def make_learner(
-    runtime: Runtime, name: str, *, lora: bool = False, checkpointed: bool = False, **options: Any
+    runtime: Runtime,
+    name: str,
+    *,
+    lora: bool = False,
+    checkpointed: bool = False,
+    kl_in_reward: bool = False,
+    **options: Any,
 ) -> Learner:
     algorithm, model = ALGORITHMS[name], make("qwen2")
+    if kl_in_reward:
+        assert algorithm.value_rule is not None
+        algorithm = replace(algorithm, value_rule=replace(algorithm.value_rule, kl_in_reward=True))
     scoring: dict[str, Any] = {"autocast": runtime.autocast, "gradient_checkpointing": checkpointed}
     if lora:
         adapted = add_adapters(model, rank=4, alpha=8.0, targets=("all-linear",), seed=0)
@@ -93,6 +102,7 @@ CASES: dict[str, dict[str, Any]] = {
     "a critic on the trunk": {"name": "ppo"},
     "a critic": {"name": "ppo-separate"},
     "a critic of adapters": {"name": "ppo-separate", "lora": True},
+    "a look without gradient before": {"name": "ppo-separate", "kl_in_reward": True},
 }
 
 
@@ -135,3 +145,31 @@ def test_a_look_ahead_casts_once_and_each_step_once(runtime: Runtime) -> None:
     with casts_counted(weights) as found:
         update(of, *batches(2))
     assert found == dict.fromkeys(range(len(weights)), 3)
+
+
+def test_a_critic_computes_in_16_bits_as_the_policy_does(runtime: Runtime) -> None:
+    critic = make_learner(runtime, "ppo-separate").critic
+    assert critic is not None
+    torch.nn.init.normal_(critic.head.weight)
+    (micro,) = batches(1)[0].micro_batches(10_000)
+    with torch.no_grad():
+        found = critic.values(micro)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = critic.trunk.forward.states(critic.trunk.model, micro)
+        exact = critic.head(critic.trunk.forward.states(critic.trunk.model, micro))
+    assert torch.equal(found, critic.head(rounded)) and not torch.equal(found, exact)
+
+
+def test_what_is_seen_beforehand_is_seen_with_the_critics_adapters(runtime: Runtime) -> None:
+    of = make_learner(runtime, "ppo-separate", lora=True)
+    assert of.critic is not None
+    with torch.no_grad():
+        for parameter in of.critic.parameters():
+            parameter.normal_(0, 0.3)
+    micros = list(batches(1)[0].micro_batches(40))
+    seen = look_ahead(of, [micros], [[None] * len(micros)])
+    for i, micro in enumerate(micros):
+        with of.critic.weights(), torch.no_grad():
+            expected = of.critic.values(micro)
+        estimates = seen[0, i].estimates
+        assert estimates is not None and torch.equal(estimates.values, expected)

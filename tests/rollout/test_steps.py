@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -92,3 +93,12 @@ def test_steps_are_scored_beside_the_sampling_against_the_prompt(monkeypatch: py
     assert group.rollouts[0].step_rewards == (1.0,)
     assert group.rollouts[0].step_ends == (11,)
     assert threads == ["verify_0"]
+
+
+def test_what_the_prompt_has_opened_is_no_token_of_the_completion() -> None:
+    """Its text stands before the model's own, of which the steps' tokens are counted."""
+    bare = completion(encoded("1+1=2\nso 2+2=4\n"))
+    expected = steps.steps_of(TOKENIZER, problem("a"), bare)
+    assert len(expected.ends) == 2 and expected.ends[0] < expected.ends[1] < len(bare.token_ids)
+    opened = "<think>\n"
+    assert steps.steps_of(TOKENIZER, problem("a"), replace(bare, text=opened + bare.text), opened) == expected
