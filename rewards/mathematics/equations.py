@@ -82,6 +82,11 @@ def is_bare_name(side: str) -> bool:
     return is_name(side) and _operations(side).isdisjoint(FUNCTIONS)
 
 
+def has_unknowns(side: str) -> bool:
+    """Letters, or functions of which nothing is known: 2x, f(0)+1."""
+    return not _operations(side).isdisjoint(("var", "apply"))
+
+
 def _is_label(side: str) -> bool:
     """A name, or what a question may ask for of several: a+b, a/b. (x+y+z = 0 as a reference is a plane.)"""
     return is_name(side) or _operations(_as_letters(side)) <= {"var", "add", "neg", "mul", "frac", "div", "apply"}

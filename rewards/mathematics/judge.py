@@ -19,11 +19,11 @@ from rewards.mathematics.collection_stages import compare_elements, compare_matr
 from rewards.mathematics.comparison import Comparison, Stage
 from rewards.mathematics.compound import compare_compounds
 from rewards.mathematics.copying import is_copied
-from rewards.mathematics.equations import compare_equations, compare_inequalities, is_bare_name
+from rewards.mathematics.equations import compare_equations, compare_inequalities, has_unknowns, is_bare_name
 from rewards.mathematics.normalise import normalise, text_key
 from rewards.mathematics.rational import plain_number
 from rewards.mathematics.scalar_stage import compare_scalars
-from rewards.mathematics.structure import split
+from rewards.mathematics.structure import elements, split
 from rewards.mathematics.text_stages import equal_text, unanswered, words
 from rewards.score import Outcome
 from rewards.verdict import NOTHING_MARKED, BadReference, Verdict, bad_reference, judge_or_check, right, wrong
@@ -125,10 +125,16 @@ def _read(reference: Any) -> str:
 
 
 def _roundings(reference: str) -> list[str]:
-    r"""A reference may give its own rounding, as x = 2/3 \approx 0.67: each side is right but for a bare name."""
+    r"""A reference may give its own rounding, as x = 2/3 \approx 0.67: each side is right but for a bare name, and for what
+    has unknowns where another side has none, as 2x \approx 3. In a list every element has its own."""
     if r"\approx" not in reference:
         return [reference]
-    return [s for s in split(reference, (r"\approx",))[0] if s and not is_bare_name(s)] or [reference]
+    found = elements(reference)
+    if found is not None and found.kind == "list":
+        items = [_roundings(item) for item in found.items]
+        return [", ".join(item[0] for item in items), ", ".join(item[-1] for item in items)]
+    sides = [side for side in split(reference, (r"\approx",))[0] if side and not is_bare_name(side)]
+    return [side for side in sides if not has_unknowns(side)] or sides or [reference]
 
 
 def load(*, strict: bool, policy: dict[str, float | int | bool]) -> Callable[..., Verdict]:
