@@ -91,8 +91,12 @@ _PREFIX = re.compile(
 _ROW_SKIP = re.compile(r"(?<=\\\\)\s*\[\s*-?[\d.]+\s*(?:pt|em|ex|mm|cm)\s*\]")
 _INVISIBLE = re.compile(r"\\[hv]?phantom\s*(?:\{[^{}]*\}|[^{}])")
 _TEXT_SPACE = re.compile(r"\\text\s+\{")
-# $5$; $10$ and 20 $cm^2$: pairs of signs that stand apart from what is around them. ($5, $10 are prices.)
-_MATHS_PAIR = re.compile(r"(?:(?<=[ ,;(])|^)\$ ?((?:\\.|[^$\\])+?) ?\$(?=[ ,;).]|$)")
+# $5$; $10$ and 20 $cm^2$: pairs of signs that stand apart from what is around them, and 3$\pi$, 30$\%$.
+# ($5, $10 are prices.)
+_MATHS_PAIR = re.compile(
+    r"(?:(?<=[ ,;(])|^|(?<=[A-Za-z\d)])(?=\$ ?(?:\^|\\[A-Za-z%])))\$ ?((?:\\.|[^$\\])+?) ?\$(?=[ ,;).]|$)"
+)
+_POWER_OF_UNIT = re.compile(r"(?<=\d) ([A-Za-z]+)\$ ?(\^[^$]+)\$")  # 5 m$^3$: m is text
 _ASCII_RELATION = re.compile(r"<=|>=|=<|(?<![\d)}])!=|(?<= )!=")
 _RELATIONS = {"<=": r"\le ", "=<": r"\le ", ">=": r"\ge ", "!=": r"\ne "}
 _PRIMES = re.compile(r"\^ ?(?:\{ ?((?:\\prime ?)+)\}|(\\prime))(?![A-Za-z])")
@@ -120,7 +124,10 @@ def normalise(text: str, *, commas_group_digits: bool = True) -> str:
     text = _COMMAND.sub(_command, _ROMAN_CONSTANT.sub(r"{\1}", text))
     text = " ".join(_TEXT_SPACE.sub(r"\\text{", text).replace(r"\!", "").split())
     text = _ASCII_RELATION.sub(lambda m: _RELATIONS[m[0]], text.replace("&=", "="))
-    text = _unwrap(_MATHS_PAIR.sub(_inside_pair, _MATHS_MODE.sub(r" \1 ", text)) if "$" in text else text)
+    if "$" in text:
+        text = _POWER_OF_UNIT.sub(r"\\text{ \1\2}", text)
+        text = _MATHS_PAIR.sub(_inside_pair, _MATHS_MODE.sub(r" \1 ", text))
+    text = _unwrap(text)
     text = _PRIMES.sub(lambda m: "'" * m[0].count("prime"), text)
     text = _SUBSCRIPT_WORD.sub(lambda m: f"_{{{next(filter(None, m.groups()))}}}", text)
     text = (r"\sim " + text[1:] if text.startswith("~") else text).replace("~", " ")  # about, or a space in TeX
