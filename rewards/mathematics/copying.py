@@ -110,11 +110,13 @@ def _negated(form: Form) -> Form:
 def _joined(op: str, parts: list[Form]) -> Form:
     if op in ("frac", "pow") and parts[1] == _ONE:
         return parts[0]
-    if op == "pow" and parts[1][:2] == ("frac", _ONE):
-        return "root", parts[0], parts[1][2]
+    exponent = _number(parts[1]) if op == "pow" else None
+    if exponent is not None and exponent.numerator == 1:
+        return "root", parts[0], ("num", Fraction(exponent.denominator), "")
     if op not in _NEUTRAL:
         return (op, *parts)
     flat = [inner for part in parts for inner in (part[1:] if part[0] == op else (part,))]
+    flat = [part for part in flat if _number(part) != _NEUTRAL[op]] or flat[:1]
     numbers = [number for number in map(_number, flat) if number is not None]
     if (sum(numbers) if op == "add" else prod(numbers)) == _NEUTRAL[op]:
         flat = [part for part in flat if _number(part) is None] or [("num", Fraction(_NEUTRAL[op]), "")]
