@@ -13,8 +13,8 @@ SENTENCE_WORDS = frozenset(_SENTENCE.split())
 
 # They do something to the number: twice, 5 over two, 5 remainder two.
 _OPERATIONS = (
-    "negative negated negation minus double doubled twice thrice triple tripled quadruple quadrupled halved reciprocal inverse"
-    " inverted opposite remainder divided multiplied modulo mod factorial root raised"
+    "negative negated negation minus double doubled twice thrice triple tripled quadruple quadrupled halved quartered"
+    " reciprocal inverse inverted opposite remainder divided multiplied modulo mod factorial root raised"
 )
 OPERATION_WORDS = frozenset(_OPERATIONS.split())
 
