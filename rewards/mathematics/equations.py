@@ -42,6 +42,8 @@ def compare_equations(answer: str, reference: str, comparison: Comparison) -> Ve
     expected_labels, expected_values = _unwrap(expected, is_name)
     if expected_labels and expected_values and (len(sides) == 1 or _same_labels(labels, expected_labels)):
         return _compare_chain(values or sides, expected_values[-1], comparison)
+    if len(sides) == 1 and _is_ratio_of_names(expected[0]) and not any(map(has_unknowns, expected[1:])):
+        return _compare_chain(sides, expected[-1], comparison)
     if len(sides) == 2 and len(expected) == 2:
         return _compare_curves(sides, expected, comparison)
     return wrong("other equation")
@@ -90,6 +92,12 @@ def has_unknowns(side: str) -> bool:
 def _is_label(side: str) -> bool:
     """A name, or what a question may ask for of several: a+b, a/b. (x+y+z = 0 as a reference is a plane.)"""
     return is_name(side) or _operations(_as_letters(side)) <= {"var", "add", "neg", "mul", "frac", "div", "apply"}
+
+
+def _is_ratio_of_names(side: str) -> bool:
+    """a/b or AB/CD: beside a number it is what a question asked for, and hardly a line. (x+y = 5 may be one.)"""
+    found = _operations(side)
+    return not found.isdisjoint(("frac", "div")) and "var" in found and found <= {"var", "mul", "frac", "div"}
 
 
 def _as_letters(side: str) -> str:

@@ -73,6 +73,9 @@ CASES: dict[str, list[Case]] = {
         ("8", [], [r"8\text{ I think}", r"8\text{ assuming so}", r"8\text{ at least}", r"\text{about }8", "~8"]),
     ],
     "a label unwraps, and every other side of a chain is true": [
+        (r"\frac{S_1}{S_2}=\frac{2}{3}", ["2/3", r"\frac{S_1}{S_2}=2/3"], ["3/2", r"\frac{S_1}{S_2}", r"\frac{S_2}{S_1}=\frac23"]),
+        (r"AB/CD=4", ["4", "AB/CD = 4"], ["1/4", "AB=4"]),
+        (r"\frac{y}{x}=\frac{b}{a}", [r"\frac{y}{x}=\frac{b}{a}"], [r"\frac{b}{a}"]),  # a line
         ("5", ["x = 5", "5 = x", "f(2)=5", r"\angle ABC = 5^\circ", r"\text{Area} = 5", "a+b=5", "2+3=5"], ["x=4", "2+4=5", "5=6", "x+2=5"]),
         ("x=5", ["5", "5=x"], ["y=5", "x=6"]),
         ("y=2x+3", ["2x+3", "y=3+2x", "2x-y=-3", "2y=4x+6"], ["y=2x-3", "x=2y+3"]),
@@ -259,7 +262,7 @@ CASES: dict[str, list[Case]] = {
     "words that change the number are no units and no labels": [
         ("7", ["7 squares", r"7\text{ tents}", r"7\text{ more apples}", r"\text{The sum of the digits is }7", r"\text{side of the square: }7"],
          [rf"7\text{{ {words}}}" for words in
-          ["squared", "cubed", "dozen", "halves", "fifths", "hundreds", "tens", "times two", "plus one", "tripled", "inverse", "thousands", "factorial", "mod three", "over two", "less one", "quarters"]]
+          ["squared", "cubed", "dozen", "halves", "fifths", "hundreds", "tens", "times two", "plus one", "tripled", "quartered", "inverse", "thousands", "factorial", "mod three", "over two", "less one", "quarters"]]
          + [rf"\text{{{words} }}7" for words in
             ["half of", "minus", "twice", "half of:", "the inverse is", "three times the answer is", "the square root of the answer is", "a third of the result is"]]),
         ("5 dozen", ["5", "5 dozen"], ["5 tenths"]),
