@@ -34,6 +34,8 @@ def compare_scalars(answer: str, reference: str, comparison: Comparison) -> Verd
         return _compare_values(answer, reference, [Fraction(1)], comparison)
     expected = quantity(reference)
     given = quantity(answer, bare_letters=expected.unit is not None)
+    if given.unit is not None and expected.unit is None:
+        expected = quantity(reference, bare_letters=True)  # 10 m for 10 metres; alone it may be 10 times m
     if not comparison.trust_text and _WORD.search(expected.value):
         return unparsed("words that name no unit, and are no product of letters")
     given, expected = _in_radians(given, expected), _in_radians(expected, given)

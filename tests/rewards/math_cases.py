@@ -255,6 +255,7 @@ CASES: dict[str, list[Case]] = {
         (r"2\pi hr", [r"2\pi rh"], [r"2\pi"]),
         ("1/m^2", [r"\frac1{m^2}", "m^{-2}"], ["1"]),
         ("5 cm", ["5", r"5\text{ cm}", "5cm"], ["5 m", "6"]),
+        ("10 m", [r"10\text{ meters}", "1000 cm", "10 m", r"10\cdot m"], [r"10\text{ cm}", r"10\text{ apples}", "10m^2"]),
         ("9.8 m/s^2", ["9.8", r"9.8\text{ m/s}^2"], ["9.8 m/s"]),
         ("60 km/h", ["60"], ["60 m"]),
         (r"30\text{ min}", ["0.5 h"], ["30 s", "30/h"]),  # a letter is a unit beside a reference that has one
