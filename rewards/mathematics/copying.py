@@ -110,8 +110,10 @@ def _negated(form: Form) -> Form:
 def _joined(op: str, parts: list[Form]) -> Form:
     if op in ("frac", "pow") and parts[1] == _ONE:
         return parts[0]
+    if op == "pow" and parts[1][:2] == ("frac", _ONE):
+        return "root", parts[0], parts[1][2]
     exponent = _number(parts[1]) if op == "pow" else None
-    if exponent is not None and exponent.numerator == 1:
+    if exponent is not None and exponent.numerator == 1:  # 0.5
         return "root", parts[0], ("num", Fraction(exponent.denominator), "")
     if op not in _NEUTRAL:
         return (op, *parts)

@@ -11,7 +11,7 @@ from rewards.mathematics.expression import FUNCTIONS, Node, TooLarge, Unreadable
 from rewards.mathematics.intervals import MARKS, NotASet, real_set, same_set
 from rewards.mathematics.latex_parser import parse
 from rewards.mathematics.normalise import text_key
-from rewards.mathematics.quantity import read_unit
+from rewards.mathematics.quantity import quantity, read_unit
 from rewards.mathematics.structure import elements, split
 from rewards.verdict import Verdict, right, wrong
 
@@ -86,7 +86,7 @@ def is_bare_name(side: str) -> bool:
 
 def has_unknowns(side: str) -> bool:
     """Letters, or functions of which nothing is known: 2x, f(0)+1."""
-    return not _operations(side).isdisjoint(("var", "apply"))
+    return not _operations(quantity(side).value).isdisjoint(("var", "apply"))
 
 
 def _is_label(side: str) -> bool:

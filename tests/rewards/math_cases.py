@@ -221,6 +221,7 @@ CASES: dict[str, list[Case]] = {
          ["2.65", r"\sqrt7\approx2.65", r"\sqrt7\approx3", "x"]),
         (r"\cos(2)\approx -0.416", [r"\cos 2", "-0.416", r"\cos2\approx-0.416"], ["-0.42", r"\sin2", r"\cos(2)\approx-0.42"]),
         (r"r\approx 0.4142", ["0.4142", r"r\approx0.4142", "r=0.4142"], ["r", "r=0.41", r"r\approx0.41"]),
+        (r"\frac{5}{3}\text{ cm}\approx 1.67 cm", ["1.67", r"\frac53", r"1.67\text{ cm}"], ["1.66"]),
         (r"2x\approx 3.1", ["3.1"], ["2x", "x", "2"]),
         (r"\frac{v^2}{g}\approx 0.1v^2", [r"\frac{v^2}{g}", r"\frac{v^2}{10}"], ["v", "0.1"]),
         (r"x\approx 1.31\text{ or }x\approx 2.2", ["1.31, 2.2", r"x\approx2.2, x\approx1.31"], ["2.2", "1.31", "1.31, x", "1.3, 2.2"]),

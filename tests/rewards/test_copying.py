@@ -29,6 +29,7 @@ COPIED = [  # question, reference, answers that only repeat it, answers that cou
          r"x\in\{\sqrt{242}\}", r"\text{The answer is }\sqrt{242}"],
         [r"11\sqrt{2}", r"\sqrt2\cdot11", r"\sqrt{242}=11\sqrt2", r"\sqrt{121\cdot 2}"],
     ),
+    (r"Write $\sqrt[n]{x}\cdot x$ as one power.", "x^{1+1/n}", ["x^{1/n}x", r"x\sqrt[n]{x}"], [r"x^{\frac{n+1}{n}}"]),
     (r"Compute $2\sqrt{18}$.", r"6\sqrt2", [r"1\cdot2\sqrt{18}", r"2\sqrt{18\cdot1}", r"2\sqrt{18}\cdot\frac{3}{3}", r"2\sqrt{18+0}"], [r"6\sqrt{2}"]),
     ("Simplify sqrt(75) as far as you can.", r"5\sqrt3", ["sqrt(75)", r"\sqrt{75}"], [r"5\sqrt{3}"]),
     (r"Expand \[(a+7)(a-2)\]", "a^2+5a-14", ["(a+7)(a-2)", "(a-2)(a+7)", r"(a-2)\cdot(a+7)"], ["-14+5a+a^2"]),
