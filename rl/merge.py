@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from rewards.errors import UserError, first_line
 from rl.lora import IN_FOUR_BITS, merged_tensors
-from rl.policy import load_pretrained
+from rl.policy import UNREADABLE, load_pretrained
 from rl.save_model import model_state, save_model, stored_dtype
 
 
@@ -108,7 +108,11 @@ def adapted_by(checkpoint: Path, base: PreTrainedModel) -> PeftModel:
             warnings.simplefilter("ignore")
             warnings.filterwarnings("error", message="Found missing adapter keys")
             return PeftModel.from_pretrained(base, str(checkpoint)).eval()
-    except (UserWarning, ValueError, RuntimeError, OSError) as error:
+    except UNREADABLE as error:
+        raise UserError(
+            f"checkpoint is {str(checkpoint)!r}: its adapters cannot be read ({first_line(error)}); give a complete folder"
+        ) from None
+    except (UserWarning, ValueError, RuntimeError) as error:
         raise UserError(
             f"checkpoint is {str(checkpoint)!r}: its adapters do not fit {base.name_or_path!r} ({first_line(error)}); give the base "
             "that they were trained on, in adapter_config.json"

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -41,6 +43,8 @@ from rl.sharding import whole
 from rollout.rounding import rounding_noise
 
 EXACT_WEIGHTS = "exact_weights.pt"  # in a checkpoint whose model is stored in 16 bits: what training goes on from
+# A weight file that is missing, cut short, or a pointer of Git LFS in its place.
+UNREADABLE = (OSError, EOFError, SafetensorError, UnpicklingError)
 
 
 def load_pretrained(
@@ -73,9 +77,10 @@ def load_pretrained(
             dtype=torch.float32,
             attn_implementation="eager" if capped else None,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # require_weights refuses them by name
             **(_in_four_bits(nf4, device) if nf4 else {}),
         )
-    except (OSError, ValueError) as error:
+    except (*UNREADABLE, ValueError) as error:
         raise UserError(
             f"model is {str(model)!r}: it cannot be loaded as a causal LM with its tokenizer "
             f"({first_line(error)}); give a folder in Hugging Face format or a hub name"
@@ -85,7 +90,7 @@ def load_pretrained(
         # transformers has made one that knows no tokens.
         raise UserError(f"model is {str(model)!r}: it has no tokenizer; put one there ({', '.join(files)})")
     loaded, report = found
-    require_weights(str(model), loaded, report["missing_keys"], needs_head=needs_head)
+    require_weights(str(model), loaded, report, needs_head=needs_head)
     if rounded:
         round_frozen(loaded)
     if nf4:
@@ -96,10 +101,20 @@ def load_pretrained(
     return loaded.to(device), tokenizer  # pyright: ignore[reportArgumentType]  the stubs lose `self`
 
 
-def require_weights(name: str, model: PreTrainedModel, missing: Iterable[str], *, needs_head: bool) -> None:
-    """All are there and finite: transformers makes up random ones for those that are not."""
+def require_weights(name: str, model: PreTrainedModel, report: Mapping[str, Any], *, needs_head: bool) -> None:
+    """All are there, of the configuration's shapes and finite: transformers makes up random ones for those that are not.
+
+    report: what it says of the loading.
+    """
     head = {n for n, p in model.named_parameters() if p is getattr(model.get_output_embeddings(), "weight", None)}
-    lacking = sorted(set(missing) - (set() if needs_head else head))
+    unused = set() if needs_head else head
+    for weight, stored, wanted in sorted(report["mismatched_keys"]):
+        if weight not in unused:
+            raise UserError(
+                f"model is {name!r}: its config.json asks for a {weight} of shape {list(wanted)}, and its files have one of "
+                f"{list(stored)}; give a config.json that belongs to the weights"
+            )
+    lacking = sorted(set(report["missing_keys"]) - unused)
     if lacking:
         raise UserError(
             f"model is {name!r}: its files lack {len(lacking)} of the weights that its config.json asks for ({', '.join(lacking[:3])}), "

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from rewards.errors import UserError, first_line
 from rl.policy import load_pretrained
@@ -48,6 +48,35 @@ def test_a_critic_needs_no_output_layer(untied: Path) -> None:
     change(untied, LAYER, None)
     with pytest.raises(UserError, match="files lack 1 of the weights"):
         load_pretrained(untied, torch.device("cpu"), needs_head=False)
+
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize("left", ["pointer", "nothing", "its head", "all but its end"])
+def test_a_weight_file_that_is_cut_short_or_a_pointer_is_no_trace(name: str, left: str, untied: Path) -> None:
+    whole = (untied / "model.safetensors").read_bytes()
+    (untied / "model.safetensors").unlink()
+    contents = {"pointer": LFS_POINTER, "nothing": b"", "its head": whole[:40], "all but its end": whole[:-40]}
+    (untied / name).write_bytes(contents[left])
+    with pytest.raises(UserError, match=r"untied.*: it cannot be loaded as a causal LM .*; give a folder"):
+        load_pretrained(untied, torch.device("cpu"))
+
+
+def test_weights_of_another_shape_than_the_configuration_s_are_named(untied: Path) -> None:
+    change(untied, LAYER, load_file(untied / "model.safetensors")[LAYER][:-1].clone())
+    width, inner = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(untied)).get_parameter(LAYER).shape
+    expected = rf"asks for a {LAYER} of shape \[{width}, {inner}\], and its files have one of \[{width - 1}, {inner}\]"
+    with pytest.raises(UserError, match=expected):
+        load_pretrained(untied, torch.device("cpu"))
+
+
+def test_an_output_layer_of_another_shape_is_no_matter_to_a_critic(untied: Path) -> None:
+    change(untied, HEAD, load_file(untied / "model.safetensors")[HEAD][:-1].clone())
+    load_pretrained(untied, torch.device("cpu"), needs_head=False)
+    with pytest.raises(UserError, match=f"asks for a {HEAD} of shape"):
+        load_pretrained(untied, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

@@ -124,6 +124,9 @@ def test_adapters_that_do_not_fit_their_base_are_told(tmp_path: Path) -> None:
         save_file(changed, tmp_path / "adapters" / "adapter_model.safetensors")
         with pytest.raises(UserError, match="adapters do not fit"):
             merge_adapters(tmp_path / "adapters", tmp_path / "out")
+    (tmp_path / "adapters" / "adapter_model.safetensors").write_bytes(b"cut short")
+    with pytest.raises(UserError, match="adapters cannot be read"):
+        merge_adapters(tmp_path / "adapters", tmp_path / "out")
     (tmp_path / "adapters" / "adapter_config.json").write_text("{")
     with pytest.raises(UserError, match=r"adapter_config.json cannot be read"):
         merge_adapters(tmp_path / "adapters", tmp_path / "out")
