@@ -8,6 +8,7 @@ from itertools import takewhile
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rewards.errors import UserError
 from rewards.extract import is_end_of_turn
 from rollout.chat_template import added_tokens, template_turn_end
 
@@ -23,7 +24,14 @@ def _named_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> s
     named = [generation.eos_token_id if generation is not None else None, tokenizer.eos_token_id]
     named.append(tokenizer.get_vocab().get(end) if end is not None else None)
     listed = [ids if isinstance(ids, list) else [ids] for ids in named]
-    return {int(i) for ids in listed for i in ids if i is not None}
+    ends = {i for ids in listed for i in ids if i is not None}
+    for end in ends:
+        if not isinstance(end, int):
+            raise UserError(
+                f"model: eos_token_id in its generation_config.json is {end!r}: it must be a token's number or a list of them, "
+                f"such as {tokenizer.eos_token_id}; mend that file"
+            )
+    return ends
 
 
 def vocabulary_size(model: PreTrainedModel) -> int:

@@ -92,6 +92,16 @@ def test_a_turn_ends_at_the_templates_token_and_at_the_models() -> None:
     assert turn_end_strings(spelled) == ("<|im_end|>",)
 
 
+@pytest.mark.parametrize("named", ["</s>", ["</s>"], [7, 2.5]])
+def test_an_end_that_is_no_token_s_number_is_named(named: object) -> None:
+    model = copy.deepcopy(tiny_model("qwen2", 0))
+    model.generation_config.eos_token_id = named  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(
+        UserError, match=r"eos_token_id in its generation_config.json is ('</s>'|2.5): it must be a token's number"
+    ):
+        stop_token_ids(model, tokenizer("</s>", eos="</s>"))
+
+
 def as_in_a_run(words: PreTrainedTokenizerFast, text: str, stops: Sequence[str] = ()) -> str:
     """The text of a completion that a model wrote in so many tokens: sampling ends with its EOS or its template's turn end."""
     ids = words(text, add_special_tokens=False).input_ids
