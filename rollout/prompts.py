@@ -119,6 +119,11 @@ class PromptRenderer:
             left_out = self._left_out(tuple(message["role"] for message in messages))
             what = f"the chat template has no place for system messages, so that {_example(system['content'])} begins the user's message"
             self._report_once("system message", problem, what)
+        if len(messages) - 1 in left_out and self._tried(messages):  # a prompt of no tokens is refused as such
+            raise UserError(
+                f"chat_template: the tokenizer's leaves out the last message of problem {problem.id!r} (role {messages[-1]['role']!r}, "
+                f"{_example(messages[-1]['content'])}), so that the model never reads what it is asked; give another with --chat-template"
+            )
         for role, content in ((messages[i]["role"], messages[i]["content"]) for i in left_out):
             what = f"the chat template leaves out messages of role {role!r}, {_example(content)}"
             self._report_once(f"left out {role}", problem, what)

@@ -201,3 +201,24 @@ def test_a_worked_solution_ends_as_the_template_ends_a_turn() -> None:
     made.chat_template = made.eos_token = None
     with pytest.raises(UserError, match="its tokenizer has no EOS"):
         demonstration(worked, PromptRenderer(made, style="plain"))
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "the same for all",
+        "{% for m in messages %}user: {{ m.content[0].text }}{% endfor %}",
+        "{{ messages[0].content }}",
+    ],
+    ids=["constant", "parts", "first"],
+)
+def test_a_template_that_leaves_out_the_question_is_refused(template: str) -> None:
+    """Every prompt would be the same, whatever the problem: nothing could be learnt but to guess."""
+    asked = Problem(
+        id="7", prompt=({"role": "user", "content": "hi"}, {"role": "user", "content": "1+1?"}), reference="2"
+    )
+    renderer = PromptRenderer(adding_bos(template), style="plain")
+    with pytest.raises(
+        UserError, match=r"leaves out the last message of problem '7' \(role 'user', '1\+1\?'\).*--chat-template"
+    ):
+        renderer.render(asked)
