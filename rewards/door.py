@@ -64,11 +64,18 @@ def _checked(score: Any, where: str) -> Score:
 
 
 def _number(value: Any, what: str) -> float:
-    if not isinstance(value, Real) or not math.isfinite(value):
+    if not isinstance(value, Real) or not _is_finite(value):
         raise UserError(
             f"{what} is {_shown(value)}: it must be a finite number, such as 0.0 or 1.0 (of a tensor, its item())"
         )
     return float(value)
+
+
+def _is_finite(value: Real) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond every float
+        return False
 
 
 def _shown(value: Any) -> str:

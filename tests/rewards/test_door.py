@@ -29,6 +29,10 @@ BAD: dict[str, tuple[Any, str]] = {
     "NaN": ([RIGHT, Score(float("nan"), Outcome.CORRECT)], "'b': value is nan: it must be a finite number"),
     "NaN of numpy": ([RIGHT, Score(np.float32("nan"), Outcome.CORRECT)], "'b': value is .*nan.*: it must be a finite"),  # pyright: ignore
     "infinity": ([RIGHT, Score(-float("inf"), Outcome.WRONG)], "'b': value is -inf"),
+    "beyond every float": (
+        [RIGHT, Score(10**400, Outcome.CORRECT)],
+        "'b': value is 1000.*: it must be a finite number",
+    ),
     "a value that was not graded": ([RIGHT, Score(1.0, Outcome.CRASHED)], "'b': value is 1.0 with outcome CRASHED"),
     "none that was": ([Score(None, Outcome.WRONG), RIGHT], "'a': value is None with outcome WRONG"),
     "an outcome's word": ([RIGHT, Score(1.0, "correct")], "'b': outcome is 'correct'.*one of CORRECT, WRONG"),  # pyright: ignore
