@@ -182,7 +182,8 @@ class Zygote:
 def _lowered_its_time(pid: int, limits: child.Limits) -> bool:
     """Whether a child gave itself less processor time than it was given: the kernel ends it by SIGKILL then."""
     with contextlib.suppress(OSError):  # a kernel that does not tell
-        return resource.prlimit(pid, resource.RLIMIT_CPU)[1] <= limits["cpu_seconds"]
+        hard = resource.prlimit(pid, resource.RLIMIT_CPU)[1]
+        return hard != resource.RLIM_INFINITY and hard <= limits["cpu_seconds"]  # infinite where it had not begun
     return False
 
 
