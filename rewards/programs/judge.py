@@ -39,7 +39,6 @@ from rewards.verdict import (
 MAX_LENGTH = 200_000
 _TESTS_GRACE = 2.0  # seconds that the tests are given beyond the program they wait for
 _STARVED = 0.1  # of its processor time: less is used only by a program that waits for something that will not come
-_LAST_MOMENT = 0.5  # seconds that a program is given to end by itself once the tests have lost it
 _SHOWN = 40  # characters of a value in a detail
 
 
@@ -187,9 +186,7 @@ class ProgramJudge:
         with ours, theirs:
             programs.start({"mode": "serve", "source": source}, limits, link=theirs)
             tests.start({"mode": "tests", **asdict(task)}, test_limits, link=ours)
-        tested = tests.finish(beside=programs)
-        # A program that the tests have lost is about to end by itself, and by what it ends must be known: it may have been killed.
-        return tested, programs.finish(end_after=_LAST_MOMENT if b'"gone"' in tested.result else 0.0)
+        return tests.finish(beside=programs), programs.finish(at_once=True)
 
     def _fault_of(self, task: AssertsTask) -> Verdict | None:
         """What is wrong with the tests themselves: they are run without any program, so that none can have caused it."""

@@ -111,17 +111,16 @@ class Sandbox:
             raise SandboxError(f"a job cannot be handed over: {error.strerror}") from None
         child.close_given()
 
-    def finish(self, *, end_after: float | None = None, beside: Sandbox | None = None) -> Ended:
-        """Wait for the child that was started.
+    def finish(self, *, at_once: bool = False, beside: Sandbox | None = None) -> Ended:
+        """Wait for the child that was started, or end it.
 
-        end_after: seconds after which it is ended, unless it has ended by itself. beside: runs a child that may write meanwhile.
+        beside: runs a child that may write meanwhile.
         """
         child = self._running
         assert child
         others = [beside._running] if beside and beside._running else []
         try:
-            if end_after is not None:
-                select.select([self._control], [], [], end_after)  # until the zygote tells of its end
+            if at_once:
                 self._control.send(END)
             reply = self._watch(child, others)
             _check(reply, child)
