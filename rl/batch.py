@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from itertools import compress
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -46,10 +47,9 @@ class TrainSequence:
         assert sum(self.loss_mask) == len(self.sampler_logprobs) == len(self.advantages)
 
     @property
-    def scored(self) -> tuple[int, ...]:
-        """The places of the tokens that are scored: those that are trained on, and that whose value stands for a reward."""
-        last = len(self.token_ids) - 1
-        return tuple(t for t, chosen in enumerate(self.loss_mask) if chosen or (t == last and self.reward is None))
+    def scored(self) -> tuple[bool, ...]:
+        """Which tokens are scored: those that are trained on, and that whose value stands for a reward."""
+        return (*self.loss_mask[:-1], self.loss_mask[-1] or self.reward is None)
 
     @staticmethod
     def to_score(token_ids: Sequence[int], sampler_logprobs: Sequence[float] | None = None) -> TrainSequence:
@@ -165,10 +165,10 @@ def lay_out(groups: Sequence[TrainGroup]) -> MicroBatch:
     prompt_of = [q for q, group in enumerate(groups) for _ in group.sequences]
     pieces = pieces_of([len(g.prompt_ids) for g in groups], [len(t) - 1 for t in targets], prompt_of)
     prompts, completions = pieces[: len(groups)], pieces[len(groups) :]
-    scored = [s.scored for s in sequences]
-    lengths = [len(places) for places in scored]
-    mask = [s.loss_mask[t] for s, places in zip(sequences, scored, strict=True) for t in places]
-    trained = torch.tensor([i for i, is_trained in enumerate(mask) if is_trained], dtype=torch.long)
+    places = [list(compress(range(len(s.token_ids)), s.scored)) for s in sequences]
+    lengths = [len(of_sequence) for of_sequence in places]
+    mask = [m for s in sequences for m in compress(s.loss_mask, s.scored)]
+    trained = torch.tensor(list(compress(range(len(mask)), mask)), dtype=torch.long)
 
     def of_trained(values: Tensor) -> Tensor:
         """0 for a token of which only the value is asked."""
@@ -181,12 +181,9 @@ def lay_out(groups: Sequence[TrainGroup]) -> MicroBatch:
         position_ids=torch.cat([torch.arange(len(piece.before), piece.num_keys) for piece in pieces]),
         # The last token of the prompt predicts the first of each completion.
         score_from=torch.cat(
-            [
-                piece.key_slots()[-len(t) :][list(places)]
-                for piece, t, places in zip(completions, targets, scored, strict=True)
-            ]
+            [piece.key_slots()[-len(t) :][at] for piece, t, at in zip(completions, targets, places, strict=True)]
         ),
-        targets=torch.cat([t[list(places)] for t, places in zip(targets, scored, strict=True)]),
+        targets=torch.cat([t[at] for t, at in zip(targets, places, strict=True)]),
         prompts=tuple(prompts),
         completions=tuple(completions),
         loss_mask=torch.tensor(mask, dtype=torch.float32),

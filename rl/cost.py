@@ -87,7 +87,7 @@ class Work:
             lengths = [len(s.token_ids) for s in group.sequences]
             prompts = 1 if shared else len(lengths)
             tokens += prompts * p + sum(c - 1 for c in lengths)  # the last token of a completion is no input
-            scored += sum(len(s.scored) for s in group.sequences)
+            scored += sum(sum(s.scored) for s in group.sequences)
             pairs += prompts * p * p / 2 + sum(p * c + c * c / 2 for c in lengths)
         return Work(tokens=tokens, scored=scored, pairs=pairs)
 

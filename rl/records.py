@@ -16,7 +16,6 @@ from rl.config import RunConfig
 from rl.metrics import MetricsWriter, keep_lines, write_whole
 from rl.runtime import cpu_cores
 from rl.step import StepResult
-from rollout.records import RolloutGroup
 
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "math-verify", "vllm")
 
@@ -46,9 +45,9 @@ class RunRecords:
 
 def completion_rows(step: int, result: StepResult, tokenizer: PreTrainedTokenizerBase) -> Iterator[dict[str, Any]]:
     """Of every group that was sampled; those that dynamic sampling left out of the update have no advantage."""
-    trained = {_key(group): i for i, group in enumerate(result.groups)}
+    trained = {id(group): i for i, group in enumerate(result.groups)}  # the same objects, also after a resume
     for group in result.sampled:
-        i = trained.get(_key(group))
+        i = trained.get(id(group))
         advantages = None if i is None or result.advantages is None else result.advantages[i]
         prompt = tokenizer.decode(list(group.prompt_ids))
         for j, rollout in enumerate(group.rollouts):
@@ -69,11 +68,6 @@ def completion_rows(step: int, result: StepResult, tokenizer: PreTrainedTokenize
                 "in_update": i is not None,
                 "advantage": None if advantages is None else advantages[j].mean().item(),
             }
-
-
-def _key(group: RolloutGroup) -> tuple[str, int]:
-    """A problem may be drawn more than once in a step, with other seeds."""
-    return group.problem.id, group.rollouts[0].completion.seed
 
 
 def write_config(run_dir: Path, config: RunConfig, found: Mapping[str, Any] | None = None) -> None:
