@@ -93,9 +93,7 @@ def evaluate_model(options: EvaluateOptions, progress: Progress) -> dict[str, Es
         if options.against is not None:
             progress.message(describe_contamination(problems, options))
         problems = gradable(problems, "held-out", verifiers, progress)
-        collector = make_collector(options, problems, verifiers, runtime, progress)
-        limit = options.max_prompt_tokens
-        problems = within_limit(collector.renderer, problems, "held-out", limit, progress.message)
+        collector, problems = make_collector(options, problems, verifiers, runtime, progress)
         progress.start(f"{len(problems)} problems, greedy")
         greedy = replace(collector, params=replace(collector.params, temperature=0.0), group_size=1)
         found = of_greedy(greedy.collect(problems, step=0).groups, num_workers=runtime.cores)
@@ -141,8 +139,8 @@ def problems_of(
 
 def make_collector(
     options: EvaluateOptions, problems: Sequence[Problem], verifiers: Verifiers, runtime: Runtime, progress: Progress
-) -> Collector:
-    """With room for those of the problems whose prompts are short enough."""
+) -> tuple[Collector, list[Problem]]:
+    """With room for those of the problems whose prompts are short enough; and these."""
     source = options.model
     if source == TINY:
         source = str(tiny_base(options.dataset or RunConfig().dataset, verifiers, runtime, progress))
@@ -153,7 +151,7 @@ def make_collector(
     style, system_prompt = options.prompt_style, options.system_prompt
     renderer = PromptRenderer(tokenizer, style=style, system_prompt=system_prompt, report=progress.message)
     max_tokens = options.max_tokens or MODEL_DEFAULTS["max_tokens"]
-    problems = within_limit(renderer, problems, "held-out", options.max_prompt_tokens, lambda _: None)
+    problems = within_limit(renderer, problems, "held-out", options.max_prompt_tokens, progress.message)
     context, vocabulary = context_length(model), vocabulary_size(model)
     longest = require_room(renderer, problems, max_tokens, context=context, vocabulary=vocabulary)
     sampler: Sampler
@@ -174,7 +172,7 @@ def make_collector(
         sampler.update_weights(model.named_parameters(remove_duplicate=False), version=0)
     stop_strings = (*(options.stop_strings or ()), *turn_end_strings(tokenizer))
     params = SamplingParams(max_tokens=max_tokens, temperature=options.temperature, stop_strings=stop_strings)
-    return Collector(
+    collector = Collector(
         sampler=sampler,
         verifiers=verifiers,
         renderer=renderer,
@@ -182,6 +180,7 @@ def make_collector(
         group_size=max(1, options.samples),
         run_seed=options.seed,
     )
+    return collector, problems
 
 
 def rows_at_once(
