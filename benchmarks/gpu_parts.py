@@ -19,21 +19,23 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-import rl.head
+import rl.forward.output_head
 from benchmarks.models import word_tokenizer
 from benchmarks.real_model import load_carried
-from rl.batch import Batch, MicroBatch, TrainGroup, TrainSequence, lay_out
-from rl.build import build_learner
-from rl.config import RunConfig
-from rl.cost import ModelCost
-from rl.forward import explain_forward, packed_forward, padded_forward, plain_forward, varlen_forward
-from rl.head import OutputHead, TokenScores, loss_in_one_pass
-from rl.options import PlanOptions
-from rl.plan import Plan, load_config
-from rl.progress import Progress
-from rl.reductions import StepCounts
-from rl.runtime import Runtime
-from rl.step import update
+from rl.capacity.cost import ModelCost
+from rl.command.plan import Plan, load_config
+from rl.forward.forward import explain_forward, packed_forward, padded_forward, plain_forward, varlen_forward
+from rl.forward.micro_batch import MicroBatch, TrainGroup, TrainSequence, lay_out
+from rl.forward.output_head import OutputHead, loss_in_one_pass
+from rl.objective.reductions import StepCounts
+from rl.objective.tokens import TokenScores
+from rl.processes.runtime import Runtime
+from rl.run.build import build_learner
+from rl.settings.config import RunConfig
+from rl.settings.options import PlanOptions
+from rl.update.batch import Batch
+from rl.update.step import update
+from rl.view.progress import Progress
 from rollout.rounding import mean_difference, rounding_noise
 from rollout.sampler import SampleRequest, SamplingParams, Text
 from rollout.torch_sampler import TorchSampler
@@ -224,7 +226,7 @@ def head(bench: Bench) -> Found:
 
     found: Found = {"tokens": count}
     for chunk in (128, 512, 2048, 4096):
-        with mock.patch.object(rl.head, "tokens_per_chunk", lambda *_, chunk=chunk: chunk):
+        with mock.patch.object(rl.forward.output_head, "tokens_per_chunk", lambda *_, chunk=chunk: chunk):
             for name, options in {"trained": (True, True), "frozen": (False, True), "scored": (False, False)}.items():
                 found[f"{name}, {chunk}"] = bench.clock.seconds(lambda options=options: run(*options))
     return found

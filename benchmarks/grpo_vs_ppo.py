@@ -34,15 +34,16 @@ from matplotlib.figure import Figure
 from benchmarks.machine import describe_machine, head_commit, write_result
 from benchmarks.update_memory import PeakMemory, in_fresh_process
 from rewards.verifiers import Verifiers
-from rl.config import RunConfig
-from rl.cost import FLOAT32
-from rl.loop import train, verifier_options
-from rl.metrics import Row, read_metrics, series
-from rl.plots import PERCENT
-from rl.progress import Progress
-from rl.runtime import Runtime
-from rl.setup import set_up
-from rl.step import update
+from rl.capacity.cost import FLOAT32
+from rl.processes.runtime import Runtime
+from rl.run.loop import train, verifier_options
+from rl.run.setup import set_up
+from rl.settings.config import RunConfig
+from rl.update.batch import pack
+from rl.update.step import update
+from rl.view.metrics import Row, read_metrics, series
+from rl.view.plots import PERCENT
+from rl.view.progress import Progress
 
 COMPLETIONS = 512  # a step
 LEVEL = 0.75
@@ -156,7 +157,7 @@ def update_bytes(arm: Arm) -> dict[str, int]:
         run = set_up(config, runtime, verifiers, progress)
         learner, max_tokens = run.learner, config.max_tokens or 1
         groups = run.collector.collect(run.stream.take(config.problems_per_step or 1), step=1).groups
-        batch = learner.algorithm.pack(groups, learner.algorithm.advantages(groups, max_tokens), max_tokens)
+        batch = pack(learner.algorithm.assign_credit(groups, max_tokens), learner.algorithm, max_tokens)
         verifiers.close()
         learner.set_learning_rate(0.0)
         peak = PeakMemory(torch.device("cpu"))

@@ -21,10 +21,11 @@ from torch.nn import functional as F
 
 from benchmarks.our_side import clock
 from benchmarks.update_memory import PeakMemory
-from rl.head import OutputHead, TokenScores, loss_in_one_pass
-from rl.losses import clipped_surrogate
-from rl.options import DType
-from rl.runtime import cpu_cores
+from rl.forward.output_head import OutputHead, loss_in_one_pass
+from rl.objective.losses import clipped_surrogate
+from rl.objective.tokens import TokenScores
+from rl.processes.runtime import cpu_cores
+from rl.settings.options import DType
 
 HeadSide = Literal["ours", "trl", "naive"]
 

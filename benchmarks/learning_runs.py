@@ -17,8 +17,8 @@ from typing import Any, Literal
 import tyro
 
 from benchmarks.machine import describe_machine, head_commit, write_result
-from rl.metrics import read_metrics, series, start_and_end, time_by_phase
-from rl.plots import accuracy_figure
+from rl.view.metrics import read_metrics, series, start_and_end, time_by_phase
+from rl.view.plots import accuracy_figure
 
 Name = Literal["default_run", "code_run", "vllm_run", "ahead_run"]
 

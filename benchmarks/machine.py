@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from rl.runtime import cpu_cores
+from rl.processes.runtime import cpu_cores
 
 RESULTS = Path("benchmarks/results")
 MEASURED = ("rl", "rollout", "rewards", "recipes", "pyproject.toml", "benchmarks/*.py")

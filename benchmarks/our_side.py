@@ -1,4 +1,4 @@
-"""This trainer at a shape: the public pieces put together as rl/setup.py does, and its step and its update timed."""
+"""This trainer at a shape: the public pieces put together as rl/run/setup.py does, and its step and its update timed."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 from transformers import PreTrainedModel
 
 from benchmarks.shapes import Given, Shape
-from rl.algorithms import GRPO
-from rl.deliver import Delivery
-from rl.learner import Learner
-from rl.lora import ALL_LINEAR, LoraPolicy, add_adapters
-from rl.policy import Policy
-from rl.runtime import Runtime
-from rl.step import train_step
+from rl.objective.algorithms import GRPO
+from rl.policy.lora import ALL_LINEAR, LoraPolicy, add_adapters
+from rl.policy.policy import Policy
+from rl.processes.runtime import Runtime
+from rl.update.delivery import Delivery
+from rl.update.learner import Learner
+from rl.update.step import train_step
 from rollout.collect import Collector
 from rollout.problems import ProblemStream
 from rollout.sampler import SamplingParams
@@ -110,6 +110,6 @@ class OurSide:
         )
         total = clock(self.runtime.device) - started
         sample = (result.metrics["time/sample"] or 0.0) + (result.metrics["time/verify"] or 0.0)
-        lengths = tuple(len(r.completion.token_ids) for group in result.sampled for r in group.rollouts)
+        lengths = tuple(len(r.completion.token_ids) for c in result.sampled for r in c.group.rollouts)
         no_signal = result.metrics["groups/no_signal"] or 0.0
         return StepTime(sample=sample, train=total - sample, lengths=lengths, no_signal=no_signal)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.percent_of_limit
 
-Phases: sampling, update, optimiser, at a shape of benchmarks/shapes.py. The limit is counted in rl/cost.py from the tokens that
+Phases: sampling, update, optimiser, at a shape of benchmarks/shapes.py. The limit is counted in rl/capacity/cost.py from the tokens that
 were really there, over the rates measured in the same rounds: the best matrix product (the micro-batch's and a large square
 one) and the best stream (read). "algorithm" counts what the mathematics needs (each prompt once, no padding, silent groups
 left out); "as run" what went through. The gain of sharing prompts is timed against the same code without it.
@@ -20,11 +20,12 @@ import tyro
 from benchmarks.machine import describe_machine, write_result
 from benchmarks.our_side import OurSide, clock
 from benchmarks.shapes import SHAPES, Shape, given
-from rl.batch import Batch, TrainGroup
-from rl.cost import ModelCost, Work, decode_seconds, optimizer_bytes, update_flops
-from rl.options import DType
-from rl.runtime import Runtime, cpu_cores
-from rl.step import update
+from rl.capacity.cost import ModelCost, Work, decode_seconds, optimizer_bytes, update_flops
+from rl.forward.micro_batch import TrainGroup
+from rl.processes.runtime import Runtime, cpu_cores
+from rl.settings.options import DType
+from rl.update.batch import Batch, pack
+from rl.update.step import update
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +94,7 @@ def one_round(side: OurSide, shape: Shape, runtime: Runtime, number: int) -> dic
     sampled = clock(device) - started
     lengths = [[len(r.completion.token_ids) for r in g.rollouts] for g in collected.groups]
     prompts = [len(g.prompt_ids) for g in collected.groups]
-    batch = algorithm.pack(collected.groups, algorithm.advantages(collected.groups, shape.max_tokens), shape.max_tokens)
+    batch = pack(algorithm.assign_credit(collected.groups, shape.max_tokens), algorithm, shape.max_tokens)
     work = Work.of(batch.groups)
     run = sum(len(micro.input_ids) for micro in batch.micro_batches(shape.token_budget))
 

@@ -21,13 +21,13 @@ import tyro
 from benchmarks.machine import describe_machine, write_result
 from benchmarks.models import LARGE, SMALL
 from benchmarks.update_memory import PeakMemory, in_fresh_process
-from rl.cost import forward_flops
-from rl.dry_run import equal_batch, make_state, untaught_learner
-from rl.learner import Learner
-from rl.options import PlanOptions
-from rl.plan import Plan
-from rl.runtime import Runtime
-from rl.step import update
+from rl.capacity.cost import forward_flops
+from rl.command.dry_run import equal_batch, make_state, untaught_learner
+from rl.command.plan import Plan
+from rl.processes.runtime import Runtime
+from rl.settings.options import PlanOptions
+from rl.update.learner import Learner
+from rl.update.step import update
 
 SIZES = {"3M": SMALL, "28M": LARGE}
 METHODS = ("grpo", "ppo", "ppo-separate")

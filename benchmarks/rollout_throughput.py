@@ -6,7 +6,7 @@ Four settings: the default task; a 3 M model whose rows all run to the end, in f
 lengths of mean half the longest. Same weights, prompts, number of completions, temperature and token limit; generate gets
 whole groups by num_return_sequences in one batch, left-padded, with its cache, and for bfloat16 a bfloat16 model. Medians
 over rounds; a ratio is of each round's pair. `limit` says what part of the machine's own limit each reaches, see
-rl/cost.py; generate is held against the same one.
+rl/capacity/cost.py; generate is held against the same one.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from benchmarks.machine import describe_machine, spread, write_result
 from benchmarks.models import SMALL, end_probability, random_model, word_tokenizer
 from benchmarks.percent_of_limit import rates
 from benchmarks.shapes import SHAPES, given
-from rl.cost import ModelCost, decode_seconds
-from rl.runtime import Runtime, cpu_cores
+from rl.capacity.cost import ModelCost, decode_seconds
+from rl.processes.runtime import Runtime, cpu_cores
 from rollout.arithmetic import arithmetic_problems
 from rollout.prompts import PromptRenderer
 from rollout.sampler import SampleRequest, SamplingParams

@@ -14,8 +14,8 @@ from itertools import product
 import tyro
 
 from benchmarks.machine import describe_machine, write_result
-from rl.options import PlanOptions
-from rl.plan import GIB, make_plan
+from rl.command.plan import GIB, make_plan
+from rl.settings.options import PlanOptions
 
 
 def main() -> None:

@@ -23,11 +23,11 @@ from benchmarks.models import (
 )
 from rewards.score import Verifier
 from rewards.verifiers import VerifierOptions, Verifiers
-from rl.defaults import TINY_DEFAULTS, TINY_KL_WEIGHT
-from rl.policy import load_pretrained
-from rl.progress import Progress
-from rl.runtime import Runtime
-from rl.setup import tiny_base
+from rl.policy.load import load_pretrained
+from rl.processes.runtime import Runtime
+from rl.run.setup import tiny_base
+from rl.settings.defaults import TINY_DEFAULTS, TINY_KL_WEIGHT
+from rl.view.progress import Progress
 from rollout.problems import ProblemStream, load_problems, split_held_out
 from rollout.prompts import PromptRenderer
 from rollout.records import Problem

@@ -22,9 +22,9 @@ import psutil
 import tyro
 
 from benchmarks.machine import describe_machine, write_result
-from rl.config import RunConfig
-from rl.loop import train
-from rl.metrics import read_metrics, start_and_end
+from rl.run.loop import train
+from rl.settings.config import RunConfig
+from rl.view.metrics import read_metrics, start_and_end
 
 MIB = 1 << 20
 LOOKS = 2.0  # seconds between two

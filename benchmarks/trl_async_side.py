@@ -27,8 +27,8 @@ from trl.experimental.async_grpo.async_grpo_config import AsyncGRPOConfig
 from trl.experimental.async_grpo.async_grpo_trainer import AsyncGRPOTrainer
 from trl.experimental.async_grpo.async_rollout_worker import RolloutSample
 
-from rl.batch import Batch
-from rl.packed_attention import by_torch
+from rl.forward.packed_attention import by_torch
+from rl.update.batch import Batch
 
 GROUPS = 2  # of a micro-batch
 
@@ -77,7 +77,7 @@ def samples_of(batch: Batch) -> Iterator[RolloutSample]:
                 input_ids=np.array(group.prompt_ids + sequence.token_ids),
                 completion_mask=np.array([0] * before + [1] * len(sequence.token_ids)),
                 old_log_probs=np.array((0.0,) * before + sequence.sampler_logprobs, dtype=np.float32),
-                advantage=float(sequence.advantages[0]),
+                advantage=float(sequence.advantages[0]),  # pyright: ignore[reportOptionalSubscript]  GRPO has them
                 model_version=0,
                 group_id=i,
                 metrics={},

@@ -24,7 +24,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 from benchmarks.our_side import ADAM_BETAS, MAX_GRAD_NORM, StepTime, clock
 from benchmarks.shapes import Given, Shape
-from rl.runtime import Runtime
+from rl.processes.runtime import Runtime
 
 
 class TimedTrainer(GRPOTrainer):
@@ -110,7 +110,7 @@ def build(
     if shape.lora_rank:
         adapters = LoraConfig(
             r=shape.lora_rank, lora_alpha=shape.lora_alpha, target_modules="all-linear"
-        )  # as rl/lora.py
+        )  # as rl/policy/lora.py
     built = trainer(
         model=model,
         reward_funcs=reward,  # pyright: ignore[reportArgumentType]

@@ -33,9 +33,10 @@ from transformers import TrainerCallback
 from benchmarks.models import HashVerifier, end_probability
 from benchmarks.our_side import OurSide
 from benchmarks.shapes import SHAPES, Given, Shape, given
-from rl.options import DType
-from rl.runtime import Runtime, cpu_cores
-from rl.step import update
+from rl.processes.runtime import Runtime, cpu_cores
+from rl.settings.options import DType
+from rl.update.batch import pack
+from rl.update.step import update
 from rollout.records import Completion, FinishReason, Rollout, RolloutGroup
 
 Side = Literal["ours", "trl"]
@@ -137,8 +138,8 @@ def our_peak(shape: Shape, given: Given, runtime: Runtime) -> int:
         OurSide(shape, given, runtime).learner,
         PeakMemory(runtime.device),
     )
-    advantages = learner.algorithm.advantages(groups, shape.max_tokens)
-    batch = learner.algorithm.pack(groups, advantages, shape.max_tokens)
+    algorithm = learner.algorithm
+    batch = pack(algorithm.assign_credit(groups, shape.max_tokens), algorithm, shape.max_tokens)
     for _ in range(WARM_UP):
         update(learner, batch)
     peak.start()
@@ -174,9 +175,9 @@ def trl_peak(shape: Shape, given: Given, runtime: Runtime) -> int:
 
 def padded(shape: Shape, groups: list[RolloutGroup]) -> dict[str, Tensor]:
     """The groups as TRL's sampling hands them on: prompts padded on the left, completions on the right."""
-    from rl.algorithms import GRPO
+    from rl.objective.algorithms import GRPO
 
-    advantages = GRPO.advantages(groups, shape.max_tokens)
+    advantages = [c.advantages or () for c in GRPO.assign_credit(groups, shape.max_tokens)]
     prompts = [torch.tensor(g.prompt_ids) for g in groups for _ in g.rollouts]
     completions = [torch.tensor(r.completion.token_ids) for g in groups for r in g.rollouts]
     columns = {"advantages": torch.stack([a[0] for rows in advantages for a in rows])}

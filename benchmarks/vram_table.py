@@ -20,9 +20,9 @@ from typing import Any
 import tyro
 
 from benchmarks.machine import describe_machine, write_result
-from rl.options import PlanOptions
-from rl.plan import GIB, make_plan
-from rl.runtime import cpu_cores
+from rl.command.plan import GIB, make_plan
+from rl.processes.runtime import cpu_cores
+from rl.settings.options import PlanOptions
 
 MODELS = ("qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-7b", "qwen2.5-32b")
 METHODS = {"GRPO": "grpo", "PPO shared": "ppo", "PPO separate": "ppo-separate"}

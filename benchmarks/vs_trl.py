@@ -39,8 +39,8 @@ from benchmarks.shapes import COMPARED, SHAPES, Shape, given
 from benchmarks.trl_side import build, run
 from benchmarks.update_memory import in_fresh_process
 from benchmarks.vs_trl_learning import figure, learn, summary
-from rl.options import DType
-from rl.runtime import Runtime, cpu_cores
+from rl.processes.runtime import Runtime, cpu_cores
+from rl.settings.options import DType
 
 HEAD = "h"  # head and loss alone: no step of it, see benchmarks/head_and_loss.py
 WARM_UP = 2

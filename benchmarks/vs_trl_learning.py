@@ -19,10 +19,10 @@ from transformers import TrainerCallback
 from benchmarks.our_side import OurSide, StepTime
 from benchmarks.shapes import SHAPES, Shape, given
 from benchmarks.trl_side import build, run
-from rl.config import RunConfig
-from rl.evaluate import evaluate
-from rl.plots import PERCENT
-from rl.runtime import Runtime
+from rl.processes.runtime import Runtime
+from rl.run.evaluate import evaluate
+from rl.settings.config import RunConfig
+from rl.view.plots import PERCENT
 
 EVERY = 10
 COLOURS = {"ours": "#3b7dd8", "trl": "#e08a2e"}

@@ -15,7 +15,7 @@ import tyro
 
 from rewards.errors import UserError
 from rewards.score import Score
-from rl.options import AnyDType, EvaluateOptions, PlanOptions
+from rl.settings.options import AnyDType, EvaluateOptions, PlanOptions
 
 
 def run_safely(action: Callable[[], object]) -> None:
@@ -77,13 +77,13 @@ def run_recipe(description: str, **defaults: Any) -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
     def action() -> None:
-        from rl.config import RunConfig
+        from rl.settings.config import RunConfig
 
         require_all_processes()
         config = tyro.cli(RunConfig, description=description, default=RunConfig(**defaults))
         if config.resume and (of_run := config.of_its_run()):  # what is not given is as it was
             config = tyro.cli(RunConfig, description=description, default=of_run)
-        from rl.loop import train  # takes seconds, and a mistake is told before
+        from rl.run.loop import train  # takes seconds, and a mistake is told before
 
         train(config)
 
@@ -96,7 +96,7 @@ app = tyro.extras.SubcommandApp()
 @app.command
 def report(run_dir: tyro.conf.Positional[Path]) -> None:
     """Write report.html of a run folder anew."""
-    from rl.report import write_report
+    from rl.view.report import write_report
 
     print(write_report(run_dir))
 
@@ -109,7 +109,7 @@ def merge(checkpoint: tyro.conf.Positional[Path], out: tyro.conf.Positional[Path
         checkpoint: A folder such as runs/mine/checkpoints/step-000050.
         out: The new folder of the model and its tokenizer.
     """
-    from rl.merge import merge_adapters
+    from rl.policy.merge import merge_adapters
 
     print(merge_adapters(checkpoint, out))
 
@@ -117,8 +117,8 @@ def merge(checkpoint: tyro.conf.Positional[Path], out: tyro.conf.Positional[Path
 @app.command
 def evaluate(options: Annotated[EvaluateOptions, tyro.conf.arg(name="")]) -> None:
     """Measure a model on a data set: greedy accuracy, pass@k, the vote of k, each with the interval that it is known to."""
-    from rl.evaluate_model import as_json, describe, evaluate_model
-    from rl.progress import Progress
+    from rl.command.evaluate_model import as_json, describe, evaluate_model
+    from rl.view.progress import Progress
 
     with Progress(0) as progress:
         found = evaluate_model(options, progress)
@@ -136,7 +136,7 @@ def doctor(model: str | None = None, dtype: AnyDType = "auto") -> None:
             why a faster one is not taken.
         dtype: What it would compute in; auto is bfloat16 on a GPU that has it, else float32.
     """
-    from rl.doctor import examine
+    from rl.command.doctor import examine
 
     print(examine(model, dtype))
 
@@ -144,7 +144,7 @@ def doctor(model: str | None = None, dtype: AnyDType = "auto") -> None:
 @app.command
 def plan(options: Annotated[PlanOptions, tyro.conf.arg(name="")]) -> None:
     """Print what a step needs, before a run: memory, operations, and whether a card has room for it."""
-    from rl.plan import describe, make_plan
+    from rl.command.plan import describe, make_plan
 
     made = make_plan(options)
     print(describe(made, made.dry() if options.dry_run else None))
@@ -167,7 +167,7 @@ def serve_vllm(
         max_length: Tokens of a prompt and its completion; the model's context otherwise.
         max_rows: Completions that are decoded at once, and that a run asks for at once; vLLM's own choice otherwise.
     """
-    from rl.serve import serve
+    from rl.command.serve import serve
 
     serve(model, port=port, dtype=dtype, max_length=max_length, max_rows=max_rows)
 
@@ -179,7 +179,7 @@ def launch(arguments: tyro.conf.Positional[tuple[str, ...]]) -> None:
     Args:
         arguments: Those of `accelerate launch`: its options, the recipe, the recipe's options.
     """
-    from rl.launch import launch as launch_by_accelerate
+    from rl.command.launch import launch as launch_by_accelerate
 
     launch_by_accelerate(arguments)
 
@@ -234,7 +234,7 @@ def audit(run_dir: tyro.conf.Positional[Path], limit: int = 50) -> None:
         run_dir: The run's folder.
         limit: Answers to print.
     """
-    from rl.audit import describe_audit
+    from rl.view.audit import describe_audit
 
     print(describe_audit(run_dir, limit))
 

@@ -1,4 +1,4 @@
-"""What our two attention functions (decoding here, training in rl/packed_attention.py) share, and how a model is told to use them.
+"""What our two attention functions (decoding here, training in rl/forward/packed_attention.py) share, and how a model is told to use them.
 
 transformers lets a program register an attention function under a name (`AttentionInterface`); a model whose config
 carries that name calls it in every layer. No model is changed.

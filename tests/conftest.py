@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from jaxtyping import install_import_hook
 
-install_import_hook(["rl.advantages", "rl.losses", "rl.batch", "rl.forward"], "beartype.beartype")
+install_import_hook(
+    ["rl.objective.advantages", "rl.objective.losses", "rl.update.batch", "rl.forward.forward"], "beartype.beartype"
+)
 
 
 def pytest_configure() -> None:

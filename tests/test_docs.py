@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.page import PRINTED, filled, load
 from rewards.score import Outcome, Verifier
-from rl.algorithms import ALGORITHMS
+from rl.objective.algorithms import ALGORITHMS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -98,5 +98,5 @@ def test_the_readme_says_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> N
     seconds = load("default_run")["runs"][0]["whole_command_seconds"]
     (minutes,) = re.findall(r"(\w+) minutes later:", readme)
     assert abs(seconds / 60 - {"Three": 3, "Four": 4, "Five": 5, "Six": 6}[minutes]) <= 0.5
-    lines = sum(len((ROOT / "rl" / name).read_text().splitlines()) for name in ("step.py", "learner.py"))
-    assert f"`rl/step.py` and `rl/learner.py`, GRPO and PPO, have {lines} together" in readme
+    lines = sum(len((ROOT / "rl/update" / name).read_text().splitlines()) for name in ("step.py", "learner.py"))
+    assert f"`rl/update/step.py` and `rl/update/learner.py`, GRPO and PPO, have {lines} together" in readme

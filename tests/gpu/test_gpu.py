@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rl.forward import Forward, choose_forward, packed_forward, varlen_forward
-from rl.head import OutputHead, TokenScores, loss_in_one_pass
-from rl.tiny import tiny_model, tiny_tokenizer
+from rl.forward.forward import Forward, choose_forward, packed_forward, varlen_forward
+from rl.forward.output_head import OutputHead, loss_in_one_pass
+from rl.objective.tokens import TokenScores
+from rl.run.tiny import tiny_model, tiny_tokenizer
 from rollout.sampler import SampleRequest, SamplingParams
 from rollout.torch_sampler import TorchSampler
 from tests.rl.families import of_family

@@ -17,13 +17,13 @@ import pytest
 import torch
 
 from rewards.score import Outcome, Score
-from rl.algorithms import ALGORITHMS
-from rl.critic import Critic
-from rl.deliver import Delivery
-from rl.learner import Learner
-from rl.policy import Policy
-from rl.runtime import Runtime
-from rl.step import train_step
+from rl.objective.algorithms import ALGORITHMS
+from rl.policy.critic import Critic
+from rl.policy.policy import Policy
+from rl.processes.runtime import Runtime
+from rl.update.delivery import Delivery
+from rl.update.learner import Learner
+from rl.update.step import train_step
 from rollout.collect import Collector
 from rollout.problems import ProblemStream
 from rollout.prompts import Prompt
@@ -106,7 +106,7 @@ def mean_rewards(name: str, seed: int, run_dir: Path, *, steps: int = 25) -> lis
     problems = [Problem(id=str(i), prompt=c, reference=WANTED, verifier="letters") for i, c in enumerate(LETTERS)]
     stream, delivery = ProblemStream(problems, seed), Delivery(policy, sampler, tolerance=1e-3)
     run = [train_step(learner, collector, stream, delivery, step=s, num_problems=8) for s in range(1, steps + 1)]
-    return [statistics.mean(r.score.value or 0.0 for g in result.groups for r in g.rollouts) for result in run]
+    return [statistics.mean(r.score.value or 0.0 for c in result.groups for r in c.group.rollouts) for result in run]
 
 
 @pytest.mark.parametrize("name", [n for n, a in ALGORITHMS.items() if a.samples_from == "live"])

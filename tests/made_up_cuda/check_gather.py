@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl.measure import TokenMeans
-from rl.runtime import ToHost
-from rl.values import Estimates, whitened
+from rl.objective.values import Estimates, whitened
+from rl.processes.runtime import ToHost
+from rl.update.step_metrics import TokenMeans
 
 TENSORS: dict[int, Tensor] = {}  # made-up ones have no contents to be pickled
 

@@ -10,14 +10,14 @@ from tests.made_up_cuda.device import CUDA, without_contents  # isort: skip  (be
 import torch
 from transformers import AutoModelForCausalLM
 
-import rl.offload
-from rl.build import build_learner
-from rl.config import RunConfig
-from rl.dry_run import equal_batch
-from rl.plan import load_config
-from rl.precision import round_frozen
-from rl.runtime import Runtime
-from rl.step import update
+import rl.policy.offload
+from rl.command.dry_run import equal_batch
+from rl.command.plan import load_config
+from rl.policy.precision import round_frozen
+from rl.processes.runtime import Runtime
+from rl.run.build import build_learner
+from rl.settings.config import RunConfig
+from rl.update.step import update
 from tests.made_up_cuda.count import Count
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -69,7 +69,7 @@ def kinds(tensors: list[Any]) -> list[str]:
 
 def main() -> None:
     Runtime.device = property(lambda self: CUDA)  # pyright: ignore[reportAttributeAccessIssue]
-    rl.offload.pinned = lambda tensor: tensor  # nor memory to pin
+    rl.policy.offload.pinned = lambda tensor: tensor  # nor memory to pin
     found = {}
     for name, options in SETTINGS.items():
         with without_contents():

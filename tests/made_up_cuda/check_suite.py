@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 import benchmarks.gpu_parts as parts
 from benchmarks.gpu_suite import Results, run_parts
-from rl.runtime import Runtime
+from rl.processes.runtime import Runtime
 from rollout.engine import decode_weights, fused_model
 from rollout.records import Completion, FinishReason
 from rollout.sampler import SampleRequest, SamplingParams

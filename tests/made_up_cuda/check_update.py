@@ -13,16 +13,17 @@ from tests.made_up_cuda.device import CUDA, without_contents  # isort: skip  (be
 import torch
 from transformers import AutoModelForCausalLM
 
-from rl.algorithms import ALGORITHMS
-from rl.batch import Batch, MicroBatch, TrainGroup, TrainSequence
-from rl.forward import Forward, ForwardChoice, fuse, in_fused, varlen_forward
-from rl.learner import Learner
-from rl.lora import LoraPolicy, add_adapters
-from rl.plan import load_config
-from rl.policy import Policy
-from rl.reductions import StepCounts
-from rl.runtime import Runtime
-from rl.step import reference_logprobs, update
+from rl.command.plan import load_config
+from rl.forward.forward import Forward, ForwardChoice, fuse, in_fused, varlen_forward
+from rl.forward.micro_batch import MicroBatch, TrainGroup, TrainSequence
+from rl.objective.algorithms import ALGORITHMS
+from rl.objective.reductions import StepCounts
+from rl.policy.lora import LoraPolicy, add_adapters
+from rl.policy.policy import Policy
+from rl.processes.runtime import Runtime
+from rl.update.batch import Batch
+from rl.update.learner import Learner
+from rl.update.step import reference_logprobs, update
 from tests.made_up_cuda.count import Count
 
 TOKEN_BUDGET = 8192

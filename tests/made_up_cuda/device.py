@@ -43,7 +43,7 @@ import torch.cuda.amp.common as _common  # noqa: E402
 from torch import Tensor  # noqa: E402
 from torch._subclasses import FakeTensorMode  # noqa: E402
 
-from rl.dry_run import MadeUpReads  # noqa: E402
+from rl.command.dry_run import MadeUpReads  # noqa: E402
 
 _made_up: Any = torch.cuda
 _common.amp_definitely_not_available = lambda: False

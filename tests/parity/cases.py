@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from rewards.score import Outcome, Score
-from rl.algorithms import ALGORITHMS
+from rl.objective.algorithms import ALGORITHMS, Algorithm
 from rollout.records import Completion, FinishReason, Problem, Rollout, RolloutGroup
 
 WITHOUT_CRITIC = [name for name, algorithm in ALGORITHMS.items() if algorithm.value_rule is None]
@@ -139,3 +139,9 @@ def relative_difference(a: Tensor, b: Tensor) -> float:
     """The largest difference of two gradients, in units of the largest entry; infinite for gradients of nothing."""
     scale = float(b.abs().max())
     return float((a - b).abs().max()) / scale if scale > 0 else float("inf")
+
+
+def advantages_of(algorithm: Algorithm, groups: Sequence[RolloutGroup], max_tokens: int) -> list[tuple[Tensor, ...]]:
+    """Of each group, of each completion, of each token; the algorithm has no critic."""
+    credited = algorithm.assign_credit(groups, max_tokens)
+    return [c.advantages for c in credited if c.advantages is not None]

@@ -11,11 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl.advantages import gae, group_normalized, leave_one_out, process_supervised
-from rl.algorithms import DAPO, DR_GRPO, GRPO, GRPO_PROCESS
-from rl.losses import no_signal_probability, overlong_penalty
+from rl.objective.advantages import gae, group_normalized, leave_one_out, process_supervised
+from rl.objective.algorithms import DAPO, DR_GRPO, GRPO, GRPO_PROCESS
+from rl.objective.losses import no_signal_probability, overlong_penalty
 from rollout.records import Problem, RolloutGroup
-from tests.parity.cases import FEW, group_of, rollout
+from tests.parity.cases import FEW, advantages_of, group_of, rollout
 from tests.parity.restated import above_the_others, normalised, overlong, steps_after
 
 NO_EPS = 1e-12  # too small to be seen at EXACT: these rewards' std is at least 0.01
@@ -46,7 +46,7 @@ def test_grpo_by_hand() -> None:
 
 def test_the_named_grpo_uses_bessels_std_and_an_eps_of_1e_4() -> None:
     """The same numbers as above, for every token of each completion; float32 keeps seven digits."""
-    advantages = GRPO.advantages([group_of([1, 2, 3, 1], [1.0, 0.0, 0.0, 1.0])], 10)[0]
+    advantages = advantages_of(GRPO, [group_of([1, 2, 3, 1], [1.0, 0.0, 0.0, 1.0])], 10)[0]
     expected = [[0.86587544], [-0.86587544] * 2, [-0.86587544] * 3, [0.86587544]]
     assert [a.tolist() for a in advantages] == [pytest.approx(e, abs=1e-6) for e in expected]
 
@@ -132,7 +132,7 @@ def test_the_std_is_bessels_and_not_the_populations(values: list[float]) -> None
 def test_dr_grpo_by_hand() -> None:
     """(3, 1, 1, 1): mean 1.5, so 1.5 and three times -0.5; nothing is divided."""
     assert group_normalized(row([3, 1, 1, 1]), scale="none", eps=1.0).tolist() == [[1.5, -0.5, -0.5, -0.5]]
-    advantages = DR_GRPO.advantages([group_of([2, 1, 1, 1], [3.0, 1.0, 1.0, 1.0])], 10)[0]
+    advantages = advantages_of(DR_GRPO, [group_of([2, 1, 1, 1], [3.0, 1.0, 1.0, 1.0])], 10)[0]
     assert [a.tolist() for a in advantages] == [[1.5, 1.5], [-0.5], [-0.5], [-0.5]]
 
 
@@ -180,7 +180,7 @@ def test_the_named_process_supervision_adds_the_outcome_as_the_last_step() -> No
     problem = Problem(id="p", prompt="", reference="1")
     rollouts = [rollout(problem, [3, 3, 3], v, step_rewards=[0.0], step_ends=[0]) for v in (1.0, 0.0, None)]
     group = RolloutGroup(problem=problem, prompt_ids=(5,), rollouts=tuple(rollouts))
-    ours = [a.tolist() for a in GRPO_PROCESS.advantages([group], 10)[0]]
+    ours = [a.tolist() for a in advantages_of(GRPO_PROCESS, [group], 10)[0]]
     shrink = 0.5 / (0.5 + 1e-4)
     expected = [[1.0, 1.5, 1.5], [-1.0, -0.5, -0.5], [0.0, 0.0, 0.0]]
     assert ours == [pytest.approx([shrink * a for a in row], abs=FLOAT32) for row in expected]

@@ -13,11 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from rl.algorithms import ALGORITHMS, CISPO, GRPO, RLOO, SFT, Algorithm
-from rl.batch import MicroBatch
-from rl.head import TokenScores
+from rl.forward.micro_batch import MicroBatch
+from rl.objective.algorithms import ALGORITHMS, CISPO, GRPO, RLOO, SFT, Algorithm
+from rl.objective.tokens import TokenScores
+from rl.update.batch import pack
 from rollout.records import RolloutGroup
-from tests.parity.cases import MAX_TOKENS, WITHOUT_CRITIC, group_of, random_groups
+from tests.parity.cases import MAX_TOKENS, WITHOUT_CRITIC, advantages_of, group_of, random_groups
 from tests.parity.restated import RESTATED, Scores, normalised, step_loss, token_advantages
 
 FLOAT32 = 2e-6  # float32 sums of about 100 terms whose sizes add up to less than 10
@@ -31,7 +32,7 @@ def test_every_algorithm_is_restated() -> None:
 
 def whole(algorithm: Algorithm, groups: list[RolloutGroup]) -> MicroBatch:
     """The step as one micro-batch."""
-    (micro,) = algorithm.pack(groups, algorithm.advantages(groups, MAX_TOKENS), MAX_TOKENS).micro_batches(10_000)
+    (micro,) = pack(algorithm.assign_credit(groups, MAX_TOKENS), algorithm, MAX_TOKENS).micro_batches(10_000)
     return micro
 
 
@@ -87,7 +88,7 @@ def test_the_loss_is_the_restated_one(name: str, seed: int) -> None:
 def test_the_advantages_are_the_restated_ones(name: str, seed: int) -> None:
     """Of graded completions; float32 keeps seven digits of sums near 1."""
     groups = random_groups(seed)
-    for group, ours in zip(groups, ALGORITHMS[name].advantages(groups, MAX_TOKENS), strict=True):
+    for group, ours in zip(groups, advantages_of(ALGORITHMS[name], groups, MAX_TOKENS), strict=True):
         kept = [a.tolist() for a, r in zip(ours, group.rollouts, strict=True) if r.score.value is not None]
         assert kept == [pytest.approx(a, abs=2e-5) for a in token_advantages(name, group, MAX_TOKENS)]
 
@@ -155,7 +156,7 @@ def test_the_iterative_variant_differs_in_its_reference_alone() -> None:
 def test_float32_rewards_do_not_blur_the_restatement() -> None:
     """Rewards are given in float64 and held in float32: of tenths, the advantages still agree to five digits."""
     values = [0.1, 0.2, 0.4, 0.7]
-    ours = GRPO.advantages([group_of([1] * 4, list(values))], 10)[0]
+    ours = advantages_of(GRPO, [group_of([1] * 4, list(values))], 10)[0]
     assert [float(a[0]) for a in ours] == pytest.approx(normalised(values), abs=1e-5)
 
 

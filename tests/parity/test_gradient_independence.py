@@ -15,15 +15,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rl.algorithms import ALGORITHMS, Algorithm
-from rl.batch import Batch, pack
-from rl.forward import packed_forward
-from rl.losses import probability_ratio
+from rl.forward.forward import packed_forward
+from rl.objective.algorithms import ALGORITHMS, Algorithm
+from rl.objective.losses import probability_ratio
+from rl.update.batch import Batch, pack
 from rollout.records import RolloutGroup
 from tests.parity.cases import (
     MAX_TOKENS,
     TEMPERATURE,
     WITHOUT_CRITIC,
+    advantages_of,
     drift,
     gradient_of,
     nearby,
@@ -60,7 +61,7 @@ def reference(policy: PreTrainedModel) -> PreTrainedModel:
 
 
 def packed(algorithm: Algorithm, groups: Sequence[RolloutGroup]) -> Batch:
-    return algorithm.pack(groups, algorithm.advantages(groups, MAX_TOKENS), MAX_TOKENS)
+    return pack(algorithm.assign_credit(groups, MAX_TOKENS), algorithm, MAX_TOKENS)
 
 
 def step_gradient(
@@ -112,15 +113,8 @@ def test_the_gradient_does_not_depend_on_order(name: str, policy: PreTrainedMode
 
 def everything(algorithm: Algorithm, groups: Sequence[RolloutGroup]) -> Batch:
     """Nothing is left out, zero or not."""
-    advantages = algorithm.advantages(groups, MAX_TOKENS)
-    return pack(
-        groups,
-        algorithm.rewards(groups, MAX_TOKENS),
-        advantages,
-        reduction=algorithm.reduction,
-        max_tokens=MAX_TOKENS,
-        drop_zero_advantages=False,
-    )
+    run = replace(algorithm, entropy_weight=1.0)
+    return pack(algorithm.assign_credit(groups, MAX_TOKENS), run, MAX_TOKENS)
 
 
 @pytest.mark.parametrize("name", WITHOUT_CRITIC)
@@ -130,7 +124,7 @@ def test_without_a_kl_skipping_what_has_no_advantage_changes_nothing(
     """The silent group is not run, stays in the counts, and the gradient is what it is with it."""
     algorithm, groups = replace(ALGORITHMS[name], kl_weight=0.0), random_groups(3)
     skipped, run = packed(algorithm, groups), everything(algorithm, groups)
-    silent = [g for g in algorithm.advantages(groups, MAX_TOKENS) if not any(bool(a.any()) for a in g)]
+    silent = [g for g in advantages_of(algorithm, groups, MAX_TOKENS) if not any(bool(a.any()) for a in g)]
     assert len(run.groups) - len(skipped.groups) == len(silent)
     assert silent or name in IMITATION  # which leave out single completions
     assert skipped.num_tokens < run.num_tokens
@@ -145,15 +139,7 @@ def test_with_a_kl_what_has_no_advantage_is_run(name: str, policy: PreTrainedMod
     algorithm, groups = ALGORITHMS[name], random_groups(3)
     ours = step_gradient(algorithm, packed(algorithm, groups), policy, reference)
     assert relative_difference(ours, step_gradient(algorithm, everything(algorithm, groups), policy, reference)) < SAME
-    advantages = algorithm.advantages(groups, MAX_TOKENS)
-    without = pack(
-        groups,
-        algorithm.rewards(groups, MAX_TOKENS),
-        advantages,
-        reduction=algorithm.reduction,
-        max_tokens=MAX_TOKENS,
-        drop_zero_advantages=True,
-    )
+    without = packed(replace(algorithm, kl_weight=0.0), groups)
     assert relative_difference(step_gradient(algorithm, without, policy, reference), ours) > 10 * SAME
 
 

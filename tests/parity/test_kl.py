@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from torch import Tensor
 
-from rl.losses import (
+from rl.objective.losses import (
     KLKind,
     kl_estimate,
 )

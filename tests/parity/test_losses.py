@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rl.algorithms import sequence_ratio
-from rl.batch import MicroBatch, TrainGroup, TrainSequence, lay_out
-from rl.losses import (
+from rl.forward.micro_batch import MicroBatch, TrainGroup, TrainSequence, lay_out
+from rl.objective.algorithms import sequence_ratio
+from rl.objective.losses import (
     clipped_surrogate,
     clipped_weight_reinforce,
     kl_estimate,

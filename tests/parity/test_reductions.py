@@ -10,9 +10,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl.algorithms import DR_GRPO, GRPO
-from rl.batch import Batch
-from rl.reductions import Reduction, StepCounts, constant_length, mean_of_token_means, sequence_sum, token_mean
+from rl.objective.algorithms import DR_GRPO, GRPO
+from rl.objective.reductions import (
+    Reduction,
+    StepCounts,
+    constant_length,
+    mean_of_token_means,
+    sequence_sum,
+    token_mean,
+)
+from rl.update.batch import Batch, pack
 from rollout.records import RolloutGroup
 from tests.parity.cases import FEW, group_of
 
@@ -80,7 +87,7 @@ def test_reductions_are_the_padded_ones(seed: int) -> None:
 
 def packed(reduction: Reduction, groups: list[RolloutGroup], *, drop: bool = False) -> Batch:
     algorithm = replace(DR_GRPO if drop else GRPO, reduction=reduction)
-    return algorithm.pack(groups, algorithm.advantages(groups, 20), 20)
+    return pack(algorithm.assign_credit(groups, 20), algorithm, 20)
 
 
 def weights(batch: Batch) -> list[float]:

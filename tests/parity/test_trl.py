@@ -27,14 +27,16 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.rloo_config import RLOOConfig
 from trl.trainer.rloo_trainer import RLOOTrainer
 
-from rl.algorithms import CISPO, DAPO, DR_GRPO, GRPO, GSPO, RLOO, Algorithm
-from rl.forward import packed_forward
-from rl.losses import clipped_surrogate, overlong_penalty
-from rl.tiny import tiny_tokenizer
+from rl.forward.forward import packed_forward
+from rl.objective.algorithms import CISPO, DAPO, DR_GRPO, GRPO, GSPO, RLOO, Algorithm
+from rl.objective.losses import clipped_surrogate, overlong_penalty
+from rl.run.tiny import tiny_tokenizer
+from rl.update.batch import pack
 from rollout.records import RolloutGroup
 from tests.parity.cases import (
     MAX_TOKENS,
     TEMPERATURE,
+    advantages_of,
     drift,
     gradient_of,
     group_of,
@@ -110,7 +112,7 @@ def their_advantages(trainer: Any, values: list[list[float | None]]) -> list[flo
 
 def our_advantages(algorithm: Algorithm, values: list[list[float | None]]) -> list[float]:
     groups = [group_of([1] * SIZE, row, str(i)) for i, row in enumerate(values)]
-    return [float(a[0]) for rows in algorithm.advantages(groups, MAX_TOKENS) for a in rows]
+    return [float(a[0]) for rows in advantages_of(algorithm, groups, MAX_TOKENS) for a in rows]
 
 
 def drawn_values(seed: int) -> list[list[float | None]]:
@@ -176,7 +178,7 @@ def their_inputs(trainer: Any, reference: Any, algorithm: Algorithm, groups: lis
     with torch.no_grad():
         logprobs, _ = scored(trainer, trainer.model, inputs)
         fixed, _ = scored(trainer, reference, inputs)
-    advantages = algorithm.advantages(groups, MAX_TOKENS)
+    advantages = advantages_of(algorithm, groups, MAX_TOKENS)
     behaviour = drift(logprobs, samplers(groups))
     return inputs | {
         "advantages": torch.stack([a[0] for rows in advantages for a in rows]),
@@ -221,7 +223,7 @@ CASES: dict[str, tuple[Algorithm, dict[str, Any]]] = {
 
 
 def our_loss(algorithm: Algorithm, groups: list[RolloutGroup], model: Any, fixed: Any) -> tuple[float, Tensor]:
-    batch = algorithm.pack(groups, algorithm.advantages(groups, MAX_TOKENS), MAX_TOKENS)
+    batch = pack(algorithm.assign_credit(groups, MAX_TOKENS), algorithm, MAX_TOKENS)
     value, gradient = 0.0, torch.zeros(sum(p.numel() for p in model.parameters()))
     for micro in batch.micro_batches(40):
         scores = packed_forward(model, micro, TEMPERATURE)
@@ -253,12 +255,12 @@ def test_the_first_update_of_rloo(rloo: Any) -> None:
     inputs = padded(groups)
     with torch.no_grad():
         logprobs, _ = scored(rloo, rloo.model, inputs)
-    advantages = algorithm.advantages(groups, MAX_TOKENS)
+    advantages = advantages_of(algorithm, groups, MAX_TOKENS)
     inputs["advantages"] = torch.stack([a[0] for rows in advantages for a in rows])
     inputs["old_logps"] = (logprobs * inputs["completion_mask"]).sum(1)
     theirs = gradient_of(rloo.model, rloo._compute_loss(rloo.model, inputs))
     model = plain_policy()
-    (micro,) = algorithm.pack(groups, advantages, MAX_TOKENS).micro_batches(10_000)
+    (micro,) = pack(algorithm.assign_credit(groups, MAX_TOKENS), algorithm, MAX_TOKENS).micro_batches(10_000)
     scores = packed_forward(model, micro, TEMPERATURE)
     ours = gradient_of(model, algorithm.loss(scores, scores.logprobs.detach(), None, micro))
     assert relative_difference(ours, theirs) < SAME
@@ -272,7 +274,7 @@ def test_log_probs_and_entropies(grpo: Any) -> None:
     of_sampler = dict(zip(_flat(samplers(groups), inputs), zip(_flat(logprobs, inputs), _flat(entropies, inputs))))
     model = plain_policy()
     kept = replace(GRPO, kl_weight=1.0)  # nothing is skipped
-    (micro,) = kept.pack(groups, kept.advantages(groups, MAX_TOKENS), MAX_TOKENS).micro_batches(10_000)
+    (micro,) = pack(kept.assign_credit(groups, MAX_TOKENS), kept, MAX_TOKENS).micro_batches(10_000)
     ours = packed_forward(model, micro, TEMPERATURE)
     theirs = [of_sampler[x] for x in micro.sampler_logprobs.tolist()]
     # float32 log-softmax of logits near 10: 1e-6 each, by two attention kernels

@@ -1,4 +1,4 @@
-"""The kernels of rl/kernels.py by Triton's interpreter, on a CPU: what tests/rl/test_fused.py asks of them, printed as JSON."""
+"""The kernels of rl/forward/triton_kernels.py by Triton's interpreter, on a CPU: what tests/rl/test_fused.py asks of them, printed as JSON."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from rl.forward import _why_not_the_same, enable_gradient_checkpointing, in_fused, packed_forward, plain_forward
-from rl.fused import fused, why_not_fused
-from rl.kernels import rms_norm, silu_times
-from rl.lora import add_adapters
+from rl.forward.forward import _why_not_the_same, enable_gradient_checkpointing, in_fused, packed_forward, plain_forward
+from rl.forward.fused import fused, why_not_fused
+from rl.forward.triton_kernels import rms_norm, silu_times
+from rl.policy.lora import add_adapters
 from tests.rl.families import of_family
 from tests.rl.models import random_batch
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import rl.report
-from rl.tiny import tiny_model, tiny_tokenizer
+import rl.view.report
+from rl.run.tiny import tiny_model, tiny_tokenizer
 
 
 def draw_nothing(*args: object) -> str:
@@ -20,7 +20,7 @@ def draw_nothing(*args: object) -> str:
 @pytest.fixture(autouse=True)
 def _without_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if not request.node.get_closest_marker("plots"):
-        monkeypatch.setattr(rl.report, "svg_of", draw_nothing)
+        monkeypatch.setattr(rl.view.report, "svg_of", draw_nothing)
 
 
 @pytest.fixture(scope="session")

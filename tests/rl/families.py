@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from rl.forward import choose_forward, packed_forward
+from rl.forward.forward import choose_forward, packed_forward
 from tests.rl.models import SIZES
 
 TABLE = Path(__file__).parents[2] / "docs" / "families.md"
@@ -108,7 +108,7 @@ def table() -> str:
 
 PAGE = """# Which model takes which path
 
-The update scores completions by one packed row in which each prompt stands once ([rl/forward.py](../rl/forward.py)). Every layer
+The update scores completions by one packed row in which each prompt stands once ([rl/forward/forward.py](../rl/forward/forward.py)). Every layer
 but attention is the model's own; attention is ours, entered through the attention interface of transformers. When a model is
 loaded the path is tried on a short example, sliding windows narrowed so that they show, and taken where its log-probs are the
 model's own. Other models (recurrent layers, convolutions, position biases or masks made inside attention) run whole sequences padded on

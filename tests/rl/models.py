@@ -20,8 +20,9 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from rl.batch import Batch, TrainGroup, TrainSequence
-from rl.reductions import StepCounts, mean_of_token_means
+from rl.forward.micro_batch import TrainGroup, TrainSequence
+from rl.objective.reductions import StepCounts, mean_of_token_means
+from rl.update.batch import Batch
 
 VOCAB = 61
 SIZES = {

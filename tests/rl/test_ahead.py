@@ -10,10 +10,10 @@ import pytest
 
 from rewards.errors import UserError
 from rewards.math_answer import MathVerifier
-from rl.ahead import Ahead
-from rl.config import RunConfig
-from rl.loop import train
-from rl.metrics import read_metrics
+from rl.run.loop import train
+from rl.settings.config import RunConfig
+from rl.update.prefetch import Ahead
+from rl.view.metrics import read_metrics
 from rollout.collect import Collected
 from tests.rl.test_loop import odd_lengths, options
 

@@ -6,9 +6,10 @@ import random
 
 import pytest
 
-from rl.batch import Batch, TrainGroup, TrainSequence
-from rl.dry_run import equal_batch
-from rl.reductions import StepCounts
+from rl.command.dry_run import equal_batch
+from rl.forward.micro_batch import TrainGroup, TrainSequence
+from rl.objective.reductions import StepCounts
+from rl.update.batch import Batch
 
 
 def of_any_length(num_groups: int) -> Batch:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.models import word_tokenizer
-from rl.batch import Batch, TrainGroup, TrainSequence, lay_out
-from rl.forward import plain_forward
-from rl.reductions import StepCounts
+from rl.forward.forward import plain_forward
+from rl.forward.micro_batch import TrainGroup, TrainSequence, lay_out
+from rl.objective.reductions import StepCounts
+from rl.update.batch import Batch
 from tests.rl.models import VOCAB, make
 from tests.rl.test_ragged import by_loop
 

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rl.algorithms import ALGORITHMS
-from rl.batch import Batch
-from rl.critic import Critic
-from rl.learner import Learner
-from rl.lora import LoraCritic, LoraPolicy, add_adapters
-from rl.policy import Policy
-from rl.runtime import Runtime
-from rl.step import look_ahead, update
+from rl.objective.algorithms import ALGORITHMS
+from rl.policy.critic import Critic
+from rl.policy.lora import LoraCritic, LoraPolicy, add_adapters
+from rl.policy.policy import Policy
+from rl.processes.runtime import Runtime
+from rl.update.batch import Batch
+from rl.update.learner import Learner
+from rl.update.step import look_ahead, update
 from tests.rl.models import make, random_batch
 
 

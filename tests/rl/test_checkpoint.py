@@ -19,15 +19,15 @@ from typing import Any
 import pytest
 import torch
 
-import rl.report
-import rl.step
+import rl.update.step
+import rl.view.report
 from rewards.errors import UserError
 from rewards.math_answer import MathVerifier
-from rl.checkpoint import checkpoints
-from rl.config import RunConfig
-from rl.loop import train
-from rl.metrics import read_metrics
-from rl.records import write_config
+from rl.run.checkpoint import checkpoints
+from rl.run.loop import train
+from rl.run.run_files import write_config
+from rl.settings.config import RunConfig
+from rl.view.metrics import read_metrics
 from tests.rl.conftest import draw_nothing
 from tests.rl.test_loop import final_weights, measured, odd_lengths, options
 
@@ -187,7 +187,7 @@ def dying(config: RunConfig, touches: int | None) -> None:
             if left < 0:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    rl.report.svg_of = draw_nothing
+    rl.view.report.svg_of = draw_nothing
     sys.addaudithook(count)
     train(config)
 
@@ -224,13 +224,13 @@ def test_updates_that_were_left_out_are_counted_across_a_resume(
 ) -> None:
     """Two before it and two after it are four in a row."""
     monkeypatch.setattr(MathVerifier, "verify_batch", odd_lengths)
-    differentiate = rl.step.differentiate
+    differentiate = rl.update.step.differentiate
 
     def never_finite(*args: Any) -> Any:
         losses, scores, seen = differentiate(*args)
         return losses * float("nan"), scores, seen
 
-    monkeypatch.setattr(rl.step, "differentiate", never_finite)
+    monkeypatch.setattr(rl.update.step, "differentiate", never_finite)
     config = options(model, digits, tmp_path / "run", num_steps=2, max_skipped=3)
     train(config)
     assert [row["updates/skipped"] for row in read_metrics(tmp_path / "run")[1:]] == [1, 1]

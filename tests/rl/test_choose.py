@@ -12,10 +12,21 @@ from typing import Any
 import pytest
 
 from rewards.errors import UserError
-from rl.account import CONTEXT, FRAGMENTED, GIB, Account
-from rl.choose import NAMED, REMEDIES, Room, as_options, choose, fitting, remedies, rows_with_room, settings, settled
-from rl.options import CARDS, PlanOptions
-from rl.plan import Plan, describe, load_config, make_plan
+from rl.capacity.account import CONTEXT, FRAGMENTED, GIB, Account
+from rl.capacity.choose import (
+    NAMED,
+    REMEDIES,
+    Room,
+    as_options,
+    choose,
+    fitting,
+    remedies,
+    rows_with_room,
+    settings,
+    settled,
+)
+from rl.command.plan import Plan, describe, load_config, make_plan
+from rl.settings.options import CARDS, PlanOptions
 
 MODELS = (
     "qwen2.5-0.5b",

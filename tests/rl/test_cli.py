@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-import rl.doctor
-import rl.loop
-from rl.audit import audit
-from rl.batch import MicroBatch
+import rl.command.doctor
+import rl.run.loop
 from rl.cli import run_recipe
-from rl.config import RunConfig
-from rl.head import TokenScores
-from rl.policy import Policy
-from rl.records import write_config
+from rl.forward.micro_batch import MicroBatch
+from rl.objective.tokens import TokenScores
+from rl.policy.policy import Policy
+from rl.run.run_files import write_config
+from rl.settings.config import RunConfig
+from rl.view.audit import audit
 
 TASK = {"type": "function", "fn_name": "f", "tests": [{"args": [1], "expected": 2}]}
 
@@ -83,8 +83,8 @@ def test_the_doctor_tells_the_level_and_what_is_missing() -> None:
 
 def test_the_doctor_sees_a_sampler_that_disagrees(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of another temperature than it says, as when log-probs are taken before it."""
-    monkeypatch.setattr(rl.doctor, "Policy", lambda model: SharperPolicy(model))
-    assert rl.doctor.self_test().startswith("DISAGREE (bound 0.001): no run on this machine")
+    monkeypatch.setattr(rl.command.doctor, "Policy", lambda model: SharperPolicy(model))
+    assert rl.command.doctor.self_test().startswith("DISAGREE (bound 0.001): no run on this machine")
 
 
 class SharperPolicy(Policy):
@@ -129,7 +129,7 @@ def test_a_resumed_run_has_the_options_it_was_started_with(tmp_path: Path, monke
     (tmp_path / "r").mkdir()
     write_config(tmp_path / "r", started)
     trained: list[RunConfig] = []
-    monkeypatch.setattr(rl.loop, "train", trained.append)
+    monkeypatch.setattr(rl.run.loop, "train", trained.append)
     for more in ([], ["--num-steps", "900"]):
         monkeypatch.setattr(sys, "argv", ["recipe", "--run-dir", str(tmp_path / "r"), "--resume", *more])
         run_recipe("")

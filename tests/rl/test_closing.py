@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-import rl.loop
-import rl.setup
+import rl.run.loop
+import rl.run.setup
 from rewards.math_answer import MathVerifier
-from rl.ahead import Ahead
-from rl.loop import train
-from rl.setup import Run
+from rl.run.loop import train
+from rl.run.setup import Run
+from rl.update.prefetch import Ahead
 from rollout.torch_sampler import TorchSampler
 from tests.rl.test_loop import odd_lengths, options
 
@@ -38,7 +38,7 @@ def test_the_engine_and_the_threads_end_with_an_error(
             run.ahead.take(1, lambda step: (_ for _ in ()).throw(AnError))
         raise AnError
 
-    monkeypatch.setattr(rl.setup if where == "proven_delivery" else rl.loop, where, fail)
+    monkeypatch.setattr(rl.run.setup if where == "proven_delivery" else rl.run.loop, where, fail)
     before = set(threading.enumerate())
     with pytest.raises(AnError):
         train(options(model, digits, tmp_path / "run", algorithm="dapo", one_step_ahead=True))

@@ -10,11 +10,11 @@ import pytest
 from rewards.combine import CombinedVerifier
 from rewards.errors import UserError
 from rewards.verifiers import VerifierOptions, Verifiers
-from rl.build import build_learner
-from rl.config import RunConfig
-from rl.loop import verifier_options
-from rl.progress import Progress
-from rl.runtime import Runtime
+from rl.processes.runtime import Runtime
+from rl.run.build import build_learner
+from rl.run.loop import verifier_options
+from rl.settings.config import RunConfig
+from rl.view.progress import Progress
 from tests.rl.models import make
 
 

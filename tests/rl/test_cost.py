@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from rl.build import must_checkpoint
-from rl.config import RunConfig
-from rl.cost import ModelCost, Work, decode_seconds, forward_flops, optimizer_bytes, update_flops
-from rl.dry_run import untaught_learner
-from rl.forward import packed_forward
-from rl.runtime import Runtime
-from rl.step import update
+from rl.capacity.cost import ModelCost, Work, decode_seconds, forward_flops, optimizer_bytes, update_flops
+from rl.command.dry_run import untaught_learner
+from rl.forward.forward import packed_forward
+from rl.processes.runtime import Runtime
+from rl.run.build import must_checkpoint
+from rl.settings.config import RunConfig
+from rl.update.step import update
 from tests.rl.families import of_family
 from tests.rl.models import make, random_batch
 

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-import rl.data
+import rl.run.load_data
 from rewards.errors import UserError
-from rl.config import RunConfig
-from rl.data import load_data, load_held_out, require_closing_token, require_room, within_limit
-from rl.setup import build_collector
-from rl.tiny import tiny_tokenizer
+from rl.run.load_data import load_data, load_held_out, require_closing_token, require_room, within_limit
+from rl.run.setup import build_collector
+from rl.run.tiny import tiny_tokenizer
+from rl.settings.config import RunConfig
 from rollout.prompts import PromptRenderer
 from rollout.records import Problem
 
@@ -50,7 +50,7 @@ def test_configurations_and_splits_reach_the_data_set_that_they_are_of(
         assert rest["prompt_column"] == "q"
         return [problem(f"{dataset} {config} {split} {n}") for n in range(3)]
 
-    monkeypatch.setattr(rl.data, "load_problems", load)
+    monkeypatch.setattr(rl.run.load_data, "load_problems", load)
     config = RunConfig(dataset="x/y", prompt_column="q", eval_size=2, **options)  # pyright: ignore[reportArgumentType]
     trained, evaluated = load_data(config)
     assert asked == [training, *([held_out] if held_out else [])]

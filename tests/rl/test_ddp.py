@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
-from rl.batch import Batch, MicroBatch
-from rl.forward import packed_forward
-from rl.head import TokenScores
+from rl.forward.forward import packed_forward
+from rl.forward.micro_batch import MicroBatch
+from rl.objective.tokens import TokenScores
+from rl.update.batch import Batch
 from tests.rl.families import of_family
 from tests.rl.models import random_batch
 

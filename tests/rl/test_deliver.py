@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from rl.deliver import Delivery, DeliveryError
-from rl.lora import LoraPolicy, add_adapters
-from rl.policy import Policy
+from rl.policy.lora import LoraPolicy, add_adapters
+from rl.policy.policy import Policy
+from rl.update.delivery import Delivery, DeliveryError
 from rollout.sampler import Text
 from rollout.torch_sampler import TorchSampler
 from tests.rl.models import make

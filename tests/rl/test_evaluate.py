@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from rewards.score import Outcome, Score
-from rl.evaluate import evaluate, right_by_vote
-from rl.tiny import tiny_tokenizer
+from rl.run.evaluate import evaluate, right_by_vote
+from rl.run.tiny import tiny_tokenizer
 from rollout.collect import Collector
 from rollout.prompts import PromptRenderer
 from rollout.records import Completion, FinishReason, Problem, Rollout, RolloutGroup

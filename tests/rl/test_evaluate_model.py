@@ -14,8 +14,7 @@ from rewards.errors import UserError
 from rewards.math_answer import MathVerifier
 from rewards.score import Outcome, Score
 from rl.cli import app
-from rl.config import RunConfig
-from rl.evaluate_model import (
+from rl.command.evaluate_model import (
     Estimate,
     evaluate_model,
     make_collector,
@@ -25,11 +24,12 @@ from rl.evaluate_model import (
     problems_of,
     run_of,
 )
-from rl.loop import train
-from rl.metrics import read_metrics
-from rl.options import EvaluateOptions
-from rl.progress import Progress
-from rl.runtime import Runtime
+from rl.processes.runtime import Runtime
+from rl.run.loop import train
+from rl.settings.config import RunConfig
+from rl.settings.options import EvaluateOptions
+from rl.view.metrics import read_metrics
+from rl.view.progress import Progress
 from rollout.contamination import contaminated, ngrams
 from rollout.problems import load_problems, split_held_out
 from rollout.records import Completion, FinishReason, Problem, Rollout, RolloutGroup

@@ -10,18 +10,18 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, OpenAIGPTConfig, PreTrainedModel
 
-import rl.head
+import rl.forward.output_head
 from rewards.errors import UserError
-from rl.batch import Batch
-from rl.forward import (
+from rl.forward.forward import (
     choose_forward,
     enable_gradient_checkpointing,
     packed_forward,
     padded_forward,
     plain_forward,
 )
-from rl.lora import add_adapters
-from rl.options import ALL_LINEAR
+from rl.policy.lora import add_adapters
+from rl.settings.options import ALL_LINEAR
+from rl.update.batch import Batch
 from tests.rl.families import FAMILIES, TABLE, of_family, table
 from tests.rl.models import SIZES, VOCAB, make, random_batch
 
@@ -138,7 +138,7 @@ def test_the_table_in_the_docs_says_which_family_takes_which_path() -> None:
 def test_chunks_of_logits_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = make("qwen2"), random_batch()
     whole = gradients(model, packed_forward, batch)
-    monkeypatch.setattr(rl.head, "LOGITS_PER_CHUNK", 7 * SIZES["vocab_size"])
+    monkeypatch.setattr(rl.forward.output_head, "LOGITS_PER_CHUNK", 7 * SIZES["vocab_size"])
     assert_same_gradients(gradients(model, packed_forward, batch), whole)
 
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import rl.head
-from rl.head import OutputHead, TokenScores, ValueHead, loss_in_one_pass, score_by_autograd, score_in_two_passes
+import rl.forward.output_head
+from rl.forward.output_head import OutputHead, ValueHead, loss_in_one_pass, score_by_autograd, score_in_two_passes
+from rl.objective.tokens import TokenScores
 
 TOKENS, HIDDEN, VOCAB = 50, 12, 97
 TEMPERATURE = 0.7
@@ -44,8 +45,8 @@ def make(bias: bool = False, value: float | None = None, **options: float) -> Ou
 @pytest.fixture(autouse=True)
 def _several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    monkeypatch.setattr(rl.head, "LOGITS_PER_CHUNK", 0)
-    monkeypatch.setattr(rl.head, "LEAST_TOKENS_PER_CHUNK", 16)
+    monkeypatch.setattr(rl.forward.output_head, "LOGITS_PER_CHUNK", 0)
+    monkeypatch.setattr(rl.forward.output_head, "LEAST_TOKENS_PER_CHUNK", 16)
 
 
 def data() -> tuple[Tensor, Tensor]:
@@ -158,7 +159,7 @@ def test_no_more_logits_exist_than_those_of_a_chunk(way) -> None:
 @pytest.mark.parametrize("way", [by_one_pass, by_two_passes])
 def test_a_frozen_head_costs_no_gradient_of_its_weight(way, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of the weight's size is made."""
-    monkeypatch.setattr(rl.head, "LEAST_TOKENS_PER_CHUNK", 2)
+    monkeypatch.setattr(rl.forward.output_head, "LEAST_TOKENS_PER_CHUNK", 2)
     head, (hidden, targets) = make(), data()
     frozen = replace(head, weight=head.weight.detach())
     with memory_taken(head.weight) as taken:

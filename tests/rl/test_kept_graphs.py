@@ -10,9 +10,9 @@ import pytest
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-import rl.step
-from rl.runtime import Runtime
-from rl.step import differentiate, update
+import rl.update.step
+from rl.processes.runtime import Runtime
+from rl.update.step import differentiate, update
 from tests.rl.test_casts import batches, make_learner
 
 PHASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -60,7 +60,7 @@ def test_no_graph_outlives_its_micro_batch(phase: str, runtime: Runtime, monkeyp
         counts.append(len(alive))
         return found
 
-    monkeypatch.setattr(rl.step, "differentiate", counted)
+    monkeypatch.setattr(rl.update.step, "differentiate", counted)
     with saved_tensors_hooks(keep, lambda kept: kept.tensor):
         update(learner, *batches(learner.num_minibatches))
     assert len(counts) >= 2 * 4  # of several micro-batches

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rewards.errors import UserError, first_line
-from rl.policy import load_pretrained
+from rl.policy.load import load_pretrained
 
 HEAD, LAYER = "lm_head.weight", "model.layers.0.mlp.down_proj.weight"
 

@@ -19,16 +19,16 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import rl.loop
+import rl.run.loop
 from rewards.errors import UserError
 from rewards.math_answer import MathVerifier
 from rewards.score import Outcome, Score
-from rl.algorithms import ALGORITHMS, GRPO_ITERATIVE
-from rl.config import RunConfig
-from rl.loop import Interrupted, train
-from rl.measure import Metrics
-from rl.metrics import METRICS, read_metrics
-from rl.setup import load_data, require_room
+from rl.objective.algorithms import ALGORITHMS, GRPO_ITERATIVE
+from rl.run.loop import Interrupted, train
+from rl.run.setup import load_data, require_room
+from rl.settings.config import RunConfig
+from rl.update.step_metrics import Metrics
+from rl.view.metrics import METRICS, read_metrics
 from rollout.collect import Collector
 from rollout.problems import load_problems, split_held_out
 from rollout.records import Problem
@@ -127,13 +127,13 @@ def test_options_of_sampling_and_evaluation_reach_the_run(
     """The engine draws at the temperature of the update, or kl/sampler would not be rounding; what is evaluated is held out."""
     monkeypatch.setattr(MathVerifier, "verify_batch", odd_lengths)
     evaluated: list[list[str]] = []
-    inner = rl.loop.evaluate
+    inner = rl.run.loop.evaluate
 
     def noted(collector: Collector, problems: Sequence[Problem], *rest: int) -> Metrics:
         evaluated.append([problem.id for problem in problems])
         return inner(collector, problems, *rest)
 
-    monkeypatch.setattr(rl.loop, "evaluate", noted)
+    monkeypatch.setattr(rl.run.loop, "evaluate", noted)
     changed = {"temperature": 0.5, "eval_samples": 2, "format": ("words:9",), "num_steps": 1, "group_size": 6}
     run_dir = train(options(model, digits, tmp_path / "run", **changed))
     base, step = read_metrics(run_dir)
@@ -215,7 +215,7 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(
 
 def interrupt_at(step: int, config: RunConfig) -> None:
     """Ctrl-C while the given step is under way."""
-    inner = rl.loop.train_step
+    inner = rl.run.loop.train_step
 
     def interrupted(*args: object, **named: object) -> object:
         if named["step"] == step:
@@ -223,7 +223,7 @@ def interrupt_at(step: int, config: RunConfig) -> None:
         return inner(*args, **named)  # pyright: ignore
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rl.loop, "train_step", interrupted)
+        patch.setattr(rl.run.loop, "train_step", interrupted)
         train(config)
 
 

@@ -24,20 +24,21 @@ from transformers import (
 
 from rewards.errors import UserError
 from rewards.math_answer import MathVerifier
-from rl.algorithms import GRPO
-from rl.checkpoint import load_checkpoint, save_checkpoint
 from rl.cli import app
-from rl.config import RunConfig
-from rl.deliver import Delivery
-from rl.learner import Learner
-from rl.loop import train
-from rl.lora import LoraPolicy, add_adapters
-from rl.merge import merge_adapters
-from rl.policy import Policy, load_pretrained
-from rl.run_folder import resume
-from rl.runtime import Runtime
-from rl.step import update
-from rl.tiny import tiny_tokenizer
+from rl.objective.algorithms import GRPO
+from rl.policy.load import load_pretrained
+from rl.policy.lora import LoraPolicy, add_adapters
+from rl.policy.merge import merge_adapters
+from rl.policy.policy import Policy
+from rl.processes.runtime import Runtime
+from rl.run.checkpoint import load_checkpoint, save_checkpoint
+from rl.run.loop import train
+from rl.run.run_folder import resume
+from rl.run.tiny import tiny_tokenizer
+from rl.settings.config import RunConfig
+from rl.update.delivery import Delivery
+from rl.update.learner import Learner
+from rl.update.step import update
 from rollout.problems import ProblemStream
 from rollout.records import Problem
 from rollout.torch_sampler import TorchSampler

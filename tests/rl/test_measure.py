@@ -10,12 +10,12 @@ import torch
 
 from rewards.errors import UserError
 from rewards.score import Outcome, Score
-from rl.algorithms import GRPO
-from rl.batch import TrainGroup, TrainSequence, lay_out
-from rl.head import TokenScores
-from rl.loop import require_judged
-from rl.measure import TokenMeans, describe, outcome_shares, part_means
-from rl.values import Estimates, Seen
+from rl.forward.micro_batch import TrainGroup, TrainSequence, lay_out
+from rl.objective.algorithms import GRPO
+from rl.objective.tokens import TokenScores
+from rl.objective.values import Estimates, Seen
+from rl.run.loop import require_judged
+from rl.update.step_metrics import TokenMeans, describe, outcome_shares, part_means
 from rollout.collect import Collected
 from rollout.records import Completion, FinishReason, Problem, Rollout, RolloutGroup
 from tests.rl.models import random_batch
@@ -110,7 +110,7 @@ def test_what_was_sampled_is_described_whole() -> None:
     collected = Collected(
         groups=groups[:1], sampled=groups, num_refills=1, num_sampled_tokens=18, sample_seconds=4.0, verify_seconds=0.5
     )
-    found = describe(collected, GRPO, 10)
+    found = describe(collected, GRPO.assign_credit(collected.sampled, 10))
     assert (found["reward/mean"], found["accuracy/sampled"]) == pytest.approx((5 / 6, 5 / 6))
     assert found["reward/std"] == pytest.approx(math.sqrt(5 / 36))
     assert (found["length/mean"], found["length/max"], found["length/truncated"]) == (3.0, 6, 1 / 6)

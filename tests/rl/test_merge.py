@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from rewards.errors import UserError
-from rl.merge import merge_adapters
-from rl.tiny import tiny_tokenizer
+from rl.policy.merge import merge_adapters
+from rl.run.tiny import tiny_tokenizer
 from tests.rl.models import SIZES
 
 TOKENS = torch.arange(1, 40)[None]

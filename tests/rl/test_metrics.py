@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 
 from rewards.score import Outcome
-from rl.measure import TRUNCATED
-from rl.metrics import METRICS, OUTCOMES, MetricsWriter, markdown, read_metrics, start_and_end, time_by_phase
-from rl.records import RunRecords
+from rl.run.run_files import RunRecords
+from rl.update.step_metrics import TRUNCATED
+from rl.view.metrics import METRICS, OUTCOMES, MetricsWriter, markdown, read_metrics, start_and_end, time_by_phase
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_page_is_printed_from_the_registry() -> None:
     page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
-    assert page == markdown(), "run: python -m rl.metrics > docs/metrics.md"
+    assert page == markdown(), "run: python -m rl.view.metrics > docs/metrics.md"
 
 
 def test_every_outcome_of_a_verifier_is_measured() -> None:
@@ -26,7 +26,7 @@ def test_every_outcome_of_a_verifier_is_measured() -> None:
 
 
 def test_reading_metrics_needs_no_torch() -> None:
-    code = "import sys, rl.metrics, rl.progress; sys.exit('torch' in sys.modules)"
+    code = "import sys, rl.view.metrics, rl.view.progress; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 

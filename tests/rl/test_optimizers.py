@@ -8,28 +8,30 @@ from typing import Any
 import pytest
 import torch
 
-import rl.offload
+import rl.policy.offload
 from rewards.errors import UserError
 from rewards.math_answer import MathVerifier
-from rl.build import build_learner, build_optimizer
-from rl.checkpoint import load_checkpoint, save_checkpoint
-from rl.config import RunConfig
-from rl.learner import Learner
-from rl.loop import train
-from rl.offload import StreamedOptimizer, in_buckets
-from rl.policy import Policy
-from rl.progress import Progress
-from rl.runtime import Runtime
-from rl.setup import require_shardable
-from rl.step import update
-from rl.tiny import tiny_tokenizer
+from rl.policy.policy import Policy
+from rl.processes.runtime import Runtime
+from rl.run.build import build_learner, build_optimizer
+from rl.run.checkpoint import load_checkpoint, save_checkpoint
+from rl.run.loop import train
+from rl.run.setup import require_shardable
+from rl.run.tiny import tiny_tokenizer
+from rl.settings.config import RunConfig
+from rl.update.learner import Learner
+from rl.update.step import update
+from rl.update.streamed_optimizer import StreamedOptimizer, in_buckets
+from rl.view.progress import Progress
 from rollout.problems import ProblemStream
 from rollout.records import Problem
 from tests.rl.models import make, random_batch
 from tests.rl.test_loop import final_weights, odd_lengths, options
 
 QUIET = Progress(0, quiet=True)
-needs_8bit = pytest.mark.skipif(rl.build.find_spec("bitsandbytes") is None, reason="pip install 'plumbline-rl[8bit]'")
+needs_8bit = pytest.mark.skipif(
+    rl.run.build.find_spec("bitsandbytes") is None, reason="pip install 'plumbline-rl[8bit]'"
+)
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +60,14 @@ def test_what_waits_elsewhere_changes_no_bit(
     asked: dict[str, Any], offload: str, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A step by buckets is that of all at once: AdamW treats each number by itself."""
-    monkeypatch.setattr(rl.offload, "BUCKET", 2000)
-    monkeypatch.setattr(rl.offload, "MOVED", 1)
+    monkeypatch.setattr(rl.policy.offload, "BUCKET", 2000)
+    monkeypatch.setattr(rl.policy.offload, "MOVED", 1)
     here, away = (trained(learner(runtime, offload=o, **asked)) for o in ("none", offload))
     assert all(torch.equal(here[name], away[name]) for name in here)
 
 
 def test_a_bucket_holds_no_more_than_it_may_and_all_are_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rl.offload, "BUCKET", 5)
+    monkeypatch.setattr(rl.policy.offload, "BUCKET", 5)
     parameters = [torch.nn.Parameter(torch.zeros(n)) for n in (3, 2, 1, 9, 4)]
     assert [[p.numel() for p in bucket] for bucket in in_buckets(parameters)] == [[3, 2], [1], [9], [4]]
 
@@ -188,7 +190,7 @@ def test_with_sharded_weights_they_are_refused(asked: dict[str, Any], said: str)
 
 
 def test_what_is_missing_is_named(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rl.build.find_spec", lambda name: None)
+    monkeypatch.setattr("rl.run.build.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"optimizer is 'adamw-8bit': it needs bitsandbytes, .*plumbline-rl\[8bit\]"):
         learner(runtime, optimizer="adamw-8bit")
     with pytest.raises(UserError, match="offload is 'all': with lora_rank there is no reference beside"):

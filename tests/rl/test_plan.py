@@ -14,14 +14,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from rewards.errors import UserError
-from rl.batch import split_to_fit
-from rl.cost import Work
-from rl.dry_run import MadeUpReads, equal_batch
-from rl.forward import packed_forward
-from rl.lora import add_adapters
-from rl.memory import Cut
-from rl.options import PlanOptions
-from rl.plan import Plan, describe, known_models, load_config, make_plan
+from rl.capacity.cost import Work
+from rl.capacity.memory import Cut
+from rl.command.dry_run import MadeUpReads, equal_batch
+from rl.command.plan import Plan, describe, known_models, load_config, make_plan
+from rl.forward.forward import packed_forward
+from rl.policy.lora import add_adapters
+from rl.settings.options import PlanOptions
+from rl.update.batch import split_to_fit
 
 STEP = {"group_size": 4, "problems_per_step": 8, "prompt_length": 24, "completion_length": 33, "token_budget": 512}
 SIZES = {

@@ -13,18 +13,19 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rewards.errors import UserError
-from rl.algorithms import ALGORITHMS, PPO, PPO_SEPARATE, Algorithm
-from rl.batch import Batch, TrainGroup
-from rl.checkpoint import CHECKSUMS, load_checkpoint, save_checkpoint
-from rl.config import RunConfig
-from rl.critic import Critic
-from rl.head import ValueHead
-from rl.learner import Learner
-from rl.lora import CRITIC_ADAPTERS, LoraCritic, LoraPolicy, adapters_of, add_adapters
-from rl.policy import Policy
-from rl.runtime import Runtime
-from rl.step import update
-from rl.values import ValueRule
+from rl.forward.micro_batch import TrainGroup
+from rl.forward.output_head import ValueHead
+from rl.objective.algorithms import ALGORITHMS, PPO, PPO_SEPARATE, Algorithm
+from rl.objective.values import ValueRule
+from rl.policy.critic import Critic
+from rl.policy.lora import CRITIC_ADAPTERS, LoraCritic, LoraPolicy, adapters_of, add_adapters
+from rl.policy.policy import Policy
+from rl.processes.runtime import Runtime
+from rl.run.checkpoint import CHECKSUMS, load_checkpoint, save_checkpoint
+from rl.settings.config import RunConfig
+from rl.update.batch import Batch
+from rl.update.learner import Learner
+from rl.update.step import update
 from rollout.problems import ProblemStream
 from tests.rl.models import cut, make, random_batch
 from tests.rl.test_casts import batches, make_learner

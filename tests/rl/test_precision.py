@@ -13,14 +13,15 @@ from transformers import PreTrainedModel
 
 from rewards.errors import UserError
 from rewards.math_answer import MathVerifier
-from rl.config import RunConfig
-from rl.forward import padded_forward
-from rl.loop import train
-from rl.lora import LoraPolicy, add_adapters
-from rl.merge import load_merged
-from rl.policy import Policy, load_pretrained
-from rl.precision import round_frozen, roundable
-from rl.tiny import tiny_tokenizer
+from rl.forward.forward import padded_forward
+from rl.policy.load import load_pretrained
+from rl.policy.lora import LoraPolicy, add_adapters
+from rl.policy.merge import load_merged
+from rl.policy.policy import Policy
+from rl.policy.precision import round_frozen, roundable
+from rl.run.loop import train
+from rl.run.tiny import tiny_tokenizer
+from rl.settings.config import RunConfig
 from tests.rl.families import FAMILIES, of_family
 from tests.rl.models import random_batch
 from tests.rl.test_loop import final_weights, odd_lengths, options

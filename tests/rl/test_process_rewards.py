@@ -11,8 +11,8 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from rl.loop import train
-from rl.tiny import CHAT_TEMPLATE, END, PAD, tiny_model
+from rl.run.loop import train
+from rl.run.tiny import CHAT_TEMPLATE, END, PAD, tiny_model
 from tests.rl.test_loop import options
 
 FALSE = ("1+1=3\n", "2+1=2\n", "2+2=3\n")

@@ -16,15 +16,15 @@ import psutil
 import pytest
 import torch
 
-import rl.report
-import rl.runtime
+import rl.processes.runtime
+import rl.view.report
 from rewards.errors import UserError
 from rewards.math_answer import MathVerifier
-from rl.algorithms import ALGORITHMS
-from rl.config import RunConfig
-from rl.launch_settings import require_honoured
-from rl.loop import train
-from rl.runtime import Runtime
+from rl.objective.algorithms import ALGORITHMS
+from rl.processes.launch_settings import require_honoured
+from rl.processes.runtime import Runtime
+from rl.run.loop import train
+from rl.settings.config import RunConfig
 from tests.rl.conftest import draw_nothing
 from tests.rl.test_checkpoint import in_a_child
 from tests.rl.test_loop import ROOT, final_weights, measured, odd_lengths, options
@@ -50,7 +50,7 @@ def one_of(count: int, rank: int, port: int, config: RunConfig, environment: Map
     os.environ |= environment
     be(rank, port, count)
     MathVerifier.verify_batch = odd_lengths
-    rl.report.svg_of = draw_nothing
+    rl.view.report.svg_of = draw_nothing
     ALGORITHMS["grpo-iterative"] = OFTEN
     train(config)
 
@@ -317,7 +317,7 @@ def test_a_slow_verifier_is_waited_for_as_long_as_patience_lasts(patience: int, 
 
 def one_is_slow(rank: int, port: int, folder: Path) -> None:
     be(rank, port)
-    rl.runtime.PATIENCE = timedelta(seconds=int((folder / "patience").read_text()))
+    rl.processes.runtime.PATIENCE = timedelta(seconds=int((folder / "patience").read_text()))
     runtime = Runtime(dtype="float32", device="cpu")
     runtime.wait()
     time.sleep(2 * rank)
@@ -346,7 +346,7 @@ def test_gradients_are_summed_in_buckets(tmp_path: Path) -> None:
 
 def sums_gradients(rank: int, port: int, folder: Path) -> None:
     be(rank, port)
-    rl.runtime.BUCKET = 6
+    rl.processes.runtime.BUCKET = 6
     runtime = Runtime(dtype="float32", device="cpu")
     parameters = [torch.nn.Parameter(torch.zeros(n)) for n in (5, 7, 2)]
     for n, parameter in enumerate(parameters):

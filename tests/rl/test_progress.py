@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from rl.progress import Progress, duration, final_table, step_line, visible
+from rl.view.progress import Progress, duration, final_table, step_line, visible
 
 ROW = {"step": 3, "reward/mean": 0.5, "eval/accuracy": 0.25, "kl/reference": None, "entropy": 0.75, "time/step": 2.0}
 

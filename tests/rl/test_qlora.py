@@ -10,14 +10,15 @@ from transformers import AutoModelForCausalLM
 
 from rewards.errors import UserError
 from rewards.math_answer import MathVerifier
-from rl.config import RunConfig
-from rl.cost import ModelCost
-from rl.forward import plain_forward
-from rl.loop import train
-from rl.lora import LoraPolicy, add_adapters
-from rl.merge import merge_adapters, merged_tensors
-from rl.policy import Policy, load_pretrained
-from rl.tiny import tiny_tokenizer
+from rl.capacity.cost import ModelCost
+from rl.forward.forward import plain_forward
+from rl.policy.load import load_pretrained
+from rl.policy.lora import LoraPolicy, add_adapters
+from rl.policy.merge import merge_adapters, merged_tensors
+from rl.policy.policy import Policy
+from rl.run.loop import train
+from rl.run.tiny import tiny_tokenizer
+from rl.settings.config import RunConfig
 from rollout.rounding import in_float32
 from tests.rl.models import make, random_batch
 from tests.rl.test_deliver import move
@@ -116,7 +117,7 @@ def test_a_run_trains_saves_and_resumes(
 def test_what_it_needs_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"lora_base is 'nf4': there are no adapters; set lora_rank"):
         RunConfig(lora_base="nf4")
-    monkeypatch.setattr("rl.policy.find_spec", lambda name: None)
+    monkeypatch.setattr("rl.policy.policy.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"needs bitsandbytes, which is not installed; pip install"):
         load_pretrained(folder, CPU, nf4=torch.float32)
 

@@ -20,8 +20,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from rewards.errors import UserError
-from rl.batch import Batch
-from rl.forward import (
+from rl.forward.forward import (
     RAGGED,
     Forward,
     _what_rounding_does_not_explain,
@@ -31,7 +30,8 @@ from rl.forward import (
     plain_forward,
     varlen_forward,
 )
-from rl.packed_attention import fastest, flash_package
+from rl.forward.packed_attention import fastest, flash_package
+from rl.update.batch import Batch
 from tests.rl.families import FAMILIES, TABLE, of_family
 from tests.rl.models import make, random_batch
 
@@ -110,7 +110,7 @@ def ragged_forward(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     install("flash_attn", flash_2)
     if request.param is flash_3:
         install("flash_attn_interface", flash_3)
-        monkeypatch.setattr("rl.packed_attention.flash_package", lambda device: "flash_attn_interface")
+        monkeypatch.setattr("rl.forward.packed_attention.flash_package", lambda device: "flash_attn_interface")
     return flash_forward
 
 
@@ -169,9 +169,9 @@ def test_of_several_kernels_that_agree_the_fastest_is_taken(install, monkeypatch
     install("flash_attn", flash_2)
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", torch_2_13)
     as_on_a_gpu = lambda name, model, micro: _what_rounding_does_not_explain(RAGGED[name][1], model, micro)  # noqa: E731
-    monkeypatch.setattr("rl.forward._why_not_ragged", as_on_a_gpu)
+    monkeypatch.setattr("rl.forward.forward._why_not_ragged", as_on_a_gpu)
     compared: list[list[str]] = []
-    monkeypatch.setattr("rl.forward.fastest", lambda kernels, model: compared.append([*kernels]) or "flash")
+    monkeypatch.setattr("rl.forward.forward.fastest", lambda kernels, model: compared.append([*kernels]) or "flash")
     with torch.autocast("cpu", torch.bfloat16):
         assert choose_forward(of_family("Qwen2")) is flash_forward
     assert compared == [["varlen", "flash"]]

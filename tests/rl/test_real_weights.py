@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from rl.deliver import ROUNDED, Delivery, DeliveryError
-from rl.forward import (
+from rl.forward.forward import (
     Forward,
     _example,
     _what_rounding_does_not_explain,
@@ -26,10 +25,12 @@ from rl.forward import (
     packed_forward,
     packed_states,
 )
-from rl.lora import LoraPolicy, add_adapters
-from rl.packed_attention import dense
-from rl.policy import Policy, load_pretrained
-from rl.tiny import tiny_tokenizer
+from rl.forward.packed_attention import dense
+from rl.policy.load import load_pretrained
+from rl.policy.lora import LoraPolicy, add_adapters
+from rl.policy.policy import Policy
+from rl.run.tiny import tiny_tokenizer
+from rl.update.delivery import ROUNDED, Delivery, DeliveryError
 from rollout.engine.decoders import CachedDecoder
 from rollout.engine.fused_decoder import FusedDecoder
 from rollout.problems import load_problems

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import torch
 
-import rl.metrics
+import rl.view.metrics
 from rewards.score import Outcome, Score
-from rl.config import RunConfig
-from rl.records import RunRecords, write_config
-from rl.report import write_report
-from rl.step import StepResult
-from rl.tiny import tiny_tokenizer
+from rl.objective.algorithms import CreditedGroup
+from rl.run.run_files import RunRecords, write_config
+from rl.run.tiny import tiny_tokenizer
+from rl.settings.config import RunConfig
+from rl.update.step import StepResult
+from rl.view.report import write_report
 from rollout.records import Completion, FinishReason, Problem, Rollout, RolloutGroup
 
 TOKENIZER = tiny_tokenizer()
@@ -40,8 +41,12 @@ def group(name: str, *values: float, seed: int = 0) -> RolloutGroup:
 def test_groups_that_dynamic_sampling_drops_are_written_without_an_advantage(tmp_path: Path) -> None:
     """An audit would not see the answers that all were judged alike, where a faulty verifier shows; a problem may be drawn twice."""
     dropped, trained, again = group("a", 1, 1), group("b", 1, 0), group("a", 0, 1, seed=2)
-    advantages = [[torch.tensor([0.5]), torch.tensor([-0.5])], [torch.tensor([-1.0]), torch.tensor([1.0])]]
-    result = StepResult(groups=[trained, again], sampled=[dropped, trained, again], advantages=advantages, metrics={})
+    advantages = ((dropped, (0.0, 0.0)), (trained, (0.5, -0.5)), (again, (-1.0, 1.0)))
+    sampled = [
+        CreditedGroup(group=g, rewards=(0.0, 0.0), advantages=tuple(torch.tensor([a]) for a in row))
+        for g, row in advantages
+    ]
+    result = StepResult(groups=sampled[1:], sampled=sampled, metrics={})
     RunRecords(tmp_path, tokenizer=TOKENIZER).write({"step": 1}, result)
     rows = [json.loads(line) for line in (tmp_path / "completions.jsonl").read_text().splitlines()]
     assert [(r["problem_id"], r["completion"], r["in_update"], r["advantage"]) for r in rows] == [
@@ -59,7 +64,7 @@ def test_completions_of_any_size_are_cut_line_by_line_when_a_run_resumes(tmp_pat
     """A file of gigabytes does not fit in memory."""
     (tmp_path / "completions.jsonl").write_text("".join(f'{{"step": {n}}}\n' for n in range(1, 5)))
     read: list[str] = []
-    lines = rl.metrics.complete_lines
+    lines = rl.view.metrics.complete_lines
 
     def noted(path: Path):
         for line in lines(path):
@@ -68,7 +73,7 @@ def test_completions_of_any_size_are_cut_line_by_line_when_a_run_resumes(tmp_pat
                 assert len(read) == 1 or (tmp_path / "completions.jsonl.tmp").exists()
             yield line
 
-    monkeypatch.setattr(rl.metrics, "complete_lines", noted)
+    monkeypatch.setattr(rl.view.metrics, "complete_lines", noted)
     RunRecords(tmp_path, keep_through=2)
     assert len(read) == 4
     assert (tmp_path / "completions.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from rl.plots import accuracy_figure
-from rl.report import TEXT_LIMIT, write_report
+from rl.view.plots import accuracy_figure
+from rl.view.report import TEXT_LIMIT, write_report
 
 pytestmark = pytest.mark.plots
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)></pre>&lt; \x1b[31m\x00\u202e\ud800"

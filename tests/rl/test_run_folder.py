@@ -12,9 +12,9 @@ import pytest
 
 from rewards.errors import UserError
 from rewards.math_answer import MathVerifier
-from rl.config import RunConfig
-from rl.loop import train
-from rl.run_folder import FolderLock, opened
+from rl.run.loop import train
+from rl.run.run_folder import FolderLock, opened
+from rl.settings.config import RunConfig
 from tests.rl.test_checkpoint import in_a_child, resumed
 from tests.rl.test_loop import measured, odd_lengths, options
 

@@ -13,11 +13,11 @@ from transformers import AutoModelForCausalLM
 
 from rewards.errors import UserError
 from rewards.math_answer import MathVerifier
-from rl.checkpoint import writing
-from rl.config import RunConfig
-from rl.loop import train
-from rl.metrics import read_metrics
-from rl.policy import Policy
+from rl.policy.policy import Policy
+from rl.run.checkpoint import writing
+from rl.run.loop import train
+from rl.settings.config import RunConfig
+from rl.view.metrics import read_metrics
 from tests.rl.test_loop import final_weights, measured, odd_lengths, options
 
 

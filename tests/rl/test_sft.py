@@ -11,8 +11,8 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rewards.errors import UserError
-from rl.loop import train
-from rl.metrics import read_metrics
+from rl.run.loop import train
+from rl.view.metrics import read_metrics
 from rollout.demonstrations import demonstrate
 from rollout.problems import load_problems
 from rollout.prompts import PromptRenderer

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rl.runtime import Runtime
-from rl.sharding import shard, whole
+from rl.processes.runtime import Runtime
+from rl.processes.sharding import shard, whole
 from tests.rl.test_processes import be, run_two
 from tests.rollout.families import model_of
 

@@ -10,19 +10,20 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import rl.step
+import rl.update.step
 from rewards.errors import UserError
 from rewards.score import Outcome, Score
-from rl.algorithms import ALGORITHMS, GRPO, PPO, RFT, Algorithm
-from rl.batch import Batch, TrainGroup, TrainSequence, lay_out
-from rl.deliver import Delivery, DeliveryError
-from rl.learner import Learner
-from rl.measure import describe
-from rl.policy import Policy
-from rl.reductions import StepCounts
-from rl.runtime import Runtime
-from rl.step import train_step, update
-from rl.values import ValueRule
+from rl.forward.micro_batch import TrainGroup, TrainSequence, lay_out
+from rl.objective.algorithms import ALGORITHMS, GRPO, PPO, RFT, Algorithm
+from rl.objective.reductions import StepCounts
+from rl.objective.values import ValueRule
+from rl.policy.policy import Policy
+from rl.processes.runtime import Runtime
+from rl.update.batch import Batch, pack
+from rl.update.delivery import Delivery, DeliveryError
+from rl.update.learner import Learner
+from rl.update.step import train_step, update
+from rl.update.step_metrics import describe
 from rollout.collect import Collected
 from rollout.problems import ProblemStream
 from rollout.records import Completion, FinishReason, Problem, Rollout, RolloutGroup
@@ -214,11 +215,11 @@ def test_what_could_not_be_graded_is_in_no_mean_and_no_denominator() -> None:
     collected = Collected(
         groups=groups, sampled=groups, num_refills=0, num_sampled_tokens=8, sample_seconds=1.0, verify_seconds=0.0
     )
-    metrics = describe(collected, GRPO, 10)
+    metrics = describe(collected, GRPO.assign_credit(collected.sampled, 10))
     assert metrics["reward/mean"] == pytest.approx(2 / 3)
     assert metrics["accuracy/sampled"] == pytest.approx(2 / 3)
     assert metrics["outcome/crashed"] == 0.25
-    batch = GRPO.pack(groups, GRPO.advantages(groups, 10), 10)
+    batch = pack(GRPO.assign_credit(groups, 10), GRPO, 10)
     assert (batch.counts.num_sequences, batch.counts.num_tokens) == (3, 6)
     assert len(batch.groups[0].sequences) == 3
 
@@ -227,12 +228,12 @@ def test_a_group_without_signal_is_skipped_and_still_counted() -> None:
     """Without a KL its terms are zero, and its tokens stay in the denominator: the gradient is exactly what it was."""
     groups = [group("a", 1.0, 0.0), group("b", 1.0, 1.0)]
     silent = replace(GRPO, kl_weight=0.0)
-    batch = silent.pack(groups, silent.advantages(groups, 10), 10)
+    batch = pack(silent.assign_credit(groups, 10), silent, 10)
     assert [len(g.sequences) for g in batch.groups] == [2]
     assert batch.counts.num_sequences == 4
     assert batch.groups[0].sequences[0].weight == 1 / (4 * 2)  # N |o|
     for other in (GRPO, replace(silent, entropy_weight=0.01)):  # with a KL or an entropy bonus it carries gradient
-        assert len(other.pack(groups, other.advantages(groups, 10), 10).groups) == 2
+        assert len(pack(other.assign_credit(groups, 10), other, 10).groups) == 2
 
 
 def test_the_last_fifth_of_the_limit_is_rounded_to_whole_tokens() -> None:
@@ -276,7 +277,7 @@ def test_a_cut_completion_goes_on_only_if_the_critic_is_to_say_how(bootstraps: b
         one = rollout(problem, value, length)
         rollouts.append(replace(one, completion=replace(one.completion, finish_reason=reason)))
     groups = [RolloutGroup(problem=problem, prompt_ids=(5,), rollouts=tuple(rollouts))]
-    batch = algorithm.pack(groups, algorithm.advantages(groups, 3), 3)
+    batch = pack(algorithm.assign_credit(groups, 3), algorithm, 3)
     sequences = batch.groups[0].sequences
     assert batch.counts.num_tokens == num_tokens and {s.weight for s in sequences} == {1 / num_tokens}
     assert batch.counts.num_sequences == len(sequences)
@@ -334,7 +335,7 @@ def test_every_group_is_in_one_minibatch_with_its_own_advantages(
         sampler=sampler, params=SamplingParams(max_tokens=10), collect=lambda problems, *, step: collected
     )
     seen: list[Batch] = []
-    monkeypatch.setattr(rl.step, "update", lambda learner, *batches: seen.extend(batches) or {})
+    monkeypatch.setattr(rl.update.step, "update", lambda learner, *batches: seen.extend(batches) or {})
     stream = ProblemStream([groups[0].problem], 0)
     delivery = SimpleNamespace(deliver=lambda version: 0.0)
     train_step(learner(runtime, num_minibatches=2), collector, stream, delivery, step=1, num_problems=3)  # pyright: ignore

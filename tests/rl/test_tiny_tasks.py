@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-import rl.warm_start
+import rl.run.warm_start
 from rewards.verifiers import VerifierOptions, Verifiers
 from rl.cli import run_recipe
-from rl.config import RunConfig
-from rl.defaults import TINY_DEFAULTS, tiny_task
-from rl.progress import Progress
-from rl.runtime import Runtime
-from rl.tiny import END, tiny_tokenizer
-from rl.warm_start import WarmStart, warm_started
+from rl.processes.runtime import Runtime
+from rl.run.tiny import END, tiny_tokenizer
+from rl.run.warm_start import WarmStart, warm_started
+from rl.settings.config import RunConfig
+from rl.settings.defaults import TINY_DEFAULTS, tiny_task
+from rl.view.progress import Progress
 from rollout.problems import BUILT_IN, load_problems
 
 
@@ -50,7 +50,7 @@ def test_a_recipes_defaults_give_way_to_options(
     options: list[str], dataset: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[RunConfig] = []
-    monkeypatch.setattr("rl.loop.train", seen.append)
+    monkeypatch.setattr("rl.run.loop.train", seen.append)
     monkeypatch.setattr(sys, "argv", ["grpo_code.py", *options])
     run_recipe("", dataset="small-programs")
     assert seen == [RunConfig(dataset=dataset)]
@@ -68,7 +68,7 @@ def test_of_two_first_runs_at_once_the_slower_one_takes_the_base_of_the_faster(
         (recipe.folder() / "config.json").write_text("the faster one's")
         return 0.5
 
-    monkeypatch.setattr(rl.warm_start, "_teach", taught_while_another_run_saves_its_own)
+    monkeypatch.setattr(rl.run.warm_start, "_teach", taught_while_another_run_saves_its_own)
     with closing(Verifiers(VerifierOptions(num_workers=1))) as verifiers, Progress(0, quiet=True) as progress:
         folder = warm_started(recipe, verifiers, Runtime(dtype="float32", device="cpu"), progress)
     assert (folder / "config.json").read_text() == "the faster one's"

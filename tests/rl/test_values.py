@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rl.batch import MicroBatch, TrainGroup, TrainSequence, lay_out
-from rl.values import Estimates, ValueRule, whitened
+from rl.forward.micro_batch import MicroBatch, TrainGroup, TrainSequence, lay_out
+from rl.objective.values import Estimates, ValueRule, whitened
 from rollout.processes import Alone
 from tests.rl.models import cut
 

@@ -13,13 +13,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rewards.score import Outcome, Score
-from rl.algorithms import GRPO
-from rl.batch import MicroBatch
-from rl.forward import Forward
-from rl.learner import Learner
-from rl.policy import Policy
-from rl.runtime import Runtime
-from rl.step import update
+from rl.forward.forward import Forward
+from rl.forward.micro_batch import MicroBatch
+from rl.objective.algorithms import GRPO
+from rl.policy.policy import Policy
+from rl.processes.runtime import Runtime
+from rl.update.batch import pack
+from rl.update.learner import Learner
+from rl.update.step import update
 from rollout.engine.draw import draw_tokens, uniforms
 from rollout.records import Completion, FinishReason, Problem, Rollout, RolloutGroup
 from rollout.sampler import SamplingParams, completion_seed
@@ -80,7 +81,7 @@ def sampled(model: PreTrainedModel) -> list[RolloutGroup]:
 def test_completions_are_scored_under_the_views_they_were_sampled_with() -> None:
     policy = Policy(make("qwen2"), forward=Forward(score))
     groups = sampled(policy.model)
-    batch = GRPO.pack(groups, GRPO.advantages(groups, LENGTH), LENGTH)
+    batch = pack(GRPO.assign_credit(groups, LENGTH), GRPO, LENGTH)
     (micro,) = batch.micro_batches(10_000)
     with torch.no_grad():
         first, second = (policy.score(micro, 1.0).logprobs for _ in range(2))

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from rl.metrics import Row
-from rl.watch import WINDOW, Courses, Watch
+from rl.view.health_checks import WINDOW, Courses, Watch
+from rl.view.metrics import Row
 
 # As the default run begins and ends, docs/results.md.
 HEALTHY: dict[str, tuple[float, float]] = {

@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-import rl.step
+import rl.update.step
 import rollout.steps
 from rewards.math_answer import MathVerifier
-from rl.ahead import Ahead
-from rl.checkpoint import load_checkpoint, save_checkpoint
-from rl.deliver import Delivery
-from rl.loop import train
-from rl.policy import load_pretrained
-from rl.runtime import Runtime
-from rl.tiny import tiny_tokenizer
+from rl.policy.load import load_pretrained
+from rl.processes.runtime import Runtime
+from rl.run.checkpoint import load_checkpoint, save_checkpoint
+from rl.run.loop import train
+from rl.run.tiny import tiny_tokenizer
+from rl.update.delivery import Delivery
+from rl.update.prefetch import Ahead
 from rollout.problems import ProblemStream
 from rollout.records import Problem
 from rollout.torch_sampler import TorchSampler
@@ -50,14 +50,14 @@ def test_the_engine_gives_its_memory_back_before_an_update_unless_it_samples_mea
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    rest, update, events = TorchSampler.rest, rl.step.update, list[str]()
+    rest, update, events = TorchSampler.rest, rl.update.step.update, list[str]()
 
     def noted(name: str, call: Any) -> Any:
         return lambda *args: (events.append(name), call(*args))[1]
 
     monkeypatch.setattr(MathVerifier, "verify_batch", odd_lengths)  # an untaught model is never right
     monkeypatch.setattr(TorchSampler, "rest", noted("rest", rest))
-    monkeypatch.setattr(rl.step, "update", noted("update", update))
+    monkeypatch.setattr(rl.update.step, "update", noted("update", update))
     train(options(model, digits, tmp_path / "run", one_step_ahead=one_step_ahead, num_steps=2))
     assert events == expected
 
@@ -94,7 +94,7 @@ def test_gemma_2_is_loaded_with_its_cap_on_attention_scores(tmp_path: Path) -> N
 def test_a_critic_is_warmed_up_for_as_many_steps_as_were_asked_for(
     model: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    update, moved = rl.step.update, list[bool]()
+    update, moved = rl.update.step.update, list[bool]()
 
     def noted(learner: Any, *batches: Any) -> Any:
         before = [p.detach().clone() for p in learner.policy.trainable_parameters()]
@@ -104,7 +104,7 @@ def test_a_critic_is_warmed_up_for_as_many_steps_as_were_asked_for(
         return metrics
 
     monkeypatch.setattr(MathVerifier, "verify_batch", odd_lengths)
-    monkeypatch.setattr(rl.step, "update", noted)
+    monkeypatch.setattr(rl.update.step, "update", noted)
     train(options(model, digits, tmp_path / "run", algorithm="ppo-separate", critic_warmup_steps=2, num_steps=3))
     assert moved == [False, False, True]
 
@@ -119,7 +119,7 @@ def test_weights_are_delivered_when_nothing_is_sampled_meanwhile(
         return lambda *args, **options: (events.append(name), call(*args, **options))[1]
 
     monkeypatch.setattr(MathVerifier, "verify_batch", odd_lengths)
-    monkeypatch.setattr(rl.step, "update", noted("update", rl.step.update))
+    monkeypatch.setattr(rl.update.step, "update", noted("update", rl.update.step.update))
     monkeypatch.setattr(Ahead, "wait", noted("wait", Ahead.wait))
     monkeypatch.setattr(Delivery, "deliver", noted("deliver", Delivery.deliver))
     train(options(model, digits, tmp_path / "run", one_step_ahead=True, num_steps=2))

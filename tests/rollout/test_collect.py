@@ -10,7 +10,7 @@ import pytest
 
 from rewards.errors import UserError
 from rewards.score import Outcome, Score, Verifier
-from rl.tiny import tiny_tokenizer
+from rl.run.tiny import tiny_tokenizer
 from rollout.collect import Collector, has_signal
 from rollout.problems import ProblemStream
 from rollout.prompts import PromptRenderer

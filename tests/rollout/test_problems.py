@@ -17,8 +17,8 @@ from rewards.equation_steps import score_steps
 from rewards.errors import UserError
 from rewards.extract import reference_answer
 from rewards.verifiers import VerifierOptions, Verifiers
-from rl.progress import Progress
-from rl.setup import gradable
+from rl.run.setup import gradable
+from rl.view.progress import Progress
 from rollout.arithmetic import arithmetic_problems
 from rollout.problems import ProblemStream, load_problems, split_held_out, without_overlap
 from rollout.records import Problem

@@ -9,7 +9,7 @@ from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from rewards.errors import UserError
-from rl.tiny import tiny_tokenizer
+from rl.run.tiny import tiny_tokenizer
 from rollout.demonstrations import demonstration
 from rollout.prompts import SYSTEM_PROMPTS, PromptRenderer
 from rollout.records import WORKED, Problem

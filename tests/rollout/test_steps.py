@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rl.tiny import tiny_tokenizer
+from rl.run.tiny import tiny_tokenizer
 from rollout import collect, steps
 from rollout.records import Completion, FinishReason
 from rollout.sampler import ScriptedSampler

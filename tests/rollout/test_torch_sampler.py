@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from rl.forward import enable_gradient_checkpointing
+from rl.forward.forward import enable_gradient_checkpointing
 from rollout.engine.batch import Batch, Ended
 from rollout.engine.decoders import CachedDecoder, RecomputingDecoder
 from rollout.engine.fused_decoder import FusedDecoder

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedModel
 
-from rl.cost import ModelCost
+from rl.capacity.cost import ModelCost
 from rollout.sampler import Sampler
 from rollout.torch_sampler import stop_token_ids
 from tests.rollout import families

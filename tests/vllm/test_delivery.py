@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from rewards.errors import UserError
-from rl.deliver import Delivery, DeliveryError
-from rl.lora import LoraPolicy, add_adapters
-from rl.policy import Policy
+from rl.policy.lora import LoraPolicy, add_adapters
+from rl.policy.policy import Policy
+from rl.update.delivery import Delivery, DeliveryError
 from rollout.sampler import Sampler, SampleRequest, SamplingParams
 from tests.rl.test_deliver import move
 from tests.rollout.tiny import tokenizer

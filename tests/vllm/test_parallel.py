@@ -9,12 +9,12 @@ import pytest
 
 from rewards.errors import UserError
 from rewards.math_answer import MathVerifier
-from rl.config import RunConfig
-from rl.cost import ModelCost
-from rl.deliver import Delivery
-from rl.loop import train
-from rl.policy import Policy
-from rl.runtime import Runtime, cpu_cores
+from rl.capacity.cost import ModelCost
+from rl.policy.policy import Policy
+from rl.processes.runtime import Runtime, cpu_cores
+from rl.run.loop import train
+from rl.settings.config import RunConfig
+from rl.update.delivery import Delivery
 from rollout.sampler import SamplingParams
 from rollout.torch_sampler import stop_token_ids
 from tests.rl.test_checkpoint import in_a_child

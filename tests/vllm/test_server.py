@@ -17,15 +17,15 @@ import pytest
 import requests
 import torch
 
-import rl.loop
+import rl.run.loop
 import rollout.weight_files
 from rewards.errors import UserError
 from rewards.math_answer import MathVerifier
-from rl.config import RunConfig
-from rl.deliver import Delivery
-from rl.loop import train
-from rl.policy import Policy
-from rl.tiny import tiny_tokenizer
+from rl.policy.policy import Policy
+from rl.run.loop import train
+from rl.run.tiny import tiny_tokenizer
+from rl.settings.config import RunConfig
+from rl.update.delivery import Delivery
 from rollout.sampler import Sampler, SamplingParams
 from rollout.torch_sampler import stop_token_ids
 from rollout.vllm_server import VLLMServerSampler
@@ -231,7 +231,7 @@ def test_a_run_goes_on_when_its_server_was_killed(
     data = sums(tmp_path)
     urls = {"sampler": "vllm-server", "vllm_urls": (server.url,), "vllm_patience": 300.0}
     train(options(server.folder, data, tmp_path / "whole", **urls))
-    train_step = rl.loop.train_step
+    train_step = rl.run.loop.train_step
 
     def killed(*args: object, **named: object) -> object:
         if named["step"] == 2:
@@ -239,7 +239,7 @@ def test_a_run_goes_on_when_its_server_was_killed(
             server.start()
         return train_step(*args, **named)  # pyright: ignore
 
-    monkeypatch.setattr(rl.loop, "train_step", killed)
+    monkeypatch.setattr(rl.run.loop, "train_step", killed)
     train(options(server.folder, data, tmp_path / "killed", **urls))
     assert "with the weights again" in " ".join(capsys.readouterr().out.split())
     texts = [(tmp_path / name / "completions.jsonl").read_text() for name in ("whole", "killed")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import Qwen2ForCausalLM
 
-from rl.tiny import tiny_model, tiny_tokenizer
+from rl.run.tiny import tiny_model, tiny_tokenizer
 from rollout.demonstrations import demonstrate
 from rollout.problems import ProblemStream, load_problems
 from rollout.prompts import PromptRenderer

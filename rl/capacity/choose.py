@@ -1,0 +1,243 @@
+"""What is "auto" and costs memory, chosen by the account of rl/capacity/account.py: so that a run fits before it begins, or is refused.
+
+On a GPU gradient_checkpointing, token_budget and sampler_rows are the fastest that fit. On a CPU, where memory can be swapped
+and was never counted so closely, nothing is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain, islice
+from math import ceil
+from typing import Any
+
+from rewards.errors import UserError
+from rl.capacity.account import CONTEXT, DRAWING, FRAGMENTED, GIB, MAX_ROWS, ROUNDED, Account
+from rl.capacity.cost import FLOAT32, ModelCost, key_value_bytes
+from rl.settings.defaults import TOKENS_ON_A_CPU
+
+MOST_TOKENS = 16_384  # products of as many rows gain nothing by more
+# A part of a group runs the prompt again; of fewer tokens than that it costs more than to run layers again.
+LEAST_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class Room:
+    """Bytes of a device that this run may take, what it has taken already included, and all that the device has."""
+
+    ours: float
+    total: float
+
+    @staticmethod
+    def of_card(gib: float) -> Room:
+        """An empty one."""
+        return Room(gib * GIB - CONTEXT, gib * GIB)
+
+
+def choose(account: Account, room: Room) -> Account:
+    """The account of the run as it will be, nothing in it "auto"; UserError with the options that would fit where it cannot be.
+
+    Layers are run again only where no budget down to LEAST_TOKENS does without; of the budgets that are left the largest is taken.
+    """
+    if account.device != "cuda":
+        return on_a_cpu(account, room)
+    require_vllms_share(account, room)
+    found = fitting(account, room)
+    if found is None:
+        raise UserError(refusal(account, room))
+    return found
+
+
+def fitting(account: Account, room: Room) -> Account | None:
+    """The best that fits: the fastest update, and with it as many rows as there is room for."""
+    return next((a for update in updating(account) for a in sampling(update) if fits(a, room)), None)
+
+
+def fits(account: Account, room: Room) -> bool:
+    """vLLM in this process gives its share back for an update, unless it samples one step ahead meanwhile."""
+    vllms = account.run.vllm_memory * room.total if account.engine == "vllm" else 0.0
+    update = account.needed(account.peak_of_update()) + account.run.one_step_ahead * vllms
+    return max(update, account.needed(account.peak_of_sampling()) + vllms) <= room.ours
+
+
+def updating(account: Account) -> Iterator[Account]:
+    """Every way to update that is left open, the best first."""
+    for checkpointed, tokens in settings(account):
+        yield account.having(gradient_checkpointing=checkpointed, token_budget=tokens)
+
+
+def sampling(account: Account) -> Iterator[Account]:
+    rows = MAX_ROWS if account.asked.sampler_rows == "auto" else account.asked.sampler_rows
+    while account.asked.sampler_rows == "auto" and account.engine == "torch" and rows > account.least_rows:
+        yield account.having(sampler_rows=rows)
+        rows //= 2
+    yield account.having(sampler_rows=max(rows, account.least_rows))
+
+
+def rows_with_room(
+    cost: ModelCost,
+    vocabulary: int,
+    free: float,
+    *,
+    prompt_length: int,
+    completion_length: int,
+    group_size: int,
+    width: int,
+) -> int:
+    """Completions that the embedded engine can decode at once in `free` bytes where nothing is trained: a power of two, at most
+    MAX_ROWS and at least a group."""
+
+    def needed(rows: int) -> float:
+        groups = ceil(rows / group_size)
+        keys = key_value_bytes(cost, groups, rows, prompt_length, completion_length, width)
+        return FRAGMENTED * (keys + DRAWING * rows * vocabulary)
+
+    rows = MAX_ROWS
+    while rows > group_size and needed(rows) > free:
+        rows //= 2
+    return max(rows, group_size)
+
+
+def settings(account: Account) -> Iterator[tuple[bool, int]]:
+    asked, sizes = account.asked.gradient_checkpointing, list(budgets(account))
+    large = [tokens for tokens in sizes if tokens >= LEAST_TOKENS] or sizes[:1]
+    without, again = [(False, tokens) for tokens in large], [(True, tokens) for tokens in sizes]
+    if asked is None:
+        return chain(without, again)
+    return iter(again) if asked else ((False, tokens) for tokens in sizes)
+
+
+def budgets(account: Account) -> Iterator[int]:
+    """As asked for; else of whole groups, then of parts of one, down to a single completion with its prompt."""
+    prompt, own, size = account.prompt_length, account.completion_length - 1, account.group_size
+    asked = account.asked.token_budget
+    if asked != "auto":
+        yield from [asked] if asked >= prompt + own else []
+        return
+    group = prompt + size * own
+    groups = max(1, min(account.problems, MOST_TOKENS // group))
+    while groups:
+        yield groups * group
+        groups //= 2
+    while size > 1:
+        size = (size + 1) // 2
+        yield prompt + size * own
+
+
+def settled(account: Account) -> Account:
+    """With fixed defaults for what is "auto": on a CPU, and where the memory is not known."""
+    run, one = account.asked, account.prompt_length + account.completion_length - 1
+    return account.having(
+        gradient_checkpointing=bool(run.gradient_checkpointing),
+        token_budget=max(TOKENS_ON_A_CPU, one) if run.token_budget == "auto" else run.token_budget,
+        sampler_rows=MAX_ROWS if run.sampler_rows == "auto" else run.sampler_rows,
+    )
+
+
+def on_a_cpu(account: Account, room: Room) -> Account:
+    found = settled(account)
+    if account.asked.gradient_checkpointing is None and found.peak_of_update() > room.ours:
+        return found.having(gradient_checkpointing=True)
+    return found
+
+
+# What takes less memory, what costs least first; each is tried with the best of what is "auto".
+REMEDIES: tuple[dict[str, Any], ...] = (
+    {},
+    {"dtype": "bfloat16"},
+    {"reference_dtype": "bfloat16"},
+    {"optimizer": "adamw-8bit"},
+    {"offload": "optimizer"},
+    {"offload": "all"},
+    {"gradient_dtype": "bfloat16"},
+    {"optimizer": "adamw-8bit", "gradient_dtype": "bfloat16"},
+    {"kl_weight": 0.0},
+    {"kl_weight": 0.0, "optimizer": "adamw-8bit", "gradient_dtype": "bfloat16"},
+    {"offload": "optimizer", "gradient_dtype": "bfloat16"},
+    {"offload": "all", "gradient_dtype": "bfloat16"},
+    {"lora_base": "bfloat16"},
+    {"lora_base": "nf4"},
+    {"lora_rank": 16, **{name: "auto" for name in ("lora_base", "reference_dtype")}, "offload": "none"},
+    {"lora_rank": 16, "lora_base": "nf4", "reference_dtype": "auto", "offload": "none"},
+)
+OPEN = {"gradient_checkpointing": None, "token_budget": "auto", "sampler_rows": "auto"}
+SHARDED = {"dtype", "kl_weight", *OPEN}  # what sharded weights permit of these
+NAMED = 3  # of those that fit
+
+
+def remedies(account: Account, room: Room) -> Iterator[tuple[dict[str, Any], Account]]:
+    """Options that differ from the run's and fit, and the run with them; none that contains what fits already."""
+    asked, named = account.asked, []
+    for remedy in REMEDIES:
+        wanted = {**OPEN, **remedy}
+        changes = {name: value for name, value in wanted.items() if getattr(asked, name) != value}
+        if not changes or any(known.items() <= changes.items() for known in named):
+            continue
+        if account.shards > 1 and not set(changes) <= SHARDED:
+            continue
+        try:
+            changed = account.having(**changes)
+        except UserError:  # options that cannot be together
+            continue
+        if (found := fitting(changed, room)) is not None:
+            named.append(changes)
+            yield changes, found
+
+
+def described(account: Account, room: Room) -> str:
+    """What was chosen, for a person."""
+    run, again = account.run, "on" if account.run.gradient_checkpointing else "off"
+    rows = f", {account.rows:,} completions decoded at once" if account.engine == "torch" else ""
+    return (
+        f"memory: an update takes about {account.peak_of_update() / GIB:.1f} GiB and sampling {account.peak_of_sampling() / GIB:.1f} of "
+        f"the {room.ours / GIB:.1f} that are there: token_budget {run.tokens_at_once:,}, gradient checkpointing {again}{rows}"
+    )
+
+
+def refusal(account: Account, room: Room) -> str:
+    least = list(sampling(min(updating(account), key=Account.peak_of_update)))[-1]
+    beside = f", beside vLLM's {account.run.vllm_memory * room.total / GIB:.1f}" if account.engine == "vllm" else ""
+    said = (
+        f"model is {account.run.model!r}: this run does not fit. At the least an update would take {least.peak_of_update() / GIB:.1f} "
+        f"GiB and sampling {least.peak_of_sampling() / GIB:.1f}{beside}, with what is lost between tensors "
+        f"{least.needed(least.peak()) / GIB:.1f}, and {room.ours / GIB:.1f} of {room.total / GIB:.1f} GiB are there"
+    )
+    fitting = [
+        f"{as_options(changes)} ({a.needed(a.peak()) / GIB:.1f} GiB)"
+        for changes, a in islice(remedies(account, room), NAMED)
+    ]
+    if not fitting:
+        return f"{said}. No option would do: use a smaller model, a larger GPU, or several (docs/scale.md)"
+    return f"{said}. It would fit with {', or with '.join(fitting)}"
+
+
+def as_options(changes: dict[str, Any]) -> str:
+    """As they are typed; what is None is left out again."""
+    texts = {
+        name: "None" if value is None else f"{value:g}" if isinstance(value, float) else value
+        for name, value in changes.items()
+    }
+    return " ".join(f"--{name.replace('_', '-')} {text}" for name, text in texts.items())
+
+
+def require_vllms_share(account: Account, room: Room) -> None:
+    """Of the memory that vLLM takes for itself: its weights and one sequence's keys and values must fit in it, and it beside us."""
+    if account.engine != "vllm":
+        return
+    share, total = account.run.vllm_memory, room.total
+    width = ROUNDED if account.run.sampling_dtype == "bfloat16" else FLOAT32
+    lengths = (account.prompt_length, account.completion_length)
+    weights, keys = width * account.cost.all_parameters, key_value_bytes(account.cost, 1, 1, *lengths, width)
+    least = FRAGMENTED * (weights + keys) / total
+    most = (room.ours - account.kept()) / total
+    if least <= share <= most:
+        return
+    what = f"vllm_memory is {share:g}, {share * total / GIB:.1f} of the GPU's {total / GIB:.1f} GiB"
+    needs = f"vLLM's weights take {weights / GIB:.1f} and the keys and values of one sequence {keys / GIB:.2f}"
+    beside = f"beside what the trainer keeps {most * total / GIB:.1f} are left"
+    if least <= most:
+        raise UserError(f"{what}: {needs}, {beside}; give {ceil(100 * least) / 100:.2f} to {int(100 * most) / 100:.2f}")
+    raise UserError(
+        f"{what}: {needs}, {beside}, so no share would do; use --sampler torch, or vllm-server on another GPU"
+    )

@@ -1,0 +1,130 @@
+"""What this machine offers to a run, the reason for what it does not, and whether sampler and trainer agree on it."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import time
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import psutil
+import torch
+
+from rewards.proof import available_provers
+from rewards.sandbox.client import SandboxError
+from rewards.sandbox.isolation import FLOOR, measure
+from rl.forward.micro_batch import TrainGroup, TrainSequence, lay_out
+from rl.policy.load import load_pretrained
+from rl.policy.policy import Policy
+from rl.processes.runtime import Runtime, cpu_cores
+from rl.run.tiny import tiny_model, tiny_tokenizer
+from rl.settings.defaults import resolved_dtype
+from rl.settings.options import AnyDType
+from rl.update.delivery import EXACT, odd_texts
+from rollout.sampler import SampleRequest, SamplingParams
+from rollout.torch_sampler import TorchSampler
+
+_NEEDED = ("torch", "transformers", "accelerate", "peft", "math-verify", "safetensors")
+_OPTIONAL = {
+    "vllm": "the embedded engine samples instead",
+    "bitsandbytes": 'no --lora-base nf4 and no --optimizer adamw-8bit; pip install "plumbline-rl[qlora]"',
+    "reasoning-gym": 'no --dataset reasoning-gym:...; pip install "plumbline-rl[reasoning-gym]"',
+    "tensorboard": "no --trackers tensorboard",
+    "wandb": "no --trackers wandb",
+    "trackio": "no --trackers trackio",
+}
+_GIB = 1 << 30
+
+
+def examine(model: str | None = None, dtype: AnyDType = "auto") -> str:
+    """One line for each thing, as text for a person. Takes some seconds: the escapes of programs and the self-test are really tried.
+
+    model: also which ways this machine has to run it in `dtype`, and why not faster ones.
+    """
+    lines = [
+        (
+            "machine",
+            f"{platform.system()} {platform.machine()}, {cpu_cores()} cores, Python {platform.python_version()}",
+        ),
+        (
+            "memory",
+            f"{psutil.virtual_memory().available / _GIB:.1f} GiB free of {psutil.virtual_memory().total / _GIB:.1f}",
+        ),
+        ("disk, here", _disk(Path.cwd())),
+        ("gpu", _gpus()),
+        *((package, version(package)) for package in _NEEDED),
+        *((package, _installed(package, without)) for package, without in _OPTIONAL.items()),
+        ("programs", _isolation()),
+        *((f"proofs, {system}", found) for system, found in available_provers().items()),
+        ("self-test", self_test()),
+        *(_paths(model, dtype).items() if model else ()),
+    ]
+    return "\n".join(f"{name:<17} {found}" for name, found in lines)
+
+
+def self_test() -> str:
+    """The embedded engine's log-probs of what it samples, against the trainer's own forward, on the device that runs would use."""
+    started = time.perf_counter()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer = tiny_tokenizer()
+    model = tiny_model(tokenizer, seed=0, device=device)
+    requests = [SampleRequest(tuple(range(5, 9 + i)), tuple(range(8 * i, 8 * i + 8))) for i in range(16)]
+    found = TorchSampler(model, tokenizer).sample(requests, SamplingParams(max_tokens=48, temperature=0.7))
+    groups = [
+        TrainGroup(
+            request.prompt_ids, tuple(TrainSequence.to_score(c.token_ids, c.sampler_logprobs) for c in completions)
+        )
+        for request, completions in zip(requests, found, strict=True)
+    ]
+    micro = lay_out(groups).to(device)
+    with torch.no_grad():
+        trained = Policy(model).score(micro, temperature=0.7).logprobs
+    difference = (trained - micro.sampler_logprobs).abs().max().item()
+    text = f"sampler and trainer differ by {difference:.1e} nats at most, over {len(micro.targets):,} tokens"
+    verdict = "agree" if difference < EXACT else f"DISAGREE (bound {EXACT:g}): no run on this machine can be trusted"
+    return f"{verdict}: {text}, {time.perf_counter() - started:.1f} s"
+
+
+def _paths(name: str, dtype: AnyDType) -> dict[str, str]:
+    runtime = Runtime(dtype=resolved_dtype(dtype))
+    model, tokenizer = load_pretrained(name, runtime.device)
+    policy = Policy(model, autocast=runtime.autocast)
+    sampler = TorchSampler(model, tokenizer, decode_dtype=getattr(torch, runtime.dtype), autocast=runtime.autocast)
+    groups = [TrainGroup(p, (TrainSequence.to_score(c),)) for p, c in odd_texts(policy.vocab_size)]
+    noise = policy.rounding_noise(lay_out(groups).to(policy.device))
+    return {
+        f"{name}, update": f"{runtime.dtype}: {policy.choice}",
+        f"{name}, sampling": sampler.path,
+        f"{name}, rounding": f"bfloat16 moves the log-probs of odd tokens by {noise:.2g} nats on average",
+    }
+
+
+def _gpus() -> str:
+    if not torch.cuda.is_available():
+        return "none: everything runs on the CPU, --vllm-transfer nccl and attention varlen are not there"
+    named = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    return ", ".join(f"{gpu.name} ({gpu.total_memory / _GIB:.0f} GiB)" for gpu in named)
+
+
+def _disk(folder: Path) -> str:
+    return f"{shutil.disk_usage(folder).free / _GIB:.1f} GiB free"
+
+
+def _installed(package: str, without: str) -> str:
+    for name in (package, f"{package}-cpu"):  # as vLLM's build for CPUs is called
+        with suppress(PackageNotFoundError):
+            return version(name)
+    return f"not installed: {without}"
+
+
+def _isolation() -> str:
+    try:
+        isolation = measure()
+    except SandboxError as error:
+        return f"cannot be run: {error}"
+    verdict = (
+        "safe to run" if isolation.rank >= FLOOR else f"refused unless allow_unsafe_code (level {FLOOR} is needed)"
+    )
+    return f"{verdict}: isolation {isolation.describe()}"

@@ -1,0 +1,145 @@
+"""The update of rl/update/step.py, run without numbers: how much memory it holds at most, of any model, on any machine.
+
+Tensors have shapes and sizes but no contents (FakeTensorMode), and every one that is made and let go is counted (MemTracker).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch.distributed._tools.mem_tracker import MemTracker
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.overrides import TorchFunctionMode
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+import rl.forward.output_head
+from rl.forward.forward import varlen_forward
+from rl.forward.micro_batch import TrainGroup, TrainSequence
+from rl.objective.reductions import StepCounts
+from rl.policy.precision import round_frozen
+from rl.processes.runtime import Runtime
+from rl.run.build import build_learner, build_optimizer
+from rl.settings.config import RunConfig
+from rl.update.batch import Batch
+from rl.update.learner import Learner
+from rl.update.step import update
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """Bytes. kept: what is there before an update, weights and optimiser state; peak: the most that an update holds."""
+
+    kept: int
+    peak: int
+
+
+class MadeUpReads(TorchFunctionMode):
+    """What the host reads of a tensor without contents: 0, or True."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (Tensor.item, Tensor.__float__):
+            return 0.0
+        if func is Tensor.__bool__:
+            return True
+        if func is Tensor.__deepcopy__:  # torch's would copy the bytes, of which there are none
+            tensor, memo = args
+            copied = tensor.detach().clone()
+            if isinstance(tensor, nn.Parameter):
+                copied = nn.Parameter(copied, tensor.requires_grad)
+            return memo.setdefault(id(tensor), copied)
+        return func(*args, **(kwargs or {}))
+
+
+class TotalMemory(MemTracker):
+    """Without statistics of each module, which may then be called as often as an update calls it."""
+
+    def _nothing(self, *_: Any) -> None:
+        pass
+
+    _pre_fw_hook = _post_fw_hook = _pre_bw_hook = _post_bw_hook = _nothing  # pyright: ignore
+
+    def total(self, which: Literal["current", "peak"]) -> int:
+        return sum(kinds["Total"] for kinds in self.get_tracker_snapshot(which).values())
+
+
+def equal_batch(problems: int, group_size: int, prompt_length: int, completion_length: int) -> Batch:
+    """A step whose prompts and completions are all of one length."""
+    sequence = TrainSequence.to_score([0] * completion_length)
+    group = TrainGroup((0,) * prompt_length, (sequence,) * group_size)
+    return Batch((group,) * problems, StepCounts(num_tokens=1, num_sequences=1, max_tokens=1))
+
+
+def dry_run(
+    model: PretrainedConfig, config: RunConfig, batch: Batch, *, device: str = "cuda", shards: int = 1
+) -> DryRun:
+    """An update on `batch`, and not the first of its run, in one of as many processes as the weights are spread over.
+
+    device: whose chunks the output layer is cut into, and whose roundings; all is computed as on a CPU.
+    """
+    runtime = Runtime(dtype=config.computing_dtype, device="cpu")
+    tracker = TotalMemory()
+    without_contents = FakeTensorMode(allow_non_fake_inputs=True)
+    # It keeps a weak reference to what it makes; a parameter with one could not be moved between types, as peft does.
+    without_contents.fake_tensor_converter.set_tensor_memo = lambda *_: None  # pyright: ignore
+    spread = others(shards) if shards > 1 else nullcontext()
+    with spread as mesh, chunks_of(device), without_contents, MadeUpReads():
+        with tracker:
+            learner = untaught_learner(model, config, runtime, device=device)
+            if mesh is not None:
+                runtime.shards, runtime.mesh = True, lambda: mesh
+                learner.shard(lambda policy: build_optimizer(config, policy, None))
+            make_state(learner)
+        kept = tracker.total("current")
+        with tracker:  # its peak begins anew
+            update(learner, batch)
+    return DryRun(kept, tracker.total("peak"))
+
+
+@contextmanager
+def chunks_of(device: str) -> Iterator[None]:
+    own = rl.forward.output_head.tokens_per_chunk
+    rl.forward.output_head.tokens_per_chunk = lambda vocab, _: own(vocab, torch.device(device))
+    try:
+        yield
+    finally:
+        rl.forward.output_head.tokens_per_chunk = own
+
+
+@contextmanager
+def others(count: int) -> Iterator[DeviceMesh]:
+    """As if there were as many processes: what they would send is made up."""
+    torch.distributed.init_process_group("fake", rank=0, world_size=count, store=FakeStore())
+    try:
+        yield init_device_mesh("cpu", (count,))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def make_state(learner: Learner) -> None:
+    """The optimiser's, as the first step of a run does."""
+    for parameter in learner.parameters():
+        parameter.grad = torch.zeros_like(parameter, dtype=parameter.grad_dtype)
+    learner.optimizer.step()
+    learner.optimizer.zero_grad()
+
+
+def untaught_learner(model: PretrainedConfig, config: RunConfig, runtime: Runtime, *, device: str = "cpu") -> Learner:
+    """As rl/run/setup.py does, with a model that nobody has taught anything."""
+    none = cast(Any, None)  # a tokenizer to compare with, a display
+    config = config.on(device, shards=runtime.shards)
+    made = AutoModelForCausalLM.from_config(model, dtype=torch.float32)
+    if config.rounds_base(device):
+        round_frozen(made)
+    learner = build_learner(replace(config, attention="dense"), made, none, runtime, none)  # a CPU has no other to try
+    if config.attention == "varlen":
+        for scorer in (learner.policy, learner.reference, learner.critic and learner.critic.trunk):
+            if scorer is not None:
+                scorer.forward = varlen_forward
+    return learner

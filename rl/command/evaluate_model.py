@@ -1,0 +1,250 @@
+"""`plumbline evaluate`: what a model can do on a data set, and how sure that is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from math import comb
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from rewards.errors import UserError
+from rewards.math_answer import MathVerifier
+from rewards.score import Outcome, Verifier, verify
+from rewards.verifiers import VerifierOptions, Verifiers
+from rl.capacity.account import MAX_ROWS, ROUNDED
+from rl.capacity.choose import rows_with_room
+from rl.capacity.cost import FLOAT32, ModelCost
+from rl.policy.load import context_length, load_pretrained, require_folder
+from rl.policy.merge import load_merged
+from rl.processes.runtime import Runtime
+from rl.run.evaluate import VOTED_ON, is_right, right_by_vote
+from rl.run.load_data import Report, load_held_out, log, require_room, within_limit
+from rl.run.setup import gradable, tiny_base
+from rl.settings.config import RunConfig
+from rl.settings.defaults import MODEL_DEFAULTS, TINY, resolved_dtype
+from rl.settings.options import EvaluateOptions
+from rl.view.progress import Progress
+from rollout.chat_template import choose_template
+from rollout.collect import Collector
+from rollout.contamination import contaminated
+from rollout.problems import is_on_hub, load_problems
+from rollout.prompts import PromptRenderer
+from rollout.records import Problem, RolloutGroup
+from rollout.sampler import Sampler, SamplingParams
+from rollout.torch_sampler import TorchSampler
+from rollout.turn import stop_token_ids, turn_end_strings, vocabulary_size
+
+RESAMPLES, AT_ONCE = 10_000, 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A mean over problems, and where it lies in 95 of 100 data sets like this one: by bootstrap over problems.
+
+    Where all problems are 0, or all 1, every resample is the same; the exact bound of a binomial share stands in, (0.05 / 2)^(1/n)
+    from the other end (Clopper and Pearson 1934).
+    """
+
+    mean: float
+    low: float
+    high: float
+    problems: int
+
+    @staticmethod
+    def of(values: Sequence[float]) -> Estimate | None:
+        if not values:
+            return None
+        dice, numbers, n = np.random.default_rng(0), np.asarray(values, float), len(values)
+        means = [numbers[dice.integers(n, size=(AT_ONCE, n))].mean(1) for _ in range(RESAMPLES // AT_ONCE)]
+        low, high = np.quantile(means, [0.025, 0.975])
+        if low == high == 0:
+            high = 1 - 0.025 ** (1 / len(values))
+        elif low == high == 1:
+            low = 0.025 ** (1 / len(values))
+        return Estimate(mean=float(np.mean(values)), low=float(low), high=float(high), problems=len(values))
+
+    def __str__(self) -> str:
+        return f"{self.mean:6.1%}  [{self.low:.1%}, {self.high:.1%}]  of {self.problems}"
+
+
+def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
+    """1 - C(n - c, k) / C(n, k): the chance that one of k of the n samples is right. Unbiased (arXiv 2107.03374, eq. 1)."""
+    return 1.0 - comb(num_samples - num_right, k) / comb(num_samples, k)
+
+
+def evaluate_model(options: EvaluateOptions, progress: Progress) -> dict[str, Estimate | None]:
+    """By measure: greedy accuracy with lenient and strict extraction, pass@k at powers of two, maj@n, what was cut."""
+    require_folder(options.model)
+    run = run_of(options)
+    names = ("max_tokens", "prompt_style", "system_prompt", "max_prompt_tokens", "stop_strings")
+    given = {name: getattr(options, name) for name in names}
+    options = replace(options, **{name: run.get(name) for name, value in given.items() if value is None})
+    problems, where = problems_of(options, run, progress.message)
+    runtime = Runtime(dtype=resolved_dtype(options.dtype, options.device), device=options.device)
+    verifiers = Verifiers(VerifierOptions(num_workers=runtime.cores, allow_unsafe_code=options.allow_unsafe_code))
+    try:
+        progress.message(f"{options.model} on {where}")
+        if options.against is not None:
+            progress.message(describe_contamination(problems, options))
+        problems = gradable(problems, "held-out", verifiers, progress)
+        collector, problems = make_collector(options, problems, verifiers, runtime, progress)
+        progress.start(f"{len(problems)} problems, greedy")
+        greedy = replace(collector, params=replace(collector.params, temperature=0.0), group_size=1)
+        found = of_greedy(greedy.collect(problems, step=0).groups, num_workers=runtime.cores)
+        if options.samples > 0:
+            progress.start(f"{len(problems)} problems, {options.samples} samples of each")
+            found |= of_samples(collector.collect(problems, step=0).groups, options.samples)
+        collector.sampler.close()
+        return found
+    finally:
+        verifiers.close()
+        runtime.close()
+
+
+def run_of(options: EvaluateOptions) -> dict[str, Any]:
+    """The configuration of the run that the model is a checkpoint of, or would be trained with; {} where there is none."""
+    if options.model == TINY:
+        return RunConfig(dataset=options.dataset or RunConfig().dataset).resolved().as_json()
+    written = Path(options.model).parent.parent / "config.json"
+    found = json.loads(written.read_text(encoding="utf-8")) if written.is_file() else {}
+    return found if "problems_per_step" in found else {}
+
+
+def problems_of(
+    options: EvaluateOptions, run: Mapping[str, Any], report: Report = log.warning
+) -> tuple[list[Problem], str]:
+    """On the run's own data what it held out, else all of the split; and what that is."""
+    if options.dataset is not None and options.dataset != run.get("dataset"):
+        problems = load_problems(options.dataset, config=options.dataset_config, split=options.split, report=report)
+        return problems[: options.size], f"{options.dataset}, {options.split}"
+    if not run:
+        raise UserError(
+            f"dataset is None: {options.model!r} is no checkpoint of a run, which would name one; add --dataset"
+        )
+    config = RunConfig.from_json(run)
+    problems = load_held_out(config, report)
+    dataset = config.eval_dataset or config.dataset
+    if config.has_eval_data and is_on_hub(dataset):
+        where = f"{dataset}, {config.eval_split or 'test'}"
+    else:
+        where = f"the {len(problems)} problems of {dataset} that runs hold out"
+    return problems[: options.size], where
+
+
+def make_collector(
+    options: EvaluateOptions, problems: Sequence[Problem], verifiers: Verifiers, runtime: Runtime, progress: Progress
+) -> tuple[Collector, list[Problem]]:
+    """With room for those of the problems whose prompts are short enough; and these."""
+    source = options.model
+    if source == TINY:
+        source = str(tiny_base(options.dataset or RunConfig().dataset, verifiers, runtime, progress))
+    is_adapted = (Path(source) / "adapter_config.json").is_file()
+    model, tokenizer = load_merged(Path(source)) if is_adapted else load_pretrained(source, runtime.device)
+    model = model.to(runtime.device)  # pyright: ignore[reportArgumentType]  the stubs lose `self`
+    choose_template(tokenizer, options.chat_template)
+    style, system_prompt = options.prompt_style, options.system_prompt
+    renderer = PromptRenderer(tokenizer, style=style, system_prompt=system_prompt, report=progress.message)
+    max_tokens = options.max_tokens or MODEL_DEFAULTS["max_tokens"]
+    problems = within_limit(renderer, problems, "held-out", options.max_prompt_tokens, progress.message)
+    context, vocabulary = context_length(model), vocabulary_size(model)
+    longest = require_room(renderer, problems, max_tokens, context=context, vocabulary=vocabulary)
+    sampler: Sampler
+    if options.sampler == "torch":
+        sampler = TorchSampler(
+            model,
+            tokenizer,
+            decode_dtype=getattr(torch, runtime.dtype),
+            autocast=runtime.autocast,
+            max_rows=rows_at_once(model, runtime, longest - max_tokens, max_tokens, max(1, options.samples)),
+        )
+    else:
+        from rollout.vllm_sampler import VLLMOptions, VLLMSampler  # takes ten seconds, and is not everywhere
+
+        engine = VLLMOptions(dtype=runtime.dtype, max_length=longest, key_values=ModelCost.of(model).key_value)
+        folder = model.config._name_or_path if is_adapted else source
+        sampler = VLLMSampler(folder, tokenizer, stop_token_ids(model, tokenizer), engine)
+        sampler.update_weights(model.named_parameters(remove_duplicate=False), version=0)
+    stop_strings = (*(options.stop_strings or ()), *turn_end_strings(tokenizer))
+    params = SamplingParams(max_tokens=max_tokens, temperature=options.temperature, stop_strings=stop_strings)
+    collector = Collector(
+        sampler=sampler,
+        verifiers=verifiers,
+        renderer=renderer,
+        params=params,
+        group_size=max(1, options.samples),
+        run_seed=options.seed,
+    )
+    return collector, problems
+
+
+def rows_at_once(
+    model: PreTrainedModel, runtime: Runtime, prompt_length: int, completion_length: int, group_size: int
+) -> int:
+    """As many as a GPU has memory for beside the model and, in 16 bits, the engine's copy of it; on a CPU as many as ever."""
+    if runtime.device.type != "cuda":
+        return MAX_ROWS
+    cost, width = ModelCost.of(model), ROUNDED if runtime.dtype == "bfloat16" else FLOAT32
+    copied = ROUNDED * cost.all_parameters if runtime.dtype == "bfloat16" else 0
+    return rows_with_room(
+        cost,
+        vocabulary_size(model),
+        runtime.free_memory() - copied,
+        prompt_length=prompt_length,
+        completion_length=completion_length,
+        group_size=group_size,
+        width=width,
+    )
+
+
+def of_greedy(groups: Sequence[RolloutGroup], *, num_workers: int) -> dict[str, Estimate | None]:
+    rollouts = [group.rollouts[0] for group in groups]
+    found = {"greedy accuracy": Estimate.of([is_right(r) for r in rollouts if r.is_graded])}
+    math = [r for r in rollouts if r.problem.verifier == "math"]
+    if math:
+        strict: Verifier = MathVerifier(strict=True, num_workers=num_workers)
+        texts, asked = [r.completion.text for r in math], [r.problem for r in math]
+        scores = verify(strict, texts, [p.reference for p in asked], [p.question for p in asked])
+        strict.close()
+        right = [s.outcome is Outcome.CORRECT for r, s in zip(math, scores, strict=True) if r.is_graded]
+        found["greedy accuracy, only \\boxed{}"] = Estimate.of(right)
+    found["cut by max_tokens"] = Estimate.of([r.cut_short for r in rollouts])
+    return found
+
+
+def of_samples(groups: Sequence[RolloutGroup], num_samples: int) -> dict[str, Estimate | None]:
+    """Over the graded samples of each problem; problems with fewer than k of them are not in pass@k."""
+    graded = [[r for r in group.rollouts if r.is_graded] for group in groups]
+    found: dict[str, Estimate | None] = {}
+    for k in sorted({2**i for i in range(num_samples.bit_length())} | {num_samples}):
+        found[f"pass@{k}"] = Estimate.of(
+            [pass_at_k(len(rollouts), sum(map(is_right, rollouts)), k) for rollouts in graded if len(rollouts) >= k]
+        )
+    voted = [g for g, rollouts in zip(groups, graded, strict=True) if rollouts and g.problem.verifier in VOTED_ON]
+    if voted:
+        found[f"maj@{num_samples}"] = Estimate.of([right_by_vote(group) for group in voted])
+    return found
+
+
+def describe_contamination(problems: Sequence[Problem], options: EvaluateOptions) -> str:
+    assert options.against is not None
+    shared = contaminated(problems, load_problems(options.against, split="train"), options.ngram)
+    shown = "".join(f"\n  {name}: {words}" for name, words in list(shared.items())[:5])
+    return (
+        f"{len(shared)} of {len(problems)} problems share {options.ngram} words in a row with {options.against}{shown}"
+    )
+
+
+def describe(found: dict[str, Estimate | None]) -> str:
+    width = max(map(len, found))
+    lines = [f"{name:<{width}}  {'not measured' if x is None else x}" for name, x in found.items()]
+    return "\n".join([*lines, "In brackets: 95 % intervals, bootstrap over problems."])
+
+
+def as_json(found: dict[str, Estimate | None]) -> str:
+    return json.dumps({name: None if x is None else asdict(x) for name, x in found.items()}, indent=2)

@@ -1,0 +1,265 @@
+"""What a step of a run needs, before the run: memory and floating-point operations, from a model's config alone."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from rewards.errors import UserError, first_line
+from rl.capacity.account import CONTEXT, FRAGMENTED, GIB, ROUNDED, Account
+from rl.capacity.choose import NAMED, Room, as_options, choose, described, fitting, remedies, settled
+from rl.capacity.cost import FLOAT32, ModelCost, forward_flops, step_flops
+from rl.capacity.memory import Cut, TrainedTrunk
+from rl.command.dry_run import DryRun, dry_run, equal_batch
+from rl.objective.names import CriticSource
+from rl.run.setup import require_shardable
+from rl.run.tiny import tiny_model, tiny_tokenizer
+from rl.settings.config import RunConfig
+from rl.settings.defaults import TINY
+from rl.settings.options import PlanOptions
+
+CONFIGS = Path(__file__).parent / "model_configs"
+SAMPLED_TOKEN = 14.0  # bytes of a completion's token, its log-prob and its text, as one process tells them to another
+
+
+def known_models() -> list[str]:
+    return [TINY, *sorted(path.stem for path in CONFIGS.glob("*.json"))]
+
+
+def load_config(model: str) -> PretrainedConfig:
+    """Of a folder, a file, one of known_models(), or a hub name that is in the cache. Nothing is downloaded."""
+    if model == TINY:
+        return tiny_model(tiny_tokenizer(), seed=0, device=torch.device("cpu")).config
+    path, known = Path(model).expanduser(), CONFIGS / f"{model.lower()}.json"
+    source = str(known) if model.lower() in known_models() else str(path if path.exists() else model)
+    try:
+        config = AutoConfig.from_pretrained(source, local_files_only=True)
+    except (OSError, ValueError) as error:
+        reason = f" ({first_line(error)})" if path.exists() else ""
+        raise UserError(
+            f"model is {model!r}: it is no known model, no folder or file of a config.json that can be read{reason}, and no hub "
+            f"name in the cache; give one of {', '.join(known_models())}, or the path of a config.json"
+        ) from None
+    text = config.get_text_config()
+    needed = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
+    missing = [name for name in needed if not isinstance(getattr(text, name, None), int)]
+    if missing:
+        raise UserError(
+            f"model is {model!r}: its config has no {', '.join(missing)}, and the formulas are for models of Llama's shape; "
+            f"give one of {', '.join(known_models())}, or the config.json of a Llama, Qwen or Mistral"
+        )
+    return text
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes on one GPU and operations of one step, all GPUs together. device: "cpu" for a run that is measured on one."""
+
+    options: PlanOptions
+    config: PretrainedConfig
+    device: str = "cuda"
+
+    def __post_init__(self) -> None:
+        if self.options.sharding == "full":
+            require_shardable(self.account.run)
+
+    @property
+    def asked(self) -> RunConfig:
+        """The options of the run that is planned; those that cannot be are refused there."""
+        o = self.options
+        same = {f.name for f in fields(PlanOptions)} & {f.name for f in fields(RunConfig)} - {"sampler"}
+        return RunConfig(
+            **{name: getattr(o, name) for name in same},
+            lora_alpha=2.0 * o.lora_rank or None,
+            max_tokens=o.completion_length,
+            attention="varlen" if o.dtype == "bfloat16" else "dense",  # what a GPU has for these
+        )
+
+    @cached_property
+    def skeleton(self) -> PreTrainedModel:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(self.config)
+
+    @cached_property
+    def open_account(self) -> Account:
+        """What is "auto" is left so."""
+        o = self.options
+        return Account.of(
+            self.asked,
+            self.skeleton,
+            prompt_length=o.prompt_length,
+            device=self.device,
+            engine=o.sampler,
+            processes=o.gpus,
+            shards=o.sharding == "full",
+        )
+
+    @cached_property
+    def account(self) -> Account:
+        """Of the run as it would be: on the card, if one is named that it fits, else with what stands for "auto" elsewhere."""
+        if self.options.card is not None:
+            with suppress(UserError):
+                return choose(self.open_account, Room.of_card(self.options.gib))
+        return settled(self.open_account)
+
+    @property
+    def run(self) -> RunConfig:
+        return self.account.run
+
+    @property
+    def cost(self) -> ModelCost:
+        return self.account.cost
+
+    @property
+    def cut(self) -> Cut:
+        return self.account.cut
+
+    @property
+    def policy(self) -> TrainedTrunk:
+        return self.account.policy
+
+    @property
+    def value(self) -> CriticSource:
+        return self.run.chosen_algorithm().critic
+
+    def memory(self) -> dict[str, float]:
+        return self.account.parts()
+
+    def kept(self) -> float:
+        return self.account.kept()
+
+    def peak_of_update(self) -> float:
+        return self.account.peak_of_update()
+
+    def peak_of_sampling(self) -> float:
+        return self.account.peak_of_sampling()
+
+    def traffic(self) -> dict[str, float]:
+        """Bytes that one GPU receives in a step.
+
+        A sum over n GPUs in a ring is 2 (n - 1) / n of the numbers, putting together or taking apart (n - 1) / n. Sharded weights are
+        put together for each forward and each backward of a micro-batch, under bfloat16 the layers' matrices in 16 bits, and gradients
+        taken apart after each in float32. To servers, in their type: what the first process sends, which each of them receives.
+        """
+        o, trained, every = self.options, self.policy.trained, self.cost.all_parameters
+        rounds = self.run.computing_dtype == "bfloat16"
+        gathered = FLOAT32 * every - (FLOAT32 - ROUNDED) * rounds * self.cost.block
+        sent = ROUNDED if self.run.sampling_dtype == "bfloat16" else FLOAT32
+        part, micros = (o.gpus - 1) / o.gpus, self.cut.micro_batches
+        completions = o.problems_per_step * o.group_size * o.completion_length
+        sharded = o.sharding == "full"
+        return {
+            "gradients": part * FLOAT32 * trained * (micros if sharded else 2),
+            "weights": part * gathered * micros * (3 if self.account.has_reference else 2) if sharded else 0.0,
+            "weights to the sampler": FLOAT32 * every * part * sharded if o.sampler == "torch" else 1.0 * sent * every,
+            "what was sampled": part * SAMPLED_TOKEN * completions,
+        }
+
+    def flops(self) -> dict[str, float]:
+        """sampling 2 (N_b T + V H S) + attention, every prompt once for its group; the update by rl/capacity/cost.py."""
+        o = self.options
+        whole = replace(
+            self.cut.whole, prompts=self.cut.whole.prompts * o.gpus, sequences=o.problems_per_step * o.group_size
+        )
+        updated = step_flops(
+            self.cost,
+            whole.work,
+            critic=self.value,
+            has_reference=self.account.has_reference,
+            frozen=o.lora_rank > 0,
+            checkpointed=self.policy.checkpointed,
+        )
+        sampled = replace(whole, prompts=o.problems_per_step).work
+        return {"sampling": forward_flops(self.cost, sampled), **updated}
+
+    def dry(self) -> DryRun:
+        """The update itself, run without numbers, on at most two micro-batches: any further one is like the second."""
+        o = self.options
+        problems = min(o.own_problems, 2 * self.cut.largest.prompts)
+        batch = equal_batch(problems, o.group_size, o.prompt_length, o.completion_length)
+        return dry_run(self.config, self.run, batch, device=self.device, shards=o.gpus if o.sharding == "full" else 1)
+
+
+def describe(plan: Plan, dry: DryRun | None) -> str:
+    """As text for a person."""
+    o, row = plan.options, plan.cut.largest
+    sampler = plan.memory()["sampler's weights"]
+
+    def line(name: str, size: float, beside: str = "") -> str:
+        return f"{name:<27}{size / GIB:>10.3f}{beside}"
+
+    lines = [
+        f"{o.model}, {plan.cost.all_parameters / 1e6:,.1f} M parameters, {plan.policy.trained / 1e6:,.1f} M trained",
+        f"{o.algorithm}, value {plan.value}, {o.dtype}, attention {plan.run.attention}; {plan.cut.micro_batches} micro-batches, the "
+        f"largest of {row.tokens:,} tokens, {row.scored:,} of them scored",
+        "",
+        f"{'GiB on one GPU':<27}{'formula':>10}",
+        *(line(name, size) for name, size in plan.memory().items()),
+        "",
+        f"{'GiB on one GPU':<27}{'formula':>10}" + (f"{'dry run':>12}" if dry else ""),
+        line("peak of the update", plan.peak_of_update(), f"{(dry.peak + sampler) / GIB:>12.3f}" if dry else ""),
+        line("peak of sampling", plan.peak_of_sampling()),
+        "",
+        f"{'operations of a step':<27}{'TFLOP':>10}",
+        *(f"{name:<27}{count / 1e12:>10,.1f}" for name, count in plan.flops().items()),
+    ]
+    if o.gpus > 1:
+        lines += ["", f"{'GiB that one GPU receives':<27}{'a step':>10}"]
+        lines += [line(name, size) for name, size in plan.traffic().items()]
+    if o.card is not None:
+        lines += ["", *on_the_card(plan, [dry.peak + sampler] if dry else [])]
+    return "\n".join(lines)
+
+
+def on_the_card(plan: Plan, also: Sequence[float]) -> Iterator[str]:
+    """The verdict, what was chosen, and the largest that would fit. also: peaks from another source than the account."""
+    o, account, room = plan.options, plan.account, Room.of_card(plan.options.gib)
+    need = (max(account.peak(), *also) if also else account.peak()) * FRAGMENTED + CONTEXT
+    verdict = "fits" if need <= room.total else "does not fit"
+    yield (
+        f"{verdict} a card of {o.gib:g} GiB: {need / GIB:.1f} GiB are needed, {FRAGMENTED - 1:.0%} that is lost between tensors and "
+        f"{CONTEXT / GIB:g} GiB of CUDA's own among them"
+    )
+    if need > room.total:
+        for changes, found in islice(remedies(plan.open_account, room), NAMED):
+            yield f"  it would fit with {as_options(changes)}: {(found.needed(found.peak()) + CONTEXT) / GIB:.1f} GiB"
+    else:
+        yield f"  {described(account, room)}"
+    yield "the largest there, all else as planned:"
+    yield from (f"  {name:<25}{found}" for name, found in largest(plan, room).items())
+
+
+def largest(plan: Plan, room: Room) -> dict[str, str]:
+    """The largest known model, group and completion that fit, one changed at a time; auto is chosen anew for each."""
+    account, context = plan.open_account, getattr(plan.config, "max_position_embeddings", None) or 1 << 17
+
+    def fits(changed: Account) -> bool:
+        return fitting(changed, room) is not None
+
+    others = {name: Plan(replace(plan.options, model=name), load_config(name)) for name in known_models()}
+    by_size = sorted(others, key=lambda name: others[name].open_account.cost.all_parameters, reverse=True)
+    group = most(lambda n: fits(account.having(group_size=n)), 1 << 12)
+    tokens = most(lambda n: fits(replace(account, completion_length=n)), context - account.prompt_length)
+    return {
+        "model": next((name for name in by_size if fits(others[name].open_account)), "none"),
+        "group size": f"{group:,}" if group else "none",
+        "completion length": f"{tokens:,}" if tokens else "none",
+    }
+
+
+def most(holds: Callable[[int], bool], bound: int) -> int:
+    """The largest of 2 ... bound that it holds for, with all below; 0 where it holds for none."""
+    found = bisect_left(range(2, bound + 1), True, key=lambda n: not holds(n)) + 1
+    return found if found > 1 else 0
+
+
+def make_plan(options: PlanOptions) -> Plan:
+    return Plan(options, load_config(options.model))

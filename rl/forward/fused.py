@@ -1,0 +1,101 @@
+"""Elementwise work of the update in few kernels, on a GPU: the same numbers for fewer bytes.
+
+transformers writes a norm as six kernels, and under autocast each product that reads it casts it anew; here it is one that writes
+the type which they multiply in (rl/forward/triton_kernels.py). SiLU(gate) * up is one too. What layers add up stays float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.activations import SiLUActivation
+
+from rl.forward.casts import product_dtype
+
+Fused = Literal["auto", "none"]
+# Each norm stands before the products that read it.
+LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
+GATED = {"gate_proj", "up_proj", "down_proj"}
+
+
+def why_not_fused(model: PreTrainedModel) -> str | None:
+    if find_spec("triton") is None:
+        return "Triton is not installed (pip install triton)"
+    layers = getattr(getattr(model, "model", None), "layers", ())
+    return None if layers and all(map(_is_llamas, layers)) else "its layers are not of Llama's shape"
+
+
+def kernel_errors() -> tuple[type[Exception], ...]:
+    """What Triton raises where it cannot build a kernel for this machine."""
+    if find_spec("triton") is None:
+        return ()
+    from rl.forward.triton_kernels import TritonError
+
+    return (TritonError,)
+
+
+def _is_llamas(layer: Any) -> bool:
+    """By its parts. That they compute what Llama's do is tried (rl/forward/forward.py)."""
+    if _children(layer) != LAYER or _children(layer.mlp) != GATED:
+        return False
+    return _is_norm(layer.input_layernorm) and _is_norm(layer.post_attention_layernorm)
+
+
+def _children(module: nn.Module) -> set[str]:
+    """Those that hold parameters."""
+    return {name for name, child in module.named_children() if any(True for _ in child.parameters())}
+
+
+def _is_norm(module: Any) -> bool:
+    return hasattr(module, "variance_epsilon") and isinstance(getattr(module, "weight", None), Tensor)
+
+
+@contextmanager
+def fused(model: PreTrainedModel) -> Iterator[None]:
+    """Inside the block the model's layers, which are of Llama's shape, run by rl/forward/triton_kernels.py. Nothing of the model is changed."""
+    parts = [(module, forward) for module, forward in _parts(model) if "forward" not in module.__dict__]
+    for module, forward in parts:
+        module.forward = partial(forward, module)
+    try:
+        yield
+    finally:
+        for module, _ in parts:
+            module.__dict__.pop("forward", None)
+
+
+def _parts(model: Any) -> Iterator[tuple[Any, Callable[..., Tensor]]]:
+    for layer in model.model.layers:
+        yield layer.input_layernorm, _norm_before_products
+        yield layer.post_attention_layernorm, _norm_before_products
+        for norm in filter(_is_norm, (getattr(layer.self_attn, name, None) for name in ("q_norm", "k_norm"))):
+            yield norm, _norm_of_heads
+        if isinstance(layer.mlp.act_fn, nn.SiLU | SiLUActivation):
+            yield layer.mlp, _gated
+
+
+def _norm_before_products(norm: Any, x: Tensor) -> Tensor:
+    return _norm(norm, x, product_dtype(x))
+
+
+def _norm_of_heads(norm: Any, x: Tensor) -> Tensor:
+    """Rotary positions come next, in the type of the weight."""
+    return _norm(norm, x, torch.result_type(x, norm.weight))
+
+
+def _norm(norm: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
+    from rl.forward.triton_kernels import rms_norm  # not everywhere
+
+    return rms_norm(x, norm.weight, norm.variance_epsilon, dtype)
+
+
+def _gated(mlp: Any, x: Tensor) -> Tensor:
+    from rl.forward.triton_kernels import silu_times
+
+    return mlp.down_proj(silu_times(mlp.gate_proj(x), mlp.up_proj(x)))

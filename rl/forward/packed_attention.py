@@ -1,0 +1,214 @@
+"""Attention over the packed row of rl/update/batch.py: each completion sees its own prompt and itself.
+
+The one function that a model calls in place of its own attention, through the attention interface of transformers. Keys and
+values of a prompt are gathered for each of its completions, so that gradients flow back into the one prompt there is.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AttentionInterface, PreTrainedModel
+
+from rl.forward.casts import product_dtype
+from rl.forward.micro_batch import MicroBatch, TrainGroup, TrainSequence, lay_out
+from rl.forward.row import AttentionBlock, RaggedPieces
+from rl.forward.shapes import head_size, key_width
+from rollout.attention import grouped_attention
+
+PACKED = "plumbline_packed"
+Kernel = Callable[..., Tensor]  # of the row; query, key, value [1, H, N, D]; scale, window -> [N, H, D]
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    micro: MicroBatch,
+    kernel: Kernel,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Prompts attend to themselves, completions to their prompt and to themselves. [1, H, N, D] -> [1, N, H, D].
+
+    softcap, s_aux: Gemma 2's bound on the scores; gpt-oss's sinks, a score per head that takes weight and gives nothing.
+    """
+    if attention_mask is not None:  # transformers makes none for an attention function that is not its own
+        raise RuntimeError("its layers make a mask of their own")
+    if softcap is not None or s_aux is not None:
+        kernel = partial(explicit, softcap=softcap, sinks=s_aux)
+    return kernel(micro, query, key, value, scaling, sliding_window)[None], None
+
+
+AttentionInterface.register(PACKED, packed_attention)
+
+
+def by_blocks(attend: Callable[..., Tensor]) -> Kernel:
+    """Of a function that attends the queries of one block: all of them, in the order of the row."""
+
+    def kernel(micro: MicroBatch, *states_and_options: Any, **more: Any) -> Tensor:
+        outputs = [attend(block, *states_and_options, **more) for block in micro.blocks]
+        return torch.cat(outputs).index_select(0, micro.attended_at)
+
+    return kernel
+
+
+@by_blocks
+def dense(
+    block: AttentionBlock, query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None
+) -> Tensor:
+    """By scaled_dot_product_attention on padded pieces: any device, any precision."""
+    out = grouped_attention(
+        _gather(query, block.query_slots),
+        _gather(key, block.key_slots),
+        _gather(value, block.key_slots),
+        mask=block.visible(window)[:, None],
+        causal=False,
+        scale=scale,
+    )
+    return out.flatten(0, 1).index_select(0, block.filled_queries)
+
+
+@by_blocks
+def explicit(
+    block: AttentionBlock,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float | None,
+    window: int | None,
+    *,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """What no kernel has arguments for: all scores are kept."""
+    grouped = _gather(query, block.query_slots).unflatten(1, (key.shape[1], -1))
+    keys, values = _gather(key, block.key_slots)[:, :, None], _gather(value, block.key_slots)[:, :, None]
+    scores = grouped @ keys.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores.masked_fill(~block.visible(window)[:, None, None], -torch.inf).float()
+    if sinks is not None:
+        column = sinks.float().view(1, *grouped.shape[1:3], 1, 1).expand(*scores.shape[:-1], 1)
+        scores = torch.cat([scores, column], -1)
+    weights = scores.softmax(-1)[..., : keys.shape[3]].to(value.dtype)
+    return (weights @ values).flatten(1, 2).transpose(1, 2).flatten(0, 1).index_select(0, block.filled_queries)
+
+
+def _gather(states: Tensor, slots: Int[Tensor, "B C"]) -> Tensor:
+    """[1, H, N, D] -> [B, H, C, D]. By `embedding`, whose backward adds up repeated rows fast on every device."""
+    return F.embedding(slots, _rows(states).flatten(1)).unflatten(-1, (states.shape[1], -1)).transpose(1, 2)
+
+
+def _rows(states: Tensor) -> Tensor:
+    """[1, H, N, D] -> [N, H, D]"""
+    return states[0].transpose(0, 1)
+
+
+def in_one_call(attend: Callable[..., Tensor]) -> Kernel:
+    """Of a function that attends ragged pieces: no padding and no mask, on a GPU in 16 bits.
+
+    The queries are taken as they stand, keys and values gathered together. Kernels insist on one type for all three, while under
+    autocast rotary positions leave float32 queries and keys beside 16-bit values.
+    """
+
+    def kernel(
+        micro: MicroBatch, query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None
+    ) -> Tensor:
+        dtype = product_dtype(value)
+        states = torch.cat([_rows(x).to(dtype) for x in (key, value)], 1)
+        gathered = F.embedding(micro.ragged.key_slots, states.flatten(1)).unflatten(-1, (2, key.shape[1], -1))
+        window_size = (-1 if window is None else window - 1, 0)  # keys before the query; none after it
+        return attend(_rows(query).to(dtype), *gathered.unbind(1), micro.ragged, scale, window_size)
+
+    return kernel
+
+
+def by_torch(
+    query: Tensor, key: Tensor, value: Tensor, pieces: RaggedPieces, scale: float | None, window_size: tuple[int, int]
+) -> Tensor:
+    """By torch's flash attention."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    group, options = query.shape[1] // key.shape[1], {}
+    if group > 1 and _takes_grouped_heads(varlen_attn):
+        options["enable_gqa"] = True
+    elif group > 1:
+        key, value = (x.repeat_interleave(group, 1) for x in (key, value))
+    out = varlen_attn(  # pyright: ignore[reportCallIssue]
+        query, key, value, *_lengths(pieces), scale=scale, window_size=window_size, **options
+    )
+    assert isinstance(out, Tensor)
+    return out
+
+
+varlen = in_one_call(by_torch)
+
+
+@cache
+def _takes_grouped_heads(attention: Callable[..., Any]) -> bool:
+    """From torch 2.12 on."""
+    return "enable_gqa" in inspect.signature(attention).parameters
+
+
+@in_one_call
+def flash(
+    query: Tensor, key: Tensor, value: Tensor, pieces: RaggedPieces, scale: float | None, window_size: tuple[int, int]
+) -> Tensor:
+    """By the flash-attn package (arXiv 2307.08691), on a Hopper by its third version (2407.08608) where that is installed."""
+    module = flash_package(query.device)
+    if module is None:
+        raise ImportError("flash-attn is not installed")
+    attend = import_module(module).flash_attn_varlen_func
+    out = attend(query, key, value, *_lengths(pieces), softmax_scale=scale, causal=True, window_size=window_size)
+    return out[0] if isinstance(out, tuple) else out  # early builds of the third version give the normalisers too
+
+
+@cache
+def flash_package(device: torch.device) -> str | None:
+    """The third version is for Hopper alone."""
+    found = [name for name in ("flash_attn_interface", "flash_attn") if find_spec(name)]
+    if "flash_attn_interface" in found and (device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != 9):
+        found.remove("flash_attn_interface")
+    return found[0] if found else None
+
+
+def _lengths(pieces: RaggedPieces) -> tuple[Tensor, Tensor, int, int]:
+    return pieces.query_starts, pieces.key_starts, pieces.most_queries, pieces.most_keys
+
+
+def fastest(kernels: Mapping[str, Kernel], model: PreTrainedModel) -> str:
+    """By forward and backward of one layer, on the row of a full micro-batch: a group of 8 with prompts of 512 tokens."""
+    if len(kernels) == 1:
+        return next(iter(kernels))
+    config, device = model.config.get_text_config(), model.device
+    micro = lay_out([TrainGroup((0,) * 512, (TrainSequence.to_score([0] * 1024),) * 8)]).to(device)
+    heads = config.num_attention_heads, *(key_width(config) // head_size(config),) * 2
+    options: Any = {"device": device, "dtype": product_dtype(next(model.parameters())), "requires_grad": True}
+    states = [torch.randn(1, count, len(micro.input_ids), head_size(config), **options) for count in heads]
+
+    def seconds(kernel: Kernel) -> float:
+        started = time.perf_counter()
+        with torch.enable_grad():
+            kernel(micro, *states, None, None).sum().backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - started
+
+    return min(kernels, key=lambda name: min(seconds(kernels[name]) for _ in range(4)))

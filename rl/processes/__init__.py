@@ -1,0 +1,4 @@
+"""The processes of a run and their devices: accelerate's launcher, collectives, autocast, sharded weights.
+
+Imports rl.forward and rl.settings.
+"""

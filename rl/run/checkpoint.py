@@ -1,0 +1,189 @@
+"""Save and resume. A checkpoint is written aside and renamed, so that what has its name is complete.
+
+It carries the checksums of its files (`sha256sum -c SHA256SUMS` reads them): one that was damaged later is not resumed from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import PreTrainedTokenizerBase
+
+from rewards.errors import UserError, first_line
+from rl.policy.save_model import save_tensors
+from rl.processes.sharding import whole_state
+from rl.update.learner import Learner
+from rollout.collect import Collected
+from rollout.collected_json import collected_from_json, collected_to_json
+from rollout.problems import ProblemStream
+
+WAITING = "waiting.json"  # completions that the next step will be trained on, sampled one step ahead
+CRITIC_FOLDER = "critic"  # engines read every safetensors file beside the model's as a part of it
+CHECKSUMS = "SHA256SUMS"
+
+# Nothing else has to be saved: every random draw is a function of the run's seed and of these counters.
+
+
+def save_checkpoint(
+    folder: Path,
+    *,
+    step: int,
+    learner: Learner,
+    stream: ProblemStream,
+    tokenizer: PreTrainedTokenizerBase,
+    keep: int,
+    waiting: Collected | None = None,
+) -> None:
+    """The policy (a model, or the adapters to one), its critic, the optimiser, the place in the stream; of older checkpoints `keep` - 1 are kept.
+
+    Every process must call it, and the first one writes.
+    """
+    every = learner.algorithm.refresh_reference_every
+    reference = learner.reference if every and step >= every else None  # before its first refresh it is the base
+    policy_state, optimizer_state = learner.policy.state(), whole_state(learner.optimizer)
+    reference_state = {} if reference is None else reference.state()
+    if not learner.runtime.is_main:
+        return
+    aside = folder.with_name(f".{folder.name}.partial")
+    with writing(folder.parent.parent, aside):
+        shutil.rmtree(aside, ignore_errors=True)
+        learner.policy.save(aside, policy_state)
+        critic = learner.critic or learner.policy.value_head
+        if critic is not None:
+            (aside / CRITIC_FOLDER).mkdir()
+            critic.save(aside / CRITIC_FOLDER)
+        tokenizer.save_pretrained(aside)
+        save_tensors(optimizer_state, aside / "optimizer.pt")
+        if reference is not None:
+            reference.save(aside / "reference", reference_state)
+        if waiting is not None:
+            (aside / WAITING).write_text(json.dumps(collected_to_json(waiting)), encoding="utf-8")
+        counters = {"step": step, "cursor": stream.cursor, "skipped_in_a_row": learner.skipped_in_a_row}
+        (aside / "trainer.json").write_text(json.dumps(counters))
+        sums = {path: checksum(path) for path in files_of(aside)}
+        (aside / CHECKSUMS).write_text("".join(f"{s}  {path.relative_to(aside)}\n" for path, s in sums.items()))
+        for path in (*files_of(aside), aside):
+            flush(path)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(aside, folder)
+        flush(folder.parent)
+    remove_old(folder.parent.parent, keep)
+
+
+def try_saving(run_dir: Path, learner: Learner, stream: ProblemStream, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Saves once as the run will, and removes it: what cannot be saved is found before there is work to lose.
+
+    Every process must call it.
+    """
+    trial = run_dir / "checkpoints" / ".trial"
+    save_checkpoint(trial, step=0, learner=learner, stream=stream, tokenizer=tokenizer, keep=1)
+    if learner.runtime.is_main:
+        shutil.rmtree(trial)
+
+
+def remove_old(run_dir: Path, keep: int) -> None:
+    for old in checkpoints(run_dir)[:-keep]:
+        shutil.rmtree(old)
+
+
+@contextmanager
+def writing(run_dir: Path, aside: Path | None = None) -> Iterator[None]:
+    """What cannot be written ends the run with a message, and leaves nothing behind in `aside`."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:  # by Python, safetensors, torch
+        if aside is not None:
+            shutil.rmtree(aside, ignore_errors=True)
+        if not is_of_the_disk(error):
+            raise
+        found = checkpoints(run_dir)
+        stands = f"{found[-1].name} stands" if found else "there is no checkpoint yet"
+        raise UserError(
+            f"run_dir is {str(run_dir)!r}: it could not be written ({first_line(error)}); {stands}. Fix that (free space, permissions) "
+            "and go on with --resume: lost steps are recomputed and give the same result"
+        ) from error
+
+
+def is_of_the_disk(error: BaseException | None) -> bool:
+    """Whether an OSError is at its root; safetensors tells of one in its message, torch raises another error while it handles one."""
+    if isinstance(error, SafetensorError):
+        return "os error" in str(error)
+    return isinstance(error, OSError) or (error is not None and is_of_the_disk(error.__cause__ or error.__context__))
+
+
+def files_of(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def flush(path: Path) -> None:
+    """To the disk itself: a machine that loses power after the renaming has the files whole."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def checkpoints(run_dir: Path) -> list[Path]:
+    """The complete checkpoints of a run, the oldest first."""
+    return sorted((run_dir / "checkpoints").glob("step-*"))
+
+
+def set_aside_damaged(run_dir: Path) -> Iterator[str]:
+    """Renames, from the newest on, every checkpoint that is not as it was saved, until one is. -> what is wrong with each."""
+    for folder in reversed(checkpoints(run_dir)):
+        wrong = damage(folder)
+        if wrong is None:
+            return
+        os.replace(folder, folder.with_name(f"damaged-{folder.name}"))
+        yield f"{folder.name} is not as it was saved ({wrong}) and is left out; it is kept as damaged-{folder.name}"
+
+
+def damage(folder: Path) -> str | None:
+    """What is not as it was saved."""
+    try:
+        lines = (folder / CHECKSUMS).read_text(encoding="utf-8").splitlines()
+        expected = {name: sum for sum, _, name in (line.partition("  ") for line in lines)}
+        wrong = [name for name, sum in expected.items() if checksum(folder / name) != sum]
+    except (OSError, ValueError) as error:
+        return str(error)
+    if not expected:
+        return f"{CHECKSUMS} is empty"
+    return f"checksum of {', '.join(wrong)}" if wrong else None
+
+
+def load_checkpoint(folder: Path, learner: Learner, stream: ProblemStream) -> int:
+    """Puts everything back as it was saved. -> the step."""
+    if (folder / "reference").is_dir():  # it was the policy once
+        assert learner.reference is not None
+        learner.policy.load(folder / "reference")
+        learner.reference = learner.policy.copied_to(learner.reference)
+    learner.policy.load(folder)
+    critic = learner.critic or learner.policy.value_head
+    if critic is not None:
+        of_critic = folder / CRITIC_FOLDER
+        critic.load(of_critic if of_critic.is_dir() else folder)  # where it was in earlier versions
+    state = json.loads((folder / "trainer.json").read_text())
+    learner.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True))
+    stream.cursor = state["cursor"]
+    learner.skipped_in_a_row = state["skipped_in_a_row"]
+    return state["step"]
+
+
+def load_waiting(folder: Path) -> Collected | None:
+    """What was sampled one step ahead."""
+    path = folder / WAITING
+    return collected_from_json(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None

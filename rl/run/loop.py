@@ -1,0 +1,184 @@
+"""A run from its configuration to its report: evaluate, step, save, until the end or an interruption."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from rewards.errors import UserError
+from rewards.score import Outcome
+from rewards.verifiers import VerifierOptions, Verifiers
+from rl.processes.runtime import Runtime
+from rl.run.checkpoint import save_checkpoint, writing
+from rl.run.evaluate import evaluate
+from rl.run.run_folder import FolderLock, opened
+from rl.run.setup import Run, set_up
+from rl.settings.config import RunConfig
+from rl.update.step import StepResult, train_step
+from rl.update.step_metrics import Metrics
+from rl.view.metrics import read_metrics
+from rl.view.progress import Progress, final_table, visible
+from rl.view.report import REPORT, write_report
+from rollout.records import RolloutGroup
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run was asked to stop, and has saved itself."""
+
+
+def train(config: RunConfig) -> Path:
+    """Runs, and leaves metrics, completions, checkpoints and a report in the run's folder. -> the folder."""
+    runtime = Runtime(dtype=config.computing_dtype, trackers=config.trackers, device=config.device)
+    lock = FolderLock()
+    config = runtime.from_main(lambda: opened(config, lock))
+    run_dir = config.run_dir
+    assert run_dir is not None
+    verifiers = Verifiers(verifier_options(config))
+    try:
+        with Progress(config.num_steps or 0, quiet=not runtime.is_main) as progress:
+            run = set_up(config, runtime, verifiers, progress)
+            try:
+                runtime.start_trackers("plumbline", config.as_json(), run_dir)
+                progress.message(f"run folder: {run_dir}")
+                with interruption(progress) as asked:
+                    run_steps(run, progress, asked)
+                if runtime.is_main:
+                    with writing(run_dir):
+                        write_report(run_dir)
+            finally:
+                run.close(at_once=isinstance(sys.exception(), KeyboardInterrupt))
+    finally:
+        verifiers.close()
+        runtime.close()
+        lock.release()
+    final_table(read_metrics(run_dir), progress.console)
+    progress.message(f"report: {run_dir / REPORT}\nmodel:  {checkpoint_of(run)}")
+    if run.step < (config.num_steps or 0):
+        raise Interrupted(f"stopped and saved after step {run.step}; go on with --run-dir {run_dir} --resume")
+    return run_dir
+
+
+def verifier_options(config: RunConfig) -> VerifierOptions:
+    return VerifierOptions(
+        num_workers=config.verifier_workers,
+        deadline=config.verifier_deadline,
+        allow_unsafe_code=config.allow_unsafe_code,
+        formats=config.format,
+        format_weight=config.format_weight,
+        gate_format=config.gate_format,
+    )
+
+
+def run_steps(run: Run, progress: Progress, asked: StopRequest) -> None:
+    """Every step that is left, with evaluations and checkpoints between, until the last or until asked to stop."""
+    config, num_steps = run.config, run.config.num_steps or 0
+    if run.step == 0:
+        progress.start("evaluating the base model")
+        log(run, progress, {"step": 0, **evaluate(run.collector, run.held_out, config.eval_samples)}, None)
+    while run.step < num_steps:
+        step, started = run.step + 1, time.perf_counter()
+        run.learner.set_learning_rate(config.learning_rate_at(step))
+        run.learner.trains_policy = step > config.critic_warmup_steps
+        result = train_step(
+            run.learner,
+            run.collector,
+            run.stream,
+            run.delivery,
+            step=step,
+            num_problems=config.problems_per_step or 1,
+            ahead=run.ahead,
+        )
+        require_judged([c.group for c in result.sampled], config.max_unjudged)
+        metrics: Metrics = {"step": step, **result.metrics}
+        if run.verifiers.isolation:
+            metrics["sandbox/level"] = run.verifiers.isolation.rank
+        if step % (config.eval_every or 1) == 0 or step == num_steps:
+            metrics |= evaluate(run.collector, run.held_out, config.eval_samples)
+        metrics |= {"time/step": time.perf_counter() - started, "memory/peak": run.learner.runtime.peak_memory()}
+        log(run, progress, metrics, result)
+        run.step = step
+        stops = run.learner.runtime.anywhere(asked.stop)
+        if step % config.save_every == 0 or step == num_steps or stops:
+            save(run)
+        if stops:
+            break
+
+
+def log(run: Run, progress: Progress, metrics: Metrics, result: StepResult | None) -> None:
+    if run.records is None:
+        return
+    with writing(run.run_dir):
+        run.records.write(metrics, result)
+    run.learner.runtime.track(metrics, step=int(metrics["step"] or 0))
+    progress.step(metrics)
+    for sign in run.watch.add(metrics):
+        progress.message(f"look at this run: {sign}")
+
+
+def save(run: Run) -> None:
+    save_checkpoint(
+        checkpoint_of(run),
+        step=run.step,
+        learner=run.learner,
+        stream=run.stream,
+        tokenizer=run.tokenizer,
+        waiting=run.ahead.wait() if run.ahead else None,
+        keep=run.config.save_total_limit,
+    )
+    run.learner.runtime.wait()
+
+
+def checkpoint_of(run: Run) -> Path:
+    return run.run_dir / "checkpoints" / f"step-{run.step:06d}"
+
+
+def require_judged(groups: Sequence[RolloutGroup], bound: float) -> None:
+    """A broken verifier must not look like a hard dataset: too many answers that could not be read stop the run."""
+    doubtful = (Outcome.UNPARSED, Outcome.TIMEOUT, Outcome.CRASHED)
+    rollouts = [r for group in groups for r in group.rollouts]
+    unjudged = [r for r in rollouts if r.score.outcome in doubtful and not r.cut_short]
+    if len(unjudged) > bound * len(rollouts):
+        examples = "".join(
+            f"\n  {r.score.outcome.value}: {r.score.detail}\n    reference {str(r.problem.reference)[:80]!r}, "
+            f"answer ends {visible(r.completion.text[-160:])!r}"
+            for r in unjudged[:3]
+        )
+        raise UserError(
+            f"max_unjudged is {bound}: {len(unjudged)} of {len(rollouts)} answers of this step were unparsed, timed out or "
+            f"crashed the verifier, so their rewards say nothing. Look at the verifier, or raise max_unjudged. Examples:{examples}"
+        )
+
+
+@dataclass
+class StopRequest:
+    stop: bool = False
+
+
+@contextmanager
+def interruption(progress: Progress) -> Iterator[StopRequest]:
+    """Ctrl-C or SIGTERM asks for a stop after the step under way; a second Ctrl-C stops at once.
+
+    A second SIGTERM does not: a launcher of several processes passes the first one on, and Ctrl-C too as another SIGTERM.
+    """
+    request = StopRequest()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if request.stop and number == signal.SIGTERM:
+            return
+        if request.stop:
+            raise KeyboardInterrupt
+        request.stop = True
+        progress.message("stopping after this step, which is then saved (once more: at once, without saving)")
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

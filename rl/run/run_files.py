@@ -1,0 +1,85 @@
+"""What a run writes down while it goes: config.json, metrics.jsonl, completions.jsonl."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from rl.processes.runtime import cpu_cores
+from rl.settings.config import RunConfig
+from rl.update.step import StepResult
+from rl.view.metrics import MetricsWriter, keep_lines, write_whole
+
+PACKAGES = ("torch", "transformers", "accelerate", "peft", "math-verify", "vllm")
+
+
+class RunRecords:
+    """The run's files. A resumed run goes on from `keep_through`; what was written of later steps is cut off.
+
+    tokenizer: of the prompts that are written with their completions.
+    """
+
+    def __init__(
+        self, run_dir: Path, keep_through: int | None = None, tokenizer: PreTrainedTokenizerBase | None = None
+    ) -> None:
+        self.metrics = MetricsWriter(run_dir, keep_through)
+        self.completions, self.tokenizer = run_dir / "completions.jsonl", tokenizer
+        if self.completions.exists():
+            keep_lines(self.completions, lambda line: json.loads(line)["step"] <= (keep_through or 0))
+
+    def write(self, metrics: Mapping[str, float | None], result: StepResult | None = None) -> None:
+        self.metrics.write(metrics)
+        if result is not None:
+            assert self.tokenizer is not None
+            step, tokenizer = int(metrics["step"] or 0), self.tokenizer
+            with self.completions.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(row) + "\n" for row in completion_rows(step, result, tokenizer))
+
+
+def completion_rows(step: int, result: StepResult, tokenizer: PreTrainedTokenizerBase) -> Iterator[dict[str, Any]]:
+    """Of every group that was sampled; those that dynamic sampling left out of the update have no advantage."""
+    trained = {id(credited) for credited in result.groups}
+    for credited in result.sampled:
+        group, in_update = credited.group, id(credited) in trained
+        prompt = tokenizer.decode(list(group.prompt_ids))
+        for rollout, _, advantages in credited.rows():
+            completion, score = rollout.completion, rollout.score
+            yield {
+                "step": step,
+                "problem_id": group.problem.id,
+                "prompt": prompt,
+                "reference": group.problem.reference,
+                "completion": completion.text,
+                "value": score.value,
+                "outcome": score.outcome.value,
+                "parts": dict(score.parts),
+                "detail": score.detail,
+                "length": completion.num_chosen,
+                "finish_reason": completion.finish_reason.value,
+                "policy_version": completion.policy_version,
+                "in_update": in_update,
+                "advantage": advantages.mean().item() if in_update and advantages is not None else None,
+            }
+
+
+def write_config(run_dir: Path, config: RunConfig, found: Mapping[str, Any] | None = None) -> None:
+    """found: what was found out beside the options: by which paths the update and the sampler run the model, the first prompt, the
+    fingerprints of the problems."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    hardware = {"cpu_cores": cpu_cores(), "machine": platform.machine(), "gpu": gpu}
+    options = {**config.as_json(), "resume": False}
+    written = {**options, **(found or {}), "versions": versions, "hardware": hardware}
+    write_whole(run_dir / "config.json", json.dumps(written, indent=2) + "\n")

@@ -1,0 +1,142 @@
+"""The base of a default run: a tiny model taught worked solutions until it is mediocre, then left for RL to improve.
+
+RL from a base that is right in 2 % of cases learns nothing, and one that is right in 90 % shows nothing: the warm start is
+stopped by held-out accuracy, not by a number of steps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from rewards.errors import UserError
+from rewards.verifiers import Verifiers
+from rl.objective.algorithms import SFT
+from rl.policy.policy import Policy
+from rl.processes.runtime import Runtime
+from rl.run.evaluate import evaluate
+from rl.run.tiny import tiny_model, tiny_tokenizer
+from rl.update.batch import pack
+from rl.update.learner import Learner
+from rl.update.step import update
+from rl.view.progress import Progress
+from rollout.collect import Collector
+from rollout.demonstrations import demonstrate
+from rollout.problems import ProblemStream, load_problems, split_held_out
+from rollout.prompts import PromptRenderer
+from rollout.records import Problem
+from rollout.sampler import SamplingParams
+from rollout.torch_sampler import TorchSampler
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmStart:
+    """How the base is taught. Its cache is named after these values: another recipe is another base.
+
+    dataset: a built-in one whose problems have worked solutions. max_tokens, eval_size: of the looks at its accuracy.
+    lowest, highest: the held-out accuracy to stop at.
+    """
+
+    dataset: str
+    max_tokens: int
+    eval_size: int
+    seed: int = 0
+    demonstrations_per_step: int = 64
+    learning_rate: float = 2e-3
+    lowest: float = 0.45
+    highest: float = 0.53
+    max_steps: int = 3000
+
+    def folder(self) -> Path:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        name = hashlib.blake2b(json.dumps([FORMAT, asdict(self)]).encode(), digest_size=6).hexdigest()
+        return cache / "plumbline" / f"tiny-{self.dataset}-{name}"
+
+
+COARSE, FINE = 20, 5  # steps between two looks at the accuracy, far from the window and near: it jumps within 20 steps
+NEAR = 0.15
+FORMAT = 1  # of the tasks and the model; a change of either makes the cached base stale
+
+
+def warm_started(recipe: WarmStart, verifiers: Verifiers, runtime: Runtime, progress: Progress) -> Path:
+    """The folder of the base model, made now unless it is cached."""
+    folder = recipe.folder()
+    if (folder / "config.json").is_file():
+        progress.message(f"base model: {folder} (cached)")
+        return folder
+    training, held_out = split_held_out(load_problems(recipe.dataset), recipe.eval_size)
+    tokenizer = tiny_tokenizer()
+    model = tiny_model(tokenizer, seed=recipe.seed, device=runtime.device)
+    learner = Learner(
+        policy=Policy(model),
+        reference=None,
+        optimizer=torch.optim.AdamW(
+            model.parameters(), recipe.learning_rate, (0.9, 0.99), weight_decay=0.0, fused=True
+        ),
+        runtime=runtime,
+        algorithm=SFT,
+        temperature=1.0,
+        token_budget=8192,
+        max_grad_norm=1.0,
+    )
+    renderer = PromptRenderer(tokenizer, style="plain")
+    collector = Collector(
+        sampler=TorchSampler(model, tokenizer),
+        verifiers=verifiers,
+        renderer=renderer,
+        params=SamplingParams(max_tokens=recipe.max_tokens),
+        group_size=1,
+        run_seed=recipe.seed,
+    )
+    accuracy = _teach(recipe, learner, collector, ProblemStream(training, recipe.seed), held_out, progress)
+    progress.message(f"base model: {accuracy:.1%} of {len(held_out)} held-out problems, saved in {folder}")
+    aside = folder.with_name(f"{folder.name}.{os.getpid()}")
+    model.save_pretrained(aside)
+    tokenizer.save_pretrained(aside)
+    try:
+        os.rename(aside, folder)
+    except OSError:
+        if not (folder / "config.json").is_file():
+            raise
+        shutil.rmtree(aside)  # another run was faster, and may be reading its own, which is equal
+    return folder
+
+
+def _teach(
+    recipe: WarmStart,
+    learner: Learner,
+    collector: Collector,
+    stream: ProblemStream,
+    held_out: Sequence[Problem],
+    progress: Progress,
+) -> float:
+    """Supervised steps until the held-out accuracy lies between the bounds. -> the accuracy."""
+    model = learner.policy.model
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    rate, next_check = recipe.learning_rate, COARSE
+    for step in range(1, recipe.max_steps + 1):
+        learner.set_learning_rate(rate * min(1.0, step / COARSE))
+        groups = demonstrate(stream.take(recipe.demonstrations_per_step), collector.renderer).groups
+        update(learner, pack(SFT.assign_credit(groups, 0), SFT, 0))
+        if step < next_check:
+            continue
+        accuracy = evaluate(collector, held_out)["eval/accuracy"] or 0.0
+        progress.start(f"warming up the base model, once, to {recipe.lowest:.0%} right: step {step}, {accuracy:.1%}")
+        if recipe.lowest <= accuracy <= recipe.highest:
+            return accuracy
+        next_check = step + (FINE if accuracy > NEAR else COARSE)
+        if accuracy > recipe.highest:  # it jumped over the window: back to the last look, and on by smaller steps
+            model.load_state_dict(before)
+            rate /= 4
+        else:
+            before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    raise UserError(
+        f"the warm start did not reach {recipe.lowest:.0%} in {recipe.max_steps} steps; it may be run again"
+    )

@@ -1,0 +1,116 @@
+"""What a step changes, and how an update is made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import nn
+
+from rewards.errors import UserError
+from rl.capacity.cost import ModelCost, Work, step_flops
+from rl.objective.algorithms import Algorithm
+from rl.policy.critic import Critic
+from rl.policy.policy import Policy
+from rl.processes.runtime import Runtime
+from rl.processes.sharding import Optimizer, load_state, shard
+
+
+@dataclass(kw_only=True)
+class Learner:
+    """What a step changes: the policy, its reference, its critic, their optimiser.
+
+    start: the policy as the run began, where the algorithm samples from that.
+    optimizer: its first group is the policy's, a second one the critic's or the value head's. Each is clipped by itself.
+    num_minibatches: updates in an epoch, each on its part of the step's groups.
+    max_skipped: updates in a row that may be left out because their loss or gradient is not finite.
+    trains_policy: False while the critic is warmed up.
+    """
+
+    policy: Policy
+    reference: Policy | None
+    start: Policy | None = None
+    critic: Critic | None = None
+    optimizer: Optimizer
+    runtime: Runtime
+    algorithm: Algorithm
+    temperature: float
+    token_budget: int
+    max_grad_norm: float
+    num_epochs: int = 1
+    num_minibatches: int = 1
+    trains_policy: bool = True
+    max_skipped: int = 3
+    skipped_in_a_row: int = 0
+
+    @property
+    def learning_rate(self) -> float:
+        return self.optimizer.param_groups[0]["lr"]
+
+    def set_learning_rate(self, rate: float) -> None:
+        """The policy's; the critic's stays in proportion."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group.get("relative_rate", 1.0)
+
+    @cached_property
+    def cost(self) -> ModelCost:
+        return ModelCost.of(self.policy.model)
+
+    def flops(self, work: Work, *, looks_ahead: bool) -> float:
+        """Of an update on that."""
+        parts = step_flops(
+            self.cost,
+            work,
+            critic=self.algorithm.critic,
+            has_reference=self.reference is not None,
+            looks_ahead=looks_ahead,
+            num_epochs=self.num_epochs,
+            frozen=self.policy.frozen_base,
+            checkpointed=self.policy.model.is_gradient_checkpointing,
+        )
+        return sum(parts.values())
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def step_if_finite(self, loss: float) -> tuple[bool, list[float]]:
+        """An update whose loss or gradient is not finite is left out. -> whether it was made, the length of each group's gradient."""
+        groups = self.optimizer.param_groups
+        if not self.trains_policy:
+            for parameter in groups[0]["params"]:
+                parameter.grad = None
+        norms = [self.runtime.clip_grad_norm(group["params"], self.max_grad_norm) for group in groups]
+        is_finite = math.isfinite(loss + sum(norms))
+        if is_finite:
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        if is_finite:
+            self.skipped_in_a_row = 0
+            return True, norms
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row > self.max_skipped:
+            raise UserError(
+                f"max_skipped is {self.max_skipped}: loss is {loss} and the gradient's norm {norms[0]}, {self.skipped_in_a_row} "
+                f"updates in a row: training has diverged. None of them was made: lower learning_rate (now "
+                f"{self.learning_rate:g}) and resume"
+            )
+        return False, norms
+
+    def refresh_reference(self, step: int) -> None:
+        """Iterative GRPO: at the end of an outer iteration the policy becomes the reference."""
+        every = self.algorithm.refresh_reference_every
+        if every and step % every == 0 and self.reference is not None:
+            self.reference = self.policy.copied_to(self.reference)
+
+    def shard(self, make_optimizer: Callable[[Policy], Optimizer]) -> None:
+        """Spreads the weights over the processes, and the optimiser with what it holds: it is a new one, of what this process keeps."""
+        state, policies = self.optimizer.state_dict(), [p for p in (self.policy, self.reference, self.start) if p]
+        models = dict.fromkeys(p.model for p in policies)
+        mesh, in_16_bits = self.runtime.mesh(), self.runtime.dtype == "bfloat16"
+        roots = {m: shard(m, mesh, trains=m is self.policy.model, in_16_bits=in_16_bits) for m in models}
+        self.optimizer = make_optimizer(self.policy)
+        load_state(self.optimizer, state)
+        for policy in policies:
+            policy.inside = roots[policy.model]

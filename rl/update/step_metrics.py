@@ -1,0 +1,159 @@
+"""What was sampled and what the update saw, in numbers: the values of rl/view/metrics.py that come out of a step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rewards.score import Outcome
+from rl.forward.micro_batch import MicroBatch
+from rl.objective.algorithms import Algorithm, CreditedGroup
+from rl.objective.losses import kl_estimate, no_signal_probability, probability_ratio, truncated_importance_weight
+from rl.objective.tokens import TokenScores
+from rl.objective.values import Seen
+from rollout.collect import Collected, has_signal
+from rollout.records import FinishReason, Rollout
+
+Metrics = dict[str, float | None]
+TRUNCATED = "truncated"
+
+
+@contextmanager
+def timed(metrics: Metrics, key: str) -> Iterator[None]:
+    """metrics[key]: the seconds that the block took."""
+    started = time.perf_counter()
+    yield
+    metrics[key] = time.perf_counter() - started
+
+
+class TokenMeans:
+    """Means over the tokens that went through the update."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.num_tokens = 0
+        self.ratio_max = self.mismatch_max = 0.0
+        self.valued: list[tuple[Tensor, Tensor]] = []  # values and returns, of the trained tokens
+        self.unread: list[Tensor] = []  # of each micro-batch the sums in the order of `keys`, then both maxima
+        self.keys: tuple[str, ...] = ()
+
+    @torch.no_grad()
+    def add(self, algorithm: Algorithm, scores: TokenScores, seen: Seen, micro: MicroBatch) -> None:
+        if len(micro.trained) == 0:  # Batch.idle()
+            return
+
+        def of_trained(values: Tensor) -> Tensor:
+            return values.index_select(0, micro.trained)
+
+        ratios = algorithm.ratio_level(scores.logprobs, seen.old_logprobs, micro)
+        policy, old, sampler = map(of_trained, (scores.logprobs, seen.old_logprobs, micro.sampler_logprobs))
+        ratio = probability_ratio(of_trained(ratios), old)
+        terms = {
+            "entropy": of_trained(scores.entropies),
+            "kl/sampler": kl_estimate(sampler, old, "k3"),
+            "mismatch/mean": (old - sampler).abs(),
+            "ratio/clipped": (ratio < 1 - algorithm.clip_low) | (ratio > 1 + algorithm.clip_high),
+        }
+        if seen.reference_logprobs is not None:
+            terms["kl/reference"] = kl_estimate(policy, of_trained(seen.reference_logprobs), "k3")
+        if algorithm.importance_cap is not None:
+            weight = truncated_importance_weight(old, sampler, algorithm.importance_cap)
+            terms |= {"tis/weight": weight, "tis/truncated": weight >= algorithm.importance_cap}
+        sums = [values.sum().float() for values in terms.values()]
+        self.keys = tuple(terms)
+        self.unread.append(torch.stack([*sums, ratio.max(), terms["mismatch/mean"].max()]))
+        self.num_tokens += len(old)
+        if seen.estimates is not None:
+            values, _, returns = map(of_trained, seen.estimates)
+            self.valued.append((values, returns))
+
+    def read(self) -> TokenMeans:
+        """The host waits for the device once, for all that was added."""
+        for *sums, ratio_max, mismatch_max in torch.stack(self.unread).cpu().tolist() if self.unread else []:
+            for key, total in zip(self.keys, sums, strict=True):
+                self.sums[key] = self.sums.get(key, 0.0) + total
+            self.ratio_max = max(self.ratio_max, ratio_max)
+            self.mismatch_max = max(self.mismatch_max, mismatch_max)
+        self.unread = []
+        return self
+
+    @staticmethod
+    def merged(parts: Iterable[TokenMeans]) -> TokenMeans:
+        """Over the tokens of all of them."""
+        whole = TokenMeans()
+        for part in map(TokenMeans.read, parts):
+            for key, total in part.sums.items():
+                whole.sums[key] = whole.sums.get(key, 0.0) + total
+            whole.num_tokens += part.num_tokens
+            whole.ratio_max = max(whole.ratio_max, part.ratio_max)
+            whole.mismatch_max = max(whole.mismatch_max, part.mismatch_max)
+            whole.valued += part.valued
+        return whole
+
+    def means(self) -> Metrics:
+        if self.num_tokens == 0:
+            return {}
+        self.read()
+        means: Metrics = {key: total / self.num_tokens for key, total in self.sums.items()}
+        if self.valued:
+            values, returns = map(torch.cat, zip(*self.valued, strict=True))
+            error, spread = (returns - values).var(correction=0), returns.var(correction=0)
+            means |= {
+                "value/mean": values.mean().item(),
+                "value/return": returns.mean().item(),
+                "value/explained": (1 - error / spread).item() if spread > 0 else None,
+            }
+        return {**means, "ratio/max": self.ratio_max, "mismatch/max": self.mismatch_max}
+
+
+def describe(collected: Collected, credited: Sequence[CreditedGroup]) -> Metrics:
+    """Metrics of what was sampled. credited: all of it."""
+    rollouts = [r for group in collected.sampled for r in group.rollouts]
+    rewards = torch.tensor([reward for c in credited for reward in c.rewards if reward is not None])
+    lengths = [r.completion.num_chosen for r in rollouts]
+    pass_rate = mean(r.score.outcome is Outcome.CORRECT for r in rollouts if r.is_graded)
+    signal: Metrics = {}
+    size = len(collected.sampled[0].rollouts)
+    if size > 1:
+        signal["groups/no_signal"] = mean(not has_signal(group) for group in collected.sampled)
+        signal["groups/no_signal_expected"] = None if pass_rate is None else no_signal_probability(pass_rate, size)
+    return (
+        {
+            "reward/mean": mean(rewards.tolist()),
+            "reward/std": rewards.std(correction=0).item() if len(rewards) else None,
+            "accuracy/sampled": pass_rate,
+            "length/mean": mean(lengths),
+            "length/max": max(lengths),
+            "length/truncated": mean(r.completion.finish_reason is FinishReason.LENGTH for r in rollouts),
+            **signal,
+            "groups/refilled": collected.num_refills,
+            "tokens/sampled": collected.num_sampled_tokens,
+            "tokens/per_second": collected.num_sampled_tokens / collected.sample_seconds,
+            "time/sample": collected.sample_seconds,
+            "time/verify": collected.verify_seconds,
+        }
+        | outcome_shares(rollouts)
+        | part_means(rollouts)
+    )
+
+
+def outcome_shares(rollouts: Sequence[Rollout]) -> Metrics:
+    """The share of each outcome; completions that were cut short are none of them but counted apart."""
+    kinds = [TRUNCATED if r.cut_short else r.score.outcome.value for r in rollouts]
+    return {f"outcome/{kind}": kinds.count(kind) / len(kinds) for kind in (*(o.value for o in Outcome), TRUNCATED)}
+
+
+def part_means(rollouts: Sequence[Rollout]) -> Metrics:
+    """The mean of each named part of the scores."""
+    names = dict.fromkeys(name for r in rollouts for name in r.score.parts)
+    return {f"part/{name}": mean(r.score.parts[name] for r in rollouts if name in r.score.parts) for name in names}
+
+
+def mean(values: Iterable[Any]) -> float | None:
+    listed = [float(v) for v in values]
+    return sum(listed) / len(listed) if listed else None

@@ -1,0 +1,294 @@
+"""report.html: one file that shows a run to a person, on any screen, without a request to anywhere.
+
+Model text is hostile: every string from the run is escaped, control characters are spelled out, and the page forbids
+itself scripts and requests. What is missing (a run killed early, no reference, no completions) is said in its place.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import random
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rl.view.health_checks import Courses
+from rl.view.metrics import (
+    METRICS,
+    Row,
+    existing_run_dir,
+    read_metrics,
+    series,
+    start_and_end,
+    time_by_phase,
+    unsafe_programs,
+    write_whole,
+)
+from rl.view.plots import GREY, OUTCOME_COLOURS, PLOTS, Panel, svg_of
+from rl.view.progress import duration, visible, where_time_went
+
+REPORT = "report.html"
+TEXT_LIMIT = 4_000  # characters of a prompt or completion that are embedded
+
+
+def _plot_card(title: str, notes: Sequence[str], panels: Sequence[Panel], rows: list[Row]) -> str:
+    """A plot, what to expect of it, and on demand how it is measured. Empty if this run measured nothing of it."""
+    timed = title == "Where the time went"
+    rows_drawn = [row for row in rows if row["step"]] if timed else rows  # step 0 only evaluates
+    drawn = [panel for panel in panels if any(series(rows_drawn, name)[0] for name in panel[0])]
+    if not drawn:
+        return ""
+    text = "".join(_note(f"`{key}` {METRICS[key].healthy}") for key in notes if series(rows, key)[0])
+    if title == "Divergence" and not series(rows, "kl/reference")[0]:
+        text += _note("The reference was not run: the weight of its penalty is zero.")
+    text += _note(where_time_went(rows)) if timed else ""
+    terms = "".join(_note(f"`{key}` {METRICS[key].meaning}") for panel in drawn for key in panel[0])
+    how = f"<details class=how><summary>How it is measured</summary>{terms}</details>"
+    return f"<section class=card><h3>{title}</h3>{svg_of(title, drawn, rows_drawn)}{text}{how}</section>"
+
+
+def _plots(rows: list[Row]) -> str:
+    cards = {plot[0]: _plot_card(*plot, rows) for plot in PLOTS}
+    missing = ", ".join(title for title, card in cards.items() if not card)
+    note = f"<p class=note>Not measured in this run so far: {missing}.</p>" if missing else ""
+    return f"<div class=grid>{''.join(cards.values())}</div>{note}"
+
+
+# ---------------------------------------------------------------- text
+
+
+def _text(value: object, limit: int = TEXT_LIMIT) -> str:
+    """Any value of the run as safe HTML text; a list of chat messages or of options as JSON."""
+    text = json.dumps(value, ensure_ascii=False, indent=1) if isinstance(value, list | dict) else str(value)
+    cut = f" … [{len(text) - limit:,} more characters]" if len(text) > limit else ""
+    return html.escape(visible(text[:limit])) + cut
+
+
+def _prose(text: str) -> str:
+    """Text of ours, or of the registry, with its `code` marked."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
+
+
+def _note(text: str) -> str:
+    return f"<p class=note>{_prose(text)}</p>"
+
+
+def _headline(rows: list[Row], config: dict[str, Any]) -> str:
+    """The numbers a reader wants first."""
+    tiles = []
+    accuracy, reward = start_and_end(rows, "eval/accuracy"), start_and_end(rows, "reward/mean")
+    if accuracy and len(series(rows, "eval/accuracy")[0]) == 1:
+        tiles.append((f"{accuracy[0]:.1%}", "held-out accuracy, evaluated once"))
+    elif accuracy:
+        points = 100 * (accuracy[1] - accuracy[0])
+        tiles.append((f"{accuracy[0]:.1%} → {accuracy[1]:.1%}", f"held-out accuracy ({points:+.1f} points)"))
+    if reward:
+        span = "tenth of the steps" if len(series(rows, "reward/mean")[0]) >= 20 else "step"
+        tiles.append((f"{reward[0]:.2f} → {reward[1]:.2f}", f"reward, first and last {span}"))
+    seconds = sum(time_by_phase(rows).values())
+    steps = max(int(row["step"] or 0) for row in rows)
+    if seconds and steps:
+        tiles.append((duration(seconds), f"in all, {seconds / steps:.1f} s a step"))
+    tokens = sum(series(rows, "tokens/sampled")[1])
+    if tokens:
+        tiles.append((f"{tokens / 1e6:,.2f} M" if tokens >= 1e5 else f"{tokens:,.0f}", "tokens sampled"))
+    tiles.append((f"{steps:,} of {_text(config.get('num_steps', '?'), 20)}", "steps done"))
+    return "".join(f"<div class=tile><b>{value}</b><span>{label}</span></div>" for value, label in tiles)
+
+
+# What a reader should not have to find alone: metric, bound over the last tenth of the steps, what it means.
+CONCERNS = (
+    ("length/truncated", 0.1, "of the completions are cut by the token limit: right answers may be graded as missing"),
+    ("groups/no_signal", 0.5, "of the groups carry no signal: most of the sampling teaches nothing"),
+    ("outcome/unparsed", 0.05, "of the answers could not be read: check the extraction before blaming the model"),
+    ("outcome/timeout", 0.02, "of the gradings passed their deadline"),
+    ("outcome/crashed", 0.0, "of the completions could not be graded, since the verifier failed"),
+    ("outcome/bad_reference", 0.0, "of the completions could not be graded, since their reference is unusable"),
+    ("tis/truncated", 0.01, "of the tokens had their importance weight cut: sampler and trainer disagree"),
+)
+
+
+def _concerns(rows: list[Row]) -> str:
+    ends = [(start_and_end(rows, key), key, bound, meaning) for key, bound, meaning in CONCERNS]
+    items = [f"<li><b>{end[1]:.1%}</b> {meaning} (<code>{key}</code>, last tenth of the steps).</li>"
+             for end, key, bound, meaning in ends if end and end[1] > bound]  # fmt: skip
+    unsafe = unsafe_programs(rows)
+    items += [f"<li>{_text(found)}.</li>" for found in (*([unsafe] if unsafe else []), *Courses(rows).signs().values())]
+    return (
+        f"<section class='card concerns'><h3>Look here first</h3><ul>{''.join(items)}</ul></section>" if items else ""
+    )
+
+
+def _first_prompt(config: dict[str, Any]) -> str:
+    """As the model read it: a template or an option that does something else than was meant shows there."""
+    prompt = config.get("first_prompt")
+    if prompt is None:
+        return ""
+    return f"<h2>First prompt</h2><section class=card><pre>{_text(prompt)}</pre></section>"
+
+
+def _config_table(config: dict[str, Any]) -> str:
+    if not config:
+        return "<p class=note>config.json is missing or cannot be read.</p>"
+    flat = {key: value for key, value in config.items() if not isinstance(value, dict) and key != "first_prompt"}
+    nested = {f"{key}.{name}": value for key, part in config.items() if isinstance(part, dict)
+              for name, value in part.items()}  # fmt: skip
+    cells = (f"<tr><th>{_text(key)}<td>{_text(value)}" for key, value in {**flat, **nested}.items())
+    return f"<table>{''.join(cells)}</table>"
+
+
+# ---------------------------------------------------------------- completions
+
+
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Byte offset and record of every readable line. The file may hold gigabytes: one line at a time is in memory."""
+    with path.open("rb") as file:
+        offset = 0
+        for line in file:
+            try:
+                record = json.loads(line)
+            except ValueError:  # cut by a kill
+                record = None
+            if isinstance(record, dict) and isinstance(record.get("step"), int):
+                yield offset, record
+            offset += len(line)
+
+
+def _chosen_groups(path: Path) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """For the first, the middle and the last step: the first group whose rewards differ, and the first where not."""
+    offsets: dict[int, list[int]] = {}
+    for offset, record in _lines(path):
+        offsets.setdefault(record["step"], []).append(offset)
+    steps = sorted(offsets)
+    for step in sorted({steps[0], steps[len(steps) // 2], steps[-1]} if steps else ()):
+        groups: dict[object, list[dict[str, Any]]] = {}
+        with path.open("rb") as file:
+            for offset in offsets[step]:
+                file.seek(offset)
+                record = json.loads(file.readline())
+                groups.setdefault(str(record.get("problem_id")), []).append(record)
+        kinds = {_has_signal(group): group for group in reversed(groups.values())}
+        for signal in sorted(kinds, reverse=True):
+            yield step, kinds[signal]
+
+
+def _has_signal(group: list[dict[str, Any]]) -> bool:
+    return len({record.get("value") for record in group} - {None}) > 1
+
+
+def _chosen_completions(step: int, group: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+    """Best and worst by reward, and one of the rest at random: the same one each time the report is written.
+
+    Where the rewards do not differ there is no best: one at random stands for all.
+    """
+    picks: list[tuple[str, dict[str, Any]]] = []
+    if _has_signal(group):
+        graded = sorted((record for record in group if record.get("value") is not None), key=lambda r: r["value"])
+        picks = [("best", graded[-1]), ("worst", graded[0])]
+    rest = [record for record in group if all(record is not picked for _, picked in picks)]
+    return picks + ([("random", random.Random(step).choice(rest))] if rest else [])
+
+
+def _completion_card(name: str, record: dict[str, Any]) -> str:
+    value, advantage = record.get("value"), record.get("advantage")
+    outcome = str(record.get("outcome"))
+    facts = [f"score {value:g}" if isinstance(value, int | float) else "not graded"]
+    facts += [f"advantage {advantage:+.2f}"] if isinstance(advantage, int | float) else []
+    facts += [f"{_text(record.get('length'))} tokens, ended by {_text(record.get('finish_reason'))}"]
+    detail = f"<p class=note>Verifier: {_text(record['detail'], 500)}</p>" if record.get("detail") else ""
+    badge = f"<span class=badge style='background:{OUTCOME_COLOURS.get(outcome, GREY)}'>{_text(outcome, 40)}</span>"
+    return (f"<details><summary>{badge} <b>{name}</b> <span class=facts>{' · '.join(facts)}</span></summary>"
+            f"<pre>{_text(record.get('completion'))}</pre>"
+            f"{detail}</details>")  # fmt: skip
+
+
+def _completions(path: Path) -> str:
+    if not path.exists():
+        return "<p class=note>This run has no completions.jsonl.</p>"
+    parts = []
+    for step, group in _chosen_groups(path):
+        signal = "rewards differ" if _has_signal(group) else "all rewards equal: no signal"
+        cards = "".join(_completion_card(name, record) for name, record in _chosen_completions(step, group))
+        parts.append(
+            f"<section class=card><h3>Step {step} <span class=facts>{_text(group[0].get('problem_id'), 80)}, "
+            f"{len(group)} completions, {signal}</span></h3><details><summary>Problem</summary>"
+            f"<pre>{_text(group[0].get('prompt'))}</pre></details>"
+            f"<p class=note>Reference: <code>{_text(group[0].get('reference'), 300)}</code></p>{cards}</section>"
+        )
+    return "".join(parts) or "<p class=note>completions.jsonl holds no completion yet.</p>"
+
+
+# ---------------------------------------------------------------- the page
+
+CSS = """
+:root{color-scheme:light dark;--page:#f6f7f9;--card:#fff;--ink:#1b2330;--muted:#5d6878;--grid:#e3e7ec;--code:#f0f2f5}
+@media(prefers-color-scheme:dark){:root{--page:#12151a;--card:#1a1f26;--ink:#e6eaf0;--muted:#9aa5b4;--grid:#2d343e;
+--code:#232a33}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--page);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
+main{max-width:1120px;margin:0 auto;padding:28px 16px 60px}
+h1{font-size:26px;line-height:1.2;margin:0;letter-spacing:-.01em;overflow-wrap:anywhere}
+h2{font-size:19px;margin:36px 0 12px}
+h3{font-size:15px;margin:0 0 8px}
+.lede{color:var(--muted);margin:4px 0 20px;overflow-wrap:anywhere}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(165px,1fr));gap:12px}
+.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,400px),1fr));gap:12px;margin-top:12px}
+.card,.tile{background:var(--card);border:1px solid var(--grid);border-radius:10px;padding:14px 16px;min-width:0}
+.card{margin-bottom:0}.stack>.card{margin-bottom:12px}
+.tile{padding:12px 14px}.tile b{display:block;font-size:clamp(17px,.4vw + 15.6px,20px);line-height:1.25;font-variant-numeric:tabular-nums;letter-spacing:-.02em}
+.tile span,.note,.facts{color:var(--muted);font-size:13px;font-weight:400}
+.note{margin:8px 0 0;overflow-wrap:anywhere}
+.concerns{border-left:4px solid #e08a2e;margin-top:12px}.concerns ul{margin:0;padding-left:18px}
+svg{display:block;width:100%;max-width:600px;height:auto;margin:0 auto}
+svg text{font-family:system-ui,-apple-system,"Segoe UI",Roboto,sans-serif!important}
+code,pre{font:12.5px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;background:var(--code);border-radius:4px}
+code{padding:1px 4px;overflow-wrap:anywhere}
+pre{padding:12px;margin:8px 0 0;white-space:pre-wrap;overflow-wrap:anywhere;max-height:420px;overflow:auto}
+details{border-top:1px solid var(--grid);padding:8px 0}summary{cursor:pointer}
+.how{border:0;padding:6px 0 0;font-size:13px;color:var(--muted)}
+.badge{color:#fff;border-radius:20px;padding:1px 9px;font-size:12px}
+table{border-collapse:collapse;width:100%;font-size:13px}
+th,td{text-align:left;padding:4px 8px 4px 0;border-top:1px solid var(--grid);vertical-align:top;overflow-wrap:anywhere}
+th{font-weight:500;color:var(--muted);width:40%}
+"""
+
+
+def _page(name: str, config: dict[str, Any], rows: list[Row], completions: str) -> str:
+    lede = " · ".join(_text(config[key], 120) for key in ("model", "dataset", "algorithm") if key in config)
+    lede += f" · seed {_text(config['seed'], 40)}" if "seed" in config else ""
+    if rows:
+        body = f"<div class=tiles>{_headline(rows, config)}</div>{_concerns(rows)}{_plots(rows)}"
+    else:
+        body = "<section class=card>No step was measured yet: metrics.jsonl is missing or empty. The run was stopped "
+        body += "before its first line, or has only just started.</section>"
+    policy = "default-src 'none'; style-src 'unsafe-inline'"  # whatever slips through: no script, no request
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{policy}"><title>{_text(name)} – Plumbline</title>
+<style>{CSS}</style></head><body><main><h1>{_text(name)}</h1><p class=lede>{lede}</p>
+{body}
+{_first_prompt(config)}
+<h2>Completions to read</h2><div class=stack>{completions}</div>
+<h2>Configuration</h2><section class=card>{_config_table(config)}</section>
+</main></body></html>
+"""
+
+
+def _read_config(run_dir: Path) -> dict[str, Any]:
+    """The run's options; nothing if they are missing or were cut by a kill: the curves are worth showing without."""
+    try:
+        config = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write report.html into the run's folder, in one move: a page that is open while the run goes on is never half."""
+    run_dir = existing_run_dir(run_dir)
+    completions = _completions(run_dir / "completions.jsonl")
+    page = _page(run_dir.resolve().name, _read_config(run_dir), read_metrics(run_dir), completions)
+    write_whole(run_dir / REPORT, page)
+    return run_dir / REPORT
