@@ -25,8 +25,9 @@ from benchmarks.real_model import load_carried
 from rl.capacity.cost import ModelCost
 from rl.command.plan import Plan, load_config
 from rl.forward.forward import explain_forward, packed_forward, padded_forward, plain_forward, varlen_forward
-from rl.forward.micro_batch import MicroBatch, TrainGroup, TrainSequence, lay_out
-from rl.forward.output_head import OutputHead, loss_in_one_pass
+from rl.forward.layouts import packed_tokens
+from rl.forward.micro_batch import MicroBatch, TrainGroup, TrainSequence
+from rl.forward.output_head import OutputHead
 from rl.objective.reductions import StepCounts
 from rl.objective.tokens import TokenScores
 from rl.processes.runtime import Runtime
@@ -34,7 +35,7 @@ from rl.run.build import build_learner
 from rl.settings.config import RunConfig
 from rl.settings.options import PlanOptions
 from rl.update.batch import Batch
-from rl.update.step import update
+from rl.update.update import update
 from rl.view.progress import Progress
 from rollout.rounding import mean_difference, rounding_noise
 from rollout.sampler import SampleRequest, SamplingParams, Text
@@ -117,13 +118,13 @@ def _paths_of(bench: Bench, model: PreTrainedModel) -> Found:
     engine = _engine(bench, model)
     texts = _own_texts(engine, model.config.vocab_size)
     micro = _micro(texts).to(bench.device)
-    exact, noise = rounding_noise(lambda: plain_forward(model, micro, 1.0).logprobs, model)
+    exact, noise = rounding_noise(lambda: plain_forward.score(model, micro, 1.0).logprobs, model)
     (rows,) = engine.probe(texts).values()
     errors: Found = {"embedded engine": _error(torch.tensor([x for row in rows for x in row]), exact.cpu())}
     for forward in (varlen_forward, packed_forward, padded_forward):
         with bench.bfloat16():
             try:
-                errors[forward.name] = _error(forward(model, micro, 1.0).logprobs, exact)
+                errors[forward.name] = _error(forward.score(model, micro, 1.0).logprobs, exact)
             except RuntimeError as error:
                 errors[forward.name] = {"failed": str(error).splitlines()[0]}
     return {"update": choice, "sampling": engine.path, "model's own noise": noise, "errors": errors}
@@ -141,7 +142,7 @@ def _own_texts(engine: TorchSampler, vocab_size: int) -> list[Text]:
 
 
 def _micro(texts: list[Text]) -> MicroBatch:
-    return lay_out([TrainGroup(p, (TrainSequence.to_score(c),)) for p, c in texts])
+    return MicroBatch.of([TrainGroup(p, (TrainSequence.to_score(c),)) for p, c in texts])
 
 
 def _error(found: Tensor, exact: Tensor) -> dict[str, float]:
@@ -151,11 +152,11 @@ def _error(found: Tensor, exact: Tensor) -> dict[str, float]:
 def attention(bench: Bench) -> Found:
     """Forward and backward of one row of real lengths by each kind of attention, and what the first of them launches most."""
     model, found = bench.random_model(), {}
-    micro = max(_real_batch(bench).micro_batches(BUDGET), key=lambda m: len(m.input_ids)).to(bench.device)
+    micro = max(_real_batch(bench).micro_batches(BUDGET), key=lambda m: packed_tokens(m.groups)).to(bench.device)
 
     def pass_of(forward: Any) -> None:
         with bench.bfloat16():
-            states = forward.states(model, micro)
+            states = forward.hidden_states(model, micro)
         states.backward(torch.ones_like(states))
 
     for forward in (varlen_forward, packed_forward):
@@ -166,7 +167,7 @@ def attention(bench: Bench) -> Found:
             }
         except (RuntimeError, ImportError) as error:
             found[forward.name] = {"failed": str(error).splitlines()[0]}
-    return {"tokens": len(micro.input_ids), **found, "kernels": _kernels(lambda: pass_of(varlen_forward))}
+    return {"tokens": packed_tokens(micro.groups), **found, "kernels": _kernels(lambda: pass_of(varlen_forward))}
 
 
 def _kernels(run: Callable[[], object]) -> Found:
@@ -220,7 +221,7 @@ def head(bench: Bench) -> Found:
     def run(trained: bool, backward: bool) -> None:
         output = OutputHead(weight if trained else weight.detach())
         with bench.bfloat16(), torch.set_grad_enabled(backward):
-            loss, _ = loss_in_one_pass(output, hidden, targets, 1.0, _sum_of)
+            loss, _ = output.loss(hidden, targets, 1.0, _sum_of, token_level=True)
         if backward:
             loss.backward()
 

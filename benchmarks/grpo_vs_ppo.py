@@ -40,7 +40,7 @@ from rl.run.loop import train, verifier_options
 from rl.run.setup import set_up
 from rl.settings.config import RunConfig
 from rl.update.batch import pack
-from rl.update.step import update
+from rl.update.update import update
 from rl.view.metrics import Row, read_metrics, series
 from rl.view.plots import PERCENT
 from rl.view.progress import Progress
@@ -166,7 +166,7 @@ def update_bytes(arm: Arm) -> dict[str, int]:
         update(learner, batch)
         taken = peak.stop()
     trained = sum(p.numel() for group in learner.optimizer.param_groups for p in group["params"])
-    copies = sum(p.numel() for p in learner.start.model.parameters()) if learner.start else 0
+    copies = sum(p.numel() for p in learner.initial_policy.model.parameters()) if learner.initial_policy else 0
     return {
         "kept": FLOAT32 * (3 * trained + 2 * copies),
         "update": taken,

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from benchmarks.our_side import clock
 from benchmarks.update_memory import PeakMemory
-from rl.forward.output_head import OutputHead, loss_in_one_pass
+from rl.forward.output_head import OutputHead
 from rl.objective.losses import clipped_surrogate
 from rl.objective.tokens import TokenScores
 from rl.processes.runtime import cpu_cores
@@ -59,7 +59,7 @@ def ours(x: Inputs) -> Tensor:
     def loss_of(scores: TokenScores, part: slice) -> Tensor:
         return x.loss(scores.logprobs, part)
 
-    return loss_in_one_pass(OutputHead(x.weight), x.hidden, x.targets, 1.0, loss_of)[0]
+    return OutputHead(x.weight).loss(x.hidden, x.targets, 1.0, loss_of, token_level=True)[0]
 
 
 def trl(x: Inputs) -> Tensor:

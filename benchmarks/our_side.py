@@ -55,9 +55,9 @@ def clock(device: torch.device) -> float:
 
 def policy_of(shape: Shape, model: PreTrainedModel, runtime: Runtime) -> Policy:
     if shape.lora_rank == 0:
-        return Policy(model, autocast=runtime.autocast)
+        return Policy.of(model, autocast=runtime.autocast)
     adapted = add_adapters(model, rank=shape.lora_rank, alpha=shape.lora_alpha, targets=(ALL_LINEAR,), seed=0)
-    return LoraPolicy(adapted, autocast=runtime.autocast)
+    return LoraPolicy.of(adapted, autocast=runtime.autocast)
 
 
 class OurSide:

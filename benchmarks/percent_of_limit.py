@@ -21,11 +21,12 @@ from benchmarks.machine import describe_machine, write_result
 from benchmarks.our_side import OurSide, clock
 from benchmarks.shapes import SHAPES, Shape, given
 from rl.capacity.cost import ModelCost, Work, decode_seconds, optimizer_bytes, update_flops
+from rl.forward.layouts import packed_tokens
 from rl.forward.micro_batch import TrainGroup
 from rl.processes.runtime import Runtime, cpu_cores
 from rl.settings.options import DType
 from rl.update.batch import Batch, pack
-from rl.update.step import update
+from rl.update.update import update
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +97,7 @@ def one_round(side: OurSide, shape: Shape, runtime: Runtime, number: int) -> dic
     prompts = [len(g.prompt_ids) for g in collected.groups]
     batch = pack(algorithm.assign_credit(collected.groups, shape.max_tokens), algorithm, shape.max_tokens)
     work = Work.of(batch.groups)
-    run = sum(len(micro.input_ids) for micro in batch.micro_batches(shape.token_budget))
+    run = sum(packed_tokens(micro.groups) for micro in batch.micro_batches(shape.token_budget))
 
     seconds = {"update": 0.0, "apart": 0.0}
     for name, cut in (("update", batch), ("apart", apart(batch))):

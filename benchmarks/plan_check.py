@@ -27,7 +27,7 @@ from rl.command.plan import Plan
 from rl.processes.runtime import Runtime
 from rl.settings.options import PlanOptions
 from rl.update.learner import Learner
-from rl.update.step import update
+from rl.update.update import update
 
 SIZES = {"3M": SMALL, "28M": LARGE}
 METHODS = ("grpo", "ppo", "ppo-separate")

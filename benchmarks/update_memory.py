@@ -36,7 +36,7 @@ from benchmarks.shapes import SHAPES, Given, Shape, given
 from rl.processes.runtime import Runtime, cpu_cores
 from rl.settings.options import DType
 from rl.update.batch import pack
-from rl.update.step import update
+from rl.update.update import update
 from rollout.records import Completion, FinishReason, Rollout, RolloutGroup
 
 Side = Literal["ours", "trl"]

@@ -23,6 +23,9 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert not [link for link in links if "://" not in link and not (page.parent / link).exists()]
 
 
+STEP = ("step.py", "update.py", "loss.py", "learner.py")
+
+
 def test_the_walk_names_what_there_is() -> None:
     """Files, functions, classes and fields of docs/architecture.md."""
     named = re.findall(r"`([A-Za-z_][\w./]*)`", (ROOT / "docs" / "architecture.md").read_text("utf-8"))
@@ -98,5 +101,5 @@ def test_the_readme_says_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> N
     seconds = load("default_run")["runs"][0]["whole_command_seconds"]
     (minutes,) = re.findall(r"(\w+) minutes later:", readme)
     assert abs(seconds / 60 - {"Three": 3, "Four": 4, "Five": 5, "Six": 6}[minutes]) <= 0.5
-    lines = sum(len((ROOT / "rl/update" / name).read_text().splitlines()) for name in ("step.py", "learner.py"))
-    assert f"`rl/update/step.py` and `rl/update/learner.py`, GRPO and PPO, have {lines} together" in readme
+    lines = sum(len((ROOT / "rl/update" / name).read_text().splitlines()) for name in STEP)
+    assert f"`rl/update/{{step,update,loss,learner}}.py`, GRPO and PPO, have {lines} together" in readme

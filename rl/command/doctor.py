@@ -15,7 +15,7 @@ import torch
 from rewards.proof import available_provers
 from rewards.sandbox.client import SandboxError
 from rewards.sandbox.isolation import FLOOR, measure
-from rl.forward.micro_batch import TrainGroup, TrainSequence, lay_out
+from rl.forward.micro_batch import MicroBatch, TrainGroup, TrainSequence
 from rl.policy.load import load_pretrained
 from rl.policy.policy import Policy
 from rl.processes.runtime import Runtime, cpu_cores
@@ -78,9 +78,9 @@ def self_test() -> str:
         )
         for request, completions in zip(requests, found, strict=True)
     ]
-    micro = lay_out(groups).to(device)
+    micro = MicroBatch.of(groups).to(device)
     with torch.no_grad():
-        trained = Policy(model).score(micro, temperature=0.7).logprobs
+        trained = Policy.of(model).score(micro, temperature=0.7).logprobs
     difference = (trained - micro.sampler_logprobs).abs().max().item()
     text = f"sampler and trainer differ by {difference:.1e} nats at most, over {len(micro.targets):,} tokens"
     verdict = "agree" if difference < EXACT else f"DISAGREE (bound {EXACT:g}): no run on this machine can be trusted"
@@ -90,10 +90,10 @@ def self_test() -> str:
 def _paths(name: str, dtype: AnyDType) -> dict[str, str]:
     runtime = Runtime(dtype=resolved_dtype(dtype))
     model, tokenizer = load_pretrained(name, runtime.device)
-    policy = Policy(model, autocast=runtime.autocast)
+    policy = Policy.of(model, autocast=runtime.autocast)
     sampler = TorchSampler(model, tokenizer, decode_dtype=getattr(torch, runtime.dtype), autocast=runtime.autocast)
-    groups = [TrainGroup(p, (TrainSequence.to_score(c),)) for p, c in odd_texts(policy.vocab_size)]
-    noise = policy.rounding_noise(lay_out(groups).to(policy.device))
+    probe = MicroBatch.of(policy.family.probe(odd_texts(policy.vocab_size)))
+    noise = policy.rounding_noise(probe.to(policy.device))
     return {
         f"{name}, update": f"{runtime.dtype}: {policy.choice}",
         f"{name}, sampling": sampler.path,

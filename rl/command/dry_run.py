@@ -20,7 +20,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 import rl.forward.output_head
-from rl.forward.forward import varlen_forward
+from rl.forward.forward import ForwardChoice, varlen_forward
 from rl.forward.micro_batch import TrainGroup, TrainSequence
 from rl.objective.reductions import StepCounts
 from rl.policy.precision import round_frozen
@@ -139,7 +139,9 @@ def untaught_learner(model: PretrainedConfig, config: RunConfig, runtime: Runtim
         round_frozen(made)
     learner = build_learner(replace(config, attention="dense"), made, none, runtime, none)  # a CPU has no other to try
     if config.attention == "varlen":
-        for scorer in (learner.policy, learner.reference, learner.critic and learner.critic.trunk):
-            if scorer is not None:
-                scorer.forward = varlen_forward
+        ragged = ForwardChoice(varlen_forward)
+        learner.policy = replace(learner.policy, choice=ragged)
+        learner.reference = learner.reference and replace(learner.reference, choice=ragged)
+        critic = learner.critic
+        learner.critic = critic and replace(critic, trunk=replace(critic.trunk, choice=ragged))
     return learner

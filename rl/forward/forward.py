@@ -1,13 +1,13 @@
-"""The one forward: what a micro-batch's completions score under a model, without padding, without logits, each prompt run once.
+"""The one forward: log-probs of a micro-batch's completions under a model, without padding, without logits, each prompt run once.
 
-Every layer but attention works on the packed row of rl/update/batch.py as it is; attention is rl/forward/packed_attention.py's, the output layer
+Every layer but attention works on the packed row of rl/forward/layouts.py as it is; attention is rl/forward/packed_attention.py's, the output layer
 rl/forward/output_head.py's. A model whose attention is something else takes a padded forward.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,17 +22,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rewards.errors import UserError
 from rl.forward.fused import Fused, fused, kernel_errors, why_not_fused
-from rl.forward.micro_batch import MicroBatch, TrainGroup, TrainSequence, lay_out
-from rl.forward.output_head import (
-    Looked,
-    LossOf,
-    OutputHead,
-    ValueHead,
-    look,
-    loss_in_one_pass,
-    score_by_autograd,
-    score_in_two_passes,
-)
+from rl.forward.layouts import PackedRow, PaddedRows, packed_tokens, padded_tokens
+from rl.forward.micro_batch import MicroBatch, TrainGroup, TrainSequence
+from rl.forward.output_head import AnyHead, OutputHead
 from rl.forward.packed_attention import PACKED, Kernel, dense, fastest, flash, flash_package, varlen
 from rl.objective.tokens import TokenScores
 from rollout.attention import attention_implementation, has_only_attention_layers, narrow_windows
@@ -76,29 +68,29 @@ def _checkpointed(model: PreTrainedModel, layer: nn.Module, fuses: bool, run: Ca
     return checkpoint(in_eval_mode, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), as_now()))
 
 
-def packed_states(model: PreTrainedModel, micro: MicroBatch, kernel: Kernel = dense) -> Float[Tensor, "S H"]:
-    """The last hidden state before each target, every token of the row run once."""
+def packed_states(model: PreTrainedModel, row: PackedRow, kernel: Kernel = dense) -> Float[Tensor, "S H"]:
+    """The last hidden state before each scored token; every token of the row is run once."""
     with attention_implementation(model, PACKED):
         out = _decoder(model)(
-            input_ids=micro.input_ids[None],
-            position_ids=micro.position_ids[None],
+            input_ids=row.input_ids[None],
+            position_ids=row.position_ids[None],
             use_cache=False,
-            micro=micro,
+            row=row,
             kernel=kernel,
         )
-    return out.last_hidden_state[0].index_select(0, micro.score_from)
+    return out.last_hidden_state[0].index_select(0, row.score_from)
 
 
-def padded_states(model: PreTrainedModel, micro: MicroBatch) -> Float[Tensor, "S H"]:
-    """The same by whole sequences, padded on the right, which no causal model can see."""
-    states = _decoder(model)(input_ids=micro.input_ids[micro.contexts], use_cache=False).last_hidden_state
-    return states.flatten(0, 1).index_select(0, micro.score_from_padded)
+def padded_states(model: PreTrainedModel, rows: PaddedRows) -> Float[Tensor, "S H"]:
+    """The same from whole sequences, padded on the right, which no causal model reads."""
+    states = _decoder(model)(input_ids=rows.input_ids, use_cache=False).last_hidden_state
+    return states.flatten(0, 1).index_select(0, rows.score_from)
 
 
-def padded_logits(model: PreTrainedModel, micro: MicroBatch) -> Float[Tensor, "S V"]:
-    """The model's own forward to the end."""
-    logits = model(input_ids=micro.input_ids[micro.contexts], use_cache=False).logits
-    return logits.flatten(0, 1).index_select(0, micro.score_from_padded)
+def padded_logits(model: PreTrainedModel, rows: PaddedRows) -> Float[Tensor, "S V"]:
+    """The logits before each scored token, by the model's own forward."""
+    logits = model(input_ids=rows.input_ids, use_cache=False).logits
+    return logits.flatten(0, 1).index_select(0, rows.score_from)
 
 
 def _decoder(model: PreTrainedModel) -> nn.Module:
@@ -107,73 +99,60 @@ def _decoder(model: PreTrainedModel) -> nn.Module:
     return decoder
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Forward:
-    """How a model scores tokens. `states` come before the output layer; where it gives the logits, there is none left.
+    """One way to score the sampled tokens of a micro-batch under a model.
 
-    name: what users read of it. fuses: the model's norms and gates are those of rl/forward/fused.py, and must be where it is run again.
+    lay_out: groups -> the tensors that `states` reads. num_tokens: what groups laid out together cost, for the token budget.
+    states: the hidden state before each scored token, [S, H]; or the logits, [S, V], where `gives_logits`.
+    name: for people to read. fuses: the model's norms and gates are those of rl/forward/fused.py, also where a layer runs again.
     """
 
-    states: Callable[[PreTrainedModel, MicroBatch], Tensor]
+    name: str
+    lay_out: Callable[[Sequence[TrainGroup]], Any]
+    num_tokens: Callable[[Sequence[TrainGroup]], int]
+    states: Callable[[PreTrainedModel, Any], Tensor]
     gives_logits: bool = False
-    name: str = "a forward of its own"
     fuses: bool = False
 
-    def __call__(
-        self, model: PreTrainedModel, micro: MicroBatch, temperature: float, value: ValueHead | None = None
-    ) -> TokenScores:
-        """log softmax(z / temperature) of each target, the entropy of that distribution, the value; float32, with gradients."""
-        states, head = self.states(model, micro), self._head(model, value)
-        if isinstance(head, OutputHead):
-            return score_in_two_passes(head, states, micro.targets, temperature)
-        scores = score_by_autograd(head, states, micro.targets, temperature)
-        return scores if value is None else scores._replace(values=value(states))
+    def hidden_states(self, model: PreTrainedModel, micro: MicroBatch) -> Tensor:
+        """`states` of a micro-batch."""
+        return self.states(model, micro.laid_out(self.lay_out))
 
-    @torch.no_grad()
-    def look(
-        self, model: PreTrainedModel, micro: MicroBatch, temperature: float, value: ValueHead | None = None
-    ) -> Looked:
-        """Log-probs and values alone, without gradients."""
-        head = self._head(model, value)
-        if isinstance(head, OutputHead):
-            return look(head, self.states(model, micro), micro.targets, temperature)
-        scores = self(model, micro, temperature, value)
-        return Looked(scores.logprobs, scores.values)
-
-    def loss(
-        self,
-        model: PreTrainedModel,
-        micro: MicroBatch,
-        temperature: float,
-        loss_of: LossOf,
-        *,
-        token_level: bool,
-        value: ValueHead | None = None,
-    ) -> tuple[Float[Tensor, ""], TokenScores]:
-        """(loss, scores without gradient). token_level: the loss of a token depends on no other token's scores."""
-        head = self._head(model, value)
-        if token_level and isinstance(head, OutputHead):
-            return loss_in_one_pass(head, self.states(model, micro), micro.targets, temperature, loss_of)
-        scores = self(model, micro, temperature, value)
-        return loss_of(scores, slice(None)), scores.detach()
-
-    def _head(self, model: PreTrainedModel, value: ValueHead | None) -> OutputHead | Callable[[Tensor], Tensor]:
+    def head(self, model: PreTrainedModel) -> OutputHead | AnyHead:
+        """The output layer over `states`: log-probs, entropies, loss."""
         if self.gives_logits:
-            return nn.Identity()
+            return AnyHead(nn.Identity())
         plain = OutputHead.of(model)
         if plain is not None:
-            return replace(plain, value=value)
+            return plain
         layer = model.get_output_embeddings()
         assert layer is not None
-        return layer
+        return AnyHead(layer)
+
+    def score(self, model: PreTrainedModel, micro: MicroBatch, temperature: float) -> TokenScores:
+        """log softmax(z / temperature) of each scored token and the entropy of that distribution; float32, with gradients."""
+        return self.head(model).score(self.hidden_states(model, micro), micro.targets, temperature)
 
 
-packed_forward = Forward(packed_states, name="packed rows, dense attention")
-varlen_forward = Forward(partial(packed_states, kernel=varlen), name="packed rows, ragged attention by torch (varlen)")
-flash_forward = Forward(partial(packed_states, kernel=flash), name="packed rows, ragged attention by flash-attn")
+PACKED_ROW: dict[str, Any] = {"lay_out": PackedRow.of, "num_tokens": packed_tokens}
+PADDED_ROWS: dict[str, Any] = {"lay_out": PaddedRows.of, "num_tokens": padded_tokens}
+
+packed_forward = Forward(name="packed rows, dense attention", states=packed_states, **PACKED_ROW)
+varlen_forward = Forward(
+    name="packed rows, ragged attention by torch (varlen)", states=partial(packed_states, kernel=varlen), **PACKED_ROW
+)
+flash_forward = Forward(
+    name="packed rows, ragged attention by flash-attn", states=partial(packed_states, kernel=flash), **PACKED_ROW
+)
 RAGGED = {"varlen": (varlen, varlen_forward), "flash": (flash, flash_forward)}
-padded_forward = Forward(padded_states, name="padded rows, each with its own copy of the prompt")
-plain_forward = Forward(padded_logits, gives_logits=True, name="padded rows by the model's own forward, logits and all")
+padded_forward = Forward(name="padded rows, each with its own copy of the prompt", states=padded_states, **PADDED_ROWS)
+plain_forward = Forward(
+    name="padded rows by the model's own forward, logits and all",
+    states=padded_logits,
+    gives_logits=True,
+    **PADDED_ROWS,
+)
 
 
 @dataclass(frozen=True)
@@ -233,9 +212,9 @@ def fuse(choice: ForwardChoice, model: PreTrainedModel, wanted: Fused = "auto") 
 
 
 def in_fused(forward: Forward) -> Forward:
-    def states(model: PreTrainedModel, micro: MicroBatch) -> Tensor:
+    def states(model: PreTrainedModel, layout: Any) -> Tensor:
         with fused(model):
-            return forward.states(model, micro)
+            return forward.states(model, layout)
 
     return replace(forward, states=states, name=f"{forward.name}, norms and gates fused", fuses=True)
 
@@ -259,7 +238,7 @@ def _gradient_of_a_norm(forward: Forward, model: PreTrainedModel, micro: MicroBa
     trained = weight.requires_grad
     weight.requires_grad_()
     with torch.enable_grad(), in_float32(model):
-        (gradient,) = torch.autograd.grad(forward(model, micro, 1.0).logprobs.sum(), weight)
+        (gradient,) = torch.autograd.grad(forward.score(model, micro, 1.0).logprobs.sum(), weight)
     weight.requires_grad_(trained)
     return gradient
 
@@ -282,7 +261,7 @@ def _difference(forward: Forward, model: PreTrainedModel, micro: MicroBatch) -> 
             found = _logprobs(forward, model, micro)
             if isinstance(found, str):
                 return found
-            reason = float32_difference(found, plain_forward(model, micro, 1.0).logprobs)
+            reason = float32_difference(found, plain_forward.score(model, micro, 1.0).logprobs)
         if reason is not None:
             return reason
     return None
@@ -292,7 +271,7 @@ def _what_rounding_does_not_explain(forward: Forward, model: PreTrainedModel, mi
     """The same of a forward that is there in 16 bits only."""
     for window in (nullcontext(), narrow_windows(model, 3)):
         with window:
-            exact, noise = rounding_noise(lambda: plain_forward(model, micro, 1.0).logprobs, model)
+            exact, noise = rounding_noise(lambda: plain_forward.score(model, micro, 1.0).logprobs, model)
             found = _logprobs(forward, model, micro)
         if isinstance(found, str):
             return found
@@ -305,7 +284,7 @@ def _what_rounding_does_not_explain(forward: Forward, model: PreTrainedModel, mi
 def _logprobs(forward: Forward, model: PreTrainedModel, micro: MicroBatch) -> Tensor | str:
     """Or why there are none: it does not hand on our arguments, has no separate decoder, or the device lacks the kernel."""
     try:
-        return forward(model, micro, 1.0).logprobs
+        return forward.score(model, micro, 1.0).logprobs
     except (TypeError, AttributeError, RuntimeError, ImportError, *kernel_errors()) as error:
         return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
@@ -317,4 +296,4 @@ def _example(vocab_size: int) -> MicroBatch:
         return TrainSequence.to_score([(start + 7 * i) % vocab_size for i in range(length)])
 
     prompts = [tuple((3 * i + n) % vocab_size for i in range(n)) for n in (3, 9)]
-    return lay_out([TrainGroup(p, (sequence(len(p), 24), sequence(2, 2), sequence(5, 13))) for p in prompts])
+    return MicroBatch.of([TrainGroup(p, (sequence(len(p), 24), sequence(2, 2), sequence(5, 13))) for p in prompts])

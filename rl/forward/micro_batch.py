@@ -1,22 +1,17 @@
-"""Groups of sequences become tensors: one row of tokens a micro-batch, without padding.
-
-The row is [prompt of group 1 | prompt of group 2 ... | completion 1 | completion 2 ...]: a prompt stands once for its whole
-group. The last token of a completion is only ever predicted, so it is a target and not an input.
-"""
+"""The completions of one forward and backward: their tokens, and what the loss knows of each."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
 from itertools import compress
+from typing import Protocol, Self, TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from rl.forward.row import AttentionBlock, Piece, RaggedPieces, blocks_of, pieces_of, transferred
+from rl.forward.row import transferred
 from rl.objective.tokens import ScoredSequences
 
 
@@ -50,6 +45,10 @@ class TrainSequence:
         """Which tokens are scored: those that are trained on, and that whose value stands for a reward."""
         return (*self.loss_mask[:-1], self.loss_mask[-1] or self.reward is None)
 
+    def scored_indices(self) -> Int[Tensor, " S"]:
+        """Of the tokens that are scored."""
+        return torch.tensor(list(compress(range(len(self.token_ids)), self.scored)), dtype=torch.long)
+
     @staticmethod
     def to_score(token_ids: Sequence[int], sampler_logprobs: Sequence[float] | None = None) -> TrainSequence:
         """One that is scored and teaches nothing."""
@@ -63,110 +62,77 @@ class TrainSequence:
 
 @dataclass(frozen=True)
 class TrainGroup:
+    """Sequences that share one prompt and one view of it."""
+
     prompt_ids: tuple[int, ...]
     sequences: tuple[TrainSequence, ...]
 
     @property
     def num_tokens(self) -> int:
+        """In a row in which the prompt stands once and no last token is read."""
         return len(self.prompt_ids) + sum(len(s.token_ids) - 1 for s in self.sequences)
+
+
+class Layout(Protocol):
+    """The tokens of a micro-batch as one kind of forward reads them (rl/forward/layouts.py)."""
+
+    def to(self, device: torch.device) -> Self: ...
+
+
+L = TypeVar("L", bound=Layout)
+LayOut = Callable[[Sequence[TrainGroup]], L]
 
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatch(ScoredSequences):
-    """N tokens in the row, of which S predict a scored token, of B sequences.
+    """The S scored tokens of some groups, sequence after sequence. targets: the tokens themselves.
 
-    views: as TrainSequence has them.
-    score_from: the place in the row whose hidden state predicts each target.
-    prompts, completions: the pieces of the row. What attention needs of them differs by kernel (rl/forward/row.py) and is made when it is
-    first asked for: `blocks` with `attended_at`, or `ragged`, or `contexts`.
+    How the groups are laid out for a forward is the forward's: `laid_out` makes the layout when it is first asked for.
     """
 
-    views: tuple[int | None, ...]
-    input_ids: Int[Tensor, " N"]
-    position_ids: Int[Tensor, " N"]
-    score_from: Int[Tensor, " S"]
+    groups: tuple[TrainGroup, ...]
     targets: Int[Tensor, " S"]
-    prompts: tuple[Piece, ...]
-    completions: tuple[Piece, ...]
+    layouts: dict[LayOut[Layout], Layout] = field(default_factory=dict, compare=False, repr=False)
 
-    @cached_property
-    def blocks(self) -> tuple[AttentionBlock, ...]:
-        """The row's attention by padded pieces."""
-        made = (*blocks_of(self.prompts), *blocks_of(self.completions))
-        tensors = {f"{i}.{name}": x for i, block in enumerate(made) for name, x in vars(block).items()}
-        moved = transferred(tensors, self.device)
-        return tuple(AttentionBlock(**{name: moved[f"{i}.{name}"] for name in vars(b)}) for i, b in enumerate(made))
+    @staticmethod
+    def of(groups: Sequence[TrainGroup]) -> MicroBatch:
+        sequences = [s for g in groups for s in g.sequences]
+        scored = [s.scored_indices() for s in sequences]
+        lengths = tuple(len(indices) for indices in scored)
+        mask = [m for s in sequences for m in compress(s.loss_mask, s.scored)]
+        trained = torch.tensor(list(compress(range(len(mask)), mask)), dtype=torch.long)
+        known = [s.advantages for s in sequences if s.advantages is not None]
+        assert len(known) in (0, len(sequences))
 
-    @cached_property
-    def attended_at(self) -> Int[Tensor, " N"]:
-        """Where each token of the row stands in the blocks' queries, one after the other."""
-        return torch.cat([b.query_slots.flatten()[b.filled_queries] for b in self.blocks]).argsort()
+        def of_trained(values: Tensor) -> Tensor:
+            """0 for a token of which only the value is read."""
+            return torch.zeros(len(mask)).index_copy(0, trained, values)
 
-    @cached_property
-    def ragged(self) -> RaggedPieces:
-        """The row's attention in one call."""
-        made = RaggedPieces.of((*self.prompts, *self.completions))
-        tensors = {name: x for name, x in vars(made).items() if isinstance(x, Tensor)}
-        return replace(made, **transferred(tensors, self.device))
+        return MicroBatch(
+            groups=tuple(groups),
+            lengths=lengths,
+            targets=torch.cat([torch.tensor(s.token_ids)[at] for s, at in zip(sequences, scored, strict=True)]),
+            loss_mask=torch.tensor(mask, dtype=torch.float32),
+            sequence_of=torch.cat([torch.full((n,), i) for i, n in enumerate(lengths)]),
+            sampler_logprobs=of_trained(torch.tensor([x for s in sequences for x in s.sampler_logprobs])),
+            advantages=of_trained(torch.cat(known)) if known else None,
+            rewards=torch.tensor([s.reward or 0.0 for s in sequences]),
+            bootstraps=torch.tensor([s.reward is None for s in sequences]),
+            weights=of_trained(torch.tensor([float(s.weight) for s in sequences for _ in s.sampler_logprobs])),
+            trained=trained,
+            num_sequences=len(sequences),
+        )
 
-    @cached_property
-    def contexts(self) -> Int[Tensor, "B K"]:
-        """Of each completion the places of its prompt and itself, padded with 0: the row as whole sequences."""
-        return pad_sequence([piece.key_slots() for piece in self.completions], batch_first=True).to(self.device)
+    def laid_out(self, lay_out: LayOut[L]) -> L:
+        """The groups as `lay_out` lays them out, on this device; kept for the next epoch."""
+        if lay_out not in self.layouts:
+            self.layouts[lay_out] = lay_out(self.groups).to(self.device)
+        return self.layouts[lay_out]  # pyright: ignore[reportReturnType]
 
     @property
     def device(self) -> torch.device:
-        return self.input_ids.device
-
-    @property
-    def score_from_padded(self) -> Int[Tensor, " S"]:
-        """The place in the flattened `contexts` whose hidden state predicts each target."""
-        return self.sequence_of * self.contexts.shape[1] + self.position_ids[self.score_from]
+        return self.targets.device
 
     def to(self, device: torch.device) -> MicroBatch:
         tensors = {f.name: x for f in fields(self) if isinstance(x := getattr(self, f.name), Tensor)}
-        return replace(self, **transferred(tensors, device))
-
-
-def lay_out(groups: Sequence[TrainGroup]) -> MicroBatch:
-    """The groups of one micro-batch in one row."""
-    sequences = [s for g in groups for s in g.sequences]
-    targets = [torch.tensor(s.token_ids) for s in sequences]
-    inputs = [torch.tensor(g.prompt_ids) for g in groups] + [t[:-1] for t in targets]
-    prompt_of = [q for q, group in enumerate(groups) for _ in group.sequences]
-    pieces = pieces_of([len(g.prompt_ids) for g in groups], [len(t) - 1 for t in targets], prompt_of)
-    prompts, completions = pieces[: len(groups)], pieces[len(groups) :]
-    places = [list(compress(range(len(s.token_ids)), s.scored)) for s in sequences]
-    lengths = [len(of_sequence) for of_sequence in places]
-    mask = [m for s in sequences for m in compress(s.loss_mask, s.scored)]
-    trained = torch.tensor(list(compress(range(len(mask)), mask)), dtype=torch.long)
-
-    known = [s.advantages for s in sequences if s.advantages is not None]
-    assert len(known) in (0, len(sequences))
-
-    def of_trained(values: Tensor) -> Tensor:
-        """0 for a token of which only the value is asked."""
-        return torch.zeros(len(mask)).index_copy(0, trained, values)
-
-    return MicroBatch(
-        lengths=tuple(lengths),
-        views=tuple(s.view for s in sequences),
-        input_ids=torch.cat(inputs),
-        position_ids=torch.cat([torch.arange(len(piece.before), piece.num_keys) for piece in pieces]),
-        # The last token of the prompt predicts the first of each completion.
-        score_from=torch.cat(
-            [piece.key_slots()[-len(t) :][at] for piece, t, at in zip(completions, targets, places, strict=True)]
-        ),
-        targets=torch.cat([t[at] for t, at in zip(targets, places, strict=True)]),
-        prompts=tuple(prompts),
-        completions=tuple(completions),
-        loss_mask=torch.tensor(mask, dtype=torch.float32),
-        sequence_of=torch.cat([torch.full((n,), i) for i, n in enumerate(lengths)]),
-        sampler_logprobs=of_trained(torch.tensor([x for s in sequences for x in s.sampler_logprobs])),
-        advantages=of_trained(torch.cat(known)) if known else None,
-        rewards=torch.tensor([s.reward or 0.0 for s in sequences]),
-        bootstraps=torch.tensor([s.reward is None for s in sequences]),
-        weights=of_trained(torch.tensor([float(s.weight) for s in sequences for _ in s.sampler_logprobs])),
-        trained=trained,
-        num_sequences=len(sequences),
-    )
+        return replace(self, **transferred(tensors, device), layouts={})

@@ -1,9 +1,9 @@
 """Log-probs, entropies and their gradients without the logits: the output layer and its softmax, a chunk of tokens at a time.
 
-The logits of a step are its largest tensor by far (tokens x vocabulary). Here those of one chunk exist at a time. Where the
-loss is a sum over tokens, as all but the sequence-level ratios are, its derivative by each log-prob is known as soon as the
-chunk's log-probs are (every normaliser was counted beforehand), and one pass makes the gradient too: `loss_in_one_pass`.
-Where a token's loss needs other tokens' log-probs, the backward pass makes the logits again: `score_in_two_passes`.
+The logits of a step would be its largest tensor by far (tokens x vocabulary). Here those of one chunk exist at a time. Where the
+loss is a sum over tokens, as every loss but those with sequence-level ratios is, its derivative with respect to each log-prob is
+known as soon as the chunk's log-probs are (every denominator was counted beforehand), and one pass makes the gradient too. Where a
+token's loss needs other tokens' log-probs, the backward pass computes the logits again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -37,19 +37,12 @@ def tokens_per_chunk(vocab_size: int, device: torch.device) -> int:
     return max(LEAST_TOKENS_PER_CHUNK, LOGITS_PER_CHUNK // vocab_size)
 
 
-class Looked(NamedTuple):
-    """Without gradient: what a forward that nothing is trained by is run for."""
-
-    logprobs: Float[Tensor, " S"]
-    values: Float[Tensor, " S"] | None = None
-
-
 LossOf = Callable[[TokenScores, slice], Float[Tensor, ""]]  # a part of the tokens' scores, and which part -> its loss
 
 
 @dataclass(frozen=True)
 class ValueHead:
-    """v = w h + b, in float32. Of its gradient by h the share `trunk_scale` goes on into the trunk."""
+    """v = w h + b, in float32. Only the share `trunk_scale` of its gradient with respect to h reaches the trunk."""
 
     weight: Float[Tensor, " H"]
     bias: Float[Tensor, ""]
@@ -57,14 +50,15 @@ class ValueHead:
 
     @staticmethod
     def zeros(model: PreTrainedModel, trunk_scale: float = 1.0) -> ValueHead:
-        """To be trained, over the model's states: 0 at the start, whatever it reads."""
+        """A trainable head over the model's hidden states, whose value is 0 at the start."""
         weight = torch.zeros(model.config.get_text_config().hidden_size, device=model.device)
         return ValueHead(nn.Parameter(weight), nn.Parameter(weight.new_zeros(())), trunk_scale)
 
     def __call__(self, hidden: Float[Tensor, "S H"]) -> Float[Tensor, " S"]:
-        """With gradients."""
+        """The value of each state, with gradients, in float32 also under autocast."""
         into_trunk = hidden if self.trunk_scale == 1 else torch.lerp(hidden.detach(), hidden, self.trunk_scale)
-        return into_trunk.float() @ self.weight + self.bias
+        with torch.autocast(hidden.device.type, enabled=False):
+            return into_trunk.float() @ self.weight + self.bias
 
     def parameters(self) -> list[nn.Parameter]:
         return [x for x in (self.weight, self.bias) if isinstance(x, nn.Parameter)]
@@ -81,26 +75,96 @@ class ValueHead:
 
 @dataclass(frozen=True)
 class OutputHead:
-    """z = cap tanh(scale (W h + b) / cap), the logits; without a cap, z = scale (W h + b)."""
+    """The plain output layer: logits z = cap tanh(scale (W h + b) / cap), or z = scale (W h + b) where there is no cap.
+
+    Its methods take S hidden states and the S target tokens, and never hold the logits of more than one chunk of tokens.
+    """
 
     weight: Float[Tensor, "V H"]
     bias: Float[Tensor, " V"] | None = None
     scale: float = 1.0
     soft_cap: float | None = None
-    value: ValueHead | None = None
 
     @staticmethod
     def of(model: PreTrainedModel) -> OutputHead | None:
-        """The model's own, or None where it is not a plain linear layer (adapted by LoRA, say)."""
+        """The model's own output layer, or None where it is not a plain linear layer (one that LoRA adapts, for instance)."""
         layer, config = model.get_output_embeddings(), model.config.get_text_config()
         if type(layer) is not nn.Linear:
             return None
         scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
         return OutputHead(layer.weight, layer.bias, scale, getattr(config, "final_logit_softcapping", None))
 
-    def tensors(self) -> tuple[Tensor | None, ...]:
-        """What is trained here, as autograd must see it."""
-        return self.weight, self.bias, *((self.value.weight, self.value.bias) if self.value else (None, None))
+    def score(self, hidden: Float[Tensor, "S H"], targets: Int[Tensor, " S"], temperature: float) -> TokenScores:
+        """log softmax(z / temperature) of each target and the entropy of that distribution, with gradients."""
+        return TokenScores(*_TwoPasses.apply(self, targets, temperature, hidden, self.weight, self.bias))  # pyright: ignore
+
+    @torch.no_grad()
+    def logprobs(
+        self, hidden: Float[Tensor, "S H"], targets: Int[Tensor, " S"], temperature: float
+    ) -> Float[Tensor, " S"]:
+        """log softmax(z / temperature) of each target, without gradients: no probabilities, no entropies."""
+        parts = []
+        for _part, chunk in _chunks(self, hidden, targets, temperature):
+            parts.append(chunk.target_logprobs())
+            del chunk  # before the next one's logits are made
+        return torch.cat(parts)
+
+    def loss(
+        self,
+        hidden: Float[Tensor, "S H"],
+        targets: Int[Tensor, " S"],
+        temperature: float,
+        loss_of: LossOf,
+        *,
+        token_level: bool,
+    ) -> tuple[Float[Tensor, ""], TokenScores]:
+        """(loss, scores without gradient). token_level: the loss of a token depends on no other token's scores, so that the loss is
+        the sum of loss_of over the chunks and one pass makes its gradient too."""
+        if not token_level:
+            scores = self.score(hidden, targets, temperature)
+            return loss_of(scores, slice(None)), scores.detach()
+        loss, *scores = _OnePass.apply(self, targets, temperature, loss_of, hidden, self.weight, self.bias)  # pyright: ignore
+        return loss, TokenScores(*scores)
+
+
+@dataclass(frozen=True)
+class AnyHead:
+    """An output layer of any kind, differentiated by autograd a chunk of tokens at a time: slower than OutputHead."""
+
+    layer: Callable[[Tensor], Tensor]
+
+    def score(self, hidden: Float[Tensor, "S H"], targets: Int[Tensor, " S"], temperature: float) -> TokenScores:
+        """As OutputHead.score."""
+
+        def score(states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+            logprobs = F.log_softmax(self.layer(states).float() / temperature, -1)
+            entropies = -(logprobs.exp() * logprobs).sum(-1)
+            return logprobs.gather(-1, targets[:, None])[:, 0], entropies
+
+        size = tokens_per_chunk(self.layer(hidden[:1].detach()).shape[-1], hidden.device)
+        pairs = zip(hidden.split(size), targets.split(size), strict=True)
+        parts: list[Any] = [checkpoint(score, s, t, use_reentrant=False) for s, t in pairs]
+        return _joined([TokenScores(*part) for part in parts])
+
+    @torch.no_grad()
+    def logprobs(
+        self, hidden: Float[Tensor, "S H"], targets: Int[Tensor, " S"], temperature: float
+    ) -> Float[Tensor, " S"]:
+        """As OutputHead.logprobs."""
+        return self.score(hidden, targets, temperature).logprobs
+
+    def loss(
+        self,
+        hidden: Float[Tensor, "S H"],
+        targets: Int[Tensor, " S"],
+        temperature: float,
+        loss_of: LossOf,
+        *,
+        token_level: bool,
+    ) -> tuple[Float[Tensor, ""], TokenScores]:
+        """As OutputHead.loss."""
+        scores = self.score(hidden, targets, temperature)
+        return loss_of(scores, slice(None)), scores.detach()
 
 
 class _Chunk:
@@ -121,30 +185,27 @@ class _Chunk:
             logits /= temperature
         self.normaliser, self.logits = logits.logsumexp(-1, keepdim=True), logits
 
-    def values(self) -> Tensor | None:
-        return None if self.head.value is None else self.head.value(self.hidden)
-
-    def looked(self) -> Looked:
+    def target_logprobs(self) -> Tensor:
         """Of the targets alone; of the rest of the vocabulary only the normaliser is needed."""
-        return Looked((self.logits.gather(1, self.targets) - self.normaliser)[:, 0], self.values())
+        return (self.logits.gather(1, self.targets) - self.normaliser)[:, 0]
 
     def scores(self) -> TokenScores:
         self.logprobs = self.logits.sub_(self.normaliser)
         self.probs = self.logprobs.exp()
         self.entropies = -torch.linalg.vecdot(self.probs, self.logprobs)
-        return TokenScores(self.logprobs.gather(1, self.targets)[:, 0], self.entropies, self.values())
+        return TokenScores(self.logprobs.gather(1, self.targets)[:, 0], self.entropies)
 
-    def by_logits(self, by_logprob: Tensor, by_entropy: Tensor | None) -> Tensor:
+    def d_logits(self, d_logprob: Tensor, d_entropy: Tensor | None) -> Tensor:
         """dL/d(W h + b), in place of the probabilities. With y the tempered logits and p their softmax,
 
         dL/dy_j = dL/dlog p_t (1[j = t] - p_j) - dL/dH p_j (log p_j + H).
         """
         out = self.probs
-        if by_entropy is None:
-            out *= -by_logprob[:, None]
+        if d_entropy is None:
+            out *= -d_logprob[:, None]
         else:
-            out *= (self.logprobs + self.entropies[:, None]) * -by_entropy[:, None] - by_logprob[:, None]
-        out.scatter_add_(1, self.targets, by_logprob[:, None])
+            out *= (self.logprobs + self.entropies[:, None]) * -d_entropy[:, None] - d_logprob[:, None]
+        out.scatter_add_(1, self.targets, d_logprob[:, None])
         if self.head.soft_cap is not None:  # tanh' = 1 - tanh^2
             tanh = (self.logprobs + self.normaliser) * (self.temperature / self.head.soft_cap)
             out *= 1 - tanh.square()
@@ -153,39 +214,32 @@ class _Chunk:
 
 
 class _Gradients:
-    """By hidden states and by the head's tensors, those of them that are wanted; added up chunk by chunk in float32."""
+    """Gradients with respect to the hidden states, the weight and the bias, those of them that autograd asks for; chunks are added up
+    in float32."""
 
     def __init__(self, head: OutputHead, hidden: Tensor, wanted: tuple[bool, ...]) -> None:
         self.head = head
-        by_hidden, *by_tensors = wanted
-        self.hidden = torch.empty_like(hidden, dtype=torch.float32) if by_hidden else None
-        self.tensors = [
+        d_hidden, *d_tensors = wanted
+        self.hidden = torch.empty_like(hidden, dtype=torch.float32) if d_hidden else None
+        self.weight, self.bias = (
             torch.zeros_like(tensor, dtype=torch.float32) if want and tensor is not None else None
-            for tensor, want in zip(head.tensors(), by_tensors, strict=True)
-        ]
+            for tensor, want in zip((head.weight, head.bias), d_tensors, strict=True)
+        )
 
-    def add(self, part: slice, chunk: _Chunk, by_logprob: Tensor, by_entropy: Tensor | None, by_value: Tensor | None):
-        weight, bias, value_weight, value_bias = self.tensors
-        by_logits = chunk.by_logits(by_logprob, by_entropy)
-        if bias is not None:
-            bias += by_logits.sum(0)
-        by_logits = by_logits.to(chunk.weight.dtype)
+    def add(self, part: slice, chunk: _Chunk, d_logprob: Tensor, d_entropy: Tensor | None) -> None:
+        d_logits = chunk.d_logits(d_logprob, d_entropy)
+        if self.bias is not None:
+            self.bias += d_logits.sum(0)
+        d_logits = d_logits.to(chunk.weight.dtype)
         if self.hidden is not None:
-            self.hidden[part] = _product(by_logits, chunk.weight)
-        if weight is not None:
-            _add_product(weight, by_logits.T, chunk.hidden.to(by_logits.dtype))
-        if by_value is not None and self.head.value is not None:
-            if self.hidden is not None:
-                self.hidden[part].addr_(by_value, self.head.value.weight, alpha=self.head.value.trunk_scale)
-            if value_weight is not None:
-                value_weight += by_value @ chunk.hidden.float()
-            if value_bias is not None:
-                value_bias += by_value.sum()
+            self.hidden[part] = _product(d_logits, chunk.weight)
+        if self.weight is not None:
+            _add_product(self.weight, d_logits.T, chunk.hidden.to(d_logits.dtype))
 
-    def given_up(self, hidden: Tensor, factor: Tensor | None) -> tuple[Tensor | None, ...]:
-        """In the types of what they are the gradients of. None is kept here: autograd copies a gradient that somebody else has."""
-        found = ((self.hidden, hidden), *zip(self.tensors, self.head.tensors(), strict=True))
-        del self.hidden, self.tensors
+    def release(self, hidden: Tensor, factor: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Casts to the parameters' dtypes and drops our references, so that autograd need not copy."""
+        found = ((self.hidden, hidden), (self.weight, self.head.weight), (self.bias, self.head.bias))
+        del self.hidden, self.weight, self.bias
         return tuple(
             None if g is None or like is None else (g if factor is None else g.mul_(factor)).to(like.dtype)
             for g, like in found
@@ -220,42 +274,53 @@ def _chunks(head: OutputHead, hidden: Tensor, targets: Tensor, temperature: floa
 
 
 def _joined(parts: list[TokenScores]) -> TokenScores:
-    logprobs, entropies, values = zip(*parts, strict=True)
-    return TokenScores(torch.cat(logprobs), torch.cat(entropies), None if values[0] is None else torch.cat(values))
+    logprobs, entropies = map(torch.cat, zip(*parts, strict=True))
+    return TokenScores(logprobs, entropies)
 
 
 class _OnePass(torch.autograd.Function):
+    """Loss and scores, and in the same pass over the chunks the gradient of the loss."""
+
     @staticmethod
     def forward(
-        ctx: Any, head: OutputHead, targets: Tensor, temperature: float, loss_of: LossOf, hidden: Tensor, *_: Tensor
-    ) -> tuple[Tensor | None, ...]:
+        ctx: Any,
+        head: OutputHead,
+        targets: Tensor,
+        temperature: float,
+        loss_of: LossOf,
+        hidden: Tensor,
+        *_: Tensor | None,
+    ) -> tuple[Tensor, ...]:
         gradients = _Gradients(head, hidden, ctx.needs_input_grad[4:])
         loss, parts = hidden.new_zeros((), dtype=torch.float32), []
         for part, chunk in _chunks(head, hidden, targets, temperature):
             parts.append(chunk.scores())
             with torch.enable_grad():
                 leaves = parts[-1].as_leaves()
-                of_part = loss_of(leaves, part)
-            by_scores = iter(torch.autograd.grad(of_part, [x for x in leaves if x is not None], allow_unused=True))
-            by_logprob, by_entropy, by_value = (None if x is None else next(by_scores) for x in leaves)
-            if by_logprob is None:
-                by_logprob = torch.zeros_like(parts[-1].logprobs)
-            gradients.add(part, chunk, by_logprob, by_entropy, by_value)
-            loss += of_part.detach()
+                chunk_loss = loss_of(leaves, part)
+            d_logprob, d_entropy = torch.autograd.grad(chunk_loss, leaves, allow_unused=True)
+            if d_logprob is None:
+                d_logprob = torch.zeros_like(leaves.logprobs)
+            gradients.add(part, chunk, d_logprob, d_entropy)
+            loss += chunk_loss.detach()
             del chunk  # before the next one's logits are made
         ctx.gradients, ctx.hidden = gradients, hidden
         scores = _joined(parts)
-        ctx.mark_non_differentiable(*(x for x in scores if x is not None))
+        ctx.mark_non_differentiable(*scores)
         return loss, *scores
 
     @staticmethod
-    def backward(ctx: Any, by_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
-        return None, None, None, None, *ctx.gradients.given_up(ctx.hidden, by_loss)
+    def backward(ctx: Any, d_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        return None, None, None, None, *ctx.gradients.release(ctx.hidden, d_loss)
 
 
 class _TwoPasses(torch.autograd.Function):
+    """Scores; the backward pass makes each chunk's logits again."""
+
     @staticmethod
-    def forward(ctx: Any, head: OutputHead, targets: Tensor, temperature: float, hidden: Tensor, *_: Tensor):
+    def forward(
+        ctx: Any, head: OutputHead, targets: Tensor, temperature: float, hidden: Tensor, *_: Tensor | None
+    ) -> tuple[Tensor, ...]:
         ctx.head, ctx.temperature = head, temperature
         ctx.save_for_backward(hidden, targets)
         ctx.autocast = torch.is_autocast_enabled(hidden.device.type)
@@ -266,55 +331,12 @@ class _TwoPasses(torch.autograd.Function):
         return tuple(_joined(parts))
 
     @staticmethod
-    def backward(ctx: Any, by_logprob: Tensor, by_entropy: Tensor, by_value: Tensor | None):  # pyright: ignore
+    def backward(ctx: Any, d_logprob: Tensor, d_entropy: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         hidden, targets = ctx.saved_tensors
         gradients = _Gradients(ctx.head, hidden, ctx.needs_input_grad[3:])
         with torch.autocast(hidden.device.type, enabled=ctx.autocast):
             for part, chunk in _chunks(ctx.head, hidden, targets, ctx.temperature):
                 chunk.scores()
-                of_value = None if by_value is None else by_value[part]
-                gradients.add(part, chunk, by_logprob[part], by_entropy[part], of_value)
+                gradients.add(part, chunk, d_logprob[part], d_entropy[part])
                 del chunk  # as above
-        return None, None, None, *gradients.given_up(hidden, None)
-
-
-def loss_in_one_pass(
-    head: OutputHead, hidden: Float[Tensor, "S H"], targets: Int[Tensor, " S"], temperature: float, loss_of: LossOf
-) -> tuple[Float[Tensor, ""], TokenScores]:
-    """(loss, scores without gradient): the loss of all tokens is the sum of loss_of over the chunks."""
-    loss, *scores = _OnePass.apply(head, targets, temperature, loss_of, hidden, *head.tensors())  # pyright: ignore
-    return loss, TokenScores(*scores)
-
-
-def score_in_two_passes(
-    head: OutputHead, hidden: Float[Tensor, "S H"], targets: Int[Tensor, " S"], temperature: float
-) -> TokenScores:
-    """log softmax(z / temperature) of each target, the entropy of that distribution, the value; all with gradients."""
-    return TokenScores(*_TwoPasses.apply(head, targets, temperature, hidden, *head.tensors()))  # pyright: ignore
-
-
-@torch.no_grad()
-def look(head: OutputHead, hidden: Float[Tensor, "S H"], targets: Int[Tensor, " S"], temperature: float) -> Looked:
-    """log softmax(z / temperature) of each target, and the value: no probabilities, no entropies."""
-    parts = []
-    for _part, chunk in _chunks(head, hidden, targets, temperature):
-        parts.append(chunk.looked())
-        del chunk  # before the next one's logits are made
-    logprobs, values = zip(*parts, strict=True)
-    return Looked(torch.cat(logprobs), None if values[0] is None else torch.cat(values))
-
-
-def score_by_autograd(
-    to_logits: Callable[[Tensor], Tensor], states: Float[Tensor, "S H"], targets: Int[Tensor, " S"], temperature: float
-) -> TokenScores:
-    """The same for any output layer, by autograd: slower."""
-
-    def score(states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        logprobs = F.log_softmax(to_logits(states).float() / temperature, -1)
-        entropies = -(logprobs.exp() * logprobs).sum(-1)
-        return logprobs.gather(-1, targets[:, None])[:, 0], entropies
-
-    size = tokens_per_chunk(to_logits(states[:1].detach()).shape[-1], states.device)
-    pairs = zip(states.split(size), targets.split(size), strict=True)
-    parts: list[Any] = [checkpoint(score, s, t, use_reentrant=False) for s, t in pairs]
-    return _joined([TokenScores(*part) for part in parts])
+        return None, None, None, *gradients.release(hidden, None)

@@ -1,4 +1,4 @@
-"""Attention over the packed row of rl/update/batch.py: each completion sees its own prompt and itself.
+"""Attention over the packed row of rl/forward/layouts.py: each completion sees its own prompt and itself.
 
 The one function that a model calls in place of its own attention, through the attention interface of transformers. Keys and
 values of a prompt are gathered for each of its completions, so that gradients flow back into the one prompt there is.
@@ -21,7 +21,8 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, PreTrainedModel
 
 from rl.forward.casts import product_dtype
-from rl.forward.micro_batch import MicroBatch, TrainGroup, TrainSequence, lay_out
+from rl.forward.layouts import PackedRow
+from rl.forward.micro_batch import TrainGroup, TrainSequence
 from rl.forward.row import AttentionBlock, RaggedPieces
 from rl.forward.shapes import head_size, key_width
 from rollout.attention import grouped_attention
@@ -37,7 +38,7 @@ def packed_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    micro: MicroBatch,
+    row: PackedRow,
     kernel: Kernel,
     scaling: float | None = None,
     sliding_window: int | None = None,
@@ -53,7 +54,7 @@ def packed_attention(
         raise RuntimeError("its layers make a mask of their own")
     if softcap is not None or s_aux is not None:
         kernel = partial(explicit, softcap=softcap, sinks=s_aux)
-    return kernel(micro, query, key, value, scaling, sliding_window)[None], None
+    return kernel(row, query, key, value, scaling, sliding_window)[None], None
 
 
 AttentionInterface.register(PACKED, packed_attention)
@@ -62,9 +63,9 @@ AttentionInterface.register(PACKED, packed_attention)
 def by_blocks(attend: Callable[..., Tensor]) -> Kernel:
     """Of a function that attends the queries of one block: all of them, in the order of the row."""
 
-    def kernel(micro: MicroBatch, *states_and_options: Any, **more: Any) -> Tensor:
-        outputs = [attend(block, *states_and_options, **more) for block in micro.blocks]
-        return torch.cat(outputs).index_select(0, micro.attended_at)
+    def kernel(row: PackedRow, *states_and_options: Any, **more: Any) -> Tensor:
+        outputs = [attend(block, *states_and_options, **more) for block in row.blocks]
+        return torch.cat(outputs).index_select(0, row.attended_at)
 
     return kernel
 
@@ -129,13 +130,13 @@ def in_one_call(attend: Callable[..., Tensor]) -> Kernel:
     """
 
     def kernel(
-        micro: MicroBatch, query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None
+        row: PackedRow, query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None
     ) -> Tensor:
         dtype = product_dtype(value)
         states = torch.cat([_rows(x).to(dtype) for x in (key, value)], 1)
-        gathered = F.embedding(micro.ragged.key_slots, states.flatten(1)).unflatten(-1, (2, key.shape[1], -1))
+        gathered = F.embedding(row.ragged.key_slots, states.flatten(1)).unflatten(-1, (2, key.shape[1], -1))
         window_size = (-1 if window is None else window - 1, 0)  # keys before the query; none after it
-        return attend(_rows(query).to(dtype), *gathered.unbind(1), micro.ragged, scale, window_size)
+        return attend(_rows(query).to(dtype), *gathered.unbind(1), row.ragged, scale, window_size)
 
     return kernel
 
@@ -198,15 +199,15 @@ def fastest(kernels: Mapping[str, Kernel], model: PreTrainedModel) -> str:
     if len(kernels) == 1:
         return next(iter(kernels))
     config, device = model.config.get_text_config(), model.device
-    micro = lay_out([TrainGroup((0,) * 512, (TrainSequence.to_score([0] * 1024),) * 8)]).to(device)
+    row = PackedRow.of([TrainGroup((0,) * 512, (TrainSequence.to_score([0] * 1024),) * 8)]).to(device)
     heads = config.num_attention_heads, *(key_width(config) // head_size(config),) * 2
     options: Any = {"device": device, "dtype": product_dtype(next(model.parameters())), "requires_grad": True}
-    states = [torch.randn(1, count, len(micro.input_ids), head_size(config), **options) for count in heads]
+    states = [torch.randn(1, count, len(row.input_ids), head_size(config), **options) for count in heads]
 
     def seconds(kernel: Kernel) -> float:
         started = time.perf_counter()
         with torch.enable_grad():
-            kernel(micro, *states, None, None).sum().backward()
+            kernel(row, *states, None, None).sum().backward()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return time.perf_counter() - started

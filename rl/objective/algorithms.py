@@ -29,7 +29,7 @@ from rl.objective.losses import (
 from rl.objective.names import CriticSource
 from rl.objective.reductions import Reduction, constant_length, mean_of_token_means, sequence_sum, token_mean
 from rl.objective.tokens import ScoredSequences, ScoredTokens, TokenScores
-from rl.objective.values import Estimates, ValueRule
+from rl.objective.values import ValueRule, ValueTargets
 from rollout.records import Rollout, RolloutGroup
 
 Advantages = list[list[Tensor]]  # of each group, of each completion: Float[T], one a token
@@ -193,16 +193,14 @@ class Algorithm:
         old_logprobs: Float[Tensor, " S"],
         reference_logprobs: Float[Tensor, " S"] | None,
         tokens: ScoredTokens,
-        estimates: Estimates | None = None,
-        *,
-        policy_weight: float = 1.0,
+        advantages: Float[Tensor, " S"] | None = None,
     ) -> Float[Tensor, ""]:
-        """sum_t weight_t (w_t surrogate_t + kl_weight KL_t - entropy_weight H_t): these tokens' part of the step's loss.
+        """sum_t weight_t (w_t surrogate_t + kl_weight KL_t - entropy_weight H_t): these tokens' part of the step's policy loss.
 
-        Where the scores have values: policy_weight times that, plus value_weight times the values' loss.
+        advantages: a critic's; otherwise those that the tokens carry.
         """
+        advantages = tokens.advantages if advantages is None else advantages
         policy_logprobs = self.ratio_level(scores.logprobs, old_logprobs, tokens)
-        advantages = tokens.advantages if estimates is None else estimates.advantages
         terms = self.surrogate(
             policy_logprobs, old_logprobs, advantages, clip_low=self.clip_low, clip_high=self.clip_high
         )
@@ -212,17 +210,28 @@ class Algorithm:
             terms = terms + self.kl_weight * kl_estimate(scores.logprobs, reference_logprobs, self.kl_kind)
         if self.entropy_weight != 0:
             terms = terms - self.entropy_weight * scores.entropies
-        loss = (tokens.weights * terms).sum()
-        if scores.values is None:
-            return loss
-        assert estimates is not None and self.value_rule is not None
-        return policy_weight * loss + self.value_rule.value_weight * self.value_loss(scores.values, estimates, tokens)
-
-    def value_loss(self, values: Float[Tensor, " S"], estimates: Estimates, tokens: ScoredTokens) -> Float[Tensor, ""]:
-        """sum_t weight_t of the loss of each value: these tokens' part of the critic's."""
-        assert self.value_rule is not None
-        terms = value_loss(values, estimates.values, estimates.returns, clip=self.value_rule.value_clip)
         return (tokens.weights * terms).sum()
+
+    def value_loss(self, values: Float[Tensor, " S"], targets: ValueTargets, tokens: ScoredTokens) -> Float[Tensor, ""]:
+        """sum_t weight_t of the loss of each value: these tokens' part of the critic's loss."""
+        assert self.value_rule is not None
+        terms = value_loss(values, targets.values, targets.returns, clip=self.value_rule.value_clip)
+        return (tokens.weights * terms).sum()
+
+    def value_targets(
+        self,
+        sequences: ScoredSequences,
+        values: Float[Tensor, " S"],
+        old_logprobs: Float[Tensor, " S"] | None,
+        reference_logprobs: Float[Tensor, " S"] | None,
+    ) -> ValueTargets:
+        """GAE of the rewards and the critic's values. The log-probs are needed where the KL is part of the reward."""
+        assert self.value_rule is not None
+        if not self.kl_in_reward or reference_logprobs is None:
+            return self.value_rule.targets(sequences, values)
+        assert old_logprobs is not None
+        kl = kl_estimate(old_logprobs, reference_logprobs, "k1")
+        return self.value_rule.targets(sequences, values, self.kl_weight * kl)
 
     @property
     def whitens(self) -> bool:
@@ -231,21 +240,6 @@ class Algorithm:
     @property
     def kl_in_reward(self) -> bool:
         return self.value_rule is not None and self.value_rule.kl_in_reward
-
-    def estimate(
-        self,
-        tokens: ScoredSequences,
-        values: Float[Tensor, " S"],
-        old_logprobs: Float[Tensor, " S"] | None,
-        reference_logprobs: Float[Tensor, " S"] | None,
-    ) -> Estimates:
-        """What the critic's values make of the rewards; the log-probs are needed where the KL is part of them."""
-        assert self.value_rule is not None
-        if not self.kl_in_reward or reference_logprobs is None:
-            return self.value_rule.estimate(tokens, values)
-        assert old_logprobs is not None
-        kl = kl_estimate(old_logprobs, reference_logprobs, "k1")
-        return self.value_rule.estimate(tokens, values, self.kl_weight * kl)
 
 
 GROUP_EPS = 1e-4  # added to the group's std, as in TRL

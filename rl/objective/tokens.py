@@ -48,15 +48,14 @@ class ScoredSequences(ScoredTokens):
 
 
 class TokenScores(NamedTuple):
-    """values: of the value head, where there is one."""
+    """What a policy gives S tokens: log-probs, and the entropy of each whole distribution in nats."""
 
     logprobs: Float[Tensor, " S"]
-    entropies: Float[Tensor, " S"]  # of the whole distribution, in nats
-    values: Float[Tensor, " S"] | None = None
+    entropies: Float[Tensor, " S"]
 
     def detach(self) -> TokenScores:
-        return TokenScores(*(None if x is None else x.detach() for x in self))  # pyright: ignore[reportArgumentType]
+        return TokenScores(self.logprobs.detach(), self.entropies.detach())
 
     def as_leaves(self) -> TokenScores:
-        """To differentiate by them."""
-        return TokenScores(*(None if x is None else x.requires_grad_() for x in self.detach()))  # pyright: ignore[reportArgumentType]
+        """Detached copies that require gradients, to differentiate a loss with respect to them."""
+        return TokenScores(*(x.requires_grad_() for x in self.detach()))

@@ -20,8 +20,8 @@ from rl.objective.tokens import ScoredSequences
 from rollout.processes import Alone, Processes
 
 
-class Estimates(NamedTuple):
-    """What a critic makes of S tokens' rewards. Held fixed while the policy and the critic are trained on them."""
+class ValueTargets(NamedTuple):
+    """What GAE makes of S tokens' rewards and a critic's values before the first update: fixed while both are trained on them."""
 
     values: Float[Tensor, " S"]
     advantages: Float[Tensor, " S"]
@@ -29,12 +29,16 @@ class Estimates(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A micro-batch as the policy that sampled it, the reference and the critic saw it. It stays through all epochs."""
+class FrozenTargets:
+    """Per-token values of a micro-batch that are fixed before the first update: old log-probs, reference log-probs, value targets.
 
-    old_logprobs: Float[Tensor, " S"]
-    reference_logprobs: Float[Tensor, " S"] | None
-    estimates: Estimates | None
+    old_logprobs: None until the first training forward has computed them, in which the policy still is the old one.
+    reference_logprobs: None where the KL has no weight. values: None until the critic has been run, or where there is none.
+    """
+
+    old_logprobs: Float[Tensor, " S"] | None = None
+    reference_logprobs: Float[Tensor, " S"] | None = None
+    values: ValueTargets | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +65,9 @@ class ValueRule:
     whiten: bool = False
     bootstrap_cut: bool = False
 
-    def estimate(
+    def targets(
         self, tokens: ScoredSequences, values: Float[Tensor, " S"], penalties: Float[Tensor, " S"] | None = None
-    ) -> Estimates:
+    ) -> ValueTargets:
         """GAE over each sequence of its own. The sequence's reward is its last token's; penalties are taken from every token's.
 
         Of a sequence that goes on, V before the last token stands for all that would have followed from there, in place of the
@@ -86,16 +90,16 @@ class ValueRule:
         advantages, returns = gae(*rows, gamma=self.gamma, lam=self.lam)
         if self.lam_critic != self.lam:
             _, returns = gae(*rows, gamma=self.gamma, lam=self.lam_critic)
-        return Estimates(values, flat(advantages), flat(returns))
+        return ValueTargets(values, flat(advantages), flat(returns))
 
 
 def whitened(
-    estimates: Sequence[Estimates],
+    targets: Sequence[ValueTargets],
     sequences: Sequence[ScoredSequences],
     processes: Processes = Alone(),  # noqa: B008
-) -> list[Estimates]:
+) -> list[ValueTargets]:
     """Advantages of a whole step, in all processes, less their mean and over their std. Returns stay as they were."""
-    mine = [e.advantages.index_select(0, m.trained) for e, m in zip(estimates, sequences, strict=True)]
+    mine = [e.advantages.index_select(0, m.trained) for e, m in zip(targets, sequences, strict=True)]
     trained = torch.cat(processes.gather(mine))
     mean, std = trained.mean(), trained.std(correction=0)  # of no dimension: on the host they mix with any device
-    return [e._replace(advantages=(e.advantages - mean) / (std + 1e-8)) for e in estimates]
+    return [e._replace(advantages=(e.advantages - mean) / (std + 1e-8)) for e in targets]

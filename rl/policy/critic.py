@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -15,47 +15,50 @@ from torch import Tensor, nn
 from rewards.errors import UserError
 from rl.forward.micro_batch import MicroBatch
 from rl.forward.output_head import ValueHead
-from rl.policy.policy import Policy
+from rl.policy.policy import ContextFactory, Policy
 
 CRITIC = "critic.safetensors"
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Critic:
-    """V_t = w h_{t-1} + b over a language model's trunk, trained by itself.
+    """V_t = w h_{t-1} + b over a language model's trunk, trained by itself. `Critic.of` makes one of a model of its own.
 
-    trunk: scores no tokens; its states are read. weights: makes the context in which the trunk has the critic's weights, for
-    its forward and its backward.
+    trunk: its hidden states are read, and it scores no tokens. trunk_parameters: those that are trained, by name.
+    activate: context factory in which the trunk has the critic's weights, for its forward and its backward.
     """
 
-    weights: Callable[[], AbstractContextManager[Any]] = nullcontext
+    trunk: Policy
+    head: ValueHead
+    trunk_parameters: Mapping[str, nn.Parameter]
+    activate: ContextFactory = nullcontext
 
-    def __init__(self, trunk: Policy) -> None:
+    @staticmethod
+    def of(trunk: Policy) -> Critic:
+        """A critic whose value is 0 at the start. The trunk's output layer is dropped."""
         if trunk.forward.gives_logits:
             raise UserError(
                 f"critic_model: {type(trunk.model).__name__} does not show its last hidden states; name another model"
             )
-        self.trunk, self.head = trunk, ValueHead.zeros(trunk.model)
-        trunk.model.set_output_embeddings(nn.Identity())  # its output layer is not needed
+        trunk.model.set_output_embeddings(nn.Identity())
+        parameters = dict(trunk.model.named_parameters())
+        return Critic(trunk=trunk, head=ValueHead.zeros(trunk.model), trunk_parameters=parameters)
 
     def values(self, micro: MicroBatch) -> Float[Tensor, " S"]:
         with self.trunk.autocast():
-            states = self.trunk.forward.states(self.trunk.model, micro)
+            states = self.trunk.hidden_states(micro)
         return self.head(states)
 
-    def trained(self) -> dict[str, nn.Parameter]:
-        """Of the trunk."""
-        return dict(self.trunk.model.named_parameters())
-
     def parameters(self) -> list[nn.Parameter]:
-        return [*self.trained().values(), *self.head.parameters()]
+        return [*self.trunk_parameters.values(), *self.head.parameters()]
 
     def save(self, folder: Path) -> None:
-        save_file({name: p.detach() for name, p in self.trained().items()}, folder / CRITIC)
+        save_file({name: p.detach() for name, p in self.trunk_parameters.items()}, folder / CRITIC)
         self.head.save(folder)
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
         saved = load_file(folder / CRITIC)
-        for name, parameter in self.trained().items():
+        for name, parameter in self.trunk_parameters.items():
             parameter.copy_(saved[name])
         self.head.load(folder)

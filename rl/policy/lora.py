@@ -8,9 +8,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, load_peft_weights
@@ -68,30 +69,30 @@ def add_adapters(model: PreTrainedModel, *, rank: int, alpha: float, targets: Se
     return adapted
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
 class LoraPolicy(Policy):
-    """The policy and its references are one model: a reference is a choice of adapters."""
+    """A policy whose adapters are trained. It and its references are one model: a reference is a choice of adapters."""
 
-    frozen_base = True
+    adapted: PeftModel
+    freezes_base: ClassVar[bool] = True
 
-    def __init__(self, adapted: PeftModel, **options: Any) -> None:
-        super().__init__(adapted.get_base_model(), **options)  # pyright: ignore[reportArgumentType]
-        self.adapted = adapted
+    @classmethod
+    def of(cls, adapted: PeftModel, **options: Any) -> Self:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The policy of a model that add_adapters has adapted. options: of Policy.of."""
+        return super().of(adapted.get_base_model(), adapted=adapted, **options)  # pyright: ignore[reportArgumentType]
 
     def frozen_copy(self, *, rounded: bool = False, offloaded: bool = False) -> Policy:
         """The policy as it is now, at the price of a copy of the adapters: its base is the policy's, in the type and place of that."""
-        frozen = copy.copy(self)
-        frozen.value_head = None
         adapters = adapters_of(self.model, POLICY)
         kept = [(p, p.detach().clone()) for p in adapters.values()]
         add_nothing = not any(p.any() for name, p in adapters.items() if ".lora_B." in name)
-        frozen.weights = partial(self.holding, kept, off=add_nothing)
-        return frozen
+        return replace(self, value_head=None, activate=partial(self.swapped, kept, off=add_nothing))
 
-    def copied_to(self, reference: Policy) -> Policy:
+    def copy_weights_to(self, reference: Policy) -> Policy:
         return self.frozen_copy()
 
     @contextmanager
-    def holding(self, kept: Sequence[tuple[nn.Parameter, Tensor]], *, off: bool) -> Iterator[None]:
+    def swapped(self, kept: Sequence[tuple[nn.Parameter, Tensor]], *, off: bool) -> Iterator[None]:
         """Inside the block the adapters are the kept ones, and switched off where these add nothing to the base.
 
         peft's disable_adapter() would look through the whole model first, which takes longer than the switching.
@@ -115,7 +116,7 @@ class LoraPolicy(Policy):
 
     def named_tensors(self, *, merged: bool = False) -> Iterator[tuple[str, Tensor]]:
         """W + (alpha / rank) B A is made anew from the frozen W at each call, in float32: nothing is ever added to W itself."""
-        with self.weights(), torch.no_grad():
+        with self.activate(), torch.no_grad():
             if not merged:
                 yield from super().named_tensors()
                 return
@@ -123,7 +124,7 @@ class LoraPolicy(Policy):
                 yield name, whole(tensor)
 
     def state(self) -> dict[str, Tensor]:
-        with self.weights():
+        with self.activate():
             return {
                 f"base_model.model.{name}": whole(p.detach()) for name, p in adapters_of(self.model, POLICY).items()
             }
@@ -144,27 +145,28 @@ class LoraPolicy(Policy):
         assert not saved
 
 
-class LoraCritic(Critic):
+def lora_critic(policy: LoraPolicy, *, seed: int) -> Critic:
     """A critic of its own on the policy's frozen base: a second set of adapters, of the same rank and places, that add nothing yet."""
+    adapted, layers = policy.adapted, policy.adapted.base_model
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        adapted.add_adapter(CRITIC_ADAPTERS, copy.deepcopy(adapted.peft_config[POLICY]))
+    return Critic(
+        trunk=policy,
+        head=ValueHead.zeros(policy.model),
+        trunk_parameters=adapters_of(policy.model, CRITIC_ADAPTERS),
+        activate=partial(critic_adapters, layers),
+    )
 
-    def __init__(self, policy: LoraPolicy, *, seed: int) -> None:
-        adapted, layers = policy.adapted, policy.adapted.base_model
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            adapted.add_adapter(CRITIC_ADAPTERS, copy.deepcopy(adapted.peft_config[POLICY]))
-        self.trunk, self.head = policy, ValueHead.zeros(policy.model)
-        self.weights = partial(self.holding, layers)
 
-    @contextmanager
-    def holding(self, layers: Any) -> Iterator[None]:
-        try:
-            layers.set_adapter(CRITIC_ADAPTERS)  # which alone take gradients meanwhile
-            yield
-        finally:
-            layers.set_adapter(POLICY)
-
-    def trained(self) -> dict[str, nn.Parameter]:
-        return adapters_of(self.trunk.model, CRITIC_ADAPTERS)
+@contextmanager
+def critic_adapters(layers: Any) -> Iterator[None]:
+    """Inside the block the critic's adapters are the active ones, which alone take gradients."""
+    try:
+        layers.set_adapter(CRITIC_ADAPTERS)
+        yield
+    finally:
+        layers.set_adapter(POLICY)
 
 
 def adapters_of(model: nn.Module, which: str) -> dict[str, nn.Parameter]:

@@ -1,147 +1,156 @@
-"""The policy and its frozen reference: a Hugging Face causal LM and the forward that scores with it."""
+"""The policy and its frozen copies: a Hugging Face model and the forward that scores with it."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForCausalLM,
-    PreTrainedModel,
-)
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rewards.errors import UserError
-from rl.forward.forward import (
-    Attention,
-    Forward,
-    ForwardChoice,
-    enable_gradient_checkpointing,
-    explain_forward,
-    fuse,
-    plain_forward,
-)
+from rl.forward.forward import Attention, Forward, ForwardChoice, enable_gradient_checkpointing
 from rl.forward.fused import Fused
 from rl.forward.micro_batch import MicroBatch
-from rl.forward.output_head import Looked, LossOf, ValueHead
+from rl.forward.output_head import AnyHead, OutputHead, ValueHead
 from rl.objective.tokens import TokenScores
+from rl.policy.families import CAUSAL, PolicyFamily
 from rl.policy.offload import send_home, visiting
 from rl.policy.precision import ROUNDED, return_float32, roundable
-from rl.policy.save_model import model_state, save_model, save_tensors
+from rl.policy.save_model import model_state, save_tensors
 from rl.processes.sharding import whole
 from rollout.rounding import rounding_noise
 
+T = TypeVar("T")
+ContextFactory = Callable[[], AbstractContextManager[Any]]
 EXACT_WEIGHTS = "exact_weights.pt"  # in a checkpoint whose model is stored in 16 bits: what training goes on from
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Policy:
-    """Scores tokens with a model. Always in eval mode: dropout would make the ratio differ from 1 before the first update.
+    """A model that scores tokens: the policy that is trained, or a frozen copy of it. `Policy.of` makes one.
 
-    autocast: makes the context to run the forward in. weights: makes the one in which the model has this policy's weights; a
-    reference may share the policy's model. at_hand: makes the one in which weights that wait in the host's memory are on the
-    device. value_head: over the policy's own states, where a critic shares its trunk.
-    frozen_base: the model's own weights are not trained. inside: runs what reads the model's weights; where these are spread
-    over processes that is their Root. forward: how a model that is not causal scores, under the views that it sampled with.
-    stored_dtype: the type in which the base was stored, and checkpoints are.
+    The model is always in eval mode: dropout would make the ratio differ from 1 before the first update.
+
+    choice: how the model is laid out and scored, and why not faster.
+    autocast: context factory for the forward. activate: context factory in which the model has this policy's weights; a reference may
+        share the policy's model. on_device: context factory in which weights that rest in the host's memory are on the device.
+    run_in_root: executes a function inside the FSDP root, where sharded weights are gathered.
+    value_head: over the policy's own states, where a critic shares its trunk.
+    stored_dtype: the dtype in which the base was stored, and checkpoints are.
+    freezes_base: whether the model's own weights stay as they are.
     """
 
-    weights: Callable[[], AbstractContextManager[Any]] = nullcontext
-    at_hand: Callable[[], AbstractContextManager[Any]] = nullcontext
+    model: PreTrainedModel
+    family: PolicyFamily = CAUSAL
+    choice: ForwardChoice
+    autocast: ContextFactory = nullcontext
+    activate: ContextFactory = nullcontext
+    on_device: ContextFactory = nullcontext
+    run_in_root: Callable[[Callable[[], Any]], Any] = lambda compute: compute()
     value_head: ValueHead | None = None
-    frozen_base: bool = False
     stored_dtype: torch.dtype = torch.float32
-    inside: Callable[[Callable[[], Any]], Any] = staticmethod(lambda run: run())
+    freezes_base: ClassVar[bool] = False
 
-    def __init__(
-        self,
+    @classmethod
+    def of(
+        cls,
         model: PreTrainedModel,
         *,
         gradient_checkpointing: bool = False,
-        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        autocast: ContextFactory = nullcontext,
         attention: Attention = "auto",
         fused: Fused = "auto",
-        forward: Forward | None = None,
-    ) -> None:
-        self.model = model.eval()
-        self.autocast = autocast
+        family: PolicyFamily = CAUSAL,
+        **fields: Any,
+    ) -> Self:
+        """The policy of a loaded model, scored as its family chooses. fields: of the dataclass."""
         with autocast():
-            self.choice = ForwardChoice(forward) if forward else fuse(explain_forward(model, attention), model, fused)
-        self.forward = self.choice.forward
-        self.plain = forward or plain_forward
+            choice = family.choose_forward(model.eval(), attention, fused)
         if gradient_checkpointing:
-            enable_gradient_checkpointing(model, fuses=self.forward.fuses)
+            enable_gradient_checkpointing(model, fuses=choice.forward.fuses)
+        return cls(model=model, family=family, choice=choice, autocast=autocast, **fields)
+
+    @property
+    def forward(self) -> Forward:
+        return self.choice.forward
+
+    def run(self, compute: Callable[[], T]) -> T:
+        """compute(), with this policy's weights in the model, gathered, under autocast."""
+
+        def in_autocast() -> T:
+            with self.autocast():
+                return compute()
+
+        with self.activate():
+            return self.run_in_root(in_autocast)
+
+    def hidden_states(self, micro: MicroBatch) -> Float[Tensor, "S H"]:
+        """The state before each scored token, with gradients. Inside `run` only, as `head`."""
+        return self.forward.hidden_states(self.model, micro)
+
+    @property
+    def head(self) -> OutputHead | AnyHead:
+        """The output layer over the hidden states."""
+        return self.forward.head(self.model)
 
     def score(self, micro: MicroBatch, temperature: float) -> TokenScores:
-        def run() -> TokenScores:
-            with self.autocast():
-                return self.forward(self.model, micro, temperature, self.value_head)
+        """Log-probs and entropies of the scored tokens, with gradients."""
+        return self.run(lambda: self.forward.score(self.model, micro, temperature))
 
-        with self.weights():
-            return self.inside(run)
+    @torch.no_grad()
+    def logprobs_and_values(
+        self, micro: MicroBatch, temperature: float
+    ) -> tuple[Float[Tensor, " S"], Float[Tensor, " S"] | None]:
+        """Log-probs of the scored tokens, and their values where there is a value head; without gradients."""
+
+        def compute() -> tuple[Tensor, Tensor | None]:
+            states = self.hidden_states(micro)
+            values = None if self.value_head is None else self.value_head(states)
+            return self.head.logprobs(states, micro.targets, temperature), values
+
+        return self.run(compute)
 
     def rounding_noise(self, micro: MicroBatch) -> float:
         """The mean by which bfloat16 moves the model's log-probs of these tokens, in nats (rollout/rounding.py)."""
 
-        def plain() -> Tensor:
-            return self.plain(self.model, micro, 1.0).logprobs
+        def logprobs() -> Tensor:
+            return self.family.plain.score(self.model, micro, 1.0).logprobs
 
-        with self.weights():
-            return self.inside(lambda: rounding_noise(plain, self.model)[1])
+        with self.activate():
+            return self.run_in_root(lambda: rounding_noise(logprobs, self.model)[1])
 
-    @torch.no_grad()
-    def look(self, micro: MicroBatch, temperature: float) -> Looked:
-        """Log-probs and values alone, without gradients."""
-
-        def run() -> Looked:
-            with self.autocast():
-                return self.forward.look(self.model, micro, temperature, self.value_head)
-
-        with self.weights():
-            return self.inside(run)
-
-    def loss(
-        self, micro: MicroBatch, temperature: float, loss_of: LossOf, *, token_level: bool
-    ) -> tuple[Tensor, TokenScores]:
-        """See Forward.loss."""
-
-        def run() -> tuple[Tensor, TokenScores]:
-            with self.autocast():
-                return self.forward.loss(
-                    self.model, micro, temperature, loss_of, token_level=token_level, value=self.value_head
-                )
-
-        return self.inside(run)
-
-    def share_trunk(self, trunk_scale: float) -> None:
-        """A critic on the policy's own trunk."""
+    def with_value_head(self, trunk_scale: float) -> Self:
+        """The same policy with a critic on its own trunk. trunk_scale: the share of the critic's gradient that the trunk gets."""
         if self.forward.gives_logits:
             raise UserError(
                 f"value is 'shared': {type(self.model).__name__} does not show its last hidden states; use separate or none"
             )
-        self.value_head = ValueHead.zeros(self.model, trunk_scale)
+        return replace(self, value_head=ValueHead.zeros(self.model, trunk_scale))
 
     def frozen_copy(self, *, rounded: bool = False, offloaded: bool = False) -> Policy:
-        """The reference: the policy as it is now. rounded: kept in 16 bits (rl/policy/precision.py). offloaded: in the host's memory."""
-        clone = copy.copy(self)
+        """The policy as it is now, not trained. rounded: kept in 16 bits (rl/policy/precision.py). offloaded: in the host's memory."""
         parts = roundable(self.model) if rounded else []
         already = {id(p): nn.Parameter(p.detach().to(ROUNDED), requires_grad=False) for p in parts}
-        clone.model = copy.deepcopy(self.model, already).requires_grad_(False)
-        clone.value_head = None
+        model = copy.deepcopy(self.model, already).requires_grad_(False)
         if rounded:
-            return_float32(clone.model)
+            return_float32(model)
         if offloaded:
-            clone.at_hand = partial(visiting, clone.model, self.device)
-            send_home(clone.model)
-        return clone
+            device = self.device
+            send_home(model)
+            return replace(self, model=model, value_head=None, on_device=partial(visiting, model, device))
+        return replace(self, model=model, value_head=None)
 
     @torch.no_grad()
-    def copied_to(self, reference: Policy) -> Policy:
-        """An earlier frozen copy, made the policy as it is now."""
+    def copy_weights_to(self, reference: Policy) -> Policy:
+        """Makes an earlier frozen copy the policy as it is now."""
         for theirs, ours in zip(reference.model.parameters(), self.model.parameters(), strict=True):
             theirs.copy_(ours)
         return reference
@@ -156,7 +165,7 @@ class Policy:
     def save(self, folder: Path, state: dict[str, Tensor] | None = None) -> None:
         """In Hugging Face format and stored_dtype; where that rounds, the exact weights beside it."""
         state = state or self.state()
-        save_model(self.model, folder, state, self.stored_dtype)
+        self.family.save(self.model, folder, state, self.stored_dtype)
         if any(t.is_floating_point() and t.dtype != self.stored_dtype for t in state.values()):
             save_tensors(state, folder / EXACT_WEIGHTS)
 

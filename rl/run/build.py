@@ -16,8 +16,9 @@ from rewards.errors import UserError
 from rl.capacity.account import GIB, MAX_ROWS, Account, Engine
 from rl.capacity.choose import Room, settled
 from rl.policy.critic import Critic
+from rl.policy.families import CAUSAL, PolicyFamily
 from rl.policy.load import load_pretrained
-from rl.policy.lora import LoraCritic, LoraPolicy, add_adapters
+from rl.policy.lora import LoraPolicy, add_adapters, lora_critic
 from rl.policy.policy import Policy
 from rl.processes.runtime import Runtime
 from rl.processes.sharding import Optimizer
@@ -26,7 +27,6 @@ from rl.update.learner import Learner
 from rl.update.streamed_optimizer import StreamedOptimizer
 from rl.view.progress import Progress
 from rollout.sampler import Sampler
-from rollout.torch_sampler import TorchSampler
 from rollout.turn import stop_token_ids
 from rollout.vllm_server import VLLMServerSampler
 
@@ -44,14 +44,18 @@ def build_sampler(
 ) -> Sampler:
     """longest: tokens of a prompt and a full completion. keeps_caches: the embedded engine's keys and values may stay during updates."""
     if engine_of(config, runtime) == "torch":
-        return TorchSampler(
+        return learner.policy.family.sampler(
             # A copy where other weights than the policy's as it is are sampled with.
-            copy.deepcopy(model) if learner.start or config.one_step_ahead or runtime.shards else model,
+            copy.deepcopy(model) if learner.initial_policy or config.one_step_ahead or runtime.shards else model,
             tokenizer,
             max_rows=MAX_ROWS if config.sampler_rows == "auto" else config.sampler_rows,
             keeps_caches=keeps_caches,
             decode_dtype=getattr(torch, config.sampling_dtype),
             autocast=runtime.autocast,
+        )
+    if not learner.policy.family.runs_in_vllm:
+        raise UserError(
+            f"sampler is {config.sampler!r}: vLLM does not sample from a {learner.policy.family.name} policy; use torch"
         )
     stop_ids = stop_token_ids(model, tokenizer)
     if config.sampler == "vllm-server":
@@ -125,14 +129,22 @@ def build_learner(
     tokenizer: PreTrainedTokenizerBase,
     runtime: Runtime,
     progress: Progress,
+    *,
+    family: PolicyFamily = CAUSAL,
+    stored_dtype: torch.dtype = torch.float32,
 ) -> Learner:
+    """stored_dtype: that of the base, and so of checkpoints."""
     algorithm = config.chosen_algorithm()
-    policy = build_policy(config, model, runtime, progress)
-    critic = build_critic(config, policy, tokenizer, runtime, progress)
+    policy = build_policy(config, model, runtime, progress, family=family, stored_dtype=stored_dtype)
+    critic = None
+    if algorithm.critic == "shared":
+        policy = policy.with_value_head(config.value_trunk_scale)
+    elif algorithm.critic == "separate":
+        critic = build_critic(config, policy, tokenizer, runtime, progress)
     return Learner(
         policy=policy,
         reference=build_reference(config, policy) if algorithm.kl_weight > 0 else None,
-        start=policy.frozen_copy() if algorithm.samples_from == "start" else None,
+        initial_policy=policy.frozen_copy() if algorithm.samples_from == "start" else None,
         critic=critic,
         optimizer=build_optimizer(config, policy, critic),
         runtime=runtime,
@@ -152,15 +164,16 @@ def build_reference(config: RunConfig, policy: Policy) -> Policy:
     )
 
 
-def build_policy(config: RunConfig, model: PreTrainedModel, runtime: Runtime, progress: Progress) -> Policy:
+def build_policy(
+    config: RunConfig, model: PreTrainedModel, runtime: Runtime, progress: Progress, **fields: Any
+) -> Policy:
     """The model with all its weights to be trained, or with adapters that are."""
     options = scoring_options(config, model, runtime, progress)
     if config.lora_rank == 0:
-        return Policy(model, **options)
+        return Policy.of(model, **options, **fields)
     rank, alpha = config.lora_rank, config.lora_alpha or 1.0
-    return LoraPolicy(
-        add_adapters(model, rank=rank, alpha=alpha, targets=config.lora_targets, seed=config.seed), **options
-    )
+    adapted = add_adapters(model, rank=rank, alpha=alpha, targets=config.lora_targets, seed=config.seed)
+    return LoraPolicy.of(adapted, **options, **fields)
 
 
 def scoring_options(config: RunConfig, model: PreTrainedModel, runtime: Runtime, progress: Progress) -> dict[str, Any]:
@@ -175,21 +188,15 @@ def scoring_options(config: RunConfig, model: PreTrainedModel, runtime: Runtime,
 
 def build_critic(
     config: RunConfig, policy: Policy, tokenizer: PreTrainedTokenizerBase, runtime: Runtime, progress: Progress
-) -> Critic | None:
-    """A critic of its own; one that shares the policy's trunk is put there."""
-    rule = config.chosen_algorithm().value_rule
-    if rule is None:
-        return None
-    if rule.source == "shared":
-        policy.share_trunk(config.value_trunk_scale)
-        return None
+) -> Critic:
+    """A critic with a trunk of its own."""
     if isinstance(policy, LoraPolicy):
         if config.critic_model is not None:
             raise UserError(
                 f"critic_model is {config.critic_model!r}: with lora_rank the critic is a second set of adapters on the policy's "
                 "own base; leave it out, or set lora_rank 0"
             )
-        return LoraCritic(policy, seed=config.seed)
+        return lora_critic(policy, seed=config.seed)
     if config.critic_model is None:
         model = copy.deepcopy(policy.model)
     else:
@@ -199,7 +206,7 @@ def build_critic(
                 f"critic_model is {config.critic_model!r}: its tokenizer has other tokens than the policy's, so it would read "
                 f"another text; use a critic of {config.model}'s family, or none for the policy's own weights"
             )
-    return Critic(Policy(model, **scoring_options(config, model, runtime, progress)))
+    return Critic.of(Policy.of(model, **scoring_options(config, model, runtime, progress)))
 
 
 def build_optimizer(config: RunConfig, policy: Policy, critic: Critic | None) -> Optimizer:

@@ -170,7 +170,7 @@ def load_checkpoint(folder: Path, learner: Learner, stream: ProblemStream) -> in
     if (folder / "reference").is_dir():  # it was the policy once
         assert learner.reference is not None
         learner.policy.load(folder / "reference")
-        learner.reference = learner.policy.copied_to(learner.reference)
+        learner.reference = learner.policy.copy_weights_to(learner.reference)
     learner.policy.load(folder)
     critic = learner.critic or learner.policy.value_head
     if critic is not None:

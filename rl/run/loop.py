@@ -84,7 +84,6 @@ def run_steps(run: Run, progress: Progress, asked: StopRequest) -> None:
     while run.step < num_steps:
         step, started = run.step + 1, time.perf_counter()
         run.learner.set_learning_rate(config.learning_rate_at(step))
-        run.learner.trains_policy = step > config.critic_warmup_steps
         result = train_step(
             run.learner,
             run.collector,
@@ -92,6 +91,7 @@ def run_steps(run: Run, progress: Progress, asked: StopRequest) -> None:
             run.delivery,
             step=step,
             num_problems=config.problems_per_step or 1,
+            trains_policy=step > config.critic_warmup_steps,
             ahead=run.ahead,
         )
         require_judged([c.group for c in result.sampled], config.max_unjudged)

@@ -19,7 +19,8 @@ from rewards.score import Outcome, Score, verify
 from rewards.verifiers import Verifiers
 from rl.capacity.account import Account
 from rl.capacity.choose import OPEN, Room, choose, described
-from rl.policy.load import context_length, load_pretrained
+from rl.policy.families import PolicyFamily, family_of
+from rl.policy.load import context_length
 from rl.policy.save_model import stored_dtype
 from rl.processes.runtime import Runtime
 from rl.run.build import (
@@ -148,15 +149,16 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
         progress.message(f"{unsafe}programs are run at isolation {verifiers.isolation.describe()}")
     if runtime.shards:
         require_shardable(config)
-    source, model, tokenizer = load_base(config, runtime, verifiers, progress)
+    source, family, model, tokenizer = load_base(config, runtime, verifiers, progress)
     style, system_prompt = config.prompt_style, config.system_prompt
     renderer = PromptRenderer(tokenizer, style=style, system_prompt=system_prompt, report=progress.message)
     training, held_out, longest = fitting(config, model, renderer, verifiers, (training, held_out), progress)
     options, keeps_caches = chosen(asked, model, runtime, progress, longest - (config.max_tokens or 1))
     config = replace(config, **options)
     assert config.run_dir is not None
-    learner = build_learner(config, model, tokenizer, runtime, progress)
-    learner.policy.stored_dtype = stored_dtype(source)
+    learner = build_learner(
+        config, model, tokenizer, runtime, progress, family=family, stored_dtype=stored_dtype(source)
+    )
     sampler = build_sampler(config, source, model, tokenizer, learner, runtime, progress, longest, keeps_caches)
     with closed_on_error(sampler):
         stream = ProblemStream(training, config.seed)
@@ -293,17 +295,18 @@ def chosen(
 
 def load_base(
     config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: Progress
-) -> tuple[str, PreTrainedModel, PreTrainedTokenizerBase]:
+) -> tuple[str, PolicyFamily, PreTrainedModel, PreTrainedTokenizerBase]:
     """What the policy starts from: its folder or hub name, the same weights in every process, its tokenizer."""
     source = config.model
     if source == TINY:
         source = runtime.from_main(lambda: str(tiny_base(config.dataset, verifiers, runtime.alone(), progress)))
     nf4 = getattr(torch, config.computing_dtype) if config.lora_base == "nf4" else None
     rounded = config.rounds_base(runtime.device.type)
-    model, tokenizer = load_pretrained(source, runtime.device, nf4=nf4, rounded=rounded)
+    family = family_of(source)
+    model, tokenizer = family.load(source, runtime.device, nf4=nf4, rounded=rounded)
     runtime.require_equal(model, config.model)
     choose_template(tokenizer, config.chat_template)
-    return source, model, tokenizer
+    return source, family, model, tokenizer
 
 
 def open_records(

@@ -75,7 +75,7 @@ def warm_started(recipe: WarmStart, verifiers: Verifiers, runtime: Runtime, prog
     tokenizer = tiny_tokenizer()
     model = tiny_model(tokenizer, seed=recipe.seed, device=runtime.device)
     learner = Learner(
-        policy=Policy(model),
+        policy=Policy.of(model),
         reference=None,
         optimizer=torch.optim.AdamW(
             model.parameters(), recipe.learning_rate, (0.9, 0.99), weight_decay=0.0, fused=True

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from rewards.errors import UserError
-from rl.forward.micro_batch import MicroBatch, TrainGroup, TrainSequence, lay_out
+from rl.forward.layouts import packed_tokens
+from rl.forward.micro_batch import MicroBatch, TrainGroup, TrainSequence
 from rl.objective.algorithms import Algorithm, CreditedGroup
 from rl.objective.reductions import StepCounts
 from rollout.records import FinishReason, Rollout
@@ -32,41 +33,63 @@ class Batch:
         return Batch(self.groups if count == 1 else tuple(by_size[rank::count]), self.counts)
 
     def idle(self) -> MicroBatch:
-        """For a process that has none left while others have: a sequence that nothing is learnt from."""
+        """A dummy for a process that has none left while others have: a sequence that nothing is learnt from."""
         group = self.groups[0]
-        micro = lay_out([TrainGroup(group.prompt_ids, group.sequences[:1])])
+        micro = MicroBatch.of([TrainGroup(group.prompt_ids, group.sequences[:1])])
         nothing = torch.zeros_like(micro.weights)
         return replace(micro, weights=nothing, loss_mask=nothing, trained=micro.trained[:0])
 
-    def micro_batches(self, token_budget: int) -> Iterator[MicroBatch]:
-        """Micro-batches of at most token_budget tokens. Each part goes into the first that has room, the largest parts first: at
-        most about 11/9 as many as there must be (first-fit decreasing)."""
+    def viewed(self, view_at: Callable[[int, int], int] | None, epoch: int) -> Batch:
+        """The completions under the views that they are scored under in an epoch; sequences share a prompt only under one view.
+
+        view_at: PolicyFamily.view_at; None is a family that reads no views, and so refuses completions that have one.
+        """
+        if view_at is None:
+            if any(s.view is not None for g in self.groups for s in g.sequences):
+                raise ValueError(
+                    "a completion has a view, and this policy reads none: sampler and policy are of two families"
+                )
+            return self
+        groups: list[TrainGroup] = []
+        for group in self.groups:
+            by_view: dict[int | None, list[TrainSequence]] = {}
+            for s in group.sequences:
+                view = None if s.view is None else view_at(s.view, epoch)
+                by_view.setdefault(view, []).append(replace(s, view=view))
+            groups += [TrainGroup(group.prompt_ids, tuple(of_view)) for of_view in by_view.values()]
+        return Batch(tuple(groups), self.counts)
+
+    def micro_batches(self, token_budget: int, num_tokens: TokenCount = packed_tokens) -> Iterator[MicroBatch]:
+        """Micro-batches that cost at most token_budget tokens, as the forward's `num_tokens` counts them.
+
+        Each part goes into the first that has room, the largest parts first: at most about 11/9 as many as there must be (first-fit
+        decreasing).
+        """
         rows: list[list[TrainGroup]] = []
-        filled: list[int] = []
-        parts = [part for group in self.groups for part in split_to_fit(group, token_budget)]
-        for part in sorted(parts, key=lambda g: -g.num_tokens):
-            i = next((i for i, n in enumerate(filled) if n + part.num_tokens <= token_budget), len(rows))
-            if i == len(rows):
-                rows.append([])
-                filled.append(0)
-            rows[i].append(part)
-            filled[i] += part.num_tokens
+        parts = [part for group in self.groups for part in split_to_fit(group, token_budget, num_tokens)]
+        for part in sorted(parts, key=lambda g: -num_tokens([g])):
+            row = next((row for row in rows if num_tokens([*row, part]) <= token_budget), None)
+            if row is None:
+                rows.append(row := [])
+            row.append(part)
         for row in rows:
-            yield lay_out(sorted(row, key=lambda g: g.num_tokens / len(g.sequences)))
+            yield MicroBatch.of(sorted(row, key=lambda g: g.num_tokens / len(g.sequences)))
 
 
-def split_to_fit(group: TrainGroup, token_budget: int) -> list[TrainGroup]:
+TokenCount = Callable[[Sequence[TrainGroup]], int]
+
+
+def split_to_fit(group: TrainGroup, token_budget: int, num_tokens: TokenCount = packed_tokens) -> list[TrainGroup]:
     """A group larger than the budget becomes several, each with its prompt; the gradient is the same."""
     parts: list[TrainGroup] = []
     sequences: list[TrainSequence] = []
     for sequence in sorted(group.sequences, key=lambda s: len(s.token_ids)):
-        alone = TrainGroup(group.prompt_ids, (sequence,))
-        if alone.num_tokens > token_budget:
+        alone = num_tokens([TrainGroup(group.prompt_ids, (sequence,))])
+        if alone > token_budget:
             raise UserError(
-                f"token_budget is {token_budget}, smaller than one sequence of {alone.num_tokens} tokens: "
-                "raise token_budget, or lower max_tokens"
+                f"token_budget is {token_budget}, smaller than one sequence of {alone} tokens: raise token_budget, or lower max_tokens"
             )
-        if sequences and TrainGroup(group.prompt_ids, (*sequences, sequence)).num_tokens > token_budget:
+        if sequences and num_tokens([TrainGroup(group.prompt_ids, (*sequences, sequence))]) > token_budget:
             parts.append(TrainGroup(group.prompt_ids, tuple(sequences)))
             sequences = []
         sequences.append(sequence)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rewards.errors import UserError
-from rl.forward.micro_batch import TrainGroup, TrainSequence, lay_out
+from rl.forward.micro_batch import MicroBatch
 from rl.policy.policy import Policy
 from rl.update.fingerprint import Fingerprint
 from rollout.processes import Alone, Processes
@@ -66,8 +66,7 @@ class Delivery:
         self.processes = processes or Alone()
         self.rounds = tolerance > EXACT
         self.texts = list(texts or odd_texts(policy.vocab_size))
-        groups = [TrainGroup(prompt, (TrainSequence.to_score(completion),)) for prompt, completion in self.texts]
-        self.micro = lay_out(groups).to(policy.device)
+        self.micro = MicroBatch.of(policy.family.probe(self.texts)).to(policy.device)
         self.older: deque[Delivered] = deque(maxlen=REMEMBERED)
         self.noise = 0.0  # nats: the mean by which 16 bits move these log-probs, once it was measured
 
@@ -110,7 +109,7 @@ class Delivery:
                 yield name, tensor
 
         # Tensors that are spread over processes are put together once, for both uses.
-        is_both = merged or not policy.frozen_base
+        is_both = merged or not policy.freezes_base
         self.sampler.update_weights(Tensors(looked_at if is_both else policy.named_tensors), version)
         if not ours.images:
             for _ in looked_at():

@@ -1,10 +1,10 @@
-"""What a step changes, and how an update is made."""
+"""Trainable state (policy, reference, critic, optimizer) and one guarded optimizer step."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from torch import nn
@@ -22,16 +22,15 @@ from rl.processes.sharding import Optimizer, load_state, shard
 class Learner:
     """What a step changes: the policy, its reference, its critic, their optimiser.
 
-    start: the policy as the run began, where the algorithm samples from that.
+    initial_policy: the policy as the run began, where the algorithm samples from that.
     optimizer: its first group is the policy's, a second one the critic's or the value head's. Each is clipped by itself.
     num_minibatches: updates in an epoch, each on its part of the step's groups.
     max_skipped: updates in a row that may be left out because their loss or gradient is not finite.
-    trains_policy: False while the critic is warmed up.
     """
 
     policy: Policy
     reference: Policy | None
-    start: Policy | None = None
+    initial_policy: Policy | None = None
     critic: Critic | None = None
     optimizer: Optimizer
     runtime: Runtime
@@ -41,7 +40,6 @@ class Learner:
     max_grad_norm: float
     num_epochs: int = 1
     num_minibatches: int = 1
-    trains_policy: bool = True
     max_skipped: int = 3
     skipped_in_a_row: int = 0
 
@@ -67,7 +65,7 @@ class Learner:
             has_reference=self.reference is not None,
             looks_ahead=looks_ahead,
             num_epochs=self.num_epochs,
-            frozen=self.policy.frozen_base,
+            frozen=self.policy.freezes_base,
             checkpointed=self.policy.model.is_gradient_checkpointing,
         )
         return sum(parts.values())
@@ -75,10 +73,19 @@ class Learner:
     def parameters(self) -> list[nn.Parameter]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
-    def step_if_finite(self, loss: float) -> tuple[bool, list[float]]:
-        """An update whose loss or gradient is not finite is left out. -> whether it was made, the length of each group's gradient."""
+    def needs_old_logprobs(self, num_minibatches: int) -> bool:
+        """Whether log-probs and values are computed before the first update: some micro-batch is first trained on after it, or the
+        advantages of the whole step are whitened."""
+        redraws = self.policy.family.view_at is not None and self.num_epochs > 1
+        return num_minibatches > 1 or self.algorithm.whitens or redraws
+
+    def step_if_finite(self, loss: float, *, trains_policy: bool = True) -> tuple[bool, list[float]]:
+        """Steps the optimiser; an update whose loss or gradient is not finite is skipped.
+
+        -> whether it was made, the gradient norm of each group.
+        """
         groups = self.optimizer.param_groups
-        if not self.trains_policy:
+        if not trains_policy:
             for parameter in groups[0]["params"]:
                 parameter.grad = None
         norms = [self.runtime.clip_grad_norm(group["params"], self.max_grad_norm) for group in groups]
@@ -102,15 +109,21 @@ class Learner:
         """Iterative GRPO: at the end of an outer iteration the policy becomes the reference."""
         every = self.algorithm.refresh_reference_every
         if every and step % every == 0 and self.reference is not None:
-            self.reference = self.policy.copied_to(self.reference)
+            self.reference = self.policy.copy_weights_to(self.reference)
 
     def shard(self, make_optimizer: Callable[[Policy], Optimizer]) -> None:
-        """Spreads the weights over the processes, and the optimiser with what it holds: it is a new one, of what this process keeps."""
-        state, policies = self.optimizer.state_dict(), [p for p in (self.policy, self.reference, self.start) if p]
+        """Shards the weights over the processes, and makes the optimiser anew for what this process keeps, with its state."""
+        state = self.optimizer.state_dict()
+        policies = [p for p in (self.policy, self.reference, self.initial_policy) if p is not None]
         models = dict.fromkeys(p.model for p in policies)
         mesh, in_16_bits = self.runtime.mesh(), self.runtime.dtype == "bfloat16"
         roots = {m: shard(m, mesh, trains=m is self.policy.model, in_16_bits=in_16_bits) for m in models}
+
+        def in_root(policy: Policy) -> Policy:
+            return replace(policy, run_in_root=roots[policy.model])
+
+        self.policy = in_root(self.policy)
+        self.reference = self.reference and in_root(self.reference)
+        self.initial_policy = self.initial_policy and in_root(self.initial_policy)
         self.optimizer = make_optimizer(self.policy)
         load_state(self.optimizer, state)
-        for policy in policies:
-            policy.inside = roots[policy.model]

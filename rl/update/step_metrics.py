@@ -15,7 +15,7 @@ from rl.forward.micro_batch import MicroBatch
 from rl.objective.algorithms import Algorithm, CreditedGroup
 from rl.objective.losses import kl_estimate, no_signal_probability, probability_ratio, truncated_importance_weight
 from rl.objective.tokens import TokenScores
-from rl.objective.values import Seen
+from rl.objective.values import FrozenTargets
 from rollout.collect import Collected, has_signal
 from rollout.records import FinishReason, Rollout
 
@@ -43,15 +43,16 @@ class TokenMeans:
         self.keys: tuple[str, ...] = ()
 
     @torch.no_grad()
-    def add(self, algorithm: Algorithm, scores: TokenScores, seen: Seen, micro: MicroBatch) -> None:
+    def add(self, algorithm: Algorithm, scores: TokenScores, targets: FrozenTargets, micro: MicroBatch) -> None:
         if len(micro.trained) == 0:  # Batch.idle()
             return
 
         def of_trained(values: Tensor) -> Tensor:
             return values.index_select(0, micro.trained)
 
-        ratios = algorithm.ratio_level(scores.logprobs, seen.old_logprobs, micro)
-        policy, old, sampler = map(of_trained, (scores.logprobs, seen.old_logprobs, micro.sampler_logprobs))
+        assert targets.old_logprobs is not None
+        ratios = algorithm.ratio_level(scores.logprobs, targets.old_logprobs, micro)
+        policy, old, sampler = map(of_trained, (scores.logprobs, targets.old_logprobs, micro.sampler_logprobs))
         ratio = probability_ratio(of_trained(ratios), old)
         terms = {
             "entropy": of_trained(scores.entropies),
@@ -59,8 +60,8 @@ class TokenMeans:
             "mismatch/mean": (old - sampler).abs(),
             "ratio/clipped": (ratio < 1 - algorithm.clip_low) | (ratio > 1 + algorithm.clip_high),
         }
-        if seen.reference_logprobs is not None:
-            terms["kl/reference"] = kl_estimate(policy, of_trained(seen.reference_logprobs), "k3")
+        if targets.reference_logprobs is not None:
+            terms["kl/reference"] = kl_estimate(policy, of_trained(targets.reference_logprobs), "k3")
         if algorithm.importance_cap is not None:
             weight = truncated_importance_weight(old, sampler, algorithm.importance_cap)
             terms |= {"tis/weight": weight, "tis/truncated": weight >= algorithm.importance_cap}
@@ -68,8 +69,8 @@ class TokenMeans:
         self.keys = tuple(terms)
         self.unread.append(torch.stack([*sums, ratio.max(), terms["mismatch/mean"].max()]))
         self.num_tokens += len(old)
-        if seen.estimates is not None:
-            values, _, returns = map(of_trained, seen.estimates)
+        if targets.values is not None:
+            values, _, returns = map(of_trained, targets.values)
             self.valued.append((values, returns))
 
     def read(self) -> TokenMeans:

@@ -73,7 +73,7 @@ class Renderer:
 
 def mean_rewards(name: str, seed: int, run_dir: Path, *, steps: int = 25) -> list[float]:
     model, tokenizer = make("qwen2", seed), LetterTokenizer()
-    policy = Policy(model)
+    policy = Policy.of(model)
     algorithm = replace(ALGORITHMS[name], dynamic_sampling=False)
     collector = Collector(
         sampler=(sampler := TorchSampler(model, tokenizer)),  # pyright: ignore
@@ -86,11 +86,11 @@ def mean_rewards(name: str, seed: int, run_dir: Path, *, steps: int = 25) -> lis
     critic = None
     groups: list[dict[str, Any]] = [{"params": policy.trainable_parameters()}]
     if algorithm.value_rule and algorithm.value_rule.source == "shared":
-        policy.share_trunk(1.0)
+        policy = policy.with_value_head(1.0)
         assert policy.value_head is not None
         groups.append({"params": policy.value_head.parameters()})
     elif algorithm.value_rule:
-        critic = Critic(Policy(copy.deepcopy(model)))
+        critic = Critic.of(Policy.of(copy.deepcopy(model)))
         groups.append({"params": critic.parameters()})
     learner = Learner(
         policy=policy,

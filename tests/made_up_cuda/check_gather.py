@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl.objective.values import Estimates, whitened
+from rl.objective.values import ValueTargets, whitened
 from rl.processes.runtime import ToHost
 from rl.update.step_metrics import TokenMeans
 
@@ -52,10 +52,10 @@ class Beside:
         return [*sent(mine), *sent([self.theirs])]
 
 
-def seen_on(device: str) -> tuple[TokenMeans, Estimates, Any]:
+def seen_on(device: str) -> tuple[TokenMeans, ValueTargets, Any]:
     means, some = TokenMeans(), torch.ones(5, device=device)
     means.num_tokens, means.valued = 5, [(some, some)]
-    return means, Estimates(some, some, some), SimpleNamespace(trained=torch.arange(5, device=device))
+    return means, ValueTargets(some, some, some), SimpleNamespace(trained=torch.arange(5, device=device))
 
 
 def main() -> None:

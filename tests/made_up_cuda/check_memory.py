@@ -17,7 +17,7 @@ from rl.policy.precision import round_frozen
 from rl.processes.runtime import Runtime
 from rl.run.build import build_learner
 from rl.settings.config import RunConfig
-from rl.update.step import update
+from rl.update.update import update
 from tests.made_up_cuda.count import Count
 
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -15,15 +16,18 @@ from transformers import AutoModelForCausalLM
 
 from rl.command.plan import load_config
 from rl.forward.forward import Forward, ForwardChoice, fuse, in_fused, varlen_forward
+from rl.forward.layouts import packed_tokens
 from rl.forward.micro_batch import MicroBatch, TrainGroup, TrainSequence
 from rl.objective.algorithms import ALGORITHMS
 from rl.objective.reductions import StepCounts
+from rl.policy.families import CAUSAL
 from rl.policy.lora import LoraPolicy, add_adapters
 from rl.policy.policy import Policy
 from rl.processes.runtime import Runtime
 from rl.update.batch import Batch
 from rl.update.learner import Learner
-from rl.update.step import reference_logprobs, update
+from rl.update.loss import reference_targets
+from rl.update.update import update
 from tests.made_up_cuda.count import Count
 
 TOKEN_BUDGET = 8192
@@ -53,13 +57,13 @@ def make_learner(layers: int, *, lora: bool, checkpointed: bool = False, forward
     options: dict[str, Any] = {
         "autocast": runtime.autocast,
         "gradient_checkpointing": checkpointed,
-        "forward": forward,
+        "family": replace(CAUSAL, choose_forward=lambda *_: ForwardChoice(forward)),
     }
     if lora:
         adapted = add_adapters(model, rank=16, alpha=16.0, targets=("all-linear",), seed=0)
-        policy: Policy = LoraPolicy(adapted, **options)
+        policy: Policy = LoraPolicy.of(adapted, **options)
     else:
-        policy = Policy(model, **options)
+        policy = Policy.of(model, **options)
     return Learner(
         policy=policy,
         reference=policy.frozen_copy(),
@@ -85,7 +89,7 @@ def of_passes(layers: int, micro: MicroBatch, **options: Any) -> dict[str, Count
     def forward() -> None:
         nonlocal states
         with policy.autocast():
-            states = policy.forward.states(policy.model, micro)
+            states = policy.hidden_states(micro)
 
     states = torch.empty(0)
     first = counted(forward)
@@ -105,13 +109,12 @@ def of_the_head(micro: MicroBatch, *, lora: bool) -> dict[str, float]:
     """Bytes a scored token that an output layer moves."""
     of = make_learner(1, lora=lora)
     states = torch.zeros(len(micro.targets), 1536, device=CUDA, requires_grad=True)
-    policy = of.policy
-    policy.forward = type(policy.forward)(lambda model, micro: states)
     assert of.reference is not None
-    of.reference.forward = policy.forward
+    known = ForwardChoice(replace(varlen_forward, states=lambda model, row: states))
+    of.policy, of.reference = (replace(policy, choice=known) for policy in (of.policy, of.reference))
     found = {
         "train": counted(lambda: update_part(of, micro)),
-        "reference": counted(lambda: reference_logprobs(of, [[micro]])),
+        "reference": counted(lambda: reference_targets(of, [micro])),
     }
     return {name: count.totals()["bytes"] / len(micro.targets) for name, count in found.items()}
 
@@ -120,7 +123,9 @@ def update_part(of: Learner, micro: MicroBatch) -> None:
     def loss_of(scores: Any, part: slice) -> torch.Tensor:
         return (micro.weights[part] * scores.logprobs).sum()
 
-    loss, _ = of.policy.loss(micro, 1.0, loss_of, token_level=True)
+    states, head = of.policy.hidden_states(micro), of.policy.head
+    with of.policy.autocast():
+        loss, _ = head.loss(states, micro.targets, 1.0, loss_of, token_level=True)
     loss.backward()
 
 
@@ -147,8 +152,8 @@ def path() -> str:
 
 def main() -> None:
     with without_contents():
-        micro = max(batch(6).micro_batches(TOKEN_BUDGET), key=lambda m: len(m.input_ids)).to(CUDA)
-        found: dict[str, Any] = {"tokens": len(micro.input_ids), "scored": len(micro.targets)}
+        micro = max(batch(6).micro_batches(TOKEN_BUDGET), key=lambda m: packed_tokens(m.groups)).to(CUDA)
+        found: dict[str, Any] = {"tokens": packed_tokens(micro.groups), "scored": len(micro.targets)}
         for kind in ("full", "lora"):
             lora = kind == "lora"
             if find_spec("triton"):

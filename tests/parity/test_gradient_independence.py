@@ -76,8 +76,8 @@ def step_gradient(
     """The sum of the micro-batches' gradients."""
     total = torch.zeros(sum(p.numel() for p in policy.parameters()))
     for micro in batch.micro_batches(budget):
-        scores = packed_forward(policy, micro, TEMPERATURE)
-        fixed = packed_forward(reference, micro, TEMPERATURE).logprobs if algorithm.kl_weight else None
+        scores = packed_forward.score(policy, micro, TEMPERATURE)
+        fixed = packed_forward.score(reference, micro, TEMPERATURE).logprobs if algorithm.kl_weight else None
         loss = algorithm.loss(scores, behaviour(scores.logprobs, micro.sampler_logprobs), fixed, micro)
         total += gradient_of(policy, loss)
     return total
@@ -175,7 +175,7 @@ def test_the_ratio_is_exactly_one_at_the_first_update(name: str, policy: PreTrai
     """To the last bit, sequence ratios too: otherwise tight bounds like GSPO's would clip on rounding."""
     algorithm = ALGORITHMS[name]
     for micro in packed(algorithm, random_groups(6)).micro_batches(40):
-        logprobs = packed_forward(policy, micro, TEMPERATURE).logprobs
+        logprobs = packed_forward.score(policy, micro, TEMPERATURE).logprobs
         ratio = probability_ratio(algorithm.ratio_level(logprobs, logprobs.detach(), micro), logprobs.detach())
         assert torch.equal(ratio, torch.ones_like(ratio))
 
@@ -218,7 +218,7 @@ def test_the_first_update_is_the_gradient_coefficients(
 def test_the_drift_reaches_both_sides_of_the_clip_range(policy: PreTrainedModel) -> None:
     """The tests above bite: tokens are clipped above and below, importance weights cut and left."""
     (micro,) = everything(ALGORITHMS["grpo"], random_groups(4)).micro_batches(WHOLE)
-    logprobs = packed_forward(policy, micro, TEMPERATURE).logprobs
+    logprobs = packed_forward.score(policy, micro, TEMPERATURE).logprobs
     behaviour = drift(logprobs, micro.sampler_logprobs)
     ratio, weight = (logprobs - behaviour).exp(), (behaviour - micro.sampler_logprobs).exp()
     for part in (ratio > 1.28, ratio < 0.8, (ratio > 0.8) & (ratio < 1.2), weight > 2, weight < 2):

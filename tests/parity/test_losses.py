@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rl.forward.micro_batch import MicroBatch, TrainGroup, TrainSequence, lay_out
+from rl.forward.micro_batch import MicroBatch, TrainGroup, TrainSequence
 from rl.objective.algorithms import sequence_ratio
 from rl.objective.losses import (
     clipped_surrogate,
@@ -193,7 +193,7 @@ def micro_of(lengths: Sequence[int]) -> MicroBatch:
         TrainSequence(token_ids=(3,) * n, sampler_logprobs=(0.0,) * n, advantages=torch.zeros(n), weight=1.0)
         for n in lengths
     )
-    return lay_out([TrainGroup((5, 6), sequences)])
+    return MicroBatch.of([TrainGroup((5, 6), sequences)])
 
 
 def sequence_ratios(policy: Tensor, behaviour: Tensor, lengths: Sequence[int]) -> Tensor:

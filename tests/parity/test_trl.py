@@ -226,8 +226,8 @@ def our_loss(algorithm: Algorithm, groups: list[RolloutGroup], model: Any, fixed
     batch = pack(algorithm.assign_credit(groups, MAX_TOKENS), algorithm, MAX_TOKENS)
     value, gradient = 0.0, torch.zeros(sum(p.numel() for p in model.parameters()))
     for micro in batch.micro_batches(40):
-        scores = packed_forward(model, micro, TEMPERATURE)
-        reference = packed_forward(fixed, micro, TEMPERATURE).logprobs if algorithm.kl_weight else None
+        scores = packed_forward.score(model, micro, TEMPERATURE)
+        reference = packed_forward.score(fixed, micro, TEMPERATURE).logprobs if algorithm.kl_weight else None
         loss = algorithm.loss(scores, drift(scores.logprobs, micro.sampler_logprobs), reference, micro)
         value, gradient = value + loss.item(), gradient + gradient_of(model, loss)
     return value, gradient
@@ -261,7 +261,7 @@ def test_the_first_update_of_rloo(rloo: Any) -> None:
     theirs = gradient_of(rloo.model, rloo._compute_loss(rloo.model, inputs))
     model = plain_policy()
     (micro,) = pack(algorithm.assign_credit(groups, MAX_TOKENS), algorithm, MAX_TOKENS).micro_batches(10_000)
-    scores = packed_forward(model, micro, TEMPERATURE)
+    scores = packed_forward.score(model, micro, TEMPERATURE)
     ours = gradient_of(model, algorithm.loss(scores, scores.logprobs.detach(), None, micro))
     assert relative_difference(ours, theirs) < SAME
 
@@ -275,7 +275,7 @@ def test_log_probs_and_entropies(grpo: Any) -> None:
     model = plain_policy()
     kept = replace(GRPO, kl_weight=1.0)  # nothing is skipped
     (micro,) = pack(kept.assign_credit(groups, MAX_TOKENS), kept, MAX_TOKENS).micro_batches(10_000)
-    ours = packed_forward(model, micro, TEMPERATURE)
+    ours = packed_forward.score(model, micro, TEMPERATURE)
     theirs = [of_sampler[x] for x in micro.sampler_logprobs.tolist()]
     # float32 log-softmax of logits near 10: 1e-6 each, by two attention kernels
     assert ours.logprobs.tolist() == pytest.approx([t[0] for t in theirs], abs=5e-5)

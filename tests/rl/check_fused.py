@@ -71,7 +71,7 @@ def scored(forward: Any, model: PreTrainedModel, *, autocast: bool) -> list[Tens
     model.zero_grad()
     (micro,) = random_batch(groups=2, size=3, longest=20).micro_batches(10_000)
     with torch.autocast("cpu", BFLOAT16, enabled=autocast):
-        scores = forward(model, micro, 0.7)
+        scores = forward.score(model, micro, 0.7)
     (micro.weights * (micro.advantages * scores.logprobs + 0.3 * scores.entropies)).sum().backward()
     trained = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
     return [scores.logprobs.detach(), torch.cat(trained)]
@@ -116,7 +116,7 @@ def types_of_a_layer() -> dict[str, list[str]]:
             for part in (layer.self_attn.q_norm, layer.mlp.gate_proj, layer.mlp, layer)
         ]
         with around, torch.autocast("cpu", BFLOAT16):
-            packed_forward(model, micro, 1.0)
+            packed_forward.score(model, micro, 1.0)
         for hook in hooks:
             hook.remove()
         found[name] = seen

@@ -7,6 +7,7 @@ import random
 import pytest
 
 from rl.command.dry_run import equal_batch
+from rl.forward.layouts import packed_tokens
 from rl.forward.micro_batch import TrainGroup, TrainSequence
 from rl.objective.reductions import StepCounts
 from rl.update.batch import Batch
@@ -36,6 +37,6 @@ def of_any_length(num_groups: int) -> Batch:
 def test_micro_batches_are_hardly_more_than_their_tokens_need(batch: Batch, most: int | None) -> None:
     budget = 8192
     micros = list(batch.micro_batches(budget))
-    assert max(len(m.input_ids) for m in micros) <= budget
+    assert max(packed_tokens(m.groups) for m in micros) <= budget
     assert sum(m.num_sequences for m in micros) == sum(len(g.sequences) for g in batch.groups)
     assert len(micros) <= (most or 1.1 * -(-batch.num_tokens // budget) + 1)

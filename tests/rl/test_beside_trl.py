@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.models import word_tokenizer
 from rl.forward.forward import plain_forward
-from rl.forward.micro_batch import TrainGroup, TrainSequence, lay_out
+from rl.forward.micro_batch import MicroBatch, TrainGroup, TrainSequence
 from rl.objective.reductions import StepCounts
 from rl.update.batch import Batch
 from tests.rl.models import VOCAB, make
@@ -38,10 +38,10 @@ def test_async_grpo_takes_the_gradient_of_the_given_completions(
 
     completions = [[drawn(9) for _ in range(3)] for _ in range(2)]
     prompts, count = [tuple(drawn(7)) for _ in completions], sum(len(c) for rows in completions for c in rows)
-    micro = lay_out(
+    micro = MicroBatch.of(
         [TrainGroup(p, tuple(map(TrainSequence.to_score, rows))) for p, rows in zip(prompts, completions, strict=True)]
     )
-    logprobs = plain_forward(model, micro, 1.0).logprobs
+    logprobs = plain_forward.score(model, micro, 1.0).logprobs
     parts = iter(logprobs.detach().split([len(c) for rows in completions for c in rows]))
     signs = [[chance.choice((-1.0, 1.0)) for _ in rows] for rows in completions]
 

@@ -15,13 +15,15 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rl.objective.algorithms import ALGORITHMS
+from rl.objective.values import FrozenTargets
 from rl.policy.critic import Critic
-from rl.policy.lora import LoraCritic, LoraPolicy, add_adapters
+from rl.policy.lora import LoraPolicy, add_adapters, lora_critic
 from rl.policy.policy import Policy
 from rl.processes.runtime import Runtime
 from rl.update.batch import Batch
 from rl.update.learner import Learner
-from rl.update.step import look_ahead, update
+from rl.update.loss import compute_old_logprobs
+from rl.update.update import update
 from tests.rl.models import make, random_batch
 
 
@@ -46,16 +48,16 @@ def make_learner(
     scoring: dict[str, Any] = {"autocast": runtime.autocast, "gradient_checkpointing": checkpointed}
     if lora:
         adapted = add_adapters(model, rank=4, alpha=8.0, targets=("all-linear",), seed=0)
-        policy: Policy = LoraPolicy(adapted, **scoring)
+        policy: Policy = LoraPolicy.of(adapted, **scoring)
     else:
-        policy = Policy(model, **scoring)
+        policy = Policy.of(model, **scoring)
     reference, critic = policy.frozen_copy(), None
     if isinstance(policy, LoraPolicy) and algorithm.critic == "separate":
-        critic = LoraCritic(policy, seed=1)
+        critic = lora_critic(policy, seed=1)
     elif algorithm.critic == "separate":
-        critic = Critic(Policy(copy.deepcopy(model), **scoring))
+        critic = Critic.of(Policy.of(copy.deepcopy(model), **scoring))
     elif algorithm.critic == "shared":
-        policy.share_trunk(1.0)
+        policy = policy.with_value_head(1.0)
     of_critic = critic.parameters() if critic else policy.value_head.parameters() if policy.value_head else []
     return Learner(
         policy=policy,
@@ -155,8 +157,8 @@ def test_a_critic_computes_in_16_bits_as_the_policy_does(runtime: Runtime) -> No
     with torch.no_grad():
         found = critic.values(micro)
         with torch.autocast("cpu", torch.bfloat16):
-            rounded = critic.trunk.forward.states(critic.trunk.model, micro)
-        exact = critic.head(critic.trunk.forward.states(critic.trunk.model, micro))
+            rounded = critic.trunk.hidden_states(micro)
+        exact = critic.head(critic.trunk.hidden_states(micro))
     assert torch.equal(found, critic.head(rounded)) and not torch.equal(found, exact)
 
 
@@ -167,9 +169,9 @@ def test_what_is_seen_beforehand_is_seen_with_the_critics_adapters(runtime: Runt
         for parameter in of.critic.parameters():
             parameter.normal_(0, 0.3)
     micros = list(batches(1)[0].micro_batches(40))
-    seen = look_ahead(of, [micros], [[None] * len(micros)])
+    found = compute_old_logprobs(of, micros, [FrozenTargets()] * len(micros))
     for i, micro in enumerate(micros):
-        with of.critic.weights(), torch.no_grad():
+        with of.critic.activate(), torch.no_grad():
             expected = of.critic.values(micro)
-        estimates = seen[0, i].estimates
-        assert estimates is not None and torch.equal(estimates.values, expected)
+        values = found[i].values
+        assert values is not None and torch.equal(values.values, expected)

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 
-import rl.update.step
+import rl.update.update
 import rl.view.report
 from rewards.errors import UserError
 from rewards.math_answer import MathVerifier
@@ -224,13 +224,13 @@ def test_updates_that_were_left_out_are_counted_across_a_resume(
 ) -> None:
     """Two before it and two after it are four in a row."""
     monkeypatch.setattr(MathVerifier, "verify_batch", odd_lengths)
-    differentiate = rl.update.step.differentiate
+    differentiate = rl.update.update.differentiate
 
-    def never_finite(*args: Any) -> Any:
-        losses, scores, seen = differentiate(*args)
+    def never_finite(*args: Any, **options: Any) -> Any:
+        losses, scores, seen = differentiate(*args, **options)
         return losses * float("nan"), scores, seen
 
-    monkeypatch.setattr(rl.update.step, "differentiate", never_finite)
+    monkeypatch.setattr(rl.update.update, "differentiate", never_finite)
     config = options(model, digits, tmp_path / "run", num_steps=2, max_skipped=3)
     train(config)
     assert [row["updates/skipped"] for row in read_metrics(tmp_path / "run")[1:]] == [1, 1]

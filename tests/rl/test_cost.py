@@ -16,7 +16,7 @@ from rl.forward.forward import packed_forward
 from rl.processes.runtime import Runtime
 from rl.run.build import must_checkpoint
 from rl.settings.config import RunConfig
-from rl.update.step import update
+from rl.update.update import update
 from tests.rl.families import of_family
 from tests.rl.models import make, random_batch
 
@@ -27,7 +27,7 @@ def test_flops_of_a_forward_are_those_that_torch_counts(family: str) -> None:
     model, batch = of_family(family), random_batch()
     (micro,) = batch.micro_batches(10_000)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        packed_forward(model, micro, 1.0)
+        packed_forward.score(model, micro, 1.0)
     counts = counter.get_flop_counts()["Global"]
     products = sum(
         n for operation, n in counts.items() if "attention" not in str(operation) and "bmm" not in str(operation)

@@ -28,7 +28,8 @@ class Loss(nn.Module):
             tokens = micro.tokens(part)
             return (tokens.weights * (tokens.advantages * scores.logprobs + 0.3 * scores.entropies)).sum()
 
-        return packed_forward.loss(self.model, micro, 0.7, loss_of, token_level=True)[0]
+        states, head = packed_forward.hidden_states(self.model, micro), packed_forward.head(self.model)
+        return head.loss(states, micro.targets, 0.7, loss_of, token_level=True)[0]
 
 
 def backward(module: nn.Module, batch: Batch) -> None:

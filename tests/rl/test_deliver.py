@@ -39,7 +39,7 @@ def plain(fault: Callable[[Tensors], Tensors] | None = None) -> Plain:
 
 
 def lora_policy() -> LoraPolicy:
-    return LoraPolicy(add_adapters(make("llama"), rank=4, alpha=8.0, targets=("all-linear",), seed=0))
+    return LoraPolicy.of(add_adapters(make("llama"), rank=4, alpha=8.0, targets=("all-linear",), seed=0))
 
 
 def move(policy: Policy, size: float, seed: int = 0) -> None:
@@ -50,7 +50,7 @@ def move(policy: Policy, size: float, seed: int = 0) -> None:
             parameter += size * torch.randn_like(parameter)
 
 
-@pytest.mark.parametrize("made", [lambda: Policy(make("llama")), lora_policy])
+@pytest.mark.parametrize("made", [lambda: Policy.of(make("llama")), lora_policy])
 def test_what_arrives_is_let_through(made: Callable[[], Policy]) -> None:
     """Forty short steps, each delivered, some twice."""
     policy, sampler = made(), plain()
@@ -64,7 +64,7 @@ def test_what_arrives_is_let_through(made: Callable[[], Policy]) -> None:
 
 def test_a_single_token_may_be_as_far_off_as_it_was_at_first() -> None:
     """In float32 the largest difference is bounded by 30 times the first largest one, not by the first mean."""
-    policy, sampler = Policy(make("llama")), plain()
+    policy, sampler = Policy.of(make("llama")), plain()
     delivery, probe, off = Delivery(policy, sampler, tolerance=1e-3), sampler.probe, 2e-4
 
     def one_is_off(texts: Sequence[Text]) -> dict[str, list[list[float]]]:
@@ -88,7 +88,7 @@ def test_a_damaged_tensor_is_named() -> None:
         for name, tensor in tensors:
             yield name, tensor.clone().index_fill_(0, torch.tensor(3), 0.0) if name == damaged else tensor
 
-    policy = Policy(make("llama"))
+    policy = Policy.of(make("llama"))
     delivery = Delivery(policy, plain(fault), tolerance=1e-3)
     delivery.deliver(0)
     move(policy, 1e-3)
@@ -101,7 +101,7 @@ def test_a_damaged_tensor_is_named() -> None:
 def test_a_tensor_that_never_takes_what_is_sent_is_named() -> None:
     """As an engine does with an output head of its own where the checkpoint, tied, has none."""
     head = "lm_head.weight"
-    policy = Policy(make("llama"))
+    policy = Policy.of(make("llama"))
     sampler = plain(lambda tensors: ((name, tensor) for name, tensor in tensors if name != head))
     delivery = Delivery(policy, sampler, tolerance=1e-3)
     delivery.deliver(0)
@@ -115,7 +115,7 @@ def test_the_first_delivery_tells_what_rounding_is(factor: float, said: str) -> 
     """Within the 0.25 that bfloat16 may need, but far from what the first, exact delivery was off by; and what is no number."""
     damaged = "model.layers.1.mlp.up_proj.weight"
     engine = plain(lambda tensors: ((name, t * factor if name == damaged else t) for name, t in tensors))
-    delivery = Delivery(Policy(make("llama")), engine, tolerance=0.25)
+    delivery = Delivery(Policy.of(make("llama")), engine, tolerance=0.25)
     assert delivery.deliver(0) < 1e-5
     with pytest.raises(DeliveryError, match=said):
         delivery.deliver(1)
@@ -124,7 +124,7 @@ def test_the_first_delivery_tells_what_rounding_is(factor: float, said: str) -> 
 @pytest.mark.parametrize("size", [1e-2, 1e-5])
 def test_late_weights_are_caught_however_short_the_step(size: float) -> None:
     """One delivery behind; a step of 1e-5 moves log-probs by less than the tolerance."""
-    policy = Policy(make("llama"))
+    policy = Policy.of(make("llama"))
     waiting: list[list[tuple[str, Tensor]]] = [[(n, t.detach().clone()) for n, t in policy.named_tensors()]]
 
     def late(tensors: Tensors) -> Tensors:
@@ -204,7 +204,7 @@ class Two:
 @pytest.mark.parametrize("size", [1e-2, 1e-5])
 def test_of_several_engines_the_stale_one_is_named(size: float, tells: bool) -> None:
     """Whether or not it tells what it holds."""
-    policy, engines = Policy(make("llama")), Two()
+    policy, engines = Policy.of(make("llama")), Two()
     if not tells:
         engines.images = dict  # pyright: ignore[reportAttributeAccessIssue]
     delivery = Delivery(policy, engines, tolerance=1e-3)  # pyright: ignore[reportArgumentType]

@@ -19,6 +19,7 @@ from rl.forward.forward import (
     padded_forward,
     plain_forward,
 )
+from rl.forward.layouts import PackedRow
 from rl.policy.lora import add_adapters
 from rl.settings.options import ALL_LINEAR
 from rl.update.batch import Batch
@@ -36,7 +37,7 @@ def gradients(model, forward, batch: Batch, budget: int = 10_000) -> dict[str, t
     """Of a loss in which log-probs and entropies both count."""
     model.zero_grad()
     for micro in batch.micro_batches(budget):
-        scores = forward(model, micro, 0.7)
+        scores = forward.score(model, micro, 0.7)
         (micro.weights * (micro.advantages * scores.logprobs + 0.3 * scores.entropies)).sum().backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
@@ -105,7 +106,7 @@ def test_scores_and_gradients_are_those_of_sequences_run_alone(family: str, lora
     if checkpointed:
         enable_gradient_checkpointing(model)
     (micro,) = batch.micro_batches(10_000)
-    scores, ours = forward(model, micro, 0.7), gradients(model, forward, batch)
+    scores, ours = forward.score(model, micro, 0.7), gradients(model, forward, batch)
     model.eval().zero_grad()  # and so no longer checkpointed
     with in_float64(model):
         logprobs, entropies = alone(model, batch)
@@ -124,7 +125,7 @@ def test_no_dropout_acts_under_gradient_checkpointing(family: str) -> None:
     plain = gradients(model, forward, batch)
     enable_gradient_checkpointing(model)
     (micro,) = batch.micro_batches(10_000)
-    first, second = (forward(model, micro, 0.7) for _ in range(2))
+    first, second = (forward.score(model, micro, 0.7) for _ in range(2))
     assert torch.equal(first.logprobs, second.logprobs) and torch.equal(first.entropies, second.entropies)
     again = gradients(model, forward, batch)
     assert all(torch.equal(again[name], gradient) for name, gradient in plain.items())
@@ -147,8 +148,12 @@ def test_pieces_of_very_different_lengths(family: str) -> None:
     """Short and long completions are attended apart and put back in their places."""
     model, batch = of_family(family), random_batch(longest=70)
     (micro,) = batch.micro_batches(10_000)
-    assert len(micro.blocks) == 4  # prompts; completions of up to 17 tokens, up to 43, longer ones
-    assert (packed_forward(model, micro, 0.7).logprobs - plain_forward(model, micro, 0.7).logprobs).abs().max() < 1e-4
+    assert (
+        len(micro.laid_out(PackedRow.of).blocks) == 4
+    )  # prompts; completions of up to 17 tokens, up to 43, longer ones
+    assert (
+        packed_forward.score(model, micro, 0.7).logprobs - plain_forward.score(model, micro, 0.7).logprobs
+    ).abs().max() < 1e-4
     assert_same_gradients(gradients(model, packed_forward, batch), gradients(model, plain_forward, batch))
 
 
@@ -157,9 +162,9 @@ def test_autocast_rounds_no_more_than_the_plain_forward_does() -> None:
     model, batch = of_family("Qwen2"), random_batch()
     (micro,) = batch.micro_batches(10_000)
     with torch.no_grad():
-        exact = plain_forward(model, micro, 0.7).logprobs
+        exact = plain_forward.score(model, micro, 0.7).logprobs
         with torch.autocast("cpu", torch.bfloat16):
-            plain, packed = (f(model, micro, 0.7).logprobs for f in (plain_forward, packed_forward))
+            plain, packed = (f.score(model, micro, 0.7).logprobs for f in (plain_forward, packed_forward))
     assert 0 < (packed - exact).square().mean() < 2 * (plain - exact).square().mean()
 
 

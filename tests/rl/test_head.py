@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import rl.forward.output_head
-from rl.forward.output_head import OutputHead, ValueHead, loss_in_one_pass, score_by_autograd, score_in_two_passes
+from rl.forward.output_head import AnyHead, OutputHead, ValueHead
 from rl.objective.tokens import TokenScores
 
 TOKENS, HIDDEN, VOCAB = 50, 12, 97
@@ -25,21 +25,15 @@ HEADS = {
     "bias": {"bias": True},
     "scaled": {"scale": 0.3},
     "capped": {"soft_cap": 2.0, "scale": 1.5},
-    "with a value": {"value": 1.0},
-    "with a value on a tenth of the trunk": {"value": 0.1, "bias": True},
 }
 
 
-def make(bias: bool = False, value: float | None = None, **options: float) -> OutputHead:
-    def leaf(*shape: int) -> Tensor:
-        return torch.randn(shape).requires_grad_()
+def leaf(*shape: int) -> Tensor:
+    return torch.randn(shape).requires_grad_()
 
-    return OutputHead(
-        leaf(VOCAB, HIDDEN),
-        leaf(VOCAB) if bias else None,
-        value=None if value is None else ValueHead(leaf(HIDDEN), leaf(), value),
-        **options,
-    )
+
+def make(bias: bool = False, **options: float) -> OutputHead:
+    return OutputHead(leaf(VOCAB, HIDDEN), leaf(VOCAB) if bias else None, **options)
 
 
 @pytest.fixture(autouse=True)
@@ -57,39 +51,48 @@ def loss_of(scores: TokenScores, part: slice) -> Tensor:
     """Terms that are curved in every score, weighted by token: a wrong part or a wrong sign shows."""
     weight = torch.linspace(0.5, 2.0, TOKENS)[part]
     terms = scores.logprobs.sin() + 0.3 * scores.entropies.square()
-    if scores.values is not None:
-        terms = terms + (scores.values - 0.5).square() * scores.logprobs.detach()
     return (weight * terms).sum()
 
 
-def naively(head: OutputHead, hidden: Tensor, targets: Tensor) -> tuple[Tensor, list[Tensor]]:
+def value_loss_of(values: Tensor) -> Tensor:
+    return (torch.linspace(0.2, 1.0, TOKENS) * (values - 0.5).square()).sum()
+
+
+def tensors(head: OutputHead, value: ValueHead | None = None) -> list[Tensor]:
+    found = (head.weight, head.bias, *((value.weight, value.bias) if value else ()))
+    return [t for t in found if t is not None]
+
+
+def naively(
+    head: OutputHead, hidden: Tensor, targets: Tensor, value: ValueHead | None = None
+) -> tuple[Tensor, list[Tensor]]:
     """Loss and gradients in float64, all logits at once."""
-    hidden, *tensors = (None if t is None else t.detach().double().requires_grad_() for t in (hidden, *head.tensors()))
-    weight, bias, value_weight, value_bias = tensors
-    logits = hidden @ weight.T + (0 if bias is None else bias)
+    every = [t.detach().double().requires_grad_() for t in (hidden, *tensors(head, value))]
+    hidden, weight, *others = every
+    bias = 0 if head.bias is None else others[0]
+    logits = hidden @ weight.T + bias
     logits = logits * head.scale
     if head.soft_cap is not None:
         logits = head.soft_cap * (logits / head.soft_cap).tanh()
     table = (logits / TEMPERATURE).log_softmax(-1)
-    values = None
-    if head.value is not None:
-        share = head.value.trunk_scale
-        values = (share * hidden + (1 - share) * hidden.detach()) @ value_weight + value_bias
     entropies = -(table.exp() * table).sum(-1)
-    loss = loss_of(TokenScores(table.gather(-1, targets[:, None])[:, 0], entropies, values), slice(None))
-    return loss, list(torch.autograd.grad(loss, [t for t in (hidden, *tensors) if t is not None]))
+    loss = loss_of(TokenScores(table.gather(-1, targets[:, None])[:, 0], entropies), slice(None))
+    if value is not None:
+        share = value.trunk_scale
+        loss = loss + value_loss_of((share * hidden + (1 - share) * hidden.detach()) @ others[-2] + others[-1])
+    return loss, list(torch.autograd.grad(loss, every))
 
 
 def by_one_pass(head: OutputHead, hidden: Tensor, targets: Tensor) -> Tensor:
-    return loss_in_one_pass(head, hidden, targets, TEMPERATURE, loss_of)[0]
+    return head.loss(hidden, targets, TEMPERATURE, loss_of, token_level=True)[0]
 
 
 def by_two_passes(head: OutputHead, hidden: Tensor, targets: Tensor) -> Tensor:
-    return loss_of(score_in_two_passes(head, hidden, targets, TEMPERATURE), slice(None))
+    return head.loss(hidden, targets, TEMPERATURE, loss_of, token_level=False)[0]
 
 
 def by_autograd(head: OutputHead, hidden: Tensor, targets: Tensor) -> Tensor:
-    return loss_of(score_by_autograd(lambda h: h @ head.weight.T, hidden, targets, TEMPERATURE), slice(None))
+    return AnyHead(lambda h: h @ head.weight.T).loss(hidden, targets, TEMPERATURE, loss_of, token_level=True)[0]
 
 
 def assert_same(found: list[Tensor], expected: list[Tensor]) -> None:
@@ -105,7 +108,19 @@ def test_loss_and_gradients(kind: str, way) -> None:
     (3 * loss).backward()  # what comes from outside is multiplied in
     expected, gradients = naively(head, hidden, targets)
     assert_same([loss], [expected])
-    assert_same([t.grad for t in (hidden, *head.tensors()) if t is not None], [3 * g for g in gradients])
+    assert_same([t.grad for t in (hidden, *tensors(head))], [3 * g for g in gradients])
+
+
+@pytest.mark.parametrize("way", [by_one_pass, by_two_passes])
+@pytest.mark.parametrize("trunk_scale", [1.0, 0.1])
+def test_a_value_head_on_the_same_states(trunk_scale: float, way) -> None:
+    """The states' gradient is the sum of what both heads send."""
+    head, value, (hidden, targets) = make(bias=True), ValueHead(leaf(HIDDEN), leaf(), trunk_scale), data()
+    loss = way(head, hidden, targets) + value_loss_of(value(hidden))
+    (3 * loss).backward()
+    expected, gradients = naively(head, hidden, targets, value)
+    assert_same([loss], [expected])
+    assert_same([t.grad for t in (hidden, *tensors(head, value))], [3 * g for g in gradients])
 
 
 def test_any_output_layer_by_autograd() -> None:
@@ -115,10 +130,12 @@ def test_any_output_layer_by_autograd() -> None:
 
 
 def test_the_scores_of_one_pass_are_those_of_two() -> None:
-    head, (hidden, targets) = make(value=1.0), data()
-    _, ours = loss_in_one_pass(head, hidden, targets, TEMPERATURE, loss_of)
-    theirs = score_in_two_passes(head, hidden, targets, TEMPERATURE)
+    """Bit for bit, and the log-probs alone too."""
+    head, (hidden, targets) = make(), data()
+    _, ours = head.loss(hidden, targets, TEMPERATURE, loss_of, token_level=True)
+    theirs = head.score(hidden, targets, TEMPERATURE)
     assert all(torch.equal(a, b) and not a.requires_grad for a, b in zip(ours, theirs, strict=True))
+    assert torch.equal(head.logprobs(hidden, targets, TEMPERATURE), ours.logprobs)
 
 
 @pytest.mark.parametrize("way", [by_one_pass, by_two_passes])

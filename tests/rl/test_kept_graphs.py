@@ -10,9 +10,10 @@ import pytest
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-import rl.update.step
+import rl.update.update
 from rl.processes.runtime import Runtime
-from rl.update.step import differentiate, update
+from rl.update.loss import differentiate
+from rl.update.update import update
 from tests.rl.test_casts import batches, make_learner
 
 PHASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -24,8 +25,8 @@ PHASES: dict[str, tuple[str, dict[str, Any]]] = {
     "two mini-batches": ("ppo", {"num_minibatches": 2}),
     "a critic on the policy's trunk": ("ppo", {}),
     "a critic of its own": ("ppo-separate", {}),
-    "the critic is warmed up": ("ppo-separate", {"trains_policy": False}),
-    "the critic's adapters are warmed up": ("ppo-separate", {"trains_policy": False, "lora": True}),
+    "the critic is warmed up": ("ppo-separate", {}),
+    "the critic's adapters are warmed up": ("ppo-separate", {"lora": True}),
 }
 
 
@@ -44,6 +45,7 @@ def runtime() -> Runtime:
 @pytest.mark.parametrize("phase", PHASES)
 def test_no_graph_outlives_its_micro_batch(phase: str, runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     name, options = PHASES[phase]
+    trains_policy = "warmed up" not in phase
     learner = make_learner(runtime, name, **options)
     learner.token_budget = 20
     alive: WeakSet[Kept] = WeakSet()
@@ -54,14 +56,14 @@ def test_no_graph_outlives_its_micro_batch(phase: str, runtime: Runtime, monkeyp
         alive.add(kept)
         return kept
 
-    def counted(*of_micro_batch: Any) -> Any:
+    def counted(*of_micro_batch: Any, **options: Any) -> Any:
         counts.append(len(alive))
-        found = differentiate(*of_micro_batch)
+        found = differentiate(*of_micro_batch, **options)
         counts.append(len(alive))
         return found
 
-    monkeypatch.setattr(rl.update.step, "differentiate", counted)
+    monkeypatch.setattr(rl.update.update, "differentiate", counted)
     with saved_tensors_hooks(keep, lambda kept: kept.tensor):
-        update(learner, *batches(learner.num_minibatches))
+        update(learner, *batches(learner.num_minibatches), trains_policy=trains_policy)
     assert len(counts) >= 2 * 4  # of several micro-batches
     assert set(counts) == {0}

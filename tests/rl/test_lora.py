@@ -38,7 +38,7 @@ from rl.run.tiny import tiny_tokenizer
 from rl.settings.config import RunConfig
 from rl.update.delivery import Delivery
 from rl.update.learner import Learner
-from rl.update.step import update
+from rl.update.update import update
 from rollout.problems import ProblemStream
 from rollout.records import Problem
 from rollout.torch_sampler import TorchSampler
@@ -64,7 +64,7 @@ def base(family: str) -> PreTrainedModel:
 
 def adapted(model: PreTrainedModel, *, trained: bool = True, **settings: object) -> LoraPolicy:
     adapters = add_adapters(model, rank=RANK, alpha=ALPHA, targets=("all-linear",), seed=0)
-    policy = LoraPolicy(adapters, **settings)
+    policy = LoraPolicy.of(adapters, **settings)
     if trained:
         shift(policy)
     return policy
@@ -106,7 +106,7 @@ def learner_of(policy: Policy, runtime: Runtime, *, refresh_every: int) -> Learn
 def test_gradients_are_those_of_the_merged_weights(family: str, checkpointing: bool) -> None:
     """With W' = W + s B A, dL/dB = s dL/dW' A^T and dL/dA = s B^T dL/dW': from a plain model that holds W'. Nothing else has one."""
     policy = adapted(base(family), gradient_checkpointing=checkpointing)
-    merged = Policy(copy.deepcopy(policy.adapted).merge_and_unload().requires_grad_(True))
+    merged = Policy.of(copy.deepcopy(policy.adapted).merge_and_unload().requires_grad_(True))
     for p in (policy, merged):
         scores = p.score(MICRO, 0.7)
         (MICRO.weights * (MICRO.advantages * scores.logprobs + 0.3 * scores.entropies)).sum().backward()
@@ -132,7 +132,7 @@ def test_gradients_are_those_of_the_merged_weights(family: str, checkpointing: b
 def test_the_reference_is_the_base_until_it_is_refreshed_and_no_second_model(family: str, tmp_path: Path) -> None:
     """Bit for bit: the base with adapters off, then the policy of the refresh, whatever the policy becomes."""
     model = base(family)
-    expected = logprobs(Policy(copy.deepcopy(model)))
+    expected = logprobs(Policy.of(copy.deepcopy(model)))
     policy = adapted(model, trained=False)
     assert torch.equal(logprobs(policy), expected)  # B = 0
     first = policy.frozen_copy()
@@ -183,7 +183,9 @@ def test_a_checkpoint_keeps_the_policy_apart_from_its_refreshed_reference(
 ) -> None:
     stream = ProblemStream([Problem(id="a", prompt="1+1=", reference="2")], 0)
     saved, restored = (
-        learner_of(adapted(base("qwen2"), trained=False) if lora else Policy(base("qwen2")), runtime, refresh_every=1)
+        learner_of(
+            adapted(base("qwen2"), trained=False) if lora else Policy.of(base("qwen2")), runtime, refresh_every=1
+        )
         for _ in range(2)
     )
     shift(saved.policy)
@@ -274,7 +276,7 @@ def test_targets_that_match_nothing_are_named(family: str, targets: tuple[str, .
 
 
 def test_targets_are_the_ends_of_names() -> None:
-    policy = LoraPolicy(
+    policy = LoraPolicy.of(
         add_adapters(base("qwen2"), rank=RANK, alpha=ALPHA, targets=("0.mlp.up_proj", "q_proj"), seed=0)
     )
     assert {n.partition(".lora_")[0] for n, p in policy.model.named_parameters() if p.requires_grad} == {

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from rewards.score import Outcome
 from rl.forward.forward import Forward, packed_forward, padded_forward, plain_forward
-from rl.forward.micro_batch import MicroBatch, TrainGroup, TrainSequence, lay_out
+from rl.forward.layouts import packed_tokens
+from rl.forward.micro_batch import MicroBatch, TrainGroup, TrainSequence
 from rl.objective.algorithms import ALGORITHMS, Algorithm
 from rl.objective.tokens import TokenScores
-from rl.objective.values import Seen, ValueRule
+from rl.objective.values import FrozenTargets, ValueRule
 from rl.update.batch import pack
 from rl.update.step_metrics import TokenMeans, describe
 from rollout.collect import Collected
@@ -63,7 +64,7 @@ def both(seed: int) -> tuple[list[RolloutGroup], list[RolloutGroup]]:
 
 def micro_of(algorithm: Algorithm, groups: list[RolloutGroup]) -> MicroBatch:
     """In the order of the groups."""
-    return lay_out(pack(algorithm.assign_credit(groups, MAX_TOKENS), algorithm, MAX_TOKENS).groups)
+    return MicroBatch.of(pack(algorithm.assign_credit(groups, MAX_TOKENS), algorithm, MAX_TOKENS).groups)
 
 
 KNOWN = (
@@ -84,7 +85,7 @@ def test_masking_is_slicing_the_terms_out(name: str) -> None:
     """Bit for bit: what the loss, the values' rule and the metrics are made of. So are they, whatever the scores are."""
     algorithm = CASES[name]
     plain, masked = (micro_of(algorithm, groups) for groups in both(seed=3))
-    assert len(masked.input_ids) > len(plain.input_ids)
+    assert packed_tokens(masked.groups) > packed_tokens(plain.groups)
     assert masked.lengths == plain.lengths and masked.num_sequences == plain.num_sequences
     for known in KNOWN:
         with_it, without = getattr(masked, known), getattr(plain, known)
@@ -116,7 +117,7 @@ def test_chosen_tokens_are_scored_in_their_whole_context(forward: Forward) -> No
         for g in masked
     ]
     with torch.no_grad():
-        ours, theirs = (forward(model, lay_out(groups), 0.7) for groups in (sliced, every))
+        ours, theirs = (forward.score(model, MicroBatch.of(groups), 0.7) for groups in (sliced, every))
     assert len(ours.logprobs) < len(theirs.logprobs)
     torch.testing.assert_close(ours.logprobs, theirs.logprobs[chosen], atol=2e-6, rtol=0)
     torch.testing.assert_close(ours.entropies, theirs.entropies[chosen], atol=2e-6, rtol=0)
@@ -131,9 +132,8 @@ def test_what_is_only_asked_for_its_value_is_in_no_mean_of_a_sequence() -> None:
     old, values = micro.sampler_logprobs.clone(), torch.linspace(0, 1, len(micro.targets))
 
     def loss_of(logprobs: Tensor) -> Tensor:
-        return algorithm.loss(
-            TokenScores(logprobs, values, values), old, None, micro, algorithm.estimate(micro, values, old, None)
-        )
+        targets = algorithm.value_targets(micro, values, old, None)
+        return algorithm.loss(TokenScores(logprobs, values), old, None, micro, targets.advantages)
 
     logprobs = (old + 1e-4 * torch.randn(len(old), generator=torch.Generator().manual_seed(0))).requires_grad_()
     loss = loss_of(logprobs)
@@ -142,7 +142,10 @@ def test_what_is_only_asked_for_its_value_is_in_no_mean_of_a_sequence() -> None:
     assert torch.equal(loss_of(logprobs.detach() + 5 * outside), loss.detach())
 
     def means_of(logprobs: Tensor) -> dict[str, float | None]:
-        means, seen = TokenMeans(), Seen(old + 5 * outside, logprobs, algorithm.estimate(micro, values, old, None))
+        means, seen = (
+            TokenMeans(),
+            FrozenTargets(old + 5 * outside, logprobs, algorithm.value_targets(micro, values, old, None)),
+        )
         means.add(algorithm, TokenScores(logprobs, -logprobs), seen, replace(micro, sampler_logprobs=logprobs))
         return means.means()
 
@@ -154,7 +157,7 @@ def test_metrics_are_of_what_the_policy_chose() -> None:
     for groups in both(seed=3):
         micro, means = micro_of(algorithm, groups), TokenMeans()
         logprobs = micro.sampler_logprobs + 0.1
-        means.add(algorithm, TokenScores(logprobs, -logprobs), Seen(logprobs, logprobs - 0.2, None), micro)
+        means.add(algorithm, TokenScores(logprobs, -logprobs), FrozenTargets(logprobs, logprobs - 0.2), micro)
         collected = Collected(
             groups=groups, sampled=groups, num_refills=0, num_sampled_tokens=1, sample_seconds=1.0, verify_seconds=0.0
         )

@@ -10,10 +10,10 @@ import torch
 
 from rewards.errors import UserError
 from rewards.score import Outcome, Score
-from rl.forward.micro_batch import TrainGroup, TrainSequence, lay_out
+from rl.forward.micro_batch import MicroBatch, TrainGroup, TrainSequence
 from rl.objective.algorithms import GRPO
 from rl.objective.tokens import TokenScores
-from rl.objective.values import Estimates, Seen
+from rl.objective.values import FrozenTargets, ValueTargets
 from rl.run.loop import require_judged
 from rl.update.step_metrics import TokenMeans, describe, outcome_shares, part_means
 from rollout.collect import Collected
@@ -85,7 +85,7 @@ def test_what_a_process_does_only_to_keep_step_is_not_measured() -> None:
     for of, micros in zip(tokens, ([micro], [micro, batch.idle()]), strict=True):
         for one in micros:
             logprobs = torch.linspace(-2, -1, len(one.targets))
-            of.add(GRPO, TokenScores(logprobs, -logprobs), Seen(logprobs, None, None), one)
+            of.add(GRPO, TokenScores(logprobs, -logprobs), FrozenTargets(logprobs, None, None), one)
     assert tokens[0].means() == tokens[1].means()
 
 
@@ -130,11 +130,13 @@ def test_means_over_tokens_worked_by_hand() -> None:
     sequence = TrainSequence(
         token_ids=(1, 2, 3), sampler_logprobs=(-2.0, -1.0, -1.0), advantages=torch.ones(3), weight=1.0
     )
-    micro = lay_out([TrainGroup((4,), (sequence,))])
+    micro = MicroBatch.of([TrainGroup((4,), (sequence,))])
     behaviour = micro.sampler_logprobs + by_sampler
     policy = behaviour + moved
     values, returns = torch.tensor([0.0, 1.0, 2.0]), torch.tensor([1.0, 1.0, 4.0])
-    seen = Seen(behaviour, policy - torch.tensor([2.0, 1.0, 1.0]).log(), Estimates(values, returns - values, returns))
+    seen = FrozenTargets(
+        behaviour, policy - torch.tensor([2.0, 1.0, 1.0]).log(), ValueTargets(values, returns - values, returns)
+    )
     tokens = TokenMeans()
     scores = TokenScores(policy, torch.tensor([0.3, 0.6, 0.9]))
     tokens.add(GRPO, scores, seen, micro)
@@ -157,7 +159,10 @@ def test_means_over_tokens_worked_by_hand() -> None:
     wider.add(replace(GRPO, clip_high=0.35), scores, seen, micro)
     assert wider.means()["ratio/clipped"] == pytest.approx(1 / 3)  # 0.7 alone
     calmer.add(
-        GRPO, TokenScores(micro.sampler_logprobs, torch.zeros(3)), Seen(micro.sampler_logprobs, None, None), micro
+        GRPO,
+        TokenScores(micro.sampler_logprobs, torch.zeros(3)),
+        FrozenTargets(micro.sampler_logprobs, None, None),
+        micro,
     )
     both = TokenMeans.merged([tokens, calmer]).means()
     assert both["mismatch/mean"] == pytest.approx(expected["mismatch/mean"] / 2)  # half of the tokens

@@ -20,8 +20,8 @@ from rl.run.setup import require_shardable
 from rl.run.tiny import tiny_tokenizer
 from rl.settings.config import RunConfig
 from rl.update.learner import Learner
-from rl.update.step import update
 from rl.update.streamed_optimizer import StreamedOptimizer, in_buckets
+from rl.update.update import update
 from rl.view.progress import Progress
 from rollout.problems import ProblemStream
 from rollout.records import Problem
@@ -82,7 +82,7 @@ def test_gradients_in_16_bits_are_rounded_as_they_are_added_up(runtime: Runtime)
         found.append([p.grad for p in one.parameters() if p.grad is not None])
     assert {g.dtype for g in found[1]} == {torch.bfloat16}
     assert all(torch.equal(a.bfloat16(), b) for a, b in zip(*found, strict=True))
-    plain = build_optimizer(RunConfig(learning_rate=1e-2), Policy(exact.policy.model), None)
+    plain = build_optimizer(RunConfig(learning_rate=1e-2), Policy.of(exact.policy.model), None)
     for parameter, gradient in zip(exact.parameters(), found[1], strict=True):
         parameter.grad = gradient.float()
     plain.step()
@@ -127,7 +127,7 @@ def test_moments_in_8_bits_take_nearly_the_same_step(asked: dict[str, Any], runt
 def test_large_tensors_have_8_bits(runtime: Runtime) -> None:
     """Two bytes and a scale for 256 numbers each; those of less than 4,096 numbers stay in float32, as published."""
     weight = torch.nn.Parameter(torch.ones(64, 64))
-    policy = Policy(make("qwen2"))
+    policy = Policy.of(make("qwen2"))
     policy.trainable_parameters = lambda: [weight]  # pyright: ignore[reportAttributeAccessIssue]
     optimizer = build_optimizer(RunConfig(optimizer="adamw-8bit"), policy, None)
     weight.grad = torch.ones_like(weight)

@@ -19,6 +19,7 @@ from rl.capacity.memory import Cut
 from rl.command.dry_run import MadeUpReads, equal_batch
 from rl.command.plan import Plan, describe, known_models, load_config, make_plan
 from rl.forward.forward import packed_forward
+from rl.forward.layouts import packed_tokens
 from rl.policy.lora import add_adapters
 from rl.settings.options import PlanOptions
 from rl.update.batch import split_to_fit
@@ -92,7 +93,7 @@ def test_a_step_is_cut_as_the_batch_is(token_budget: int, completion_length: int
     cut = Cut.of(5, 4, 15, completion_length, token_budget)
     batch = equal_batch(5, 4, 15, completion_length)
     micros = list(batch.micro_batches(token_budget))
-    largest = max(micros, key=lambda micro: len(micro.input_ids))
+    largest = max(micros, key=lambda micro: packed_tokens(micro.groups))
     row = cut.largest
     assert (cut.micro_batches, row.tokens, row.scored) == (len(micros), len(largest.input_ids), len(largest.targets))
     assert row.gathered == sum(block.key_slots.numel() for block in largest.blocks)
@@ -105,7 +106,7 @@ def test_operations_are_those_that_torch_counts() -> None:
     plan = planned("tiny", token_budget=100_000)
     (micro,) = equal_batch(8, 4, 24, 33).micro_batches(100_000)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        packed_forward(AutoModelForCausalLM.from_config(plan.config), micro, 1.0)
+        packed_forward.score(AutoModelForCausalLM.from_config(plan.config), micro, 1.0)
     products = sum(n for name, n in counter.get_flop_counts()["Global"].items() if "attention" not in str(name))
     pairs = 4 * plan.cost.attention * plan.cut.whole.work.pairs
     assert plan.flops()["reference"] - pairs == products

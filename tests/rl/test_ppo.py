@@ -13,19 +13,20 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rewards.errors import UserError
+from rl.forward.forward import ForwardChoice, plain_forward
 from rl.forward.micro_batch import TrainGroup
 from rl.forward.output_head import ValueHead
 from rl.objective.algorithms import ALGORITHMS, PPO, PPO_SEPARATE, Algorithm
 from rl.objective.values import ValueRule
 from rl.policy.critic import Critic
-from rl.policy.lora import CRITIC_ADAPTERS, LoraCritic, LoraPolicy, adapters_of, add_adapters
+from rl.policy.lora import CRITIC_ADAPTERS, LoraPolicy, adapters_of, add_adapters, lora_critic
 from rl.policy.policy import Policy
 from rl.processes.runtime import Runtime
 from rl.run.checkpoint import CHECKSUMS, load_checkpoint, save_checkpoint
 from rl.settings.config import RunConfig
 from rl.update.batch import Batch
 from rl.update.learner import Learner
-from rl.update.step import update
+from rl.update.update import update
 from rollout.problems import ProblemStream
 from tests.rl.models import cut, make, random_batch
 from tests.rl.test_casts import batches, make_learner
@@ -67,13 +68,13 @@ def rewarded(batch: Batch, *, goes_on: bool = False) -> Batch:
 
 def learner(runtime: Runtime, algorithm: Algorithm, *, trunk_scale: float = 1.0, **options: object) -> Learner:
     """The heads are not at zero, so that their gradients reach the trunk."""
-    policy, critic = Policy(make("qwen2")), None
+    policy, critic = Policy.of(make("qwen2")), None
     assert algorithm.value_rule is not None
     if algorithm.value_rule.source == "shared":
-        policy.share_trunk(trunk_scale)
+        policy = policy.with_value_head(trunk_scale)
         head = policy.value_head
     else:
-        critic = Critic(Policy(make("qwen2", seed=5)))
+        critic = Critic.of(Policy.of(make("qwen2", seed=5)))
         head = critic.head
     assert head is not None
     with torch.no_grad():
@@ -84,7 +85,7 @@ def learner(runtime: Runtime, algorithm: Algorithm, *, trunk_scale: float = 1.0,
     settings = {"temperature": 1.0, "token_budget": 10_000, "max_grad_norm": 1e9, **options}
     return Learner(
         policy=policy,
-        reference=Policy(make("qwen2", seed=9)) if algorithm.kl_weight else None,
+        reference=Policy.of(make("qwen2", seed=9)) if algorithm.kl_weight else None,
         critic=critic,
         optimizer=torch.optim.SGD(groups, lr=0.1),
         runtime=runtime,
@@ -192,11 +193,12 @@ def test_whitened_advantages_do_not_depend_on_the_micro_batches(source: str, run
 
 def test_the_policys_scores_do_not_know_of_the_head() -> None:
     (micro,) = random_batch().micro_batches(10_000)
-    without, with_head = Policy(make("qwen2")), Policy(make("qwen2"))
-    with_head.share_trunk(1.0)
+    without, with_head = Policy.of(make("qwen2")), Policy.of(make("qwen2"))
+    with_head = with_head.with_value_head(1.0)
     a, b = without.score(micro, 0.7), with_head.score(micro, 0.7)
     assert torch.equal(a.logprobs, b.logprobs) and torch.equal(a.entropies, b.entropies)
-    assert b.values is not None and not b.values.any()  # it starts at 0
+    _, values = with_head.logprobs_and_values(micro, 0.7)
+    assert values is not None and not values.any()  # it starts at 0
     assert not any("value" in name for name, _ in with_head.named_tensors())
 
 
@@ -239,13 +241,12 @@ def test_the_second_epochs_gradient_is_of_the_ratio_to_what_was_sampled(runtime:
     algorithm = ppo(clip_low=math.inf, clip_high=math.inf, value_weight=0.0)
     ours, twice = learner(runtime, algorithm), learner(runtime, algorithm, num_epochs=2)
     (micro,) = batch.micro_batches(10_000)
-    with torch.no_grad():
-        sampled = ours.policy.score(micro, 1.0)
-    assert sampled.values is not None
-    known = algorithm.estimate(micro, sampled.values, None, None)
+    sampled, values = ours.policy.logprobs_and_values(micro, 1.0)
+    assert values is not None
+    known = algorithm.value_targets(micro, values, None, None)
     update(ours, batch)
     scores = ours.policy.score(micro, 1.0)
-    ratio = (scores.logprobs - sampled.logprobs).exp()
+    ratio = (scores.logprobs - sampled).exp()
     (-micro.weights * ratio * known.advantages).sum().backward()
     ours.optimizer.step()
     update(twice, batch)
@@ -263,12 +264,12 @@ def test_the_head_lets_its_share_into_the_trunk_by_autograd_too() -> None:
 
 @pytest.mark.parametrize("source", ["shared", "separate"])
 def test_while_the_critic_is_warmed_up_the_policy_stays(source: str, runtime: Runtime) -> None:
-    ours = learner(runtime, ppo(source), trains_policy=False)
+    ours = learner(runtime, ppo(source))
     before = copy.deepcopy(ours.policy.model.state_dict())
     head = ours.critic.head if ours.critic else ours.policy.value_head
     assert head is not None
     bias = head.bias.item()
-    update(ours, rewarded(random_batch()))
+    update(ours, rewarded(random_batch()), trains_policy=False)
     assert all(torch.equal(x, before[name]) for name, x in ours.policy.model.state_dict().items())
     assert head.bias.item() != bias
 
@@ -279,9 +280,10 @@ def test_the_kl_in_the_reward_is_that_of_the_tempered_distributions(
     source: str, trains_policy: bool, runtime: Runtime
 ) -> None:
     """Without any reward a return is what the KL takes: nothing, where the reference is the policy."""
-    ours = learner(runtime, ppo(source, kl_weight=1.0, kl_in_reward=True), temperature=0.5, trains_policy=trains_policy)
+    ours = learner(runtime, ppo(source, kl_weight=1.0, kl_in_reward=True), temperature=0.5)
     ours.reference = ours.policy.frozen_copy()
-    assert update(ours, random_batch())["value/return"] == pytest.approx(0.0, abs=SAME)
+    found = update(ours, random_batch(), trains_policy=trains_policy)
+    assert found["value/return"] == pytest.approx(0.0, abs=SAME)
 
 
 @pytest.mark.parametrize("source", ["shared", "separate"])
@@ -346,18 +348,17 @@ def test_ppo_may_sample_one_completion_of_each_problem() -> None:
 
 
 def test_a_model_without_hidden_states_shares_no_trunk() -> None:
-    policy = Policy(make("qwen2"))
-    policy.forward = replace(policy.forward, gives_logits=True)
+    policy = Policy.of(make("qwen2"))
+    policy = replace(policy, choice=ForwardChoice(plain_forward))
     with pytest.raises(UserError, match="value is 'shared'"):
-        policy.share_trunk(1.0)
+        policy.with_value_head(1.0)
 
 
 def test_checkpointed_layers_learn_the_same(runtime: Runtime) -> None:
     batch = rewarded(random_batch())
     plain, checkpointed = learner(runtime, ppo()), learner(runtime, ppo())
-    slow = Policy(checkpointed.policy.model, gradient_checkpointing=True)
-    slow.value_head = checkpointed.policy.value_head
-    checkpointed.policy = slow
+    head = checkpointed.policy.value_head
+    checkpointed.policy = Policy.of(checkpointed.policy.model, gradient_checkpointing=True, value_head=head)
     update(plain, batch)
     update(checkpointed, batch)
     assert (state(plain) - state(checkpointed)).abs().max() < SAME
@@ -381,10 +382,10 @@ def test_layers_are_run_again_with_the_adapters_of_whoever_is_trained(num_miniba
 def test_adapters_of_the_policy_and_of_its_critic_are_apart(runtime: Runtime) -> None:
     """One frozen base. Neither's loss reaches the other's adapters, and the policy scores as if there were no critic."""
     adapted = add_adapters(make("qwen2"), rank=4, alpha=8.0, targets=("q_proj", "down_proj"), seed=0)
-    policy = LoraPolicy(adapted)
+    policy = LoraPolicy.of(adapted)
     (micro,) = rewarded(random_batch()).micro_batches(10_000)
     before = policy.score(micro, 1.0).logprobs.detach()
-    critic = LoraCritic(policy, seed=1)
+    critic = lora_critic(policy, seed=1)
     with torch.no_grad():
         critic.head.weight.fill_(0.1)
     assert torch.equal(policy.score(micro, 1.0).logprobs, before)
@@ -392,10 +393,10 @@ def test_adapters_of_the_policy_and_of_its_critic_are_apart(runtime: Runtime) ->
     for trains_policy in (False, True):
         policies, critics = policy.trainable_parameters(), critic.parameters()
         was = [p.detach().clone() for p in (*policies, *critics)]
-        ours = learner(runtime, ppo("separate"), trains_policy=trains_policy)
+        ours = learner(runtime, ppo("separate"))
         ours.policy, ours.critic = policy, critic
         ours.optimizer = torch.optim.SGD([{"params": policies}, {"params": critics}], lr=0.1)
-        update(ours, rewarded(random_batch()))
+        update(ours, rewarded(random_batch()), trains_policy=trains_policy)
         changed = [not torch.equal(a, b) for a, b in zip(was, (*policies, *critics), strict=True)]
         moved[trains_policy] = any(changed[: len(policies)]), any(changed[len(policies) : -2])
     assert moved == {False: (False, True), True: (True, True)}

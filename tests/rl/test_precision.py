@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from transformers import PreTrainedModel
 
 from rewards.errors import UserError
 from rewards.math_answer import MathVerifier
-from rl.forward.forward import padded_forward
+from rl.forward.forward import ForwardChoice, padded_forward
+from rl.policy.families import CAUSAL
 from rl.policy.load import load_pretrained
 from rl.policy.lora import LoraPolicy, add_adapters
 from rl.policy.merge import load_merged
@@ -32,6 +34,8 @@ autocast = partial(torch.autocast, "cpu", torch.bfloat16)
 pytestmark = pytest.mark.filterwarnings("ignore:The following .*_pattern keys did not match:RuntimeWarning")
 RECURRENT = ("Mamba", "Mamba-2", "Falcon-H1")  # peft refuses adapters of some of their layers
 
+PADDED = replace(CAUSAL, choose_forward=lambda *_: ForwardChoice(padded_forward))
+
 
 def stored_in_16_bits(family: str) -> PreTrainedModel:
     model = of_family(family)
@@ -42,7 +46,7 @@ def stored_in_16_bits(family: str) -> PreTrainedModel:
 
 
 def adapted(model: PreTrainedModel) -> LoraPolicy:
-    policy = LoraPolicy(add_adapters(model, rank=4, alpha=6.0, targets=("all-linear",), seed=0), autocast=autocast)
+    policy = LoraPolicy.of(add_adapters(model, rank=4, alpha=6.0, targets=("all-linear",), seed=0), autocast=autocast)
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in policy.trainable_parameters():
@@ -67,9 +71,7 @@ def test_scores_and_gradients_are_those_of_a_base_in_float32(family: str) -> Non
     round_frozen(rounded)
     policies = [
         # Mamba itself rounds the states that its output layer reads, where that is in 16 bits; a reference is run as its policy.
-        Policy(m.requires_grad_(False), autocast=autocast, forward=padded_forward)
-        if family in RECURRENT
-        else adapted(m)
+        Policy.of(m.requires_grad_(False), autocast=autocast, family=PADDED) if family in RECURRENT else adapted(m)
         for m in (exact, rounded)
     ]
     for ours, theirs in zip(*map(scored, policies), strict=True):
@@ -89,7 +91,7 @@ def test_a_linear_layer_is_rounded_anyway_and_a_table_is_not() -> None:
     all_of_it = copy.deepcopy(model)
     round_frozen(all_of_it)
     expected, same, other = (
-        scored(Policy(m.requires_grad_(False), autocast=autocast)) for m in (model, layers, all_of_it)
+        scored(Policy.of(m.requires_grad_(False), autocast=autocast)) for m in (model, layers, all_of_it)
     )
     assert torch.equal(expected[0], same[0]) and not torch.equal(expected[0], other[0])
     hidden = all_of_it.get_input_embeddings()(torch.arange(3))
@@ -97,7 +99,7 @@ def test_a_linear_layer_is_rounded_anyway_and_a_table_is_not() -> None:
 
 
 def test_a_tied_head_is_the_table_still() -> None:
-    for rounded in (stored_in_16_bits("Qwen2"), Policy(stored_in_16_bits("Qwen2")).frozen_copy(rounded=True).model):
+    for rounded in (stored_in_16_bits("Qwen2"), Policy.of(stored_in_16_bits("Qwen2")).frozen_copy(rounded=True).model):
         if rounded.dtype == torch.float32:
             round_frozen(rounded)
         assert rounded.get_output_embeddings().weight is rounded.get_input_embeddings().weight  # pyright: ignore
@@ -107,7 +109,7 @@ def test_a_tied_head_is_the_table_still() -> None:
 @pytest.mark.parametrize("family", ["Qwen2", "Llama", "GPT-2", "Gemma 3", "Qwen3-MoE"])
 def test_a_reference_in_16_bits_is_the_policy_as_it_was(family: str) -> None:
     """Of a checkpoint in 16 bits the very scores; after a refresh those of the policy but for the rounding of its weights."""
-    policy = Policy(stored_in_16_bits(family), autocast=autocast)
+    policy = Policy.of(stored_in_16_bits(family), autocast=autocast)
     reference = policy.frozen_copy(rounded=True)
     assert not any(p.requires_grad for p in reference.model.parameters())
     with torch.no_grad():
@@ -118,7 +120,7 @@ def test_a_reference_in_16_bits_is_the_policy_as_it_was(family: str) -> None:
             parameter.add_(0.1 * torch.randn_like(parameter))
         moved = policy.score(MICRO, 1.0).logprobs
         assert torch.equal(reference.score(MICRO, 1.0).logprobs, expected)
-        refreshed = policy.copied_to(reference)
+        refreshed = policy.copy_weights_to(reference)
         assert refreshed is reference
         # Rounding of a table moves scores by as much as other roundings of bfloat16, 2^-8 of logits near 10; the step is far more.
         assert (refreshed.score(MICRO, 1.0).logprobs - moved).abs().mean() < 0.2 < (moved - expected).abs().mean()

@@ -38,7 +38,7 @@ def folder(tmp_path: Path) -> Path:
 
 def quantized(folder: Path) -> LoraPolicy:
     model, _ = load_pretrained(folder, CPU, nf4=torch.float32)
-    policy = LoraPolicy(add_adapters(model, rank=4, alpha=8.0, targets=("all-linear",), seed=0))
+    policy = LoraPolicy.of(add_adapters(model, rank=4, alpha=8.0, targets=("all-linear",), seed=0))
     move(policy, 0.02)
     return policy
 
@@ -49,7 +49,7 @@ def dense_twin(folder: Path, policy: LoraPolicy) -> Policy:
     with torch.no_grad():
         for name, tensor in merged_tensors(policy.model):
             model.get_parameter(name).copy_(tensor)
-    return Policy(model)
+    return Policy.of(model)
 
 
 def test_in_float32_layers_in_4_bits_round_nothing(folder: Path) -> None:

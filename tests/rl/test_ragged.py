@@ -30,6 +30,7 @@ from rl.forward.forward import (
     plain_forward,
     varlen_forward,
 )
+from rl.forward.layouts import PackedRow, packed_tokens
 from rl.forward.packed_attention import fastest, flash_package
 from rl.update.batch import Batch
 from tests.rl.families import FAMILIES, TABLE, of_family
@@ -119,7 +120,7 @@ def scored(forward: Forward, model: PreTrainedModel, batch: Batch, *, autocast: 
     model.zero_grad()
     (micro,) = batch.micro_batches(10_000)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        scores = forward(model, micro, 0.7)
+        scores = forward.score(model, micro, 0.7)
     (micro.weights * (micro.advantages * scores.logprobs + 0.3 * scores.entropies)).sum().backward()
     gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     return [scores.logprobs.detach(), gradient]
@@ -148,10 +149,11 @@ def test_one_call_a_layer_gives_what_dense_attention_gives(
 def test_prompts_and_completions_are_one_call_and_stand_in_it_as_in_the_row() -> None:
     """A completion of one token asks nothing and is no piece."""
     (micro,) = random_batch().micro_batches(10_000)
-    lengths = [len(piece.own) for piece in (*micro.prompts, *micro.completions) if piece.own]
-    assert min(micro.lengths) == 1 and len(micro.ragged.query_starts) - 1 == len(lengths)
-    assert micro.ragged.query_starts.diff().tolist() == lengths
-    assert sum(lengths) == len(micro.input_ids)
+    row = micro.laid_out(PackedRow.of)
+    lengths = [len(piece.own) for piece in (*row.prompts, *row.completions) if piece.own]
+    assert min(micro.lengths) == 1 and len(row.ragged.query_starts) - 1 == len(lengths)
+    assert row.ragged.query_starts.diff().tolist() == lengths
+    assert sum(lengths) == packed_tokens(micro.groups)
 
 
 def test_where_there_is_no_such_kernel_it_is_said(install) -> None:

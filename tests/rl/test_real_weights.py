@@ -18,7 +18,6 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from rl.forward.forward import (
-    Forward,
     _example,
     _what_rounding_does_not_explain,
     explain_forward,
@@ -78,8 +77,8 @@ def engine_of(which: str) -> tuple[Engine, list[Text]]:
 def policy_of(which: str, *, lora: bool = False) -> Policy:
     model, _ = loaded(which)
     if not lora:
-        return Policy(model, autocast=bfloat16)
-    return LoraPolicy(add_adapters(model, rank=4, alpha=8.0, targets=("all-linear",), seed=0), autocast=bfloat16)
+        return Policy.of(model, autocast=bfloat16)
+    return LoraPolicy.of(add_adapters(model, rank=4, alpha=8.0, targets=("all-linear",), seed=0), autocast=bfloat16)
 
 
 def delivery_of(policy: Policy, which: str) -> tuple[Delivery, Engine]:
@@ -215,7 +214,7 @@ def test_they_are_taken_over_a_base_of_fewer_bits(bits: int, tmp_path: Path) -> 
     nf4 = torch.bfloat16 if bits == 4 else None
     model, tokenizer = load_pretrained(tmp_path, torch.device("cpu"), nf4=nf4, rounded=bits == 16)
     adapted = add_adapters(model, rank=4, alpha=8.0, targets=("all-linear",), seed=0)
-    policy = LoraPolicy(adapted, autocast=bfloat16)
+    policy = LoraPolicy.of(adapted, autocast=bfloat16)
     assert policy.forward is packed_forward
     engine = TorchSampler(policy.model, tokenizer, decode_dtype=torch.bfloat16, autocast=bfloat16)
     assert engine.decoder_class is (FusedDecoder if bits == 16 else CachedDecoder)
@@ -232,7 +231,9 @@ def test_a_kernel_of_16_bits_is_held_against_what_these_explain() -> None:
 
     with bfloat16(), torch.no_grad():
         assert _what_rounding_does_not_explain(packed_forward, model, micro) is None
-        wrong = _what_rounding_does_not_explain(Forward(partial(packed_states, kernel=off)), model, micro)
+        wrong = _what_rounding_does_not_explain(
+            replace(packed_forward, states=partial(packed_states, kernel=off)), model, micro
+        )
     assert wrong is not None and "on average" in wrong
 
 
@@ -243,4 +244,4 @@ def test_the_stand_in_rounds_as_a_real_model_does() -> None:
     random = copy.deepcopy(delivery.policy.model)
     random.apply(random._init_weights)
     assert 0.01 < noise < 0.05
-    assert Policy(random, autocast=bfloat16).rounding_noise(delivery.micro) < noise / 3
+    assert Policy.of(random, autocast=bfloat16).rounding_noise(delivery.micro) < noise / 3

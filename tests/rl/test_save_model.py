@@ -116,7 +116,7 @@ def test_a_checkpoint_with_its_critic_beside_the_model_is_resumed(model: Path, d
 
 
 def test_a_policy_keeps_float32_where_its_base_is_float32(model: Path, tmp_path: Path) -> None:
-    policy = Policy(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32))
+    policy = Policy.of(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32))
     policy.save(tmp_path / "saved")
     assert not (tmp_path / "saved" / "exact_weights.pt").exists()
     assert {t.dtype for t in load_file(tmp_path / "saved" / "model.safetensors").values()} == {torch.float32}

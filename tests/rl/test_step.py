@@ -13,7 +13,8 @@ import torch
 import rl.update.step
 from rewards.errors import UserError
 from rewards.score import Outcome, Score
-from rl.forward.micro_batch import TrainGroup, TrainSequence, lay_out
+from rl.forward.layouts import packed_tokens
+from rl.forward.micro_batch import MicroBatch, TrainGroup, TrainSequence
 from rl.objective.algorithms import ALGORITHMS, GRPO, PPO, RFT, Algorithm
 from rl.objective.reductions import StepCounts
 from rl.objective.values import ValueRule
@@ -22,8 +23,9 @@ from rl.processes.runtime import Runtime
 from rl.update.batch import Batch, pack
 from rl.update.delivery import Delivery, DeliveryError
 from rl.update.learner import Learner
-from rl.update.step import train_step, update
+from rl.update.step import train_step
 from rl.update.step_metrics import describe
+from rl.update.update import update
 from rollout.collect import Collected
 from rollout.problems import ProblemStream
 from rollout.records import Completion, FinishReason, Problem, Rollout, RolloutGroup
@@ -53,7 +55,7 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Runtime:
 
 
 def learner(runtime: Runtime, algorithm: Algorithm = GRPO, **options: object) -> Learner:
-    policy = Policy(make("qwen2"))
+    policy = Policy.of(make("qwen2"))
     settings = {"temperature": 1.0, "token_budget": 10_000, "max_grad_norm": 1e9, **options}
     return Learner(
         policy=policy,
@@ -104,7 +106,7 @@ def test_policy_and_reference_are_scored_at_the_temperature_of_sampling(num_mini
     of.set_learning_rate(0.0)
     groups = []
     for g in batch.groups:
-        micro = lay_out([g])
+        micro = MicroBatch.of([g])
         with torch.no_grad():
             rows = of.policy.score(micro, 0.5).logprobs.split(micro.lengths)
         sequences = zip(g.sequences, rows, strict=True)
@@ -171,7 +173,7 @@ def test_a_step_without_signal_moves_nothing(runtime: Runtime) -> None:
 
 def test_delivery_notices_a_sampler_with_one_other_tensor() -> None:
     """The sampler has a copy of the model; an engine that drops a tensor, or a head tied only in the trainer, is caught."""
-    policy = Policy(make("qwen2"))
+    policy = Policy.of(make("qwen2"))
     sampler = TorchSampler(copy.deepcopy(policy.model), NoTokenizer())  # pyright: ignore[reportArgumentType]
     with torch.no_grad():
         for p in policy.model.parameters():
@@ -246,7 +248,7 @@ def test_the_last_fifth_of_the_limit_is_rounded_to_whole_tokens() -> None:
 def test_micro_batches_fill_the_token_budget_and_no_more() -> None:
     """Prompts of up to 7 tokens, completions of up to 9 of which the last is no input: 15 is the least that takes each."""
     for budget in range(15, 60):
-        assert all(len(micro.input_ids) <= budget for micro in random_batch().micro_batches(budget))
+        assert all(packed_tokens(micro.groups) <= budget for micro in random_batch().micro_batches(budget))
     alone = TrainGroup((1, 2, 3), (TrainSequence.to_score((4, 5, 6)),))
     batch = Batch((alone, alone), StepCounts(num_tokens=6, num_sequences=2, max_tokens=3))
     assert [len(list(batch.micro_batches(budget))) for budget in (5, 9, 10)] == [2, 2, 1]
@@ -288,7 +290,7 @@ def test_a_cut_completion_goes_on_only_if_the_critic_is_to_say_how(bootstraps: b
 def test_offline_rft_samples_from_where_it_began_and_is_evaluated_where_it_is(runtime: Runtime) -> None:
     """The sampler has the start policy's weights while it samples, the live ones afterwards; the policy's are its own."""
     trained = learner(runtime, RFT)
-    trained.start = trained.policy.frozen_copy()
+    trained.initial_policy = trained.policy.frozen_copy()
     sampler = TorchSampler(copy.deepcopy(trained.policy.model), NoTokenizer())  # pyright: ignore[reportArgumentType]
     delivery = Delivery(trained.policy, sampler, tolerance=1e-3)
     held: list[torch.Tensor] = []
@@ -335,7 +337,7 @@ def test_every_group_is_in_one_minibatch_with_its_own_advantages(
         sampler=sampler, params=SamplingParams(max_tokens=10), collect=lambda problems, *, step: collected
     )
     seen: list[Batch] = []
-    monkeypatch.setattr(rl.update.step, "update", lambda learner, *batches: seen.extend(batches) or {})
+    monkeypatch.setattr(rl.update.step, "update", lambda learner, *batches, trains_policy: seen.extend(batches) or {})
     stream = ProblemStream([groups[0].problem], 0)
     delivery = SimpleNamespace(deliver=lambda version: 0.0)
     train_step(learner(runtime, num_minibatches=2), collector, stream, delivery, step=1, num_problems=3)  # pyright: ignore

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rl.forward.micro_batch import MicroBatch, TrainGroup, TrainSequence, lay_out
-from rl.objective.values import Estimates, ValueRule, whitened
+from rl.forward.micro_batch import MicroBatch, TrainGroup, TrainSequence
+from rl.objective.values import ValueRule, ValueTargets, whitened
 from rollout.processes import Alone
 from tests.rl.models import cut
 
@@ -22,7 +22,7 @@ def micro_of(lengths: list[int], rewards: list[float], goes_on: list[bool] | Non
     on = goes_on or [False] * len(lengths)
     whole = [replace(TrainSequence.to_score((2,) * n), reward=r) for n, r in zip(lengths, rewards, strict=True)]
     sequences = tuple(cut(s) if more else s for s, more in zip(whole, on, strict=True))
-    return lay_out([TrainGroup((3, 4), sequences)])
+    return MicroBatch.of([TrainGroup((3, 4), sequences)])
 
 
 def restated(rewards: list[float], values: list[float], gamma: float, lam: float) -> list[float]:
@@ -38,7 +38,7 @@ def close(found: Tensor, expected: list[float]) -> bool:
 
 def test_an_example_worked_by_hand() -> None:
     """delta = (0.9 x 0.5 - 0.2, 0.9 x 0.1 - 0.5, 1 - 0.1) = (0.25, -0.41, 0.9), and gamma lam = 0.45."""
-    found = ValueRule(gamma=0.9, lam=0.5, lam_critic=0.0).estimate(micro_of([3], [1.0]), torch.tensor([0.2, 0.5, 0.1]))
+    found = ValueRule(gamma=0.9, lam=0.5, lam_critic=0.0).targets(micro_of([3], [1.0]), torch.tensor([0.2, 0.5, 0.1]))
     assert close(found.advantages, [0.24775, -0.005, 0.9])  # 0.25 + 0.45 x -0.005, -0.41 + 0.45 x 0.9, 0.9
     assert close(found.returns, [0.45, 0.09, 1.0])  # delta + V
 
@@ -46,10 +46,10 @@ def test_an_example_worked_by_hand() -> None:
 def test_with_lam_1_advantages_are_what_came_less_the_value_and_with_0_the_one_step_error() -> None:
     values = torch.tensor([0.3, -0.2, 0.9, 0.5, 0.4])
     micro = micro_of([2, 3], [1.0, 0.0])
-    all_of_it = ValueRule().estimate(micro, values)
+    all_of_it = ValueRule().targets(micro, values)
     assert close(all_of_it.advantages, [0.7, 1.2, -0.9, -0.5, -0.4])
     assert close(all_of_it.returns, [1.0, 1.0, 0.0, 0.0, 0.0])
-    one_step = ValueRule(lam=0.0, lam_critic=0.0).estimate(micro, values)
+    one_step = ValueRule(lam=0.0, lam_critic=0.0).targets(micro, values)
     assert close(one_step.advantages, [-0.5, 1.2, -0.4, -0.1, -0.4])
 
 
@@ -64,9 +64,7 @@ def test_ragged_sequences_are_each_by_itself(seed: int) -> None:
     gamma, lam, lam_critic = (chance.choice([0.0, 1.0, chance.random()]) for _ in range(3))
     rule = ValueRule(gamma=gamma, lam=lam, lam_critic=lam_critic)
     flat = torch.tensor([v for row in values for v in row])
-    found = rule.estimate(
-        micro_of(lengths, rewards, goes_on), flat, torch.tensor([p for row in penalties for p in row])
-    )
+    found = rule.targets(micro_of(lengths, rewards, goes_on), flat, torch.tensor([p for row in penalties for p in row]))
     start = 0
     for length, reward, on, row, costs in zip(lengths, rewards, goes_on, values, penalties, strict=True):
         given = [-c for c in costs]
@@ -90,7 +88,7 @@ def test_whitening_is_over_the_whole_step_and_leaves_returns_alone() -> None:
     torch.manual_seed(0)
     tokens = [micro_of([3, 2], [1.0, 0.0], [True, False]), micro_of([4], [1.0])]  # the third token is not trained on
     rows = [torch.randn(5), torch.randn(4) + 3]
-    estimates = [Estimates(values=r, advantages=r.clone(), returns=r + 1) for r in rows]
+    estimates = [ValueTargets(values=r, advantages=r.clone(), returns=r + 1) for r in rows]
     found = whitened(estimates, tokens)
     trained = torch.cat([found[0].advantages[[0, 1, 3, 4]], found[1].advantages])
     assert abs(trained.mean()) < FLOAT32 and abs(trained.std(correction=0) - 1) < FLOAT32

@@ -53,7 +53,7 @@ def test_the_engine_gives_its_memory_back_before_an_update_unless_it_samples_mea
     rest, update, events = TorchSampler.rest, rl.update.step.update, list[str]()
 
     def noted(name: str, call: Any) -> Any:
-        return lambda *args: (events.append(name), call(*args))[1]
+        return lambda *args, **options: (events.append(name), call(*args, **options))[1]
 
     monkeypatch.setattr(MathVerifier, "verify_batch", odd_lengths)  # an untaught model is never right
     monkeypatch.setattr(TorchSampler, "rest", noted("rest", rest))
@@ -96,9 +96,9 @@ def test_a_critic_is_warmed_up_for_as_many_steps_as_were_asked_for(
 ) -> None:
     update, moved = rl.update.step.update, list[bool]()
 
-    def noted(learner: Any, *batches: Any) -> Any:
+    def noted(learner: Any, *batches: Any, **options: Any) -> Any:
         before = [p.detach().clone() for p in learner.policy.trainable_parameters()]
-        metrics = update(learner, *batches)
+        metrics = update(learner, *batches, **options)
         after = learner.policy.trainable_parameters()
         moved.append(any(not torch.equal(a, b) for a, b in zip(after, before, strict=True)))
         return metrics

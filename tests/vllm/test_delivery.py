@@ -43,10 +43,10 @@ class Faulty:
 
 
 def lora_policy() -> LoraPolicy:
-    return LoraPolicy(add_adapters(model_of(0), rank=4, alpha=8.0, targets=("all-linear",), seed=0))
+    return LoraPolicy.of(add_adapters(model_of(0), rank=4, alpha=8.0, targets=("all-linear",), seed=0))
 
 
-@pytest.mark.parametrize("made", [lambda: Policy(model_of(0)), lora_policy])
+@pytest.mark.parametrize("made", [lambda: Policy.of(model_of(0)), lora_policy])
 def test_what_arrives_is_let_through(made: Callable[[], Policy], vllm: Sampler) -> None:
     """200 short steps; of a LoRA policy the base is the same bits afterwards."""
     policy = made()
@@ -77,7 +77,7 @@ def test_a_damaged_tensor_is_named(damaged: str, vllm: Sampler) -> None:
         changed = ((n, t.detach().index_fill(0, row, 0.0) if n == damaged else t) for n, t in tensors)
         sampler.update_weights(changed, 1)
 
-    policy = Policy(model_of(0))
+    policy = Policy.of(model_of(0))
     delivery = Delivery(policy, Faulty(vllm, fault), tolerance=1e-3)  # pyright: ignore
     delivery.deliver(0)
     with pytest.raises(DeliveryError, match=rf"tensors of it differ: {re.escape(damaged)}$"):
@@ -93,7 +93,7 @@ def test_an_output_head_that_stays_behind_is_named(vllm: Sampler, tmp_path: Path
         )
         sampler.llm.reset_prefix_cache()  # pyright: ignore
 
-    policy = Policy(model_of(0))
+    policy = Policy.of(model_of(0))
     delivery = Delivery(policy, Faulty(vllm, by_file), tolerance=1e-3)  # pyright: ignore
     delivery.deliver(0)
     move(policy, 1e-2)
@@ -102,7 +102,7 @@ def test_an_output_head_that_stays_behind_is_named(vllm: Sampler, tmp_path: Path
 
 
 def test_late_weights_are_caught_however_short_the_step(vllm: Sampler) -> None:
-    policy = Policy(model_of(0))
+    policy = Policy.of(model_of(0))
     delivery = Delivery(policy, Faulty(vllm, lambda sampler, tensors: None), tolerance=1e-3)  # pyright: ignore
     delivery.deliver(0)
     move(policy, 1e-5)
@@ -182,7 +182,7 @@ def test_an_engine_that_rests_keeps_no_weights_and_decodes_with_the_next_deliver
     monkeypatch.setattr(
         engine, "collective_rpc", lambda f, *a, _call=engine.collective_rpc, **k: (done.append(f), _call(f, *a, **k))[1]
     )
-    policy = Policy(model_of(0))
+    policy = Policy.of(model_of(0))
     delivery = Delivery(policy, vllm, tolerance=1e-3)
     delivery.deliver(0)
     vllm.rest()

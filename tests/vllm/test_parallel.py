@@ -90,7 +90,7 @@ def samples_over_two(folder: Path) -> None:
     for workers in (2, 1):
         engine = VLLMOptions(dtype="float32", tensor_parallel=workers, **sizes)
         sampler = VLLMSampler(source, tokenizer(), stop_ids, engine)
-        assert Delivery(Policy(trained), sampler, tolerance=1e-3).deliver(0) < 1e-4
+        assert Delivery(Policy.of(trained), sampler, tolerance=1e-3).deliver(0) < 1e-4
         found.append(tokens(sampler.sample(asked, params)))
         sampler.close()
     assert found[0] == found[1]

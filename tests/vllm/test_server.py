@@ -115,14 +115,14 @@ def test_a_server_tells_its_rows_and_type_and_takes_weights_in_several_files(
     monkeypatch.setattr(rollout.weight_files, "FILE", 1 << 14)
     sampler = client(server, tmp_path / "transfer")
     assert (sampler.servers[0].max_rows, sampler.dtype) == (96, torch.float32)
-    assert Delivery(Policy(model_of(1)), sampler, tolerance=1e-3).deliver(1) < 1e-4
+    assert Delivery(Policy.of(model_of(1)), sampler, tolerance=1e-3).deliver(1) < 1e-4
     assert len(list((tmp_path / "transfer").glob("*/*.safetensors"))) > 2
 
 
 def test_a_killed_server_is_waited_for_and_gets_the_weights_again(server: Server, tmp_path: Path) -> None:
     """In the midst of a call, with weights other than those it starts with: the completions are those of an undisturbed call."""
     said: list[str] = []
-    policy = Policy(model_of(1))
+    policy = Policy.of(model_of(1))
     sampler = client(server, tmp_path, report=said.append)
     delivery = Delivery(policy, sampler, tolerance=1e-3)
     delivery.deliver(1)
