@@ -1,6 +1,6 @@
 r"""Is a completion written in the form that was asked for? Apart from whether it is right: see rewards/combine.py.
 
-Each rule maps a text to a value in [0, 1] and, below 1, says what is amiss. They run on model text in the trainer itself, so
+Each rule maps a text to a value in [0, 1] and, below 1, says what the problem is. They run on model text in the trainer itself, so
 each is one pass of string searches, linear in the text.
 
     think-answer   one <think>...</think>, then one <answer>...</answer>, nothing else
@@ -25,56 +25,56 @@ _AFTER_BOX = re.compile(r"(?:[\s$.,!*}\u200b]|\\?[\])]|\\end\{[a-z]{1,12}\*?\})*
 _NGRAM = 8  # words; shorter ones repeat in any honest derivation
 
 
-class Form(NamedTuple):
+class FormatScore(NamedTuple):
     value: float
-    amiss: str
+    problem: str
 
 
-FormatRule = Callable[[str], Form]
-_GOOD = Form(1.0, "")
+FormatRule = Callable[[str], FormatScore]
+_PASSED = FormatScore(1.0, "")
 
 
-def think_answer(text: str) -> Form:
+def think_answer(text: str) -> FormatScore:
     """Every tag once, in order, around something, with nothing outside. A regular expression with MULTILINE, as used
     elsewhere, also accepts text after the answer, two answers, and empty sections."""
     for tag in _TAGS:
         if text.count(tag) != 1:
-            return Form(0.0, f"{tag} stands {text.count(tag)} times")
+            return FormatScore(0.0, f"{tag} stands {text.count(tag)} times")
     places = [text.index(tag) for tag in _TAGS]
     if places != sorted(places):
-        return Form(0.0, "the tags are out of order")
+        return FormatScore(0.0, "the tags are out of order")
     before, thought, between, answer, after = re.split("|".join(_TAGS), text)
     if not is_blank(before + between + after):
-        return Form(0.0, "text outside of the tags")
+        return FormatScore(0.0, "text outside of the tags")
     if is_blank(thought) or is_blank(answer):
-        return Form(0.0, "an empty section")
-    return _GOOD
+        return FormatScore(0.0, "an empty section")
+    return _PASSED
 
 
-def boxed(text: str) -> Form:
+def boxed(text: str) -> FormatScore:
     """The only box closes the text, but for punctuation and the end of the mathematics around it."""
     if len(_BOX.findall(text)) != 1:
-        return Form(0.0, f"{len(_BOX.findall(text))} boxes")
+        return FormatScore(0.0, f"{len(_BOX.findall(text))} boxes")
     if final_answer(text, strict=True) is None:
-        return Form(0.0, "the box is empty, not closed, or inside the reasoning")
+        return FormatScore(0.0, "the box is empty, not closed, or inside the reasoning")
     if not _AFTER_BOX.fullmatch(text, boxes(text)[-1].end):
-        return Form(0.0, "text after the box")
-    return _GOOD
+        return FormatScore(0.0, "text after the box")
+    return _PASSED
 
 
-def no_repetition(text: str) -> Form:
+def no_repetition(text: str) -> FormatScore:
     """distinct / all sequences of eight words; in the spirit of the n-gram penalty of arXiv 2502.03373, section 4.3."""
     words = text.split()
     ngrams = list(zip(*(words[i:] for i in range(_NGRAM))))
     if len(set(ngrams)) == len(ngrams):
-        return _GOOD
-    return Form(len(set(ngrams)) / len(ngrams), "it repeats itself")
+        return _PASSED
+    return FormatScore(len(set(ngrams)) / len(ngrams), "it repeats itself")
 
 
-def at_most_words(text: str, limit: int) -> Form:
+def at_most_words(text: str, limit: int) -> FormatScore:
     """1 up to `limit` words, then 2 - words / limit, at least 0."""
     count = len(text.split())
-    return _GOOD if count <= limit else Form(max(0.0, 2 - count / limit), f"{count} words")
+    return _PASSED if count <= limit else FormatScore(max(0.0, 2 - count / limit), f"{count} words")
 
 
 def format_rule(name: str) -> FormatRule:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from rewards.answer_format import format_rule
-from rewards.door import checked_scores
 from rewards.extract import own_turn
 from rewards.score import Reference, Score, Verifier, verify
+from rewards.verifier_contract import checked_scores
 
 
 class CombinedVerifier:
@@ -49,10 +49,10 @@ class CombinedVerifier:
         if score.value is None:
             return score
         text = own_turn(answer)
-        forms = {name: rule(text) for name, rule in self._rules.items()}
-        form = sum(f.value for f in forms.values()) / len(forms)
+        format_scores = {name: rule(text) for name, rule in self._rules.items()}
+        format_mean = sum(f.value for f in format_scores.values()) / len(format_scores)
         w = self._weight
-        value = score.value * (1 - w + w * form) if self._gated else (1 - w) * score.value + w * form
-        amiss = "".join(f"; {name}: {f.amiss}" for name, f in forms.items() if f.amiss)
-        parts = {**score.parts, **{name: f.value for name, f in forms.items()}}
-        return replace(score, value=value, parts=parts, detail=score.detail + amiss)
+        value = score.value * (1 - w + w * format_mean) if self._gated else (1 - w) * score.value + w * format_mean
+        problems = "".join(f"; {name}: {f.problem}" for name, f in format_scores.items() if f.problem)
+        parts = {**score.parts, **{name: f.value for name, f in format_scores.items()}}
+        return replace(score, value=value, parts=parts, detail=score.detail + problems)

@@ -41,7 +41,7 @@ class _Equation(NamedTuple):
     is_trivial: nothing is computed in it."""
 
     is_true: bool
-    says: Hashable
+    claim: Hashable
     is_trivial: bool
 
 
@@ -56,7 +56,7 @@ def score_steps(text: str, *, given: str = "") -> list[Step]:
     result that neither `given`, the prompt, nor a line before it has, by more than adding 0 or multiplying with 0, 1 or -1; a
     false one only if its false equations were not stated before.
     """
-    known = {equation.says for line in given.splitlines() if _is_readable(line) for equation in _equations(line)}
+    known = {equation.claim for line in given.splitlines() if _is_readable(line) for equation in _equations(line)}
     steps, start = [], 0
     while start < len(text):
         newline = text.find("\n", start)
@@ -79,8 +79,8 @@ def _line_value(text: str, start: int, end: int, known: set[Hashable]) -> float 
         return 0.0
     equations = list(_equations(line))
     false = [equation for equation in equations if not equation.is_true]
-    new = {e.says for e in false or equations if not e.is_trivial or not e.is_true} - known
-    known.update(equation.says for equation in equations)
+    new = {e.claim for e in false or equations if not e.is_trivial or not e.is_true} - known
+    known.update(equation.claim for equation in equations)
     return float(not false) if new else None
 
 
@@ -122,7 +122,7 @@ def _equation(statement: str) -> _Equation | None:
         sums = [_Sum(side) for side in sides]
         values = tuple(each.value() for each in sums)
     except ZeroDivisionError:
-        return _Equation(is_true=False, says=statement, is_trivial=False)
+        return _Equation(is_true=False, claim=statement, is_trivial=False)
     except _NotArithmetic:
         return None
     is_true = all(value == values[0] for value in values)

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from rewards.math_policy import MathPolicy
 from rewards.pool import WorkerPool
-from rewards.pooled_verifier import PooledVerifier, require_one_each
+from rewards.pooled_verifier import PooledVerifier, require_one_per_answer
 from rewards.score import Reference, Score
 
 _DEFAULT_POLICY = MathPolicy()
@@ -36,7 +36,7 @@ class MathVerifier(PooledVerifier):
         memory_limit: int = 2 << 30,
     ) -> None:
         pool = WorkerPool(
-            "rewards.mathematics.judge:load",
+            "rewards.mathematics.grader:load",
             {"strict": strict, "policy": asdict(policy)},
             num_workers=num_workers,
             deadline=deadline,
@@ -51,6 +51,6 @@ class MathVerifier(PooledVerifier):
         an expression of it is right only if the reference is written so too (MathPolicy.copied_expressions)."""
         if prompts is None:
             return super().verify_batch(answers, references)
-        require_one_each("reference", references, answers)
-        require_one_each("prompt", prompts, answers)
+        require_one_per_answer("reference", references, answers)
+        require_one_per_answer("prompt", prompts, answers)
         return self._scores(list(zip(answers, references, prompts)))

@@ -43,7 +43,7 @@ class _Batch:
     def requeue(self, chunk: deque[int]) -> None:
         self.pending.extendleft(reversed(chunk))
 
-    def give_up(self, reason: str) -> None:
+    def fail_pending(self, reason: str) -> None:
         while self.pending:
             self.decide(self.pending.popleft(), crashed(reason))
 
@@ -69,23 +69,23 @@ class WorkerPool:
         deadline: float,
         memory_limit: int,
         max_chunk: int = 64,
-        overdue: Outcome = Outcome.TIMEOUT,
+        timeout_outcome: Outcome = Outcome.TIMEOUT,
     ) -> None:
         _check_limits(num_workers, deadline, memory_limit)
         self._options = json.dumps(
             {"task": task, "arguments": arguments, "deadline": deadline, "memory_limit": memory_limit}
         )
         self._num_workers, self._deadline = num_workers, deadline
-        self._max_chunk, self._overdue = max_chunk, overdue
+        self._max_chunk, self._timeout_outcome = max_chunk, timeout_outcome
         self._lock = threading.Lock()
         self._num_failed_starts = 0
         self._closed = False
         self._workers: list[WorkerProcess] = []
         self._finalizer = weakref.finalize(self, _kill_all, self._workers)
         self._selector = selectors.DefaultSelector()
-        refused = self._fill()
-        if refused:
-            raise RuntimeError(f"the verifier cannot work, no worker process can be started: {refused}")
+        start_error = self._start_missing()
+        if start_error:
+            raise RuntimeError(f"the verifier cannot work, no worker process can be started: {start_error}")
 
     def run(self, items: Sequence[Sequence[Any]]) -> list[Verdict]:
         """The verdict on every item, in order. What no worker could be had for is CRASHED.
@@ -98,18 +98,18 @@ class WorkerPool:
             batch = _Batch(items)
             try:
                 while batch.num_left:
-                    refused = self._fill()
-                    if refused:
-                        batch.give_up(f"no worker process can be started: {refused}")
+                    start_error = self._start_missing()
+                    if start_error:
+                        batch.fail_pending(f"no worker process can be started: {start_error}")
                         continue
                     self._assign(batch)
                     self._exchange(batch)
                     self._expire(batch)
             finally:  # after an exception, KeyboardInterrupt too, nobody waits for these replies any more
                 for worker in list(self._workers):
-                    if worker.chunk or worker.num_judged > _RECYCLE_AFTER:
+                    if worker.chunk or worker.num_graded > _RECYCLE_AFTER:
                         self._remove(worker)
-            self._fill()
+            self._start_missing()
             return [verdict for verdict in batch.verdicts if verdict is not None]
 
     def close(self) -> None:
@@ -119,7 +119,7 @@ class WorkerPool:
             self._finalizer()
             self._selector.close()
 
-    def _fill(self) -> str | None:
+    def _start_missing(self) -> str | None:
         """Start the workers that are missing. -> why there is none at all, if so."""
         for worker in list(self._workers):
             if not worker.chunk and worker.ready and worker.process.poll() is not None:
@@ -158,7 +158,7 @@ class WorkerPool:
             size = min(self._max_chunk, -(-len(batch.pending) // (2 * self._num_workers)))
             worker.chunk = deque(batch.pending.popleft() for _ in range(size))
             worker.outbox = json.dumps([list(batch.items[index]) for index in worker.chunk]).encode() + b"\n"
-            worker.since = time.monotonic()
+            worker.started_at = time.monotonic()
             self._selector.register(worker.stdin, selectors.EVENT_WRITE, worker)
             num_busy += 1
 
@@ -179,25 +179,25 @@ class WorkerPool:
         """Seconds until the worker is overdue: with the item in flight, or with its start."""
         if worker.ready and not worker.chunk:
             return math.inf
-        return worker.since + (self._deadline if worker.ready else _START_DEADLINE) - time.monotonic()
+        return worker.started_at + (self._deadline if worker.ready else _START_DEADLINE) - time.monotonic()
 
     def _receive(self, worker: WorkerProcess, batch: _Batch) -> None:
         lines = worker.receive()
         if lines is None:
-            self._bury(worker, batch)
+            self._handle_exit(worker, batch)
             return
         for line in lines:
             outcome, detail = json.loads(line)
             if worker.ready:
                 batch.decide(worker.chunk.popleft(), Verdict(Outcome(outcome), detail))
-                worker.num_judged += 1
+                worker.num_graded += 1
             elif outcome == "ready":
                 worker.ready, self._num_failed_starts = True, 0
             else:
                 raise RuntimeError(f"the verifier cannot work, its worker failed to start: {detail}")
-            worker.since = time.monotonic()
+            worker.started_at = time.monotonic()
 
-    def _bury(self, worker: WorkerProcess, batch: _Batch) -> None:
+    def _handle_exit(self, worker: WorkerProcess, batch: _Batch) -> None:
         """A worker ended by itself. The item in flight is tried once more; the others are not to blame."""
         self._remove(worker)
         status = worker.process.returncode
@@ -205,7 +205,7 @@ class WorkerPool:
             self._num_failed_starts += 1
             if self._num_failed_starts >= _MAX_FAILED_STARTS:
                 self._num_failed_starts = 0
-                batch.give_up(f"{_MAX_FAILED_STARTS} workers died as they started, the last with status {status}")
+                batch.fail_pending(f"{_MAX_FAILED_STARTS} workers died as they started, the last with status {status}")
         elif worker.chunk:
             batch.num_attempts[worker.chunk[0]] += 1
             if batch.num_attempts[worker.chunk[0]] >= _MAX_ATTEMPTS:
@@ -221,10 +221,12 @@ class WorkerPool:
                 continue
             self._remove(worker)
             if worker.ready:
-                batch.decide(worker.chunk.popleft(), Verdict(self._overdue, f"no verdict within {self._deadline:g} s"))
+                batch.decide(
+                    worker.chunk.popleft(), Verdict(self._timeout_outcome, f"no verdict within {self._deadline:g} s")
+                )
                 batch.requeue(worker.chunk)
             else:
-                batch.give_up(f"a worker was not ready after {_START_DEADLINE:g} s")
+                batch.fail_pending(f"a worker was not ready after {_START_DEADLINE:g} s")
 
 
 def _kill_all(workers: list[WorkerProcess]) -> None:

@@ -23,7 +23,7 @@ class PooledVerifier:
 
     def verify_batch(self, answers: Sequence[str], references: Sequence[Reference]) -> list[Score]:
         """The score of each of `answers` against the reference at its position."""
-        require_one_each("reference", references, answers)
+        require_one_per_answer("reference", references, answers)
         return self._scores(list(zip(answers, references)))
 
     def check_references(self, references: Sequence[Reference]) -> list[Score]:
@@ -55,7 +55,7 @@ class PooledVerifier:
         return Score(value, outcome, {self._name: value}, detail)
 
 
-def require_one_each(what: str, given: Sequence[Any], answers: Sequence[str]) -> None:
+def require_one_per_answer(what: str, given: Sequence[Any], answers: Sequence[str]) -> None:
     """Raises ValueError unless there is one of `given` for each answer."""
     if len(given) != len(answers):
         raise ValueError(f"{len(answers)} answers for {len(given)} {what}s: give one {what} for each answer, in order")

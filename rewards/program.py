@@ -12,14 +12,14 @@ from rewards.pool import WorkerPool
 from rewards.pooled_verifier import PooledVerifier
 from rewards.sandbox.child import Limits
 from rewards.sandbox.client import Sandbox, SandboxError
-from rewards.sandbox.isolation import FLOOR, Isolation, measure
+from rewards.sandbox.isolation import MIN_LEVEL, Isolation, measure
 from rewards.sandbox.layers import LAYERS
 from rewards.score import Outcome, Score
 
 _MAX_OUTPUT = 1 << 20
 
 
-class UnsafeMachine(UserError):
+class SandboxUnavailable(UserError):
     """Programs cannot be shut in well enough here: says what is missing, and what to do."""
 
 
@@ -43,7 +43,7 @@ class ProgramVerifier(PooledVerifier):
     allow_unsafe_code: run programs even below level 2 of isolation (rewards.sandbox.isolation).
     without: layers not to use. packages: modules beside the standard library that programs may import.
 
-    Raises UnsafeMachine where the level is below 2, or nothing can be run at all. `isolation` tells the level.
+    Raises SandboxUnavailable where the level is below 2, or nothing can be run at all. `isolation` tells the level.
     """
 
     def __init__(
@@ -74,34 +74,34 @@ class ProgramVerifier(PooledVerifier):
             "output": _MAX_OUTPUT,
         }
         pool = WorkerPool(
-            "rewards.programs.judge:load",
+            "rewards.programs.grader:load",
             {"completions": completions, "limits": limits, **sandbox},
             num_workers=num_workers,
             deadline=6 * wall_seconds + 30,  # the judge keeps the time; beyond this it has failed
             memory_limit=2 * memory_limit + (1 << 30),
             max_chunk=8,
-            overdue=Outcome.CRASHED,
+            timeout_outcome=Outcome.CRASHED,
         )
         super().__init__("program", pool)
 
     def _scores(self, items: Sequence[Sequence[Any]]) -> list[Score]:
         refused = {i: score for i, item in enumerate(items) if (score := _refused(*item)) is not None}
-        judged = iter(super()._scores([item for i, item in enumerate(items) if i not in refused]))
-        return [refused[i] if i in refused else next(judged) for i in range(len(items))]
+        graded = iter(super()._scores([item for i, item in enumerate(items) if i not in refused]))
+        return [refused[i] if i in refused else next(graded) for i in range(len(items))]
 
 
 def _require_isolation(allow_unsafe_code: bool, without: Sequence[str] = ()) -> Isolation:
-    """The isolation of this machine. Raises UnsafeMachine where it is below the floor and not allowed to be."""
+    """The isolation of this machine. Raises SandboxUnavailable where it is below the floor and not allowed to be."""
     unknown = set(without) - set(LAYERS)
     if unknown:
         raise UserError(f"without={list(without)!r}: there is no layer {unknown.pop()!r}, only {', '.join(LAYERS)}")
     try:
         isolation = measure(frozenset(without))
     except SandboxError as error:
-        raise UnsafeMachine(f"programs cannot be run here: {error}") from None
-    if isolation.rank < FLOOR and not allow_unsafe_code:
-        raise UnsafeMachine(
-            f"programs cannot be run safely here: isolation is {isolation.describe()}; level {FLOOR} is needed. "
+        raise SandboxUnavailable(f"programs cannot be run here: {error}") from None
+    if isolation.rank < MIN_LEVEL and not allow_unsafe_code:
+        raise SandboxUnavailable(
+            f"programs cannot be run safely here: isolation is {isolation.describe()}; level {MIN_LEVEL} is needed. "
             "Linux 5.13 or newer offers landlock, and most containers allow it; namespaces need unprivileged user "
             "namespaces. allow_unsafe_code runs programs all the same: only where nothing can be lost"
         )

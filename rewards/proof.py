@@ -9,8 +9,8 @@ import weakref
 
 from rewards.pool import WorkerPool
 from rewards.pooled_verifier import PooledVerifier
-from rewards.proofs.coq_judge import CoqJudge
-from rewards.proofs.lean_judge import LeanJudge
+from rewards.proofs.coq_grader import CoqGrader
+from rewards.proofs.lean_grader import LeanGrader
 from rewards.score import Outcome
 
 _READING_SECONDS = 120.0  # a worker's first sight of a large database, which no answer is to blame for
@@ -45,7 +45,7 @@ class ProofVerifier(PooledVerifier):
         folder = tempfile.mkdtemp(prefix="plumbline-proofs-")
         self._remove_files = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         pool = WorkerPool(
-            "rewards.proofs.judge:load",
+            "rewards.proofs.grader:load",
             {
                 "folder": folder,
                 "deadline": deadline,
@@ -56,7 +56,7 @@ class ProofVerifier(PooledVerifier):
             deadline=_READING_SECONDS + 2 * _MAX_RUNS * deadline,  # the judge keeps the time; beyond this it has failed
             memory_limit=memory_limit,
             max_chunk=8,
-            overdue=Outcome.CRASHED,
+            timeout_outcome=Outcome.CRASHED,
         )
         super().__init__("proof", pool)
 
@@ -68,14 +68,14 @@ class ProofVerifier(PooledVerifier):
 def available_provers() -> dict[str, str]:
     """Of each system the version that is installed, or why there is none."""
     found = {"metamath": "built in"}
-    for name, judge in (("coq", CoqJudge), ("lean", LeanJudge)):
-        program = shutil.which(judge.executable)
+    for name, grader in (("coq", CoqGrader), ("lean", LeanGrader)):
+        program = shutil.which(grader.executable)
         if program is None:
-            found[name] = judge.remedy
+            found[name] = grader.remedy
             continue
         try:
-            asked = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=60, check=True)
-            found[name] = asked.stdout.partition("\n")[0]
+            version = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=60, check=True)
+            found[name] = version.stdout.partition("\n")[0]
         except (OSError, subprocess.SubprocessError) as error:
             found[name] = f"{program} --version failed: {error}"
     return found

@@ -14,7 +14,7 @@ from rewards.puzzles.linear_equations import LinearEquations
 from rewards.puzzles.puzzle import MAX_ANSWER, Puzzle
 from rewards.puzzles.sorting import Sorting
 from rewards.puzzles.sudoku4 import Sudoku4
-from rewards.verdict import NOTHING_MARKED, BadReference, Verdict, bad_reference, judge_or_check, unparsed
+from rewards.verdict import NOTHING_MARKED, BadReference, Verdict, bad_reference, grade_or_check, unparsed
 
 PUZZLES: Mapping[str, Callable[[Mapping[str, Any]], Puzzle]] = {
     "base-conversion": BaseConversion.read,
@@ -26,7 +26,7 @@ PUZZLES: Mapping[str, Callable[[Mapping[str, Any]], Puzzle]] = {
 
 
 class PuzzleVerifier(PooledVerifier):
-    """Judges the final answers of completions to puzzles; a `rewards.score.Verifier`.
+    """Grades the final answers of completions to puzzles; a `rewards.score.Verifier`.
 
     A reference is a puzzle as JSON, named by its field "puzzle":
         {"puzzle": "countdown", "numbers": [3, 5, 8], "target": 16, "solution": "8*(5-3)"}
@@ -55,7 +55,7 @@ def read_puzzle(reference: Any) -> Puzzle:
     return PUZZLES[name](reference)
 
 
-def judge(completion: str, reference: Any) -> Verdict:
+def grade(completion: str, reference: Any) -> Verdict:
     """The verdict on the final answer in `completion`."""
     try:
         puzzle = read_puzzle(reference)
@@ -64,7 +64,7 @@ def judge(completion: str, reference: Any) -> Verdict:
     answer = final_answer(completion, strict=False)
     if answer is None:
         return NOTHING_MARKED
-    return puzzle.judge(answer) if len(answer) <= MAX_ANSWER else unparsed(f"longer than {MAX_ANSWER} characters")
+    return puzzle.grade(answer) if len(answer) <= MAX_ANSWER else unparsed(f"longer than {MAX_ANSWER} characters")
 
 
 def check_reference(reference: Any) -> Verdict:
@@ -73,10 +73,10 @@ def check_reference(reference: Any) -> Verdict:
         puzzle = read_puzzle(reference)
     except BadReference as error:
         return bad_reference(str(error))
-    verdict = puzzle.judge(puzzle.solution)
-    return verdict if verdict.equal else bad_reference(f"its solution is wrong: {verdict.reason}")
+    verdict = puzzle.grade(puzzle.solution)
+    return verdict if verdict.is_correct else bad_reference(f"its solution is wrong: {verdict.reason}")
 
 
 def load() -> Callable[..., Verdict]:
     """What a worker calls once."""
-    return judge_or_check(judge, check_reference)
+    return grade_or_check(grade, check_reference)

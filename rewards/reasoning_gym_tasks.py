@@ -79,7 +79,7 @@ REFUSED: Mapping[str, str] = {
 
 
 class ReasoningGymVerifier(PooledVerifier):
-    """Judges the final answers of completions by the scorers of reasoning-gym; a `rewards.score.Verifier`.
+    """Grades the final answers of completions by the scorers of reasoning-gym; a `rewards.score.Verifier`.
 
     A reference is {"task": str, "entry": {"question": str, "answer": str, "metadata": {...}}}, the entry as the library
     made it. An answer is right if its score is 1: part of a solution is none.
@@ -156,7 +156,7 @@ def _read(reference: Any, tasks: Collection[str]) -> tuple[str, dict[str, Any]]:
     return task, entry
 
 
-def _judge(completion: str, task: str, entry: dict[str, Any]) -> Verdict:
+def _grade(completion: str, task: str, entry: dict[str, Any]) -> Verdict:
     answer = final_answer(completion, strict=False)
     if answer is None:
         return NOTHING_MARKED
@@ -167,16 +167,16 @@ def _judge(completion: str, task: str, entry: dict[str, Any]) -> Verdict:
 def load(*, tasks: Collection[str]) -> Callable[..., Verdict]:
     """What a worker calls once: (completion, reference) is judged, (reference,) alone is checked."""
 
-    def judge(*item: Any) -> Verdict:
+    def grade(*item: Any) -> Verdict:
         *completion, reference = item
         try:
             task, entry = _read(reference, tasks)
         except BadReference as error:
             return bad_reference(str(error))
         if completion:
-            return _judge(completion[0], task, entry)
-        verdict = _judge(f"<answer>{entry['answer']}</answer>", task, entry)
-        return verdict if verdict.equal else bad_reference(verdict.reason)
+            return _grade(completion[0], task, entry)
+        verdict = _grade(f"<answer>{entry['answer']}</answer>", task, entry)
+        return verdict if verdict.is_correct else bad_reference(verdict.reason)
 
     importlib.import_module("reasoning_gym")  # now rather than within the deadline of the first answer
-    return judge
+    return grade

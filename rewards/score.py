@@ -30,7 +30,7 @@ class Score:
     """The verdict on one answer.
 
     value: the reward, a finite number, or None when the answer could not be graded: with CRASHED and BAD_REFERENCE, and only
-        with them (it is then masked out of its group and counted). What a verifier returns is held to it by rewards.door.
+        with them (it is then masked out of its group and counted). What a verifier returns is held to it by rewards.verifier_contract.
     parts: the named components of the value, e.g. {"math": 1.0, "format": 0.5}.
     detail: one line for a person: the stage that decided, and why.
     """

@@ -13,7 +13,7 @@ class Verdict(NamedTuple):
     reason: str
 
     @property
-    def equal(self) -> bool:
+    def is_correct(self) -> bool:
         return self.outcome is Outcome.CORRECT
 
 
@@ -48,6 +48,6 @@ def bad_reference(reason: str) -> Verdict:
     return Verdict(Outcome.BAD_REFERENCE, reason)
 
 
-def judge_or_check(judge: Callable[..., Verdict], check_reference: Callable[..., Verdict]) -> Callable[..., Verdict]:
+def grade_or_check(grade: Callable[..., Verdict], check_reference: Callable[..., Verdict]) -> Callable[..., Verdict]:
     """What a worker calls, for a `PooledVerifier`: (reference,) alone is checked, (answer, reference, ...) is judged."""
-    return lambda *item: check_reference(*item) if len(item) == 1 else judge(*item)
+    return lambda *item: check_reference(*item) if len(item) == 1 else grade(*item)

@@ -19,7 +19,7 @@ from typing import BinaryIO
 from rewards.verdict import Verdict, crashed, timeout
 
 _DETAIL_LENGTH = 200  # characters of a reply's detail: the parent reads what we write
-Judge = Callable[..., Verdict]
+Grade = Callable[..., Verdict]
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
     # so it ends us even inside one long C call, which neither a thread nor a Python signal handler would.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     try:
-        judge = _load(options["task"], options["arguments"])
+        grade = _load(options["task"], options["arguments"])
     except Exception as error:  # noqa: BLE001  the parent raises it: without a judge there is no verdict at all
         _write(replies, ["failed", f"{type(error).__name__}: {error}"[:_DETAIL_LENGTH]])
         return
@@ -39,14 +39,14 @@ def main() -> None:
     for line in requests:
         for item in json.loads(line):
             signal.setitimer(signal.ITIMER_REAL, 2 * options["deadline"])
-            outcome, detail = _judged(judge, item)
+            outcome, detail = _graded(grade, item)
             signal.setitimer(signal.ITIMER_REAL, 0)
             _write(replies, [outcome.value, detail[:_DETAIL_LENGTH]])
 
 
-def _judged(judge: Judge, item: list[str]) -> Verdict:
+def _graded(grade: Grade, item: list[str]) -> Verdict:
     try:
-        return judge(*item)
+        return grade(*item)
     except MemoryError:
         return timeout("the answer needs more memory than memory_limit")
     except RecursionError:
@@ -71,7 +71,7 @@ def _limit(kind: int, limit: int) -> None:
         resource.setrlimit(kind, (limit, limit))
 
 
-def _load(task: str, arguments: dict[str, object]) -> Judge:
+def _load(task: str, arguments: dict[str, object]) -> Grade:
     module, _, name = task.partition(":")
     return getattr(importlib.import_module(module), name)(**arguments)
 

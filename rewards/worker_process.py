@@ -35,8 +35,8 @@ class WorkerProcess:
         self.chunk: deque[int] = deque()
         self.outbox = b""
         self.inbox = b""
-        self.since = time.monotonic()  # of the item in flight, or of the start
-        self.num_judged = 0
+        self.started_at = time.monotonic()  # of the item in flight, or of the start
+        self.num_graded = 0
 
     def kill(self) -> None:
         self.process.kill()

@@ -9,9 +9,9 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Self
 
-from rewards.door import checked_scores
 from rewards.errors import UserError
 from rewards.score import Score, Verifier, verify
+from rewards.verifier_contract import checked_scores
 from rewards.verifiers import VERIFIERS
 from rollout.records import Completion, Problem
 from rollout.steps import Steps

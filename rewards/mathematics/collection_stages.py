@@ -27,24 +27,24 @@ _COLONS = re.compile(r"([\d.]+(?: ?: ?[\d.]+)+) ?([AaPp]\.? ?[Mm]\.?)?")
 def compare_written(answer: str, reference: str, comparison: Comparison) -> Verdict | None:
     """Numbers in a base, clock times and ratios: as written. 4:15 is not 8:30, and a dropped base is the reference's."""
     answer, reference = _without_text(answer), _without_text(reference)
-    ours, theirs = _in_base(answer), _in_base(reference)
-    if theirs:
-        digits = ours[1] if ours else answer
-        same_base = ours is None or _base(ours[2]) == _base(theirs[2])
+    given, expected = _in_base(answer), _in_base(reference)
+    if expected:
+        digits = given[1] if given else answer
+        same_base = given is None or _base(given[2]) == _base(expected[2])
         return (
             right("the same digits")
-            if same_base and digits.upper() == theirs[1].upper()
+            if same_base and digits.upper() == expected[1].upper()
             else wrong("other digits or base")
         )
-    if ours:
+    if given:
         return wrong("a base that the reference does not have")
-    theirs = _COLONS.fullmatch(_without_label(reference))
-    ours = _COLONS.fullmatch(_without_label(answer.replace(" to ", ":") if theirs else answer))
-    if not ours and not theirs:
+    expected = _COLONS.fullmatch(_without_label(reference))
+    given = _COLONS.fullmatch(_without_label(answer.replace(" to ", ":") if expected else answer))
+    if not given and not expected:
         return None
-    if not ours or not theirs or (ours[2] and theirs[2] and ours[2][0].lower() != theirs[2][0].lower()):
+    if not given or not expected or (given[2] and expected[2] and given[2][0].lower() != expected[2][0].lower()):
         return wrong("not the same time or ratio")
-    same = re.sub(r"^0+(?=\d)|\s", "", ours[1]) == re.sub(r"^0+(?=\d)|\s", "", theirs[1])
+    same = re.sub(r"^0+(?=\d)|\s", "", given[1]) == re.sub(r"^0+(?=\d)|\s", "", expected[1])
     return right("the same time or ratio") if same else wrong("other time or ratio")
 
 
@@ -52,12 +52,12 @@ def compare_matrices(answer: str, reference: str, comparison: Comparison) -> Ver
     """Cell by cell; the brackets do not matter, a column may be written as a tuple, and a factor may stand before it."""
     if "\\begin" not in answer + reference:
         return None
-    (ours, scaled), (theirs, _) = _rows(answer), _rows(reference)
-    if ours is None or theirs is None:
-        return wrong("no matrix") if theirs is not None else None
-    same = [len(row) for row in ours] == [len(row) for row in theirs] and all(
-        comparison.compare(cell, other, unevaluated=scaled or None).equal
-        for row, others in zip(ours, theirs)
+    (given, scaled), (expected, _) = _rows(answer), _rows(reference)
+    if given is None or expected is None:
+        return wrong("no matrix") if expected is not None else None
+    same = [len(row) for row in given] == [len(row) for row in expected] and all(
+        comparison.compare(cell, other, unevaluated=scaled or None).is_correct
+        for row, others in zip(given, expected)
         for cell, other in zip(row, others)
     )
     return right("the same matrix") if same else wrong("other matrix")
@@ -66,34 +66,34 @@ def compare_matrices(answer: str, reference: str, comparison: Comparison) -> Ver
 def compare_elements(answer: str, reference: str, comparison: Comparison) -> Verdict | None:
     """Sets and lists without order, tuples in order and with their brackets; {5} is 5, and 4, 5 is not. In braces a
     repeated element is the same element."""
-    ours, theirs = elements(answer) or _named_tuple(answer), elements(reference) or _named_tuple(reference)
-    if ours is None and theirs is None:
+    given, expected = elements(answer) or _named_tuple(answer), elements(reference) or _named_tuple(reference)
+    if given is None and expected is None:
         return None
-    if comparison.policy.decimal_comma and theirs is None and re.fullmatch(r"-?\d+,\d+", answer):
+    if comparison.policy.decimal_comma and expected is None and re.fullmatch(r"-?\d+,\d+", answer):
         return comparison.compare(answer.replace(",", "."), reference)
-    ours, theirs = ours or Elements("set", (answer,)), theirs or Elements("set", (reference,))
-    if ours.kind == theirs.kind == "set":
+    given, expected = given or Elements("set", (answer,)), expected or Elements("set", (reference,))
+    if given.kind == expected.kind == "set":
         comparison = replace(comparison, policy=replace(comparison.policy, count_repeats=False))
-    if len(ours.items) != len(theirs.items) and comparison.policy.count_repeats:
-        return wrong(f"{len(ours.items)} values for {len(theirs.items)}")
-    if len(ours.items) == len(theirs.items) == 1:
-        return comparison.compare(ours.items[0], theirs.items[0])
-    return _compare_named(ours, theirs, comparison) or _compare_kinds(ours, theirs, comparison)
+    if len(given.items) != len(expected.items) and comparison.policy.count_repeats:
+        return wrong(f"{len(given.items)} values for {len(expected.items)}")
+    if len(given.items) == len(expected.items) == 1:
+        return comparison.compare(given.items[0], expected.items[0])
+    return _compare_named(given, expected, comparison) or _compare_kinds(given, expected, comparison)
 
 
-def _compare_named(ours: Elements, theirs: Elements, comparison: Comparison) -> Verdict | None:
+def _compare_named(given: Elements, expected: Elements, comparison: Comparison) -> Verdict | None:
     """x = 1, y = 2: by name if both are named, in the order of the names if the other is a tuple."""
-    ours_by_name, theirs_by_name = _assignments(ours), _assignments(theirs)
-    if ours_by_name and theirs_by_name:
-        same = ours_by_name.keys() == theirs_by_name.keys() and comparison.all_equal(
-            [ours_by_name[name] for name in sorted(ours_by_name)],
-            [theirs_by_name[name] for name in sorted(ours_by_name)],
+    given_by_name, expected_by_name = _assignments(given), _assignments(expected)
+    if given_by_name and expected_by_name:
+        same = given_by_name.keys() == expected_by_name.keys() and comparison.all_equal(
+            [given_by_name[name] for name in sorted(given_by_name)],
+            [expected_by_name[name] for name in sorted(given_by_name)],
         )
         return right("the same by name") if same else wrong("other by name")
-    if ours_by_name and theirs.brackets == "()":
-        same = comparison.all_equal([ours_by_name[name] for name in sorted(ours_by_name)], theirs.items)
-    elif theirs_by_name and ours.brackets == "()":
-        same = comparison.all_equal(ours.items, [theirs_by_name[name] for name in sorted(theirs_by_name)])
+    if given_by_name and expected.brackets == "()":
+        same = comparison.all_equal([given_by_name[name] for name in sorted(given_by_name)], expected.items)
+    elif expected_by_name and given.brackets == "()":
+        same = comparison.all_equal(given.items, [expected_by_name[name] for name in sorted(expected_by_name)])
     else:
         return None
     return right("the same coordinates") if same else wrong("other coordinates")
@@ -116,33 +116,33 @@ def _assignments(collection: Elements) -> dict[str, str] | None:
     return by_name if len(by_name) == len(collection.items) > 1 and collection.kind == "list" else None
 
 
-def _compare_kinds(ours: Elements, theirs: Elements, comparison: Comparison) -> Verdict:
-    kinds = {ours.kind, theirs.kind}
+def _compare_kinds(given: Elements, expected: Elements, comparison: Comparison) -> Verdict:
+    kinds = {given.kind, expected.kind}
     if kinds == {"tuple", "list"} and comparison.policy.brackets_optional:
-        return _verdict(comparison.all_equal(ours.items, theirs.items))
+        return _verdict(comparison.all_equal(given.items, expected.items))
     if kinds == {"tuple"}:
-        if ours.brackets != theirs.brackets:
+        if given.brackets != expected.brackets:
             return wrong("other brackets")
-        return _verdict(comparison.all_equal(ours.items, theirs.items))
+        return _verdict(comparison.all_equal(given.items, expected.items))
     if "tuple" in kinds:
         return wrong("an ordered answer for an unordered one, or the reverse")
-    same = _contains(ours.items, theirs.items, comparison)
+    same = _contains(given.items, expected.items, comparison)
     if not comparison.policy.count_repeats:
-        return _verdict(same and _contains(theirs.items, ours.items, comparison))
+        return _verdict(same and _contains(expected.items, given.items, comparison))
     return _verdict(same)
 
 
-def _contains(ours: tuple[str, ...], theirs: tuple[str, ...], comparison: Comparison) -> bool:
-    """Whether every one of ours is one of theirs, each used once if repeats count. Most are written alike, and only the others
+def _contains(given: tuple[str, ...], expected: tuple[str, ...], comparison: Comparison) -> bool:
+    """Whether every one of given is one of expected, each used once if repeats count. Most are written alike, and only the others
     are compared each with each."""
     counts = comparison.policy.count_repeats
     remaining: dict[object, list[str]] = {}
-    for other in theirs:
+    for other in expected:
         remaining.setdefault(_key(other), []).append(other)
     unlike = []
-    for item in ours:
+    for item in given:
         alike = remaining.get(_key(item))
-        if not alike or not (comparison.trust_text or comparison.compare(item, alike[-1]).equal):
+        if not alike or not (comparison.trust_text or comparison.compare(item, alike[-1]).is_correct):
             unlike.append(item)
         elif counts:
             alike.pop()
@@ -150,7 +150,7 @@ def _contains(ours: tuple[str, ...], theirs: tuple[str, ...], comparison: Compar
     if len(unlike) * len(left) > _MAX_COMPARISONS:
         return False
     for item in unlike:
-        found = next((index for index, other in enumerate(left) if comparison.compare(item, other).equal), None)
+        found = next((index for index, other in enumerate(left) if comparison.compare(item, other).is_correct), None)
         if found is None:
             return False
         if counts:

@@ -33,7 +33,9 @@ class Comparison:
         return unparsed("no way to read it")
 
     def all_equal(self, answers: Sequence[str], references: Sequence[str]) -> bool:
-        return len(answers) == len(references) and all(self.compare(a, r).equal for a, r in zip(answers, references))
+        return len(answers) == len(references) and all(
+            self.compare(a, r).is_correct for a, r in zip(answers, references)
+        )
 
 
 Stage = Callable[[str, str, Comparison], Verdict | None]

@@ -16,10 +16,10 @@ _COMPOUND = re.compile(rf"{_PART}(?: ?,)?(?: and)? ?{_PART}(?:(?: ?,)?(?: and)? 
 
 
 def compare_compounds(answer: str, reference: str, comparison: Comparison) -> Verdict | None:
-    ours, theirs = _in_smallest_unit(answer), _in_smallest_unit(reference)
-    if ours is None and theirs is None:
+    given, expected = _in_smallest_unit(answer), _in_smallest_unit(reference)
+    if given is None and expected is None:
         return None
-    return comparison.compare(ours or answer, theirs or reference)
+    return comparison.compare(given or answer, expected or reference)
 
 
 def _in_smallest_unit(text: str) -> str | None:

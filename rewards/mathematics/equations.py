@@ -59,14 +59,14 @@ def compare_inequalities(answer: str, reference: str, comparison: Comparison) ->
         )
     except NotASet:
         pass
-    ours, theirs = oriented(answer), oriented(reference)
-    if ours is not None and theirs is not None:
-        return _compare_orders(ours, theirs, comparison)
+    given, expected = oriented(answer), oriented(reference)
+    if given is not None and expected is not None:
+        return _compare_orders(given, expected, comparison)
     unions = split(answer, (r"\cup",))[0], split(reference, (r"\cup",))[0]
     if len(unions[0]) > 1 or len(unions[1]) > 1:
         same = len(unions[0]) == len(unions[1]) and comparison.all_equal(sorted(unions[0]), sorted(unions[1]))
         return right("the same union") if same else wrong("other union")
-    return wrong("no such relation") if ours is not None or theirs is not None else None
+    return wrong("no such relation") if given is not None or expected is not None else None
 
 
 def is_name(side: str) -> bool:
@@ -139,9 +139,11 @@ def _same_labels(first: list[str], second: list[str]) -> bool:
 
 def _compare_chain(values: list[str], reference: str, comparison: Comparison) -> Verdict | None:
     """Every value must be the reference, and one of them worked out: 2 * 3 = 6 and 6 = 2 * 3."""
-    if len(values) > 1 and not all(comparison.compare(value, reference, unevaluated=True).equal for value in values):
+    if len(values) > 1 and not all(
+        comparison.compare(value, reference, unevaluated=True).is_correct for value in values
+    ):
         return wrong("a side of the chain is not the answer")
-    return max((comparison.compare(value, reference) for value in values), key=lambda verdict: verdict.equal)
+    return max((comparison.compare(value, reference) for value in values), key=lambda verdict: verdict.is_correct)
 
 
 def _compare_curves(sides: list[str], expected: list[str], comparison: Comparison) -> Verdict:
@@ -170,17 +172,17 @@ def oriented(text: str) -> tuple[list[str], list[str]] | None:
 
 
 def _compare_orders(
-    ours: tuple[list[str], list[str]], theirs: tuple[list[str], list[str]], comparison: Comparison
+    given: tuple[list[str], list[str]], expected: tuple[list[str], list[str]], comparison: Comparison
 ) -> Verdict:
-    if ours[1] != theirs[1]:
+    if given[1] != expected[1]:
         return wrong("other relation")
-    if comparison.all_equal(ours[0], theirs[0]):
+    if comparison.all_equal(given[0], expected[0]):
         return right("the same inequality")
-    if len(ours[0]) == 2 and len(theirs[0]) == 2:
+    if len(given[0]) == 2 and len(expected[0]) == 2:
         try:
-            sign = proportional(_difference(ours[0]), _difference(theirs[0]))
+            sign = proportional(_difference(given[0]), _difference(expected[0]))
         except (Unreadable, TooLarge):
             sign = 0
-        if sign > 0 or (sign and ours[1] == [r"\ne"]):
+        if sign > 0 or (sign and given[1] == [r"\ne"]):
             return right("the same inequality")
     return wrong("other inequality")

@@ -89,7 +89,9 @@ def _compare_values(answer: str, reference: str, scales: list[Fraction], compari
         return wrong("too large to evaluate")
     except Unreadable:
         return None
-    return next((verdict for verdict in verdicts if verdict.equal), verdicts[0] if verdicts else wrong("other units"))
+    return next(
+        (verdict for verdict in verdicts if verdict.is_correct), verdicts[0] if verdicts else wrong("other units")
+    )
 
 
 def _parse(text: str) -> Node:

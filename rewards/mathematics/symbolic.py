@@ -75,10 +75,10 @@ def _read(text: str) -> Any:
 
 def load_alone() -> Callable[[str, str], Verdict]:
     """What a worker calls once for a second opinion: math-verify as it is used alone, with its own search for the answer."""
-    return _judge_alone
+    return _grade_alone
 
 
-def _judge_alone(completion: str, reference: str) -> Verdict:
+def _grade_alone(completion: str, reference: str) -> Verdict:
     expected = math_verify.parse(f"\\boxed{{{reference}}}", parsing_timeout=0)
     given = math_verify.parse(completion, parsing_timeout=0)
     if not expected or not given:

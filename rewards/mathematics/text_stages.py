@@ -32,14 +32,14 @@ _SHORT_WORD = re.compile(r"(?=[a-z]*[aeiou])[a-z]{3}")
 _EMPTY = frozenset([r"\emptyset", r"\{\}"])
 
 
-def equal_text(answer: str, reference: str, comparison: Comparison) -> Verdict | None:
+def compare_text(answer: str, reference: str, comparison: Comparison) -> Verdict | None:
     """The same text is the same answer, however large the number it names."""
     if comparison.trust_text and text_key(answer) == text_key(reference):
         return right("equal as text")
     return None
 
 
-def unanswered(answer: str, reference: str, comparison: Comparison) -> Verdict | None:
+def reject_unanswered(answer: str, reference: str, comparison: Comparison) -> Verdict | None:
     """Hedges, and integrals, sums or determinants that the reference does not have: the question is not its answer."""
     if not answer:
         return wrong("empty")

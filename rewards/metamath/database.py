@@ -102,7 +102,7 @@ class Database:
             raise DatabaseError(f"the database has no $p statement labelled {label!r}")
         return found
 
-    def stating(self, source: str, *, before: str | None = None) -> tuple[Database, Assertion]:
+    def with_theorem(self, source: str, *, before: str | None = None) -> tuple[Database, Assertion]:
         """This database with a new theorem in a block of its own: before the statement labelled `before`, or at the end.
 
         source: $v, $f, $d and $e statements, then one $p statement; its proof, `?` for instance, is not looked at.

@@ -88,9 +88,9 @@ class _Checker:
                 self._step(label, self._statement(label))
         if len(self._stack) != 1:
             raise ProofError(f"{len(self._stack)} expressions are left in the end where there should be one")
-        if self._stack[0] != _unreplaced(self._theorem.expression):
+        if self._stack[0] != _unsubstituted(self._theorem.expression):
             raise ProofError(
-                f"proves{_short(self._stack[0])} where{_short(_unreplaced(self._theorem.expression))} was to be proved"
+                f"proves{_short(self._stack[0])} where{_short(_unsubstituted(self._theorem.expression))} was to be proved"
             )
 
     def _compressed(self, labels: Sequence[str], letters: str) -> None:
@@ -136,7 +136,7 @@ class _Checker:
     def _step(self, label: str, statement: Hypothesis | Assertion) -> None:
         self._begin(label)
         if isinstance(statement, Hypothesis):
-            self._push(_unreplaced(statement.expression))
+            self._push(_unsubstituted(statement.expression))
             return
         first = len(self._stack) - len(statement.hypotheses)
         if first < 0:
@@ -149,12 +149,12 @@ class _Checker:
                     raise self._error(f"{hypothesis.label} needs a{kind}, not{_short(entry)}")
                 values[hypothesis.variable] = entry[len(kind) :]
             else:
-                expected = self._replaced(hypothesis.expression, values)
+                expected = self._substituted(hypothesis.expression, values)
                 if expected != entry:
                     raise self._error(f"{hypothesis.label} needs{_short(expected)}, not{_short(entry)}")
         self._check_distinct(statement, values)
         del self._stack[first:]
-        self._push(self._replaced(statement.expression, values))
+        self._push(self._substituted(statement.expression, values))
 
     def _check_distinct(self, statement: Assertion, values: Mapping[str, str]) -> None:
         variables = {
@@ -168,7 +168,7 @@ class _Checker:
                 if tuple(sorted(pair)) not in self._distinct:
                     raise self._error(f"{one} and {other} must be distinct, and $d {pair[0]} {pair[1]} is not given")
 
-    def _replaced(self, expression: Template, values: Mapping[str, str]) -> str:
+    def _substituted(self, expression: Template, values: Mapping[str, str]) -> str:
         parts = list(expression)
         parts[1::2] = [values[variable] for variable in expression[1::2]]
         self._spend(sum(map(len, parts)))
@@ -201,7 +201,7 @@ def _index(high: str, low: str) -> int:
     return 20 * number + ord(low) - ord("A")
 
 
-def _unreplaced(expression: Template) -> str:
+def _unsubstituted(expression: Template) -> str:
     return "".join(f" {part}" if index % 2 else part for index, part in enumerate(expression))
 
 

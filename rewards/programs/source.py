@@ -45,7 +45,7 @@ class _Block:
         return "\n".join(line[min(indent, len(line) - len(line.lstrip(" \t"))) :] for line in self.lines)
 
 
-def program_in(completion: str) -> str:
+def extract_program(completion: str) -> str:
     """The program in a model's completion: after the reasoning, and within the last <answer> if there is one, the last fenced
     block that is called Python, else the last without a name, to the end if nothing closes it; where there is none the
     whole text. Reasoning that was never closed holds no program. Tags count outside of blocks only: code may print them."""
@@ -97,7 +97,7 @@ def _opened(line: str) -> _Block | None:
     return _Block(indent=fence.start("fence") if fence.re is _FENCE else 0, fence=fence["fence"], name=fence["name"])
 
 
-def whole_program(program: str, task: Task) -> str:
+def full_source(program: str, task: Task) -> str:
     """The program with the task's prefix. One that does not define the function itself goes on where the prefix ends, as
     far as it is indented: a base model then writes on."""
     if not task.prefix:

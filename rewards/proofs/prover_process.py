@@ -50,8 +50,8 @@ class ProverError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Ran:
-    """status: of the exit, or minus the signal that ended it; None when its time was over. output: the beginning of both its
+class RunResult:
+    """status: of the exit, or minus the signal that ended it; None when its time was over. output: the text of both its
     outputs, of which `cut_short` says that there was more."""
 
     status: int | None
@@ -64,7 +64,7 @@ class Prover:
     """An installed prover.
 
     program: its executable. libraries: folders and files it reads, beside the system's libraries. seconds: of processor
-    time for one run, and twice as many by the clock. memory: bytes of address space. shut_in: off only where the user
+    time for one run, and twice as many by the clock. memory: bytes of address space. sandboxed: off only where the user
     allows unsafe code.
     """
 
@@ -72,11 +72,11 @@ class Prover:
     libraries: tuple[Path, ...]
     seconds: float
     memory: int
-    shut_in: bool
+    sandboxed: bool
 
     def run(
         self, *arguments: str, folder: Path, readable: Sequence[Path] = (), environment: dict[str, str] | None = None
-    ) -> Ran:
+    ) -> RunResult:
         """Run it in `folder`, the only one it may write; it may also read those in `readable`. Raises ProverError."""
         rights = dict.fromkeys([*map(Path, library_folders()), *self.libraries, self.program], _READ | _EXECUTE)
         rights |= dict.fromkeys(readable, _READ)
@@ -86,8 +86,8 @@ class Prover:
         def prepare() -> None:  # in the new process, before it becomes the prover
             try:
                 self._limit()
-                if self.shut_in:
-                    _shut_in(allowed)
+                if self.sandboxed:
+                    _enter_sandbox(allowed)
             except OSError as error:
                 os.write(2, f"{error}".encode())
                 raise
@@ -115,8 +115,8 @@ class Prover:
             finally:
                 _end(process)
             output.seek(0)
-            beginning = output.read(_MAX_OUTPUT).decode(errors="replace")
-            return Ran(None if status == -signal.SIGXCPU else status, beginning, cut_short=bool(output.read(1)))
+            text = output.read(_MAX_OUTPUT).decode(errors="replace")
+            return RunResult(None if status == -signal.SIGXCPU else status, text, cut_short=bool(output.read(1)))
 
     def _limit(self) -> None:
         if sys.platform == "linux":
@@ -129,22 +129,22 @@ class Prover:
             resource.setrlimit(kind, (soft, hard))
 
 
-def _shut_in(allowed: dict[str, int]) -> None:
+def _enter_sandbox(allowed: dict[str, int]) -> None:
     if not bpf.SUPPORTED:
         raise OSError(errno.ENOSYS, f"seccomp: the calls are listed for {', '.join(bpf.MACHINES)}")
-    kernel.renounce_privileges()
+    kernel.drop_privileges()
     kernel.restrict_files(allowed)
     kernel.install_filter(_filter())
 
 
 def _filter() -> bytes:
     """The seccomp filter: everything but _REFUSED, and threads but no processes."""
-    code = bpf.beginning()
+    code = bpf.prologue()
     for numbers in _REFUSED.values():
         code += bpf.on_call(numbers, [bpf.REFUSE])
     code += bpf.on_call(_CLONE3, [bpf.UNKNOWN])  # its flags lie behind a pointer
     code += bpf.on_call(_CLONE, [bpf.load_argument(0), (bpf.JUMP_SET, 1, 0, bpf.CLONE_THREAD), bpf.REFUSE])
-    return bpf.packed([*code, bpf.ALLOW])
+    return bpf.assemble([*code, bpf.ALLOW])
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

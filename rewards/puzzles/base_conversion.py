@@ -44,7 +44,7 @@ class BaseConversion:
     def solution(self) -> str:
         return written(self.value, self.to_base)
 
-    def judge(self, answer: str) -> Verdict:
+    def grade(self, answer: str) -> Verdict:
         text = _SUBSCRIPT.sub(lambda m: "_" + normalize("NFKC", m[0]), answer.strip(" \t\n$."))
         numeral = _NUMERAL.fullmatch(" ".join(_MARKUP.sub(" ", text).split()))
         if numeral is None:

@@ -35,7 +35,7 @@ class Countdown:
         numbers = tuple(integer(n, "numbers", 0, 10**6) for n in sequence(reference, "numbers", 1, 20))
         return cls(numbers, integer(reference.get("target"), "target", -(10**9), 10**9), word(reference, "solution"))
 
-    def judge(self, answer: str) -> Verdict:
+    def grade(self, answer: str) -> Verdict:
         try:
             sides = [*map(parse, split(normalise(answer), ("=",))[0])]
             expression = next((side for side in sides if self._uses_the_numbers(side)), sides[0])

@@ -46,7 +46,7 @@ class LinearEquations:
     def solution(self) -> str:
         return ", ".join(f"{unknown} = {value}" for unknown, value in zip(self.unknowns, self.values))
 
-    def judge(self, answer: str) -> Verdict:
+    def grade(self, answer: str) -> Verdict:
         try:
             given = self._read_values(answer)
         except (Unreadable, TooLarge, Irrational) as error:

@@ -16,7 +16,7 @@ class Puzzle(Protocol):
         """One right answer."""
         ...
 
-    def judge(self, answer: str) -> Verdict:
+    def grade(self, answer: str) -> Verdict:
         """The verdict on a final answer of at most MAX_ANSWER characters."""
         ...
 

@@ -37,7 +37,7 @@ class Sorting:
     def solution(self) -> str:
         return ", ".join(map(str, self.expected))
 
-    def judge(self, answer: str) -> Verdict:
+    def grade(self, answer: str) -> Verdict:
         text = _RELATION.sub(lambda m: f" {_SIGNS.get(m[0], m[0])} ", answer)
         items = re.split(r"[,;\s]+", _BRACKETS.sub(" ", text).strip(" \t\n,;."))
         relations = items[1::2] if len(items) > 2 and {*items[1::2]} <= _HOLDS.keys() else []

@@ -52,7 +52,7 @@ class Sudoku4:
             raise BadReference("givens contradict each other: no grid has them")
         return cls(givens, solution)
 
-    def judge(self, answer: str) -> Verdict:
+    def grade(self, answer: str) -> Verdict:
         grid = _SEPARATORS.sub("", answer)
         if not re.fullmatch("[0-9]{16}", grid):
             return unparsed("not four rows of four digits")

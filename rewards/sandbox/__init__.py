@@ -1,6 +1,6 @@
 """Where untrusted programs run.
 
-The judge (rewards.programs.judge, in a worker) knows what is expected and runs nothing. It asks a zygote, an interpreter of
+The judge (rewards.programs.grader, in a worker) knows what is expected and runs nothing. It asks a zygote, an interpreter of
 its own that has locked itself in and holds no secret, to fork a child for each program; the child's results come back by
 value, and the judge compares them.
 

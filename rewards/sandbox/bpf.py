@@ -20,7 +20,7 @@ Numbers = tuple[int | None, int | None]
 """Of a system call on (x86_64, aarch64), from the kernel's unistd headers; None where the machine has no such call."""
 
 ALLOW: Instruction = (_RETURN, 0, 0, 0x7FFF0000)
-ASK: Instruction = (_RETURN, 0, 0, 0x7FC00000)
+NOTIFY: Instruction = (_RETURN, 0, 0, 0x7FC00000)
 REFUSE: Instruction = (_RETURN, 0, 0, 0x00050000 | errno.EPERM)
 UNKNOWN: Instruction = (_RETURN, 0, 0, 0x00050000 | errno.ENOSYS)  # as if the kernel had no such call
 _KILL: Instruction = (_RETURN, 0, 0, 0x80000000)
@@ -36,7 +36,7 @@ def load_argument(index: int) -> Instruction:
     return (LOAD, 0, 0, 16 + 8 * index)
 
 
-def beginning() -> Code:
+def prologue() -> Code:
     """Check the machine, then load the call's number."""
     code = [_LOAD_MACHINE, (JUMP_EQUAL, 1, 0, MACHINES[MACHINE][1]), _KILL, LOAD_CALL]
     if MACHINE == "x86_64":  # the calls of the x32 ABI have numbers of their own
@@ -50,6 +50,6 @@ def on_call(numbers: Numbers, rule: Code) -> Code:
     return [] if number is None else [(JUMP_EQUAL, 0, len(rule), number), *rule]
 
 
-def packed(code: Iterable[Instruction]) -> bytes:
+def assemble(code: Iterable[Instruction]) -> bytes:
     """An array of struct sock_filter."""
     return b"".join(struct.pack("HBBI", *instruction) for instruction in code)

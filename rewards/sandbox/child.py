@@ -27,9 +27,9 @@ from typing import Any, TypedDict
 
 from rewards.sandbox import filter as allowlist
 from rewards.sandbox import kernel
-from rewards.sandbox.link import Broken, ProgramEnd, TestsEnd, described, raised
-from rewards.sandbox.names import ANNOTATIONS, USUAL, TestNames, forget_classes, offer
-from rewards.sandbox.rehearsal import Rehearsal, without_asserts
+from rewards.sandbox.dry_run import DryRun, without_asserts
+from rewards.sandbox.link import ProgramEndpoint, TestsAborted, TestsEndpoint, describe_error, encode_error
+from rewards.sandbox.names import ANNOTATION_MODULES, DEFAULT_MODULES, TestNames, add_builtins, remove_classes
 from rewards.sandbox.values import NotPlain, encode
 
 STDIN, STDOUT, STDERR, RESULT, JOB, LINK = range(6)  # the child's file descriptors
@@ -107,7 +107,7 @@ def _stdin(job: dict[str, Any]) -> int:
     except SystemExit as stop:
         status = _exit_status(stop)
     except BaseException as error:
-        print(described(error), file=sys.stderr)
+        print(describe_error(error), file=sys.stderr)
         status = 1
     _end_script(names)
     return status
@@ -132,7 +132,7 @@ def _end_script(names: dict[str, Any]) -> None:
 
 
 def _calls(job: dict[str, Any]) -> int:
-    offer(USUAL)
+    add_builtins(DEFAULT_MODULES)
     with open(RESULT, "wb", buffering=0) as results:
 
         def reply(result: dict[str, Any]) -> None:
@@ -142,7 +142,7 @@ def _calls(job: dict[str, Any]) -> int:
         try:
             _execute(job["source"], names)
         except BaseException as error:
-            reply(raised(error))
+            reply(encode_error(error))
             return 0
         for name, args in job["calls"]:
             try:
@@ -150,7 +150,7 @@ def _calls(job: dict[str, Any]) -> int:
             except NotPlain as error:
                 reply({"error": f"returned {error}"})
             except BaseException as error:
-                reply(raised(error))
+                reply(encode_error(error))
     return 0
 
 
@@ -164,7 +164,7 @@ def _function(names: dict[str, Any], name: str) -> Callable[..., Any]:
 
 
 def _serve(job: dict[str, Any]) -> int:
-    offer(ANNOTATIONS)
+    add_builtins(ANNOTATION_MODULES)
     names = _module("program")
     failure: BaseException | None = None
     try:
@@ -177,7 +177,7 @@ def _serve(job: dict[str, Any]) -> int:
             raise failure
         return _function(names, name)
 
-    program = ProgramEnd(find)
+    program = ProgramEndpoint(find)
     with open(LINK, "rb", closefd=False) as requests, open(LINK, "wb", buffering=0) as replies:
         for request in requests:
             replies.write(program.reply(request))
@@ -187,53 +187,53 @@ def _serve(job: dict[str, Any]) -> int:
 def _tests(job: dict[str, Any]) -> int:
     """Up to the first test that fails."""
     with open(LINK, "rb", closefd=False) as replies, open(LINK, "wb", buffering=0) as requests:
-        link = TestsEnd(requests, replies)
-        return _tell(link, next(_failures(job, link, _compiled), {}))
+        link = TestsEndpoint(requests, replies)
+        return _report(link, next(_failures(job, link, _compiled), {}))
 
 
-def _rehearsal(job: dict[str, Any]) -> int:
+def _dry_run(job: dict[str, Any]) -> int:
     """All tests, whatever became of those before."""
-    link = Rehearsal()
+    link = DryRun()
     failures = list(_failures(job, link, lambda source, file: _compiled(without_asserts(source), file)))
-    return _tell(link, failures[0] if failures else {})
+    return _report(link, failures[0] if failures else {})
 
 
-def _tell(link: TestsEnd, failure: dict[str, Any]) -> int:
+def _report(link: TestsEndpoint, failure: dict[str, Any]) -> int:
     with open(RESULT, "wb") as results:
-        results.write(json.dumps({"num_calls": link.num_calls, **failure, **link.broken}).encode())
+        results.write(json.dumps({"num_calls": link.num_calls, **failure, **link.abort_reason}).encode())
     return 0
 
 
 def _failures(
-    job: dict[str, Any], link: TestsEnd, compiled: Callable[[str, str], types.CodeType]
+    job: dict[str, Any], link: TestsEndpoint, compiled: Callable[[str, str], types.CodeType]
 ) -> Iterator[dict[str, Any]]:
     """{"failed": number, "reason": text} for each test that fails, {"bad": reason} where they cannot be run.
 
     job: the fields of a rewards.programs.task.AssertsTask.
     """
     os.dup2(STDERR, STDOUT)  # what tests print of a program's results is read and forgotten
-    offer(USUAL)
+    add_builtins(DEFAULT_MODULES)
     names = TestNames(link)
     programs = {name: link.remote(name) for name in (job["entry_point"], *job["also_defines"])}
     try:
         tests = [compiled(test, f"<test {number}>") for number, test in enumerate(job["asserts"], 1)]
         exec(compiled(job["given"], "<prefix>"), names)
-        forget_classes(names)
+        remove_classes(names)
         names.update(programs)
         exec(compiled(job["setup"], "<setup>"), names)
     except BaseException as error:
-        yield {"bad": described(error)}
+        yield {"bad": describe_error(error)}
         return
     names.update(programs, candidate=programs[job["entry_point"]])
     for number, test in enumerate(tests, 1):
         reason = ""
         try:
             exec(test, names)
-        except Broken:
+        except TestsAborted:
             pass
         except BaseException as error:
-            reason = described(error)
-        if reason or link.broken:
+            reason = describe_error(error)
+        if reason or link.abort_reason:
             yield {"failed": number, "reason": reason}
 
 
@@ -242,5 +242,5 @@ _MODES: dict[str, Callable[[dict[str, Any]], int]] = {
     "calls": _calls,
     "serve": _serve,
     "tests": _tests,
-    "rehearsal": _rehearsal,
+    "dry_run": _dry_run,
 }

@@ -23,7 +23,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 _START_SECONDS = 60.0
 _GRACE_SECONDS = 5.0  # beyond a child's wall clock, for the zygote to answer
 _READ_SIZE = 1 << 16
-_MUCH_MEMORY = 0.5  # of a child's limit
+_HIGH_MEMORY_SHARE = 0.5  # of a child's limit
 
 
 class SandboxError(RuntimeError):
@@ -39,11 +39,11 @@ class KilledForMemoryError(SandboxError):
 
 
 @dataclass(frozen=True)
-class Ended:
+class ChildResult:
     """How a child ended, and what it wrote.
 
     status: of its exit, or minus the signal that ended it. ended_by: "exit", "wall" (its time was over) or "judge" (it
-    wrote too much, or was told to end).
+    wrote too much, or was end_sent to end).
     """
 
     status: int
@@ -88,12 +88,12 @@ class Sandbox:
             theirs.close()
         self._control.settimeout(_START_SECONDS)
         try:
-            self._answer()
+            self._receive_reply()
         except SandboxError:
             self.close()
             raise
 
-    def run(self, job: dict[str, Any], limits: Limits, *, stdin: bytes = b"") -> Ended:
+    def run(self, job: dict[str, Any], limits: Limits, *, stdin: bytes = b"") -> ChildResult:
         """Start a child and wait for its end. Raises SandboxError, and is closed then."""
         self.start(job, limits, stdin=stdin)
         return self.finish()
@@ -104,23 +104,23 @@ class Sandbox:
         """Start a child; `link` becomes its end of a connection to another one."""
         try:
             child = self._running = _Child(job, stdin, limits)
-            given = [*child.given, *([link.fileno()] if link else [])]
-            socket.send_fds(self._control, [json.dumps(limits).encode()], given)
+            child_ends = [*child.child_ends, *([link.fileno()] if link else [])]
+            socket.send_fds(self._control, [json.dumps(limits).encode()], child_ends)
         except OSError as error:
             self.close()
             raise SandboxError(f"a job cannot be handed over: {error.strerror}") from None
-        child.close_given()
+        child.close_child_ends()
 
-    def finish(self, *, at_once: bool = False, beside: Sandbox | None = None) -> Ended:
+    def finish(self, *, terminate: bool = False, peer: Sandbox | None = None) -> ChildResult:
         """Wait for the child that was started, or end it.
 
         beside: runs a child that may write meanwhile.
         """
         child = self._running
         assert child
-        others = [beside._running] if beside and beside._running else []
+        others = [peer._running] if peer and peer._running else []
         try:
-            if at_once:
+            if terminate:
                 self._control.send(END)
             reply = self._watch(child, others)
             _check(reply, child)
@@ -134,12 +134,12 @@ class Sandbox:
         self._running = None
         stdout, stderr, result = map(bytes, child.written)
         result = result.removeprefix(SET_UP)
-        return Ended(reply["status"], reply["cpu"], reply["ended_by"], child.overflows, stdout, stderr, result)
+        return ChildResult(reply["status"], reply["cpu"], reply["ended_by"], child.overflows, stdout, stderr, result)
 
     def _watch(self, child: _Child, others: Sequence[_Child]) -> dict[str, Any]:
         """Read what the children write until the zygote says that ours has ended; end it when it writes too much."""
         deadline = time.monotonic() + child.limits["wall_seconds"] + _GRACE_SECONDS
-        told = False
+        end_sent = False
         pipes = {pipe: writer for writer in (child, *others) for pipe in writer.pipes}
         poll = select.poll()
         for descriptor in (self._control.fileno(), *pipes):
@@ -151,18 +151,18 @@ class Sandbox:
                 raise SandboxLostError("the zygote does not answer")
             for descriptor, _ in poll.poll(left * 1000):
                 if descriptor == self._control.fileno():
-                    reply = self._answer()
+                    reply = self._receive_reply()
                 elif not pipes[descriptor].read(descriptor):
                     poll.unregister(descriptor)
-            if child.overflows and not told and reply is None:
+            if child.overflows and not end_sent and reply is None:
                 self._control.send(END)
-                told = True
+                end_sent = True
         for descriptor in child.pipes:  # the writers are gone: what is left is there
             while child.read(descriptor):
                 pass
         return reply
 
-    def _answer(self) -> dict[str, Any]:
+    def _receive_reply(self) -> dict[str, Any]:
         try:
             message = self._control.recv(MAX_MESSAGE)
         except OSError as error:
@@ -197,16 +197,16 @@ class _Child:
     def __init__(self, job: dict[str, Any], stdin: bytes, limits: Limits) -> None:
         self.limits = limits
         self.pipes: list[int] = []
-        self.given: list[int] = []
+        self.child_ends: list[int] = []
         self.written = [bytearray(), bytearray(), bytearray()]
         try:
-            self.given.append(_memory_file(stdin))
+            self.child_ends.append(_memory_file(stdin))
             for _ in self.written:
                 ours, theirs = os.pipe2(os.O_CLOEXEC)
                 os.set_blocking(ours, False)
                 self.pipes.append(ours)
-                self.given.append(theirs)
-            self.given.append(_memory_file(json.dumps(job).encode()))
+                self.child_ends.append(theirs)
+            self.child_ends.append(_memory_file(json.dumps(job).encode()))
         except OSError:
             self.close()
             raise
@@ -227,13 +227,13 @@ class _Child:
         return bool(data)
 
     def close(self) -> None:
-        self.close_given()
+        self.close_child_ends()
         while self.pipes:
             os.close(self.pipes.pop())
 
-    def close_given(self) -> None:
-        while self.given:
-            os.close(self.given.pop())
+    def close_child_ends(self) -> None:
+        while self.child_ends:
+            os.close(self.child_ends.pop())
 
 
 def _check(reply: dict[str, Any], child: _Child) -> None:
@@ -244,8 +244,8 @@ def _check(reply: dict[str, Any], child: _Child) -> None:
     in_time = reply["cpu"] < child.limits["cpu_seconds"]
     was_killed = reply["status"] == -signal.SIGKILL and reply["ended_by"] == "exit" and in_time
     if was_killed and not reply["may_have_killed_itself"]:
-        has_much = reply["memory"] > _MUCH_MEMORY * child.limits["memory"]
-        raise (KilledForMemoryError if has_much else SandboxError)(
+        uses_much_memory = reply["memory"] > _HIGH_MEMORY_SHARE * child.limits["memory"]
+        raise (KilledForMemoryError if uses_much_memory else SandboxError)(
             "a child was killed from outside; was there too little memory?"
         )
 

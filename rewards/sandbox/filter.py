@@ -14,20 +14,20 @@ from collections.abc import Callable, Sequence
 from rewards.sandbox.bpf import (
     ALLOW,
     AND,
-    ASK,
     CLONE_THREAD,
     JUMP_EQUAL,
     JUMP_SET,
     LOAD,
     LOAD_CALL,
+    NOTIFY,
     REFUSE,
     UNKNOWN,
     Code,
     Numbers,
-    beginning,
+    assemble,
     load_argument,
     on_call,
-    packed,
+    prologue,
 )
 
 _ALLOWED: dict[str, Numbers] = {
@@ -73,18 +73,18 @@ _AF_UNIX, _SOCK_STREAM, _SOCK_TYPE_MASK = 1, 1, 0xF
 
 def program(pid: int) -> bytes:
     """The filter for the process `pid`."""
-    code = beginning()
+    code = prologue()
     for numbers in _ALLOWED.values():
         code += on_call(numbers, [ALLOW])
     for name, numbers in _CONDITIONAL.items():
         code += on_call(numbers, _RULES[name](pid))
-    return packed([*code, REFUSE])
+    return assemble([*code, REFUSE])
 
 
-def thread_watch() -> bytes:
+def thread_filter() -> bytes:
     """The filter that asks about new threads, and only about them."""
-    ask = on_call(_CONDITIONAL["clone"], [load_argument(0), (JUMP_SET, 0, 1, CLONE_THREAD), ASK])
-    return packed([LOAD_CALL, *ask, ALLOW])
+    ask = on_call(_CONDITIONAL["clone"], [load_argument(0), (JUMP_SET, 0, 1, CLONE_THREAD), NOTIFY])
+    return assemble([LOAD_CALL, *ask, ALLOW])
 
 
 def _one_of(index: int, values: Sequence[int]) -> Code:
@@ -92,7 +92,7 @@ def _one_of(index: int, values: Sequence[int]) -> Code:
     return [load_argument(index), *tests, REFUSE, ALLOW]
 
 
-def _to_itself(pid: int, *, signal_index: int) -> Code:
+def _signal_to_self(pid: int, *, signal_index: int) -> Code:
     """Any signal but SIGKILL: who dies by that was killed from outside, when memory ran out for example."""
     return [
         load_argument(signal_index),
@@ -139,8 +139,8 @@ def _without_address() -> Code:
 _RULES: dict[str, Callable[[int], Code]] = {
     "clone": lambda pid: _bits(0, CLONE_THREAD, required=True),
     "clone3": lambda pid: [UNKNOWN],  # its flags are behind a pointer; libc then falls back to clone
-    "kill": lambda pid: _to_itself(pid, signal_index=1),
-    "tgkill": lambda pid: _to_itself(pid, signal_index=2),
+    "kill": lambda pid: _signal_to_self(pid, signal_index=1),
+    "tgkill": lambda pid: _signal_to_self(pid, signal_index=2),
     "prlimit64": lambda pid: _one_of(0, [0, pid]),
     "open": lambda pid: _bits(1, _TO_WRITE, required=False),
     "openat": lambda pid: _bits(2, _TO_WRITE, required=False),

@@ -28,10 +28,10 @@ from rewards.sandbox.child import Limits
 from rewards.sandbox.client import Sandbox, SandboxError
 from rewards.sandbox.layers import LANDLOCK, LAYERS, NAMESPACES, SECCOMP
 
-FLOOR = 2
+MIN_LEVEL = 2
 
 # Each tries to get out with what it is told (`at`: a folder, a file, addresses) and says whether it did.
-_BEGINNING = """
+_ESCAPE_TEMPLATE = """
 import ctypes, json, os, resource, signal, socket, sys
 at = json.loads(sys.stdin.read())
 def connect(family, address):
@@ -83,7 +83,7 @@ class Isolation:
 
     @property
     def rank(self) -> int:
-        """The level as a number, to compare with FLOOR."""
+        """The level as a number, to compare with MIN_LEVEL."""
         return int(self.level[1])
 
     def describe(self) -> str:
@@ -138,19 +138,19 @@ def _try_to_escape(layers: Collection[str]) -> dict[str, str]:
     """What came of each attempt: "held", or something else."""
     with ExitStack() as stack:
         try:
-            at = _bait(stack)
+            at = _escape_targets(stack)
         except OSError as error:
             raise SandboxError(f"trying to escape needs a temporary folder (TMPDIR): {error}") from None
         sandbox = stack.enter_context(Sandbox(tuple(layers)))
         results = {}
         for name, attempt in _ATTEMPTS.items():
             Path(at["canary"]).touch()  # an earlier attempt may have removed it
-            job = {"mode": "stdin", "source": _BEGINNING.replace("{attempt}", attempt)}
+            job = {"mode": "stdin", "source": _ESCAPE_TEMPLATE.replace("{attempt}", attempt)}
             results[name] = sandbox.run(job, _LIMITS, stdin=json.dumps(at).encode()).stdout.decode().strip()
         return results
 
 
-def _bait(stack: ExitStack) -> dict[str, Any]:
+def _escape_targets(stack: ExitStack) -> dict[str, Any]:
     """A folder, a file in it, and addresses where somebody listens, until the stack is left."""
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="plumbline-"))
     os.chmod(folder, 0o755)

@@ -66,7 +66,7 @@ def inherit_orphans() -> None:
     _prctl("PR_SET_CHILD_SUBREAPER", _PR_SET_CHILD_SUBREAPER, 1)
 
 
-def renounce_privileges() -> None:
+def drop_privileges() -> None:
     """No exec will ever give more rights than there are now, and there are no capabilities now."""
     _prctl("PR_SET_NO_NEW_PRIVS", _PR_SET_NO_NEW_PRIVS, 1)
     for capability in range(64):
@@ -85,8 +85,8 @@ def install_filter(program: bytes) -> None:
     _prctl("PR_SET_SECCOMP", _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(filter))
 
 
-def install_asking_filter(program: bytes) -> int:
-    """The same, for a program that leaves some calls to us. -> the descriptor where they wait for answer_call."""
+def install_notifying_filter(program: bytes) -> int:
+    """The same, for a program that leaves some calls to us. -> the descriptor where they wait for reply_to_call."""
     return _syscall(
         "seccomp",
         _NUMBERS[MACHINE]["seccomp"],
@@ -96,7 +96,7 @@ def install_asking_filter(program: bytes) -> int:
     )
 
 
-def answer_call(listener: int, *, refuse: int = 0) -> None:
+def reply_to_call(listener: int, *, refuse: int = 0) -> None:
     """Let the call that waits at `listener` be made, or have it fail with the error number `refuse`."""
     request, reply = bytearray(80), bytearray(24)  # struct seccomp_notif, struct seccomp_notif_resp
     fcntl.ioctl(listener, _SECCOMP_IOCTL_NOTIF_RECV, request)

@@ -29,7 +29,7 @@ _ALL_NAMESPACES = (
     | kernel.CLONE_NEWIPC
     | kernel.CLONE_NEWUTS
 )
-_SPARE_USER = 65534  # nobody
+_NOBODY = 65534  # nobody
 
 
 def library_folders() -> list[str]:
@@ -81,5 +81,5 @@ def become_nobody() -> None:
     """Where nothing else guards the files: root at least stops being root."""
     if os.geteuid() == 0:
         os.setgroups([])
-        os.setresgid(_SPARE_USER, _SPARE_USER, _SPARE_USER)
-        os.setresuid(_SPARE_USER, _SPARE_USER, _SPARE_USER)
+        os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+        os.setresuid(_NOBODY, _NOBODY, _NOBODY)

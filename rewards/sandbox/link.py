@@ -5,7 +5,7 @@ What tests do with the program's functions happens at the program's end, and com
 looked into, gone through and handed back, but is equal to nothing else, however the program would have it compared.
 
 A name that neither the tests nor their task define is the program's to define as it likes, so what comes of it must not decide
-a test: it is a Handed, which can only be handed back to the program (a Node that a function is to be called with).
+a test: it is a OpaqueRemote, which can only be handed back to the program (a Node that a function is to be called with).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ ARITHMETIC = (
 _ENDS = (StopIteration, StopAsyncIteration)
 
 
-class ProgramEnd:
+class ProgramEndpoint:
     """Does what is asked for with the program's objects. find: the object of a name."""
 
     def __init__(self, find: Callable[[str], Any]) -> None:
@@ -68,13 +68,15 @@ class ProgramEnd:
     def reply(self, request: bytes) -> bytes:
         return json.dumps(self._done(*json.loads(request))).encode() + b"\n"
 
-    def _done(self, target: str | int, operation: str, arguments: Any, stays: bool) -> dict[str, Any]:
+    def _done(self, target: str | int, operation: str, arguments: Any, keep_remote: bool) -> dict[str, Any]:
         try:
             args, kwargs = decode(arguments, self._object)
             result = _OPERATIONS[operation](self._object(target), *args, **kwargs)
-            return {"value": {"type": "kept", "value": self._keep(result)} if stays else encode(result, self._keep)}
+            return {
+                "value": {"type": "kept", "value": self._keep(result)} if keep_remote else encode(result, self._keep)
+            }
         except BaseException as error:  # noqa: BLE001  what a program raises is a result
-            return raised(error)
+            return encode_error(error)
 
     def _object(self, target: str | int) -> Any:
         return self._find(target) if isinstance(target, str) else self._kept[target]
@@ -84,9 +86,9 @@ class ProgramEnd:
         return len(self._kept) - 1
 
 
-def raised(error: BaseException) -> dict[str, Any]:
+def encode_error(error: BaseException) -> dict[str, Any]:
     """What can be told of an exception: as text, and as the nearest class that Python has with its arguments."""
-    text = described(error)
+    text = describe_error(error)
     try:
         kind = next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "builtins")
         return {"error": text, "type": kind, "args": encode(list(error.args))}
@@ -94,7 +96,7 @@ def raised(error: BaseException) -> dict[str, Any]:
         return {"error": text, "type": "RuntimeError", "args": [text]}
 
 
-def described(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     try:
         text = f"{type(error).__name__}: {error}"
     except BaseException:  # noqa: BLE001  its __str__ may be the program's
@@ -102,41 +104,41 @@ def described(error: BaseException) -> str:
     return text[:_REASON_LENGTH].rstrip(": ")
 
 
-class Broken(BaseException):
-    """No more can be tested. Not an Exception, which a test might expect; `TestsEnd.broken` says it in any case."""
+class TestsAborted(BaseException):
+    """No more can be tested. Not an Exception, which a test might expect; `TestsEndpoint.abort_reason` says it in any case."""
 
 
-class TestsEnd:
+class TestsEndpoint:
     """broken: why no more can be tested: {"gone": True}, the program's process has ended, or {"bad": reason}, the tests
     ask for what cannot be had."""
 
     def __init__(self, requests: BinaryIO, replies: BinaryIO) -> None:
         self._requests, self._replies = requests, replies
         self.num_calls = 0
-        self.broken: dict[str, Any] = {}
+        self.abort_reason: dict[str, Any] = {}
 
     def remote(self, target: Any) -> Remote:
         return Remote(self, target)
 
     def call(
-        self, target: Any, operation: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, stays: bool = False
+        self, target: Any, operation: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, keep_remote: bool = False
     ) -> Any:
-        """stays: the result stays with the program whatever it is, and a Remote stands for it."""
+        """keep_remote: the result stays with the program whatever it is, and a Remote stands for it."""
         self.num_calls += 1
         try:
-            request = [target, operation, encode([list(args), kwargs], self._name), stays]
+            request = [target, operation, encode([list(args), kwargs], self._name), keep_remote]
         except TooLarge:  # made of what the program returned
             raise
         except NotPlain as error:
-            raise self.breaks({"bad": f"the program is given {error}"}) from None
+            raise self.abort({"bad": f"the program is given {error}"}) from None
         result = self._answer(request)
-        if stays and not isinstance(result, Remote):
+        if keep_remote and not isinstance(result, Remote):
             raise TypeError("the program's reply is no value")
         return result
 
-    def breaks(self, reason: dict[str, Any]) -> Broken:
-        self.broken = self.broken or reason
-        return Broken()
+    def abort(self, reason: dict[str, Any]) -> TestsAborted:
+        self.abort_reason = self.abort_reason or reason
+        return TestsAborted()
 
     def _answer(self, request: list[Any]) -> Any:
         try:
@@ -145,7 +147,7 @@ class TestsEnd:
         except OSError:
             reply = b""
         if not reply.endswith(b"\n"):
-            raise self.breaks({"gone": True})
+            raise self.abort({"gone": True})
         try:
             answer = json.loads(reply)
             if "value" in answer:
@@ -167,10 +169,10 @@ class TestsEnd:
 class Remote:
     """Something of the program's: an object that it keeps, by number, or what it calls by a name."""
 
-    _link: TestsEnd
+    _link: TestsEndpoint
     _target: Any
 
-    def __init__(self, link: TestsEnd, target: Any) -> None:
+    def __init__(self, link: TestsEndpoint, target: Any) -> None:
         self.__dict__.update(_link=link, _target=target)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -201,27 +203,27 @@ class Remote:
         return self._link.call(self._target, "str", (), {})
 
 
-class Handed(Remote):
+class OpaqueRemote(Remote):
     """What a name is, or gives, that the tests use and have not defined. It can be made, and handed to the program."""
 
     _maker: str
 
-    def __init__(self, link: TestsEnd, target: Any, maker: str) -> None:
+    def __init__(self, link: TestsEndpoint, target: Any, maker: str) -> None:
         super().__init__(link, target)
         self.__dict__["_maker"] = maker
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Handed:
+    def __call__(self, *args: Any, **kwargs: Any) -> OpaqueRemote:
         return self._made("call", args, kwargs)
 
-    def __getattr__(self, name: str) -> Handed:
+    def __getattr__(self, name: str) -> OpaqueRemote:
         return self._refuse() if name.startswith("__") else self._made("get", (name,), {})  # isinstance asks so
 
-    def _made(self, operation: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Handed:
-        made = self._link.call(self._target, operation, args, kwargs, stays=True)
-        return Handed(self._link, made._target, self._maker)
+    def _made(self, operation: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> OpaqueRemote:
+        made = self._link.call(self._target, operation, args, kwargs, keep_remote=True)
+        return OpaqueRemote(self._link, made._target, self._maker)
 
     def _refuse(self, *_: Any) -> Any:
-        raise self._link.breaks({"bad": f"they are decided by {self._maker}, which is the program's to define"})
+        raise self._link.abort({"bad": f"they are decided by {self._maker}, which is the program's to define"})
 
 
 for _operation in (
@@ -235,4 +237,4 @@ for _operation in (
     "__getitem__",
     "__str__",
 ):
-    setattr(Handed, _operation, Handed._refuse)
+    setattr(OpaqueRemote, _operation, OpaqueRemote._refuse)

@@ -1,6 +1,6 @@
 """Names that programs and tests may use without having defined them.
 
-A function is judged as a part of a file, as the sites have it that such tasks are from: LeetCode gives its solutions the USUAL
+A function is judged as a part of a file, as the sites have it that such tasks are from: LeetCode gives its solutions the DEFAULT_MODULES
 modules and their names. They stand where built-in names do, behind all that a program defines itself.
 """
 
@@ -13,10 +13,10 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
-from rewards.sandbox.link import Handed, TestsEnd
+from rewards.sandbox.link import OpaqueRemote, TestsEndpoint
 
-ANNOTATIONS = ("typing",)
-USUAL = (
+ANNOTATION_MODULES = ("typing",)
+DEFAULT_MODULES = (
     *("typing", "collections", "itertools", "functools", "heapq", "bisect", "math"),
     *("copy", "datetime", "json", "operator", "random", "re", "statistics", "string", "sys"),
 )
@@ -25,7 +25,7 @@ _ALIASES = {"np": "numpy", "pd": "pandas"}
 _WITH_NAMES = {"collections", "itertools", "functools", "heapq", "bisect", "math"}
 
 
-def offer(modules: Sequence[str]) -> None:
+def add_builtins(modules: Sequence[str]) -> None:
     """The modules by their names, what those of _WITH_NAMES hold, and the types of typing."""
     offered = {name: importlib.import_module(name) for name in modules}
     names = {
@@ -42,7 +42,7 @@ def offer(modules: Sequence[str]) -> None:
 class TestNames(dict[str, Any]):
     """The names that tests see. One that nobody has defined is a module, else it is the program's to define."""
 
-    def __init__(self, link: TestsEnd) -> None:
+    def __init__(self, link: TestsEndpoint) -> None:
         super().__init__(__name__="tests")
         self._link = link
 
@@ -52,10 +52,10 @@ class TestNames(dict[str, Any]):
         module = _ALIASES.get(name, name)
         if module in sys.stdlib_module_names or module in sys.modules:
             return importlib.import_module(module)
-        return Handed(self._link, name, name)
+        return OpaqueRemote(self._link, name, name)
 
 
-def forget_classes(names: dict[str, Any]) -> None:
+def remove_classes(names: dict[str, Any]) -> None:
     """An object of a class of the tests' own cannot be handed to the program; its own class of that name can make one."""
     for name, value in list(names.items()):
         if isinstance(value, type) and value.__module__ == names["__name__"]:

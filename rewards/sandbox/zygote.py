@@ -72,7 +72,7 @@ class Zygote:
         kernel.hide_memory()
         if layers.NAMESPACES not in entered and layers.LANDLOCK not in entered:
             layers.become_nobody()
-        kernel.renounce_privileges()
+        kernel.drop_privileges()
         if layers.LANDLOCK in entered:
             layers.enter_landlock(readable)
         self._new_threads: int | None = None
@@ -80,7 +80,7 @@ class Zygote:
             with contextlib.suppress(
                 OSError
             ):  # before Linux 5.5, or another such filter stands: threads are not bounded
-                self._new_threads = kernel.install_asking_filter(allowlist.thread_watch())
+                self._new_threads = kernel.install_notifying_filter(allowlist.thread_filter())
 
     def serve(self) -> None:
         """One job after the other, until the judge is gone."""
@@ -110,9 +110,9 @@ class Zygote:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # it is dead, and its limits can still be read
-        may_have_killed_itself = not self._filtered or _lowered_its_time(pid, limits)
+        may_have_killed_itself = not self._filtered or _lowered_own_cpu_limit(pid, limits)
         _, status, usage = os.wait4(pid, 0)
-        self._end_strays()
+        self._kill_strays()
         return {
             "status": os.waitstatus_to_exitcode(status),
             "cpu": usage.ru_utime + usage.ru_stime,
@@ -152,16 +152,18 @@ class Zygote:
                     return "exit"
                 if self._control.fileno() in ready:
                     self._control.recv(MAX_MESSAGE)
-                    return "judge"
+                    return "grader"
                 if self._new_threads in ready:
                     num_threads += 1
                     with contextlib.suppress(OSError):  # it was ended while it asked
-                        kernel.answer_call(self._new_threads, refuse=errno.EAGAIN if num_threads > _MAX_THREADS else 0)
+                        kernel.reply_to_call(
+                            self._new_threads, refuse=errno.EAGAIN if num_threads > _MAX_THREADS else 0
+                        )
             return "wall"
         finally:
             os.close(ended)
 
-    def _end_strays(self) -> None:
+    def _kill_strays(self) -> None:
         """What a child left behind: in a process tree of our own everything else, elsewhere what has become our child."""
         with contextlib.suppress(ChildProcessError, ProcessLookupError):
             if os.getpid() == 1:
@@ -179,7 +181,7 @@ class Zygote:
         return [int(pid) for pid in self._children.read().split()]
 
 
-def _lowered_its_time(pid: int, limits: child.Limits) -> bool:
+def _lowered_own_cpu_limit(pid: int, limits: child.Limits) -> bool:
     """Whether a child gave itself less processor time than it was given: the kernel ends it by SIGKILL then."""
     with contextlib.suppress(OSError):  # a kernel that does not tell
         hard = resource.prlimit(pid, resource.RLIMIT_CPU)[1]

@@ -14,7 +14,7 @@ import torch
 
 from rewards.proof import available_provers
 from rewards.sandbox.client import SandboxError
-from rewards.sandbox.isolation import FLOOR, measure
+from rewards.sandbox.isolation import MIN_LEVEL, measure
 from rl.forward.micro_batch import MicroBatch, TrainGroup, TrainSequence
 from rl.policy.load import load_pretrained
 from rl.policy.policy import Policy
@@ -125,6 +125,8 @@ def _isolation() -> str:
     except SandboxError as error:
         return f"cannot be run: {error}"
     verdict = (
-        "safe to run" if isolation.rank >= FLOOR else f"refused unless allow_unsafe_code (level {FLOOR} is needed)"
+        "safe to run"
+        if isolation.rank >= MIN_LEVEL
+        else f"refused unless allow_unsafe_code (level {MIN_LEVEL} is needed)"
     )
     return f"{verdict}: isolation {isolation.describe()}"

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rewards.door import checked_scores
 from rewards.errors import UserError
-from rewards.sandbox.isolation import FLOOR
+from rewards.sandbox.isolation import MIN_LEVEL
 from rewards.score import Outcome, Score, verify
+from rewards.verifier_contract import checked_scores
 from rewards.verifiers import Verifiers
 from rl.capacity.account import Account
 from rl.capacity.choose import OPEN, Room, choose, described
@@ -145,7 +145,7 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
     parts = zip(loaded, ("training", "held-out"), strict=True)
     training, held_out = (gradable(problems, which, verifiers, progress) for problems, which in parts)
     if verifiers.isolation:
-        unsafe = "UNSAFE, as allow_unsafe_code permits: " if verifiers.isolation.rank < FLOOR else ""
+        unsafe = "UNSAFE, as allow_unsafe_code permits: " if verifiers.isolation.rank < MIN_LEVEL else ""
         progress.message(f"{unsafe}programs are run at isolation {verifiers.isolation.describe()}")
     if runtime.shards:
         require_shardable(config)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rewards.errors import UserError
-from rewards.sandbox.isolation import FLOOR
+from rewards.sandbox.isolation import MIN_LEVEL
 
 Row = dict[str, float | None]
 
@@ -328,9 +328,11 @@ def start_and_end(rows: list[Row], key: str) -> tuple[float, float] | None:
 def unsafe_programs(rows: list[Row]) -> str | None:
     """What every summary must say of a run whose programs were not shut in."""
     levels = series(rows, "sandbox/level")[1]
-    if not levels or min(levels) >= FLOOR:
+    if not levels or min(levels) >= MIN_LEVEL:
         return None
-    return f"UNSAFE: programs were run at isolation level {min(levels):g}, below {FLOOR}, as allow_unsafe_code permits"
+    return (
+        f"UNSAFE: programs were run at isolation level {min(levels):g}, below {MIN_LEVEL}, as allow_unsafe_code permits"
+    )
 
 
 def time_by_phase(rows: list[Row]) -> dict[str, float]:

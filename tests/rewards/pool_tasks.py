@@ -1,4 +1,4 @@
-"""Judges that misbehave, for the tests of the pool. Loaded in the worker processes, so a module of its own."""
+"""Grades that misbehave, for the tests of the pool. Loaded in the worker processes, so a module of its own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rewards.score import Outcome
 
 
 def load(counter: str = ""):
-    return lambda *item: _judge(counter, *item)
+    return lambda *item: _grade(counter, *item)
 
 
 def load_nothing():
@@ -22,7 +22,7 @@ def load_and_die():
     os._exit(7)
 
 
-def _judge(counter: str, text: str):
+def _grade(counter: str, text: str):
     if counter:
         with Path(counter).open("a") as file:
             file.write(text + "\n")

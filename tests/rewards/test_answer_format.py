@@ -15,7 +15,7 @@ GOOD = "<think>\n6*7=42\n</think>\n<answer>42</answer>"
 
 
 @pytest.mark.parametrize(
-    ("text", "amiss"),
+    ("text", "problem"),
     [
         (GOOD, ""),
         (f"  {GOOD}\n\n", ""),
@@ -36,14 +36,14 @@ GOOD = "<think>\n6*7=42\n</think>\n<answer>42</answer>"
         ("", "<think> stands 0 times"),
     ],
 )
-def test_think_and_answer_stand_once_in_order_around_something(text: str, amiss: str) -> None:
+def test_think_and_answer_stand_once_in_order_around_something(text: str, problem: str) -> None:
     form = format_rule("think-answer")(text)
-    assert form.value == float(not amiss)
-    assert amiss in form.amiss
+    assert form.value == float(not problem)
+    assert problem in form.problem
 
 
 @pytest.mark.parametrize(
-    ("text", "amiss"),
+    ("text", "problem"),
     [
         (r"so \boxed{42}", ""),
         (r"$$\boxed{\frac{1}{2}}.$$", ""),
@@ -67,10 +67,10 @@ def test_think_and_answer_stand_once_in_order_around_something(text: str, amiss:
         (r"\boxedtimes", "0 boxes"),
     ],
 )
-def test_the_only_box_closes_the_text(text: str, amiss: str) -> None:
+def test_the_only_box_closes_the_text(text: str, problem: str) -> None:
     form = format_rule("boxed")(text)
-    assert form.value == float(not amiss)
-    assert amiss in form.amiss
+    assert form.value == float(not problem)
+    assert problem in form.problem
 
 
 @pytest.mark.parametrize(

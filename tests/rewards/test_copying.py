@@ -14,12 +14,12 @@ from rewards.combine import CombinedVerifier
 from rewards.math_answer import MathVerifier
 from rewards.math_policy import MathPolicy
 from rewards.mathematics.copying import _SPAN
-from rewards.mathematics.judge import MathJudge
+from rewards.mathematics.grader import MathGrader
 from rewards.score import Outcome, Reference, Score, verify
 from rollout.records import Completion, FinishReason, Problem
 from rollout.verify import BackgroundVerifier
 
-JUDGE = MathJudge(strict=True, policy=MathPolicy())
+GRADER = MathGrader(strict=True, policy=MathPolicy())
 
 COPIED = [  # question, reference, answers that only repeat it, answers that count
     (
@@ -64,21 +64,23 @@ def test_an_expression_of_the_question_is_no_answer(
     question: str, reference: str, copied: list[str], worked_out: list[str]
 ) -> None:
     for answer in copied:
-        assert JUDGE.judge(f"\\boxed{{{answer}}}", reference).equal, "it would be right, and the policy would learn it"
-        assert JUDGE.judge(f"\\boxed{{{answer}}}", reference, question).outcome is Outcome.WRONG, answer
+        assert GRADER.grade(f"\\boxed{{{answer}}}", reference).is_correct, (
+            "it would be right, and the policy would learn it"
+        )
+        assert GRADER.grade(f"\\boxed{{{answer}}}", reference, question).outcome is Outcome.WRONG, answer
     for answer in worked_out:
-        assert JUDGE.judge(f"\\boxed{{{answer}}}", reference, question).equal, answer
+        assert GRADER.grade(f"\\boxed{{{answer}}}", reference, question).is_correct, answer
 
 
 @pytest.mark.parametrize(("question", "reference", "answers"), STANDS_THERE, ids=lambda value: str(value)[:20])
 def test_an_answer_that_stands_in_the_question_counts(question: str, reference: str, answers: list[str]) -> None:
     for answer in answers:
-        assert JUDGE.judge(f"\\boxed{{{answer}}}", reference, question).equal, answer
+        assert GRADER.grade(f"\\boxed{{{answer}}}", reference, question).is_correct, answer
 
 
 def test_the_policy_may_allow_it() -> None:
-    judge = MathJudge(strict=True, policy=MathPolicy(copied_expressions=True))
-    assert judge.judge(r"\boxed{\sqrt{242}}", r"11\sqrt2", r"Simplify $\sqrt{242}$.").equal
+    grader = MathGrader(strict=True, policy=MathPolicy(copied_expressions=True))
+    assert grader.grade(r"\boxed{\sqrt{242}}", r"11\sqrt2", r"Simplify $\sqrt{242}$.").is_correct
 
 
 HOSTILE = [
@@ -111,7 +113,7 @@ def test_no_question_takes_long_to_read(piece: str) -> None:
     nested = "$" + piece.strip("$") * 150 + "1" + closing.get(piece, "").strip("$") * 150 + "$"
     for question in (piece * (20_000 // len(piece)), nested):
         start = time.process_time()
-        assert JUDGE.judge(r"\boxed{\sqrt{4}}", "2", question).equal
+        assert GRADER.grade(r"\boxed{\sqrt{4}}", "2", question).is_correct
         assert time.process_time() - start < 0.5
 
 
@@ -122,12 +124,12 @@ def test_no_expression_of_a_real_question_pays(shared_file: Callable[[str], Path
         question, reference = row["problem"], row["answer"] or ""
         if not reference:
             continue
-        assert JUDGE.judge(f"\\boxed{{{reference}}}", reference, question).equal
+        assert GRADER.grade(f"\\boxed{{{reference}}}", reference, question).is_correct
         for match in _SPAN.finditer(question):
             span = f"\\boxed{{{next(filter(None, match.groups()))}}}"
-            if len(span) < 200 and JUDGE.judge(span, reference).equal:
+            if len(span) < 200 and GRADER.grade(span, reference).is_correct:
                 paid += 1
-                kept += JUDGE.judge(span, reference, question).equal
+                kept += GRADER.grade(span, reference, question).is_correct
     assert paid > 80  # of the 2,500 problems
     assert kept < paid / 4  # measured: 15 %, all of them spellings of the reference
 

@@ -17,14 +17,14 @@ from math_cases import CASES
 
 from rewards.math_answer import MathVerifier
 from rewards.math_policy import MathPolicy
-from rewards.mathematics import judge as math_judge
+from rewards.mathematics import grader as math_grader
 from rewards.mathematics.comparison import Comparison
-from rewards.mathematics.judge import MathJudge
+from rewards.mathematics.grader import MathGrader
 from rewards.mathematics.scalar_stage import compare_scalars
 from rewards.score import Outcome
 from rewards.verdict import Verdict
 
-JUDGE = MathJudge(strict=True, policy=MathPolicy())
+GRADER = MathGrader(strict=True, policy=MathPolicy())
 
 
 def _boxed(answers: list[str]) -> list[str]:
@@ -92,7 +92,9 @@ def test_the_defaults_follow_the_leanings_of_the_ambiguous_table(
 def test_each_option_turns_its_verdict(option: str, other: float, reference: str, answer: str) -> None:
     default = getattr(MathPolicy(), option)
     verdicts = [
-        MathJudge(strict=True, policy=MathPolicy(**{option: value})).judge(f"\\boxed{{{answer}}}", reference).equal  # type: ignore[arg-type]
+        MathGrader(strict=True, policy=MathPolicy(**{option: value}))
+        .grade(f"\\boxed{{{answer}}}", reference)
+        .is_correct  # type: ignore[arg-type]
         for value in (default, other)
     ]
     assert verdicts == [option in ("percent_sign_optional", "convert_units"), not verdicts[0]]
@@ -103,8 +105,8 @@ def test_each_option_turns_its_verdict(option: str, other: float, reference: str
 )
 def test_the_tolerance_is_relative_to_the_reference(answer: str, equal: bool) -> None:
     """A half of 100 to either side; of 199 itself a half would be 99.5, and reach back to 100."""
-    judge = MathJudge(strict=True, policy=MathPolicy(relative_tolerance=0.5))
-    assert judge.judge(f"\\boxed{{{answer}}}", "100").equal is equal
+    grader = MathGrader(strict=True, policy=MathPolicy(relative_tolerance=0.5))
+    assert grader.grade(f"\\boxed{{{answer}}}", "100").is_correct is equal
 
 
 def test_the_page_on_grading_names_every_option_with_its_default() -> None:
@@ -146,15 +148,15 @@ def test_an_outcome_says_why_there_is_no_reward(verifier: MathVerifier) -> None:
     "answer", [r"\int_0^1 x\,dx", r"\sum_{k=1}^3k", r"\begin{vmatrix}1\end{vmatrix}", "5?", r"4\approx5", "101_2"]
 )
 def test_a_question_a_hedge_or_a_base_is_a_wrong_answer_not_an_unreadable_one(answer: str) -> None:
-    assert JUDGE.judge(f"\\boxed{{{answer}}}", "5").outcome is Outcome.WRONG
+    assert GRADER.grade(f"\\boxed{{{answer}}}", "5").outcome is Outcome.WRONG
 
 
 def test_identical_pairs_are_judged_once(verifier: MathVerifier, monkeypatch: pytest.MonkeyPatch) -> None:
-    judged = []
+    graded = []
     run = verifier._pool.run
-    monkeypatch.setattr(verifier._pool, "run", lambda items: judged.extend(items) or run(items))
+    monkeypatch.setattr(verifier._pool, "run", lambda items: graded.extend(items) or run(items))
     scores = verifier.verify_batch([r"\boxed{1}", r"\boxed{2}"] * 3 + [r"\boxed{2}"], ["1"] * 6 + ["2"])
-    assert judged == [(r"\boxed{1}", "1"), (r"\boxed{2}", "1"), (r"\boxed{2}", "2")]
+    assert graded == [(r"\boxed{1}", "1"), (r"\boxed{2}", "1"), (r"\boxed{2}", "2")]
     assert [score.value for score in scores] == [1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0]
 
 
@@ -244,7 +246,7 @@ def test_no_repetition_takes_long_to_judge(start: str) -> None:
         answer = (start + piece * 2000)[:1990] + "!"
         begin = time.monotonic()
         for reference in ("5", r"5\text{ cm}", "(-\\infty,3]", "B", "x^2+y^2=1"):
-            assert not JUDGE.judge(f"#### {answer}", reference).equal
+            assert not GRADER.grade(f"#### {answer}", reference).is_correct
         assert time.monotonic() - begin < 1  # measured: 0.1 s at most
 
 
@@ -255,32 +257,32 @@ def test_a_repeated_answer_is_compared_once(monkeypatch: pytest.MonkeyPatch) -> 
         compared.append((answer, reference))
         return compare_scalars(answer, reference, comparison)
 
-    monkeypatch.setattr(math_judge, "_STAGES", (*math_judge._STAGES[:-1], counted))
-    judge = MathJudge(strict=True, policy=MathPolicy())
+    monkeypatch.setattr(math_grader, "_STAGES", (*math_grader._STAGES[:-1], counted))
+    grader = MathGrader(strict=True, policy=MathPolicy())
     for completion in (r"\boxed{2x+1}", r"So $\boxed{ 2x+1. }$", r"\boxed{2x+1}", r"\boxed{\mathbf{2x+1}}"):
-        assert judge.judge(completion, "1+2x").equal
+        assert grader.grade(completion, "1+2x").is_correct
     assert compared == [("2x+1", "1+2x")]
-    assert not judge.judge(r"\boxed{2x+1}", "2+2x").equal  # another reference, another verdict
+    assert not grader.grade(r"\boxed{2x+1}", "2+2x").is_correct  # another reference, another verdict
 
 
 def test_what_is_remembered_belongs_to_one_policy() -> None:
-    judges = [
-        MathJudge(strict=strict, policy=MathPolicy(ignore_letter_case=ignore))
+    graders = [
+        MathGrader(strict=strict, policy=MathPolicy(ignore_letter_case=ignore))
         for strict, ignore in ((True, False), (False, False), (True, True))
     ]
     for _ in range(2):  # the second time from memory
-        assert [judge.judge(r"\boxed{b}", "B").equal for judge in judges] == [False, False, True]
-        assert [judge.judge("#### B", "B").outcome for judge in judges] == [
+        assert [grader.grade(r"\boxed{b}", "B").is_correct for grader in graders] == [False, False, True]
+        assert [grader.grade("#### B", "B").outcome for grader in graders] == [
             *(Outcome.NO_ANSWER, Outcome.CORRECT, Outcome.NO_ANSWER)
         ]
 
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(math_judge, "MAX_CACHED", 10)
-    judge = MathJudge(strict=True, policy=MathPolicy())
+    monkeypatch.setattr(math_grader, "MAX_CACHED", 10)
+    grader = MathGrader(strict=True, policy=MathPolicy())
     for number in range(100):
-        judge.judge(f"\\boxed{{x+{number}}}", "x")
-    assert judge._compare.cache_info().currsize == 10
+        grader.grade(f"\\boxed{{x+{number}}}", "x")
+    assert grader._compare.cache_info().currsize == 10
 
 
 def test_a_bomb_is_right_if_it_is_the_reference(verifier: MathVerifier) -> None:
@@ -298,7 +300,7 @@ def test_a_thousand_short_answers_take_a_fraction_of_a_second(verifier: MathVeri
 
 
 def _equal(answer: str, reference: str) -> bool:
-    return JUDGE.judge(f"\\boxed{{{answer}}}", reference).equal
+    return GRADER.grade(f"\\boxed{{{answer}}}", reference).is_correct
 
 
 _INTEGERS = st.integers(-(10**12), 10**12)
@@ -358,5 +360,5 @@ def test_polynomials_are_equal_iff_their_coefficients_are(coefficients: list[int
 )
 @settings(max_examples=200, deadline=None)
 def test_no_answer_makes_the_judge_fail(answer: str, reference: str) -> None:
-    assert JUDGE.judge(f"#### {answer}", reference).outcome is not Outcome.CRASHED
-    MathJudge(strict=False, policy=MathPolicy()).judge(f"#### {answer}", reference)  # raises nothing
+    assert GRADER.grade(f"#### {answer}", reference).outcome is not Outcome.CRASHED
+    MathGrader(strict=False, policy=MathPolicy()).grade(f"#### {answer}", reference)  # raises nothing

@@ -108,7 +108,7 @@ def test_a_proof_is_right_or_told_what_is_wrong(label: str, proof: str, reason: 
 def test_a_new_theorem_stands_on_what_is_before_it_alone(
     source: str, before: str | None, proof: str, reason: str
 ) -> None:
-    database, theorem = DISTINCT.stating(source, before=before)
+    database, theorem = DISTINCT.with_theorem(source, before=before)
     try:
         check(database, theorem, proof, limits=Limits())
         said = ""
@@ -134,10 +134,10 @@ def test_a_new_theorem_stands_on_what_is_before_it_alone(
 )
 def test_statements_that_cannot_be_asked_for(source: str, before: str | None, reason: str) -> None:
     if not reason:
-        DISTINCT.stating(source, before=before)
+        DISTINCT.with_theorem(source, before=before)
         return
     with pytest.raises(DatabaseError, match=re.escape(reason)):
-        DISTINCT.stating(source, before=before)
+        DISTINCT.with_theorem(source, before=before)
 
 
 def test_labels_can_be_forbidden() -> None:

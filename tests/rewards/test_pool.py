@@ -216,8 +216,8 @@ def test_a_worker_that_has_judged_enough_is_replaced(
     """After the batch with which it went beyond 10 items, so it has judged at most 22. Of two that stay one would have 30 of 60."""
     monkeypatch.setattr(rewards.pool, "_RECYCLE_AFTER", 10)
     pool = make_pool(num_workers=1)
-    judged = Counter(detail.split()[0] for _ in range(5) for _, detail in pool.run([["a"]] * 12))
-    assert max(judged.values()) <= 22
+    graded = Counter(detail.split()[0] for _ in range(5) for _, detail in pool.run([["a"]] * 12))
+    assert max(graded.values()) <= 22
 
 
 def test_an_interrupted_batch_leaves_no_reply_behind(make_pool: Callable[..., WorkerPool]) -> None:
@@ -278,7 +278,7 @@ def test_workers_end_when_the_trainer_is_killed(monkeypatch: pytest.MonkeyPatch)
     ("modules", "absent"),
     [
         ("rewards.score, rewards.math_answer, rewards.pool, rewards.equation_steps", "torch sympy mpmath math_verify"),
-        ("rewards.worker, rewards.mathematics.judge, rewards.mathematics.symbolic", "torch transformers"),
+        ("rewards.worker, rewards.mathematics.grader, rewards.mathematics.symbolic", "torch transformers"),
     ],
     ids=["trainer", "worker"],
 )

@@ -24,10 +24,10 @@ from processes import children, descendants, no_process_left
 from program_attacks import ASSERTS, ESCAPE, ESCAPES, FUNCTION, FUNCTIONS, HONEST, SCRIPTS, STDIN, TESTED
 from program_honest import OTHERS
 
-from rewards.program import ProgramVerifier, UnsafeMachine
-from rewards.programs.judge import ProgramJudge
+from rewards.program import ProgramVerifier, SandboxUnavailable
+from rewards.programs.grader import ProgramGrader
 from rewards.sandbox.child import Limits
-from rewards.sandbox.client import Ended
+from rewards.sandbox.client import ChildResult
 from rewards.sandbox.isolation import measure
 from rewards.score import Outcome, Score
 
@@ -45,7 +45,7 @@ WITHOUT_NAMESPACES = [name for name in ATTACKS if name.startswith("escape") or "
 def _verifier(**options: Any) -> ProgramVerifier:
     try:
         return ProgramVerifier(**options)
-    except UnsafeMachine as error:
+    except SandboxUnavailable as error:
         pytest.skip(str(error))
 
 
@@ -228,8 +228,8 @@ results = lambda x: [0]
 @pytest.mark.parametrize("name", DECIDED_BY_THE_PROGRAM)
 def test_what_the_program_defines_does_not_decide_its_tests(verifier: ProgramVerifier, name: str) -> None:
     task = _with(ASSERTS, asserts=[DECIDED_BY_THE_PROGRAM[name]])
-    (checked,), (judged,) = verifier.check_references([task]), verifier.verify_batch([FAKES], [task])
-    assert checked.outcome is judged.outcome is Outcome.BAD_REFERENCE, (checked, judged)
+    (checked,), (graded,) = verifier.check_references([task]), verifier.verify_batch([FAKES], [task])
+    assert checked.outcome is graded.outcome is Outcome.BAD_REFERENCE, (checked, graded)
     assert "program's to define" in checked.detail
 
 
@@ -328,17 +328,19 @@ def test_killing_costs_hardly_any_program_its_grade(depth: int) -> None:
 def test_a_program_that_the_tests_lose_before_it_has_ended_is_run_once_more(again: str, expected: Outcome) -> None:
     """It may be about to be killed by somebody else, and the judge came first; one that hangs up each time is wrong."""
 
-    def ended(by: str, result: str) -> Ended:
-        return Ended(status=-9, cpu=0.0, ended_by=by, overflowed=False, stdout=b"", stderr=b"", result=result.encode())
+    def ended(by: str, result: str) -> ChildResult:
+        return ChildResult(
+            status=-9, cpu=0.0, ended_by=by, overflowed=False, stdout=b"", stderr=b"", result=result.encode()
+        )
 
-    lost = ended("exit", json.dumps({"failed": 1, "gone": True})), ended("judge", "")
-    passed = ended("exit", json.dumps({"num_calls": 1})), ended("judge", "")
+    lost = ended("exit", json.dumps({"failed": 1, "gone": True})), ended("grader", "")
+    passed = ended("exit", json.dumps({"num_calls": 1})), ended("grader", "")
     runs = iter([lost, {"passes": passed, "hangs up": lost}[again]])
-    judge = object.__new__(ProgramJudge)
-    judge._limits = {"cpu_seconds": 2}  # pyright: ignore
-    judge._run_tests = lambda *_: next(runs)  # pyright: ignore
+    grader = object.__new__(ProgramGrader)
+    grader._limits = {"cpu_seconds": 2}  # pyright: ignore
+    grader._run_tests = lambda *_: next(runs)  # pyright: ignore
     task = SimpleNamespace(entry_point="f", asserts=["assert f() == 1"])
-    assert judge._run_asserts("", task)[0] is expected  # pyright: ignore
+    assert grader._run_asserts("", task)[0] is expected  # pyright: ignore
 
 
 @pytest.mark.parametrize(
@@ -361,8 +363,8 @@ def test_what_a_machine_refuses_is_not_graded_and_forgotten_afterwards(kind: int
 
 def test_a_sandbox_that_does_not_start_is_asked_for_again_and_not_graded() -> None:
     limits: Limits = {"cpu_seconds": 1, "wall_seconds": 1.0, "memory": 1 << 30, "output": 1 << 20}
-    judge = ProgramJudge(completions=False, limits=limits, layers=[], packages=["no_such_package"], readable=[])
-    outcome, detail = judge.judge(HONEST["function"][1], FUNCTION)
+    grader = ProgramGrader(completions=False, limits=limits, layers=[], packages=["no_such_package"], readable=[])
+    outcome, detail = grader.grade(HONEST["function"][1], FUNCTION)
     assert outcome is Outcome.CRASHED
     assert detail == "the sandbox failed twice: No module named 'no_such_package'"
 
@@ -377,20 +379,20 @@ def unmeasured() -> Iterator[None]:
 @pytest.mark.usefixtures("unmeasured")
 def test_a_machine_without_a_temporary_folder_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nothing"))
-    with pytest.raises(UnsafeMachine, match="temporary folder"):
+    with pytest.raises(SandboxUnavailable, match="temporary folder"):
         ProgramVerifier()
 
 
 @pytest.mark.usefixtures("unmeasured")
 def test_a_machine_where_no_process_can_be_started_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/nothing")
-    with pytest.raises(UnsafeMachine, match="no process can be started: No such file"):
+    with pytest.raises(SandboxUnavailable, match="no process can be started: No such file"):
         ProgramVerifier()
 
 
 def test_below_the_floor_programs_run_only_if_that_is_allowed() -> None:
     without = ["namespaces", "landlock"]
-    with pytest.raises(UnsafeMachine, match=r"L[01] \(seccomp\); missing: .*landlock \(switched off\)"):
+    with pytest.raises(SandboxUnavailable, match=r"L[01] \(seccomp\); missing: .*landlock \(switched off\)"):
         ProgramVerifier(without=without)
     with ProgramVerifier(without=without, allow_unsafe_code=True, num_workers=1) as verifier:
         assert verifier.isolation.rank < 2

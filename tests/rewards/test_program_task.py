@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rewards.programs.compare import same_output, same_value
-from rewards.programs.source import program_in, whole_program
+from rewards.programs.source import extract_program, full_source
 from rewards.programs.task import parse_task
 
 FENCED = "```python\na\n```"
@@ -81,7 +81,7 @@ FENCED = "```python\na\n```"
     ],
 )
 def test_the_program_is_found_in_a_completion(completion: str, program: str) -> None:
-    assert program_in(completion) == program
+    assert extract_program(completion) == program
 
 
 ADD = {"type": "function", "fn_name": "add", "tests": [{"args": [1, 2], "expected": 3}]}
@@ -102,7 +102,7 @@ PREFIX = "import math\ndef add(a, b):\n"
     ],
 )
 def test_a_prefix_is_gone_on_with_or_written_again(program: str, whole: str) -> None:
-    assert whole_program(program, parse_task({**ADD, "prefix": PREFIX})) == whole
+    assert full_source(program, parse_task({**ADD, "prefix": PREFIX})) == whole
 
 
 @pytest.mark.parametrize("text", ["\n" * 200_000, " \n" * 100_000, "def\n" * 50_000, "```\n" * 50_000, "```python\n" * 20_000, "```a" * 50_000, " " * 200_000 + "```", "~" * 200_000, "<answer>" * 25_000, "`" * 200_000 + "\n" + "`" * 100_000, "```python\n" + "a```b\n" * 30_000,
@@ -110,7 +110,7 @@ def test_a_prefix_is_gone_on_with_or_written_again(program: str, whole: str) -> 
 def test_texts_are_read_in_linear_time(text: str) -> None:
     """Two of these took minutes with a pattern that looks across lines."""
     task, start = parse_task({**ADD, "prefix": PREFIX}), time.monotonic()
-    whole_program(program_in(text) + text, task)
+    full_source(extract_program(text) + text, task)
     assert time.monotonic() - start < 2.0
 
 

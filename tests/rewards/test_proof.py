@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from rewards.proof import ProofVerifier, available_provers
-from rewards.proofs.coq_judge import CoqJudge
-from rewards.proofs.judge import proof_in
-from rewards.proofs.lean_judge import LeanJudge
-from rewards.proofs.prover_judge import Rejected
+from rewards.proofs.coq_grader import CoqGrader
+from rewards.proofs.grader import extract_proof
+from rewards.proofs.lean_grader import LeanGrader
+from rewards.proofs.prover_grader import Rejected
 from rewards.proofs.prover_process import Prover, ProverError
 from rewards.proofs.task import parse_task
 from rewards.score import Outcome, Score
@@ -117,12 +117,12 @@ def test_a_database_that_has_changed_is_read_again(verifier: ProofVerifier, tmp_
     ],
 )
 def test_the_proof_is_found_in_a_completion(completion: str, proof: str) -> None:
-    assert proof_in(completion, {"", "coq"}) == proof
+    assert extract_proof(completion, {"", "coq"}) == proof
 
 
 def test_finding_and_screening_a_proof_takes_linear_time(tmp_path: Path) -> None:
     options = {"folder": tmp_path, "seconds": 1.0, "memory": 1 << 30, "allow_unsafe_code": False}
-    screens = [CoqJudge(**options).screen, LeanJudge(**options).screen]  # type: ignore[arg-type]
+    screens = [CoqGrader(**options).screen, LeanGrader(**options).screen]  # type: ignore[arg-type]
     start = time.monotonic()
     for text in (
         "```a\n",
@@ -141,11 +141,11 @@ def test_finding_and_screening_a_proof_takes_linear_time(tmp_path: Path) -> None
         "{1:",
         "Nat.",
     ):
-        proof_in(text * 100_000, {"", "coq"})
+        extract_proof(text * 100_000, {"", "coq"})
         for screen in screens:
             with contextlib.suppress(Rejected):
                 screen(text * 100_000)
-    proof_in("<answer>" * 100_000 + "</answer>" * 100_000, {"", "coq"})
+    extract_proof("<answer>" * 100_000 + "</answer>" * 100_000, {"", "coq"})
     assert time.monotonic() - start < 10.0
 
 
@@ -186,7 +186,7 @@ def test_a_prover_reaches_nothing_but_its_folder(tmp_path: Path) -> None:
         libraries=(Path(sys.base_prefix),),
         seconds=5.0,
         memory=1 << 30,
-        shut_in=True,
+        sandboxed=True,
     )
     try:
         ran = python.run("-c", _ATTEMPTS, str(tmp_path), folder=tmp_path / "home", readable=[tmp_path / "given"])
@@ -199,7 +199,7 @@ def test_a_prover_reaches_nothing_but_its_folder(tmp_path: Path) -> None:
 
 
 def test_a_prover_is_ended_in_time_and_heard_in_measure(tmp_path: Path) -> None:
-    python = Prover(program=Path(sys.executable), libraries=(), seconds=1.0, memory=1 << 30, shut_in=False)
+    python = Prover(program=Path(sys.executable), libraries=(), seconds=1.0, memory=1 << 30, sandboxed=False)
     start = time.monotonic()
     assert python.run("-c", "while True: pass", folder=tmp_path).status is None  # by its processor time
     assert python.run("-c", "import time; time.sleep(60)", folder=tmp_path).status is None  # by the clock
@@ -232,9 +232,9 @@ def test_a_prover_that_cannot_be_shut_in_is_refused(monkeypatch: pytest.MonkeyPa
     (tmp_path / "coqc").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("rewards.proofs.prover_process.kernel.restrict_files", _no_landlock)
-    judge = CoqJudge(folder=tmp_path, seconds=1.0, memory=1 << 30, allow_unsafe_code=False)
+    grader = CoqGrader(folder=tmp_path, seconds=1.0, memory=1 << 30, allow_unsafe_code=False)
     with pytest.raises(BadReference, match=r"no landlock here; allow_unsafe_code"):
-        judge.check_task(parse_task(FALSE))  # type: ignore[arg-type]
+        grader.check_task(parse_task(FALSE))  # type: ignore[arg-type]
 
 
 def _no_landlock(allowed: object) -> None:
@@ -269,11 +269,11 @@ def test_what_a_stub_of_lean_says_becomes_the_verdict(monkeypatch: pytest.Monkey
     stub.write_text(_LEAN.format(python=sys.executable))
     stub.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    judge = LeanJudge(folder=tmp_path, seconds=10.0, memory=4 << 30, allow_unsafe_code=True)
+    grader = LeanGrader(folder=tmp_path, seconds=10.0, memory=4 << 30, allow_unsafe_code=True)
     task = parse_task({"system": "lean", "statement": "1 + 1 = 2", "imports": "import Mathlib\nopen Nat"})
-    assert judge.judge("by\n  norm_num", task) == (Outcome.CORRECT, "proved")  # type: ignore[arg-type]
-    assert judge.judge("ring", task) == (Outcome.WRONG, "line 1: ring failed")  # type: ignore[arg-type]
-    assert judge.judge("cheat", task) == (Outcome.WRONG, "the proof assumes sorryAx")  # type: ignore[arg-type]
+    assert grader.grade("by\n  norm_num", task) == (Outcome.CORRECT, "proved")  # type: ignore[arg-type]
+    assert grader.grade("ring", task) == (Outcome.WRONG, "line 1: ring failed")  # type: ignore[arg-type]
+    assert grader.grade("cheat", task) == (Outcome.WRONG, "the proof assumes sorryAx")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ def test_what_a_stub_of_lean_says_becomes_the_verdict(monkeypatch: pytest.Monkey
      "rfl\nend Model", "rfl\nlocal notation \"z\" => 1", "rfl\ninstance : Inhabited False := x", "exact Lean.ofReduceBool _ _ rfl"],
 )  # fmt: skip
 def test_the_screen_for_lean_refuses_every_other_command(proof: str, tmp_path: Path) -> None:
-    judge = LeanJudge(folder=tmp_path, seconds=1.0, memory=1 << 30, allow_unsafe_code=False)
+    grader = LeanGrader(folder=tmp_path, seconds=1.0, memory=1 << 30, allow_unsafe_code=False)
     with pytest.raises(Rejected):
-        judge.screen(proof)
-    assert judge.screen("by\nintro h\nexact h.symm") == "  \n  intro h\n  exact h.symm\n"
+        grader.screen(proof)
+    assert grader.screen("by\nintro h\nexact h.symm") == "  \n  intro h\n  exact h.symm\n"

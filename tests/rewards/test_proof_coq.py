@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from rewards.proof import ProofVerifier
-from rewards.proofs.coq_judge import CoqJudge
-from rewards.proofs.prover_judge import Rejected
+from rewards.proofs.coq_grader import CoqGrader
+from rewards.proofs.prover_grader import Rejected
 from rewards.proofs.task import parse_task
 from rewards.score import Outcome
 from rewards.verdict import BadReference
@@ -30,16 +30,16 @@ COMMUTATIVE = {
 
 
 @pytest.fixture(scope="module")
-def coq(tmp_path_factory: pytest.TempPathFactory) -> CoqJudge:
-    judge = CoqJudge(folder=tmp_path_factory.mktemp("coq"), seconds=3.0, memory=4 << 30, allow_unsafe_code=False)
+def coq(tmp_path_factory: pytest.TempPathFactory) -> CoqGrader:
+    grader = CoqGrader(folder=tmp_path_factory.mktemp("coq"), seconds=3.0, memory=4 << 30, allow_unsafe_code=False)
     try:
-        judge.prover()
+        grader.prover()
     except BadReference as error:
         pytest.skip(f"no proof for Coq was judged: {error}")
-    return judge
+    return grader
 
 
-def test_every_outcome_of_a_coq_proof(verifier: ProofVerifier, coq: CoqJudge) -> None:
+def test_every_outcome_of_a_coq_proof(verifier: ProofVerifier, coq: CoqGrader) -> None:
     answers = {
         "intros n H. rewrite H. reflexivity.": Outcome.CORRECT,
         'Here it is:\n```coq\nProof.\n  intros. (* "easy. *)\n  unfold double; subst n.\n  auto.\nQed.\n```': Outcome.CORRECT,
@@ -59,7 +59,7 @@ def test_every_outcome_of_a_coq_proof(verifier: ProofVerifier, coq: CoqJudge) ->
     assert scores[4].detail.startswith("line 1: In environment n : nat H : n = 0 Unable to unify")
 
 
-def test_a_coq_proof_assumes_only_what_the_reference_allows(verifier: ProofVerifier, coq: CoqJudge) -> None:
+def test_a_coq_proof_assumes_only_what_the_reference_allows(verifier: ProofVerifier, coq: CoqGrader) -> None:
     lists = {"imports": "Require Import Coq.Lists.List.\nImport ListNotations.", "statement": "[1] ++ [2] = [1; 2]"}
     excluded = {"imports": "Require Import Coq.Logic.Classical_Prop.", "statement": "forall P : Prop, P \\/ ~ P"}
     axiom = {"definitions": "Parameter A : Prop.\nAxiom a : A.", "statement": "A"}
@@ -122,25 +122,25 @@ ATTACKS = {
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_no_attack_on_coq_proves_false(name: str, coq: CoqJudge) -> None:
+def test_no_attack_on_coq_proves_false(name: str, coq: CoqGrader) -> None:
     """Neither through the screen nor, for the checks behind it are to hold alone, without it."""
     task = parse_task({**FALSE, "axioms": ["Coq.Logic.Classical_Prop.classic"]})
-    outcome, detail = coq.judge(ATTACKS[name], task)  # type: ignore[arg-type]
+    outcome, detail = coq.grade(ATTACKS[name], task)  # type: ignore[arg-type]
     assert outcome in (Outcome.WRONG, Outcome.UNPARSED), detail
     whole = ATTACKS[name] + ("" if ATTACKS[name].endswith("Admitted.") else "\nQed.\n")
     with pytest.raises(Rejected):
         coq.prove(whole, task)  # type: ignore[arg-type]
 
 
-def test_assumptions_beyond_what_is_read_of_them_are_not_taken_for_allowed(coq: CoqJudge) -> None:
+def test_assumptions_beyond_what_is_read_of_them_are_not_taken_for_allowed(coq: CoqGrader) -> None:
     names = [f"{'a' * 60}{number}" for number in range(1000)]  # 64 KiB are read
     task = parse_task({**FALSE, "statement": "nat", "definitions": f"Parameters {' '.join(names)} : nat."})
-    few, all_of_them = (coq.judge(f"exact ({' + '.join(some)}).", task) for some in (names[:9], names))  # type: ignore[arg-type]
+    few, all_of_them = (coq.grade(f"exact ({' + '.join(some)}).", task) for some in (names[:9], names))  # type: ignore[arg-type]
     assert few == (Outcome.CORRECT, "proved")
     assert all_of_them == (Outcome.WRONG, "what the proof assumes is too long to read")
 
 
-def test_coqs_own_checker_refuses_what_was_built_otherwise(coq: CoqJudge, tmp_path: Path) -> None:
+def test_coqs_own_checker_refuses_what_was_built_otherwise(coq: CoqGrader, tmp_path: Path) -> None:
     prover = coq.prover()
     folders = {"Answer": tmp_path}
     (tmp_path / "Answer.v").write_text("Theorem goal : True. exact I. Qed.")
@@ -182,6 +182,6 @@ SMUGGLED = [
 
 @pytest.mark.parametrize("text", SMUGGLED)
 def test_the_screen_sees_every_command(text: str, tmp_path: Path) -> None:
-    judge = CoqJudge(folder=tmp_path, seconds=1.0, memory=1 << 30, allow_unsafe_code=False)
+    grader = CoqGrader(folder=tmp_path, seconds=1.0, memory=1 << 30, allow_unsafe_code=False)
     with pytest.raises(Rejected):
-        judge.screen(text)
+        grader.screen(text)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards.puzzle_answer import PuzzleVerifier, check_reference, judge
+from rewards.puzzle_answer import PuzzleVerifier, check_reference, grade
 from rewards.puzzles.sudoku4 import GRIDS
 from rewards.score import Outcome
 
@@ -109,35 +109,35 @@ def verifier() -> Iterator[PuzzleVerifier]:
 
 @pytest.mark.parametrize(("reference", "answer", "outcome"), CASES)
 def test_an_answer_is_right_wrong_or_none_at_all(reference: dict[str, Any], answer: str, outcome: Outcome) -> None:
-    assert judge(boxed(answer), reference).outcome is outcome
+    assert grade(boxed(answer), reference).outcome is outcome
 
 
 @pytest.mark.parametrize("reference", REFERENCES, ids=lambda r: r["puzzle"])
 def test_no_marked_answer_is_no_answer(reference: dict[str, Any]) -> None:
     """An echo of the prompt too: it shows an empty box."""
     for completion in ("", "None", boxed(""), "Put it within \\boxed{}.", "<think>\\boxed{24}"):
-        assert judge(completion, reference).outcome is Outcome.NO_ANSWER
+        assert grade(completion, reference).outcome is Outcome.NO_ANSWER
 
 
 def test_answer_tags_do_where_there_is_no_box() -> None:
-    assert judge("<think>hm</think> <answer>12d</answer>", BASE).equal
+    assert grade("<think>hm</think> <answer>12d</answer>", BASE).is_correct
 
 
 @pytest.mark.parametrize("case", BAD)
 def test_a_reference_that_cannot_be_judged_against_is_told_from_a_wrong_answer(case: str) -> None:
     assert check_reference(BAD[case]).outcome is Outcome.BAD_REFERENCE
     if not case.startswith("a solution"):  # which an answer is not held against
-        assert judge(boxed("24"), BAD[case]).outcome is Outcome.BAD_REFERENCE
+        assert grade(boxed("24"), BAD[case]).outcome is Outcome.BAD_REFERENCE
 
 
 def test_every_grid_there_is_and_no_other() -> None:
     """288 is the number of 4x4 sudoku grids (OEIS A107739)."""
     assert len(GRIDS) == len({*GRIDS}) == 288
     empty = {"puzzle": "sudoku4", "givens": ["...."] * 4}
-    assert all(judge(boxed(grid), empty).equal for grid in GRIDS)
+    assert all(grade(boxed(grid), empty).is_correct for grid in GRIDS)
     grid = GRIDS[100]
     changed = [grid[:cell] + digit + grid[cell + 1 :] for cell in range(16) for digit in "01234" if digit != grid[cell]]
-    assert not any(judge(boxed(other), empty).equal for other in changed)
+    assert not any(grade(boxed(other), empty).is_correct for other in changed)
 
 
 def test_the_worker_judges_as_told_and_a_bad_reference_has_no_value(verifier: PuzzleVerifier) -> None:
@@ -150,8 +150,8 @@ def test_the_worker_judges_as_told_and_a_bad_reference_has_no_value(verifier: Pu
 
 
 @given(st.text("0123456789+-*/()=,. xy\\{}[]_^fracbox\n", max_size=300), st.sampled_from(REFERENCES))
-def test_no_text_breaks_a_judge(text: str, reference: dict[str, Any]) -> None:
-    assert judge(boxed(text), reference).outcome.gradable
+def test_no_text_breaks_a_grade(text: str, reference: dict[str, Any]) -> None:
+    assert grade(boxed(text), reference).outcome.gradable
 
 
 HOSTILE = [
@@ -165,6 +165,6 @@ HOSTILE = [
 def test_hostile_text_takes_no_time(text: str) -> None:
     """A tenth of a second for a puzzle: a twentieth of the deadline, and ten times what the slowest needs."""
     start = time.perf_counter()
-    outcomes = {judge(boxed(text), reference).outcome for reference in REFERENCES}
+    outcomes = {grade(boxed(text), reference).outcome for reference in REFERENCES}
     assert time.perf_counter() - start < 0.1 * len(REFERENCES)
     assert Outcome.CORRECT not in outcomes

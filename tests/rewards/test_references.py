@@ -14,10 +14,10 @@ import pytest
 
 from rewards.math_answer import MathVerifier
 from rewards.math_policy import MathPolicy
-from rewards.mathematics.judge import MathJudge
+from rewards.mathematics.grader import MathGrader
 from rewards.score import Outcome
 
-JUDGE = MathJudge(strict=False, policy=MathPolicy())
+GRADER = MathGrader(strict=False, policy=MathPolicy())
 NUMBERS = {
     "9": 9,
     "3.5": "7/2",
@@ -51,11 +51,11 @@ UNITS_IN_DOLLARS = [r"{n} ${u}$", r"{n} $\mathrm{{{u}}}$"]
 
 def _not_graded(reference: str, core: str, other: str) -> str | None:
     """What is wrong with a reference that is accepted; refusing it beforehand is never wrong."""
-    if not JUDGE.check_reference(reference).equal:
+    if not GRADER.check_reference(reference).is_correct:
         return f"{reference!r} is refused"
-    if not JUDGE.judge(f"\\boxed{{{core}}}", reference).equal:
+    if not GRADER.grade(f"\\boxed{{{core}}}", reference).is_correct:
         return f"{reference!r} gives 0 for {core!r}"
-    return f"{reference!r} gives 1 for {other!r}" if JUDGE.judge(f"\\boxed{{{other}}}", reference).equal else None
+    return f"{reference!r} gives 1 for {other!r}" if GRADER.grade(f"\\boxed{{{other}}}", reference).is_correct else None
 
 
 def test_a_number_with_a_unit_accepts_the_number() -> None:
@@ -129,8 +129,8 @@ def test_a_reference_as_data_sets_write_it_accepts_what_it_says(reference: str, 
     ["", " ", "None", "null", "NaN", "N/A", "n/a.", "not found", "notfound", "proof", "Proof.", "**Solution**", "#### Answer:", None, [], ["5"], {}, True],
 )  # fmt: skip
 def test_what_stands_for_no_answer_is_refused_beforehand_and_never_graded(reference: object) -> None:
-    assert JUDGE.check_reference(reference).outcome is Outcome.BAD_REFERENCE
-    assert JUDGE.judge(f"\\boxed{{{reference}}}", reference).outcome is Outcome.BAD_REFERENCE
+    assert GRADER.check_reference(reference).outcome is Outcome.BAD_REFERENCE
+    assert GRADER.grade(f"\\boxed{{{reference}}}", reference).outcome is Outcome.BAD_REFERENCE
 
 
 @pytest.mark.parametrize(
@@ -145,14 +145,14 @@ def test_what_stands_for_no_answer_is_refused_beforehand_and_never_graded(refere
     ],
 )
 def test_words_that_are_not_read_are_no_product_of_their_letters(reference: str) -> None:
-    assert JUDGE.check_reference(reference).outcome is Outcome.BAD_REFERENCE
-    assert not JUDGE.judge(r"\boxed{5}", reference).equal
+    assert GRADER.check_reference(reference).outcome is Outcome.BAD_REFERENCE
+    assert not GRADER.grade(r"\boxed{5}", reference).is_correct
 
 
 def test_words_that_are_answers_are_graded() -> None:
     for word in ("undefined", "no solution", r"\text{none of the above}", "no", "nonagon", "A proof by contradiction"):
-        assert JUDGE.check_reference(word).equal
-        assert JUDGE.judge(f"\\boxed{{{word}}}", word).equal
+        assert GRADER.check_reference(word).is_correct
+        assert GRADER.grade(f"\\boxed{{{word}}}", word).is_correct
 
 
 def test_a_number_is_a_reference(verifier: MathVerifier) -> None:

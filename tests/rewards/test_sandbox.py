@@ -163,14 +163,14 @@ def test_a_child_ends_with_its_zygote(layers: list[str]) -> None:
 def test_a_child_can_be_told_to_end(sandbox: Sandbox) -> None:
     start = time.monotonic()
     sandbox.start({"mode": "stdin", "source": "import time; time.sleep(100)"}, LIMITS)
-    assert sandbox.finish(at_once=True).ended_by == "judge"
+    assert sandbox.finish(terminate=True).ended_by == "grader"
     assert time.monotonic() - start < LIMITS["wall_seconds"] / 2
 
 
 def test_a_child_that_has_ended_can_be_told_to_end(sandbox: Sandbox) -> None:
     sandbox.start({"mode": "stdin", "source": ""}, LIMITS)
     time.sleep(0.3)
-    assert sandbox.finish(at_once=True).ended_by == "exit"
+    assert sandbox.finish(terminate=True).ended_by == "exit"
     assert _printed(sandbox, "print(1)") == 1
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rewards.puzzle_answer import PUZZLES, check_reference, judge, read_puzzle
+from rewards.puzzle_answer import PUZZLES, check_reference, grade, read_puzzle
 from rewards.puzzles.sudoku4 import GRIDS
 from rewards.score import Outcome
 from rollout.problems import BUILT_IN, load_problems
@@ -53,8 +53,8 @@ def test_each_has_a_solution_that_its_prompt_does_not_contain(name: str) -> None
     problems = sample(name)
     assert {p.verifier for p in problems} == {"puzzle"}
     assert {check_reference(p.reference).outcome for p in problems} == {Outcome.CORRECT}
-    assert {judge(asked(p), p.reference).outcome for p in problems} == {Outcome.NO_ANSWER}
-    assert {judge(f"\\boxed{{{asked(p)}}}", p.reference).equal for p in problems} == {False}
+    assert {grade(asked(p), p.reference).outcome for p in problems} == {Outcome.NO_ANSWER}
+    assert {grade(f"\\boxed{{{asked(p)}}}", p.reference).is_correct for p in problems} == {False}
 
 
 def test_one_answer_does_not_solve_many() -> None:
@@ -62,12 +62,12 @@ def test_one_answer_does_not_solve_many() -> None:
     for name in PUZZLE_MAKERS:
         problems = sample(name)
         answers = [f"\\boxed{{{read_puzzle(p.reference).solution}}}" for p in problems[:20]]
-        most = max(sum(judge(answer, p.reference).equal for p in problems) for answer in answers)
+        most = max(sum(grade(answer, p.reference).is_correct for p in problems) for answer in answers)
         assert most <= 0.05 * len(problems), name
 
 
 @pytest.mark.parametrize("problem", sample("countdown")[:20], ids=lambda p: p.id)
-def test_the_prompt_of_countdown_names_what_is_judged(problem: Problem) -> None:
+def test_the_prompt_of_countdown_names_what_is_graded(problem: Problem) -> None:
     *numbers, target = map(int, re.findall(r"\d+", asked(problem)))
     assert isinstance(problem.reference, dict)
     assert (numbers, target) == (problem.reference["numbers"], problem.reference["target"])

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from rewards.door import checked_scores
 from rewards.errors import UserError
 from rewards.score import Outcome, Score
+from rewards.verifier_contract import checked_scores
 
 RIGHT = Score(1.0, Outcome.CORRECT)
 BAD: dict[str, tuple[Any, str]] = {

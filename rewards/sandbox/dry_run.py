@@ -8,19 +8,19 @@ from __future__ import annotations
 import ast
 from typing import Any
 
-from rewards.sandbox.link import ARITHMETIC, COMPARISONS, Handed, Remote, TestsEnd
+from rewards.sandbox.link import ARITHMETIC, COMPARISONS, OpaqueRemote, Remote, TestsEndpoint
 
 
-class Rehearsal(TestsEnd):
+class DryRun(TestsEndpoint):
     """A connection to no program: what the tests ask for is checked, and answered by an Anything."""
 
     def __init__(self) -> None:
         self.num_calls = 0
-        self.broken: dict[str, Any] = {}
+        self.abort_reason: dict[str, Any] = {}
 
     def _answer(self, request: list[Any]) -> Any:
-        *_, stays = request
-        return Remote(self, 0) if stays else Anything()
+        *_, keep_remote = request
+        return Remote(self, 0) if keep_remote else Anything()
 
     def _name(self, value: Any) -> Any:
         return 0 if isinstance(value, Anything) else super()._name(value)
@@ -41,10 +41,10 @@ class Anything:
         return self
 
     def _with(self, *others: Any) -> Any:
-        return NotImplemented if any(isinstance(other, Handed) for other in others) else self
+        return NotImplemented if any(isinstance(other, OpaqueRemote) for other in others) else self
 
     def _is_so(self, other: Any) -> Any:
-        return NotImplemented if isinstance(other, Handed) else True
+        return NotImplemented if isinstance(other, OpaqueRemote) else True
 
     def __bool__(self) -> bool:
         return True

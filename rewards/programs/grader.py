@@ -16,11 +16,11 @@ from dataclasses import asdict
 from typing import Any
 
 from rewards.programs.compare import same_output, same_value
-from rewards.programs.source import program_in, whole_program
+from rewards.programs.source import extract_program, full_source
 from rewards.programs.task import AssertsTask, FunctionTask, StdinTask, parse_task
 from rewards.sandbox import kernel
 from rewards.sandbox.child import Limits
-from rewards.sandbox.client import Ended, KilledForMemoryError, Sandbox, SandboxError, SandboxLostError
+from rewards.sandbox.client import ChildResult, KilledForMemoryError, Sandbox, SandboxError, SandboxLostError
 from rewards.sandbox.layers import SECCOMP
 from rewards.sandbox.values import decode, encode
 from rewards.score import Outcome
@@ -29,7 +29,7 @@ from rewards.verdict import (
     Verdict,
     bad_reference,
     crashed,
-    judge_or_check,
+    grade_or_check,
     right,
     timeout,
     unparsed,
@@ -42,7 +42,7 @@ _STARVED = 0.1  # of its processor time: less is used only by a program that wai
 _SHOWN = 40  # characters of a value in a detail
 
 
-class ProgramJudge:
+class ProgramGrader:
     """completions: the programs stand in completions. layers, packages, readable: of the sandbox."""
 
     def __init__(
@@ -61,21 +61,23 @@ class ProgramJudge:
         with suppress(SandboxError):  # only so that it is warm: a machine that cannot do it was found out before
             self._sandbox("programs")
 
-    def judge(self, answer: str, reference: Any) -> Verdict:
+    def grade(self, answer: str, reference: Any) -> Verdict:
         """The verdict on a program."""
         try:
             task = parse_task(reference)
         except BadReference as error:
             return bad_reference(str(error))
-        program = (program_in(answer) if self._completions else answer).removeprefix("\ufeff")  # as Python reads a file
+        program = (extract_program(answer) if self._completions else answer).removeprefix(
+            "\ufeff"
+        )  # as Python reads a file
         if not program.strip():
             return Verdict(Outcome.NO_ANSWER, "no program")
         if len(program) > MAX_LENGTH:
             return unparsed(f"a program of more than {MAX_LENGTH} characters")
-        source = whole_program(program, task)
-        return self._twice(lambda: self._run(source, task))
+        source = full_source(program, task)
+        return self._with_retry(lambda: self._run(source, task))
 
-    def _twice(self, attempt: Callable[[], Verdict]) -> Verdict:
+    def _with_retry(self, attempt: Callable[[], Verdict]) -> Verdict:
         """What the sandbox fails at is tried once more in a new one."""
         try:
             return attempt()
@@ -102,10 +104,10 @@ class ProgramJudge:
         except BadReference as error:
             return bad_reference(str(error))
         if task.solution is None and isinstance(task, AssertsTask):
-            return self._twice(lambda: self._fault_of(task) or right("well-formed"))
+            return self._with_retry(lambda: self._test_defect(task) or right("well-formed"))
         if task.solution is None:
             return right("well-formed")
-        outcome, detail = self.judge(task.solution, reference)
+        outcome, detail = self.grade(task.solution, reference)
         if outcome in (Outcome.CORRECT, Outcome.CRASHED):
             return Verdict(outcome, detail)
         return bad_reference(f"its own solution does not pass: {detail}")
@@ -166,9 +168,9 @@ class ProgramJudge:
             outcome, reason = _failure(tested, self._limits) or wrong("they ended")
             if outcome is Outcome.TIMEOUT:
                 return timeout(f"the tests: {reason}")
-            return self._fault_of(task) or wrong(f"the tests were made to end: {reason}")
+            return self._test_defect(task) or wrong(f"the tests were made to end: {reason}")
         if "bad" in verdict:
-            return self._fault_of(task) or wrong(f"the tests were made to fail: {verdict['bad']}")
+            return self._test_defect(task) or wrong(f"the tests were made to fail: {verdict['bad']}")
         if "gone" in verdict:
             return _failure(ended, self._limits) or wrong(f"test {verdict['failed']}: the program ended")
         if "failed" in verdict:
@@ -177,7 +179,7 @@ class ProgramJudge:
             return _never_called(task)
         return right(f"{len(task.asserts)} tests passed")
 
-    def _run_tests(self, source: str, task: AssertsTask) -> tuple[Ended, Ended]:
+    def _run_tests(self, source: str, task: AssertsTask) -> tuple[ChildResult, ChildResult]:
         """How the tests ended, and how the program did."""
         programs, tests = self._sandbox("programs"), self._sandbox("tests")
         limits = self._limits_now()
@@ -186,11 +188,11 @@ class ProgramJudge:
         with ours, theirs:
             programs.start({"mode": "serve", "source": source}, limits, link=theirs)
             tests.start({"mode": "tests", **asdict(task)}, test_limits, link=ours)
-        return tests.finish(beside=programs), programs.finish(at_once=True)
+        return tests.finish(peer=programs), programs.finish(terminate=True)
 
-    def _fault_of(self, task: AssertsTask) -> Verdict | None:
+    def _test_defect(self, task: AssertsTask) -> Verdict | None:
         """What is wrong with the tests themselves: they are run without any program, so that none can have caused it."""
-        ended = self._sandbox("tests").run({"mode": "rehearsal", **asdict(task)}, self._limits)
+        ended = self._sandbox("tests").run({"mode": "dry_run", **asdict(task)}, self._limits)
         try:
             verdict = json.loads(ended.result)
         except ValueError:
@@ -200,7 +202,7 @@ class ProgramJudge:
             return bad_reference(f"the tests cannot be run: {verdict['bad']}")
         return None if verdict["num_calls"] or "failed" in verdict else _never_called(task)
 
-    def _run_child(self, job: dict[str, Any], stdin: bytes = b"", *, expects: int) -> Ended:
+    def _run_child(self, job: dict[str, Any], stdin: bytes = b"", *, expects: int) -> ChildResult:
         """expects: bytes of the result."""
         ended = self._sandbox("programs").run(job, self._limits_now(expects), stdin=stdin)
         if _starved(ended, self._limits):
@@ -223,18 +225,18 @@ class ProgramJudge:
             self._sandboxes.popitem()[1].close()
 
 
-def _starved(ended: Ended, limits: Limits) -> bool:
+def _starved(ended: ChildResult, limits: Limits) -> bool:
     """A wall clock that ran out may be a busy machine's fault: then the program is run once more."""
     return ended.ended_by == "wall" and ended.cpu > _STARVED * limits["cpu_seconds"]
 
 
-def _left_early(tested: Ended, ended: Ended) -> bool:
+def _left_early(tested: ChildResult, ended: ChildResult) -> bool:
     """The tests lost the program before it had ended: it hung up on them, or somebody else was just killing it. Nobody is
     killed twice by chance, so it is run once more."""
-    return ended.ended_by == "judge" and b'"gone": true' in tested.result
+    return ended.ended_by == "grader" and b'"gone": true' in tested.result
 
 
-def _failure(ended: Ended, limits: Limits) -> Verdict | None:
+def _failure(ended: ChildResult, limits: Limits) -> Verdict | None:
     """Why the program counts as failed whatever it wrote."""
     if ended.overflowed:
         return wrong("wrote too much")
@@ -276,8 +278,8 @@ def _shown(value: Any) -> str:
 def load(**options: Any) -> Callable[..., Verdict]:
     """What a worker calls once."""
     kernel.hide_memory()  # here is what is expected
-    judge = ProgramJudge(**options)
-    verdict_on = judge_or_check(judge.judge, judge.check_reference)
+    grader = ProgramGrader(**options)
+    verdict_on = grade_or_check(grader.grade, grader.check_reference)
 
     def on_one_line(*item: Any) -> Verdict:
         outcome, reason = verdict_on(*item)

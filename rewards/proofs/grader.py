@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from rewards.extract import after_reasoning
-from rewards.proofs.coq_judge import CoqJudge
-from rewards.proofs.lean_judge import LeanJudge
-from rewards.proofs.metamath_judge import MetamathJudge
+from rewards.proofs.coq_grader import CoqGrader
+from rewards.proofs.lean_grader import LeanGrader
+from rewards.proofs.metamath_grader import MetamathGrader
 from rewards.proofs.prover_process import ProverError
 from rewards.proofs.task import parse_task
 from rewards.score import Outcome
-from rewards.verdict import BadReference, Verdict, bad_reference, crashed, judge_or_check
+from rewards.verdict import BadReference, Verdict, bad_reference, crashed, grade_or_check
 
 # The words behind ``` that name a block as a proof, by system. A block may also go without.
 _LANGUAGES = {"metamath": {"", "metamath", "mm"}, "coq": {"", "coq", "rocq"}, "lean": {"", "lean", "lean4"}}
 
 
-class ProofJudge:
+class ProofGrader:
     def __init__(self, *, folder: str, deadline: float, memory_limit: int, allow_unsafe_code: bool) -> None:
         options: dict[str, Any] = {
             "folder": Path(folder),
@@ -28,13 +28,13 @@ class ProofJudge:
             "memory": memory_limit,
             "allow_unsafe_code": allow_unsafe_code,
         }
-        self._judges: dict[str, Any] = {
-            "metamath": MetamathJudge(deadline=deadline),
-            "coq": CoqJudge(**options),
-            "lean": LeanJudge(**options),
+        self._graders: dict[str, Any] = {
+            "metamath": MetamathGrader(deadline=deadline),
+            "coq": CoqGrader(**options),
+            "lean": LeanGrader(**options),
         }
 
-    def judge(self, answer: str, reference: Any) -> Verdict:
+    def grade(self, answer: str, reference: Any) -> Verdict:
         """The verdict on the proof in a completion."""
         return self._decide(reference, answer)
 
@@ -45,19 +45,19 @@ class ProofJudge:
     def _decide(self, reference: Any, answer: str | None) -> Verdict:
         try:
             task = parse_task(reference)
-            judge = self._judges[task.system]
-            stated = judge.check_task(task)
+            grader = self._graders[task.system]
+            stated = grader.check_task(task)
             if answer is None:
                 return stated
-            proof = proof_in(answer, _LANGUAGES[task.system])
-            return judge.judge(proof, task) if proof else Verdict(Outcome.NO_ANSWER, "no proof")
+            proof = extract_proof(answer, _LANGUAGES[task.system])
+            return grader.grade(proof, task) if proof else Verdict(Outcome.NO_ANSWER, "no proof")
         except BadReference as error:
             return bad_reference(str(error))
         except ProverError as error:
             return crashed(str(error))
 
 
-def proof_in(completion: str, languages: Container[str]) -> str:
+def extract_proof(completion: str, languages: Container[str]) -> str:
     """The proof in a model's completion, "" where there is none.
 
     What follows the reasoning; of that the last <answer>...</answer>, if there is one; and of that the last block
@@ -81,5 +81,5 @@ def proof_in(completion: str, languages: Container[str]) -> str:
 
 def load(**options: Any) -> Callable[..., Verdict]:
     """What a worker calls once."""
-    judge = ProofJudge(**options)
-    return judge_or_check(judge.judge, judge.check_reference)
+    grader = ProofGrader(**options)
+    return grade_or_check(grader.grade, grader.check_reference)

@@ -24,9 +24,9 @@ from rewards.mathematics.normalise import normalise, text_key
 from rewards.mathematics.rational import plain_number
 from rewards.mathematics.scalar_stage import compare_scalars
 from rewards.mathematics.structure import elements, split
-from rewards.mathematics.text_stages import equal_text, unanswered, words
+from rewards.mathematics.text_stages import compare_text, reject_unanswered, words
 from rewards.score import Outcome
-from rewards.verdict import NOTHING_MARKED, BadReference, Verdict, bad_reference, judge_or_check, right, wrong
+from rewards.verdict import NOTHING_MARKED, BadReference, Verdict, bad_reference, grade_or_check, right, wrong
 
 MAX_LENGTH = 2_000
 MAX_CACHED = 8_192  # verdicts; the completions of a group repeat their answers
@@ -34,8 +34,8 @@ MAX_CACHED = 8_192  # verdicts; the completions of a group repeat their answers
 _PLACEHOLDERS = "none, null, nan, n/a, na, notfound, not found, unknown, no answer, tbd, todo, see solution, omitted, proof, solution"
 _NO_ANSWERS = frozenset([*_PLACEHOLDERS.split(", "), "answer", "final answer", "explanation"])
 _STAGES: tuple[Stage, ...] = (
-    equal_text,
-    unanswered,
+    compare_text,
+    reject_unanswered,
     compare_written,
     words,
     compare_equations,
@@ -47,7 +47,7 @@ _STAGES: tuple[Stage, ...] = (
 )
 
 
-class MathJudge:
+class MathGrader:
     """Verdicts under one policy. It remembers them by normalised answer and reference."""
 
     def __init__(self, *, strict: bool, policy: MathPolicy) -> None:
@@ -56,7 +56,7 @@ class MathJudge:
         # Of this judge only: another policy, another verdict.
         self._compare = lru_cache(MAX_CACHED)(self._compare_normalised)
 
-    def judge(self, completion: str, reference: Any, prompt: str = "") -> Verdict:
+    def grade(self, completion: str, reference: Any, prompt: str = "") -> Verdict:
         """The verdict on the final answer in `completion`; `prompt` is the question that it answers."""
         try:
             expected = _read(reference)
@@ -65,19 +65,19 @@ class MathJudge:
         answer = final_answer(completion, strict=self._strict)
         if answer is None:
             return NOTHING_MARKED
-        ours, theirs = plain_number(answer), plain_number(expected)
-        if ours is not None and theirs is not None and not self._policy.relative_tolerance:
+        given_number, expected_number = plain_number(answer), plain_number(expected)
+        if given_number is not None and expected_number is not None and not self._policy.relative_tolerance:
             # Most answers end here, at a tenth of the cost.
-            return right("equal numbers") if ours == theirs else wrong("other number")
+            return right("equal numbers") if given_number == expected_number else wrong("other number")
         if len(answer) > MAX_LENGTH or len(expected) > MAX_LENGTH:
             equal = "".join(answer.split()) == "".join(expected.split())
             return Verdict(Outcome.CORRECT if equal else Outcome.WRONG, "too long to read, compared as text")
         given, reference = normalise(answer), normalise(expected)
         verdict = self._compare(given, reference)
-        if not verdict.equal and "," in reference:  # the reference is a list, so 81,256 was meant as one
+        if not verdict.is_correct and "," in reference:  # the reference is a list, so 81,256 was meant as one
             given = normalise(answer, commas_group_digits=False)
             verdict = self._compare(given, reference)
-        may_be_copied = verdict.equal and prompt and not self._policy.copied_expressions
+        may_be_copied = verdict.is_correct and prompt and not self._policy.copied_expressions
         if may_be_copied and given != reference and is_copied(given, reference, prompt):
             return wrong("an expression of the question, as it stands there")
         return verdict
@@ -94,9 +94,9 @@ class MathJudge:
         comparison = Comparison(self._policy, _STAGES, trust_text=False)
         verdict = min(
             (comparison.compare(side, side, unevaluated=True) for side in _roundings(text)),
-            key=lambda verdict: verdict.equal,
+            key=lambda verdict: verdict.is_correct,
         )
-        return verdict if verdict.equal else bad_reference(f"cannot be read: {verdict.reason}")
+        return verdict if verdict.is_correct else bad_reference(f"cannot be read: {verdict.reason}")
 
     def _compare_normalised(self, answer: str, reference: str) -> Verdict:
         comparison = Comparison(self._policy, _STAGES)
@@ -104,10 +104,10 @@ class MathJudge:
         if sides == [reference]:
             return comparison.compare(answer, reference)
         best = [
-            max((comparison.compare(given, side) for side in sides), key=lambda verdict: verdict.equal)
+            max((comparison.compare(given, side) for side in sides), key=lambda verdict: verdict.is_correct)
             for given in _roundings(answer)
         ]
-        return min(best, key=lambda verdict: verdict.equal)
+        return min(best, key=lambda verdict: verdict.is_correct)
 
 
 def _read(reference: Any) -> str:
@@ -141,5 +141,5 @@ def load(*, strict: bool, policy: dict[str, float | int | bool]) -> Callable[...
     """What a worker calls once."""
     # It takes 0.6 s: now rather than within the deadline of the first hard answer.
     importlib.import_module("rewards.mathematics.symbolic")
-    judge = MathJudge(strict=strict, policy=MathPolicy(**policy))  # type: ignore[arg-type]
-    return judge_or_check(judge.judge, judge.check_reference)
+    grader = MathGrader(strict=strict, policy=MathPolicy(**policy))  # type: ignore[arg-type]
+    return grade_or_check(grader.grade, grader.check_reference)

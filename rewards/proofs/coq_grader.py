@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rewards.proofs.prover_judge import ProverJudge, Rejected
-from rewards.proofs.prover_process import Prover, Ran
+from rewards.proofs.prover_grader import ProverGrader, Rejected
+from rewards.proofs.prover_process import Prover, RunResult
 from rewards.proofs.task import ProverTask
 from rewards.score import Outcome
 
@@ -25,32 +25,32 @@ _CLOSED = "Closed under the global context"
 _OPTIONS = ("-q", "-w", "none", "-noglob", "-native-compiler", "no")
 
 
-class CoqJudge(ProverJudge):
+class CoqGrader(ProverGrader):
     """The theorem is called goal. Proofs are the sentences between Proof. and Qed., which may stand around them."""
 
     executable = "coqc"
     remedy = "coqc is not on PATH: install Debian's coq"
     suffix = ".v"
-    given = "{imports}\n{definitions}\nDefinition statement : Type := (\n{statement}\n).\n"
-    before = "{imports}\nRequire Import Task.Given.\nTheorem goal : (\n{statement}\n).\n"
-    admitted = "Admitted.\n"
-    check = (
+    given_file = "{imports}\n{definitions}\nDefinition statement : Type := (\n{statement}\n).\n"
+    answer_header = "{imports}\nRequire Import Task.Given.\nTheorem goal : (\n{statement}\n).\n"
+    admitted_proof = "Admitted.\n"
+    check_file = (
         "Require Task.Given Model.Answer.\n"
         "Definition check : Task.Given.statement := @Model.Answer.goal.\n"
         "Print Assumptions check.\n"
     )
-    error = re.compile(r"line (\d+), characters \d+-\d+:\s*Error:")
+    error_pattern = re.compile(r"line (\d+), characters \d+-\d+:\s*Error:")
 
     def libraries(self, program: Path) -> Sequence[Path]:
         prefix = program.parent.parent
         folders = [prefix / part for part in ("lib/coq", "lib/coq-core", "lib/ocaml", "share/coq")]
         return [*folders, program.parent / "coqchk", Path("/etc/ocamlfind.conf")]
 
-    def build(self, prover: Prover, name: str, folders: Mapping[str, Path]) -> Ran:
+    def build(self, prover: Prover, name: str, folders: Mapping[str, Path]) -> RunResult:
         options = [*_OPTIONS, *_load_path(folders), f"{name}.v"]
         return prover.run(*options, folder=folders[name], readable=[*folders.values()])
 
-    def recheck(self, prover: Prover, folders: Mapping[str, Path]) -> Ran:
+    def recheck(self, prover: Prover, folders: Mapping[str, Path]) -> RunResult:
         """Coq's own checker: a smaller kernel, which reads what was built."""
         checker = dataclasses.replace(prover, program=prover.program.parent / "coqchk")
         options = ["-silent", *_load_path(folders), "-norec", "Model.Answer"]
@@ -75,7 +75,7 @@ class CoqJudge(ProverJudge):
             )
         return f"{''.join(sentences)}\nQed.\n"
 
-    def assumed(self, output: str) -> Sequence[str]:
+    def parse_assumptions(self, output: str) -> Sequence[str]:
         if output.strip() == _CLOSED:
             return []
         entries = [line.partition(" : ")[0] for line in output.splitlines() if line[:1].strip() and line != "Axioms:"]

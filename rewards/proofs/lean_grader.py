@@ -8,8 +8,8 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rewards.proofs.prover_judge import ProverJudge, Rejected
-from rewards.proofs.prover_process import Prover, Ran
+from rewards.proofs.prover_grader import ProverGrader, Rejected
+from rewards.proofs.prover_process import Prover, RunResult
 from rewards.proofs.task import ProverTask
 from rewards.score import Outcome
 
@@ -24,36 +24,36 @@ _FORBIDDEN = re.compile(
 )
 _NO_AXIOMS = re.compile(r"'Model\.check' does not depend on any axioms")
 _AXIOMS = re.compile(r"'Model\.check' depends on axioms: \[([^\]]*)\]")
-_USUAL = {"propext", "Classical.choice", "Quot.sound"}
+_STANDARD_AXIOMS = {"propext", "Classical.choice", "Quot.sound"}
 
 
-class LeanJudge(ProverJudge):
-    """A proof is what follows `:= by`, with or without that `by`. What Lean's own logic assumes (_USUAL) is allowed."""
+class LeanGrader(ProverGrader):
+    """A proof is what follows `:= by`, with or without that `by`. What Lean's own logic assumes (_STANDARD_AXIOMS) is allowed."""
 
     executable = "lean"
     remedy = "lean is not on PATH: install Lean 4 with elan"
     suffix = ".lean"
-    given = "{imports}\n{definitions}\nabbrev Given.statement : Prop := ({statement})\n"
-    before = "import Given\n{imports}\ntheorem Model.goal : ({statement}) := by\n"
-    admitted = "  sorry\n"
-    check = (
+    given_file = "{imports}\n{definitions}\nabbrev Given.statement : Prop := ({statement})\n"
+    answer_header = "import Given\n{imports}\ntheorem Model.goal : ({statement}) := by\n"
+    admitted_proof = "  sorry\n"
+    check_file = (
         "import Given\nimport Answer\ntheorem Model.check : Given.statement := Model.goal\n#print axioms Model.check\n"
     )
-    error = re.compile(r"\.lean:(\d+):\d+: error:\s*")
+    error_pattern = re.compile(r"\.lean:(\d+):\d+: error:\s*")
 
-    def find(self) -> Path | None:
+    def find_executable(self) -> Path | None:
         """The real one, which elan's `lean` leads to."""
         found = shutil.which(self.executable)
         if found is None:
             return None
-        asked = subprocess.run([found, "--print-prefix"], capture_output=True, text=True, timeout=60, check=False)
-        real = Path(asked.stdout.strip(), "bin", "lean")
+        printed = subprocess.run([found, "--print-prefix"], capture_output=True, text=True, timeout=60, check=False)
+        real = Path(printed.stdout.strip(), "bin", "lean")
         return real if real.is_file() else Path(found).resolve()
 
     def libraries(self, program: Path) -> Sequence[Path]:
         return [program.parent.parent]
 
-    def build(self, prover: Prover, name: str, folders: Mapping[str, Path]) -> Ran:
+    def build(self, prover: Prover, name: str, folders: Mapping[str, Path]) -> RunResult:
         path = ":".join(map(str, folders.values()))
         options = ["-o", f"{name}.olean", f"{name}.lean"]
         return prover.run(*options, folder=folders[name], readable=[*folders.values()], environment={"LEAN_PATH": path})
@@ -65,11 +65,11 @@ class LeanJudge(ProverJudge):
         lines = re.sub(r"\A\s*by\b", "", proof).split("\n")
         return "".join(f"  {line}\n" for line in lines)
 
-    def assumed(self, output: str) -> Sequence[str]:
+    def parse_assumptions(self, output: str) -> Sequence[str]:
         if _NO_AXIOMS.search(output):
             return []
         axioms = _AXIOMS.search(output)
         return [name.strip() for name in axioms[1].split(",")] if axioms else ["what Lean does not tell"]
 
     def is_allowed(self, assumption: str, task: ProverTask) -> bool:
-        return assumption in _USUAL or assumption in task.axioms
+        return assumption in _STANDARD_AXIOMS or assumption in task.axioms

@@ -16,13 +16,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rewards.proofs.prover_process import Prover, ProverError, Ran
+from rewards.proofs.prover_process import Prover, ProverError, RunResult
 from rewards.proofs.task import ProverTask
 from rewards.score import Outcome
 from rewards.verdict import BadReference, Verdict, right
 
 MAX_LENGTH = 1 << 18  # characters of a proof
-_MAX_STATED = 512
+_MAX_BUILT_STATEMENTS = 512
 _TOO_LARGE = re.compile(r"out of memory|stack overflow|deep recursion", re.IGNORECASE)
 
 
@@ -34,24 +34,24 @@ class Rejected(Exception):
         self.outcome = outcome
 
 
-class ProverJudge(ABC):
+class ProverGrader(ABC):
     """folder: where its files go. seconds: of processor time for each run of the prover. memory: bytes of address space.
     allow_unsafe_code: let the prover run where it cannot be shut in."""
 
     executable: str
     remedy: str  # where there is none
     suffix: str  # of a source file
-    given: str  # the file Given, with {imports}, {definitions} and {statement} in it
-    before: str  # what stands in the file Answer before the proof, with the same in it
-    admitted: str  # in the place of a proof: the prover takes the theorem for granted
-    check: str  # the file Check
-    error: re.Pattern[str]  # what an error begins with; its group is the line
+    given_file: str  # the file Given, with {imports}, {definitions} and {statement} in it
+    answer_header: str  # what stands in the file Answer before the proof, with the same in it
+    admitted_proof: str  # in the place of a proof: the prover takes the theorem for granted
+    check_file: str  # the file Check
+    error_pattern: re.Pattern[str]  # what an error begins with; its group is the line
 
     def __init__(self, *, folder: Path, seconds: float, memory: int, allow_unsafe_code: bool) -> None:
         self._folder, self._seconds = folder, seconds
         self._memory, self._allow_unsafe_code = memory, allow_unsafe_code
         self._prover: Prover | None = None
-        self._stated: dict[ProverTask, Path] = {}
+        self._built_statements: dict[ProverTask, Path] = {}
 
     @abstractmethod
     def libraries(self, program: Path) -> Sequence[Path]:
@@ -62,32 +62,32 @@ class ProverJudge(ABC):
         """The proof as it is to stand in Answer. Raises Rejected."""
 
     @abstractmethod
-    def build(self, prover: Prover, name: str, folders: Mapping[str, Path]) -> Ran:
+    def build(self, prover: Prover, name: str, folders: Mapping[str, Path]) -> RunResult:
         """Run the prover on the file of that name in its folder. What it imports has been built in the other folders."""
 
     @abstractmethod
-    def assumed(self, output: str) -> Sequence[str]:
+    def parse_assumptions(self, output: str) -> Sequence[str]:
         """What Check has said that the proof assumes."""
 
     @abstractmethod
     def is_allowed(self, assumption: str, task: ProverTask) -> bool:
         """May a proof for the task assume it?"""
 
-    def recheck(self, prover: Prover, folders: Mapping[str, Path]) -> Ran:
+    def recheck(self, prover: Prover, folders: Mapping[str, Path]) -> RunResult:
         """A second opinion on Answer, where there is one to be had."""
-        return Ran(0, "")
+        return RunResult(0, "")
 
-    def find(self) -> Path | None:
+    def find_executable(self) -> Path | None:
         """The prover's executable."""
         found = shutil.which(self.executable)
         return Path(found).resolve() if found else None
 
     def check_task(self, task: ProverTask) -> Verdict:
         """CORRECT if the prover can read what is to be proved. Raises BadReference and ProverError."""
-        self._state(task)
+        self._build_statement(task)
         return right("stated")
 
-    def judge(self, proof: str, task: ProverTask) -> Verdict:
+    def grade(self, proof: str, task: ProverTask) -> Verdict:
         """Raises BadReference and ProverError."""
         self.check_task(task)
         try:
@@ -100,7 +100,7 @@ class ProverJudge(ABC):
 
     def prove(self, screened: str, task: ProverTask) -> None:
         """Raises Rejected unless the text proves what Given states, and assumes only what is allowed."""
-        assumptions = self._assumptions(screened, task, self._state(task))
+        assumptions = self._assumptions(screened, task, self._build_statement(task))
         assumed = [name for name in assumptions if not self.is_allowed(name, task)]
         if assumed:
             raise Rejected(Outcome.WRONG, f"the proof assumes {', '.join(assumed)}")
@@ -108,9 +108,9 @@ class ProverJudge(ABC):
     def _assumptions(self, screened: str, task: ProverTask, given: Path) -> Sequence[str]:
         with tempfile.TemporaryDirectory(dir=self._folder) as temporary:
             folders = {"Given": given, "Answer": Path(temporary, "answer")}
-            before = self.before.format(**dataclasses.asdict(task))
-            self._require(self._build("Answer", before + screened, folders), before.count("\n"))
-            checked = self._build("Check", self.check, {**folders, "Check": Path(temporary, "check")})
+            header = self.answer_header.format(**dataclasses.asdict(task))
+            self._require(self._build("Answer", header + screened, folders), header.count("\n"))
+            checked = self._build("Check", self.check_file, {**folders, "Check": Path(temporary, "check")})
             try:
                 self._require(checked)
                 self._require(self.recheck(self.prover(), folders))
@@ -118,30 +118,32 @@ class ProverJudge(ABC):
                 raise Rejected(rejected.outcome, f"this does not prove the statement itself: {rejected}") from None
             if checked.cut_short:
                 raise Rejected(Outcome.WRONG, "what the proof assumes is too long to read")
-            return self.assumed(checked.output)
+            return self.parse_assumptions(checked.output)
 
-    def _state(self, task: ProverTask) -> Path:
+    def _build_statement(self, task: ProverTask) -> Path:
         """The folder in which Given was built. Raises BadReference where the prover cannot read the task."""
-        if task not in self._stated:
+        if task not in self._built_statements:
             self.prover()
             folder = Path(tempfile.mkdtemp(dir=self._folder))
             try:
-                self._require(self._build("Given", self.given.format(**dataclasses.asdict(task)), {"Given": folder}))
-                self._assumptions(self.admitted, task, folder)
+                self._require(
+                    self._build("Given", self.given_file.format(**dataclasses.asdict(task)), {"Given": folder})
+                )
+                self._assumptions(self.admitted_proof, task, folder)
             except Rejected as rejected:
                 shutil.rmtree(folder)
                 raise BadReference(f"the statement cannot be used: {rejected}") from None
-            while len(self._stated) >= _MAX_STATED:
-                shutil.rmtree(self._stated.pop(next(iter(self._stated))))
-            self._stated[task] = folder
-        return self._stated[task]
+            while len(self._built_statements) >= _MAX_BUILT_STATEMENTS:
+                shutil.rmtree(self._built_statements.pop(next(iter(self._built_statements))))
+            self._built_statements[task] = folder
+        return self._built_statements[task]
 
-    def _build(self, name: str, text: str, folders: Mapping[str, Path]) -> Ran:
+    def _build(self, name: str, text: str, folders: Mapping[str, Path]) -> RunResult:
         folders[name].mkdir(exist_ok=True)
         Path(folders[name], name + self.suffix).write_text(text, encoding="utf-8", errors="replace")
         return self.build(self.prover(), name, folders)
 
-    def _require(self, ran: Ran, num_lines_before: int = 0) -> None:
+    def _require(self, ran: RunResult, num_lines_before: int = 0) -> None:
         """Raises Rejected where the prover found an error, ProverError where it did not get so far."""
         if ran.status == 0:
             return
@@ -151,7 +153,7 @@ class ProverJudge(ABC):
             raise Rejected(Outcome.TIMEOUT, f"not done within {self._seconds:g} s of processor time")
         if _TOO_LARGE.search(ran.output):
             raise Rejected(Outcome.TIMEOUT, "needs more memory than it is given")
-        error = self.error.search(ran.output)
+        error = self.error_pattern.search(ran.output)
         if error is None:
             ended = signal.Signals(-ran.status).name if ran.status < 0 else f"status {ran.status}"
             raise Rejected(Outcome.WRONG, f"the prover ended with {ended}: {_one_line(ran.output)}")
@@ -162,7 +164,7 @@ class ProverJudge(ABC):
     def prover(self) -> Prover:
         """The prover. Raises BadReference where there is none, and where it cannot be shut in and may not run free."""
         if self._prover is None:
-            program = self.find()
+            program = self.find_executable()
             if program is None:
                 raise BadReference(self.remedy)
             prover = Prover(
@@ -170,7 +172,7 @@ class ProverJudge(ABC):
                 libraries=tuple(self.libraries(program)),
                 seconds=self._seconds,
                 memory=self._memory,
-                shut_in=True,
+                sandboxed=True,
             )
             try:
                 with tempfile.TemporaryDirectory(dir=self._folder) as temporary:
@@ -178,7 +180,7 @@ class ProverJudge(ABC):
             except (ProverError, Rejected) as error:
                 if not self._allow_unsafe_code:
                     raise BadReference(f"{error}; allow_unsafe_code runs it without being shut in") from None
-                prover = dataclasses.replace(prover, shut_in=False)
+                prover = dataclasses.replace(prover, sandboxed=False)
             self._prover = prover
         return self._prover
 

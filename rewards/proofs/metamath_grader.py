@@ -15,13 +15,13 @@ from rewards.verdict import BadReference, Verdict, right, timeout, unparsed, wro
 MAX_LENGTH = 1 << 20  # characters of a proof; the longest of set.mm has 36,000
 
 
-class MetamathJudge:
+class MetamathGrader:
     """deadline: seconds for one proof. Reading a database is not counted: it happens once in a worker."""
 
     def __init__(self, *, deadline: float) -> None:
         self._deadline = deadline
 
-    def judge(self, proof: str, task: MetamathTask) -> Verdict:
+    def grade(self, proof: str, task: MetamathTask) -> Verdict:
         """The verdict on a proof: labels or the compressed form, as between $= and $. (which may stand around it)."""
         database, theorem = _theorem(task)
         if len(proof) > MAX_LENGTH:
@@ -52,7 +52,7 @@ def _theorem(task: MetamathTask) -> tuple[Database, Assertion]:
                 raise BadReference(f"without: the database has no statement labelled {label!r}")
         if task.theorem:
             return database, database.theorem(task.theorem)
-        return database.stating(task.statement, before=task.before or None)
+        return database.with_theorem(task.statement, before=task.before or None)
     except DatabaseError as error:
         raise BadReference(str(error)) from None
 
