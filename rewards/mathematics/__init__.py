@@ -1,23 +1,23 @@
-r"""How a final answer is held against a reference. docs/grading.md says by which rules.
+r"""Grades a final answer against a reference. docs/grading.md lists the rules.
 
-From the text to the verdict, all of it in a worker process:
+Everything from the text to the verdict runs in a worker process:
 
-    normalise     one spelling for each way of writing the same mathematics
-    judge         runs the stages below, each of which decides or passes on
-    comparison    what a stage is given, to compare parts with
+    grader        runs the stages below until one returns a verdict
+    normalise     rewrites equivalent notations to one spelling
+    comparison    the context that a stage uses to compare parts of an answer
 
     text_stages        words, choice letters, hedges
-    collection_stages  numbers as they are written, matrices, lists, sets and tuples
+    collection_stages  numbers compared as written, matrices, lists, sets and tuples
     equations          equations and inequalities
-    scalar_stage       one value against another
+    scalar_stage       single values
 
-    structure     a list, a tuple, a matrix? splitting at the top level
-    quantity      a number and its unit; compound: in two units; foreign: in other scripts
-    expression    what an expression is, once read; latex_parser reads it
-    rational      its exact value, where it has one
-    algebra       whether two are equal, by value at many points; evaluation: its value at one
+    structure     recognises lists, tuples, sets and matrices; splits a text at its top level
+    quantity      splits a value from its unit; compound: quantities in two units; foreign: units in other scripts
+    expression    the expression tree; latex_parser builds it
+    rational      the exact rational value of an expression, if it has one
+    algebra       equality of two expressions, decided by value at many points; evaluation: the value at one point
     intervals     sets of real numbers
-    symbolic      math-verify, for what none of the others can read
+    symbolic      math-verify, for references that none of the other modules can read
 
-    copying       whether a right answer is only an expression of the question
+    copying       detects a correct answer that only repeats an expression of the question
 """

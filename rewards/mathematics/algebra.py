@@ -1,9 +1,9 @@
-"""Are two expressions equal? Decided by value at fixed irregular points, only relatively, and in as many digits as it takes.
+"""Decides whether two expressions are equal by their values at fixed irregular points, with a relative tolerance.
 
-Unlike a symbolic simplifier this cannot run away, and unlike an absolute tolerance it keeps 3e-9 and 4e-9 apart. 40 digits tell
-most expressions apart. Those that agree may still differ: the square root of 10^60 + 1 and 10^30 do in their 61st digit. So
-constants, and expressions that contain very large or small numbers, must agree once more in more digits than such numbers
-can hide a difference in.
+Unlike symbolic simplification this takes bounded time, and unlike an absolute tolerance it distinguishes 3e-9 from
+4e-9. 40 digits distinguish most expressions. Values that agree may still differ: sqrt(10^60 + 1) and 10^30 differ in
+their 61st digit. So constants, and expressions that contain very large or very small numbers, are compared a second
+time with more digits than a difference of such numbers can cancel.
 """
 
 from __future__ import annotations
@@ -18,20 +18,21 @@ from rewards.mathematics.expression import Node, TooLarge, operations, variables
 
 _NUM_POINTS = 6
 _WIDE_POINTS = 12
-_MIN_POINTS = 2  # at least so many points must be in both domains
+_MIN_POINTS = 2  # points that must lie in the domains of both expressions
 _STEPS = frozenset(["floor", "ceil"])
-_ORDINARY = 30  # binary digits of numbers that hide no difference from 40 decimal ones
+_ORDINARY = 30  # binary digits; with numbers up to this size 40 decimal digits show every difference
 _EXACT_DIGITS = 200
 _MAX_DIGITS = 6_000
 
 
 def same_expression(answer: Node, reference: Node, relative_tolerance: float = 0.0) -> bool:
-    """Whether the answer has the values of the reference wherever both have one; a variable of its own has none."""
+    """Whether the answer equals the reference at every point where both are defined. An answer with a variable that the
+    reference does not have is undefined."""
     names = variables(reference)
     tolerance = max(field().agree, field().context.mpf(relative_tolerance))
     num_points = 0
     for a, r, point, size in _values(answer, reference, names):
-        may_cancel = not names and not relative_tolerance and size > _ORDINARY  # the root of 10^100 + 1, less 10^50
+        may_cancel = not names and not relative_tolerance and size > _ORDINARY  # as in sqrt(10^100 + 1) - 10^50
         if abs(a - r) > tolerance * abs(r) and not may_cancel:
             return False
         if not relative_tolerance and (size > _ORDINARY or not names) and num_points < _MIN_POINTS:
@@ -43,7 +44,10 @@ def same_expression(answer: Node, reference: Node, relative_tolerance: float = 0
 
 
 def proportional(answer: Node, reference: Node) -> int:
-    """The sign of the constant c with answer = c * reference everywhere, 0 where there is none: 2x = 4y is x - 2y = 0."""
+    """The sign of the real constant c with answer = c * reference at all points, or 0 if there is none.
+
+    Used for equations: 2x = 4y is x - 2y = 0, because 2x - 4y = 2 (x - 2y).
+    """
     found = [values for values in _values(answer, reference, variables(reference)) if values[1] != 0]
     if len(found) < _MIN_POINTS:
         return 0
@@ -61,7 +65,7 @@ def proportional(answer: Node, reference: Node) -> int:
 
 
 def real_value(node: Node, digits: int | None = None) -> Value:
-    """The value of a constant; raises Undefined for what is not a real number."""
+    """The value of a constant expression. Raises Undefined if it is not a real number."""
     numbers = field() if digits is None else field(digits)
     value = Evaluation(numbers, {}).value(node)
     if not numbers.is_real(value):
@@ -70,18 +74,18 @@ def real_value(node: Node, digits: int | None = None) -> Value:
 
 
 def as_fraction(value: Value) -> Fraction:
-    """The value of a finite real as an exact fraction (of its 40 digits)."""
+    """A finite mpmath real as a fraction that is exact for its binary digits."""
     sign, mantissa, exponent, _ = value._mpf_
     fraction = Fraction(mantissa) * Fraction(2) ** exponent
     return -fraction if sign else fraction
 
 
 def _values(answer: Node, reference: Node, names: frozenset[str]) -> list[tuple[Value, Value, Point, int]]:
-    """Both values at each point where both have one, the point, and the size of the numbers met there.
+    """(answer's value, reference's value, point, size of the numbers met) for each point where both are defined.
 
-    In variables: where both are real throughout, since the root of xy is the product of roots for x, y >= 0. A variable whose
-    sign alone decides whether they are real is taken to be positive, as the lengths in a formula are. Only where nearly no
-    point is left, or i is written, complex numbers are as good as real ones.
+    Expressions with variables are compared where all their parts are real, since sqrt(xy) = sqrt(x) sqrt(y) holds for
+    x, y >= 0. A variable whose sign alone decides whether they are real is assumed to be positive, like the lengths in
+    a formula. Complex values are used only if fewer than _MIN_POINTS points remain or the constant i occurs.
     """
     used = operations(answer) | operations(reference)
     if not names:
@@ -107,12 +111,12 @@ def _values_at(
             a, r = evaluation.value(answer), evaluation.value(reference)
         except Undefined:
             continue
-        if field().is_real(a) == field().is_real(r):  # else outside the real domain of one of them
+        if field().is_real(a) == field().is_real(r):  # otherwise the point lies outside the real domain of one of them
             yield a, r, point, evaluation.size
 
 
 def _needs_positive(name: str, point: Point, answer: Node, reference: Node) -> bool:
-    """`point` has positive coordinates only."""
+    """Whether both are real at `point`, whose coordinates are all positive, but not with the sign of `name` flipped."""
     turned = {**point, name: -point[name]}
     return any(_values_at([point], answer, reference, is_real=True)) and not any(
         _values_at([turned], answer, reference, is_real=True)
@@ -120,8 +124,11 @@ def _needs_positive(name: str, point: Point, answer: Node, reference: Node) -> b
 
 
 def _exactly(answer: Node, reference: Node, point: Point, size: int) -> tuple[Value, Value, Value]:
-    """Both values at a point, and how close they must be if they are equal: a difference that numbers of `size` binary digits
-    can leave is a power of them, and larger than that. Raises TooLarge where one has no value after all, as 1/0."""
+    """Both values at a point in high precision, and the relative difference below which they count as equal.
+
+    The precision grows with `size`, the binary digits of the numbers met, so that the bound lies far below the smallest
+    difference that unequal values of such numbers can have. Raises TooLarge if a value turns out to be undefined (1/0).
+    """
     decimal = size * 3 // 10
     digits = _EXACT_DIGITS + 4 * decimal
     if digits > _MAX_DIGITS:
@@ -141,15 +148,17 @@ def _constants(node: Node) -> frozenset[str]:
 
 
 def _points(names: frozenset[str], steps: bool = False) -> list[Point]:
-    """Fixed points with both signs in every variable, the same in every process; integers too where a function has
-    its steps, since ceil(x) is floor(x) + 1 everywhere else."""
+    """Fixed points, the same in every process, with positive and negative coordinates.
+
+    steps: also integer points, where floor and ceil jump: everywhere else ceil(x) is floor(x) + 1.
+    """
     points = [{name: _coordinate(name, index) for name in names} for index in range(_NUM_POINTS)]
     rounded = [{name: field().context.nint(3 * value) for name, value in point.items()} for point in points]
     return points + rounded if steps else points
 
 
 def _wide_points(names: frozenset[str]) -> list[Point]:
-    """Of other sizes, for domains such as x > 5."""
+    """Points with coordinates of several magnitudes, for domains such as x > 5."""
     return [{name: _coordinate(name, index) * (1 << index % 5 * 2) for name in names} for index in range(_WIDE_POINTS)]
 
 

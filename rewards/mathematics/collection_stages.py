@@ -1,4 +1,4 @@
-"""Lists, sets, tuples and matrices, element by element; and numbers that are compared as they are written."""
+"""Stages for lists, sets, tuples and matrices, compared element by element, and for numbers compared as written."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ _BASE = re.compile(
 _SUBSCRIPT = re.compile(r"_ ?(?:\{[^{}]*\}|\w)")
 _LABEL = re.compile(r"(?:[^=\d]*=)+(?=[^=]*$)")
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
-_MAX_COMPARISONS = 10_000  # of one element with another
+_MAX_COMPARISONS = 10_000  # of two elements
 _COLONS = re.compile(r"([\d.]+(?: ?: ?[\d.]+)+) ?([AaPp]\.? ?[Mm]\.?)?")
 
 
 def compare_written(answer: str, reference: str, comparison: Comparison) -> Verdict | None:
-    """Numbers in a base, clock times and ratios: as written. 4:15 is not 8:30, and a dropped base is the reference's."""
+    """Compares numbers in a base, clock times and ratios as they are written: the ratio 4:15 is not 8:30. An answer
+    without a base is read in the base of the reference."""
     answer, reference = _without_text(answer), _without_text(reference)
     given, expected = _in_base(answer), _in_base(reference)
     if expected:
@@ -34,10 +35,10 @@ def compare_written(answer: str, reference: str, comparison: Comparison) -> Verd
         return (
             right("the same digits")
             if same_base and digits.upper() == expected[1].upper()
-            else wrong("other digits or base")
+            else wrong("different digits or base")
         )
     if given:
-        return wrong("a base that the reference does not have")
+        return wrong("the answer has a base and the reference has none")
     expected = _COLONS.fullmatch(_without_label(reference))
     given = _COLONS.fullmatch(_without_label(answer.replace(" to ", ":") if expected else answer))
     if not given and not expected:
@@ -45,27 +46,28 @@ def compare_written(answer: str, reference: str, comparison: Comparison) -> Verd
     if not given or not expected or (given[2] and expected[2] and given[2][0].lower() != expected[2][0].lower()):
         return wrong("not the same time or ratio")
     same = re.sub(r"^0+(?=\d)|\s", "", given[1]) == re.sub(r"^0+(?=\d)|\s", "", expected[1])
-    return right("the same time or ratio") if same else wrong("other time or ratio")
+    return right("the same time or ratio") if same else wrong("a different time or ratio")
 
 
 def compare_matrices(answer: str, reference: str, comparison: Comparison) -> Verdict | None:
-    """Cell by cell; the brackets do not matter, a column may be written as a tuple, and a factor may stand before it."""
+    """Compares matrices cell by cell. The kind of bracket does not matter, a column may be written as a tuple, and a
+    factor may precede the matrix."""
     if "\\begin" not in answer + reference:
         return None
     (given, scaled), (expected, _) = _rows(answer), _rows(reference)
     if given is None or expected is None:
-        return wrong("no matrix") if expected is not None else None
+        return wrong("not a matrix") if expected is not None else None
     same = [len(row) for row in given] == [len(row) for row in expected] and all(
         comparison.compare(cell, other, unevaluated=scaled or None).is_correct
         for row, others in zip(given, expected)
         for cell, other in zip(row, others)
     )
-    return right("the same matrix") if same else wrong("other matrix")
+    return right("the same matrix") if same else wrong("a different matrix")
 
 
 def compare_elements(answer: str, reference: str, comparison: Comparison) -> Verdict | None:
-    """Sets and lists without order, tuples in order and with their brackets; {5} is 5, and 4, 5 is not. In braces a
-    repeated element is the same element."""
+    """Compares sets and lists without order, tuples in order and with their brackets. {5} equals 5, while 4, 5 does
+    not. Between two sets repeated elements do not count."""
     given, expected = elements(answer) or _named_tuple(answer), elements(reference) or _named_tuple(reference)
     if given is None and expected is None:
         return None
@@ -75,32 +77,33 @@ def compare_elements(answer: str, reference: str, comparison: Comparison) -> Ver
     if given.kind == expected.kind == "set":
         comparison = replace(comparison, policy=replace(comparison.policy, count_repeats=False))
     if len(given.items) != len(expected.items) and comparison.policy.count_repeats:
-        return wrong(f"{len(given.items)} values for {len(expected.items)}")
+        return wrong(f"{len(given.items)} values instead of {len(expected.items)}")
     if len(given.items) == len(expected.items) == 1:
         return comparison.compare(given.items[0], expected.items[0])
     return _compare_named(given, expected, comparison) or _compare_kinds(given, expected, comparison)
 
 
 def _compare_named(given: Elements, expected: Elements, comparison: Comparison) -> Verdict | None:
-    """x = 1, y = 2: by name if both are named, in the order of the names if the other is a tuple."""
+    """Compares values with names, as in x = 1, y = 2: by name if both have names, in alphabetical order of the names if
+    the other is a tuple."""
     given_by_name, expected_by_name = _assignments(given), _assignments(expected)
     if given_by_name and expected_by_name:
         same = given_by_name.keys() == expected_by_name.keys() and comparison.all_equal(
             [given_by_name[name] for name in sorted(given_by_name)],
             [expected_by_name[name] for name in sorted(given_by_name)],
         )
-        return right("the same by name") if same else wrong("other by name")
+        return right("the same named values") if same else wrong("different named values")
     if given_by_name and expected.brackets == "()":
         same = comparison.all_equal([given_by_name[name] for name in sorted(given_by_name)], expected.items)
     elif expected_by_name and given.brackets == "()":
         same = comparison.all_equal(given.items, [expected_by_name[name] for name in sorted(expected_by_name)])
     else:
         return None
-    return right("the same coordinates") if same else wrong("other coordinates")
+    return right("the same coordinates") if same else wrong("different coordinates")
 
 
 def _named_tuple(text: str) -> Elements | None:
-    """(x, y) = (1, 2) as x = 1, y = 2."""
+    """The list x = 1, y = 2 for (x, y) = (1, 2); None for any other text."""
     sides = [enclosed(side) for side in split(text, ("=",))[0]]
     if len(sides) != 2 or not all(side and side[0] == "(" for side in sides):
         return None
@@ -122,10 +125,10 @@ def _compare_kinds(given: Elements, expected: Elements, comparison: Comparison) 
         return _verdict(comparison.all_equal(given.items, expected.items))
     if kinds == {"tuple"}:
         if given.brackets != expected.brackets:
-            return wrong("other brackets")
+            return wrong("different brackets")
         return _verdict(comparison.all_equal(given.items, expected.items))
     if "tuple" in kinds:
-        return wrong("an ordered answer for an unordered one, or the reverse")
+        return wrong("one of the two is ordered and the other is not")
     same = _contains(given.items, expected.items, comparison)
     if not comparison.policy.count_repeats:
         return _verdict(same and _contains(expected.items, given.items, comparison))
@@ -133,8 +136,8 @@ def _compare_kinds(given: Elements, expected: Elements, comparison: Comparison) 
 
 
 def _contains(given: tuple[str, ...], expected: tuple[str, ...], comparison: Comparison) -> bool:
-    """Whether every one of given is one of expected, each used once if repeats count. Most are written alike, and only the others
-    are compared each with each."""
+    """Whether each given item equals an expected one, a different one each if repeats count. Items with equal text or
+    value are matched first, so that only the rest needs comparing pairwise."""
     counts = comparison.policy.count_repeats
     remaining: dict[object, list[str]] = {}
     for other in expected:
@@ -164,10 +167,10 @@ def _key(item: str) -> object:
 
 
 def _rows(text: str) -> tuple[list[list[str]] | None, bool]:
-    """The cells of a matrix, a column as a tuple or rows as lists; and whether a factor is multiplied into them."""
+    """The cells of a matrix, of a tuple as a column or of a list of lists; and whether they include a factor."""
     factor, without_factor = factor_of_matrix(text)
     rows = matrix(without_factor)
-    if rows is not None and factor and not _is_expression(factor):  # not, maybe: words take a matrix back
+    if rows is not None and factor and not _is_expression(factor):  # words such as "not" or "maybe"
         return None, False
     if rows is not None:
         return (
@@ -198,7 +201,7 @@ def _without_text(text: str) -> str:
 
 
 def _in_base(text: str) -> re.Match[str] | None:
-    """A numeral with its base. Letters are digits in a base above ten only: a_1 is a name."""
+    """A numeral with its base, None for any other text. Letters are digits only in bases above ten: a_1 is a name."""
     match = _BASE.fullmatch(text)
     if match is None or not re.search("[A-Za-z]", match[1]):
         return match
@@ -207,7 +210,7 @@ def _in_base(text: str) -> re.Match[str] | None:
 
 
 def _without_label(text: str) -> str:
-    """7:32 in x:y = 7:32 and in S_1:S_2 = 7:32."""
+    """The ratio in a labelled one: 7:32 for x:y = 7:32 and for S_1:S_2 = 7:32."""
     if ":" not in text or "=" not in text:
         return text
     label = _LABEL.match(_SUBSCRIPT.sub("", text))
@@ -219,4 +222,4 @@ def _base(text: str) -> str:
 
 
 def _verdict(same: bool) -> Verdict:
-    return right("the same elements") if same else wrong("other elements")
+    return right("the same elements") if same else wrong("different elements")

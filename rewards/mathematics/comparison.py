@@ -1,4 +1,4 @@
-"""What every stage of the math judge is given: how the parts of an answer are compared, by the same stages."""
+"""The context that every stage of the math grader gets, to compare parts of an answer recursively."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ MAX_DEPTH = 6  # of lists in lists
 
 @dataclass(frozen=True)
 class Comparison:
-    """A comparison under way. `trust_text` off makes equal texts prove that they can be read (check_references)."""
+    """State of a comparison: the policy, the stages and the depth of the recursion.
+
+    trust_text: accept equal texts as equal. Off when a reference is checked, so that it must also be readable.
+    """
 
     policy: MathPolicy
     stages: tuple[Stage, ...]
@@ -21,7 +24,7 @@ class Comparison:
     depth: int = 0
 
     def compare(self, answer: str, reference: str, *, unevaluated: bool | None = None) -> Verdict:
-        """The verdict on a part of the answer; `unevaluated` overrides the policy on arithmetic left to do."""
+        """The verdict on a part of the answer. unevaluated: overrides MathPolicy.unevaluated_arithmetic."""
         policy = self.policy if unevaluated is None else replace(self.policy, unevaluated_arithmetic=unevaluated)
         inner = replace(self, policy=policy, depth=self.depth + 1)
         if inner.depth > MAX_DEPTH:
@@ -30,7 +33,7 @@ class Comparison:
             verdict = stage(answer.strip(), reference.strip(), inner)
             if verdict is not None:
                 return verdict
-        return unparsed("no way to read it")
+        return unparsed("no stage can read it")
 
     def all_equal(self, answers: Sequence[str], references: Sequence[str]) -> bool:
         return len(answers) == len(references) and all(
@@ -39,4 +42,4 @@ class Comparison:
 
 
 Stage = Callable[[str, str, Comparison], Verdict | None]
-"""(answer, reference, comparison) -> a verdict, or None to pass on to the next stage."""
+"""(answer, reference, comparison) -> a verdict, or None to leave the decision to the next stage."""

@@ -1,4 +1,4 @@
-"""Quantities in two units, 1 hour 30 minutes or 5 ft 3 in, as one in the smaller unit."""
+"""Converts quantities in several units, such as 1 hour 30 minutes or 5 ft 3 in, to the smallest of their units."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def compare_compounds(answer: str, reference: str, comparison: Comparison) -> Ve
 
 
 def _in_smallest_unit(text: str) -> str | None:
-    """The sum, if every unit is a smaller one of the same kind."""
+    """The sum in the last unit, if each unit has the dimension of the previous one and is smaller; else None."""
     if "\\" in text:
         text = " ".join(_TEXT.sub(r" \1 ", text).split())
     match = _COMPOUND.fullmatch(text)

@@ -1,7 +1,8 @@
-r"""Is an answer only an expression of the question? \sqrt{242} for 11\sqrt{2} equals the reference and solves nothing.
+r"""Detects answers that only repeat an expression of the question: \sqrt{242} for 11\sqrt{2} is equal but solves
+nothing.
 
-What a policy learns first, where it pays, is to box an expression of the problem: of MATH's training problems one in 32
-holds an expression that equals its reference.
+If such answers were rewarded, a policy would first learn to box an expression of the problem: one in 32 training
+problems of MATH contains an expression that equals its reference.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from rewards.mathematics.normalise import normalise, text_key
 from rewards.mathematics.quantity import quantity
 from rewards.mathematics.structure import elements, split
 
-Form = tuple[Any, ...]  # two texts with one form are the same expression, written in the same way
+Form = tuple[Any, ...]  # canonical form: texts with equal forms are the same expression, up to notation
 
-_MAX_PROMPT = 20_000  # characters that are read
+_MAX_PROMPT = 20_000  # characters; the rest of a longer prompt is ignored
 _MAX_EXPRESSION = 500
 _SPAN = re.compile(
     r"\$\$([^$]+)\$\$|(?<!\\)\$((?:\\.|[^$\\])+)\$|\\\[((?:(?!\\[\[\]])[\s\S])+)\\\]|\\\(((?:(?!\\[()])[\s\S])+)\\\)"
 )
-# What ends an expression in running text: words, and the marks around mathematics or after a sentence.
+# Boundaries of expressions in running text: words, math delimiters and punctuation.
 _BETWEEN = re.compile(
     r"(?<![\\A-Za-z])(?!(?:arc)?(?:sin|cos|tan)(?![a-z])|(?:sqrt|log|ln|exp|pi)(?![a-z]))[A-Za-z]{2,}"
     r"|(?<!\\)\$|\\[\[\]()]|[.,:](?=\s|$)|[;?!](?=\s|$)|\n"
@@ -34,22 +35,22 @@ _BETWEEN = re.compile(
 _RELATIONS = ("=", "<", ">", r"\le", r"\ge", r"\ne", r"\approx", ",", ";", "?")
 _SCIENTIFIC = re.compile(r"10\s*\^|\d[eE][+-]?\d")
 _NAME = re.compile(r"[A-Za-z](?:_\{?\w+\}?)?")
-_NOTHING_TO_WORK_OUT = re.compile(r"(?:\\text|[A-Za-z'(){}.,\s])*")  # words, a choice, a name
-_NEUTRAL = {"add": 0, "mul": 1}  # what changes nothing as a further argument
+_NOTHING_TO_WORK_OUT = re.compile(r"(?:\\text|[A-Za-z'(){}.,\s])*")  # words, a choice letter, a name
+_NEUTRAL = {"add": 0, "mul": 1}  # neutral elements
 _ONE = ("num", 1, "")
 
 
 def is_copied(answer: str, reference: str, prompt: str) -> bool:
-    """Whether the answer, normalised, is an expression of the prompt, and the reference is written in another way."""
+    """Whether the normalised answer is an expression of the prompt, while the reference has another form."""
     if _NOTHING_TO_WORK_OUT.fullmatch(answer):
         return False
     form = _form(answer)
     return form != _form(reference) and form in _expressions(prompt)
 
 
-@lru_cache(maxsize=256)  # a group's completions share their prompt
+@lru_cache(maxsize=256)  # the completions of a group share their prompt
 def _expressions(prompt: str) -> frozenset[Form]:
-    """The forms of everything in mathematics mode, of the sides of its equations, and of what stands between words."""
+    """The forms of all math spans of the prompt, of the text between words, and of the sides of equations in either."""
     prompt = prompt[:_MAX_PROMPT]
     spans = [next(filter(None, match.groups()), "") for match in _SPAN.finditer(prompt)]
     pieces = {span for span in spans + _BETWEEN.split(prompt) if 0 < len(span) <= _MAX_EXPRESSION}
@@ -59,7 +60,8 @@ def _expressions(prompt: str) -> frozenset[Form]:
 
 
 def _form(text: str) -> Form:
-    """Units do not count, nor the name in x = 5, spacing, brackets, the order of sums, products and lists, or a factor of 1."""
+    """The canonical form. It ignores units, the name in x = 5, spacing, brackets, factors of 1, and the order of sums,
+    products and lists."""
     sides, relations = split(text, ("=",))
     values = {_form(side) for side in sides if side and not _NAME.fullmatch(side)} if relations else set[Form]()
     if values:
@@ -77,7 +79,7 @@ def _form(text: str) -> Form:
 
 
 def _form_of_value(text: str) -> Form:
-    """The signs of percent and degree do count: they are factors."""
+    """The form of a single value. Percent and degree signs are part of it, since they are factors."""
     found = quantity(text)
     is_degrees = found.unit is not None and text.endswith((r"\circ", r"\circ}"))
     marks = (found.percent, is_degrees, found.scale, _SCIENTIFIC.search(text) is not None)
@@ -88,7 +90,7 @@ def _form_of_value(text: str) -> Form:
 
 
 def _arranged(node: Node) -> Form:
-    """The tree with its sums and products in order, and its signs in front."""
+    """The tree with sums and products sorted and the sign of a product moved to the front."""
     if node.op in ("num", "var", "const"):
         return node.op, node.value, node.name
     parts = [_arranged(part) for part in node.args]
@@ -126,7 +128,7 @@ def _joined(op: str, parts: list[Form]) -> Form:
 
 
 def _number(form: Form) -> Fraction | None:
-    """The value of a number, a fraction of numbers or either with a sign."""
+    """The value of a number, a fraction of numbers or the negative of either; else None."""
     if form[0] == "num":
         return form[1]
     inner = [_number(part) for part in form[1:]] if form[0] in ("neg", "frac") else [None]

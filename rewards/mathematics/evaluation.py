@@ -1,4 +1,4 @@
-"""An expression at a point, in real and complex numbers of any precision. Used by algebra and intervals alone."""
+"""Evaluates an expression at a point in real and complex numbers of any precision, for algebra and intervals only."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import mpmath
 from rewards.mathematics.expression import SAME_FOR_ALL_NUMBERS, Node, TooLarge
 
 DIGITS = 40
-_SPARE = 15  # digits that rounding and cancellation may cost
-_MAX_MAGNITUDE = 1 << 15  # in bits: sin of a larger number would need as many digits of pi
-_MAX_EXPONENT = 40  # in bits: mpmath multiplies once for every bit of an integer exponent, however many there are
+_SPARE = 15  # digits reserved for rounding and cancellation
+_MAX_MAGNITUDE = 1 << 15  # bits; sin of a larger number would need as many digits of pi
+_MAX_EXPONENT = 40  # bits; mpmath multiplies once for every bit of an integer exponent, without a limit of its own
 _HALF_TURN = 180
 
-Value = Any  # a real or complex number of mpmath, which has no types
+Value = Any  # a real or complex number of mpmath, which has no type annotations
 Point = dict[str, Value]
 
 
@@ -26,7 +26,7 @@ class Undefined(ValueError):
 
 
 class Field:
-    """The numbers of so many digits, and what each operation does to them."""
+    """Numbers with a given number of decimal digits, and the implementation of each operation on them."""
 
     def __init__(self, digits: int) -> None:
         self.context = context = mpmath.MPContext()
@@ -56,7 +56,8 @@ class Field:
         return not isinstance(value, self.context.mpc) or abs(value.imag) <= self.agree * abs(value)
 
     def applied(self, name: str, arguments: list[Value]) -> Value:
-        """A function that nothing is known of, as f in f(x + 1): one fixed for each name that obeys no law."""
+        """The value of an unknown function, such as f in f(x + 1): a fixed irregular function for each name, which
+        satisfies no identity by accident."""
         shift, *factors = (self.context.mpf(c) / 10**6 for c in _coefficients(name, 1 + 2 * len(arguments)))
         wave = sum((c * a for c, a in zip(factors, arguments)), shift)
         slope = sum(c * a for c, a in zip(factors[len(arguments) :], arguments))
@@ -92,17 +93,17 @@ def _coefficients(name: str, count: int) -> tuple[int, ...]:
 
 
 class Evaluation:
-    """Of an expression at a point of a field.
+    """Evaluates expressions at one point of a field.
 
-    is_real: what has no real value somewhere inside, as the root of a negative number, is Undefined.
-    size: the binary digits before or after the point of the largest or smallest number that was met.
+    is_real: treat an expression with a non-real part, such as the root of a negative number, as Undefined.
+    size: the largest binary magnitude, in absolute value, of all numbers met so far.
     """
 
     def __init__(self, field: Field, point: Point, *, is_real: bool = False) -> None:
         self._field, self._point, self._is_real, self.size = field, point, is_real, 0
 
     def value(self, node: Node) -> Value:
-        """Raises Undefined, or TooLarge for what would cost too much."""
+        """The value of the expression. Raises Undefined, or TooLarge if the evaluation would cost too much."""
         field = self._field
         if node.op == "num":
             return self._measured(field.context.mpf(node.value.numerator) / node.value.denominator)
@@ -116,12 +117,12 @@ class Evaluation:
         try:
             value = field.applied(node.name, arguments) if node.op == "apply" else field.rules[node.op](*arguments)
         except (ArithmeticError, ValueError, NotImplementedError, field.context.NoConvergence) as error:
-            raise Undefined(str(error)) from error  # what mpmath raises outside a domain
+            raise Undefined(str(error)) from error  # mpmath raises these outside the domain of a function
         if not field.context.isfinite(value):
             raise Undefined("infinite")
         if self._is_real and not field.is_real(value):
             raise Undefined("not real")
-        if node.op == "tanh":  # 1 - 2 exp(-2 a) for a large a
+        if node.op == "tanh":  # close to 1 - 2 exp(-2a), so a large a needs about 3a binary digits
             self.size = max(self.size, 3 * int(abs(arguments[0])))
         return self._measured(value)
 

@@ -1,4 +1,4 @@
-"""What an expression is, once read: a tree that nothing has evaluated."""
+"""The unevaluated tree of a parsed expression."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _NAMES = "sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|sinh|cosh|tanh|ln|log|lg|
 FUNCTIONS = frozenset(_NAMES.split("|"))
 
 
-# By operation: what it does to numbers of whatever kind, exact or not.
+# Implementations of operations that are the same for exact and for approximate numbers.
 SAME_FOR_ALL_NUMBERS: dict[str, Callable[..., Any]] = {
     "add": lambda a, b: a + b,
     "mixed": lambda a, b: a + b,
@@ -30,8 +30,12 @@ class TooLarge(ValueError):
 
 
 class Node(NamedTuple):
-    """op: num with a value, var or const with a name, apply with the name of an unknown function; else one of FUNCTIONS or of the
-    operations that evaluation has a rule for."""
+    """A node of an expression tree.
+
+    op: num (with `value`), var or const (with `name`), apply (an unknown function called `name`), one of FUNCTIONS, or
+    an
+        operation that evaluation.Field has a rule for.
+    """
 
     op: str
     args: tuple[Node, ...] = ()

@@ -1,4 +1,4 @@
-"""Units and conjunctions in other scripts, as the Latin ones that the rest reads: 5厘米 is 5 cm, 3或4 is 3 or 4."""
+"""Translates units and conjunctions in other scripts to Latin ones: 5厘米 to 5 cm, 3或4 to 3 or 4."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _UNITS = {
     **{"км": "km", "см": "cm", "дм": "dm", "мм": "mm", "м": "m", "кг": "kg", "мг": "mg", "г": "g", "мл": "ml", "л": "l"},
     **{"с": "s", "сек": "s", "мин": "min", "ч": "h"},
 }  # fmt: skip
-_UNIT = re.compile("|".join(sorted((u for u in _UNITS if u > "一"), key=len, reverse=True)))  # Chinese sets no spaces
+_UNIT = re.compile("|".join(sorted((u for u in _UNITS if u > "一"), key=len, reverse=True)))  # Chinese has no spaces
 _WORD = re.compile(r"[^\W\d_]+")
-# About, or, not, more than, and a half, so many tenths: 约 或 不 多 半 成 and their like, outside of a known unit.
+# Characters for about, or, not, more than, half and tenths: outside of a known unit they are not part of a unit.
 _NOT_A_UNIT = re.compile("[或和与约不非无没未错几半多余至最超成折打比]|左右|以上|以下|以内")
 _OR = re.compile(r"(?<=[\d)}])\s*,?\s*(?:或者?|和|与|及|以及)\s*(?=[A-Za-z\d(\\$+-])")
 _ANSWER_IS = re.compile(r"(?:所以|因此|故)?(?:最终|最后)?(?:的)?答案?(?:是|为)?\s*:?\s*(?=[\dA-Za-z(\\$+-])")
@@ -28,7 +28,7 @@ SQUARED = {"㎟": "mm^2", "㎠": "cm^2", "㎡": "m^2", "㎢": "km^2", "㎣": "mm
 
 
 def in_latin(text: str) -> str:
-    r"""`text`, normalised, with the unit that ends it as \text{} and the conjunctions in it as commas."""
+    r"""The normalised `text` with its final unit as \text{} in Latin letters and its conjunctions as commas."""
     text = _OHM.sub(r"\\text{ \1ohm}", _MICRO.sub(r"\\text{ u\1}", text))
     if text.isascii():
         return text

@@ -1,9 +1,11 @@
-r"""Is this final answer the reference? Stages, each of which decides or passes on. Runs in a worker process only.
+r"""Grades a final answer against a reference in stages; the first stage that can decide does. Runs in a worker process
+only.
 
-The policy in one paragraph: the last box is the answer; one answer, a hedge is wrong; rationals are compared exactly and a
-decimal is right only if equal; a missing unit is fine, a contradicting one wrong; sets are unordered, tuples ordered,
-brackets of intervals matter; every side of an equation chain must be true; the answer must be evaluated; words are
-compared as text. MathPolicy holds the questions on which people differ.
+The policy in one paragraph: the last box is the answer; there must be exactly one answer, and a hedge is wrong;
+rationals are compared exactly, and a decimal is correct only if it is equal; a missing unit is accepted, a
+contradicting one is wrong; sets are unordered, tuples are ordered, and the brackets of intervals matter; every side of
+a chain of equations must be true; the answer must be evaluated; words are compared as text. MathPolicy holds the
+questions on which people differ.
 """
 
 from __future__ import annotations
@@ -29,8 +31,8 @@ from rewards.score import Outcome
 from rewards.verdict import NOTHING_MARKED, BadReference, Verdict, bad_reference, grade_or_check, right, wrong
 
 MAX_LENGTH = 2_000
-MAX_CACHED = 8_192  # verdicts; the completions of a group repeat their answers
-# What data sets write where they have no answer, and headings above a solution.
+MAX_CACHED = 8_192  # verdicts; the completions of a group often repeat an answer
+# Placeholders of data sets for a missing answer, and headings above a solution.
 _PLACEHOLDERS = "none, null, nan, n/a, na, notfound, not found, unknown, no answer, tbd, todo, see solution, omitted, proof, solution"
 _NO_ANSWERS = frozenset([*_PLACEHOLDERS.split(", "), "answer", "final answer", "explanation"])
 _STAGES: tuple[Stage, ...] = (
@@ -48,16 +50,16 @@ _STAGES: tuple[Stage, ...] = (
 
 
 class MathGrader:
-    """Verdicts under one policy. It remembers them by normalised answer and reference."""
+    """Grades answers under one policy. Caches verdicts by normalised answer and reference."""
 
     def __init__(self, *, strict: bool, policy: MathPolicy) -> None:
         self._strict = strict
         self._policy = policy
-        # Of this judge only: another policy, another verdict.
+        # One cache per grader, since a verdict depends on the policy.
         self._compare = lru_cache(MAX_CACHED)(self._compare_normalised)
 
     def grade(self, completion: str, reference: Any, prompt: str = "") -> Verdict:
-        """The verdict on the final answer in `completion`; `prompt` is the question that it answers."""
+        """The verdict on the final answer in `completion`. prompt: the question, to detect answers that copy it."""
         try:
             expected = _read(reference)
         except BadReference as error:
@@ -67,8 +69,8 @@ class MathGrader:
             return NOTHING_MARKED
         given_number, expected_number = plain_number(answer), plain_number(expected)
         if given_number is not None and expected_number is not None and not self._policy.relative_tolerance:
-            # Most answers end here, at a tenth of the cost.
-            return right("equal numbers") if given_number == expected_number else wrong("other number")
+            # Most answers are decided here, at a tenth of the cost of the stages.
+            return right("equal numbers") if given_number == expected_number else wrong("a different number")
         if len(answer) > MAX_LENGTH or len(expected) > MAX_LENGTH:
             equal = "".join(answer.split()) == "".join(expected.split())
             return Verdict(Outcome.CORRECT if equal else Outcome.WRONG, "too long to read, compared as text")
@@ -79,11 +81,11 @@ class MathGrader:
             verdict = self._compare(given, reference)
         may_be_copied = verdict.is_correct and prompt and not self._policy.copied_expressions
         if may_be_copied and given != reference and is_copied(given, reference, prompt):
-            return wrong("an expression of the question, as it stands there")
+            return wrong("copies an expression of the question without working it out")
         return verdict
 
     def check_reference(self, reference: Any) -> Verdict:
-        """CORRECT if the reference equals itself by being read, not merely by being the same text."""
+        """CORRECT if the reference equals itself when compared by value, not as text; else BAD_REFERENCE."""
         try:
             expected = _read(reference)
         except BadReference as error:
@@ -111,7 +113,7 @@ class MathGrader:
 
 
 def _read(reference: Any) -> str:
-    """The answer in a reference, which is text or a number. Raises BadReference where there is none."""
+    """The answer inside a reference, which is text or a number. Raises BadReference if there is none."""
     if isinstance(reference, int | float) and not isinstance(reference, bool):
         reference = str(reference)
     if not isinstance(reference, str):
@@ -120,13 +122,16 @@ def _read(reference: Any) -> str:
     if len(answer) < MAX_LENGTH and not text_key(normalise(answer)):
         raise BadReference("the reference is empty")
     if answer.strip(" .:*").lower() in _NO_ANSWERS:
-        raise BadReference(f"{answer!r} stands where a data set has no answer")
+        raise BadReference(f"the reference is {answer!r}, a placeholder for a missing answer")
     return answer
 
 
 def _roundings(reference: str) -> list[str]:
-    r"""A reference may give its own rounding, as x = 2/3 \approx 0.67: each side is right but for a bare name, and for what
-    has unknowns where another side has none, as 2x \approx 3. In a list every element has its own."""
+    r"""The alternatives that a reference accepts when it states its own rounding, as in x = 2/3 \approx 0.67.
+
+    Every side of \approx is accepted, except a bare name and, if another side has no unknowns, a side that has some, as
+    in 2x \approx 3. For a list: the list of all first sides and the list of all last sides.
+    """
     if r"\approx" not in reference:
         return [reference]
     found = elements(reference)
@@ -138,8 +143,8 @@ def _roundings(reference: str) -> list[str]:
 
 
 def load(*, strict: bool, policy: dict[str, float | int | bool]) -> Callable[..., Verdict]:
-    """What a worker calls once."""
-    # It takes 0.6 s: now rather than within the deadline of the first hard answer.
+    """Builds the grading function. A worker calls this once."""
+    # The import takes 0.6 s, which must not count towards the deadline of the first answer that needs it.
     importlib.import_module("rewards.mathematics.symbolic")
     grader = MathGrader(strict=strict, policy=MathPolicy(**policy))  # type: ignore[arg-type]
     return grade_or_check(grader.grade, grader.check_reference)

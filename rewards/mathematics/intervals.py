@@ -1,4 +1,4 @@
-"""Sets of real numbers as unions of intervals, so that 1 < x < 2 is (1, 2) and [-3, 2) with {2} is [-3, 2]."""
+"""Sets of real numbers as unions of intervals: 1 < x < 2 equals (1, 2), and [-3, 2) with {2} equals [-3, 2]."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _REALS = re.compile(r"\\mathbb ?(?:\{R\}|R)|(?:\\text\{ ?)?all real(?:s| numbers
 _REALS_WITHOUT = re.compile(r"\\mathbb ?(?:\{R\}|R) ?- ?(?=[(\[\\])")
 _OR, _AND = (re.compile(rf"\\text\{{ ?,? ?{word} ?\}}|(?<![A-Za-z\\{{]){word}(?![A-Za-z}}])") for word in ("or", "and"))
 _MODULUS = re.compile(r"\| ?([A-Za-z]) ?(?:([+-])([^|]+))?\|")
-_DIGITS = 300  # of an end: 10^{30} and 10^{30} + 1 are two
+_DIGITS = 300  # of an endpoint, so that 10^{30} and 10^{30} + 1 differ
 _CLOSE = field(_DIGITS).context.mpf(10) ** -200
 _INFINITY = mpmath.inf
 
@@ -40,18 +40,18 @@ class Interval:
 @dataclass(frozen=True)
 class RealSet:
     pieces: tuple[Interval, ...]
-    variable: str = ""  # that an inequality names
+    variable: str = ""  # the variable of an inequality, if any
 
 
 _EVERYTHING = (Interval(-_INFINITY, False, _INFINITY, False),)
 
 
 class NotASet(ValueError):
-    """The text is not a set of real numbers with constant ends."""
+    """The text is not a set of real numbers with constant endpoints."""
 
 
 def real_set(text: str) -> RealSet:
-    """The set that an interval, a union, an inequality or a finite set stands for; raises NotASet."""
+    """The set that an interval, a union, an inequality or a finite set denotes. Raises NotASet for any other text."""
     text = text.strip()
     member = _MEMBER.match(text)
     if member:
@@ -83,7 +83,8 @@ def same_set(answer: RealSet, reference: RealSet) -> bool:
 
 
 def _alternatives(text: str) -> RealSet:
-    """Inequalities joined by or, and, or a comma: x < 1, x > 2 can only mean or, and x > 1, x < 2 means and."""
+    """The set of inequalities joined by "or", "and" or a comma. A comma means "and" unless the intersection would be
+    empty: x > 1, x < 2 means "and", while x < 1, x > 2 can only mean "or"."""
     for word in (_OR, _AND, re.compile(",")):
         parts = [part for part in word.split(text) if part.strip(" ,")]
         if len(parts) < 2:
@@ -94,7 +95,7 @@ def _alternatives(text: str) -> RealSet:
             common = reduce(_intersection, [each.pieces for each in sets])
             joined = RealSet(_merged(common), joined.variable) if common or word is _AND else joined
         if any(each.pieces == joined.pieces for each in sets) and _EVERYTHING not in (each.pieces for each in sets):
-            raise NotASet("a guess that adds nothing")  # x > 3 or x > 5
+            raise NotASet("one part implies the other")  # x > 3 or x > 5 is a hedge
         return joined
     return _inequality(text)
 
@@ -134,16 +135,16 @@ def _inequality(text: str) -> RealSet:
 
 
 def _around(sides: list[str], relation: str) -> RealSet:
-    """|x - 3| < 2, the numbers between 1 and 5; |x - 3| > 2, those outside."""
+    """The set of an inequality with an absolute value: |x - 3| < 2 is (1, 5), and |x - 3| > 2 is its outside."""
     if _MODULUS.fullmatch(sides[1]):
         sides, relation = sides[::-1], _FLIPPED[relation]
     modulus = _MODULUS.fullmatch(sides[0])
     if not modulus or relation == r"\ne":
-        raise NotASet("|")
+        raise NotASet("not an inequality with one absolute value")
     offset, radius = _end(modulus[3] or "0"), _end(sides[1])
     centre = offset if modulus[2] == "-" else -offset
     if not 0 < radius < _INFINITY:
-        raise NotASet("|")
+        raise NotASet("not an inequality with one absolute value")
     above, below = _half(relation, centre + radius), _half(_FLIPPED[relation], centre - radius)
     inside = relation in ("<", r"\le")
     return RealSet(_intersection(above, below) if inside else _merged(above + below), modulus[1])
@@ -176,7 +177,7 @@ def _union(sets: list[RealSet]) -> RealSet:
 
 
 def _merged(pieces: list[Interval] | tuple[Interval, ...]) -> tuple[Interval, ...]:
-    """Sorted, with pieces that overlap or touch made one."""
+    """The pieces sorted, with those that overlap or touch merged."""
     merged: list[Interval] = []
     for piece in sorted(pieces, key=lambda p: (p.low, not p.low_closed)):
         last = merged[-1] if merged else None

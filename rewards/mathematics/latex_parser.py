@@ -1,7 +1,7 @@
-r"""A parser of its own for the LaTeX that final answers are written in.
+r"""A parser for the LaTeX in which final answers are written.
 
-Why not math-verify here: it drops what it cannot read (the c of \frac{a}{b}c), folds letter case and needs 10 ms. This
-one reads the whole text or says that it cannot, in time linear in the text, and evaluates nothing.
+math-verify is not used here because it silently drops text that it cannot read (the c of \frac{a}{b}c), ignores letter
+case and takes 10 ms. This parser reads the whole text or raises, in time linear in its length, and evaluates nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from rewards.mathematics.expression import FUNCTIONS, Node, TooLarge, Unreadable
 MAX_DEPTH = 120
 MAX_TERMS = 200  # of all sums and products together: the tree of a sum is as deep as the sum is long
 MAX_DIGITS = 400
-MAX_EXPONENT = 9_999  # of ten, in scientific notation
+MAX_EXPONENT = 9_999  # of the power of ten in scientific notation
 
 _GREEK = (
     "alpha|beta|gamma|delta|epsilon|zeta|eta|theta|iota|kappa|lambda|mu|nu|xi|rho|sigma|tau|upsilon|phi|chi|psi|omega"
@@ -31,7 +31,7 @@ _NUMBER = re.compile(
 )
 _LETTER = re.compile(r"[A-Za-z]'*(?:\s*_\s*(?:\{\s*[\w,+-]*\s*\}|\w))?")
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
-# Brackets after a name hold an argument where nobody would write a product: f(x + 1), P(A), N(0), but x(x - 3).
+# Brackets after a name hold an argument where a product would be unusual: f(x + 1), P(A), N(0), but not x(x - 3).
 _FUNCTION_NAME = re.compile(r"[fgFG]'*(?:_\w+)?")
 _NAME = r"(?:\\[A-Za-z]+|[A-Za-z]'*)(?:_\w|_\{\w+\})?"
 _APPLIED = re.compile(rf"({_NAME})\s*\(\s*[+-]?\s*(?:[\d.]+|{_NAME})\s*\)")
@@ -48,9 +48,9 @@ _ATOM_START = re.compile(
 _ARGUMENT_START = re.compile(r"[0-9A-Za-z.{]|\\(?:frac|sqrt|pi|" + _GREEK + ")")
 
 
-@lru_cache(maxsize=4096)  # a group's completions share their reference
+@lru_cache(maxsize=4096)  # the completions of a group share their reference
 def parse(text: str) -> Node:
-    """The tree of `text`; raises Unreadable or TooLarge."""
+    """The expression tree of `text`. Raises Unreadable or TooLarge."""
     parser = _Parser(text)
     node = parser.whole()
     if parser.peek():
@@ -61,7 +61,7 @@ def parse(text: str) -> Node:
 class _Parser:
     def __init__(self, text: str) -> None:
         self.text, self.pos, self.depth, self.bars, self.num_terms = text, 0, 0, 0, 0
-        # A name that is once a function is one throughout: T(n - 1) + T(0).
+        # A name that is applied once is a function throughout: T in T(n - 1) + T(0).
         applied = _APPLIED.finditer(text) if "(" in text else ()
         self.functions = {re.sub(r"[\\{}]", "", match[1]) for match in applied}
 
@@ -110,7 +110,7 @@ class _Parser:
             raise TooLarge("nested too deeply")
 
     def whole(self) -> Node:
-        r"""A sum, or two of them as in TeX's a \over b."""
+        r"""Parses a sum, or two sums joined by TeX's \over or \choose."""
         node = self.sum()
         infix = self.take(_INFIX)
         return Node({"over": "frac", "choose": "binom"}[infix[1]], (node, self.sum())) if infix else node
@@ -145,13 +145,13 @@ class _Parser:
         before = left.args[1] if left.op == "mul" else left
         is_set_apart = before.op == "fact" or (before.op == "pow" and before.args[0].op == "num")  # 5!3!, 2^3 5
         if self.peek().isdecimal() and not is_set_apart:
-            raise Unreadable("a number straight after another factor, as in x2 or 3 4")
+            raise Unreadable("a number directly after another factor, as in x2 or 3 4")
         grouped = self.peek() == "("
         right = self.power()
         whole = not grouped and left.op == "num" and left.value.denominator == 1
         if whole and right.op == "frac" and all(part.op == "num" for part in right.args):
             numerator, denominator = right.args
-            if numerator.value < denominator.value:  # 2\frac{1}{3} is two and a third
+            if numerator.value < denominator.value:  # 2\frac{1}{3} is the mixed number two and a third
                 return Node("mixed", (left, right))
         return self.join("mul", left, right)
 
@@ -159,7 +159,7 @@ class _Parser:
         negative = self.peek() in ("+", "-") and self.take_sign() == "-"
         node = self.power()
         if node.op == "num" and self.follows(_PLAIN_FRACTION):
-            node = self.juxtaposed(node)  # a mixed number binds before any other factor
+            node = self.juxtaposed(node)  # a mixed number binds more tightly than any other factor
         return Node("neg", (node,)) if negative else node
 
     def power(self) -> Node:
@@ -196,7 +196,7 @@ class _Parser:
         return node
 
     def application(self, name: str) -> Node | None:
-        """f(x), f(x, y) or f^{-1}(x); None where no argument follows the name."""
+        """Parses the arguments of f(x), f(x, y) or f^{-1}(x). None if no argument follows the name."""
         always = _FUNCTION_NAME.fullmatch(name) is not None
         inverse = self.take(_INVERSE) if always else None
         if self.peek() != "(" or not (always or name in self.functions):
@@ -246,7 +246,7 @@ class _Parser:
         return Node("num", value=value * Fraction(10) ** int(exponent) if exponent != "0" else value)
 
     def argument(self) -> Node:
-        r"""What \frac or \sqrt applies to: a group, or as in TeX one digit, letter or command."""
+        r"""Parses an argument of \frac or \sqrt: a group, or as in TeX a single digit, letter or command."""
         self.descend()
         if self.peek() == "{":
             node = self.group("{")
@@ -267,7 +267,7 @@ class _Parser:
             return Node(name, (self.argument(), self.argument()))
         if name == "sqrt":
             degree = self.group("[") if self.peek() == "[" else Node("num", value=Fraction(2))
-            # TeX would put only the bracket under the root of \sqrt(8); nobody means that.
+            # TeX would put only the opening bracket of \sqrt(8) under the root; authors mean the whole group.
             return Node("root", (self.group("(") if self.peek() == "(" else self.argument(), degree))
         if name in ("lfloor", "lceil"):
             node = self.sum()
@@ -295,7 +295,8 @@ class _Parser:
         return Node("pow", (node, power)) if power is not None else node
 
     def bare_argument(self) -> Node:
-        r"""The argument of \sin 2x: factors side by side, up to a sign, an operator, a bracket or another function."""
+        r"""Parses an argument without brackets, as in \sin 2x: juxtaposed factors up to a sign, an operator, a bracket
+        or another function."""
         negative = self.accept("-")
         node = self.power()
         while self.follows(_ARGUMENT_START):

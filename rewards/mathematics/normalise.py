@@ -1,6 +1,6 @@
-r"""One spelling for each way of writing the same mathematics: unicode, LaTeX variants, separators.
+r"""Rewrites equivalent notations (unicode, LaTeX variants, separators) to one spelling.
 
-Nothing is evaluated and no meaning is decided here; every rule maps a spelling to an equivalent one.
+Every rule maps a notation to an equivalent one; nothing is evaluated or interpreted here.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _DROPPED = frozenset("\\" + name for name in _STYLES.split())
 _SPACES = frozenset([r"\,", r"\;", r"\:", r"\ ", r"\quad", r"\qquad", r"\>", r"\enspace", r"\thinspace", r"\space"])
 _MATHS_DELIMITERS = frozenset([r"\(", r"\)", r"\[", r"\]"])
 _COMMAND = re.compile(r"\\(?:[A-Za-z]+|[^A-Za-z])")
-# A thin space, a braced comma or a negative space between groups of three digits is only ever a separator.
+# Between groups of three digits a thin space, a braced comma or a negative space is always a separator.
 _TEX_SEPARATOR = re.compile(r"(?<=\d)(?:\s*(?:\\[,;:! ]|\{ ?, ?\}|\\text\{,\}|\{\\,\}|,\\!|~))+\s*(?=\d{3}(?!\d))")
 _SPACED_NUMBER = re.compile(r"(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d,])")
 _PLAIN_MIXED = re.compile(r"(?<![\d.,}])(\d+) (\d+)/(\d+)(?![\d.])")
@@ -66,7 +66,7 @@ _COMMA_NUMBER = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d|,\d)")
 _RENAMED = {"infinity": "infty", "Infinity": "infty"}
 _FUNCTIONS = "arcsin|arccos|arctan|sin|cos|tan|cot|csc|ln|log|exp"
 _TEXT_NAME = re.compile(rf"\\text\{{ ?({_FUNCTIONS}(?= ?\}} ?[\w({{^\\])|[Ii]nfinity) ?\}}")
-# Only outside \text, and a function only before its argument: tan may be a colour.
+# Matches outside \text only, and function names only before an argument: tan may be a colour.
 _NAME_WITHOUT_BACKSLASH = re.compile(
     rf"\\text\{{[^{{}}]*\}}|(?<![A-Za-z\\])(pi(?![A-Za-z])|infinity(?![A-Za-z])|sqrt(?![A-Za-z])|(?:{_FUNCTIONS})(?= ?[\d(^_\\]| [A-Za-z]\b))"
 )
@@ -76,13 +76,14 @@ _UNIT_FRACTION = re.compile(
     r"\\frac\s*\{\s*\\text\s*\{([^{}]*)\}\s*\}\s*\{\s*\\text\s*\{([^{}]*)\}((?:\^\d|\^\{\d\})?)\s*\}"
 )
 _GROUPED_SIGN = re.compile(r"(?<![A-Za-z])\{ ?(\\%|[:=<>+-]) ?\}")
-# Between $1$ and $2$, where the outer signs stand outside the box.
+# The conjunction between $1$ and $2$, when the outer dollar signs stand outside the box.
 _MATHS_MODE = re.compile(r"\$ ?((?:\\text\{ ?)?(?:,|,? ?(?:and|or))(?: ?\})?) ?\$")
-_TEXT_NUMBER = re.compile(r"\\text\{ ?([+-]?(?:\\?\$)?\d[\d.,/]*)( [^{}]*)\}")  # 5 cm, all of it as text
-_LETTERS = re.compile(r"\\text\{ ?([A-Z](?: ?, ?(?:and )?[A-Z]| and [A-Z])+) ?\}")  # choices: a list, not a phrase
+_TEXT_NUMBER = re.compile(r"\\text\{ ?([+-]?(?:\\?\$)?\d[\d.,/]*)( [^{}]*)\}")  # \text{5 cm}
+_LETTERS = re.compile(r"\\text\{ ?([A-Z](?: ?, ?(?:and )?[A-Z]| and [A-Z])+) ?\}")  # \text{A, B}: choices
 _THEREFORE = re.compile(r"(?:\\(?:therefore|Rightarrow) ?)+")
 _UNION_LETTER = re.compile(r"(?<=[)\]]) ?U ?(?=[(\[])")
-# The answer is 5; and any other words that lead to a number, unless they take it back: the total is 5, area: 5.
+# "The answer is 5", and other words that introduce a number ("the total is 5", "area: 5") unless they change it
+# (_takes_back).
 _PREFIX = re.compile(
     r"(?:\\text\{ ?)?(?:(?:so |thus,? )?(?:the )?(?:final )?answer ?(?:is|:) ?:?|"
     r"([a-z][a-z', ]*? (?:is|are|equals)(?: equal to)? ?:?|(?<=[{ ])[a-z][a-z' ]{2,}:)(?= ?\}? ?(?:[\d$(\[{.+-]|\\(?!text)))) ?(\}?)",
@@ -91,12 +92,12 @@ _PREFIX = re.compile(
 _ROW_SKIP = re.compile(r"(?<=\\\\)\s*\[\s*-?[\d.]+\s*(?:pt|em|ex|mm|cm)\s*\]")
 _INVISIBLE = re.compile(r"\\[hv]?phantom\s*(?:\{[^{}]*\}|[^{}])")
 _TEXT_SPACE = re.compile(r"\\text\s+\{")
-# $5$; $10$ and 20 $cm^2$: pairs of signs that stand apart from what is around them, and 3$\pi$, 30$\%$.
-# ($5, $10 are prices.)
+# Pairs of dollar signs set apart from their surroundings, as in $5$; $10$ and 20 $cm^2$, and those in 3$\pi$ and
+# 30$\%$. ($5, $10 are prices.)
 _MATHS_PAIR = re.compile(
     r"(?:(?<=[ ,;(])|^|(?<=[A-Za-z\d)])(?=\$ ?(?:\^|\\[A-Za-z%])))\$ ?((?:\\.|[^$\\])+?) ?\$(?=[ ,;).]|$)"
 )
-_POWER_OF_UNIT = re.compile(r"(?<=\d) ([A-Za-z]+)\$ ?(\^[^$]+)\$")  # 5 m$^3$: m is text
+_POWER_OF_UNIT = re.compile(r"(?<=\d) ([A-Za-z]+)\$ ?(\^[^$]+)\$")  # 5 m$^3$, where m is text
 _ASCII_RELATION = re.compile(r"<=|>=|=<|(?<![\d)}])!=|(?<= )!=")
 _RELATIONS = {"<=": r"\le ", "=<": r"\le ", ">=": r"\ge ", "!=": r"\ne "}
 _PRIMES = re.compile(r"\^ ?(?:\{ ?((?:\\prime ?)+)\}|(\\prime))(?![A-Za-z])")
@@ -111,13 +112,13 @@ _NUMBER_IN_WORDS = re.compile(r"(?<![\^-])\b\d+\b[- ]?")
 _OPERATION_ON = re.compile(
     r"\bof ?:?$|\bof (?:the |my )?(?:final )?(?:answer|result|solution)\b|^(?:the )?(?:square|cube)$", re.IGNORECASE
 )
-_MAX_WRAPPERS = 8  # of each kind; a thousand braces are no answer
+_MAX_WRAPPERS = 8  # rounds of unwrapping: bounds the time that a thousand braces can take
 _WRAPPERS = (("**", "**"), ("`", "`"), ("$$", "$$"), ("$", "$"), ("{", "}"))
 
 
-@lru_cache(maxsize=4096)  # a group's completions share their reference
+@lru_cache(maxsize=4096)  # the completions of a group share their reference
 def normalise(text: str, *, commas_group_digits: bool = True) -> str:
-    """`text` in the spelling that every later stage reads. 81,256 is a number, or a list if commas do not group."""
+    """`text` in the spelling that all later stages read. commas_group_digits: 81,256 is one number, not a list."""
     text = _plain_unicode(text)
     text = _TEX_SEPARATOR.sub("", text)
     text = _unwrap(_COLOUR.sub("", _ROW_SKIP.sub("", _INVISIBLE.sub("", text)))).replace("**", "^")
@@ -147,7 +148,7 @@ def normalise(text: str, *, commas_group_digits: bool = True) -> str:
 
 
 def _takes_back(words: str) -> bool:
-    """Whether the words before a number are no label but say another number: not, twice, the square of the answer is."""
+    """Whether the words before a number change it instead of labelling it: "not", "twice", "the cube of the answer"."""
     found = set(re.findall("[a-z]+", words.lower())) - {"is", "are", "to"}
     return not found.isdisjoint(SENTENCE_WORDS | OPERATION_WORDS_BEFORE) or bool(
         _OPERATION_ON.search(words.rstrip(" :"))
@@ -155,13 +156,15 @@ def _takes_back(words: str) -> bool:
 
 
 def _inside_pair(match: re.Match[str]) -> str:
-    """After a number a unit that could be a variable, as in 7 $m^2$, is meant as one."""
+    """The content of a pair of dollar signs. A known unit after a number, as in 7 $m^2$, becomes \\text{} so that it is
+    not read as a variable."""
     unit = read_unit(match[1]) if match.string[: match.start()].rstrip()[-1:].isdigit() else None
     return rf"\text{{{match[1]}}}" if unit is not None and unit.known else match[1]
 
 
 def _beside_number(match: re.Match[str]) -> str:
-    r"""9 (apples) as 9 apples. (x) and (ab) are factors; words that name no unit make it unreadable."""
+    r"""Rewrites a bracketed unit after a number: 9 (apples) to 9 apples. (x) and (ab) stay, being factors; other words
+    become \text{ (?)}, which makes the answer unreadable."""
     words = _TEXT.sub(r"\1", match[1]).strip()
     half_day = _HALF_DAY.fullmatch(words)
     if half_day or _SIGN.fullmatch(words):
@@ -181,7 +184,7 @@ def _beside_number(match: re.Match[str]) -> str:
 
 
 def text_key(text: str) -> str:
-    """Two normalised texts with one key are the same text: spacing, braces around one character and \\text do not count."""
+    """A key that is equal for normalised texts that differ only in spacing, braces around one character or \\text."""
     key = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text)
     key = re.sub(r"\{(\w)\}", r"\1", key)
     return re.sub(r"(?<!\d) | (?!\d)", "", " ".join(key.split()))
@@ -204,13 +207,13 @@ def _vulgar(match: re.Match[str]) -> str:
 
 
 def _command_for(match: re.Match[str]) -> str:
-    """Of a name that was written as text; of a piece of text, itself."""
+    """The LaTeX command for a function or constant name written without a backslash; any other match unchanged."""
     name = match[1]
     return f"\\{_RENAMED.get(name, name)} " if name else match[0]
 
 
 def _without_commas(match: re.Match[str]) -> str:
-    """1,234 as one number. Inside brackets a comma separates elements."""
+    """Removes the commas of 1,234, except inside brackets, where a comma separates elements."""
     before = match.string[: match.start()]
     depth = len(re.findall(r"[(\[]|\\\{", before)) - len(re.findall(r"[)\]]|\\\}", before))
     return match[0] if depth else match[0].replace(",", "")
@@ -247,7 +250,7 @@ def _unwrap(text: str) -> str:
 
 
 def _is_balanced(text: str) -> bool:
-    """Whether every brace of `text` has its partner in it: {1}/{2} is not one pair of braces around 1}/{2."""
+    """Whether all braces in `text` are paired, so that {1}/{2} is not unwrapped to 1}/{2."""
     depth = 0
     for brace in re.findall(r"\\.|[{}]", text):
         depth += {"{": 1, "}": -1}.get(brace, 0)

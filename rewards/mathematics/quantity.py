@@ -1,4 +1,4 @@
-"""A number and what it counts: units, currency, degrees and percent signs around a value."""
+"""Splits a value from its unit, currency, degree or percent sign, and reads units."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fractions import Fraction
 
 from rewards.mathematics.vocabulary import NO_LAST_WORDS, NUMBER_WORDS, OPERATION_WORDS, SENTENCE_WORDS
 
-# dimension: names = size in the first unit of that dimension
+# dimension: names = size in the first unit of the dimension
 _UNITS = """
 length: m meter metre =1; km kilometer kilometre =1000; dm decimeter =1/10; cm centimeter centimetre =1/100;
  mm millimeter millimetre =1/1000; in inch inche =254/10000; ft foot feet =3048/10000; yd yard =9144/10000;
@@ -53,7 +53,7 @@ _PERCENT = re.compile(
 )
 _TEMPERATURE = re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)\s*(?:\\text\{\s*)?([CF])(?:\s*\})?$")
 _CIRCLE = re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)$")
-# A unit phrase, its parts always set apart by something: a repeated group that can match one text in two ways takes
+# A unit phrase. Its parts are always separated, because a repeated group that can match a text in two ways takes
 # exponential time. Normalised text has single spaces.
 _EXPONENT = r"(?:\s?\^\s?(?:\{\s?-?\d\s?\}|-?\d))?"
 _MARKED = rf"\\text\{{[^{{}}]*(?:\{{[^{{}}]*\}}[^{{}}]*)?\}}{_EXPONENT}"
@@ -72,7 +72,7 @@ class Unit:
     size: Fraction
     dimensions: frozenset[tuple[str, int]]
     known: bool
-    numbers: frozenset[str] = frozenset()  # the words of the phrase that are numbers: dozen, tenths
+    numbers: frozenset[str] = frozenset()  # number words in the phrase, such as dozen or tenths
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Quantity:
     value: str
     unit: Unit | None = None
     percent: bool = False
-    scale: int = 1  # of the value: a million in 5 million
+    scale: int = 1  # factor of the value: 10^6 in 5 million
 
 
 def _read_table() -> dict[str, tuple[str, Fraction]]:
@@ -97,8 +97,11 @@ _TABLE = _read_table()
 
 
 def quantity(text: str, *, bare_letters: bool = False) -> Quantity:
-    r"""`text` taken apart. A bare word is a unit if it is known and longer than a letter (5 cm, but not 5m, which may be
-    a product), or a letter too where the reference has a unit (`bare_letters`), or a noun after a space (5 apples)."""
+    r"""`text` split into value, unit, percent sign and scale.
+
+    A word outside \text{} is a unit if it is a known unit of more than one letter (5 cm, but not 5m, which may be a
+    product), or a noun after a space (5 apples). bare_letters: the other side has a unit, so single letters count too.
+    """
     sign, rest = ("-", text[1:].lstrip()) if text[:1] == "-" else ("", text)
     for symbol, name in _SYMBOLS.items():
         if rest.startswith(symbol) and len(rest) > len(symbol):
@@ -148,8 +151,8 @@ def _trailing_unit(text: str, bare_letters: bool) -> Quantity:
 
 
 def _is_bare_unit(words: str, unit: Unit, bare_letters: bool, value: str) -> bool:
-    r"""Whether words outside of \text{} are a unit. Letters that a formula may have, as in m g h, 1/s or 2mg, are one only
-    after a number and a space, as in 5 mg or 9.8 m/s, or (`bare_letters`) where the other side has a unit."""
+    r"""Whether words outside of \text{} are a unit. Letters that could be variables, as in m g h, 1/s or 2mg, are one
+    only after a number and a space, as in 5 mg or 9.8 m/s, or if the other side has a unit (`bare_letters`)."""
     names = re.findall(r"(?<![\\A-Za-z])[A-Za-z]+", words)
     if not unit.known:
         return re.search(r"[\d.})] $", value) is not None and all(
@@ -164,7 +167,7 @@ def _is_bare_unit(words: str, unit: Unit, bare_letters: bool, value: str) -> boo
 
 
 def read_unit(text: str) -> Unit | None:
-    """The unit that a phrase names, None where it is no unit. An unknown noun is a dimension of its own."""
+    """The unit that a phrase names, None if it names none. An unknown noun is a unit with a dimension of its own."""
     text = _APOSTROPHE.sub("", text.strip().rstrip("."))  # o'clock
     for short, long in _SHORTHAND.items():
         text = re.sub(rf"\b{short}\b\.?", long, text)
@@ -189,7 +192,7 @@ def read_unit(text: str) -> Unit | None:
         elif word in _POWER_WORDS and not word.endswith("ed"):
             pending = _POWER_WORDS[word]
         elif word in _POWER_WORDS and last is None:
-            return None  # the number itself, squared
+            return None  # "5 squared" squares the number itself
         elif word in _POWER_WORDS and last:
             dimensions[last[0]] += side * (_POWER_WORDS[word] - 1)
             size *= last[1] ** (side * (_POWER_WORDS[word] - 1))
@@ -201,7 +204,7 @@ def read_unit(text: str) -> Unit | None:
             pending = 1
     if word in NO_LAST_WORDS or pending != 1:
         return None
-    # "units" names no unit: it contradicts none
+    # The word "units" has no dimension, so it contradicts no other unit.
     named = frozenset((d, n) for d, n in dimensions.items() if n and d != "?unit")
     return Unit(size, named, known, frozenset(numbers))
 
@@ -212,7 +215,8 @@ def _lookup(word: str) -> tuple[str, Fraction]:
 
 
 def compatible(answer: Unit | None, reference: Unit | None) -> bool:
-    """A missing unit contradicts nothing. Nouns we do not know agree if they share a word: red marbles and marbles."""
+    """Whether the answer's unit is compatible with the reference's. A missing unit is; phrases of unknown nouns are if
+    they share a word (red marbles and marbles); a unit with a number word that the reference lacks (dozen) is not."""
     if answer is not None and not answer.numbers <= (frozenset() if reference is None else reference.numbers):
         return False
     if answer is None or reference is None:

@@ -1,4 +1,4 @@
-"""Exact rational arithmetic on final answers. No float appears, so 12345 is never 12346 and 1/2004! never 1/2006!."""
+"""Exact rational arithmetic on final answers, without floats: 12345 never equals 12346, nor 1/2004! 1/2006!."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from rewards.mathematics.expression import FUNCTIONS, SAME_FOR_ALL_NUMBERS, Node
 from rewards.mathematics.latex_parser import MAX_DIGITS, parse
 
 LITERAL = frozenset(["num", "neg", "frac", "div", "mixed"])
-MAX_BITS = 1 << 16  # of a numerator or denominator; 2004! has 19,000
+MAX_BITS = 1 << 16  # of a numerator or denominator; 2004! has 19,000 bits
 MAX_FACTORIAL = 4_000
 _SIMPLE = re.compile(r"([+-]?)\s*(\d+)(?:\.(\d*))?")
 _DECIMAL = re.compile(
     r"[+-]?\s*(\d+)(?:\.(\d*))?(?:\s*(?:\\times|\\cdot|\*|x)\s*10\s*\^\s*(?:\{\s*([+-]?\d{1,4})\s*\}|(\d))|[eE]([+-]?\d{1,4}))?"
 )
-# What an answer may not still contain when the reference is a plain number: the arithmetic was the question.
+# Operations that an answer may not contain when the reference is a plain number: evaluating them was the question.
 _ARITHMETIC = FUNCTIONS | {"add", "mul", "fact", "binom", "floor", "ceil", "abs", "var"}
 
 
 class Irrational(ValueError):
-    """The expression has no exact rational value that this module finds."""
+    """The expression has no rational value, or none that this module finds."""
 
 
 def plain_number(text: str) -> Fraction | None:
-    """The value of an integer or decimal written out: most final answers, at a fraction of the cost of parsing."""
+    """The value of an integer or decimal, None for any other text. Decides most final answers without a parser."""
     match = _SIMPLE.fullmatch(text)
     if not match or len(text) > MAX_DIGITS:
         return None
@@ -35,7 +35,7 @@ def plain_number(text: str) -> Fraction | None:
 
 
 def literal_value(text: str) -> Fraction | None:
-    """The value of a number, a fraction or a mixed number; None for anything else, arithmetic too."""
+    """The value of a number, a fraction or a mixed number; None for any other text, including arithmetic."""
     number = plain_number(text)
     if number is not None:
         return number
@@ -47,7 +47,7 @@ def literal_value(text: str) -> Fraction | None:
 
 
 def rational(node: Node) -> Fraction:
-    """The exact value of `node`; raises Irrational, or TooLarge for a value that would cost too much."""
+    """The exact value of `node`. Raises Irrational, or TooLarge if the evaluation would cost too much."""
     if node.op == "num":
         return node.value
     if node.op in ("var", "const", "degree"):
@@ -62,20 +62,20 @@ def rational(node: Node) -> Fraction:
 
 
 def is_worked_out(node: Node) -> bool:
-    """Whether no arithmetic is left to do: a number, a fraction (reduced or not), a mixed number, a power or a root."""
+    """Whether no arithmetic is left to do: numbers, fractions (reduced or not), mixed numbers, powers and roots."""
     if node.op in _ARITHMETIC:
         return False
     return all(map(is_worked_out, node.args))
 
 
 def decimal_digits(text: str) -> int | None:
-    """The number of significant digits of a decimal with a fractional part, None for anything else."""
+    """The number of significant digits of a decimal with a fractional part, None for any other text."""
     match = _DECIMAL.fullmatch(text)
     return len((match[1] + match[2]).lstrip("0")) if match and match[2] else None
 
 
 def last_place(text: str) -> Fraction:
-    """The value of one unit in the last place of a decimal, in scientific notation too."""
+    """The value of one unit in the last place of a decimal, which may be in scientific notation."""
     match = _DECIMAL.fullmatch(text)
     assert match is not None
     return Fraction(10) ** (int(match[3] or match[4] or match[5] or 0) - len(match[2] or ""))
@@ -102,7 +102,7 @@ def _power(base: Fraction, exponent: Fraction) -> Fraction:
     if size * abs(exponent.numerator) > MAX_BITS and abs(base) not in (0, 1):
         raise TooLarge("a power of too many digits")
     if not base and exponent <= 0:
-        raise Irrational("zero to no positive power")
+        raise Irrational("zero to a power that is not positive")
     if abs(base) in (0, 1):
         return base if exponent.numerator % 2 else base * base
     return base**exponent.numerator
@@ -110,7 +110,7 @@ def _power(base: Fraction, exponent: Fraction) -> Fraction:
 
 def _root(value: Fraction, degree: Fraction) -> Fraction:
     if degree.denominator != 1 or not 2 <= degree <= 64:
-        raise Irrational("a root of no small degree")
+        raise Irrational("a root whose degree is not an integer from 2 to 64")
     if value < 0 and degree % 2 == 0:
         raise Irrational("an even root of a negative number")
     root = Fraction(_integer_root(abs(value.numerator), int(degree)), _integer_root(value.denominator, int(degree)))
@@ -121,7 +121,7 @@ def _integer_root(value: int, degree: int) -> int:
     if degree == 2:
         root = math.isqrt(value)
     else:
-        root = 1 << -(-value.bit_length() // degree)  # not below the root; Newton's steps fall from there
+        root = 1 << -(-value.bit_length() // degree)  # an upper bound, from which Newton's steps decrease
         while value and (step := ((degree - 1) * root + value // root ** (degree - 1)) // degree) < root:
             root = step
         root = root if value else 0
@@ -132,7 +132,7 @@ def _integer_root(value: int, degree: int) -> int:
 
 def _factorial(value: Fraction) -> Fraction:
     if value.denominator != 1 or value < 0:
-        raise Irrational("a factorial of no natural number")
+        raise Irrational("a factorial of something other than a natural number")
     if value > MAX_FACTORIAL:
         raise TooLarge("a factorial of too many digits")
     return Fraction(math.factorial(int(value)))
@@ -140,9 +140,9 @@ def _factorial(value: Fraction) -> Fraction:
 
 def _binomial(n: Fraction, k: Fraction) -> Fraction:
     if n.denominator != 1 or k.denominator != 1 or n < 0 or k < 0:
-        raise Irrational("a binomial of no natural numbers")
+        raise Irrational("a binomial coefficient of something other than natural numbers")
     if min(k, n - k) * int(n).bit_length() > MAX_BITS:
-        raise TooLarge("a binomial of too many digits")
+        raise TooLarge("a binomial coefficient of too many digits")
     return Fraction(math.comb(int(n), int(k)))
 
 

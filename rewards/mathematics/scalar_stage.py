@@ -1,4 +1,4 @@
-"""One value against another: units and percent signs first, then exact rationals, then algebra, then math-verify."""
+"""Compares single values: units and percent signs first, then exact rationals, then algebra, then math-verify."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def compare_scalars(answer: str, reference: str, comparison: Comparison) -> Verd
     expected = quantity(reference)
     given = quantity(answer, bare_letters=expected.unit is not None)
     if given.unit is not None and expected.unit is None:
-        expected = quantity(reference, bare_letters=True)  # 10 m for 10 metres; alone it may be 10 times m
+        expected = quantity(reference, bare_letters=True)  # 10 m is 10 metres here; on its own it may be 10 times m
     if not comparison.trust_text and _WORD.search(expected.value):
-        return unparsed("words that name no unit, and are no product of letters")
+        return unparsed("it contains words that name no unit and are not a product of letters")
     given, expected = _in_radians(given, expected), _in_radians(expected, given)
     if not compatible(given.unit, expected.unit):
         return wrong("contradicting units")
@@ -46,13 +46,16 @@ def compare_scalars(answer: str, reference: str, comparison: Comparison) -> Verd
 
 
 def _in_radians(angle: Quantity, other: Quantity) -> Quantity:
-    """60 degrees beside pi/3. (A number without a sign stands for degrees where the other side has them.)"""
+    """The angle in radians if it is in degrees and the other side contains pi and no unit but radians; else unchanged.
+
+    A number without a degree sign needs no conversion: it is compared as degrees if the other side has them.
+    """
     is_turned = angle.unit == _DEGREE and "\\pi" in other.value and other.unit in (None, _RADIAN)
     return Quantity(rf"({angle.value})\cdot\frac{{\pi}}{{180}}") if is_turned else angle
 
 
 def _scales(given: Quantity, expected: Quantity, policy: MathPolicy) -> list[Fraction]:
-    """By what the answer's number may be multiplied to be the reference's."""
+    """The factors by which the answer's number may be multiplied to give the reference's."""
     return [scale * given.scale / expected.scale for scale in _unit_scales(given, expected, policy)]
 
 
@@ -75,7 +78,7 @@ def _compare_values(answer: str, reference: str, scales: list[Fraction], compari
     infinite = _INFINITY.fullmatch(answer), _INFINITY.fullmatch(reference)
     if any(infinite):
         same = all(infinite) and (infinite[0][1] == "-") == (infinite[1][1] == "-")  # type: ignore[index]
-        return right("infinite") if same else wrong("infinite")
+        return right("the same infinity") if same else wrong("only one of the two is this infinity")
     try:
         expected = _parse(reference)
     except TooLarge:
@@ -90,7 +93,7 @@ def _compare_values(answer: str, reference: str, scales: list[Fraction], compari
     except Unreadable:
         return None
     return next(
-        (verdict for verdict in verdicts if verdict.is_correct), verdicts[0] if verdicts else wrong("other units")
+        (verdict for verdict in verdicts if verdict.is_correct), verdicts[0] if verdicts else wrong("different units")
     )
 
 
@@ -108,7 +111,7 @@ def _compare_nodes(given: Node, expected: Node, answer: str, scale: Fraction, co
     target = _rational(expected)
     literal = operations(expected) <= LITERAL
     if literal and not policy.unevaluated_arithmetic and not is_worked_out(given):
-        return wrong("arithmetic left to do")
+        return wrong("arithmetic is left to do")
     value = _rational(given)
     if value is not None and target is not None:
         if value == target:
@@ -116,16 +119,16 @@ def _compare_nodes(given: Node, expected: Node, answer: str, scale: Fraction, co
         close = abs(value - target) <= Fraction(policy.relative_tolerance) * abs(target)
         if (policy.relative_tolerance and close) or _well_rounded(answer, value / scale, target / scale, policy):
             return right("equal up to rounding")
-        return wrong("other number")
+        return wrong("a different number")
     if target is None and value is not None and decimal_digits(answer) is not None:
         try:
             exact = algebra.as_fraction(algebra.real_value(expected))
         except Undefined:
-            return wrong("other number")
+            return wrong("a different number")
         if _well_rounded(answer, value / scale, exact / scale, policy, irrational=True):
             return right("equal up to rounding")
     same = algebra.same_expression(given, expected, policy.relative_tolerance)
-    return right("equal expressions") if same else wrong("other expression")
+    return right("equal expressions") if same else wrong("a different expression")
 
 
 def _rational(node: Node) -> Fraction | None:
@@ -136,7 +139,7 @@ def _rational(node: Node) -> Fraction | None:
 
 
 def _well_rounded(answer: str, value: Fraction, target: Fraction, policy: MathPolicy, irrational: bool = False) -> bool:
-    """A decimal with enough digits, all right, for a number that no finite decimal equals."""
+    """Whether the answer is a decimal with enough digits, all correct, of a number that no finite decimal equals."""
     digits = decimal_digits(answer)
     if digits is None or digits < policy.rounding_digits or (not irrational and has_finite_decimal(target)):
         return False
@@ -145,8 +148,14 @@ def _well_rounded(answer: str, value: Fraction, target: Fraction, policy: MathPo
 
 def _ask_math_verify(answer: str, reference: str) -> Verdict | None:
     if "\\text" in answer and "\\text" not in reference:
-        return wrong("words in the answer")
-    from rewards.mathematics import symbolic  # here, since it costs 0.6 s to import and few references get this far
+        return wrong("the answer contains words, the reference none")
+    from rewards.mathematics import symbolic  # imported late: it takes 0.6 s, and few references need it
 
     same = symbolic.same(answer, reference)
-    return None if same is None else right("math-verify") if same else wrong("math-verify")
+    return (
+        None
+        if same is None
+        else right("math-verify finds them equal")
+        if same
+        else wrong("math-verify finds them different")
+    )

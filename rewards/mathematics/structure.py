@@ -1,4 +1,4 @@
-r"""The shape of an answer: lists, tuples, sets, matrices, relations. Splitting at the top level only, in linear time."""
+r"""Recognises lists, tuples, sets and matrices, and splits a text at its top level, in time linear in its length."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _CLOSING = frozenset(_OPENING.values())
 _CONJUNCTION = re.compile(r"\\text\{\s*,?\s*(?:and|or)\s*,?\s*\}|(?<![A-Za-z\\{])(?:and|or)(?![A-Za-z}])")
 _MATRIX = re.compile(r"\\begin\{([pbBvV]?matrix|smallmatrix|array)\}(?:\{[^{}]*\})?([\s\S]*)\\end\{\1\}")
 _NAME_OF_SET = re.compile(r"(?:[A-Za-z](?:_\{?\w\}?)?|\([A-Za-z, ]+\))\s?(?:\\in|=)\s?(?=\\\{)")
-_PLUS_OR_MINUS = re.compile(r"\\(pm|mp)(?![A-Za-z])")  # and not \pmod
+_PLUS_OR_MINUS = re.compile(r"\\(pm|mp)(?![A-Za-z])")  # but not \pmod
 _EMPTY_SETS = frozenset([r"\emptyset", r"\{\}", r"\{ \}", r"\text{empty set}", r"\text{the empty set}"])
 
 
 @dataclass(frozen=True)
 class Elements:
-    """A list as in 1, 2; a set as in {1, 2}; a tuple (or interval) as in (1, 2] with its brackets."""
+    """The elements of a list such as 1, 2, of a set such as {1, 2}, or of a tuple or interval such as (1, 2]."""
 
     kind: str  # list, set or tuple
     items: tuple[str, ...]
@@ -50,7 +50,8 @@ def split(text: str, separators: Container[str]) -> tuple[list[str], list[str]]:
 
 
 def enclosed(text: str) -> tuple[str, str, str] | None:
-    """(opening bracket, inside, closing bracket) where one pair encloses the whole of `text`; any two kinds may pair."""
+    """(opening bracket, content, closing bracket) if one pair encloses the whole of `text`, else None. Brackets of
+    different kinds may pair, as in [1, 2)."""
     depth, opening = 0, ""
     for match in _TOKEN.finditer(text):
         token = match[0]
@@ -69,7 +70,8 @@ def enclosed(text: str) -> tuple[str, str, str] | None:
 
 
 def elements(text: str) -> Elements | None:
-    r"""The elements of a list, tuple or set, as in x \in \{1, 2\}; None for a single value. \pm stands for two of them."""
+    r"""The elements of a list, tuple or set, which may be named as in x \in \{1, 2\}; None for a single value. A value
+    with \pm counts as two elements."""
     if text in _EMPTY_SETS:
         return Elements("set", ())
     named = _NAME_OF_SET.match(text)
@@ -88,7 +90,7 @@ def elements(text: str) -> Elements | None:
 
 
 def factor_of_matrix(text: str) -> tuple[str, str]:
-    """The factor before a matrix, empty where there is none, and the matrix."""
+    """The factor before a matrix ("" if there is none), and the matrix."""
     before, begin, rest = text.partition("\\begin")
     factor = before.rstrip("([ ")
     without_factor = before[len(factor) :].strip() + begin + rest
@@ -97,7 +99,7 @@ def factor_of_matrix(text: str) -> tuple[str, str]:
 
 
 def matrix(text: str) -> list[list[str]] | None:
-    """The cells of a matrix, whatever its brackets; None for anything else. Determinant bars are not brackets."""
+    """The cells of a matrix with any kind of brackets; None for any other text, including a determinant."""
     brackets = enclosed(text)
     match = _MATRIX.fullmatch(brackets[1] if brackets else text)
     if not match or match[1] in ("vmatrix", "Vmatrix") or "\\begin" in match[2]:

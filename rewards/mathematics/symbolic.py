@@ -1,7 +1,8 @@
-"""math-verify as the last resort, for references that none of our own readers can read. The only file that imports it.
+"""Compares with math-verify, the last resort for references that no other module can read. The only file that imports
+it.
 
-Import this file in a worker process only: it costs 0.6 s, and what it evaluates can need any time and any memory. It
-decides nothing else, since it drops what it cannot read: it finds 13 in 1'3 and 5 in 5".
+Import this file in a worker process only: the import takes 0.6 s, and an evaluation can take unbounded time and memory.
+math-verify decides nothing else, because it drops text that it cannot read: it finds 13 in 1'3 and 5 in 5".
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from sympy.core.cache import clear_cache
 
 from rewards.verdict import Verdict, right, unparsed, wrong
 
-_CLEAR_EVERY = 500  # comparisons; the caches of sympy would grow with the run
-_MAX_LENGTH = 200  # its parser needs seconds for a hundred brackets or bars
+_CLEAR_EVERY = 500  # comparisons; sympy's caches would grow throughout the run
+_MAX_LENGTH = 200  # the parser needs seconds for a hundred brackets or bars
 _MAX_DEPTH = 10
 _CONVERSION = ConversionConfig(lowercase_symbols=False)
-# What sympy would compute at any price, or what is read by rules that are not those of mathematics.
+# Notations that sympy would evaluate at any cost, or that its parser reads differently from mathematical convention.
 _REFUSED = re.compile(
     r"\d{100}|!|\\[dt]?binom"
     r"|\^\s*\{?[^{}]*(?:\d{3}|\^)|[)}\]]\s*\^\s*\{?\s*-?\d{2}"  # a large or a stacked exponent
@@ -37,9 +38,9 @@ _num_compared = 0
 
 
 def same(answer: str, reference: str) -> bool | None:
-    """Whether math-verify finds both equal; None where it cannot read the whole of one of them.
+    """Whether math-verify finds both equal; None if it cannot read one of them completely.
 
-    Both must use the same names: sympy would find that gcd(a, b) of two symbols is 1.
+    Both must use the same names, because sympy evaluates the gcd(a, b) of two symbols to 1.
     """
     global _num_compared
     if not (_is_harmless(answer) and _is_harmless(reference)) or _names(answer) != _names(reference):
@@ -50,7 +51,8 @@ def same(answer: str, reference: str) -> bool | None:
     expected, given = _read(reference), _read(answer)
     if expected is None or given is None:
         return None
-    # No timeout of its own: its alarm works in the main thread only and would replace ours.
+    # math-verify's own timeout is off: it uses an alarm, which works in the main thread only and would replace the
+    # worker's.
     return bool(math_verify.verify(expected, given, timeout_seconds=None, strict=True))
 
 
@@ -64,17 +66,19 @@ def _names(text: str) -> set[str]:
 
 
 def _read(text: str) -> Any:
-    """The object of sympy that `text` denotes, or None. By the parser itself: math_verify.parse searches for a readable part instead."""
+    """The sympy object that `text` denotes, or None. Calls the parser directly, since math_verify.parse would search
+    the text for a part that it can read."""
     try:
         return latex2sympy(text, normalization_config=None, conversion_config=_CONVERSION)
     except MemoryError:
         raise
-    except Exception:  # noqa: BLE001  it raises bare Exception for a syntax error, and anything at all for odd text
+    except Exception:  # noqa: BLE001  the parser raises a bare Exception for a syntax error, and any type for odd text
         return None
 
 
 def load_alone() -> Callable[[str, str], Verdict]:
-    """What a worker calls once for a second opinion: math-verify as it is used alone, with its own search for the answer."""
+    """Builds a grading function for a second opinion: math-verify on its own, which also extracts the answer. A worker
+    calls this once."""
     return _grade_alone
 
 
@@ -82,6 +86,6 @@ def _grade_alone(completion: str, reference: str) -> Verdict:
     expected = math_verify.parse(f"\\boxed{{{reference}}}", parsing_timeout=0)
     given = math_verify.parse(completion, parsing_timeout=0)
     if not expected or not given:
-        return unparsed("it reads nothing")
+        return unparsed("math-verify finds no answer")
     equal = math_verify.verify(expected, given, timeout_seconds=None)
-    return (right if equal else wrong)(f"it reads {given[-1]}")
+    return (right if equal else wrong)(f"math-verify reads {given[-1]}")

@@ -1,4 +1,5 @@
-"""Answers in words: names, choice letters, orderings; and what no answer may contain."""
+"""Stages for answers in words (names, choice letters, orderings), and one that rejects hedges and unevaluated
+answers."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from rewards.mathematics.comparison import Comparison
 from rewards.mathematics.normalise import NUMBER_WORDS, text_key
 from rewards.verdict import Verdict, right, wrong
 
-# What asks a question instead of answering it.
+# Operators that restate a question instead of answering it.
 _QUESTION = re.compile(
     r"\\(int|iint|iiint|oint|sum|prod|lim|det|gcd|lcm|max|min|sup|inf|bmod|mod|pmod|nabla|partial)(?![A-Za-z])"
     r"|\\begin\{[vV](matrix)\}|(?<!\d)(?<!\d )\\text\{\s*(gcd|lcm|det|max|min|lim|mod)\s*\}|\\frac\s*\{\s*d\s*\}\s*\{\s*d(\w)|(?<![\\A-Za-z])(gcd|lcm|det)(?![A-Za-z])"
@@ -16,7 +17,8 @@ _QUESTION = re.compile(
 _HEDGE = re.compile(r"\?|\\approx|\\sim|\\ldots|\.\.\.")
 _CHOICE = re.compile(r"[(\[]? ?(?:(?:[Oo]ption|[Cc]hoice) )?\(? ?([A-Za-z]) ?\)? ?[.:]? ?[)\]]?")
 _CHOICE_WITH_TEXT = re.compile(r"(?:\( ?([A-Z]) ?\)|([A-Z]) ?[.:)])[ :.)]*(.+)")
-# The text of an option takes nothing back and names no other: a letter that stands alone, unless it is the article.
+# Text after a choice letter that retracts it or names another choice: a letter that stands alone, unless it is an
+# article.
 _OTHER_CHOICE = re.compile(
     r".*\( ?[A-Z] ?\)|(?:or|and|is|not|maybe|if|also)(?![A-Za-z])|[A-Z][ .:)]*$|[a-h]$|,"
     r"|(?:.*[^A-Za-z\\_^'])?[A-H](?![A-Za-z'_^])(?: ?[.:),;]|$| (?:or|and|is)(?![A-Za-z]))"
@@ -33,16 +35,16 @@ _EMPTY = frozenset([r"\emptyset", r"\{\}"])
 
 
 def compare_text(answer: str, reference: str, comparison: Comparison) -> Verdict | None:
-    """The same text is the same answer, however large the number it names."""
+    """Accepts equal texts without evaluating them, however large the numbers in them are."""
     if comparison.trust_text and text_key(answer) == text_key(reference):
         return right("equal as text")
     return None
 
 
 def reject_unanswered(answer: str, reference: str, comparison: Comparison) -> Verdict | None:
-    """Hedges, and integrals, sums or determinants that the reference does not have: the question is not its answer."""
+    """Rejects empty answers, hedges, and integrals, sums or determinants that the reference does not have."""
     if not answer:
-        return wrong("empty")
+        return wrong("the answer is empty")
     if _HEDGE.search(answer) and not _HEDGE.search(reference):
         return wrong("not one definite answer")
     asked = {match[0] for match in _QUESTION.finditer(answer)}
@@ -52,33 +54,33 @@ def reject_unanswered(answer: str, reference: str, comparison: Comparison) -> Ve
 
 
 def words(answer: str, reference: str, comparison: Comparison) -> Verdict | None:
-    """A reference in words is compared as text: without case, spacing and punctuation, letters in their order."""
+    """Compares a reference in words as text, ignoring case, spacing and punctuation; the order of letters matters."""
     letter = _choice(reference)
     if letter and (letter.isupper() or "\\text" in reference):
         return _compare_choice(answer, letter, comparison)
     chosen = _choices(answer), _choices(reference)
     if all(chosen):
-        return right("the same choices") if chosen[0] == chosen[1] else wrong("other choices")
-    said, expected = _as_words(answer), _as_words(reference)
-    if _is_empty_set(answer, said) and _is_empty_set(reference, expected):
+        return right("the same choices") if chosen[0] == chosen[1] else wrong("different choices")
+    given, expected = _as_words(answer), _as_words(reference)
+    if _is_empty_set(answer, given) and _is_empty_set(reference, expected):
         return right("no solution")
-    if any(word and _ALL_REALS.fullmatch(word) for word in (said, expected)) and said != expected:
-        return None  # a set, in words
-    if said in NUMBER_WORDS or expected in NUMBER_WORDS:
+    if any(word and _ALL_REALS.fullmatch(word) for word in (given, expected)) and given != expected:
+        return None  # a set of numbers in words, for compare_inequalities
+    if given in NUMBER_WORDS or expected in NUMBER_WORDS:
         return (
-            comparison.compare(_in_digits(answer, said), _in_digits(reference, expected))
-            if said != expected
+            comparison.compare(_in_digits(answer, given), _in_digits(reference, expected))
+            if given != expected
             else right("equal words")
         )
     if expected is None:
-        return wrong("words for a value") if said is not None and not _choice(answer) else None
-    if said is None and _SHORT_WORD.fullmatch(reference):
-        return None  # abe may be a word or a product
-    return right("equal words") if said == expected else wrong("other words")
+        return wrong("words instead of a value") if given is not None and not _choice(answer) else None
+    if given is None and _SHORT_WORD.fullmatch(reference):
+        return None  # such a reference may be a word or a product, as abe
+    return right("equal words") if given == expected else wrong("different words")
 
 
-def _is_empty_set(text: str, said: str | None) -> bool:
-    return bool(said and _NO_SOLUTION.fullmatch(said)) or text.replace(" ", "") in _EMPTY
+def _is_empty_set(text: str, given: str | None) -> bool:
+    return bool(given and _NO_SOLUTION.fullmatch(given)) or text.replace(" ", "") in _EMPTY
 
 
 def _in_digits(text: str, word: str | None) -> str:
@@ -86,7 +88,7 @@ def _in_digits(text: str, word: str | None) -> str:
 
 
 def _as_words(text: str) -> str | None:
-    r"""The bare letters of a phrase, None for mathematics. BCA and \text{abc} are words; xy is a product."""
+    r"""The letters of a phrase, None if the text is mathematics. BCA and \text{abc} are words; xy is a product."""
     plain = _TEXT.sub(r" \1 ", text)
     bare = _ARTICLE.sub("", plain.strip())
     if not _WORDS.fullmatch(bare):
@@ -110,7 +112,7 @@ def _as_words(text: str) -> str | None:
 
 
 def _words_with_numbers(text: str) -> str | None:
-    r"""October 30, all in one \text{}: more words than a unit after a number."""
+    r"""The letters and digits of a phrase inside one \text{}, such as \text{October 30}; None for any other text."""
     match = re.fullmatch(r"\\text\s*\{([A-Za-z][^{}\\=<>]*)\}", text)
     return re.sub(r"[^A-Za-z0-9]", "", match[1]).lower() if match else None
 
@@ -121,7 +123,8 @@ def _choice(text: str) -> str | None:
 
 
 def _choices(text: str) -> str | None:
-    """AC of several choices, which may also be written A, C. In another order than the alphabet's letters are no choices."""
+    """The letters of several choices, as in AC or A, C; None for any other text. Letters out of alphabetical order are
+    not choices."""
     match = _SEVERAL_CHOICES.fullmatch(_without_text(text))
     letters = "".join(re.findall("[A-H]", match[0])) if match else ""
     return letters if letters and list(letters) == sorted(set(letters)) else None
@@ -136,8 +139,8 @@ def _compare_choice(answer: str, letter: str, comparison: Comparison) -> Verdict
     if given is None:
         with_text = _CHOICE_WITH_TEXT.fullmatch(_without_text(answer))
         if not with_text or _OTHER_CHOICE.match(with_text[3]):
-            return None if re.search(r"[=+*^_\\]", answer) and "\\text" not in answer else wrong("no choice letter")
+            return None if re.search(r"[=+*^_\\]", answer) and "\\text" not in answer else wrong("not a choice letter")
         given = with_text[1] or with_text[2]
     if comparison.policy.ignore_letter_case:
         given, letter = given.upper(), letter.upper()
-    return right("choice letter") if given == letter else wrong("other letter")
+    return right("the same choice letter") if given == letter else wrong("a different choice letter")

@@ -1,8 +1,8 @@
-"""Words beside a number: those of a unit leave it alone, and these do not."""
+"""Words that change the meaning of a number beside them, unlike the words of a unit."""
 
 from __future__ import annotations
 
-# They make a phrase around a number a sentence or a hedge, not a unit or a label.
+# Words that make a phrase around a number a sentence or a hedge, not a unit or a label.
 _SENTENCE = (
     "and or nor not is are isn was were maybe perhaps probably possibly likely about approximately approx roughly around nearly"
     " almost wrong incorrect false to than if for some i think guess assume assuming unless except but could might may should"
@@ -11,25 +11,26 @@ _SENTENCE = (
 )
 SENTENCE_WORDS = frozenset(_SENTENCE.split())
 
-# They do something to the number: twice, 5 over two, 5 remainder two.
+# Words that operate on the number, as in twice 5 or 5 remainder two.
 _OPERATIONS = (
     "negative negated negation minus double doubled twice thrice triple tripled quadruple quadrupled halved quartered"
     " reciprocal inverse inverted opposite remainder divided multiplied modulo mod factorial root raised"
 )
 OPERATION_WORDS = frozenset(_OPERATIONS.split())
 
-# And these before it only: the answer squared is 5. (5 cm squared and 5 times are units.)
+# Words that do so only before the number, as in "the answer squared is 5". (5 cm squared and 5 times are units.)
 _OPERATIONS_BEFORE = "half over times squared cubed complement without below under"
 OPERATION_WORDS_BEFORE = OPERATION_WORDS | frozenset(_OPERATIONS_BEFORE.split())
 
-# No unit ends so: 5 less one, 5 prime.
+# Words with which no unit ends, as in 5 less one or 5 prime.
 _LAST = (
     "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen twenty hundred"
     " prime repeating recurring conjugate complement point"
 )
 NO_LAST_WORDS = frozenset(_LAST.split())
 
-# Units that are numbers. Where a reference names one, 5 dozen, the answer may leave it out like any other unit; it may not add it.
+# Number words used as units. If the reference has one, as in 5 dozen, the answer may omit it like any unit, but not add
+# it.
 _NUMBERS = (
     "dozen half halve quarter third fourth fifth sixth seventh eighth ninth tenth hundredth thousandth millionth billionth ten"
     " score gross"
