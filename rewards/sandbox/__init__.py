@@ -1,19 +1,19 @@
-"""Where untrusted programs run.
+"""Runs untrusted programs.
 
-The judge (rewards.programs.grader, in a worker) knows what is expected and runs nothing. It asks a zygote, an interpreter of
-its own that has locked itself in and holds no secret, to fork a child for each program; the child's results come back by
-value, and the judge compares them.
+The grader (rewards.programs.grader, in a worker process) knows the expected results and runs no program. It asks a
+zygote, a separate sandboxed interpreter that holds no secrets, to fork a child process for each program. The child
+returns its results as plain data, and the grader compares them.
 
-    kernel    the system calls that Python has no name for
-    bpf       what a seccomp filter is made of
-    filter    the seccomp allowlist
-    layers    what an interpreter gives up before it runs anything: namespaces, landlock, privileges
-    zygote    locks itself in, then forks a child per program and ends it
-    child     runs the program
-    link      between a program and tests that call it
-    names     what programs and tests may use without having defined it
-    rehearsal tests without a program, to see what is wrong with them
-    values    results by value
-    client    the judge's end
-    isolation what was really obtained, found by trying to escape
+    kernel     Linux system calls that Python does not wrap
+    bpf        building blocks of seccomp filters
+    filter     the seccomp allowlist
+    layers     isolation layers: namespaces, landlock, dropped privileges
+    zygote     the process that enters the layers, then forks and ends one child per program
+    child      the process that runs the program
+    link       the connection between a program and tests that call it
+    names      predefined names of programs and tests
+    dry_run    runs tests without a program, to find faults of the tests
+    values     plain data as JSON
+    client     the grader's interface to a zygote
+    isolation  the isolation level of this machine, measured by escape attempts
 """

@@ -1,4 +1,4 @@
-"""Classic BPF programs for seccomp(2), put together: what every filter of ours is made of."""
+"""Building blocks of classic BPF programs for seccomp(2)."""
 
 from __future__ import annotations
 
@@ -17,39 +17,40 @@ JUMP_EQUAL, JUMP_SET, _JUMP_AT_LEAST = 0x15, 0x45, 0x35
 Instruction = tuple[int, int, int, int]  # opcode, jump if true, jump if false, operand
 Code = list[Instruction]
 Numbers = tuple[int | None, int | None]
-"""Of a system call on (x86_64, aarch64), from the kernel's unistd headers; None where the machine has no such call."""
+"""Numbers of a system call on (x86_64, aarch64), from the kernel's unistd headers; None if there is no such call."""
 
 ALLOW: Instruction = (_RETURN, 0, 0, 0x7FFF0000)
 NOTIFY: Instruction = (_RETURN, 0, 0, 0x7FC00000)
 REFUSE: Instruction = (_RETURN, 0, 0, 0x00050000 | errno.EPERM)
-UNKNOWN: Instruction = (_RETURN, 0, 0, 0x00050000 | errno.ENOSYS)  # as if the kernel had no such call
+UNKNOWN: Instruction = (_RETURN, 0, 0, 0x00050000 | errno.ENOSYS)  # as if the kernel did not implement the call
 _KILL: Instruction = (_RETURN, 0, 0, 0x80000000)
 
 LOAD_CALL: Instruction = (LOAD, 0, 0, 0)
 _LOAD_MACHINE: Instruction = (LOAD, 0, 0, 4)
 _X32_BIT = 0x40000000
-CLONE_THREAD = 0x00010000  # the flag of clone that makes a thread and no process
+CLONE_THREAD = 0x00010000  # the flag of clone that creates a thread instead of a process
 
 
 def load_argument(index: int) -> Instruction:
-    """The low half of an argument: of an int the kernel ignores the high half too."""
+    """Loads the low 32 bits of an argument; the kernel, too, ignores the high half of an int."""
     return (LOAD, 0, 0, 16 + 8 * index)
 
 
 def prologue() -> Code:
-    """Check the machine, then load the call's number."""
+    """Checks the machine architecture, then loads the number of the system call."""
     code = [_LOAD_MACHINE, (JUMP_EQUAL, 1, 0, MACHINES[MACHINE][1]), _KILL, LOAD_CALL]
-    if MACHINE == "x86_64":  # the calls of the x32 ABI have numbers of their own
+    if MACHINE == "x86_64":  # the x32 ABI has separate numbers for the same calls
         code += [(_JUMP_AT_LEAST, 0, 1, _X32_BIT), REFUSE]
     return code
 
 
 def on_call(numbers: Numbers, rule: Code) -> Code:
-    """`rule` for this call, nothing where the machine has no such call. What it does not decide, the next instruction does."""
+    """`rule` applied to this system call; no code if the machine has no such call. Control passes on to the next
+    instruction where the rule does not decide."""
     number = numbers[MACHINES[MACHINE][0]]
     return [] if number is None else [(JUMP_EQUAL, 0, len(rule), number), *rule]
 
 
 def assemble(code: Iterable[Instruction]) -> bytes:
-    """An array of struct sock_filter."""
+    """The instructions as an array of struct sock_filter."""
     return b"".join(struct.pack("HBBI", *instruction) for instruction in code)

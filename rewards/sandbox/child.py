@@ -1,13 +1,13 @@
-"""What happens in a forked child: limits, then the program. The only file of the package that executes text.
+"""Runs in a forked child: sets limits, then executes the program. The only file of the package that executes text.
 
-A child has no secret: it is told the program and its inputs. Once the program runs, nothing that this process says can be
-believed beyond the values it returns, which the judge compares.
+A child holds no secrets: it receives only the program and its inputs. Once the program runs, nothing that this process
+reports can be trusted; the grader only compares the values it returns. Modes of a job:
 
-    stdin       the program as a script, with standard input and output
-    calls       the program as a module, then calls of its functions; each result is a line on the result pipe
-    serve       the program as a module, then calls as they are asked for on the link
-    tests       trusted tests, whose calls of the program go over the link to a child that serves
-    rehearsal   the same tests without a program
+    stdin    runs the program as a script with standard input and output
+    calls    loads the program as a module and calls its functions; each result is a line on the result pipe
+    serve    loads the program as a module and executes the calls that arrive on the link
+    tests    runs trusted tests, whose calls of the program go over the link to a child in mode serve
+    dry_run  runs the same tests without a program
 """
 
 from __future__ import annotations
@@ -34,13 +34,14 @@ from rewards.sandbox.values import NotPlain, encode
 
 STDIN, STDOUT, STDERR, RESULT, JOB, LINK = range(6)  # the child's file descriptors
 
-SET_UP = b"+"  # first on the result pipe: whatever goes wrong from here on is the program's doing
+SET_UP = b"+"  # first byte on the result pipe: any failure after it is caused by the program
 _MAX_OPEN_FILES = 64
-_MAX_PROCESSES = 256  # counts all of the user's; only where seccomp does not forbid new ones
+_MAX_PROCESSES = 256  # of the user in total; set only if no seccomp filter forbids new processes
 
 
 class Limits(TypedDict):
-    """Seconds of processor and of wall clock, bytes of address space, bytes of output and of results."""
+    """Limits of a child: seconds of processor time and of wall-clock time, bytes of address space (memory), bytes of
+    standard output and of results each (output)."""
 
     cpu_seconds: int
     wall_seconds: float
@@ -49,25 +50,25 @@ class Limits(TypedDict):
 
 
 def run(limits: Limits, *, filtered: bool) -> None:
-    """Never returns. The descriptors are in place."""
+    """Runs the job in the file descriptor JOB. Expects all descriptors in place. Never returns."""
     with open(JOB, "rb") as file:
         job = json.load(file)
     _restrict(limits, filtered=filtered)
-    sys.stdin = sys.__stdin__ = open(STDIN, encoding="utf-8")  # noqa: SIM115  the program's
+    sys.stdin = sys.__stdin__ = open(STDIN, encoding="utf-8")  # noqa: SIM115  for the program
     sys.stdout = sys.__stdout__ = stdout = open(STDOUT, "w", encoding="utf-8")  # noqa: SIM115
     sys.stderr = sys.__stderr__ = open(STDERR, "w", encoding="utf-8", errors="backslashreplace", buffering=1)  # noqa: SIM115
     sys.argv = ["program.py"]
     random.seed(0)
     os.write(RESULT, SET_UP)
     status = _MODES[job["mode"]](job)
-    with contextlib.suppress(Exception):  # a program may have closed it, or broken it
+    with contextlib.suppress(Exception):  # the program may have closed or replaced it
         stdout.flush()
     os._exit(status)
 
 
 def _restrict(limits: Limits, *, filtered: bool) -> None:
     cpu = limits["cpu_seconds"]
-    _limit(resource.RLIMIT_CPU, cpu, cpu + 1)  # at the first a signal that may be ignored, then a kill
+    _limit(resource.RLIMIT_CPU, cpu, cpu + 1)  # soft limit: SIGXCPU, which may be ignored; hard limit: SIGKILL
     _limit(resource.RLIMIT_AS, limits["memory"])
     _limit(resource.RLIMIT_FSIZE, 0)
     _limit(resource.RLIMIT_CORE, 0)
@@ -79,14 +80,14 @@ def _restrict(limits: Limits, *, filtered: bool) -> None:
 
 
 def _limit(kind: int, soft: int, hard: int | None = None) -> None:
-    """Never above what there is already."""
+    """Sets a resource limit, never above the current hard limit."""
     now = resource.getrlimit(kind)[1]
     allowed = [min(limit, now) if now != resource.RLIM_INFINITY else limit for limit in (soft, hard or soft)]
     resource.setrlimit(kind, (allowed[0], allowed[1]))
 
 
 def _module(name: str) -> dict[str, Any]:
-    """The names of a new module."""
+    """The namespace of a new module."""
     module = sys.modules[name] = types.ModuleType(name)
     module.__file__ = "program.py"
     return module.__dict__
@@ -121,10 +122,10 @@ def _exit_status(stop: SystemExit) -> int:
 
 
 def _end_script(names: dict[str, Any]) -> None:
-    """What an interpreter does at its end: wait for threads, run exit functions, write what is written, destroy objects."""
+    """Does what an interpreter does at exit: waits for threads, runs exit functions, flushes output, frees objects."""
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
-    with contextlib.suppress(Exception):  # it may be an object of the program's
+    with contextlib.suppress(Exception):  # sys.stdout may be an object of the program
         sys.stdout.flush()
     for name in list(names):
         if name != "__builtins__":
@@ -155,7 +156,7 @@ def _calls(job: dict[str, Any]) -> int:
 
 
 def _function(names: dict[str, Any], name: str) -> Callable[..., Any]:
-    """A function of the program, or a method of its class Solution, as some data sets have it."""
+    """A function of the program, or a method of its class Solution, which some data sets ask for."""
     if name not in names and isinstance(names.get("Solution"), type):
         return getattr(names["Solution"](), name)
     if name not in names:
@@ -185,14 +186,14 @@ def _serve(job: dict[str, Any]) -> int:
 
 
 def _tests(job: dict[str, Any]) -> int:
-    """Up to the first test that fails."""
+    """Runs the tests up to the first failure."""
     with open(LINK, "rb", closefd=False) as replies, open(LINK, "wb", buffering=0) as requests:
         link = TestsEndpoint(requests, replies)
         return _report(link, next(_failures(job, link, _compiled), {}))
 
 
 def _dry_run(job: dict[str, Any]) -> int:
-    """All tests, whatever became of those before."""
+    """Runs all tests, continuing after failures."""
     link = DryRun()
     failures = list(_failures(job, link, lambda source, file: _compiled(without_asserts(source), file)))
     return _report(link, failures[0] if failures else {})
@@ -207,11 +208,12 @@ def _report(link: TestsEndpoint, failure: dict[str, Any]) -> int:
 def _failures(
     job: dict[str, Any], link: TestsEndpoint, compiled: Callable[[str, str], types.CodeType]
 ) -> Iterator[dict[str, Any]]:
-    """{"failed": number, "reason": text} for each test that fails, {"bad": reason} where they cannot be run.
+    """Yields {"failed": number, "reason": text} for each test that fails, or {"bad": reason} if the tests cannot be
+    run.
 
     job: the fields of a rewards.programs.task.AssertsTask.
     """
-    os.dup2(STDERR, STDOUT)  # what tests print of a program's results is read and forgotten
+    os.dup2(STDERR, STDOUT)  # standard output of tests is discarded
     add_builtins(DEFAULT_MODULES)
     names = TestNames(link)
     programs = {name: link.remote(name) for name in (job["entry_point"], *job["also_defines"])}

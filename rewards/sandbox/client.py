@@ -1,4 +1,4 @@
-"""The judge's end of a zygote: hand it a job, collect what the child wrote, end it when it writes too much."""
+"""The grader's interface to a zygote: submits jobs, collects a child's output, ends a child that writes too much."""
 
 from __future__ import annotations
 
@@ -21,29 +21,30 @@ from rewards.sandbox.zygote import CHILD_FAILED, END, MAX_MESSAGE
 
 _ROOT = Path(__file__).resolve().parents[2]
 _START_SECONDS = 60.0
-_GRACE_SECONDS = 5.0  # beyond a child's wall clock, for the zygote to answer
+_GRACE_SECONDS = 5.0  # added to a child's wall-clock limit, for the zygote to answer
 _READ_SIZE = 1 << 16
-_HIGH_MEMORY_SHARE = 0.5  # of a child's limit
+_HIGH_MEMORY_SHARE = 0.5  # of a child's memory limit
 
 
 class SandboxError(RuntimeError):
-    """The sandbox failed, not the program."""
+    """The sandbox failed, which is not the program's fault."""
 
 
 class SandboxLostError(SandboxError):
-    """It ended, or fell silent, while a program ran. Where no filter forbids it, the program can have done that."""
+    """The zygote died or stopped answering while a program ran, which a program without a seccomp filter can cause."""
 
 
 class KilledForMemoryError(SandboxError):
-    """A child was killed from outside while it held so much memory that the kernel may have chosen it for that."""
+    """A child was killed from outside while it used so much memory that the kernel may have run out of memory."""
 
 
 @dataclass(frozen=True)
 class ChildResult:
-    """How a child ended, and what it wrote.
+    """How a child ended, and its output.
 
-    status: of its exit, or minus the signal that ended it. ended_by: "exit", "wall" (its time was over) or "judge" (it
-    wrote too much, or was end_sent to end).
+    status: the exit status, or minus the signal that ended the child. cpu: seconds of processor time.
+    ended_by: "exit" (by itself), "wall" (its wall-clock time was over) or "grader" (it wrote too much, or finish() was
+        called with terminate).
     """
 
     status: int
@@ -58,8 +59,8 @@ class ChildResult:
 class Sandbox:
     """A zygote that has entered `layers`, and the children that it forks, one at a time.
 
-    packages: modules to import beforehand, for programs to use. readable: the folders that these need.
-    Raises SandboxError where the layers cannot be entered.
+    packages: modules that the zygote imports for programs to use. readable: folders that these modules need to read.
+    Raises SandboxError if the layers cannot be entered.
     """
 
     def __init__(self, layers: Sequence[str], *, packages: Sequence[str] = (), readable: Sequence[str] = ()) -> None:
@@ -70,7 +71,7 @@ class Sandbox:
         try:
             self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         except OSError as error:
-            raise SandboxError(f"no connection can be made: {error.strerror}") from None
+            raise SandboxError(f"no socket pair can be created: {error.strerror}") from None
         try:
             self._process = subprocess.Popen(
                 [sys.executable, *flags, "-m", "rewards.sandbox.zygote", json.dumps(options)],
@@ -94,27 +95,27 @@ class Sandbox:
             raise
 
     def run(self, job: dict[str, Any], limits: Limits, *, stdin: bytes = b"") -> ChildResult:
-        """Start a child and wait for its end. Raises SandboxError, and is closed then."""
+        """Runs a job in a new child and waits for its end. On a SandboxError the sandbox is closed."""
         self.start(job, limits, stdin=stdin)
         return self.finish()
 
     def start(
         self, job: dict[str, Any], limits: Limits, *, stdin: bytes = b"", link: socket.socket | None = None
     ) -> None:
-        """Start a child; `link` becomes its end of a connection to another one."""
+        """Starts a job in a new child. link: the child's end of a connection to another child."""
         try:
             child = self._running = _Child(job, stdin, limits)
             child_ends = [*child.child_ends, *([link.fileno()] if link else [])]
             socket.send_fds(self._control, [json.dumps(limits).encode()], child_ends)
         except OSError as error:
             self.close()
-            raise SandboxError(f"a job cannot be handed over: {error.strerror}") from None
+            raise SandboxError(f"a job cannot be sent to the zygote: {error.strerror}") from None
         child.close_child_ends()
 
     def finish(self, *, terminate: bool = False, peer: Sandbox | None = None) -> ChildResult:
-        """Wait for the child that was started, or end it.
+        """Waits for the child that was started.
 
-        beside: runs a child that may write meanwhile.
+        terminate: end it instead of waiting. peer: the sandbox of a connected child, whose output is read meanwhile.
         """
         child = self._running
         assert child
@@ -137,7 +138,7 @@ class Sandbox:
         return ChildResult(reply["status"], reply["cpu"], reply["ended_by"], child.overflows, stdout, stderr, result)
 
     def _watch(self, child: _Child, others: Sequence[_Child]) -> dict[str, Any]:
-        """Read what the children write until the zygote says that ours has ended; end it when it writes too much."""
+        """Reads the children's output until the zygote reports the end of `child`; ends it if it writes too much."""
         deadline = time.monotonic() + child.limits["wall_seconds"] + _GRACE_SECONDS
         end_sent = False
         pipes = {pipe: writer for writer in (child, *others) for pipe in writer.pipes}
@@ -157,7 +158,7 @@ class Sandbox:
             if child.overflows and not end_sent and reply is None:
                 self._control.send(END)
                 end_sent = True
-        for descriptor in child.pipes:  # the writers are gone: what is left is there
+        for descriptor in child.pipes:  # the writers are gone, so all that is left can be read now
             while child.read(descriptor):
                 pass
         return reply
@@ -175,7 +176,7 @@ class Sandbox:
         return answer
 
     def close(self) -> None:
-        """End the zygote, and with it everything it started. Safe to call twice."""
+        """Ends the zygote and everything it started. Safe to call twice."""
         if self._running:
             self._running.close()
             self._running = None
@@ -192,7 +193,7 @@ class Sandbox:
 
 
 class _Child:
-    """The descriptors of a child, ours and its own, and what has come through ours."""
+    """The file descriptors of a child (the parent's ends in `pipes`, its own in `child_ends`) and its output so far."""
 
     def __init__(self, job: dict[str, Any], stdin: bytes, limits: Limits) -> None:
         self.limits = limits
@@ -216,7 +217,8 @@ class _Child:
         return any(len(written) > self.limits["output"] for written in self.written[::2])
 
     def read(self, pipe: int) -> bool:
-        """Whether there may be more now. Beyond the bound it is read and forgotten, so that nobody blocks on writing it."""
+        """Reads once; returns whether there may be more to read now. Output beyond the limit is discarded, so that the
+        writer does not block."""
         try:
             data = os.read(pipe, _READ_SIZE)
         except BlockingIOError:
@@ -237,7 +239,7 @@ class _Child:
 
 
 def _check(reply: dict[str, Any], child: _Child) -> None:
-    """Raises SandboxError if the child's end was not its program's doing."""
+    """Raises SandboxError if the child's end was not caused by its program."""
     _, stderr, result = child.written
     if reply["status"] == CHILD_FAILED and not result.startswith(SET_UP):
         raise SandboxError(f"a child could not be set up: {stderr.decode(errors='replace')[:200]}")
@@ -251,7 +253,7 @@ def _check(reply: dict[str, Any], child: _Child) -> None:
 
 
 def _memory_file(content: bytes) -> int:
-    """A file without a place, to be read from its beginning."""
+    """A descriptor of an anonymous file with this content, positioned at its start."""
     descriptor = os.memfd_create("plumbline")
     with open(descriptor, "wb", closefd=False) as file:
         file.write(content)

@@ -1,6 +1,6 @@
-"""Tests that are run without any program: what is wrong with them then, no program can have caused.
+"""Runs tests without a program: any fault found then is a fault of the tests.
 
-Every result is an Anything, with which the tests go on as far as they can.
+Every result is an Anything, with which the tests continue as far as possible.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from rewards.sandbox.link import ARITHMETIC, COMPARISONS, OpaqueRemote, Remote, 
 
 
 class DryRun(TestsEndpoint):
-    """A connection to no program: what the tests ask for is checked, and answered by an Anything."""
+    """A connection without a program: checks the requests of the tests and answers each with an Anything."""
 
     def __init__(self) -> None:
         self.num_calls = 0
@@ -27,7 +27,7 @@ class DryRun(TestsEndpoint):
 
 
 class Anything:
-    """Whatever is done with it works, and mostly gives it again. It is equal to everything."""
+    """An object that supports every operation, mostly returning itself, and equals everything."""
 
     def __getattr__(self, name: str) -> Anything:
         if name.startswith("__"):
@@ -81,10 +81,10 @@ for _operation in COMPARISONS:
 
 class _NoAsserts(ast.NodeTransformer):
     def visit_Assert(self, node: ast.Assert) -> ast.stmt:
-        """Its truth is asked for, and goes for nothing."""
+        """Replaces the assert by an expression that evaluates the truth of its test and discards it."""
         return ast.copy_location(ast.Expr(ast.UnaryOp(ast.Not(), node.test)), node)
 
 
 def without_asserts(source: str) -> ast.Module:
-    """The tests as far as no assert ends them."""
+    """The tests with every assert replaced, so that none can fail."""
     return ast.fix_missing_locations(_NoAsserts().visit(ast.parse(source)))

@@ -1,8 +1,9 @@
-"""The seccomp allowlist: which system calls a program may make. What is not named here is refused with EPERM.
+"""The seccomp allowlist: the system calls that a program may make. Every other call fails with EPERM.
 
-One classic BPF program (seccomp(2)): check the machine, then look the call's number up; some calls are allowed only with
-certain arguments. A second one, of the zygote, leaves every new thread to the zygote's decision: nothing else bounds their
-number for root, and 30,000 of them, which fit into a gigabyte, leave the machine no process ids.
+The filter is one classic BPF program (seccomp(2)): it checks the machine and looks up the number of the call; some
+calls are allowed only with certain arguments. A second filter makes the zygote decide on every new thread: nothing else
+bounds the number of root's threads, and 30,000 of them, which fit into a gigabyte, use up all process ids of the
+machine.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from rewards.sandbox.bpf import (
 )
 
 _ALLOWED: dict[str, Numbers] = {
-    # files that are open, and files to read (landlock and the mounts say which)
+    # open files, and opening files to read (landlock and the mounts decide which)
     "read": (0, 63), "write": (1, 64), "readv": (19, 65), "writev": (20, 66), "pread64": (17, 67),
     "pwrite64": (18, 68), "close": (3, 57), "close_range": (436, 436), "lseek": (8, 62), "fstat": (5, 80),
     "newfstatat": (262, 79), "stat": (4, None), "lstat": (6, None), "statx": (332, 291), "access": (21, None),
@@ -40,7 +41,7 @@ _ALLOWED: dict[str, Numbers] = {
     "dup": (32, 23), "dup2": (33, None), "dup3": (292, 24), "pipe": (22, None), "pipe2": (293, 59),
     "poll": (7, None), "ppoll": (271, 73), "select": (23, None), "pselect6": (270, 72), "eventfd2": (290, 19),
     "epoll_create1": (291, 20), "epoll_ctl": (233, 21), "epoll_wait": (232, None), "epoll_pwait": (281, 22),
-    # what a connected pair of its own needs: asyncio makes one
+    # a socket pair within the process, which asyncio needs
     "recvfrom": (45, 207), "shutdown": (48, 210), "getsockname": (51, 204),
     # memory
     "mmap": (9, 222), "munmap": (11, 215), "mprotect": (10, 226), "mremap": (25, 216), "madvise": (28, 233),
@@ -53,7 +54,7 @@ _ALLOWED: dict[str, Numbers] = {
     "clock_gettime": (228, 113), "clock_getres": (229, 114), "clock_nanosleep": (230, 115), "nanosleep": (35, 101),
     "gettimeofday": (96, 169), "time": (201, None), "times": (100, 153), "getitimer": (36, 102),
     "setitimer": (38, 103), "alarm": (37, None), "getrandom": (318, 278),
-    # who and where am I
+    # identity and system information
     "getpid": (39, 172), "gettid": (186, 178), "getppid": (110, 173), "getuid": (102, 174), "geteuid": (107, 175),
     "getgid": (104, 176), "getegid": (108, 177), "getresuid": (118, 148), "getresgid": (120, 150),
     "getgroups": (115, 158), "getpgrp": (111, None), "getpgid": (121, 155), "getsid": (124, 156),
@@ -72,7 +73,7 @@ _AF_UNIX, _SOCK_STREAM, _SOCK_TYPE_MASK = 1, 1, 0xF
 
 
 def program(pid: int) -> bytes:
-    """The filter for the process `pid`."""
+    """The allowlist as the filter of the process `pid`."""
     code = prologue()
     for numbers in _ALLOWED.values():
         code += on_call(numbers, [ALLOW])
@@ -82,7 +83,7 @@ def program(pid: int) -> bytes:
 
 
 def thread_filter() -> bytes:
-    """The filter that asks about new threads, and only about them."""
+    """The filter that notifies its listener of every new thread and allows all other calls."""
     ask = on_call(_CONDITIONAL["clone"], [load_argument(0), (JUMP_SET, 0, 1, CLONE_THREAD), NOTIFY])
     return assemble([LOAD_CALL, *ask, ALLOW])
 
@@ -93,7 +94,8 @@ def _one_of(index: int, values: Sequence[int]) -> Code:
 
 
 def _signal_to_self(pid: int, *, signal_index: int) -> Code:
-    """Any signal but SIGKILL: who dies by that was killed from outside, when memory ran out for example."""
+    """Allows all signals to the process itself except SIGKILL: a death by SIGKILL then means that the process was
+    killed from outside, for example for lack of memory."""
     return [
         load_argument(signal_index),
         (JUMP_EQUAL, 2, 0, signal.SIGKILL),
@@ -105,13 +107,13 @@ def _signal_to_self(pid: int, *, signal_index: int) -> Code:
 
 
 def _bits(index: int, mask: int, *, required: bool) -> Code:
-    """Allowed if any bit of the mask is set, or if none is."""
+    """Allows the call if a bit of the mask is set (required), or if none is (not required)."""
     if_set, if_not = (0, 1) if required else (1, 0)
     return [load_argument(index), (JUMP_SET, if_set, if_not, mask), ALLOW, REFUSE]
 
 
 def _connected_pair() -> Code:
-    """socketpair of local streams: a datagram socket could be sent on to an address outside."""
+    """Allows socketpair for local streams only: a datagram socket could send to an address outside."""
     return [
         load_argument(0),
         (JUMP_EQUAL, 0, 4, _AF_UNIX),
@@ -124,7 +126,7 @@ def _connected_pair() -> Code:
 
 
 def _without_address() -> Code:
-    """sendto with a null address, which is what send() is: both halves of the pointer are zero."""
+    """Allows sendto with a null address only, as used by send(): both halves of the pointer are zero."""
     low, high = 16 + 8 * 4, 20 + 8 * 4
     return [
         (LOAD, 0, 0, low),

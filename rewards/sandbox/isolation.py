@@ -1,11 +1,11 @@
-"""How well programs are shut in on this machine: the layers that it grants, and the escapes that were really tried.
+"""Measures the isolation level of this machine: the layers that it permits, confirmed by escape attempts.
 
     L3   namespaces, landlock and seccomp
-    L2   landlock and seccomp (a default container grants these)
-    L2g  namespaces and seccomp (where the kernel has no landlock)
-    L1   seccomp: no processes, no network, no writing, but files can be read
+    L2   landlock and seccomp (available in a default container)
+    L2g  namespaces and seccomp (if the kernel has no landlock)
+    L1   seccomp only: no processes, no network, no writing, but files can be read
     L0   resource limits only
-A layer counts only if none of the escapes below gets out; otherwise the level is L1, or L0.
+If an escape attempt succeeds, the level is L1 at most, and only if nothing but reading succeeded; otherwise it is L0.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from rewards.sandbox.layers import LANDLOCK, LAYERS, NAMESPACES, SECCOMP
 
 MIN_LEVEL = 2
 
-# Each tries to get out with what it is told (`at`: a folder, a file, addresses) and says whether it did.
+# Each attempt gets targets (`at`: a folder, a file, addresses) and prints whether it escaped.
 _ESCAPE_TEMPLATE = """
 import ctypes, json, os, resource, signal, socket, sys
 at = json.loads(sys.stdin.read())
@@ -62,7 +62,7 @@ _ATTEMPTS = _READING | {
     "connect to a local socket": "connect(socket.AF_UNIX, at['folder'] + '/socket')",
     "connect to an abstract socket": "connect(socket.AF_UNIX, chr(0) + at['abstract'])",
     "start a process": "fork()",
-    "execute a file": "os.execv('/bin/true', ['true'])",  # if it succeeds nothing is said at all
+    "execute a file": "os.execv('/bin/true', ['true'])",  # prints nothing if it succeeds
     "signal the parent": "os.kill(os.getppid(), 0)",
     "signal everybody": "os.kill(-1, 0)",
     "raise its limits": "resource.setrlimit(resource.RLIMIT_CPU, (resource.RLIM_INFINITY,) * 2)",
@@ -74,7 +74,8 @@ _LIMITS: Limits = {"cpu_seconds": 2, "wall_seconds": 4.0, "memory": 1 << 29, "ou
 
 @dataclass(frozen=True)
 class Isolation:
-    """layers: what children are run in. missing: layer -> why it is not among them. escapes: attempts that got out."""
+    """The isolation of children. layers: those in use. missing: layer -> the reason why it is not in use. escapes: the
+    attempts that succeeded."""
 
     level: str
     layers: tuple[str, ...]
@@ -87,7 +88,7 @@ class Isolation:
         return int(self.level[1])
 
     def describe(self) -> str:
-        """One line for a person."""
+        """A one-line description for users."""
         text = f"{self.level} ({', '.join(self.layers) or 'resource limits only'})"
         if self.missing:
             text += "; missing: " + ", ".join(f"{layer} ({reason})" for layer, reason in self.missing.items())
@@ -96,14 +97,14 @@ class Isolation:
 
 @lru_cache
 def measure(without: frozenset[str] = frozenset()) -> Isolation:
-    """Enter what layers there are, except `without`, and try to escape. Raises SandboxError where nothing can be run."""
+    """Enters all available layers except `without` and tries to escape. Raises SandboxError if nothing can be run."""
     if sys.platform != "linux":
-        raise SandboxError(f"programs are run on Linux only, this is {sys.platform}")
+        raise SandboxError(f"programs are run on Linux only, and this is {sys.platform}")
     wanted = [layer for layer in LAYERS if layer not in without]
     missing = {layer: "switched off" for layer in LAYERS if layer in without}
     if not SUPPORTED and SECCOMP in wanted:
         wanted.remove(SECCOMP)
-        missing[SECCOMP] = f"its rules are written for x86_64 and aarch64, this is {os.uname().machine}"
+        missing[SECCOMP] = f"its rules are written for x86_64 and aarch64, and this is {os.uname().machine}"
     refused = _refusal(wanted)
     if refused is not None:
         reasons = {layer: _refusal([layer]) for layer in wanted}
@@ -114,7 +115,7 @@ def measure(without: frozenset[str] = frozenset()) -> Isolation:
 
 
 def _refusal(layers: Collection[str]) -> str | None:
-    """Why a child cannot be run in these layers, None if it can."""
+    """The reason why a child cannot be run in these layers, None if it can."""
     try:
         with Sandbox(tuple(layers)) as sandbox:
             sandbox.run({"mode": "stdin", "source": ""}, _LIMITS)
@@ -135,12 +136,12 @@ def _level(layers: Collection[str], escapes: Collection[str]) -> str:
 
 
 def _try_to_escape(layers: Collection[str]) -> dict[str, str]:
-    """What came of each attempt: "held", or something else."""
+    """The result of each attempt: "held" if it failed, any other text if it may have escaped."""
     with ExitStack() as stack:
         try:
             at = _escape_targets(stack)
         except OSError as error:
-            raise SandboxError(f"trying to escape needs a temporary folder (TMPDIR): {error}") from None
+            raise SandboxError(f"the escape attempts need a temporary folder (TMPDIR): {error}") from None
         sandbox = stack.enter_context(Sandbox(tuple(layers)))
         results = {}
         for name, attempt in _ATTEMPTS.items():
@@ -151,7 +152,7 @@ def _try_to_escape(layers: Collection[str]) -> dict[str, str]:
 
 
 def _escape_targets(stack: ExitStack) -> dict[str, Any]:
-    """A folder, a file in it, and addresses where somebody listens, until the stack is left."""
+    """Targets of the escape attempts: a folder, a file in it and listening sockets, until the stack is closed."""
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="plumbline-"))
     os.chmod(folder, 0o755)
     canary = Path(folder) / "canary"

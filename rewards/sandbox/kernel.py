@@ -1,4 +1,4 @@
-"""Linux system calls that Python has no name for. Each raises OSError with the call's name where the kernel refuses."""
+"""Linux system calls that Python does not wrap. Each raises OSError with the name of the call if it fails."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _NUMBERS = {
     "x86_64": {"pivot_root": 155, "capset": 126, "seccomp": 317},
     "aarch64": {"pivot_root": 41, "capset": 91, "seccomp": 277},
 }
-# The same on every machine.
+# These numbers are the same on every machine.
 _MOUNT_SETATTR, _LANDLOCK_CREATE_RULESET, _LANDLOCK_ADD_RULE, _LANDLOCK_RESTRICT_SELF = 442, 444, 445, 446
 _LANDLOCK_CREATE_RULESET_VERSION, _LANDLOCK_RULE_PATH_BENEATH = 1, 1
 
-# landlock's names for what a path may be used for
+# landlock's access rights
 READ_FILE, READ_DIR = 1 << 2, 1 << 3
-_NUM_FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}  # by the ABI's version; the last one holds for later versions
+_NUM_FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}  # by ABI version; the last entry also applies to later versions
 
 
 def _checked(result: int, what: str) -> int:
@@ -57,22 +57,22 @@ def die_with_parent(signal: int) -> None:
 
 
 def hide_memory() -> None:
-    """Nobody but root reads our memory through /proc or by ptrace."""
+    """Makes the memory of this process unreadable through /proc and ptrace to all processes but root's."""
     _prctl("PR_SET_DUMPABLE", _PR_SET_DUMPABLE, 0)
 
 
 def inherit_orphans() -> None:
-    """A process whose parent has died below us becomes our child, so that we can end it."""
+    """Makes this process the parent of descendants whose own parent has died, so that it can end them."""
     _prctl("PR_SET_CHILD_SUBREAPER", _PR_SET_CHILD_SUBREAPER, 1)
 
 
 def drop_privileges() -> None:
-    """No exec will ever give more rights than there are now, and there are no capabilities now."""
+    """Drops all capabilities, and prevents any later exec from gaining privileges."""
     _prctl("PR_SET_NO_NEW_PRIVS", _PR_SET_NO_NEW_PRIVS, 1)
     for capability in range(64):
         try:
             _prctl("PR_CAPBSET_DROP", _PR_CAPBSET_DROP, capability)
-        except OSError:  # there are no more of them, or an ordinary user has none to drop
+        except OSError:  # the last capability was reached, or the user has none to drop
             break
     _prctl("PR_CAP_AMBIENT", _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
     header, none = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0), bytes(24)
@@ -80,13 +80,13 @@ def drop_privileges() -> None:
 
 
 def install_filter(program: bytes) -> None:
-    """seccomp(2): `program` decides on every later system call of this thread and of what it starts."""
+    """Installs a seccomp(2) filter: `program` decides on every later system call of this thread and its descendants."""
     filter = _Filter(program)
     _prctl("PR_SET_SECCOMP", _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(filter))
 
 
 def install_notifying_filter(program: bytes) -> int:
-    """The same, for a program that leaves some calls to us. -> the descriptor where they wait for reply_to_call."""
+    """Installs a filter that leaves some calls to this process. Returns the descriptor that reply_to_call takes."""
     return _syscall(
         "seccomp",
         _NUMBERS[MACHINE]["seccomp"],
@@ -97,7 +97,7 @@ def install_notifying_filter(program: bytes) -> int:
 
 
 def reply_to_call(listener: int, *, refuse: int = 0) -> None:
-    """Let the call that waits at `listener` be made, or have it fail with the error number `refuse`."""
+    """Allows the call that waits at `listener`, or makes it fail with the error number `refuse`."""
     request, reply = bytearray(80), bytearray(24)  # struct seccomp_notif, struct seccomp_notif_resp
     fcntl.ioctl(listener, _SECCOMP_IOCTL_NOTIF_RECV, request)
     (identity,) = struct.unpack_from("=Q", request)
@@ -125,7 +125,7 @@ def mount(source: str, target: str, kind: str | None, flags: int, options: str |
 
 
 def make_read_only(path: str) -> None:
-    """The mount at `path` and all below it: no writing, no devices, no set-user-id programs."""
+    """Remounts `path` and everything below it without writing, devices and set-user-id programs."""
     attributes = struct.pack("=QQQQ", _MOUNT_ATTR_RDONLY | _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NODEV, 0, 0, 0)
     _syscall(
         "mount_setattr",
@@ -139,7 +139,7 @@ def make_read_only(path: str) -> None:
 
 
 def pivot_root_here() -> None:
-    """The current directory becomes the root; the old root is gone. pivot_root(2), NOTES."""
+    """Makes the current directory the root and detaches the old root (pivot_root(2), section NOTES)."""
     _syscall("pivot_root", _NUMBERS[MACHINE]["pivot_root"], ctypes.c_char_p(b"."), ctypes.c_char_p(b"."))
     _checked(_LIBC.umount2(b".", _MNT_DETACH), "umount2")
     os.chdir("/")
@@ -151,8 +151,11 @@ def _landlock_version() -> int:
 
 
 def restrict_files(allowed: dict[str, int]) -> None:
-    """landlock(7): no file may be used but below the paths of `allowed`, and only with these rights; no TCP either, and
-    no abstract socket and no signal to a process outside, where the kernel's landlock knows of them."""
+    """Restricts this process with landlock(7): files may be used only below the paths in `allowed` (path -> access
+    rights).
+
+    Also forbids TCP, abstract sockets and signals to processes outside, as far as the kernel's landlock version can.
+    """
     version = _landlock_version()
     file_rights = (1 << _NUM_FILE_RIGHTS[min(version, max(_NUM_FILE_RIGHTS))]) - 1
     attributes = struct.pack("=QQQ", file_rights, 0b11, 0b11)  # bind and connect; abstract sockets and signals

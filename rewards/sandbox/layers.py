@@ -1,10 +1,11 @@
-"""What an interpreter gives up before it runs anything untrusted. Every layer is entered once and inherited by children.
+"""The isolation layers of an interpreter that runs untrusted programs. A layer is entered once and inherited by
+children.
 
-    namespaces  a process tree, a network without interfaces and a file tree of its own: nothing else exists
-    landlock    of the files that exist, only the libraries may be read, nothing written, no connection made
-    seccomp     of the kernel, only the calls that ordinary programs need (entered by each child, see filter.py)
+    namespaces  a process tree, a network without interfaces and a file tree of its own: everything else is invisible
+    landlock    only the libraries can be read, nothing can be written, no TCP connection can be made
+    seccomp     only the system calls that ordinary programs need are allowed (entered by each child, see filter.py)
 
-None needs a privilege; each is refused on some machines (namespaces in a default container, landlock before Linux 5.13).
+None needs a privilege. Some machines refuse some (a default container refuses namespaces, Linux before 5.13 landlock).
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ _ALL_NAMESPACES = (
     | kernel.CLONE_NEWIPC
     | kernel.CLONE_NEWUTS
 )
-_NOBODY = 65534  # nobody
+_NOBODY = 65534  # user and group id
 
 
 def library_folders() -> list[str]:
-    """What an interpreter may have to read while it runs: its standard library and shared libraries."""
+    """Folders that an interpreter may have to read while it runs: the standard library and shared libraries."""
     wanted = {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), f"{sys.base_prefix}/lib"}
     wanted |= {"/lib", "/lib64", "/usr/lib", "/usr/lib64"}
     found = sorted(path for path in wanted if os.path.isdir(path))
@@ -41,9 +42,10 @@ def library_folders() -> list[str]:
 
 
 def enter_namespaces(readable: Sequence[str]) -> None:
-    """Returns in a new process, the first of its tree, whose end ends the tree; the old one waits for it and exits.
+    """Moves to new namespaces, with only the `readable` folders (read-only) in the file tree.
 
-    Of the file tree there are the `readable` folders, read-only.
+    Returns in a new process, the first of its process tree, whose end ends the tree; the old process waits for it and
+    exits.
     """
     user, group = os.geteuid(), os.getegid()
     kernel.unshare(_ALL_NAMESPACES)
@@ -53,13 +55,13 @@ def enter_namespaces(readable: Sequence[str]) -> None:
     _new_root(readable)
     first = os.fork()
     if first:
-        os.closerange(0, 64)  # the pipes are the new one's
+        os.closerange(0, 64)  # only the new process uses the pipes
         os._exit(os.waitstatus_to_exitcode(os.waitpid(first, 0)[1]) & 0xFF)
     kernel.die_with_parent(signal.SIGKILL)
 
 
 def _new_root(readable: Sequence[str]) -> None:
-    # The new root is mounted over a folder that may hold what we need: keep hold of that first.
+    # The new root is mounted over a folder that may contain the readable folders: open these first.
     handles = {path: os.open(path, os.O_PATH) for path in readable}
     root = "/tmp"
     kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
@@ -78,7 +80,7 @@ def enter_landlock(readable: Sequence[str]) -> None:
 
 
 def become_nobody() -> None:
-    """Where nothing else guards the files: root at least stops being root."""
+    """Switches from root to the user nobody, for when no layer protects the files."""
     if os.geteuid() == 0:
         os.setgroups([])
         os.setresgid(_NOBODY, _NOBODY, _NOBODY)

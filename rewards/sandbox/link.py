@@ -1,11 +1,13 @@
-"""The connection between a program and the tests that call it, which are in different processes.
+"""The connection between a program and the tests that call it, which run in different processes.
 
-What tests do with the program's functions happens at the program's end, and comes back by value. What is not plain data
-(an object of the program's, a generator, a function) stays there, and is a Remote at the tests' end: it can be called,
-looked into, gone through and handed back, but is equal to nothing else, however the program would have it compared.
+A call that the tests make is executed in the program's process, and its result comes back as plain data. Anything else
+(an object of the program, a generator, a function) stays there, and the tests get a Remote for it: it can be called,
+indexed, iterated and passed back, its attributes can be read and set, but it is equal to nothing else, whatever
+comparison the program defines.
 
-A name that neither the tests nor their task define is the program's to define as it likes, so what comes of it must not decide
-a test: it is a OpaqueRemote, which can only be handed back to the program (a Node that a function is to be called with).
+A name that neither the tests nor their task define is left to the program to define, so its value must not decide a
+test. The tests get an OpaqueRemote for it, which can only be passed back to the program (such as a Node to call a
+function with).
 """
 
 from __future__ import annotations
@@ -59,7 +61,7 @@ _ENDS = (StopIteration, StopAsyncIteration)
 
 
 class ProgramEndpoint:
-    """Does what is asked for with the program's objects. find: the object of a name."""
+    """Executes requests in the program's process. find: maps a name to the program's object."""
 
     def __init__(self, find: Callable[[str], Any]) -> None:
         self._find = find
@@ -75,7 +77,7 @@ class ProgramEndpoint:
             return {
                 "value": {"type": "kept", "value": self._keep(result)} if keep_remote else encode(result, self._keep)
             }
-        except BaseException as error:  # noqa: BLE001  what a program raises is a result
+        except BaseException as error:  # noqa: BLE001  an exception of the program is a result
             return encode_error(error)
 
     def _object(self, target: str | int) -> Any:
@@ -87,30 +89,34 @@ class ProgramEndpoint:
 
 
 def encode_error(error: BaseException) -> dict[str, Any]:
-    """What can be told of an exception: as text, and as the nearest class that Python has with its arguments."""
+    """An exception as data: its text, its nearest built-in class and its arguments."""
     text = describe_error(error)
     try:
         kind = next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "builtins")
         return {"error": text, "type": kind, "args": encode(list(error.args))}
-    except BaseException:  # noqa: BLE001  its class may be the program's, and its arguments anything
+    except BaseException:  # noqa: BLE001  its class may be defined by the program, and its arguments may be anything
         return {"error": text, "type": "RuntimeError", "args": [text]}
 
 
 def describe_error(error: BaseException) -> str:
     try:
         text = f"{type(error).__name__}: {error}"
-    except BaseException:  # noqa: BLE001  its __str__ may be the program's
+    except BaseException:  # noqa: BLE001  its __str__ may be defined by the program
         text = type(error).__name__
     return text[:_REASON_LENGTH].rstrip(": ")
 
 
 class TestsAborted(BaseException):
-    """No more can be tested. Not an Exception, which a test might expect; `TestsEndpoint.abort_reason` says it in any case."""
+    """The tests cannot go on. Not an Exception, which a test might catch; `TestsEndpoint.abort_reason` is set too."""
 
 
 class TestsEndpoint:
-    """broken: why no more can be tested: {"gone": True}, the program's process has ended, or {"bad": reason}, the tests
-    ask for what cannot be had."""
+    """The tests' end of the connection.
+
+    abort_reason: empty, or why the tests cannot go on: {"gone": True} if the program's process has ended, {"bad":
+    reason} if
+        the tests make a request that cannot be executed.
+    """
 
     def __init__(self, requests: BinaryIO, replies: BinaryIO) -> None:
         self._requests, self._replies = requests, replies
@@ -123,14 +129,14 @@ class TestsEndpoint:
     def call(
         self, target: Any, operation: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, keep_remote: bool = False
     ) -> Any:
-        """keep_remote: the result stays with the program whatever it is, and a Remote stands for it."""
+        """The result of an operation on the target. keep_remote: keep even plain data with the program, as a Remote."""
         self.num_calls += 1
         try:
             request = [target, operation, encode([list(args), kwargs], self._name), keep_remote]
-        except TooLarge:  # made of what the program returned
+        except TooLarge:  # an argument made from the program's results: the program fails, not the tests
             raise
         except NotPlain as error:
-            raise self.abort({"bad": f"the program is given {error}"}) from None
+            raise self.abort({"bad": f"an argument of a call is {error}"}) from None
         result = self._answer(request)
         if keep_remote and not isinstance(result, Remote):
             raise TypeError("the program's reply is no value")
@@ -156,7 +162,7 @@ class TestsEndpoint:
             error = kind(*decode(answer["args"])) if issubclass(kind, BaseException) else None
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
             error = None
-        if isinstance(error, _ENDS) and request[1] != "next":  # it would end a map or an all() of the tests early
+        if isinstance(error, _ENDS) and request[1] != "next":  # it would end a map() or all() of the tests early
             error = RuntimeError(f"the program raised {type(error).__name__}")
         raise error or TypeError("the program's reply is no value")
 
@@ -167,7 +173,7 @@ class TestsEndpoint:
 
 
 class Remote:
-    """Something of the program's: an object that it keeps, by number, or what it calls by a name."""
+    """Stands for an object of the program. target: the number under which the program keeps the object, or its name."""
 
     _link: TestsEndpoint
     _target: Any
@@ -204,7 +210,8 @@ class Remote:
 
 
 class OpaqueRemote(Remote):
-    """What a name is, or gives, that the tests use and have not defined. It can be made, and handed to the program."""
+    """Stands for an object behind a name that the tests use without defining it. It can be called and passed to the
+    program; any use that could decide a test aborts the tests."""
 
     _maker: str
 
@@ -216,14 +223,14 @@ class OpaqueRemote(Remote):
         return self._made("call", args, kwargs)
 
     def __getattr__(self, name: str) -> OpaqueRemote:
-        return self._refuse() if name.startswith("__") else self._made("get", (name,), {})  # isinstance asks so
+        return self._refuse() if name.startswith("__") else self._made("get", (name,), {})  # for isinstance()
 
     def _made(self, operation: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> OpaqueRemote:
         made = self._link.call(self._target, operation, args, kwargs, keep_remote=True)
         return OpaqueRemote(self._link, made._target, self._maker)
 
     def _refuse(self, *_: Any) -> Any:
-        raise self._link.abort({"bad": f"they are decided by {self._maker}, which is the program's to define"})
+        raise self._link.abort({"bad": f"their result depends on {self._maker}, which is the program's to define"})
 
 
 for _operation in (

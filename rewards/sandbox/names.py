@@ -1,7 +1,7 @@
-"""Names that programs and tests may use without having defined them.
+"""Predefined names of programs and tests.
 
-A function is judged as a part of a file, as the sites have it that such tasks are from: LeetCode gives its solutions the DEFAULT_MODULES
-modules and their names. They stand where built-in names do, behind all that a program defines itself.
+A function is graded as part of a file, as on the sites from which such tasks come: LeetCode provides its solutions with
+DEFAULT_MODULES and their names. They are added to the built-in names, so that a program's own definitions hide them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _WITH_NAMES = {"collections", "itertools", "functools", "heapq", "bisect", "math
 
 
 def add_builtins(modules: Sequence[str]) -> None:
-    """The modules by their names, what those of _WITH_NAMES hold, and the types of typing."""
+    """Adds the modules, the public names of those in _WITH_NAMES and the types of typing to the built-in names."""
     offered = {name: importlib.import_module(name) for name in modules}
     names = {
         name: value
@@ -40,7 +40,7 @@ def add_builtins(modules: Sequence[str]) -> None:
 
 
 class TestNames(dict[str, Any]):
-    """The names that tests see. One that nobody has defined is a module, else it is the program's to define."""
+    """The global names of tests. An undefined name resolves to the module of that name, else to an OpaqueRemote."""
 
     def __init__(self, link: TestsEndpoint) -> None:
         super().__init__(__name__="tests")
@@ -56,7 +56,8 @@ class TestNames(dict[str, Any]):
 
 
 def remove_classes(names: dict[str, Any]) -> None:
-    """An object of a class of the tests' own cannot be handed to the program; its own class of that name can make one."""
+    """Removes the tests' own classes, whose objects cannot be passed to the program, so that the names resolve to the
+    program's classes."""
     for name, value in list(names.items()):
         if isinstance(value, type) and value.__module__ == names["__name__"]:
             del names[name]

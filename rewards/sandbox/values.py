@@ -1,7 +1,8 @@
-"""Values between processes, as what JSON can hold. Only plain data arrives: nothing that was sent can act on who receives it.
+"""Converts values to JSON and back, to pass them between processes. Only plain data arrives, so nothing that an
+untrusted process sends can execute code in the receiver.
 
-Lists, text, numbers, booleans and None are themselves; any other plain type is {"type": ..., "value": ...}. What is not
-plain data may go as a name that both ends agree on ("kept").
+Lists, text, numbers, booleans and None are encoded as themselves, other plain types as {"type": ..., "value": ...}.
+Other objects can be passed as a key that both ends agree on (type "kept").
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
-MAX_SIZE = 1 << 20  # of a value: its parts and their characters
+MAX_SIZE = 1 << 20  # of a value: the number of its parts plus their characters
 _MAX_DEPTH = 50
-_SMALL_BITS = 4_000  # beyond, decimal digits are not what json reads
-_MAX_SAME_HASH = 1_000  # each is compared with all the others
+_SMALL_BITS = 4_000  # larger integers go as hexadecimal: json limits the number of decimal digits
+_MAX_SAME_HASH = 1_000  # keys; each is compared with all the others
 _COLLECTIONS = {"tuple": tuple, "set": set, "frozenset": frozenset}
-_MAX_FRACTION_BITS = 4_000  # to make one takes time quadratic in them
-_TIMES = {"datetime": datetime.datetime, "date": datetime.date, "time": datetime.time}  # a datetime is a date too
+_MAX_FRACTION_BITS = 4_000  # creating a fraction takes time quadratic in its bits
+_TIMES = {"datetime": datetime.datetime, "date": datetime.date, "time": datetime.time}  # a datetime is a date
 
 
 class NotPlain(ValueError):
@@ -27,23 +28,23 @@ class NotPlain(ValueError):
 
 
 class TooLarge(NotPlain):
-    """It is, but there is too much of it."""
+    """The value is plain data, but too large."""
 
 
 def encode(value: Any, keep: Callable[[Any], Any] | None = None) -> Any:
-    """Raises NotPlain. An object of a subclass (a Counter, a named tuple) goes as the plain data that it holds.
+    """The value as JSON data. An object of a subclass (a Counter, a named tuple) becomes the plain data that it holds.
 
-    keep: gives the name of what is not plain data.
+    keep: returns the key for an object that is not plain data; without it such an object raises NotPlain.
     """
     return _Encoder(keep or _refuse).encode(value, 0)
 
 
 def decode(data: Any, kept: Callable[[Any], Any] | None = None) -> Any:
-    """Raises NotPlain, whatever was sent. kept: gives what has a name."""
+    """The value of JSON data. Raises NotPlain for any malformed data. kept: returns the object of a key."""
     try:
         return _decode(data, kept or _refuse, 0)
     except (ValueError, TypeError, LookupError, ArithmeticError) as error:
-        raise NotPlain(f"not a value: {type(error).__name__}") from None
+        raise NotPlain(f"not an encoded value: {type(error).__name__}") from None
 
 
 def _refuse(value: Any) -> Any:
@@ -138,19 +139,20 @@ def _decode(data: Any, kept: Callable[[Any], Any], depth: int) -> Any:
         return _fraction(*(_decode(part, kept, depth + 1) for part in content))
     if kind in _TIMES:
         return _TIMES[kind].fromisoformat(content)
-    raise NotPlain("of no known type")
+    raise NotPlain("of an unknown type")
 
 
 def _fraction(numerator: Any, denominator: Any) -> Fraction:
     if not isinstance(numerator, int) or not isinstance(denominator, int):
         raise NotPlain("not a fraction of integers")
     if max(numerator.bit_length(), denominator.bit_length()) > _MAX_FRACTION_BITS:
-        raise TooLarge("a fraction of too many digits")
+        raise TooLarge("a fraction with too many digits")
     return Fraction(numerator, denominator)
 
 
 def _hashable(keys: Iterable[Any]) -> list[Any]:
-    """The keys. A set of n with one hash takes n^2 comparisons to make: multiples of 2^61 - 1 all have the hash 0."""
+    """The keys as a list. Raises TooLarge if too many share a hash: a set of n keys with one hash takes n^2
+    comparisons, and all multiples of 2^61 - 1 have the hash 0."""
     found = list(keys)
     if len(found) > _MAX_SAME_HASH + len(set(map(hash, found))):
         raise TooLarge("too many keys of the same hash")

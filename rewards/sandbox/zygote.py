@@ -1,7 +1,8 @@
-"""The process that forks: it imports what programs commonly use, locks itself in, and then forks a child for each job.
+"""The zygote process: imports commonly used modules, enters the isolation layers, then forks a child for each job.
 
-Started by rewards.sandbox.client as an interpreter of its own, with a socket to the judge as its standard input. It reads
-neither programs nor results, which go straight between the judge and the child: it only starts, watches and ends.
+rewards.sandbox.client starts it as a separate interpreter whose standard input is a socket to the grader. It reads
+neither programs nor results, which pass directly between the grader and the child: it only starts, watches and ends
+children.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from rewards.sandbox import child, kernel, layers
 from rewards.sandbox import filter as allowlist
 
 MAX_MESSAGE = 4096
-END = b"end"  # what the judge says to end a child
-CHILD_FAILED = 111  # exit status: the child did not get as far as its program
+END = b"end"  # the grader's message to end a child
+CHILD_FAILED = 111  # exit status of a child that failed before its program started
 _NUM_DESCRIPTORS = 6
-_MAX_THREADS = 1_000  # that one child may ever start
+_MAX_THREADS = 1_000  # that one child may start in total
 _PRELOADED = (
     *("abc", "array", "bisect", "cmath", "collections", "copy", "dataclasses", "datetime", "decimal", "enum"),
     *("fractions", "functools", "heapq", "itertools", "json", "math", "numbers", "operator", "queue", "random", "re"),
@@ -47,26 +48,26 @@ def main() -> None:
     except (OSError, ImportError) as error:
         control.sendall(json.dumps({"failed": str(error)}).encode())
         return
-    site.setquit()  # exit and quit, which are not there without the site module's own start
-    del sys.path[0]  # where this package lies: programs have no use for it
+    site.setquit()  # defines exit and quit, which are missing under the option -S
+    del sys.path[0]  # the folder of this package, which programs do not need
     gc.collect()
-    gc.freeze()  # a collection in a child would write to, and so copy, every page that holds an object
+    gc.freeze()  # otherwise a collection in a child would write to, and thus copy, every page with an object
     control.sendall(json.dumps({"ready": True}).encode())
     zygote.serve()
 
 
 class Zygote:
-    """An interpreter that has entered the `entered` layers, in this order; only the `readable` folders are left to it."""
+    """An interpreter that has entered the layers in `entered`, with access to the `readable` folders only."""
 
     def __init__(self, control: socket.socket, entered: list[str], readable: list[str]) -> None:
         self._control = control
-        with contextlib.suppress(OSError):  # where memory runs out, this is what the kernel is to kill, not the trainer
+        with contextlib.suppress(OSError):  # if memory runs out, the kernel should kill this rather than the trainer
             Path("/proc/self/oom_score_adj").write_text("1000")
         self._filtered = layers.SECCOMP in entered
         self._children: TextIO | None = None
         if layers.NAMESPACES in entered:
             layers.enter_namespaces(readable)
-        else:  # opened now, since landlock may forbid it later
+        else:  # opened now, because landlock may forbid it later
             self._children = open("/proc/thread-self/children", encoding="ascii")  # noqa: SIM115
             kernel.inherit_orphans()
         kernel.hide_memory()
@@ -79,22 +80,22 @@ class Zygote:
         if self._filtered:
             with contextlib.suppress(
                 OSError
-            ):  # before Linux 5.5, or another such filter stands: threads are not bounded
+            ):  # Linux before 5.5, or another filter with a listener exists: the number of threads is then unbounded
                 self._new_threads = kernel.install_notifying_filter(allowlist.thread_filter())
 
     def serve(self) -> None:
-        """One job after the other, until the judge is gone."""
+        """Runs one job after another until the grader closes the connection."""
         while True:
             message, descriptors, _, _ = socket.recv_fds(self._control, MAX_MESSAGE, _NUM_DESCRIPTORS)
             if not message:
                 return
-            if message == END:  # it came when the child had just ended by itself
+            if message == END:  # it arrived after the child had ended by itself
                 continue
             reply = self._run(json.loads(message), descriptors)
             self._control.sendall(json.dumps(reply).encode())
 
     def _run(self, limits: child.Limits, descriptors: list[int]) -> dict[str, Any]:
-        """Start a child, wait until it ends or must be ended, leave nothing of it behind."""
+        """Starts a child, waits until it ends or must be ended, and ends everything that it started."""
         myself, failure = os.getpid(), ""
         try:
             pid = os.fork()
@@ -109,7 +110,7 @@ class Zygote:
         ended_by = self._wait(pid, limits["wall_seconds"])
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # it is dead, and its limits can still be read
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # wait without reaping: its limits can still be read
         may_have_killed_itself = not self._filtered or _lowered_own_cpu_limit(pid, limits)
         _, status, usage = os.wait4(pid, 0)
         self._kill_strays()
@@ -122,24 +123,24 @@ class Zygote:
         }
 
     def _become_child(self, limits: child.Limits, descriptors: list[int], parent: int) -> None:
-        """Its own session, its own descriptors, its own end. Never returns."""
+        """Sets up the session and the descriptors of the child, then runs the job. Never returns."""
         try:
             os.setsid()
-            aside = [os.dup2(descriptor, 32 + i) for i, descriptor in enumerate(descriptors)]  # off the final numbers
+            aside = [os.dup2(descriptor, 32 + i) for i, descriptor in enumerate(descriptors)]  # not the final numbers
             for wanted, descriptor in enumerate(aside):
                 os.dup2(descriptor, wanted)
             os.closerange(len(descriptors), 64)
             kernel.die_with_parent(signal.SIGKILL)
-            if os.getppid() != parent:  # it died before we asked
+            if os.getppid() != parent:  # the zygote died before the line above took effect
                 return
             child.run(limits, filtered=self._filtered)
-        except BaseException as error:  # noqa: BLE001  told to the judge
+        except BaseException as error:  # noqa: BLE001  reported to the grader
             os.write(child.STDERR, f"{type(error).__name__}: {error}".encode())
-        finally:  # an exception of ours must not go on as a second zygote
+        finally:  # after an exception the child must not continue as a second zygote
             os._exit(CHILD_FAILED)
 
     def _wait(self, pid: int, seconds: float) -> str:
-        """Until the child ends, its time is over, or the judge says so or is gone. -> which of them."""
+        """Waits until the child exits ("exit"), runs out of time ("wall"), or is ended by the grader ("grader")."""
         deadline, num_threads = time.monotonic() + seconds, 0
         ended = os.pidfd_open(pid)
         poll = select.poll()
@@ -155,7 +156,7 @@ class Zygote:
                     return "grader"
                 if self._new_threads in ready:
                     num_threads += 1
-                    with contextlib.suppress(OSError):  # it was ended while it asked
+                    with contextlib.suppress(OSError):  # the child ended while its call waited
                         kernel.reply_to_call(
                             self._new_threads, refuse=errno.EAGAIN if num_threads > _MAX_THREADS else 0
                         )
@@ -164,7 +165,7 @@ class Zygote:
             os.close(ended)
 
     def _kill_strays(self) -> None:
-        """What a child left behind: in a process tree of our own everything else, elsewhere what has become our child."""
+        """Kills the processes that a child left: all others in a process tree of its own, elsewhere all children."""
         with contextlib.suppress(ChildProcessError, ProcessLookupError):
             if os.getpid() == 1:
                 os.kill(-1, signal.SIGKILL)
@@ -176,16 +177,16 @@ class Zygote:
     def _strays(self) -> list[int]:
         if self._children is None:
             return []
-        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)  # raises where there is none: nearly always
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)  # raises if there are no children: nearly always
         self._children.seek(0)
         return [int(pid) for pid in self._children.read().split()]
 
 
 def _lowered_own_cpu_limit(pid: int, limits: child.Limits) -> bool:
-    """Whether a child gave itself less processor time than it was given: the kernel ends it by SIGKILL then."""
-    with contextlib.suppress(OSError):  # a kernel that does not tell
+    """Whether a child lowered its hard limit of processor time, at which the kernel kills it by SIGKILL."""
+    with contextlib.suppress(OSError):  # the kernel may refuse to tell
         hard = resource.prlimit(pid, resource.RLIMIT_CPU)[1]
-        return hard != resource.RLIM_INFINITY and hard <= limits["cpu_seconds"]  # infinite where it had not begun
+        return hard != resource.RLIM_INFINITY and hard <= limits["cpu_seconds"]  # infinite if not yet set
     return False
 
 
