@@ -1,9 +1,9 @@
-"""How a program is held against its tests.
+"""Grades programs against tests.
 
-    task      what is asked for
-    source    the program in a completion
-    judge     has it run and says what came of it
-    compare   are these results the expected ones?
+    task      the task as data: tests, and what a program must define
+    source    extracts the program from a completion
+    grader    has the program run and grades the results
+    compare   compares results with the expected ones
 
 The programs themselves run in rewards.sandbox.
 """

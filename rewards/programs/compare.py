@@ -1,4 +1,4 @@
-"""Are these results the expected ones? By value: what is compared here is plain data, whatever the program made it of."""
+"""Compares results with the expected ones. Both are plain data, so a comparison runs no code of the program."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _PRINTED_NUMBER = re.compile(r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|inf(?:i
 
 
 def same_value(result: Any, expected: Any, float_tol: float) -> bool:
-    """Equal types and values, with expected values as JSON has them.
+    """Whether the result has the type and value of the expected JSON value.
 
-    So a tuple may stand for a list and numbers as keys for their text; True is not 1; 2.0 is 2; NaN is equal to nothing.
-    Numbers may differ by float_tol * max(1, |expected|).
+    Since JSON has fewer types, a tuple is accepted for a list and numbers as keys for their text. True is not 1, 2.0 is
+    2, and NaN equals nothing. Numbers may differ by float_tol * max(1, |expected|).
     """
     if isinstance(expected, bool) or isinstance(result, bool) or expected is None or isinstance(expected, str):
         return type(result) is type(expected) and result == expected
@@ -39,7 +39,7 @@ def _key(key: Any) -> Any:
 def _same_number(result: float, expected: float, float_tol: float) -> bool:
     if result == expected:
         return True
-    try:  # near infinity is nothing
+    try:  # the tolerance does not apply to infinities
         is_finite = math.isfinite(result) and math.isfinite(expected)
         return is_finite and abs(result - expected) <= float_tol * max(1.0, abs(expected))
     except OverflowError:  # an integer beyond every float
@@ -47,8 +47,10 @@ def _same_number(result: float, expected: float, float_tol: float) -> bool:
 
 
 def same_output(output: str, expected: str, float_tol: float) -> bool:
-    """The same lines, not counting spaces at their ends and empty lines at the end of all. With a tolerance, the same
-    words in each line, where numbers may differ by it."""
+    """Whether both have the same lines, ignoring spaces at the ends of lines and empty lines at the end of the text.
+
+    With a tolerance the lines are compared word by word, and numbers may differ by it.
+    """
     lines, expected_lines = _lines(output), _lines(expected)
     if lines == expected_lines:
         return True
@@ -73,7 +75,8 @@ def _same_as_numbers(word: str, expected: str, float_tol: float) -> bool:
 
 
 def _number(word: str) -> float | None:
-    """None for what float() reads and nobody prints (1_0, digits of other scripts), and for what is beyond every float."""
+    """The printed number, None for any other word. Excludes texts that float() accepts but programs do not print (1_0,
+    digits of other scripts), and numbers beyond the range of floats."""
     if not _PRINTED_NUMBER.fullmatch(word):
         return None
     number = float(word)

@@ -1,7 +1,8 @@
-"""Does this program do what the task asks? The only place that knows what is expected; it runs nothing itself.
+"""Grades programs against the tests of a task. The only module that knows the expected results; it runs no program
+itself.
 
-Runs in a worker process of the pool. Programs run in a sandbox (rewards.sandbox) and their results come back by value. Tests
-that are Python themselves run in a second sandbox, where the function under test stands for a connection to the first.
+Runs in a worker process of the pool. Programs run in a sandbox (rewards.sandbox), and their results come back as plain
+data. Tests written in Python run in a second sandbox, where the function under test is a proxy connected to the first.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ from rewards.verdict import (
 )
 
 MAX_LENGTH = 200_000
-_TESTS_GRACE = 2.0  # seconds that the tests are given beyond the program they wait for
-_STARVED = 0.1  # of its processor time: less is used only by a program that waits for something that will not come
+_TESTS_GRACE = 2.0  # seconds added for the tests to the time limit of the program that they wait for
+_STARVED = 0.1  # share of the processor time limit; a program that uses less waits for something that never comes
 _SHOWN = 40  # characters of a value in a detail
 
 
 class ProgramGrader:
-    """completions: the programs stand in completions. layers, packages, readable: of the sandbox."""
+    """completions: extract each program from a completion. layers, packages, readable: arguments of each Sandbox."""
 
     def __init__(
         self,
@@ -57,12 +58,12 @@ class ProgramGrader:
         self._completions, self._limits = completions, limits
         self._layers, self._packages, self._readable = layers, packages, readable
         self._sandboxes: dict[str, Sandbox] = {}
-        self._deadline = 0.0  # of the program that is being judged
-        with suppress(SandboxError):  # only so that it is warm: a machine that cannot do it was found out before
+        self._deadline = 0.0  # of the program being graded, by time.monotonic()
+        with suppress(SandboxError):  # only a warm start: ProgramVerifier has checked that a sandbox can run here
             self._sandbox("programs")
 
     def grade(self, answer: str, reference: Any) -> Verdict:
-        """The verdict on a program."""
+        """The verdict on a program, or on the program in a completion."""
         try:
             task = parse_task(reference)
         except BadReference as error:
@@ -78,7 +79,7 @@ class ProgramGrader:
         return self._with_retry(lambda: self._run(source, task))
 
     def _with_retry(self, attempt: Callable[[], Verdict]) -> Verdict:
-        """What the sandbox fails at is tried once more in a new one."""
+        """The verdict of `attempt`, repeated once in a new sandbox if the sandbox failed."""
         try:
             return attempt()
         except SandboxError:
@@ -90,15 +91,16 @@ class ProgramGrader:
             return self._failed_twice(error)
 
     def _failed_twice(self, error: SandboxError) -> Verdict:
-        """No value, unless the program can have brought it about: a program must not get out of its group at will."""
+        """CRASHED, which has no value, unless the program can have caused the failure: otherwise a program could remove
+        itself from its group at will."""
         if isinstance(error, KilledForMemoryError):
-            return timeout("killed twice while it held much memory")
+            return timeout("killed twice while it used much memory")
         if isinstance(error, SandboxLostError) and SECCOMP not in self._layers:
             return wrong(f"its sandbox was lost twice: {error}")
         return crashed(f"the sandbox failed twice: {error}")
 
     def check_reference(self, reference: Any) -> Verdict:
-        """CORRECT if programs can be judged against the task; a solution that comes with it must pass."""
+        """CORRECT if programs can be graded against the task. A solution that is part of it must pass."""
         try:
             task = parse_task(reference)
         except BadReference as error:
@@ -146,7 +148,7 @@ class ProgramGrader:
                 error = answer.get("error")
                 result = decode(answer["value"]) if error is None else None
             except (ValueError, AttributeError, LookupError, RecursionError):
-                return wrong(f"test {number}: the result is no value")
+                return wrong(f"test {number}: the result is not an encoded value")
             if error is not None:
                 return _raised(f"test {number}: ", str(error))
             if not same_value(result, expected, task.float_tol):
@@ -159,20 +161,20 @@ class ProgramGrader:
         return right(f"{len(task.tests)} tests passed")
 
     def _run_asserts(self, source: str, task: AssertsTask) -> Verdict:
-        tested, ended = self._run_tests(source, task)
-        if _starved(ended, self._limits) or _starved(tested, self._limits) or _left_early(tested, ended):
-            tested, ended = self._run_tests(source, task)
+        tests, program = self._run_tests(source, task)
+        if _starved(program, self._limits) or _starved(tests, self._limits) or _left_early(tests, program):
+            tests, program = self._run_tests(source, task)
         try:
-            verdict = json.loads(tested.result)
+            verdict = json.loads(tests.result)
         except ValueError:
-            outcome, reason = _failure(tested, self._limits) or wrong("they ended")
+            outcome, reason = _failure(tests, self._limits) or wrong("they ended without a report")
             if outcome is Outcome.TIMEOUT:
                 return timeout(f"the tests: {reason}")
             return self._test_defect(task) or wrong(f"the tests were made to end: {reason}")
         if "bad" in verdict:
             return self._test_defect(task) or wrong(f"the tests were made to fail: {verdict['bad']}")
         if "gone" in verdict:
-            return _failure(ended, self._limits) or wrong(f"test {verdict['failed']}: the program ended")
+            return _failure(program, self._limits) or wrong(f"test {verdict['failed']}: the program ended")
         if "failed" in verdict:
             return _raised(f"test {verdict['failed']}: ", verdict["reason"])
         if not verdict["num_calls"]:
@@ -180,7 +182,7 @@ class ProgramGrader:
         return right(f"{len(task.asserts)} tests passed")
 
     def _run_tests(self, source: str, task: AssertsTask) -> tuple[ChildResult, ChildResult]:
-        """How the tests ended, and how the program did."""
+        """The results of the process that runs the tests and of the one that runs the program."""
         programs, tests = self._sandbox("programs"), self._sandbox("tests")
         limits = self._limits_now()
         test_limits: Limits = {**limits, "wall_seconds": limits["wall_seconds"] + _TESTS_GRACE}
@@ -191,26 +193,26 @@ class ProgramGrader:
         return tests.finish(peer=programs), programs.finish(terminate=True)
 
     def _test_defect(self, task: AssertsTask) -> Verdict | None:
-        """What is wrong with the tests themselves: they are run without any program, so that none can have caused it."""
+        """What is wrong with the tests themselves, found by running them without a program; None if nothing is."""
         ended = self._sandbox("tests").run({"mode": "dry_run", **asdict(task)}, self._limits)
         try:
             verdict = json.loads(ended.result)
         except ValueError:
-            outcome, reason = _failure(ended, self._limits) or crashed("they ended")
+            outcome, reason = _failure(ended, self._limits) or crashed("they ended without a report")
             return None if outcome is Outcome.TIMEOUT else crashed(f"the tests, without any program: {reason}")
         if "bad" in verdict:
             return bad_reference(f"the tests cannot be run: {verdict['bad']}")
         return None if verdict["num_calls"] or "failed" in verdict else _never_called(task)
 
     def _run_child(self, job: dict[str, Any], stdin: bytes = b"", *, expects: int) -> ChildResult:
-        """expects: bytes of the result."""
+        """The result of a child in the program sandbox, run again if it starved. expects: bytes of expected output."""
         ended = self._sandbox("programs").run(job, self._limits_now(expects), stdin=stdin)
         if _starved(ended, self._limits):
             ended = self._sandbox("programs").run(job, self._limits_now(expects), stdin=stdin)
         return ended
 
     def _limits_now(self, expects: int = 0) -> Limits:
-        """The limits as far as there is time, with room for what is expected."""
+        """The limits, with the time left until the deadline and room for the expected output."""
         left = max(0.0, self._deadline - time.monotonic())
         output = max(self._limits["output"], 2 * expects)
         return {**self._limits, "wall_seconds": min(self._limits["wall_seconds"], left), "output": output}
@@ -226,22 +228,23 @@ class ProgramGrader:
 
 
 def _starved(ended: ChildResult, limits: Limits) -> bool:
-    """A wall clock that ran out may be a busy machine's fault: then the program is run once more."""
+    """Whether a child ran out of wall-clock time although it kept computing. A busy machine may be the cause, so that
+    the program is run once more."""
     return ended.ended_by == "wall" and ended.cpu > _STARVED * limits["cpu_seconds"]
 
 
-def _left_early(tested: ChildResult, ended: ChildResult) -> bool:
-    """The tests lost the program before it had ended: it hung up on them, or somebody else was just killing it. Nobody is
-    killed twice by chance, so it is run once more."""
-    return ended.ended_by == "grader" and b'"gone": true' in tested.result
+def _left_early(tests: ChildResult, program: ChildResult) -> bool:
+    """Whether the tests lost the connection before the program had ended: it closed the connection, or was just being
+    killed from outside. The latter hardly happens twice, so the program is run once more."""
+    return program.ended_by == "grader" and b'"gone": true' in tests.result
 
 
 def _failure(ended: ChildResult, limits: Limits) -> Verdict | None:
-    """Why the program counts as failed whatever it wrote."""
+    """The verdict on a child that failed whatever its output is, None otherwise."""
     if ended.overflowed:
-        return wrong("wrote too much")
+        return wrong("it wrote too much")
     if ended.ended_by == "wall":
-        return timeout("not done in time")
+        return timeout("not finished in time")
     if ended.status == -signal.SIGXCPU or (ended.status == -signal.SIGKILL and ended.cpu >= limits["cpu_seconds"]):
         return timeout(f"more than {limits['cpu_seconds']} s of processor time")
     if ended.status < 0 and ended.ended_by == "exit":
@@ -258,12 +261,12 @@ def _never_called(task: AssertsTask) -> Verdict:
 
 def _raised(where: str, reason: str) -> Verdict:
     if reason.startswith("MemoryError"):
-        return timeout(f"{where}needs more memory than it is given")
+        return timeout(f"{where}needs more memory than its limit")
     return wrong(where + reason)
 
 
 def _one_line(text: str) -> str:
-    """Without line ends, control characters and what is no character: parts of it were written by a model."""
+    """The text with line ends and unprintable characters as spaces: a model may have written parts of it."""
     return "".join(c if c.isprintable() else " " for c in text[:300])
 
 
@@ -276,8 +279,8 @@ def _shown(value: Any) -> str:
 
 
 def load(**options: Any) -> Callable[..., Verdict]:
-    """What a worker calls once."""
-    kernel.hide_memory()  # here is what is expected
+    """Builds the grading function. A worker calls this once."""
+    kernel.hide_memory()  # this process knows the expected results
     grader = ProgramGrader(**options)
     verdict_on = grade_or_check(grader.grade, grader.check_reference)
 

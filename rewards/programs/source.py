@@ -1,4 +1,4 @@
-"""The source that is run: the program in a completion, and a task's prefix before it."""
+"""Builds the source that is run: extracts the program from a completion and prepends the prefix of its task."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from rewards.extract import turn_ends
 from rewards.programs.task import Task
 
 _PYTHON = re.compile(r"py(?:thon)?[\d.]*", re.IGNORECASE)
-# On a line of its own or in a list: "```python", "~~~ {.python .numbered}", "1. ```py title=a.py". The rest holds no backtick,
-# so that ```x``` is none.
+# A fence on its own line or in a list: "```python", "~~~ {.python .numbered}", "1. ```py title=a.py". No backtick may
+# follow, so that ```x``` is not a fence.
 _FENCE = re.compile(
     r"[ \t]*(?:(?:[-*+]|\d{1,3}[.)])[ \t]+)?(?P<fence>`{3,}|~{3,})[ \t]*\{?\.?(?P<name>[\w+#.-]*)[^`]*$"
 )
@@ -27,7 +27,8 @@ class _Block:
     lines: list[str] = field(default_factory=list)
 
     def add(self, line: str) -> bool:
-        """Whether the block goes on: a fence ends it that stands alone, or, of backticks, behind the last line of code."""
+        """Adds a line; returns whether the block continues. It ends at a fence on its own line, or at a fence of
+        backticks after the last line of code."""
         text = line.rstrip()
         code = text.rstrip(self.fence[0])
         if len(text) - len(code) < len(self.fence) or (code.strip() and self.fence[0] == "~"):
@@ -39,16 +40,20 @@ class _Block:
 
     @property
     def code(self) -> str:
-        """Without the indentation that the fence has, and all lines too."""
+        """The code without the indentation that the fence and all lines share."""
         indents = [len(line) - len(line.lstrip(" \t")) for line in self.lines if line.strip()]
         indent = min([self.indent, *indents])
         return "\n".join(line[min(indent, len(line) - len(line.lstrip(" \t"))) :] for line in self.lines)
 
 
 def extract_program(completion: str) -> str:
-    """The program in a model's completion: after the reasoning, and within the last <answer> if there is one, the last fenced
-    block that is called Python, else the last without a name, to the end if nothing closes it; where there is none the
-    whole text. Reasoning that was never closed holds no program. Tags count outside of blocks only: code may print them."""
+    """The program in a model's completion.
+
+    It is searched after the reasoning, and within the last <answer> if there is one: the last fenced block with the
+    language Python, else the last block without a language, else the whole text. A block that is never closed extends
+    to the end. Reasoning that is never closed contains no program. Tags inside blocks are ignored, since code may print
+    them.
+    """
     blocks: list[_Block] = []
     lines: list[str] = []
     block, counts = None, True
@@ -78,12 +83,12 @@ def extract_program(completion: str) -> str:
 
 
 def _own_turn(completion: str) -> str:
-    """The completion up to where the model's turn ended. A program may have such a mark in a text of its own: </s>, [PAD]."""
+    """The completion up to the end of the model's turn. End tokens in quotes ("</s>", "[PAD]") belong to code."""
     return completion[: next((at for at in turn_ends(completion) if not _is_quoted(completion, at)), len(completion))]
 
 
 def _is_quoted(text: str, at: int) -> bool:
-    """Whether quotes stand around this place, not far from it on its line."""
+    """Whether the position lies between quotes of the same kind that are near to it and on its line."""
     before = text[max(0, at - _NEAR) : at].rpartition("\n")[2]
     behind = text[at : at + _NEAR].partition("\n")[0]
     quote = max(before.rfind("'"), before.rfind('"'))
@@ -98,8 +103,8 @@ def _opened(line: str) -> _Block | None:
 
 
 def full_source(program: str, task: Task) -> str:
-    """The program with the task's prefix. One that does not define the function itself goes on where the prefix ends, as
-    far as it is indented: a base model then writes on."""
+    """The program with the task's prefix. A program that does not define the function itself continues the prefix, up
+    to its first line without indentation: a base model continues with other text."""
     if not task.prefix:
         return program
     if task.defines is None or re.search(rf"^[ \t]*(async[ \t]+)?def[ \t]+{task.defines}\b", program, re.MULTILINE):

@@ -1,4 +1,4 @@
-"""What a program is asked for: a task as data, checked when it is read."""
+"""The task of a program as validated data."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ from rewards.verdict import BadReference
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """prefix: source that stands before every program, as the beginning that a model was asked to complete.
-    solution: a program that must pass, where one is known. float_tol: how far numbers may be off, as same_value says."""
+    """Fields of every task.
+
+    prefix: source that precedes every program, such as the code that a model was asked to complete.
+    solution: a program that must pass, if one is known. float_tol: tolerance for numbers (rewards.programs.compare).
+    """
 
     prefix: str
     solution: str | None
@@ -25,20 +28,20 @@ class Task:
 
     @property
     def defines(self) -> str | None:
-        """The function that a program must define."""
+        """The function that a program must define, if any."""
         return None
 
 
 @dataclass(frozen=True, kw_only=True)
 class StdinTask(Task):
-    """A script: (standard input, standard output) of each test."""
+    """The program is a script. tests: (standard input, expected standard output) of each test."""
 
     tests: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class FunctionTask(Task):
-    """A function: (arguments, result) of each test."""
+    """The program defines a function. tests: (arguments, expected result) of each test."""
 
     fn_name: str
     tests: tuple[tuple[list[Any], Any], ...]
@@ -50,11 +53,14 @@ class FunctionTask(Task):
 
 @dataclass(frozen=True, kw_only=True)
 class AssertsTask(Task):
-    """Python statements that raise unless the function is right. It is known to them by its name and as `candidate`.
+    """The program defines a function that Python statements test: they raise unless it is correct.
 
-    setup: statements before them, whose names they may use. given: what the prefix defines, which they may use too.
-    also_defines: names beside the entry point that programs are asked to define. Any other name that nobody defines is the
-        program's as well, but only to be handed back to it (rewards.sandbox.link).
+    entry_point: the name of the function, which the statements can also use as `candidate`.
+    also_defines: further names that programs are asked to define. Any other undefined name is left to the program, too,
+    but
+        its value can only be passed back to the program (rewards.sandbox.link).
+    given: the prefix as valid Python, whose definitions the statements can use.
+    setup: statements that run before `asserts` in the same namespace.
     """
 
     entry_point: str
@@ -69,7 +75,7 @@ class AssertsTask(Task):
 
 
 def parse_task(task: Any) -> StdinTask | FunctionTask | AssertsTask:
-    """Raises BadReference."""
+    """The validated task. Raises BadReference."""
     if not isinstance(task, Mapping):
         raise BadReference(f"a task is a JSON object, not {type(task).__name__}")
     kinds = {"stdin": _stdin_task, "function": _function_task, "asserts": _asserts_task}
@@ -124,7 +130,8 @@ def _asserts_task(task: Mapping[str, Any], common: dict[str, Any]) -> AssertsTas
 
 
 def _standing_alone(prefix: str) -> str:
-    """The prefix, with an empty body where it ends in the first line of a function; nothing where it is no Python at all."""
+    """The prefix as valid Python: with an empty body added if it ends with the first line of a function, and "" if it
+    is not Python."""
     last = prefix.rstrip().rpartition("\n")[2]
     body = " " * (len(last) - len(last.lstrip()) + 1) + "pass\n"
     for text in (prefix, f"{prefix.rstrip()}\n{body}"):
@@ -138,9 +145,9 @@ def _check_expected(number: int, expected: Any) -> None:
     try:
         encode(expected)
     except NotPlain as error:
-        raise BadReference(f"what test {number} expects is {error}: no program could return it") from None
+        raise BadReference(f"the expected result of test {number} is {error}: no program could return it") from None
     if not same_value(expected, expected, 0.0):
-        raise BadReference(f"test {number} expects NaN, which is equal to nothing")
+        raise BadReference(f"test {number} expects NaN, which equals nothing")
 
 
 def _tests(task: Mapping[str, Any], *fields: str) -> list[Mapping[str, Any]]:
@@ -156,7 +163,7 @@ def _tests(task: Mapping[str, Any], *fields: str) -> list[Mapping[str, Any]]:
 def _identifier(task: Mapping[str, Any], field: str) -> str:
     name = task.get(field)
     if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
-        raise BadReference(f"{field} is {name!r}: it must be the name of the function that is tested")
+        raise BadReference(f"{field} is {name!r}: it must be the name of the tested function")
     return name
 
 
