@@ -1,4 +1,4 @@
-"""python -m rewards.metamath file.mm [label ...]: checks every proof of a database, or those of the given theorems."""
+"""python -m rewards.metamath file.mm [label ...]: checks all proofs of a database, or those of the given theorems."""
 
 from __future__ import annotations
 

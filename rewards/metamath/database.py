@@ -1,6 +1,7 @@
-"""Reads a Metamath database: what is declared, in which scope, and what each assertion requires (section 4.1 of the book).
+"""Reads a Metamath database: declarations, scopes, and the hypotheses of each assertion (section 4.1 of the book).
 
-Proofs are kept as text, for rewards.metamath.kernel to look at when asked, so that the 41 MB of set.mm are read in seconds.
+Proofs are stored as text and parsed by rewards.metamath.kernel only when they are checked, so that the 41 MB of set.mm
+are read in seconds.
 """
 
 from __future__ import annotations
@@ -12,26 +13,26 @@ from collections.abc import Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-Pair = tuple[str, str]  # of variables, in the order of their names
+Pair = tuple[str, str]  # two variables, sorted by name
 Template = tuple[str, ...]
-"""An expression: runs of constants and single variables in turn, (" |- (", "ph", " ->", "ps", " )"). Every constant has a
-space before it, and so has every symbol of what the kernel makes of templates."""
+"""An expression as alternating runs of constants and single variables: (" |- (", "ph", " ->", "ps", " )"). Every
+constant is preceded by a space, as is every symbol of the expressions that the kernel builds from templates."""
 
 _ILLEGAL = re.compile(r"[^\t\n\f\r -~]")
 _LABEL = re.compile(r"[A-Za-z0-9._-]+")
 _KEYWORD = re.compile(r"\$(\S*)")
 _ENDS = {"{": "", "}": "", "[": "]", "p": "=.", **dict.fromkeys("cvdfea", ".")}
-_SPACING = 1 << 20  # between the numbers of two statements, so that others can be put before any of them
+_SPACING = 1 << 20  # between the numbers of consecutive statements, so that new ones can be inserted before any of them
 _LAST = 1 << 62
 
 
 class DatabaseError(ValueError):
-    """What is wrong with a database, and where."""
+    """The database is invalid. The message says where and why."""
 
 
 @dataclass(eq=False, slots=True)
 class Scope:
-    """What the block ${ ... $} declares so far, with the numbers of the declaring statements."""
+    """The declarations of a block ${ ... $} so far, with the numbers of the declaring statements."""
 
     parent: Scope | None = None
     variables: dict[str, int] = field(default_factory=dict)
@@ -40,7 +41,7 @@ class Scope:
     distinct: dict[Pair, int] = field(default_factory=dict)
 
     def chain(self) -> Iterator[Scope]:
-        """This block and those around it."""
+        """This block and all enclosing blocks, innermost first."""
         scope: Scope | None = self
         while scope is not None:
             yield scope
@@ -52,7 +53,7 @@ class Scope:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Hypothesis:
-    """A $f statement, which gives `variable` its type, or a $e statement (`variable` is empty)."""
+    """A $f statement, which declares the type of `variable`, or a $e statement, whose `variable` is empty."""
 
     label: str
     number: int
@@ -75,7 +76,7 @@ class Assertion:
     where: str
 
     def may_use(self, statement: Hypothesis | Assertion) -> bool:
-        """Is `statement` active where this one stands?"""
+        """Whether `statement` is active at the position of this assertion."""
         if isinstance(statement, Hypothesis) and all(scope is not statement.scope for scope in self.scope.chain()):
             return False
         return statement.number < self.number
@@ -83,15 +84,15 @@ class Assertion:
 
 @dataclass(frozen=True, eq=False)
 class Database:
-    """Everything declared. A constant is declared once, a label given once, and a variable keeps its type for ever."""
+    """All declarations. Constants and labels are unique, and a variable has the same type throughout the database."""
 
     constants: MutableMapping[str, int] = field(default_factory=dict)
-    types: MutableMapping[str, str] = field(default_factory=dict)  # of every variable; "" while it has none
+    types: MutableMapping[str, str] = field(default_factory=dict)  # by variable; "" while it has no type
     statements: MutableMapping[str, Hypothesis | Assertion] = field(default_factory=dict)
     outermost: Scope = field(default_factory=Scope)
 
     def theorems(self) -> Iterator[Assertion]:
-        """The $p statements, in order."""
+        """All $p statements in order."""
         for statement in self.statements.values():
             if isinstance(statement, Assertion) and statement.proof is not None:
                 yield statement
@@ -103,14 +104,15 @@ class Database:
         return found
 
     def with_theorem(self, source: str, *, before: str | None = None) -> tuple[Database, Assertion]:
-        """This database with a new theorem in a block of its own: before the statement labelled `before`, or at the end.
+        """This database with a new theorem in its own block, before the statement labelled `before` or at the end; and
+        the theorem.
 
-        source: $v, $f, $d and $e statements, then one $p statement; its proof, `?` for instance, is not looked at.
+        source: $v, $f, $d and $e statements, then one $p statement, whose proof (for instance `?`) is ignored.
         """
         if len(source) >= _SPACING:
-            raise DatabaseError(f"a statement to prove has fewer than {_SPACING} characters")
+            raise DatabaseError(f"the statement has {len(source)} characters: it must have fewer than {_SPACING}")
         if before is not None and before not in self.statements:
-            raise DatabaseError(f"the database has no statement labelled {before!r} to put a theorem before")
+            raise DatabaseError(f"before: the database has no statement labelled {before!r}")
         end = _LAST if before is None else self.statements[before].number
         extended = Database(
             ChainMap({}, self.constants), ChainMap({}, self.types), ChainMap({}, self.statements), self.outermost
@@ -118,12 +120,12 @@ class Database:
         reader = _Reader(extended, Scope(self.outermost), iter(range(end - _SPACING + 1, end)))
         reader.read(source, "statement", None, kinds="vfdep")
         if len(reader.assertions) != 1:
-            raise DatabaseError("a statement to prove is $v, $f, $d and $e statements, then one $p statement")
+            raise DatabaseError("the statement must be $v, $f, $d and $e statements, then one $p statement")
         return extended, reader.assertions[0]
 
 
 def read_database(path: Path) -> Database:
-    """The database in a file. What it includes must lie in the same folder."""
+    """The database in a file. Included files must be in the same folder."""
     database = Database()
     path = path.resolve()
     _Reader(database, database.outermost, itertools.count(_SPACING, _SPACING)).include(path, path.parent)
@@ -131,14 +133,14 @@ def read_database(path: Path) -> Database:
 
 
 def parse_database(source: str) -> Database:
-    """The database in a text, which can include nothing."""
+    """The database in a text, which cannot include files."""
     database = Database()
     _Reader(database, database.outermost, itertools.count(_SPACING, _SPACING)).read(source, "database", None)
     return database
 
 
 class _Reader:
-    """Adds the statements of texts to a database, each checked where it stands."""
+    """Reads statements, checks each in its context, and adds them to a database."""
 
     def __init__(self, database: Database, scope: Scope, numbers: Iterator[int]) -> None:
         self.assertions: list[Assertion] = []
@@ -146,11 +148,11 @@ class _Reader:
         self._scope = scope
         self._numbers = numbers
         self._included: set[Path] = set()
-        self._number = 0  # of the statement that is being read
+        self._number = 0  # of the current statement
         self._where = ""
 
     def include(self, path: Path, folder: Path) -> None:
-        """Read the file, unless it was read before."""
+        """Reads a file, unless it has been read before."""
         if path in self._included:
             return
         self._included.add(path)
@@ -161,11 +163,11 @@ class _Reader:
         self.read(text, path.name, folder)
 
     def read(self, text: str, name: str, folder: Path | None, kinds: str = "".join(_ENDS)) -> None:
-        """Read a text that messages call `name`. folder: what may be included lies there. kinds: of statements allowed."""
+        """Reads a text, which messages call `name`. folder: of files to include. kinds: allowed kinds of statements."""
         outside = self._scope
         for self._where, label, kind, body, proof in _statements(text, name):
             if kind not in kinds:
-                raise self._error(f"${kind} cannot stand here")
+                raise self._error(f"${kind} is not allowed here")
             self._number = next(self._numbers)
             symbols = body.split()
             match kind:
@@ -200,7 +202,7 @@ class _Reader:
 
     def _include(self, names: Sequence[str], folder: Path | None) -> None:
         if folder is None or self._scope.parent is not None or len(names) != 1:
-            raise self._error("a file can be included by a file only, by one name, and outside of every block")
+            raise self._error("$[ must contain one file name, in a file and outside of every block")
         path = (folder / names[0]).resolve()
         if not path.is_relative_to(folder):
             raise self._error(f"{names[0]} is not in the folder of the database")
@@ -208,7 +210,7 @@ class _Reader:
 
     def _constants(self, symbols: Sequence[str]) -> None:
         if self._scope.parent is not None:
-            raise self._error("constants are declared outside of every block")
+            raise self._error("constants must be declared outside of every block")
         for symbol in self._new_symbols(symbols):
             if symbol in self._database.types:
                 raise self._error(f"{symbol} is a variable elsewhere and cannot be a constant")
@@ -217,7 +219,7 @@ class _Reader:
     def _variables(self, symbols: Sequence[str]) -> None:
         for symbol in self._new_symbols(symbols):
             if self._is_variable(symbol):
-                raise self._error(f"{symbol} is a variable already")
+                raise self._error(f"{symbol} is already a variable")
             self._scope.variables[symbol] = self._number
             self._database.types.setdefault(symbol, "")
 
@@ -226,9 +228,9 @@ class _Reader:
             raise self._error("a declaration needs one or more different symbols")
         for symbol in symbols:
             if symbol in self._database.constants:
-                raise self._error(f"{symbol} is a constant already")
+                raise self._error(f"{symbol} is already a constant")
             if symbol in self._database.statements:
-                raise self._error(f"{symbol} is a label already")
+                raise self._error(f"{symbol} is already a label")
         return symbols
 
     def _distinct(self, symbols: Sequence[str]) -> None:
@@ -236,7 +238,7 @@ class _Reader:
             raise self._error("$d needs two or more different variables")
         for symbol in symbols:
             if not self._is_variable(symbol):
-                raise self._error(f"$d needs variables, and {symbol} is none here")
+                raise self._error(f"$d needs variables, and {symbol} is not a variable here")
         for pair in itertools.combinations(sorted(symbols), 2):
             self._scope.distinct.setdefault(pair, self._number)
 
@@ -245,7 +247,7 @@ class _Reader:
             raise self._error("$f needs a constant and a variable")
         kind, variable = symbols
         if self._type_of(variable):
-            raise self._error(f"{variable} has a type already")
+            raise self._error(f"{variable} already has a type")
         if self._database.types[variable] not in ("", kind):
             raise self._error(f"{variable} has the type {self._database.types[variable]} elsewhere")
         self._database.types[variable] = kind
@@ -254,7 +256,7 @@ class _Reader:
 
     def _essential(self, label: str, symbols: Sequence[str]) -> None:
         if self._scope.parent is None:
-            raise self._error("$e must stand in a block")
+            raise self._error("$e must be inside a block")
         hypothesis = Hypothesis(label, self._number, self._scope, self._template(symbols), "")
         self._scope.essential.append(hypothesis)
         self._database.statements[label] = hypothesis
@@ -280,7 +282,7 @@ class _Reader:
 
     def _template(self, symbols: Sequence[str]) -> Template:
         if not symbols or not self._is_constant(symbols[0]):
-            raise self._error("an expression begins with a constant")
+            raise self._error("an expression must begin with a constant")
         parts, run = [], ""
         for symbol in symbols:
             if self._is_constant(symbol):
@@ -294,7 +296,7 @@ class _Reader:
 
     def _new_label(self, label: str) -> str:
         if not _LABEL.fullmatch(label):
-            raise self._error(f"a label is made of letters, digits, '.', '-' and '_', unlike {label!r}")
+            raise self._error(f"the label {label!r} must consist of letters, digits, '.', '-' and '_'")
         if label in self._database.statements:
             raise self._error(f"the label {label} is taken")
         if label in self._database.constants or label in self._database.types:
@@ -308,7 +310,7 @@ class _Reader:
         return any(scope.variables.get(symbol, _LAST) < self._number for scope in self._scope.chain())
 
     def _type_of(self, variable: str) -> Hypothesis | None:
-        """The $f statement of the variable that is active here."""
+        """The active $f statement of the variable, None if there is none."""
         for scope in self._scope.chain():
             hypothesis = scope.floating.get(variable)
             if hypothesis is not None and hypothesis.number < self._number:
@@ -317,9 +319,9 @@ class _Reader:
 
 
 def _statements(text: str, name: str) -> Iterator[tuple[str, str, str, str, str | None]]:
-    """Where it stands, label, keyword, what follows it and the proof, of each statement.
+    """Yields (location, label, keyword, text after it, proof) for each statement.
 
-    Every token with a $ is a keyword, so the tokens between are not looked at one by one.
+    Every token with a $ is a keyword, so that only keywords need to be searched.
     """
     illegal = _ILLEGAL.search(text)
     if illegal:
@@ -334,7 +336,7 @@ def _statements(text: str, name: str) -> Iterator[tuple[str, str, str, str, str 
         where = f"{name}:{line}"
         kind = keyword[1]
         if kind not in _ENDS or (not text[counted - 1 : counted].isspace() and counted):
-            raise DatabaseError(f"{where}: ${kind} is no keyword, or stands in a wrong place")
+            raise DatabaseError(f"{where}: ${kind} is not a keyword, or is misplaced")
         label = text[end:counted].strip()
         if bool(label) != (kind in "feap"):
             raise DatabaseError(f"{where}: ${kind} needs {'a' if kind in 'feap' else 'no'} label before it")
@@ -351,7 +353,7 @@ def _statements(text: str, name: str) -> Iterator[tuple[str, str, str, str, str 
 
 
 def _without_comments(text: str, name: str) -> str:
-    """The text with each comment replaced by as many line ends as it has."""
+    """The text with each comment replaced by its line ends, so that line numbers stay."""
     kept, end = [], 0
     while (start := text.find("$(", end)) >= 0:
         close = text.find("$)", start + 2)
@@ -364,7 +366,7 @@ def _without_comments(text: str, name: str) -> str:
         if close < 0 or not around.isspace() or text.find("$(", start + 2, close) >= 0:
             line = text.count("\n", 0, start) + 1
             raise DatabaseError(
-                f"{name}:{line}: a comment is $( ... $) with space around both marks and no other comment inside"
+                f"{name}:{line}: a comment must be $( ... $) with space around both marks and no comment inside"
             )
         kept += [text[end:start], " ", "\n" * text.count("\n", start, close)]
         end = close + 2

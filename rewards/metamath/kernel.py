@@ -1,12 +1,13 @@
 """Checks a proof (section 4.1.4 of the Metamath book; appendix B for compressed proofs).
 
-A proof is a list of labels in reverse Polish order. A hypothesis puts its expression on the stack. An assertion takes off
-as many entries as it has mandatory hypotheses: those in the place of a $f say what its variable stands for, those in the
-place of a $e must be what the $e becomes when its variables are replaced. What two distinct variables stand for may share
-no variable, and each pair of a variable of the one and a variable of the other must be distinct in the theorem. Then the
-assertion, with its variables replaced, is put on the stack. In the end the theorem alone must lie there.
+A proof is a list of labels in reverse Polish notation. A hypothesis pushes its expression onto the stack. An assertion
+pops one entry for each of its mandatory hypotheses: the entries for $f hypotheses define the substitution of its
+variables, and the entries for $e hypotheses must equal the hypotheses after that substitution. The substitutes of two
+variables that must be distinct may share no variable, and each pair of a variable of the one and a variable of the
+other must be declared distinct in the theorem. Then the assertion is pushed after the substitution. In the end the
+stack must contain the theorem only.
 
-An expression can double at every step, so a short proof can ask for more than any memory holds: hence Limits.
+An expression can double in length at every step, so a short proof can require more memory than there is: hence Limits.
 """
 
 from __future__ import annotations
@@ -22,25 +23,25 @@ from rewards.metamath.database import Assertion, Database, Hypothesis, Template
 _LABEL = re.compile(r"[A-Za-z0-9._-]+|\?")
 _LETTERS = re.compile(r"[A-Z?]*")
 _NUMBER = re.compile(r"([U-Y]*)([A-T])(Z*)")
-_LONGEST_NUMBER = 12  # letters; 5^12 steps are more than a proof has
+_LONGEST_NUMBER = 12  # letters before the last; no proof has 5^12 steps
 _SHOWN = 60  # characters of an expression in a message
 
 
 class ProofError(ValueError):
-    """What is wrong with a proof, and at which step."""
+    """The proof is wrong. The message says at which step and why."""
 
 
 class UnreadableProofError(ValueError):
-    """The text is not even a proof."""
+    """The text does not have the form of a proof."""
 
 
 class ProofLimitError(ValueError):
-    """The proof takes more to check than the limits allow."""
+    """Checking the proof exceeds the limits."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """expression: characters of one expression. work: of all expressions together. deadline: by time.monotonic()."""
+    """expression: characters of one expression. work: characters of all expressions. deadline: by time.monotonic()."""
 
     expression: int = 1 << 20
     work: int = 1 << 28
@@ -50,7 +51,8 @@ class Limits:
 def check(
     database: Database, theorem: Assertion, proof: str, *, limits: Limits, without: Container[str] = frozenset()
 ) -> None:
-    """Raises where `proof` does not prove `theorem` from what stands before it and is not in `without`."""
+    """Raises ProofError, UnreadableProofError or ProofLimitError unless `proof` proves `theorem` from the statements
+    that are active at its position and whose labels are not in `without`."""
     _Checker(database, theorem, limits, without).check(proof)
 
 
@@ -63,14 +65,14 @@ class _Checker:
         self._distinct = theorem.scope.distinct_before(theorem.number)
         self._stack: list[str] = []
         self._num_steps = 0
-        self._label = ""  # of the step we are at
+        self._label = ""  # of the current step
         self._work = 0
 
     def check(self, proof: str) -> None:
         tokens = proof.split()
         if tokens[:1] == ["("]:
             if ")" not in tokens:
-                raise UnreadableProofError("the ) that ends the labels of a compressed proof is missing")
+                raise UnreadableProofError("a compressed proof needs a ) after its labels")
             end = tokens.index(")")
             labels, letters = tokens[1:end], "".join(tokens[end + 1 :])
         else:
@@ -80,33 +82,36 @@ class _Checker:
             what = "the text is empty" if not tokens else repr(_short(unreadable or letters))
             raise UnreadableProofError(f"not a list of labels, and not a compressed proof: {what}")
         if "?" in labels or "?" in letters:
-            raise ProofError("the proof is incomplete: it has a ?")
+            raise ProofError("the proof is incomplete: it contains a ?")
         if tokens[0] == "(":
             self._compressed(labels, letters)
         else:
             for label in labels:
                 self._step(label, self._statement(label))
         if len(self._stack) != 1:
-            raise ProofError(f"{len(self._stack)} expressions are left in the end where there should be one")
+            raise ProofError(f"{len(self._stack)} expressions are left at the end instead of one")
         if self._stack[0] != _unsubstituted(self._theorem.expression):
             raise ProofError(
                 f"proves{_short(self._stack[0])} where{_short(_unsubstituted(self._theorem.expression))} was to be proved"
             )
 
     def _compressed(self, labels: Sequence[str], letters: str) -> None:
-        """Numbers stand for the mandatory hypotheses, then for the labels, then for the steps tagged with a Z so far."""
+        """Checks a compressed proof, whose numbers refer to the mandatory hypotheses, then to the labels, then to the
+        steps tagged with a Z so far."""
         statements: list[Hypothesis | Assertion] = [*self._theorem.hypotheses]
         for label in labels:
             statement = self._statement(label)
             if statement in self._theorem.hypotheses:
-                raise ProofError(f"{_short(label)} is a mandatory hypothesis and has its number without being listed")
+                raise ProofError(f"{_short(label)} is a mandatory hypothesis, which has a number without being listed")
             statements.append(statement)
         tagged: list[str] = []
         position = 0
         while position < len(letters):
             number = _NUMBER.match(letters, position)
             if number is None or len(number[1]) > _LONGEST_NUMBER:
-                raise ProofError(f"after step {self._num_steps}: {letters[position : position + 9]!r} begins no number")
+                raise ProofError(
+                    f"after step {self._num_steps}: {letters[position : position + 9]!r} does not begin with a number"
+                )
             position = number.end()
             index = _index(number[1], number[2])
             if index < len(statements):
@@ -117,16 +122,18 @@ class _Checker:
                 self._begin(number[1] + number[2])
                 self._push(tagged[index - len(statements)])
             else:
-                raise ProofError(f"step {self._num_steps + 1}: {number[1]}{number[2]} is the number of nothing so far")
+                raise ProofError(
+                    f"step {self._num_steps + 1}: {number[1]}{number[2]} refers to no statement or step so far"
+                )
             if number[3]:
                 if not isinstance(statement, Assertion):
-                    raise self._error("Z may only follow the number of an assertion")
+                    raise self._error("a Z may follow the number of an assertion only")
                 tagged += [self._stack[-1]] * len(number[3])
 
     def _statement(self, label: str) -> Hypothesis | Assertion:
         statement = self._database.statements.get(label)
         if statement is None:
-            raise ProofError(f"no statement is labelled {_short(label)}")
+            raise ProofError(f"there is no statement labelled {_short(label)}")
         if not self._theorem.may_use(statement):
             raise ProofError(f"{label} is not active before {self._theorem.label}")
         if label in self._without:
@@ -140,7 +147,9 @@ class _Checker:
             return
         first = len(self._stack) - len(statement.hypotheses)
         if first < 0:
-            raise self._error(f"{len(statement.hypotheses)} expressions are needed, {len(self._stack)} are there")
+            raise self._error(
+                f"{len(statement.hypotheses)} expressions are needed, {len(self._stack)} are on the stack"
+            )
         values: dict[str, str] = {}
         for hypothesis, entry in zip(statement.hypotheses, self._stack[first:]):
             if hypothesis.variable:
@@ -182,19 +191,20 @@ class _Checker:
         self._label = label
 
     def _spend(self, length: int) -> None:
-        """Before an expression of that length is made."""
+        """Counts the work of building an expression of this length. Raises ProofLimitError."""
         self._work += length
         if length > self._limits.expression:
-            raise ProofLimitError(f"step {self._num_steps} makes an expression of {length} characters")
+            raise ProofLimitError(f"step {self._num_steps} builds an expression of {length} characters")
         if self._work > self._limits.work or time.monotonic() > self._limits.deadline:
-            raise ProofLimitError(f"not checked further than step {self._num_steps}, {self._work} characters so far")
+            raise ProofLimitError(f"checking stopped at step {self._num_steps}, after {self._work} characters")
 
     def _error(self, message: str) -> ProofError:
         return ProofError(f"step {self._num_steps}, {_short(self._label)}: {message}")
 
 
 def _index(high: str, low: str) -> int:
-    """The number less 1: the last letter is its digit in base 20, those before it are digits 1 to 5 in base 5."""
+    """The number minus 1. Its last letter (A to T) is its digit in base 20, those before it (U to Y) are digits 1 to 5
+    in base 5."""
     number = 0
     for letter in high:
         number = 5 * number + ord(letter) - ord("T")

@@ -1,11 +1,9 @@
-"""How a proof is held against what is to be proved.
+"""Grades proofs against the statement to prove.
 
-    task            what is to be proved
-    judge           finds the proof in a completion and asks the checker of its system
-    metamath_grader  rewards.metamath, ours: nothing is run
-    prover_grader    an installed prover: what is asked of it, and what its answer means
-    coq_grader, lean_grader    what is different in each of these
-    prover_process  runs a prover, bounded and shut in
-
-Provers are shut in by the means of rewards.sandbox.
+task             the statement as data
+grader           extracts the proof from a completion and passes it to the grader of its system
+metamath_grader  grades Metamath proofs with rewards.metamath, which runs no other program
+prover_grader    grades proofs with an installed prover: the files it gets, and the meaning of its output
+coq_grader, lean_grader    what is specific to each prover
+prover_process   runs a prover with limits in a sandbox, by the means of rewards.sandbox
 """

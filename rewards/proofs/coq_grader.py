@@ -1,4 +1,4 @@
-"""Proofs for Coq."""
+"""Grades proofs with Coq."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from rewards.proofs.prover_process import Prover, RunResult
 from rewards.proofs.task import ProverTask
 from rewards.score import Outcome
 
-# Where a sentence may end for Coq: at a full stop that no name goes on behind (Coq also asks for space there), and at the
-# brace behind a goal selector.
+# The ends of Coq's sentences: a full stop that no name continues (Coq also requires white space after it), and the
+# brace after a goal selector.
 _SENTENCE_END = re.compile(r"\.(?![\w'.])|(?:[\]\d!]|\ball|\bpar)\s*:\s*\{")
-# What may stand before a tactic, or alone: bullets, braces, goal selectors.
+# Prefixes of tactics, which may also stand alone: bullets, braces, goal selectors.
 _MARKERS = re.compile(r"\A(?:\s|[-+*{}]|(?:[\d,\s-]*\d|all|par|!|\[\s*\w+\s*\])\s*:(?!=))*")
-# Coq's commands begin with a capital letter, or # for an attribute (`Print Grammar vernac`); tactics do not.
+# Coq's commands begin with a capital letter or with # for an attribute (see `Print Grammar vernac`); tactics do not.
 _TACTIC = re.compile(r"[a-z_()\[\]|,;=>]")
 _COMMENT_OR_STRING = re.compile(r'\(\*|"[^"]*(?P<closed>"?)')
 _COMMENT_MARK = re.compile(r"\(\*|\*\)")
@@ -26,7 +26,7 @@ _OPTIONS = ("-q", "-w", "none", "-noglob", "-native-compiler", "no")
 
 
 class CoqGrader(ProverGrader):
-    """The theorem is called goal. Proofs are the sentences between Proof. and Qed., which may stand around them."""
+    """Grades proofs of a theorem called goal: the sentences between Proof. and Qed., with or without these."""
 
     executable = "coqc"
     remedy = "coqc is not on PATH: install Debian's coq"
@@ -51,7 +51,7 @@ class CoqGrader(ProverGrader):
         return prover.run(*options, folder=folders[name], readable=[*folders.values()])
 
     def recheck(self, prover: Prover, folders: Mapping[str, Path]) -> RunResult:
-        """Coq's own checker: a smaller kernel, which reads what was built."""
+        """Checks the compiled answer with coqchk, Coq's separate checker with a smaller kernel."""
         checker = dataclasses.replace(prover, program=prover.program.parent / "coqchk")
         options = ["-silent", *_load_path(folders), "-norec", "Model.Answer"]
         return checker.run(*options, folder=folders["Answer"], readable=[*folders.values()])
@@ -71,7 +71,7 @@ class CoqGrader(ProverGrader):
         if other:
             outcome = Outcome.WRONG if len(other) < len(steps) else Outcome.UNPARSED
             raise Rejected(
-                outcome, f"{' '.join(other[0][:40].split())!r} is no tactic: a proof is made of tactics only"
+                outcome, f"{' '.join(other[0][:40].split())!r} is not a tactic: a proof consists of tactics only"
             )
         return f"{''.join(sentences)}\nQed.\n"
 
@@ -79,10 +79,11 @@ class CoqGrader(ProverGrader):
         if output.strip() == _CLOSED:
             return []
         entries = [line.partition(" : ")[0] for line in output.splitlines() if line[:1].strip() and line != "Axioms:"]
-        return entries or ["what Coq does not tell"]
+        return entries or ["axioms that Coq does not name"]
 
     def is_allowed(self, assumption: str, task: ProverTask) -> bool:
-        """Coq leaves out what it can of the beginning of a name. What the reference's definitions assume is given."""
+        """Whether the task allows the assumption. Coq prints names without the prefix that it can omit. Assumptions of
+        the reference's own definitions (module Given) are allowed."""
         if re.fullmatch(r"Given(\.[\w']+)+", assumption):
             return True
         return any(f".{name}".endswith(f".{assumption}") for name in task.axioms)
@@ -94,8 +95,8 @@ def _load_path(folders: Mapping[str, Path]) -> list[str]:
 
 
 def _without_comments(text: str) -> str:
-    """The text with a comment replaced by its line ends. What a quote in a comment means to Coq does not matter: it will
-    not see it."""
+    """The text with each comment replaced by its line ends. The meaning of quotes in comments does not matter, because
+    Coq gets the text without comments."""
     kept, start, position = [], 0, 0
     while (mark := _COMMENT_OR_STRING.search(text, position)) is not None:
         position = mark.end()

@@ -1,5 +1,4 @@
-"""Is this text a proof of what the reference states? Finds the proof in a completion and hands it to the checker of its
-system. Runs in a worker process only."""
+"""Extracts the proof from a completion and passes it to the grader of its system. Runs in a worker process only."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ from rewards.proofs.task import parse_task
 from rewards.score import Outcome
 from rewards.verdict import BadReference, Verdict, bad_reference, crashed, grade_or_check
 
-# The words behind ``` that name a block as a proof, by system. A block may also go without.
+# The languages of fenced blocks that hold a proof, by system; "" is a block without a language.
 _LANGUAGES = {"metamath": {"", "metamath", "mm"}, "coq": {"", "coq", "rocq"}, "lean": {"", "lean", "lean4"}}
 
 
@@ -39,7 +38,7 @@ class ProofGrader:
         return self._decide(reference, answer)
 
     def check_reference(self, reference: Any) -> Verdict:
-        """CORRECT if proofs can be judged against it."""
+        """CORRECT if proofs can be graded against the reference, else BAD_REFERENCE."""
         return self._decide(reference, None)
 
     def _decide(self, reference: Any, answer: str | None) -> Verdict:
@@ -58,10 +57,10 @@ class ProofGrader:
 
 
 def extract_proof(completion: str, languages: Container[str]) -> str:
-    """The proof in a model's completion, "" where there is none.
+    """The proof in a model's completion, "" if there is none.
 
-    What follows the reasoning; of that the last <answer>...</answer>, if there is one; and of that the last block
-    between lines of ``` that is called by one of `languages`, or else all of it.
+    It is searched in the text after the reasoning, and within the last <answer>...</answer> if there is one: the last
+    block fenced by ``` with one of `languages`, or all of the text if there is no such block.
     """
     text = after_reasoning(completion)
     if "</answer>" in text:
@@ -80,6 +79,6 @@ def extract_proof(completion: str, languages: Container[str]) -> str:
 
 
 def load(**options: Any) -> Callable[..., Verdict]:
-    """What a worker calls once."""
+    """Builds the grading function. A worker calls this once."""
     grader = ProofGrader(**options)
     return grade_or_check(grader.grade, grader.check_reference)

@@ -1,4 +1,4 @@
-"""Proofs for Lean 4. Never run against a real Lean: there was none where this was written, only its ends were tried."""
+"""Grades proofs with Lean 4. Never run with a real Lean, which was not available: tested with a stub only."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from rewards.proofs.prover_process import Prover, RunResult
 from rewards.proofs.task import ProverTask
 from rewards.score import Outcome
 
-# A proof in Lean can run programs of its own and set the checks aside, so every word that leads there is refused, wherever
-# it stands: commands, attributes, options, metaprograms, and the tactics that trust more than the kernel.
+# A proof in Lean can run its own programs and bypass checks, so every word that could lead there is rejected anywhere
+# in the
+# proof: commands, attributes, options, metaprograms, and tactics that trust more than the kernel.
 _FORBIDDEN = re.compile(
     r"\b(?:sorry|admit|stop|axiom|constant|opaque|unsafe|partial|native_decide|ofReduceBool|reduceBool|reduceNat"
     r"|trustCompiler|implemented_by|extern|csimp|macro|macro_rules|syntax|notation|infix[lr]?|prefix|postfix|elab|elab_rules"
@@ -28,7 +29,7 @@ _STANDARD_AXIOMS = {"propext", "Classical.choice", "Quot.sound"}
 
 
 class LeanGrader(ProverGrader):
-    """A proof is what follows `:= by`, with or without that `by`. What Lean's own logic assumes (_STANDARD_AXIOMS) is allowed."""
+    """Grades proofs given as what follows `:= by`, with or without the `by`. The axioms of Lean's logic are allowed."""
 
     executable = "lean"
     remedy = "lean is not on PATH: install Lean 4 with elan"
@@ -42,7 +43,7 @@ class LeanGrader(ProverGrader):
     error_pattern = re.compile(r"\.lean:(\d+):\d+: error:\s*")
 
     def find_executable(self) -> Path | None:
-        """The real one, which elan's `lean` leads to."""
+        """The executable of the toolchain that elan's `lean` proxy starts."""
         found = shutil.which(self.executable)
         if found is None:
             return None
@@ -61,7 +62,7 @@ class LeanGrader(ProverGrader):
     def screen(self, proof: str) -> str:
         forbidden = _FORBIDDEN.search(proof)
         if forbidden:
-            raise Rejected(Outcome.WRONG, f"{forbidden[0]!r} may not stand in a proof")
+            raise Rejected(Outcome.WRONG, f"{forbidden[0]!r} is not allowed in a proof")
         lines = re.sub(r"\A\s*by\b", "", proof).split("\n")
         return "".join(f"  {line}\n" for line in lines)
 
@@ -69,7 +70,7 @@ class LeanGrader(ProverGrader):
         if _NO_AXIOMS.search(output):
             return []
         axioms = _AXIOMS.search(output)
-        return [name.strip() for name in axioms[1].split(",")] if axioms else ["what Lean does not tell"]
+        return [name.strip() for name in axioms[1].split(",")] if axioms else ["axioms that Lean does not name"]
 
     def is_allowed(self, assumption: str, task: ProverTask) -> bool:
         return assumption in _STANDARD_AXIOMS or assumption in task.axioms

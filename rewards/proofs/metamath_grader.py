@@ -1,4 +1,4 @@
-"""Is this text a Metamath proof of the theorem? Runs in a worker process only."""
+"""Grades Metamath proofs. Runs in a worker process only."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from rewards.metamath.kernel import Limits, ProofError, ProofLimitError, Unreada
 from rewards.proofs.task import MetamathTask
 from rewards.verdict import BadReference, Verdict, right, timeout, unparsed, wrong
 
-MAX_LENGTH = 1 << 20  # characters of a proof; the longest of set.mm has 36,000
+MAX_LENGTH = 1 << 20  # characters of a proof; the longest one of set.mm has 36,000
 
 
 class MetamathGrader:
-    """deadline: seconds for one proof. Reading a database is not counted: it happens once in a worker."""
+    """deadline: seconds for one proof, without the time to read the database, which happens once per worker."""
 
     def __init__(self, *, deadline: float) -> None:
         self._deadline = deadline
 
     def grade(self, proof: str, task: MetamathTask) -> Verdict:
-        """The verdict on a proof: labels or the compressed form, as between $= and $. (which may stand around it)."""
+        """The verdict on a proof in normal (labels) or compressed form, with or without the $= and $. around it."""
         database, theorem = _theorem(task)
         if len(proof) > MAX_LENGTH:
             return timeout(f"a proof of more than {MAX_LENGTH} characters")
@@ -39,7 +39,7 @@ class MetamathGrader:
         return right("proved")
 
     def check_task(self, task: MetamathTask) -> Verdict:
-        """CORRECT if there is such a theorem to prove."""
+        """CORRECT if the theorem exists, or can be added to the database. Raises BadReference otherwise."""
         _theorem(task)
         return right("stated")
 
@@ -69,7 +69,7 @@ def _database(task: MetamathTask) -> Database:
 
 @lru_cache(maxsize=4)
 def _read(path: str, _time: int, _size: int) -> Database:
-    """A file that has changed is read again."""
+    """The database in a file. Its time and size are arguments so that the cache misses when the file has changed."""
     return read_database(Path(path))
 
 

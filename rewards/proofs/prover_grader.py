@@ -1,8 +1,9 @@
-"""Is this text a proof of the theorem, to a prover that is installed? Runs in a worker process only.
+"""Grades proofs with an installed prover. Runs in a worker process only.
 
-Three files, so that nothing in an answer can change what is asked of it. Given states the theorem, from the reference alone.
-Answer states it again and holds the proof. Check, a new run, asks the prover whether what Answer proved is what Given states,
-and what it assumes. Before that the text of the proof is screened: it may hold the steps of one proof and no other command.
+The prover gets three files, so that an answer cannot change the statement that it has to prove. Given states the
+theorem, from the reference alone. Answer states it again and contains the proof. Check, compiled in a new process, has
+the prover verify that the theorem proved in Answer is the one stated in Given, and print the assumptions of the proof.
+Before that the text of the proof is screened: it may contain the steps of one proof and no other command.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _TOO_LARGE = re.compile(r"out of memory|stack overflow|deep recursion", re.IGNOR
 
 
 class Rejected(Exception):
-    """What is wrong with a proof."""
+    """The proof is rejected, with this outcome and reason."""
 
     def __init__(self, outcome: Outcome, reason: str) -> None:
         super().__init__(reason)
@@ -35,17 +36,20 @@ class Rejected(Exception):
 
 
 class ProverGrader(ABC):
-    """folder: where its files go. seconds: of processor time for each run of the prover. memory: bytes of address space.
-    allow_unsafe_code: let the prover run where it cannot be shut in."""
+    """Base class of the graders for installed provers.
+
+    folder: for temporary files. seconds: processor time of each run of the prover. memory: bytes of address space.
+    allow_unsafe_code: run the prover even if it cannot be sandboxed.
+    """
 
     executable: str
-    remedy: str  # where there is none
+    remedy: str  # the message if the executable is missing
     suffix: str  # of a source file
-    given_file: str  # the file Given, with {imports}, {definitions} and {statement} in it
-    answer_header: str  # what stands in the file Answer before the proof, with the same in it
-    admitted_proof: str  # in the place of a proof: the prover takes the theorem for granted
+    given_file: str  # template of the file Given, with {imports}, {definitions} and {statement}
+    answer_header: str  # template of the file Answer up to the proof, with the same fields
+    admitted_proof: str  # replaces a proof and makes the prover accept the theorem without one
     check_file: str  # the file Check
-    error_pattern: re.Pattern[str]  # what an error begins with; its group is the line
+    error_pattern: re.Pattern[str]  # matches the start of an error message; its group is the line number
 
     def __init__(self, *, folder: Path, seconds: float, memory: int, allow_unsafe_code: bool) -> None:
         self._folder, self._seconds = folder, seconds
@@ -55,40 +59,40 @@ class ProverGrader(ABC):
 
     @abstractmethod
     def libraries(self, program: Path) -> Sequence[Path]:
-        """What the program reads, beside the system's libraries."""
+        """The files and folders that the program reads besides the system's libraries."""
 
     @abstractmethod
     def screen(self, proof: str) -> str:
-        """The proof as it is to stand in Answer. Raises Rejected."""
+        """The text of the proof for the file Answer. Raises Rejected if it contains anything but one proof."""
 
     @abstractmethod
     def build(self, prover: Prover, name: str, folders: Mapping[str, Path]) -> RunResult:
-        """Run the prover on the file of that name in its folder. What it imports has been built in the other folders."""
+        """Runs the prover on the file of this name in its folder. Its imports are built in the other folders."""
 
     @abstractmethod
     def parse_assumptions(self, output: str) -> Sequence[str]:
-        """What Check has said that the proof assumes."""
+        """The assumptions of the proof, from the output of Check."""
 
     @abstractmethod
     def is_allowed(self, assumption: str, task: ProverTask) -> bool:
-        """May a proof for the task assume it?"""
+        """Whether a proof for the task may use this assumption."""
 
     def recheck(self, prover: Prover, folders: Mapping[str, Path]) -> RunResult:
-        """A second opinion on Answer, where there is one to be had."""
+        """Checks Answer with a second checker, if the prover has one; the default accepts."""
         return RunResult(0, "")
 
     def find_executable(self) -> Path | None:
-        """The prover's executable."""
+        """The path of the prover's executable, None if it is not installed."""
         found = shutil.which(self.executable)
         return Path(found).resolve() if found else None
 
     def check_task(self, task: ProverTask) -> Verdict:
-        """CORRECT if the prover can read what is to be proved. Raises BadReference and ProverError."""
+        """CORRECT if the prover accepts the statement. Raises BadReference and ProverError."""
         self._build_statement(task)
         return right("stated")
 
     def grade(self, proof: str, task: ProverTask) -> Verdict:
-        """Raises BadReference and ProverError."""
+        """The verdict on a proof. Raises BadReference and ProverError."""
         self.check_task(task)
         try:
             if len(proof) > MAX_LENGTH:
@@ -99,7 +103,7 @@ class ProverGrader(ABC):
         return right("proved")
 
     def prove(self, screened: str, task: ProverTask) -> None:
-        """Raises Rejected unless the text proves what Given states, and assumes only what is allowed."""
+        """Raises Rejected unless the screened text proves the statement of Given with allowed assumptions only."""
         assumptions = self._assumptions(screened, task, self._build_statement(task))
         assumed = [name for name in assumptions if not self.is_allowed(name, task)]
         if assumed:
@@ -117,11 +121,11 @@ class ProverGrader(ABC):
             except Rejected as rejected:
                 raise Rejected(rejected.outcome, f"this does not prove the statement itself: {rejected}") from None
             if checked.cut_short:
-                raise Rejected(Outcome.WRONG, "what the proof assumes is too long to read")
+                raise Rejected(Outcome.WRONG, "the list of the proof's assumptions is too long")
             return self.parse_assumptions(checked.output)
 
     def _build_statement(self, task: ProverTask) -> Path:
-        """The folder in which Given was built. Raises BadReference where the prover cannot read the task."""
+        """The folder in which Given is built. Raises BadReference if the prover rejects the statement."""
         if task not in self._built_statements:
             self.prover()
             folder = Path(tempfile.mkdtemp(dir=self._folder))
@@ -144,15 +148,15 @@ class ProverGrader(ABC):
         return self.build(self.prover(), name, folders)
 
     def _require(self, ran: RunResult, num_lines_before: int = 0) -> None:
-        """Raises Rejected where the prover found an error, ProverError where it did not get so far."""
+        """Raises Rejected if the prover failed or exceeded a limit, ProverError if it was killed from outside."""
         if ran.status == 0:
             return
         if ran.status == -signal.SIGKILL:
-            raise ProverError("the prover was killed, and not by us")
+            raise ProverError("the prover was killed from outside")
         if ran.status is None:
-            raise Rejected(Outcome.TIMEOUT, f"not done within {self._seconds:g} s of processor time")
+            raise Rejected(Outcome.TIMEOUT, f"not finished within {self._seconds:g} s of processor time")
         if _TOO_LARGE.search(ran.output):
-            raise Rejected(Outcome.TIMEOUT, "needs more memory than it is given")
+            raise Rejected(Outcome.TIMEOUT, "needs more memory than its limit")
         error = self.error_pattern.search(ran.output)
         if error is None:
             ended = signal.Signals(-ran.status).name if ran.status < 0 else f"status {ran.status}"
@@ -162,7 +166,7 @@ class ProverGrader(ABC):
         )
 
     def prover(self) -> Prover:
-        """The prover. Raises BadReference where there is none, and where it cannot be shut in and may not run free."""
+        """The prover. Raises BadReference if it is missing, or cannot be sandboxed and allow_unsafe_code is off."""
         if self._prover is None:
             program = self.find_executable()
             if program is None:
@@ -179,7 +183,7 @@ class ProverGrader(ABC):
                     self._require(prover.run("--version", folder=Path(temporary)))
             except (ProverError, Rejected) as error:
                 if not self._allow_unsafe_code:
-                    raise BadReference(f"{error}; allow_unsafe_code runs it without being shut in") from None
+                    raise BadReference(f"{error}; allow_unsafe_code runs it without a sandbox") from None
                 prover = dataclasses.replace(prover, sandboxed=False)
             self._prover = prover
         return self._prover

@@ -1,9 +1,9 @@
-"""Runs a prover, a program that we trust, on text that we do not: bounded in time, memory and size, and shut in.
+"""Runs a prover, which is trusted, on untrusted text: in a sandbox, with limits on time, memory and file size.
 
-Shut in means level 2 of rewards.sandbox: landlock (of the files there are, only the prover's own and the libraries can be
-read, only one folder written; no TCP) and seccomp (no new processes, sockets, signals or tracing). The allowlist of
-rewards.sandbox.filter is for programs that write no files and execute nothing, which a prover must, so here the calls are
-named that a prover never makes.
+The sandbox is level 2 of rewards.sandbox: landlock (only the prover's files and the libraries can be read, only one
+folder can be written, no TCP) and seccomp (no new processes, sockets, signals or tracing). The allowlist of
+rewards.sandbox.filter does not fit, since a prover must write files and execute; this module has a denylist of the
+calls that a prover never makes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from rewards.sandbox.layers import library_folders
 _MAX_OUTPUT = 1 << 16
 _MAX_FILE = 1 << 28
 
-# landlock(7): what else a path may be used for
+# further access rights of landlock(7)
 _EXECUTE, _WRITE_FILE, _REMOVE_FILE, _MAKE_REG, _TRUNCATE = 1 << 0, 1 << 1, 1 << 5, 1 << 8, 1 << 14
 _READ = kernel.READ_FILE | kernel.READ_DIR
 
@@ -46,13 +46,16 @@ _CLONE3: bpf.Numbers = (435, 435)
 
 
 class ProverError(RuntimeError):
-    """The prover could not be run: not the fault of what it was given."""
+    """The prover could not be run, which is not the fault of its input."""
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """status: of the exit, or minus the signal that ended it; None when its time was over. output: the text of both its
-    outputs, of which `cut_short` says that there was more."""
+    """The result of a run.
+
+    status: the exit status, or minus the signal that ended it; None if it ran out of time.
+    output: the beginning of standard output and error. cut_short: there was more output.
+    """
 
     status: int | None
     output: str
@@ -63,9 +66,9 @@ class RunResult:
 class Prover:
     """An installed prover.
 
-    program: its executable. libraries: folders and files it reads, beside the system's libraries. seconds: of processor
-    time for one run, and twice as many by the clock. memory: bytes of address space. sandboxed: off only where the user
-    allows unsafe code.
+    program: the executable. libraries: folders and files that it reads besides the system's libraries.
+    seconds: processor time of one run; the limit of wall-clock time is twice as long. memory: bytes of address space.
+    sandboxed: off only if the user allows unsafe code.
     """
 
     program: Path
@@ -77,13 +80,13 @@ class Prover:
     def run(
         self, *arguments: str, folder: Path, readable: Sequence[Path] = (), environment: dict[str, str] | None = None
     ) -> RunResult:
-        """Run it in `folder`, the only one it may write; it may also read those in `readable`. Raises ProverError."""
+        """Runs the prover in `folder`, which it may read and write; it may read `readable`. Raises ProverError."""
         rights = dict.fromkeys([*map(Path, library_folders()), *self.libraries, self.program], _READ | _EXECUTE)
         rights |= dict.fromkeys(readable, _READ)
         rights[folder] = _READ | _WRITE_FILE | _REMOVE_FILE | _MAKE_REG | _TRUNCATE
         allowed = {str(p): r if p.is_dir() else r & ~kernel.READ_DIR for p, r in rights.items() if p.exists()}
 
-        def prepare() -> None:  # in the new process, before it becomes the prover
+        def prepare() -> None:  # runs in the new process, before it executes the prover
             try:
                 self._limit()
                 if self.sandboxed:
@@ -102,7 +105,7 @@ class Prover:
                     cwd=folder,
                     env={"HOME": str(folder), "TMPDIR": str(folder), "LC_ALL": "C.UTF-8", **(environment or {})},
                     start_new_session=True,
-                    preexec_fn=prepare,  # safe: a worker has one thread
+                    preexec_fn=prepare,  # safe, because a worker has one thread
                 )
             except (OSError, subprocess.SubprocessError) as error:
                 output.seek(0)
@@ -131,18 +134,18 @@ class Prover:
 
 def _enter_sandbox(allowed: dict[str, int]) -> None:
     if not bpf.SUPPORTED:
-        raise OSError(errno.ENOSYS, f"seccomp: the calls are listed for {', '.join(bpf.MACHINES)}")
+        raise OSError(errno.ENOSYS, f"seccomp: the filter supports {', '.join(bpf.MACHINES)} only")
     kernel.drop_privileges()
     kernel.restrict_files(allowed)
     kernel.install_filter(_filter())
 
 
 def _filter() -> bytes:
-    """The seccomp filter: everything but _REFUSED, and threads but no processes."""
+    """The seccomp filter: allows all calls but those in _REFUSED, and new threads but no new processes."""
     code = bpf.prologue()
     for numbers in _REFUSED.values():
         code += bpf.on_call(numbers, [bpf.REFUSE])
-    code += bpf.on_call(_CLONE3, [bpf.UNKNOWN])  # its flags lie behind a pointer
+    code += bpf.on_call(_CLONE3, [bpf.UNKNOWN])  # its flags are behind a pointer
     code += bpf.on_call(_CLONE, [bpf.load_argument(0), (bpf.JUMP_SET, 1, 0, bpf.CLONE_THREAD), bpf.REFUSE])
     return bpf.assemble([*code, bpf.ALLOW])
 

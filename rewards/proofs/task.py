@@ -1,4 +1,4 @@
-"""What is to be proved: a reference as data, checked when it is read."""
+"""The statement to prove as validated data."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ _SYSTEMS = ("metamath", "coq", "lean")
 
 @dataclass(frozen=True, kw_only=True)
 class MetamathTask:
-    """A theorem of a database, proved anew, or a new one.
+    """A theorem of a Metamath database, or a new theorem. Empty strings stand for absent fields.
 
-    database: path of the database; source: the database itself. One of the two.
-    theorem: the label of a $p statement of the database. Its own proof is not looked at.
-    statement: a new theorem as Metamath source ($v, $f, $d, $e, then one $p); `before`: the label that it stands before.
-    without: labels that a proof may not use, beside all that stand after the theorem.
+    database or source: the path of the database, or its text.
+    theorem or statement: the label of a $p statement of the database, whose proof is ignored; or a new theorem as
+    Metamath
+        source ($v, $f, $d, $e, then one $p).
+    before: the label of the statement before which a new theorem is inserted; by default it is added at the end.
+    without: labels that a proof may not use, besides those of all later statements.
     """
 
     system: str
@@ -35,9 +37,9 @@ class MetamathTask:
 class ProverTask:
     """A theorem for Coq or Lean.
 
-    imports: commands that stand at the top of every file: what is imported, and which scopes are open.
-    definitions: what the statement speaks of, in a file of its own that the answer imports.
-    statement: the theorem's type. axioms: full names of what a proof may assume.
+    imports: commands at the top of every file, such as imports and opened scopes.
+    definitions: definitions that the statement uses, in a separate file that the answer imports.
+    statement: the type of the theorem. axioms: full names of the axioms that a proof may assume.
     """
 
     system: str
@@ -48,12 +50,12 @@ class ProverTask:
 
 
 def parse_task(reference: Any) -> MetamathTask | ProverTask:
-    """Raises BadReference. A text is read as JSON."""
+    """The validated task; a text is parsed as JSON first. Raises BadReference."""
     if isinstance(reference, str):
         try:
             reference = json.loads(reference)
         except (ValueError, RecursionError):
-            raise BadReference("the reference is neither a JSON object nor the text of one") from None
+            raise BadReference("the reference is neither a JSON object nor the text of a JSON object") from None
     if not isinstance(reference, Mapping) or reference.get("system") not in _SYSTEMS:
         raise BadReference(f'the reference must be a JSON object with "system": one of {", ".join(_SYSTEMS)}')
     return _metamath_task(reference) if reference["system"] == "metamath" else _prover_task(reference)
@@ -67,7 +69,7 @@ def _metamath_task(reference: Mapping[str, Any]) -> MetamathTask:
         if bool(texts[one]) == bool(texts[other]):
             raise BadReference(f"exactly one of {one} and {other} must be given")
     if texts["before"] and not texts["statement"]:
-        raise BadReference("before goes with statement: a theorem of the database has its place")
+        raise BadReference("before is given without statement: the position of a theorem of the database is fixed")
     return MetamathTask(system="metamath", without=frozenset(_texts(reference, "without")), **texts)
 
 
@@ -84,7 +86,7 @@ def _only(reference: Mapping[str, Any], *fields: str) -> None:
     unknown = sorted(map(str, set(reference) - {"system", *fields}))
     if unknown:
         raise BadReference(
-            f"{unknown[0]!r} is no field of a {reference['system']} reference: there are {', '.join(fields)}"
+            f"{unknown[0]!r} is not a field of a {reference['system']} reference: its fields are {', '.join(fields)}"
         )
 
 
@@ -98,5 +100,5 @@ def _text(reference: Mapping[str, Any], field: str) -> str:
 def _texts(reference: Mapping[str, Any], field: str) -> tuple[str, ...]:
     value = reference.get(field, [])
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise BadReference(f"{field} must be a list of texts")
+        raise BadReference(f"{field} must be a list of strings")
     return tuple(value)

@@ -43,7 +43,7 @@ def verdict(database: Database, label: str, proof: str, **limits: float) -> str:
         ("a1i", "wph  wps\twph wi\na1i.1 wph wps ax-1 ax-mp", ""),
         ("a1i", "wph wps wph wi a1i.1 wph wps ax-1", "4 expressions are left"),
         ("a1i", "wps wph wi", "proves wff ( ps -> ph ) where |- ( ps -> ph )"),
-        ("a1i", "ax-mp", "step 1, ax-mp: 4 expressions are needed, 0 are there"),
+        ("a1i", "ax-mp", "step 1, ax-mp: 4 expressions are needed, 0 are on the stack"),
         ("a1i", "a1i.1 wph wi", "step 3, wi: wph needs a wff, not |- ph"),
         ("a1i", "wps wps wph wi a1i.1 wph wps ax-1 ax-mp", "step 9, ax-mp: min needs |- ps, not |- ph"),
         ("a1i", "wph wps wph wi a1i.1 wph wph ax-1 ax-mp", "maj needs |- ( ph -> ( ps -> ph ) ), not |- ( ph -> ("),
@@ -51,23 +51,23 @@ def verdict(database: Database, label: str, proof: str, **limits: float) -> str:
         ("a1i", "a1i", "a1i is not active before a1i"),  # itself
         ("a1i", "id", "id is not active before a1i"),  # what comes later
         ("id", "a1i.1", "a1i.1 is not active before id"),  # a hypothesis of a closed block
-        ("a1i", "nonsense", "no statement is labelled nonsense"),
+        ("a1i", "nonsense", "there is no statement labelled nonsense"),
         ("a1i", "wph wps ?", "the proof is incomplete"),
         ("a1i", "( wi ax-1 ax-mp ) ABADCABE?", "the proof is incomplete"),
         ("a1i", "", "the text is empty"),
-        ("a1i", "( wi ax-1", "the ) that ends the labels of a compressed proof is missing"),
+        ("a1i", "( wi ax-1", "a compressed proof needs a ) after its labels"),
         ("a1i", "( wi ) AbC", "not a list of labels, and not a compressed proof: 'AbC'"),
         ("a1i", "We apply ax-1 to ph, then ax-mp.", "not a compressed proof: 'ph,'"),
         ("a1i", "$( sure $) wph", "not a compressed proof: '$('"),
         # compressed proofs. UA is 21, the book's appendix B
         ("a1i", "( wph ) D", "wph is a mandatory hypothesis"),
-        ("a1i", "( wi ) ABF", "step 3: F is the number of nothing so far"),
-        ("a1i", "( wi ) ABUA", "step 3: UA is the number of nothing so far"),
-        ("a1i", "( wi ) ABDU", "after step 3: 'U' begins no number"),
-        ("a1i", "( wi ) ZAB", "after step 0: 'ZAB' begins no number"),
-        ("a1i", "( wi ) AZB", "step 1, wph: Z may only follow the number of an assertion"),
-        ("a1i", "( wi ) ABDZEZ", "step 4, E: Z may only follow the number of an assertion"),
-        ("a1i", "( wi ) A" + "U" * 100_000 + "A", "begins no number"),
+        ("a1i", "( wi ) ABF", "step 3: F refers to no statement or step so far"),
+        ("a1i", "( wi ) ABUA", "step 3: UA refers to no statement or step so far"),
+        ("a1i", "( wi ) ABDU", "after step 3: 'U' does not begin with a number"),
+        ("a1i", "( wi ) ZAB", "after step 0: 'ZAB' does not begin with a number"),
+        ("a1i", "( wi ) AZB", "step 1, wph: a Z may follow the number of an assertion only"),
+        ("a1i", "( wi ) ABDZEZ", "step 4, E: a Z may follow the number of an assertion only"),
+        ("a1i", "( wi ) A" + "U" * 100_000 + "A", "does not begin with a number"),
         ("twice", "( wi ax-1 ) AABZDC", ""),  # A wph, B wi, C ax-1; D the step tagged with the Z
         ("twice", "( wi ax-1 ) AABZZEC", ""),  # tagged twice: D and E
     ],
@@ -121,9 +121,9 @@ def test_a_new_theorem_stands_on_what_is_before_it_alone(
 @pytest.mark.parametrize(
     ("source", "before", "reason"),
     [
-        ("new $a |- ph $.", None, "$a cannot stand here"),  # no new axioms
-        ("$c new $.", None, "$c cannot stand here"),
-        ("${ new $p |- ph $= ? $. $}", None, "${ cannot stand here"),
+        ("new $a |- ph $.", None, "$a is not allowed here"),  # no new axioms
+        ("$c new $.", None, "$c is not allowed here"),
+        ("${ new $p |- ph $= ? $. $}", None, "${ is not allowed here"),
         ("h $e |- ph $.", None, "then one $p statement"),
         ("a $p |- ph $= ? $. b $p |- ph $= ? $.", None, "then one $p statement"),
         ("id $p |- ph $= ? $.", None, "the label id is taken"),
@@ -149,44 +149,44 @@ def test_labels_can_be_forbidden() -> None:
 HEAD = "$c ( ) -> wff |- set $.\n$v P Q x y $.\nwp $f wff P $. wq $f wff Q $. vx $f set x $. vy $f set y $.\n"
 # What the book forbids (chapter 4), and how we say it. * where the metamath program lets it pass.
 BAD_SOURCES = {
-    "$c wff $.": "wff is a constant already",
+    "$c wff $.": "wff is already a constant",
     "$c a a $.": "one or more different symbols",
     "$c P $.": "P is a variable elsewhere",
     "${ $v z $. $} $c z $.": "z is a variable elsewhere",
-    "${ $c a $. $}": "constants are declared outside of every block",
-    "$v P $.": "P is a variable already",
-    "$v wff $.": "wff is a constant already",
+    "${ $c a $. $}": "constants must be declared outside of every block",
+    "$v P $.": "P is already a variable",
+    "$v wff $.": "wff is already a constant",
     "$v $.": "one or more different symbols",
-    "$c wp $.": "wp is a label already",
+    "$c wp $.": "wp is already a label",
     "$d x $.": "two or more different variables",
     "$d x x $.": "two or more different variables",
-    "$d x wff $.": "wff is none here",
-    "${ $v z $. $} $d x z $.": "z is none here",
-    "* a $f wff P $.": "P has a type already",
+    "$d x wff $.": "wff is not a variable here",
+    "${ $v z $. $} $d x z $.": "z is not a variable here",
+    "* a $f wff P $.": "P already has a type",
     "$v z $. a $f P z $.": "$f needs a constant and a variable",
     "* ${ $v z $. a $f wff z $. $} ${ $v z $. b $f set z $. $}": "z has the type wff elsewhere",
-    "* a $e |- P $.": "$e must stand in a block",
-    "${ a $e P $. $}": "an expression begins with a constant",
-    "a $a $.": "an expression begins with a constant",
+    "* a $e |- P $.": "$e must be inside a block",
+    "${ a $e P $. $}": "an expression must begin with a constant",
+    "a $a $.": "an expression must begin with a constant",
     "$v z $. a $a |- z $.": "z is neither a constant nor a variable that has a type here",
     "* ${ $v z $. a $e |- z $. b $f set z $. $}": "z is neither a constant nor a variable that has a type here",
     "wp $a wff P $.": "the label wp is taken",
     "P $a wff P $.": "P is a symbol and cannot be a label",
-    "a+b $a |- P $.": "a label is made of letters",
-    "a b $a |- P $.": "a label is made of letters",
+    "a+b $a |- P $.": "must consist of letters",
+    "a b $a |- P $.": "must consist of letters",
     "$a |- P $.": "$a needs a label before it",
     "a $c b $.": "$c needs no label before it",
     "a $a |- P": "$a is not followed by $.",
     "a $p |- P $.": "$p is not followed by $=",
     "a $a |- P$.": "$a is not followed by $.",
-    "a $a |- P $. $.": "$. is no keyword, or stands in a wrong place",
-    "$x $.": "$x is no keyword",
+    "a $a |- P $. $.": "$. is not a keyword, or is misplaced",
+    "$x $.": "$x is not a keyword",
     "${": "a block ${ is not closed",
     "$}": "$} closes no block",
     "foo": "text after the last statement",
-    "$( foo": "a comment is $( ... $)",
-    "$( a $( b $) c $)": "a comment is $( ... $)",
-    "$(a $)": "a comment is $( ... $)",
+    "$( foo": "a comment must be $( ... $)",
+    "$( a $( b $) c $)": "a comment must be $( ... $)",
+    "$(a $)": "a comment must be $( ... $)",
     "a $a |- \N{LATIN SMALL LETTER E WITH ACUTE} $.": "is not allowed",
     "* a $a |- P $. \v": "is not allowed",
 }
@@ -212,18 +212,18 @@ def test_files_are_included_once_and_from_their_folder_only(tmp_path: Path) -> N
     main_file.write_text("$c c $.\n$[ absent.mm $]")
     with pytest.raises(DatabaseError, match=r"main\.mm:2: cannot read .*absent\.mm: No such file"):
         read_database(main_file)
-    with pytest.raises(DatabaseError, match="a file can be included by a file only"):
+    with pytest.raises(DatabaseError, match="must contain one file name, in a file"):
         parse_database("$[ part.mm $]")
 
 
-def test_proofs_that_grow_without_bound_are_given_up() -> None:
+def test_proofs_that_grow_without_bound_exceed_the_limits() -> None:
     # Each four letters turn the last tagged wff w into ( w -> w ): 18 times, so 2^18 times ph.
     letters = "AABZ" + "".join(f"{c}{c}BZ" for c in "DEFGHIJKLMNOPQRST")
-    assert "makes an expression" in verdict(PROPOSITIONAL, "id", f"( wi ax-1 ) {letters}", expression=1 << 16)
+    assert "builds an expression" in verdict(PROPOSITIONAL, "id", f"( wi ax-1 ) {letters}", expression=1 << 16)
     start = time.monotonic()
     many = "( wi ax-1 ) AABZ" + "DDBZ" * 50_000
-    assert "not checked further" in verdict(PROPOSITIONAL, "id", many, deadline=time.monotonic() + 0.05)
-    assert "not checked further" in verdict(PROPOSITIONAL, "id", many, work=1 << 16)
+    assert "checking stopped" in verdict(PROPOSITIONAL, "id", many, deadline=time.monotonic() + 0.05)
+    assert "checking stopped" in verdict(PROPOSITIONAL, "id", many, work=1 << 16)
     assert time.monotonic() - start < 2.0
 
 
