@@ -1,4 +1,4 @@
-"""The puzzle verifier: completions and puzzles in, scores out. Every solution of a puzzle counts, not one that is stored."""
+"""The puzzle verifier: scores completions that solve puzzles. Every correct solution counts, not only a stored one."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class PuzzleVerifier(PooledVerifier):
 
 
 def read_puzzle(reference: Any) -> Puzzle:
-    """Raises BadReference."""
+    """The puzzle of a reference. Raises BadReference."""
     if not isinstance(reference, Mapping):
         raise BadReference(f"a puzzle is a JSON object, not {type(reference).__name__}")
     name = reference.get("puzzle")
@@ -68,7 +68,7 @@ def grade(completion: str, reference: Any) -> Verdict:
 
 
 def check_reference(reference: Any) -> Verdict:
-    """CORRECT if the puzzle can be read and its own solution is right."""
+    """CORRECT if the puzzle is valid and its own solution is correct."""
     try:
         puzzle = read_puzzle(reference)
     except BadReference as error:
@@ -78,5 +78,5 @@ def check_reference(reference: Any) -> Verdict:
 
 
 def load() -> Callable[..., Verdict]:
-    """What a worker calls once."""
+    """Builds the grading function. A worker calls this once."""
     return grade_or_check(grade, check_reference)

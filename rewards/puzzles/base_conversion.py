@@ -1,4 +1,4 @@
-"""A natural number written in one base, to be written in another."""
+"""Base conversion: a natural number given in one base is to be written in another."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from rewards.puzzles.puzzle import integer, word
 from rewards.verdict import BadReference, Verdict, right, unparsed, wrong
 
 _DIGITS = digits + ascii_lowercase
-_PREFIXES = {2: "0b", 8: "0o", 16: "0x"}  # whose letter is no digit of that base
-# 2f, \text{2F}, (2f)_{16}, 2f (base 16): the base may stand below or behind, as it does in a textbook.
+_PREFIXES = {2: "0b", 8: "0o", 16: "0x"}  # the letter is not a digit of the base
+# Accepts 2f, \text{2F}, (2f)_{16} and 2f (base 16), as written in textbooks.
 _MARKUP = re.compile(r"\\(?:text|texttt|mathrm)(?![A-Za-z])|[{}()]")
 _NUMERAL = re.compile(
     r"(?P<digits>[0-9A-Za-z]{1,200}) ?(?:(?:_|(?:in )?base[ -]) ?(?:base )?(?P<base>[0-9]{1,2}))?", re.IGNORECASE
@@ -24,7 +24,11 @@ _SUBSCRIPT = re.compile("[₀-₉]+")
 
 @dataclass(frozen=True)
 class BaseConversion:
-    """The digits after 9 are a, b, c ... in either case; zeros in front and the right base, below, behind or as a prefix, are fine."""
+    """A number to write in base `to_base`.
+
+    Digits after 9 are a, b, c ... in either case. Leading zeros are accepted, as is the correct base as a subscript,
+    suffix or prefix.
+    """
 
     value: int
     to_base: int
@@ -53,12 +57,12 @@ class BaseConversion:
             return wrong(f"written in base {numeral['base']}")
         digits = numeral["digits"].lower().removeprefix(_PREFIXES.get(self.to_base, ""))
         if _value(digits, self.to_base) != self.value:
-            return wrong("another number")
+            return wrong("a different number")
         return right("the same number")
 
 
 def written(value: int, base: int) -> str:
-    """The digits of a natural number."""
+    """The digits of a natural number in a base from 2 to 36."""
     numeral = ""
     while value or not numeral:
         value, digit = divmod(value, base)
@@ -67,5 +71,5 @@ def written(value: int, base: int) -> str:
 
 
 def _value(numeral: str, base: int) -> int | None:
-    """None where a digit is too large for the base, or there is none."""
+    """The value of a numeral, None if a digit is too large for the base or there are no digits."""
     return int(numeral, base) if numeral and all(digit in _DIGITS[:base] for digit in numeral) else None

@@ -1,4 +1,4 @@
-"""Countdown: an expression of given numbers that has a given value."""
+"""Countdown: combine given numbers to an expression that has a given value."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ _LETTERS = frozenset(["var", "const"])
 
 @dataclass(frozen=True)
 class Countdown:
-    """Every number exactly once, + - * / and brackets, fractions exact; "expression = target" and "target = expression" are read too.
+    """An answer is an expression with every number exactly once, + - * / and brackets, whose exact value is the target.
 
-    solution: an expression, as the reference gives it: which targets can be reached is too much to find out here.
+    "expression = target" and "target = expression" are accepted too.
+    solution: one solution, which the reference must provide, since searching for one would take too long.
     """
 
     numbers: tuple[int, ...]

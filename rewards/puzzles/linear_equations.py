@@ -19,9 +19,9 @@ from rewards.verdict import BadReference, Verdict, right, unparsed, wrong
 
 @dataclass(frozen=True)
 class LinearEquations:
-    """One value for each unknown, "x = 3, y = -1/2" or in their order "(3, -1/2)", exact and worked out.
+    """An answer has one exact, evaluated value for each unknown: "x = 3, y = -1/2", or in the given order "(3, -1/2)".
 
-    equations: of each, the coefficients of the unknowns and the constant on the other side.
+    equations: for each, the coefficients of the unknowns and then the constant of the other side.
     """
 
     unknowns: tuple[str, ...]
@@ -52,12 +52,12 @@ class LinearEquations:
         except (Unreadable, TooLarge, Irrational) as error:
             return unparsed(str(error))
         if any(len({*sides}) > 1 for sides in given):
-            return wrong("a side of an equation is not its other side")
+            return wrong("the sides of an equation differ")
         is_right = all(sides[0] == value for sides, value in zip(given, self.values))
         return right("solves the equations") if is_right else wrong("does not solve the equations")
 
     def _read_values(self, answer: str) -> list[list[Fraction]]:
-        """For each unknown the sides of "x = 6/2 = 3" that are numbers."""
+        """For each unknown the values of all sides but its name: 3 and 3 for "x = 6/2 = 3"."""
         text = normalise(answer, commas_group_digits=False)
         names, equals, values = text.partition("=")
         if equals and len(self.unknowns) > 1 and names.replace(" ", "") == f"({','.join(self.unknowns)})":
@@ -77,7 +77,7 @@ class LinearEquations:
 
 
 def _solved(equations: tuple[tuple[int, ...], ...]) -> tuple[Fraction, ...]:
-    """Cramer's rule. Raises BadReference where there is no solution, or more than one."""
+    """The solution by Cramer's rule. Raises BadReference unless there is exactly one."""
     if len(equations) == 1:
         ((a, c),) = equations
         determinant, numerators = a, (c,)
@@ -85,5 +85,5 @@ def _solved(equations: tuple[tuple[int, ...], ...]) -> tuple[Fraction, ...]:
         (a, b, c), (d, e, f) = equations
         determinant, numerators = a * e - b * d, (c * e - b * f, a * f - c * d)
     if not determinant:
-        raise BadReference(f"equations have no solution or many: {list(chain(*equations))}")
+        raise BadReference(f"equations have no or several solutions: {list(chain(*equations))}")
     return tuple(Fraction(numerator, determinant) for numerator in numerators)

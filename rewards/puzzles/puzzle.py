@@ -1,4 +1,4 @@
-"""What every puzzle is: read from a reference with its fields checked, a solution of its own, a judge of answers."""
+"""The Puzzle protocol, and validation of the fields of a reference."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MAX_ANSWER = 2_000  # characters
 class Puzzle(Protocol):
     @property
     def solution(self) -> str:
-        """One right answer."""
+        """One correct answer."""
         ...
 
     def grade(self, answer: str) -> Verdict:
@@ -22,14 +22,14 @@ class Puzzle(Protocol):
 
 
 def integer(value: Any, field: str, least: int, most: int) -> int:
-    """`value`, the field of a reference or a part of it. Raises BadReference."""
+    """`value`, if it is an integer from `least` to `most`. Raises BadReference otherwise. field: for the message."""
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
         raise BadReference(f"{field} is {str(value)[:60]}: it must be an integer in [{least}, {most}]")
     return value
 
 
 def sequence(reference: Mapping[str, Any], field: str, least: int, most: int) -> Sequence[Any]:
-    """A list of `least` to `most` items. Raises BadReference."""
+    """The field of the reference, if it is a list of `least` to `most` items. Raises BadReference otherwise."""
     value = reference.get(field)
     if not isinstance(value, list | tuple) or not least <= len(value) <= most:
         raise BadReference(f"{field} is {str(value)[:60]}: it must be a list of {least} to {most} items")
@@ -37,8 +37,8 @@ def sequence(reference: Mapping[str, Any], field: str, least: int, most: int) ->
 
 
 def word(reference: Mapping[str, Any], field: str) -> str:
-    """A text that is not empty. Raises BadReference."""
+    """The field of the reference, if it is a text of 1 to MAX_ANSWER characters. Raises BadReference otherwise."""
     value = reference.get(field)
     if not isinstance(value, str) or not value or len(value) > MAX_ANSWER:
-        raise BadReference(f"{field} is {str(value)[:60]}: it must be text")
+        raise BadReference(f"{field} is {str(value)[:60]}: it must be text of 1 to {MAX_ANSWER} characters")
     return value

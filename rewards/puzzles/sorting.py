@@ -1,4 +1,4 @@
-"""Integers, to be put in order."""
+"""Sorting: put integers in order."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _INTEGER = re.compile(r"[-−–]?[0-9]{1,40}")
 
 @dataclass(frozen=True)
 class Sorting:
-    """All numbers, in order, with commas, spaces or a true relation between them: -3 < 5 < 12."""
+    """An answer is all numbers in order, separated by commas, spaces or true relations, as in -3 < 5 < 12."""
 
     expected: tuple[int, ...]
 
@@ -46,7 +46,7 @@ class Sorting:
             return unparsed("not a list of integers")
         given = tuple(int(item.translate({ord("−"): "-", ord("–"): "-"})) for item in items)
         if not all(_HOLDS[sign](a, b) for sign, (a, b) in zip(relations, pairwise(given))):
-            return unparsed("a relation that does not hold")
+            return unparsed("a relation between the numbers is false")
         if given == self.expected:
             return right("in order")
-        return wrong("not in order" if sorted(given) == sorted(self.expected) else "other numbers")
+        return wrong("not in order" if sorted(given) == sorted(self.expected) else "different numbers")

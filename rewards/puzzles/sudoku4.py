@@ -1,4 +1,4 @@
-"""Sudoku on a grid of 4 by 4: each of 1, 2, 3, 4 once in every row, column and box of 2 by 2."""
+"""Sudoku on a 4 by 4 grid: every row, column and 2 by 2 box contains each of 1, 2, 3 and 4."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _SEPARATORS = re.compile(r"[\s,;|&()\[\]{}$]+|\\\\|\\(?:begin|end)\{[a-z]{0,9}ma
 
 
 def _broken_unit(grid: str) -> str | None:
-    """The first row, column or box of the 16 characters that does not hold 1, 2, 3, 4; None if all do."""
+    """The name of the first row, column or box of the grid that does not contain 1, 2, 3 and 4; None if all do."""
     return next((name for name, cells in _UNITS.items() if sorted(grid[cell] for cell in cells) != [*"1234"]), None)
 
 
 def _all_grids() -> list[str]:
-    """All 288, each as 16 digits."""
+    """All 288 valid grids, each as 16 digits."""
     rows = ["".join(row) for row in permutations("1234")]
     bands = [a + b for a in rows for b in rows if not {*a[:2]} & {*b[:2]} and not {*a[2:]} & {*b[2:]}]
     return [a + b for a in bands for b in bands if _broken_unit(a + b) is None]
@@ -36,7 +36,10 @@ GRIDS = _all_grids()
 
 @dataclass(frozen=True)
 class Sudoku4:
-    """givens: 16 characters, row by row, a dot where the cell is empty. Any grid that keeps the givens and the rules is right."""
+    """A puzzle for which any valid grid with the given digits is a correct answer.
+
+    givens: 16 characters, row by row, with a dot for each empty cell.
+    """
 
     givens: str
     solution: str
@@ -63,5 +66,5 @@ class Sudoku4:
 
 
 def _changed(givens: str, grid: str) -> int | None:
-    """The first cell where `grid` has another digit than the one given."""
+    """The index of the first cell in which `grid` differs from the given digit; None if there is none."""
     return next((cell for cell in range(16) if givens[cell] not in (".", grid[cell])), None)
