@@ -1,21 +1,21 @@
-"""Text in, Score out. Knows nothing of tokens, models or torch.
+"""Verifiers: they turn the text of a completion into a Score. Independent of tokens, models and torch.
 
-What the other rooms and users call stands here in front; the workings stand in folders behind it.
+The modules of this package are its interface; the sub-packages contain the implementations.
 
-    score             Score, Outcome, and what a verifier is
-    verifiers         the verifiers by name
-    door              what a verifier returned is looked at before it is used
-    extract           where in a completion is the final answer?
-    answer_format     is it written as it was asked for?     combine: that and correctness in one reward
-    equation_steps    is every equation of a line true? One score for each step
+    score              Score, Outcome and the Verifier protocol
+    verifiers          the verifiers by name
+    verifier_contract  validates what a verifier returns
+    extract            finds the final answer in a completion
+    answer_format      format rules; combine: correctness and format in one reward
+    equation_steps     process supervision: one score for each line with equations
 
-    math_answer       final answers against references       mathematics/    (math_policy: where people differ)
-    program           programs against tests                 programs/, and sandbox/, where they run
-    proof             proofs against statements              proofs/, and metamath/, a checker of our own
-    puzzle_answer     answers to puzzles                     puzzles/
+    math_answer        final answers against references    mathematics/ (math_policy: grading options)
+    program            programs against tests              programs/, and sandbox/, which runs them
+    proof              proofs against statements           proofs/, and metamath/, a Metamath checker
+    puzzle_answer      answers to puzzles                  puzzles/
     reasoning_gym_tasks    answers to tasks of reasoning-gym
 
-    pooled_verifier   what these five have in common: each judges in the processes of a `pool`
-    pool              workers with deadlines; worker_process is the trainer's end of one, worker the process itself
-    verdict           what a judge says in such a process
+    pooled_verifier    base class of these five verifiers, which grade in the worker processes of a `pool`
+    pool               worker processes with deadlines; worker_process: a worker seen from the trainer, worker: its code
+    verdict            what a grader returns in a worker process
 """

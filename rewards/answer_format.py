@@ -1,12 +1,13 @@
-r"""Is a completion written in the form that was asked for? Apart from whether it is right: see rewards/combine.py.
+r"""Format rules: whether a completion has the requested format, independently of whether it is correct (see
+combine.py).
 
-Each rule maps a text to a value in [0, 1] and, below 1, says what the problem is. They run on model text in the trainer itself, so
-each is one pass of string searches, linear in the text.
+Each rule maps a text to a value in [0, 1] and, below 1, a description of the problem. The rules read model text in the
+trainer's own process, so each is one pass of string searches, linear in the length of the text.
 
     think-answer   one <think>...</think>, then one <answer>...</answer>, nothing else
     boxed          one \boxed{...}, at the end
-    no-repetition  the share of distinct ones among its sequences of eight words
-    words:N        at most N words; from there falling in a line to 0 at 2 N
+    no-repetition  the share of distinct sequences among all sequences of eight words
+    words:N        1 up to N words, from there decreasing linearly to 0 at 2 N words
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ from rewards.extract import boxes, final_answer, is_blank
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")
 _AFTER_BOX = re.compile(r"(?:[\s$.,!*}\u200b]|\\?[\])]|\\end\{[a-z]{1,12}\*?\})*")
-_NGRAM = 8  # words; shorter ones repeat in any honest derivation
+_NGRAM = 8  # words; shorter sequences repeat in ordinary derivations too
 
 
 class FormatScore(NamedTuple):
+    """value: in [0, 1]. problem: why it is below 1, else empty."""
+
     value: float
     problem: str
 
@@ -35,11 +38,14 @@ _PASSED = FormatScore(1.0, "")
 
 
 def think_answer(text: str) -> FormatScore:
-    """Every tag once, in order, around something, with nothing outside. A regular expression with MULTILINE, as used
-    elsewhere, also accepts text after the answer, two answers, and empty sections."""
+    """1 if every tag occurs once and in order, no section is empty and there is no text outside the tags, else 0.
+
+    The regular expressions with MULTILINE that are in common use also accept text after the answer, two answers and
+    empty sections.
+    """
     for tag in _TAGS:
         if text.count(tag) != 1:
-            return FormatScore(0.0, f"{tag} stands {text.count(tag)} times")
+            return FormatScore(0.0, f"{tag} occurs {text.count(tag)} times")
     places = [text.index(tag) for tag in _TAGS]
     if places != sorted(places):
         return FormatScore(0.0, "the tags are out of order")
@@ -52,7 +58,7 @@ def think_answer(text: str) -> FormatScore:
 
 
 def boxed(text: str) -> FormatScore:
-    """The only box closes the text, but for punctuation and the end of the mathematics around it."""
+    """1 if there is one box and it ends the text, except for punctuation and closing math delimiters, else 0."""
     if len(_BOX.findall(text)) != 1:
         return FormatScore(0.0, f"{len(_BOX.findall(text))} boxes")
     if final_answer(text, strict=True) is None:
@@ -63,12 +69,12 @@ def boxed(text: str) -> FormatScore:
 
 
 def no_repetition(text: str) -> FormatScore:
-    """distinct / all sequences of eight words; in the spirit of the n-gram penalty of arXiv 2502.03373, section 4.3."""
+    """distinct / all sequences of eight words, similar to the n-gram penalty of arXiv 2502.03373, section 4.3."""
     words = text.split()
     ngrams = list(zip(*(words[i:] for i in range(_NGRAM))))
     if len(set(ngrams)) == len(ngrams):
         return _PASSED
-    return FormatScore(len(set(ngrams)) / len(ngrams), "it repeats itself")
+    return FormatScore(len(set(ngrams)) / len(ngrams), "it repeats sequences of words")
 
 
 def at_most_words(text: str, limit: int) -> FormatScore:
@@ -78,7 +84,7 @@ def at_most_words(text: str, limit: int) -> FormatScore:
 
 
 def format_rule(name: str) -> FormatRule:
-    """The rule of this name. Raises UserError for another."""
+    """The rule with this name. Raises UserError for an unknown name."""
     rules: dict[str, FormatRule] = {"think-answer": think_answer, "boxed": boxed, "no-repetition": no_repetition}
     if name in rules:
         return rules[name]

@@ -1,4 +1,4 @@
-"""Correctness and format in one reward, every part kept apart."""
+"""Combines correctness and format rules in one reward, and reports each part."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from rewards.verifier_contract import checked_scores
 
 
 class CombinedVerifier:
-    """The value c of a verifier, in [0, 1], with the mean f of format rules at weight w, 0 < w < 1; a `rewards.score.Verifier`.
+    """Combines the value c of a verifier, in [0, 1], with the mean f of format rules at weight w; a
+    `rewards.score.Verifier`.
 
-        gated (the default)   c (1 - w + w f)      a wrong answer earns nothing for its form
-        not gated             (1 - w) c + w f
+        gated (the default)   c (1 - w + w f)      a wrong answer earns nothing for its format
+        not gated             (1 - w) c + w f      with 0 < w < 1
 
-    An ungated format reward is the first thing that a policy farms: it is there from the first step, whatever the answer
-    is. The outcome is the verifier's, and so is None; `parts` holds its parts and one for each rule, under its name.
+    A policy exploits an ungated format reward first, since it can be earned from the first step without a correct
+    answer. The outcome is the verifier's; a value of None stays None. `parts` has the verifier's parts and one part per
+    rule.
     """
 
     def __init__(self, verifier: Verifier, formats: Sequence[str], *, weight: float = 0.1, gated: bool = True) -> None:
@@ -28,7 +30,7 @@ class CombinedVerifier:
     def verify_batch(
         self, answers: Sequence[str], references: Sequence[Reference], prompts: Sequence[str] | None = None
     ) -> list[Score]:
-        """The combined score of each of `answers`. prompts: for a verifier that reads them."""
+        """The combined score of each answer. prompts: passed on to a verifier that takes them."""
         if prompts is None:
             scores = self._verifier.verify_batch(answers, references)
         else:
@@ -38,11 +40,11 @@ class CombinedVerifier:
         return [self._with_format(score, answer) for score, answer in zip(checked, answers, strict=True)]
 
     def check_references(self, references: Sequence[Reference]) -> list[Score]:
-        """The verifier's word on the references: there is nothing to be written in a form."""
+        """The verifier's check of the references, to which format rules do not apply."""
         return self._verifier.check_references(references)
 
     def close(self) -> None:
-        """End the verifier's worker processes. Safe to call twice."""
+        """Ends the verifier's worker processes. Safe to call twice."""
         self._verifier.close()
 
     def _with_format(self, score: Score, answer: str) -> Score:

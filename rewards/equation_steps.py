@@ -1,7 +1,7 @@
-"""Process supervision for worked arithmetic: is every equation of a line true?
+"""Process supervision for arithmetic: one score for each line that states equations, 1 if all of them are true.
 
-It runs on model text in the trainer itself, so it evaluates nothing but + - * / on bounded exact fractions, takes time
-linear in the text, and never raises. The more true steps the more reward, so a step is what brings a result that was not there.
+This code reads model text in the trainer's own process, so it evaluates only + - * / on bounded exact fractions, takes
+time linear in the text, and never raises. Rewards of steps add up, so only a line with a new result counts as a step.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ _TEX_TIMES = re.compile(r"\\times|\\cdot|(?<=[\d)%\s])[xX](?=\s*[\d(])")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))|(?<!\d{4})(?<=\d) (?=\d{3}(?!\d))")
 _MIXED = re.compile(r"(?<![\d.])(\d+) (\d+)/(\d+)(?![\d.])")
 _ARITHMETIC = re.compile(r"[-+*/().\d%=\s]+")
-# One run of such characters may hold several statements: 3+4=7. 5 6+1=7
+# One run of such characters may contain several statements: 3+4=7. 5 6+1=7
 _BOUNDARY = re.compile(r"\.(?!\d)|(?<=[\d)%])\s+(?=[\d.(])")
 _OPERATOR = re.compile(r"[\d)%]\s*[-+*/]")
 _TOKEN = re.compile(r"\s*(\d+(?:\.\d+)?%?|\.\d+%?|[-+*/()])")
 
 
 class Step(NamedTuple):
-    """value: 1.0 if the line's equations are all true, else 0.0. end: the offset just past the line and its newline."""
+    """value: 1.0 if all equations of the line are true, else 0.0. end: the offset after the line and its newline."""
 
     value: float
     end: int
 
 
 class _Equation(NamedTuple):
-    """says: its result if it is true, else the values of its sides, or its text where they have none.
-    is_trivial: nothing is computed in it."""
+    """claim: the result of a true equation, the values of the sides of a false one, or its text if a side has no value.
+    is_trivial: no operation in it changes an operand."""
 
     is_true: bool
     claim: Hashable
@@ -46,15 +46,15 @@ class _Equation(NamedTuple):
 
 
 def score_steps(text: str, *, given: str = "") -> list[Step]:
-    """One step for each line of `text` that states an equation of plain arithmetic and has something new to say.
+    """One step for each line of `text` that states an equation of plain arithmetic with a new result.
 
     Rule: 1.0 if all equations of the line are exactly true, else 0.0; also 0.0 for a line over 400 characters or with a
-    number over 40 digits. A line without an equation, and a line that gives the final answer, is no step: nothing is
-    stated there, or the outcome reward scores it. x = x without an operator states nothing either.
+    number over 40 digits. Lines without an equation, lines with x = x without an operator, and lines with the final
+    answer, which the outcome reward scores, are not steps.
 
-    Steps add up, so that what can be written without end must not be one: a true line is a step only if it computes a
-    result that neither `given`, the prompt, nor a line before it has, by more than adding 0 or multiplying with 0, 1 or -1; a
-    false one only if its false equations were not stated before.
+    Since the rewards of steps add up, text that can be continued without end must not earn any: a true line is a step
+    only if it computes a result that neither `given` (the prompt) nor an earlier line has, by more than adding 0 or
+    multiplying by 0, 1 or -1; a false line only if its false equations were not stated before.
     """
     known = {equation.claim for line in given.splitlines() if _is_readable(line) for equation in _equations(line)}
     steps, start = [], 0
@@ -69,7 +69,7 @@ def score_steps(text: str, *, given: str = "") -> list[Step]:
 
 
 def _line_value(text: str, start: int, end: int, known: set[Hashable]) -> float | None:
-    """Adds to `known` what the line says."""
+    """The value of the line, None if it is not a step. Adds the claims of the line to `known`."""
     if end - start > MAX_LINE + 1:
         return 0.0
     line = text[start:end].strip()
@@ -89,7 +89,7 @@ def _is_readable(line: str) -> bool:
 
 
 def _equations(line: str) -> Iterator[_Equation]:
-    """The equations of a line, the annotated ones first."""
+    """The equations of a line, those in annotations (<<...>>) first."""
     for part in [*_ANNOTATION.findall(line), _ANNOTATION.sub("", line)]:
         plain = _TEX_TIMES.sub("*", _THOUSANDS.sub("", part.translate(_SIGNS)))
         plain = _MIXED.sub(r"(\1+\2/\3)", plain)
@@ -100,7 +100,7 @@ def _equations(line: str) -> Iterator[_Equation]:
                 and last[-1:].isdigit()
                 and _has_operator(last.rpartition("=")[2])
             ):
-                statements.append(last)  # else it is cut off by a variable: 150 = 10+4c
+                statements.append(last)  # otherwise a variable cuts it off, as in 150 = 10+4c
             for statement in statements:
                 equation = _equation(statement)
                 if equation is not None:
@@ -108,8 +108,7 @@ def _equations(line: str) -> Iterator[_Equation]:
 
 
 def _equation(statement: str) -> _Equation | None:
-    """None where the statement is no equation: a side is missing, is cut off by a word (apples * 4 = 12), or none has
-    an operator."""
+    """The equation, None if a side is missing or cut off by a word (apples * 4 = 12), or if no side has an operator."""
     sides = [side.strip() for side in statement.split("=")]
     # In "total = 3 + 4 = 7 apples" the first side is a word.
     if not sides[0] or sides[0][0] in "*/+)" or sides[0].startswith("- "):
@@ -140,7 +139,7 @@ class _NotArithmetic(ValueError):
 class _Sum:
     """A recursive-descent evaluator of + - * / and brackets.
 
-    computes: whether any operation changes its operands, as adding 0 and multiplying with 0, 1 or -1 do not.
+    computes: whether any operation changes its operands, unlike adding 0 or multiplying by 0, 1 or -1.
     """
 
     def __init__(self, text: str) -> None:
@@ -157,7 +156,7 @@ class _Sum:
         return value
 
     def next(self, *expected: str) -> str | None:
-        """The next token if it is one of `expected`, taken."""
+        """Consumes and returns the next token if it is one of `expected`, else returns None."""
         if self.pos < len(self.tokens) and self.tokens[self.pos] in expected:
             self.pos += 1
             return self.tokens[self.pos - 1]

@@ -1,10 +1,10 @@
-"""The one exception that means "the user can mend this": its message is shown alone, without a trace."""
+"""UserError, the exception for what a user can fix: its message is shown without a traceback."""
 
 
 class UserError(ValueError):
-    """Names the field, the value got, the values possible, and what to do."""
+    """A mistake of the user. The message names the field, the value given, the possible values, and what to do."""
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of the error's message; the name of its type where it has none."""
+    """The first line of the error's message, or the name of its type if the message is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,4 +1,4 @@
-"""Where in a completion is the final answer? Linear in the length of the text, whatever the text is."""
+"""Finds the final answer in a completion, in time linear in the length of any text."""
 
 from __future__ import annotations
 
@@ -7,26 +7,27 @@ import unicodedata
 from collections.abc import Iterator
 from typing import NamedTuple
 
-# Tokens with which chat templates end a turn or pad it.
+# Tokens that end or pad a turn in chat templates.
 _END_TOKEN = (
     r"<\|(?:im_end|endoftext|eot_id|eom_id|eot|end_of_turn|end_of_text|END_OF_TURN_TOKEN|return|eos|pad|padding)\|>"
     r"|<end_of_turn>|<turn\|>|</s>|<eos>|<pad>|\[PAD\]|\[EOS\]|<｜end▁of▁sentence｜>|<｜▁pad▁｜>"
 )
-# Where somebody else's turn begins, the model's has ended.
+# Tokens that begin another speaker's turn and so end the model's.
 _OTHER_SPEAKER = (
     r"<\|im_start\|>(?=user|system|tool)|<\|start_header_id\|>(?=user|system|tool|ipython)|<start_of_turn>(?=user)"
     r"|<\|(?:user|system)\|>|<｜User｜>"
 )
-# With <|end|> some models end a turn, and some a part of it before the next part of their own.
+# Some models end a turn with <|end|>, others only a part of it, before their next part.
 _END_OF_TURN = re.compile(rf"{_END_TOKEN}|<\|end\|>(?!<\|start\|>assistant)|{_OTHER_SPEAKER}")
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*(?:(?P<open>\{)|(?P<bare>-?\d[\d,.]*|[A-Za-z]))")
 _BRACE = re.compile(r"\\[\s\S]|[{}]")
 _UNSEEN_KINDS = frozenset(["Zs", "Zl", "Zp", "Cc", "Cf"])
-# The blank of Braille, the fillers of Hangul, the joiner of graphemes; variation selectors.
+# Braille blank, Hangul fillers, combining grapheme joiner, variation selectors.
 _UNSEEN = frozenset("\u2800\u3164\u115f\u1160\uffa0\u034f") | frozenset(map(chr, range(0xFE00, 0xFE10)))
-# A box that is raised to a power is a part of an expression and not the answer; a degree sign or a footnote may follow it.
+# A box raised to a power is part of an expression and not the answer; a degree sign or a footnote mark may follow a
+# box.
 _POWER = re.compile(r"\s*\^(?!\s*\{?\s*(?:\\circ|\\degree|\\?\*|\\dag))")
-# What may stand between two boxes that together state a list of answers; also as the items of a written list.
+# Text between two boxes that together state a list of answers, which may be the items of a bulleted or numbered list.
 _JOINT = re.compile(
     r"(?:[ $.,;:&()\[\]*•~/|-]|\d{1,2}[.)]|\\[,;:!()\[\]\\ ]|\\q?quad|and|or|either|\\text\{ ?,? ?(?:and|or) ?\})*",
     re.IGNORECASE,
@@ -34,12 +35,12 @@ _JOINT = re.compile(
 
 
 def final_answer(text: str, *, strict: bool) -> str | None:
-    r"""The text of the final answer, or None where nothing is marked as one.
+    r"""The text of the final answer, or None if nothing is marked as one.
 
-    Rule: the last complete ``\boxed{}`` or ``\fbox{}`` after the last ``</think>``; where there is none, and unless
-    `strict`, the last ``<answer>...</answer>``, else what follows the last ``####`` on its line. Reasoning that was
-    never closed holds no answer. Boxes side by side, with at most punctuation, "and" or "or" between, are one list, so
-    that two guesses are never one answer; otherwise the last box wins.
+    Rule: the last complete ``\boxed{}`` or ``\fbox{}`` after the last ``</think>``; if there is none, and unless
+    `strict`, the last ``<answer>...</answer>``, else the rest of the line after the last ``####``. Reasoning that is
+    never closed has no answer. Adjacent boxes with only punctuation, "and" or "or" between them form one list, so that
+    two guesses do not pass as one answer; otherwise the last box counts.
     """
     text = after_reasoning(text)
     answer = _last_box(text)
@@ -51,10 +52,10 @@ def final_answer(text: str, *, strict: bool) -> str | None:
 
 
 def reference_answer(reference: str) -> str:
-    """The answer inside a reference: data sets store either the answer itself or a worked solution that ends in it.
+    """The answer inside a reference: data sets store either the answer itself or a solution that ends with it.
 
-    What follows the last ``####`` is the answer where it ends the text, as in GSM8K; elsewhere that is a heading of Markdown, and
-    the last box wins.
+    The text after the last ``####`` is the answer if it ends the reference, as in GSM8K, or if there is no box.
+    Otherwise ``####`` is a Markdown heading, and the last box is the answer. A reference with neither is the answer.
     """
     hashes, box = _last_hashes(reference), _last_box(reference)
     ends_the_text = "\n" not in reference[reference.rfind("####") :].strip()
@@ -64,27 +65,27 @@ def reference_answer(reference: str) -> str:
 
 
 def is_blank(text: str) -> bool:
-    """Whether nothing of it can be seen: white space, zero-width marks, fillers."""
+    """Whether all characters are invisible: white space, zero-width marks, fillers."""
     return all(c in _UNSEEN or unicodedata.category(c) in _UNSEEN_KINDS for c in text)
 
 
 def own_turn(text: str) -> str:
-    """The text up to where the model's turn ended; a base model may run on after it."""
+    """The text up to the end of the model's turn; a base model may continue after it."""
     return text[: next(turn_ends(text), len(text))]
 
 
 def turn_ends(text: str) -> Iterator[int]:
-    """Where the model's turn may have ended, the first place first."""
+    """The offsets at which the model's turn may end, in ascending order."""
     return (match.start() for match in _END_OF_TURN.finditer(text))
 
 
 def is_end_of_turn(token: str) -> bool:
-    """Whether chat templates end a turn, or pad it, with this token."""
+    """Whether the token ends or pads a turn in a chat template."""
     return re.fullmatch(_END_TOKEN, token) is not None
 
 
 def after_reasoning(text: str) -> str:
-    """What the model's turn says after its reasoning; nothing where that was never closed."""
+    """The model's turn after its reasoning; "" if the reasoning is never closed."""
     text = own_turn(text).rpartition("</think>")[2]
     return "" if "<think>" in text else text
 
@@ -96,7 +97,7 @@ class Box(NamedTuple):
 
 
 def boxes(text: str) -> list[Box]:
-    """Every complete box that is in no other and is an answer by itself."""
+    """All complete boxes that are not inside another box and not raised to a power."""
     if "\\boxed" not in text and "\\fbox" not in text:
         return []
     closing = _closing_braces(text)
@@ -115,7 +116,7 @@ def _last_box(text: str) -> str | None:
     found = boxes(text)
     if not found:
         return None
-    contents = {found[-1].content.strip(): None}  # a dict, since it is an ordered set
+    contents = {found[-1].content.strip(): None}  # a dict as an ordered set
     for previous, following in zip(reversed(found[:-1]), reversed(found)):
         if not _JOINT.fullmatch(" ".join(text[previous.end : following.start].split())):
             break
@@ -128,7 +129,7 @@ def _unboxed(match: re.Match[str]) -> str:
 
 
 def _closing_braces(text: str) -> dict[int, int]:
-    """Position of every matched opening brace -> its closing brace, in one pass: boxes in boxes must not be rescanned."""
+    """Position of each matched opening brace -> its closing brace, in one pass, so that nested boxes cost no rescan."""
     opened: list[int] = []
     closing: dict[int, int] = {}
     for match in _BRACE.finditer(text):

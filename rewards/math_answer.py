@@ -1,4 +1,4 @@
-"""The math verifier: completions, references and questions in, scores out."""
+"""The math verifier: scores the final answers of completions against references."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ _DEFAULT_POLICY = MathPolicy()
 
 
 class MathVerifier(PooledVerifier):
-    """Judges the final answers of completions against references; a `rewards.score.Verifier`.
+    """Grades the final answers of completions against references; a `rewards.score.Verifier`.
 
-    strict: only a \\boxed{} answer counts. Otherwise also <answer>...</answer> and "#### x", where no box is.
-    policy: the questions of grading on which people differ (MathPolicy).
-    num_workers: processes that judge at once.
-    deadline: seconds for one answer; one that needs more is wrong (TIMEOUT, value 0).
-    memory_limit: bytes for one process; an answer that needs more is wrong too.
+    strict: only a \\boxed{} answer counts. Otherwise <answer>...</answer> and "#### x" count too if there is no box.
+    policy: grading options on which people differ.
+    num_workers: worker processes.
+    deadline: seconds for one answer. An answer that needs more gets the outcome TIMEOUT and the value 0.
+    memory_limit: bytes of address space of a worker. An answer that needs more gets the outcome TIMEOUT, too.
 
-    Judging happens in worker processes, which start in the background. What our side fails to judge is CRASHED with the
-    value None, never 0.
+    Grading happens in worker processes, which start in the background. A failure of the verifier has the outcome
+    CRASHED and the value None, never 0.
     """
 
     def __init__(
@@ -47,8 +47,11 @@ class MathVerifier(PooledVerifier):
     def verify_batch(
         self, answers: Sequence[str], references: Sequence[Reference], prompts: Sequence[str] | None = None
     ) -> list[Score]:
-        """The score of each of `answers` against the reference at its position. prompts: the question that each one answers;
-        an expression of it is right only if the reference is written so too (MathPolicy.copied_expressions)."""
+        """The score of each answer against the reference at its position.
+
+        prompts: the question of each answer. An answer that copies an expression of the question is correct only if the
+            reference has the same form (MathPolicy.copied_expressions).
+        """
         if prompts is None:
             return super().verify_batch(answers, references)
         require_one_per_answer("reference", references, answers)

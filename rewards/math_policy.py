@@ -1,4 +1,4 @@
-"""The questions of math grading on which reasonable people differ, each a named option with one default."""
+"""MathPolicy: options for the questions of math grading on which reasonable people differ."""
 
 from __future__ import annotations
 
@@ -7,19 +7,24 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class MathPolicy:
-    """How equality of two final answers is judged.
+    """Options of the comparison of final answers.
 
-    relative_tolerance: accept an answer this close to the reference, relative to the reference. 0 compares exactly.
-    rounding_digits: a reference without a finite decimal (1/3, pi) accepts a decimal of at least this many significant
-        digits that is right in all of them; a reference that can be written exactly must be.
+    relative_tolerance: accept an answer within this distance of the reference, relative to the reference. 0 compares
+    exactly.
+    rounding_digits: a reference without a finite decimal (1/3, pi) accepts a decimal with at least this many
+    significant
+        digits, all of them correct; a reference with a finite decimal accepts only equal answers.
     percent_sign_optional: the reference 25 accepts 25 %. (A reference 25 % always accepts 25 and 0.25; a reference
-        without the sign never accepts a factor of 100 otherwise.) Not for references up to 1, where 0.25 % is a slip.
-    convert_units: the reference 5 m accepts 500 cm. A missing unit is always fine, a contradicting one always wrong.
-    unevaluated_arithmetic: the reference 420 accepts 12 x 35. Off, since that rewards copying the question.
-    copied_expressions: an expression of the question is an answer, though the reference is written in another way: "Simplify
-        \\sqrt{242}" accepts \\sqrt{242} for 11\\sqrt{2}. Off, since that too rewards copying the question.
+    without
+        the sign never accepts a factor of 100 otherwise.) Not for references up to 1, for which 0.25 % is a mistake.
+    convert_units: the reference 5 m accepts 500 cm. A missing unit is always accepted, a contradicting one always
+    wrong.
+    unevaluated_arithmetic: the reference 420 accepts 12 x 35. Off by default, because it rewards copying the question.
+    copied_expressions: accept an expression of the question although the reference has another form: "Simplify
+    \\sqrt{242}"
+        accepts \\sqrt{242} for 11\\sqrt{2}. Off by default, because it rewards copying the question.
     brackets_optional: the reference (1, 2) accepts 1, 2 and the reverse.
-    count_repeats: the list 1, 1, 2 is not the list 1, 2.
+    count_repeats: the list 1, 1, 2 differs from the list 1, 2.
     ignore_letter_case: the choice B accepts b. (Words are always compared without case.)
     decimal_comma: an answer 3,14 is the number 3.14.
     """

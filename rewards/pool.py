@@ -1,8 +1,8 @@
-"""Warm, killable worker processes with deadlines. Every judgement of a model's text happens in one of them.
+"""A pool of warm, killable worker processes with deadlines, in which all grading of model text happens.
 
-Why not multiprocessing or a thread with a timeout: a fork of the trainer inherits its memory and its GPU, a thread cannot
-be stopped, and a signal is not delivered inside a long C call. Here each worker is an interpreter of its own, the parent
-knows at every moment which item it is at, and SIGKILL ends it from outside.
+multiprocessing and threads with timeouts are not used because a fork of the trainer inherits its memory and its GPU, a
+thread cannot be stopped, and a signal is not handled during a long C call. Here each worker is a separate interpreter,
+the parent always knows which item it works on, and can end it by SIGKILL.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from rewards.score import Outcome
 from rewards.verdict import Verdict, crashed
 from rewards.worker_process import WorkerProcess
 
-_MAX_ATTEMPTS = 2  # an item whose worker died may have been unlucky once
+_MAX_ATTEMPTS = 2  # per item: a worker may die once without the item being the cause
 _START_DEADLINE = 120.0
-_MAX_FAILED_STARTS = 30  # deaths in a row: somebody may be killing them
-_FORK_PAUSE = 1.0  # seconds before a process is asked for once more
-_RECYCLE_AFTER = 20_000  # items; libraries keep caches
+_MAX_FAILED_STARTS = 30  # consecutive deaths during start, after which the batch fails
+_FORK_PAUSE = 1.0  # seconds before a failed start of a process is retried
+_RECYCLE_AFTER = 20_000  # items, after which a worker is replaced, since libraries accumulate caches
 
 
 class _Batch:
@@ -49,15 +49,18 @@ class _Batch:
 
 
 class WorkerPool:
-    """Judges items in `num_workers` processes at once; one more is kept warm to step in for one that was killed.
+    """Grades items in `num_workers` processes at once. One more is kept warm to replace a worker that was killed.
 
-    task: "module:function"; the function is called in the worker with `arguments` and returns the judge, which maps the
-        values of an item, JSON, to (Outcome, detail).
-    deadline: seconds for one item. An item that exceeds it gets the outcome `overdue`, its worker is killed, the others
-        go on.
+    task: "module:function". A worker calls the function once with `arguments`; it returns the grading function, which
+    maps
+        the JSON values of an item to (Outcome, detail).
+    deadline: seconds for one item. An item that exceeds it gets `timeout_outcome`, and its worker is killed; other
+    items are
+        not affected.
     memory_limit: bytes of address space of one worker.
-    max_chunk: items that a worker is handed at once.
-    overdue: TIMEOUT where only the item can be to blame; CRASHED where the judge keeps the time itself.
+    max_chunk: the most items sent to a worker at once.
+    timeout_outcome: TIMEOUT if only the item can cause the delay; CRASHED if the grader limits the time of items
+    itself.
     """
 
     def __init__(
@@ -85,12 +88,12 @@ class WorkerPool:
         self._selector = selectors.DefaultSelector()
         start_error = self._start_missing()
         if start_error:
-            raise RuntimeError(f"the verifier cannot work, no worker process can be started: {start_error}")
+            raise RuntimeError(f"the verifier cannot run: no worker process can be started: {start_error}")
 
     def run(self, items: Sequence[Sequence[Any]]) -> list[Verdict]:
-        """The verdict on every item, in order. What no worker could be had for is CRASHED.
+        """The verdict on each item, in order; CRASHED for items for which no worker could be started.
 
-        Raises RuntimeError when the judge itself cannot be loaded: then it never could, and never will.
+        Raises RuntimeError if the grading function cannot be loaded, since then no item can ever be graded.
         """
         with self._lock:
             if self._closed:
@@ -105,7 +108,7 @@ class WorkerPool:
                     self._assign(batch)
                     self._exchange(batch)
                     self._expire(batch)
-            finally:  # after an exception, KeyboardInterrupt too, nobody waits for these replies any more
+            finally:  # after an exception such as KeyboardInterrupt nobody waits for the replies of busy workers
                 for worker in list(self._workers):
                     if worker.chunk or worker.num_graded > _RECYCLE_AFTER:
                         self._remove(worker)
@@ -113,24 +116,24 @@ class WorkerPool:
             return [verdict for verdict in batch.verdicts if verdict is not None]
 
     def close(self) -> None:
-        """End the workers. Safe to call twice."""
+        """Ends the workers. Safe to call twice."""
         with self._lock:
             self._closed = True
             self._finalizer()
             self._selector.close()
 
     def _start_missing(self) -> str | None:
-        """Start the workers that are missing. -> why there is none at all, if so."""
+        """Starts missing workers. Returns the error if there is no worker at all, else None."""
         for worker in list(self._workers):
             if not worker.chunk and worker.ready and worker.process.poll() is not None:
-                self._remove(worker)  # died while idle: nobody's fault
+                self._remove(worker)  # died while idle, which no item caused
         is_retry = False
         while len(self._workers) < self._num_workers + 1:
             try:
                 worker = WorkerProcess(self._options)
             except OSError as error:
                 if self._workers:
-                    return None  # fewer for now
+                    return None  # continue with fewer workers
                 if is_retry:
                     return str(error)
                 is_retry = True
@@ -154,7 +157,7 @@ class WorkerPool:
                 return
             if not worker.ready or worker.chunk:
                 continue
-            # Smaller towards the end, so that no worker is left with a long chunk while the others idle.
+            # Chunks get smaller towards the end, so that no worker has a long chunk left while the others are idle.
             size = min(self._max_chunk, -(-len(batch.pending) // (2 * self._num_workers)))
             worker.chunk = deque(batch.pending.popleft() for _ in range(size))
             worker.outbox = json.dumps([list(batch.items[index]) for index in worker.chunk]).encode() + b"\n"
@@ -163,7 +166,7 @@ class WorkerPool:
             num_busy += 1
 
     def _exchange(self, batch: _Batch) -> None:
-        """Wait until a pipe is ready or a deadline is near, then write and read what can be without blocking."""
+        """Waits until a pipe is ready or a deadline is reached, then writes and reads without blocking."""
         for key, _ in self._selector.select(max(0.0, min(map(self._time_left, self._workers)))):
             worker: WorkerProcess = key.data
             if worker not in self._workers:
@@ -176,7 +179,7 @@ class WorkerPool:
                 self._receive(worker, batch)
 
     def _time_left(self, worker: WorkerProcess) -> float:
-        """Seconds until the worker is overdue: with the item in flight, or with its start."""
+        """Seconds until the deadline of the worker's current item or of its start; infinite for an idle worker."""
         if worker.ready and not worker.chunk:
             return math.inf
         return worker.started_at + (self._deadline if worker.ready else _START_DEADLINE) - time.monotonic()
@@ -194,11 +197,11 @@ class WorkerPool:
             elif outcome == "ready":
                 worker.ready, self._num_failed_starts = True, 0
             else:
-                raise RuntimeError(f"the verifier cannot work, its worker failed to start: {detail}")
+                raise RuntimeError(f"the verifier cannot run: its worker failed to start: {detail}")
             worker.started_at = time.monotonic()
 
     def _handle_exit(self, worker: WorkerProcess, batch: _Batch) -> None:
-        """A worker ended by itself. The item in flight is tried once more; the others are not to blame."""
+        """Handles a worker that ended by itself: retries its current item once and requeues the rest of its chunk."""
         self._remove(worker)
         status = worker.process.returncode
         if not worker.ready:
@@ -216,7 +219,7 @@ class WorkerPool:
         for worker in list(self._workers):
             if self._time_left(worker) > 0:
                 continue
-            self._receive(worker, batch)  # it may have answered while we were held up ourselves
+            self._receive(worker, batch)  # the reply may have arrived while this process was delayed
             if worker not in self._workers or self._time_left(worker) > 0:
                 continue
             self._remove(worker)
@@ -236,10 +239,10 @@ def _kill_all(workers: list[WorkerProcess]) -> None:
 
 def _check_limits(num_workers: int, deadline: float, memory_limit: int) -> None:
     if num_workers < 1:
-        raise ValueError(f"num_workers={num_workers!r} must be at least 1: the number of processes that judge at once")
+        raise ValueError(f"num_workers={num_workers!r} must be at least 1: it is the number of worker processes")
     if not 0 < deadline < 3600:
-        raise ValueError(f"deadline={deadline!r} must be seconds between 0 and 3600: the time one answer may take")
+        raise ValueError(f"deadline={deadline!r} must be between 0 and 3600: it is the seconds for one answer")
     if memory_limit < 1 << 29:
         raise ValueError(
-            f"memory_limit={memory_limit!r} must be at least {1 << 29} bytes: the libraries need half of it"
+            f"memory_limit={memory_limit!r} must be at least {1 << 29} bytes: libraries alone need half of that"
         )

@@ -1,4 +1,4 @@
-"""What every verifier that judges in worker processes has in common."""
+"""The base class of verifiers that grade in worker processes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from rewards.score import Outcome, Reference, Score
 
 
 class PooledVerifier:
-    """A `rewards.score.Verifier` whose judge runs in a WorkerPool.
+    """A `rewards.score.Verifier` that grades in a WorkerPool.
 
-    name: of the one part of its scores.
-    pool: its judge maps (answer, reference) to a verdict on the answer, and (reference,) to one on the reference.
+    name: the name of the single part of its scores.
+    pool: its grading function maps (answer, reference) to a verdict on the answer, and (reference,) to one on the
+    reference.
     """
 
     def __init__(self, name: str, pool: WorkerPool) -> None:
@@ -22,17 +23,17 @@ class PooledVerifier:
         self._pool = pool
 
     def verify_batch(self, answers: Sequence[str], references: Sequence[Reference]) -> list[Score]:
-        """The score of each of `answers` against the reference at its position."""
+        """The score of each answer against the reference at its position."""
         require_one_per_answer("reference", references, answers)
         return self._scores(list(zip(answers, references)))
 
     def check_references(self, references: Sequence[Reference]) -> list[Score]:
-        """CORRECT for a reference that answers can be judged against, BAD_REFERENCE for one that nothing can be held
-        against: an empty one, say. Ask this before training."""
+        """CORRECT for each reference that answers can be graded against, BAD_REFERENCE for the others, such as an empty
+        one. Call this before training."""
         return self._scores([(reference,) for reference in references])
 
     def close(self) -> None:
-        """End the worker processes. Safe to call twice."""
+        """Ends the worker processes. Safe to call twice."""
         self._pool.close()
 
     def __enter__(self) -> Self:
@@ -43,7 +44,7 @@ class PooledVerifier:
 
     def _scores(self, items: Sequence[Sequence[Any]]) -> list[Score]:
         keys = [json.dumps(item) for item in items]
-        distinct = dict(zip(keys, items))  # the completions of a group repeat answers heavily
+        distinct = dict(zip(keys, items))  # the completions of a group often repeat an answer
         verdicts = self._pool.run(list(distinct.values()))
         scores = {key: self._score(*verdict) for key, verdict in zip(distinct, verdicts)}
         return [scores[key] for key in keys]
@@ -56,6 +57,6 @@ class PooledVerifier:
 
 
 def require_one_per_answer(what: str, given: Sequence[Any], answers: Sequence[str]) -> None:
-    """Raises ValueError unless there is one of `given` for each answer."""
+    """Raises ValueError unless `given` has one entry for each answer."""
     if len(given) != len(answers):
         raise ValueError(f"{len(answers)} answers for {len(given)} {what}s: give one {what} for each answer, in order")

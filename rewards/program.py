@@ -1,4 +1,4 @@
-"""The program verifier: programs and tasks in, scores out."""
+"""The program verifier: scores programs by running them against tests in a sandbox."""
 
 from __future__ import annotations
 
@@ -20,30 +20,35 @@ _MAX_OUTPUT = 1 << 20
 
 
 class SandboxUnavailable(UserError):
-    """Programs cannot be shut in well enough here: says what is missing, and what to do."""
+    """Programs cannot be sandboxed well enough on this machine. The message says what is missing and what to do."""
 
 
 class ProgramVerifier(PooledVerifier):
-    """Runs programs against tests, shut in; a `rewards.score.Verifier`. A program is right if it passes every test.
+    """Runs programs against tests in a sandbox; a `rewards.score.Verifier`. A program is correct if it passes every
+    test.
 
     A task is one of (function and stdin take an optional "float_tol")
         {"type": "asserts", "entry_point": str, "asserts": [str]}      and optionally "setup": str, run before them, and
-            "also_defines": [str], names beside the entry point that programs are asked to define
+            "also_defines": [str], names besides the entry point that programs are asked to define
         {"type": "function", "fn_name": str, "tests": [{"args": [...], "expected": ...}]}
         {"type": "stdin", "tests": [{"stdin": str, "stdout": str}]}
-    and each may have a "prefix" (source before every program) and a "solution" (must pass, see check_references).
-    Asserts call the function in another process: arguments go and results come by value (rewards.sandbox.link), so that a
-    change of its arguments is not seen. What a program does to itself is its own fault, and worth 0: a score without a value is
-    only for what fails on this side.
+    and each may have a "prefix" (source before every program) and a "solution" (which must pass, see check_references).
+    Asserts call the function in another process, and arguments and results are passed by value (rewards.sandbox.link),
+    so that tests do not see changes that the function makes to its arguments. A program that exhausts its limits or
+    kills itself scores 0: only a failure of the verifier gives a score without a value.
 
-    completions: the texts are completions; the program is their last fenced block, without a fence the whole text.
-    num_workers: processes that judge at once, each with a sandbox of its own.
-    cpu_seconds, wall_seconds, memory_limit: of one program; of one test, where the task is a script. All tests of a script
-        together, and a program that is run again since the machine seemed busy, may take twice wall_seconds.
-    allow_unsafe_code: run programs even below level 2 of isolation (rewards.sandbox.isolation).
-    without: layers not to use. packages: modules beside the standard library that programs may import.
+    completions: the texts are completions; the program is the last fenced block, or the whole text if there is no
+    fence.
+    num_workers: worker processes, each with its own sandbox.
+    cpu_seconds, wall_seconds, memory_limit: limits of one program, or of each test if the task is a script. All tests
+    of a
+        script together, or a program that is run again because the machine seemed busy, may take twice wall_seconds.
+    allow_unsafe_code: run programs even below isolation level 2 (rewards.sandbox.isolation).
+    without: layers not to use. packages: modules besides the standard library that programs may import.
+    isolation: the isolation of this machine.
 
-    Raises SandboxUnavailable where the level is below 2, or nothing can be run at all. `isolation` tells the level.
+    Raises SandboxUnavailable if the isolation level is below 2 and allow_unsafe_code is off, or if no program can be
+    run.
     """
 
     def __init__(
@@ -77,7 +82,7 @@ class ProgramVerifier(PooledVerifier):
             "rewards.programs.grader:load",
             {"completions": completions, "limits": limits, **sandbox},
             num_workers=num_workers,
-            deadline=6 * wall_seconds + 30,  # the judge keeps the time; beyond this it has failed
+            deadline=6 * wall_seconds + 30,  # the grader enforces its own limits, which end well before this
             memory_limit=2 * memory_limit + (1 << 30),
             max_chunk=8,
             timeout_outcome=Outcome.CRASHED,
@@ -91,7 +96,8 @@ class ProgramVerifier(PooledVerifier):
 
 
 def _require_isolation(allow_unsafe_code: bool, without: Sequence[str] = ()) -> Isolation:
-    """The isolation of this machine. Raises SandboxUnavailable where it is below the floor and not allowed to be."""
+    """The isolation of this machine. Raises SandboxUnavailable if it is below MIN_LEVEL and allow_unsafe_code is
+    off."""
     unknown = set(without) - set(LAYERS)
     if unknown:
         raise UserError(f"without={list(without)!r}: there is no layer {unknown.pop()!r}, only {', '.join(LAYERS)}")
@@ -103,7 +109,7 @@ def _require_isolation(allow_unsafe_code: bool, without: Sequence[str] = ()) -> 
         raise SandboxUnavailable(
             f"programs cannot be run safely here: isolation is {isolation.describe()}; level {MIN_LEVEL} is needed. "
             "Linux 5.13 or newer offers landlock, and most containers allow it; namespaces need unprivileged user "
-            "namespaces. allow_unsafe_code runs programs all the same: only where nothing can be lost"
+            "namespaces. allow_unsafe_code runs programs nevertheless: use it only on a machine with nothing to lose"
         )
     return isolation
 
@@ -111,13 +117,13 @@ def _require_isolation(allow_unsafe_code: bool, without: Sequence[str] = ()) -> 
 def _check_limits(cpu_seconds: int, wall_seconds: float, memory_limit: int) -> None:
     if isinstance(cpu_seconds, float) or cpu_seconds < 1:
         raise ValueError(
-            f"cpu_seconds={cpu_seconds!r} must be a whole number of at least 1: the kernel counts in seconds"
+            f"cpu_seconds={cpu_seconds!r} must be an integer of at least 1: the kernel counts whole seconds"
         )
     if not 0 < wall_seconds < 500:
-        raise ValueError(f"wall_seconds={wall_seconds!r} must be between 0 and 500: the time one program may take")
+        raise ValueError(f"wall_seconds={wall_seconds!r} must be between 0 and 500: the time limit of one program")
     if memory_limit < 1 << 27:
         raise ValueError(
-            f"memory_limit={memory_limit!r} must be at least {1 << 27} bytes: the interpreter needs half of it"
+            f"memory_limit={memory_limit!r} must be at least {1 << 27} bytes: the interpreter alone needs half of that"
         )
 
 
@@ -125,16 +131,16 @@ def _check_packages(packages: Sequence[str], sandbox: dict[str, Any]) -> None:
     try:
         Sandbox(**sandbox).close()
     except SandboxError as error:
-        raise UserError(f"packages={list(packages)!r} cannot be imported where programs run: {error}") from None
+        raise UserError(f"packages={list(packages)!r} cannot be imported in the sandbox: {error}") from None
 
 
 def _refused(*item: Any) -> Score | None:
-    """The score of what cannot even be handed to a judge."""
+    """The score of an item that cannot be sent to a worker, None for any other item."""
     *program, task = item
     try:
         json.dumps(task, ensure_ascii=False).encode()
-    except (TypeError, ValueError, RecursionError) as error:  # half a character is a ValueError
+    except (TypeError, ValueError, RecursionError) as error:  # a lone surrogate is a ValueError
         return Score(None, Outcome.BAD_REFERENCE, {}, f"the task is not JSON: {error}"[:200])
     if program and not isinstance(program[0], str):
-        return Score(0.0, Outcome.UNPARSED, {"program": 0.0}, f"a program is text, not {type(program[0]).__name__}")
+        return Score(0.0, Outcome.UNPARSED, {"program": 0.0}, f"the program is not text: {type(program[0]).__name__}")
     return None

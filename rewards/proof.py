@@ -1,4 +1,4 @@
-"""The proof verifier: proofs and statements in, scores out."""
+"""The proof verifier: scores proofs of given statements in Metamath, Coq or Lean."""
 
 from __future__ import annotations
 
@@ -13,23 +13,27 @@ from rewards.proofs.coq_grader import CoqGrader
 from rewards.proofs.lean_grader import LeanGrader
 from rewards.score import Outcome
 
-_READING_SECONDS = 120.0  # a worker's first sight of a large database, which no answer is to blame for
-_MAX_RUNS = 8  # of a prover: four for a statement that is new to the worker, three for an answer
+_READING_SECONDS = 120.0  # for a worker to read a large database, which is not counted for an answer
+_MAX_RUNS = 8  # of a prover for one item: four for a statement that is new to the worker, three for an answer
 
 
 class ProofVerifier(PooledVerifier):
-    """Checks proofs; a `rewards.score.Verifier`. What is to be proved is the reference's, only the proof is the answer's.
+    """Checks proofs; a `rewards.score.Verifier`. The statement to prove comes from the reference, only the proof from
+    the answer.
 
-    A reference is one of (docs/proofs.md explains them)
+    A reference is one of the following (explained in docs/proofs.md)
         {"system": "metamath", "database": path, "theorem": label}
         {"system": "metamath", "source": str, "statement": "... label $p |- ... $= ? $."}      before, without: optional
         {"system": "coq", "statement": str}      imports, definitions: optional text; axioms: optional names
-        {"system": "lean", "statement": str}     the same
+        {"system": "lean", "statement": str}     with the same optional fields
 
-    num_workers: processes that judge at once.
-    deadline: seconds for one proof; for one run of Coq or Lean: of processor time, and twice as many by the clock.
-    memory_limit: bytes of address space, for a worker and for a prover.
-    allow_unsafe_code: run Coq and Lean even where they cannot be shut in. Without it their references are bad there.
+    num_workers: worker processes.
+    deadline: seconds for one Metamath proof, or of processor time for one run of Coq or Lean, which may take twice as
+    long in
+        wall-clock time.
+    memory_limit: bytes of address space of a worker, and of a prover.
+    allow_unsafe_code: run Coq and Lean even if they cannot be sandboxed. Otherwise their references are BAD_REFERENCE
+    then.
     """
 
     def __init__(
@@ -41,7 +45,7 @@ class ProofVerifier(PooledVerifier):
         allow_unsafe_code: bool = False,
     ) -> None:
         if not 0 < deadline <= 200:
-            raise ValueError(f"deadline={deadline!r} must be seconds between 0 and 200: the time one proof may take")
+            raise ValueError(f"deadline={deadline!r} must be between 0 and 200: it is the seconds for one proof")
         folder = tempfile.mkdtemp(prefix="plumbline-proofs-")
         self._remove_files = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         pool = WorkerPool(
@@ -53,7 +57,7 @@ class ProofVerifier(PooledVerifier):
                 "allow_unsafe_code": allow_unsafe_code,
             },
             num_workers=num_workers,
-            deadline=_READING_SECONDS + 2 * _MAX_RUNS * deadline,  # the judge keeps the time; beyond this it has failed
+            deadline=_READING_SECONDS + 2 * _MAX_RUNS * deadline,  # the grader enforces `deadline` itself
             memory_limit=memory_limit,
             max_chunk=8,
             timeout_outcome=Outcome.CRASHED,
@@ -66,7 +70,7 @@ class ProofVerifier(PooledVerifier):
 
 
 def available_provers() -> dict[str, str]:
-    """Of each system the version that is installed, or why there is none."""
+    """For each proof system the installed version, or why it is unavailable."""
     found = {"metamath": "built in"}
     for name, grader in (("coq", CoqGrader), ("lean", LeanGrader)):
         program = shutil.which(grader.executable)

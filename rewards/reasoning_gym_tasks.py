@@ -1,8 +1,8 @@
-"""Tasks of the library reasoning-gym (Apache-2.0) whose scorers can be trusted; the only file that imports it.
+"""Tasks of the library reasoning-gym (Apache-2.0) whose scorers can be trusted. The only file that imports the library.
 
-Its scorers are made for answers of good will. Some run the answer as Python, some say yes to junk or to two answers at
-once, some fail on what they did not expect. A task is used if it passed a gate (tests/rewards/reasoning_gym_gate.py),
-which was last run with the version below; the others are named with the reason.
+Its scorers assume that answers are not adversarial. Some execute the answer as Python, some accept junk or two answers
+at once, some raise for unexpected text. Only tasks that pass a gate (tests/rewards/reasoning_gym_gate.py) are used; it
+was last run with the version GATED_WITH. REFUSED has the reason for every other task.
 """
 
 from __future__ import annotations
@@ -81,11 +81,11 @@ REFUSED: Mapping[str, str] = {
 class ReasoningGymVerifier(PooledVerifier):
     """Grades the final answers of completions by the scorers of reasoning-gym; a `rewards.score.Verifier`.
 
-    A reference is {"task": str, "entry": {"question": str, "answer": str, "metadata": {...}}}, the entry as the library
-    made it. An answer is right if its score is 1: part of a solution is none.
+    A reference is {"task": str, "entry": {"question": str, "answer": str, "metadata": {...}}}, where the entry is made
+    by the library. An answer is correct if the library's score is 1; a partial solution is wrong.
 
-    num_workers, deadline, memory_limit: as for rewards.math_answer.MathVerifier.
-    tasks: which may be judged; those that passed the gate.
+    num_workers, deadline, memory_limit: see rewards.math_answer.MathVerifier.
+    tasks: the tasks to accept, by default all that passed the gate.
     """
 
     def __init__(
@@ -108,13 +108,13 @@ class ReasoningGymVerifier(PooledVerifier):
 
 
 def require_library() -> None:
-    """Raises UserError where it is not installed."""
+    """Raises UserError if reasoning-gym is not installed."""
     if importlib.util.find_spec("reasoning_gym") is None:
         raise UserError('reasoning-gym is not installed: pip install "plumbline-rl[reasoning-gym]"')
 
 
 def require_task(task: str) -> None:
-    """Raises UserError for a task that did not pass the gate, or that there is not."""
+    """Raises UserError for a task that did not pass the gate or does not exist."""
     if task in TASKS:
         return
     reason = f"is refused: {REFUSED[task]}" if task in REFUSED else "is not known"
@@ -124,12 +124,12 @@ def require_task(task: str) -> None:
 
 
 def make_entries(task: str, count: int, *, seed: int) -> list[dict[str, Any]]:
-    """`count` entries of a task, as JSON: {"question": str, "answer": str, "metadata": {...}}.
+    """`count` entries of a task as JSON: {"question": str, "answer": str, "metadata": {...}}.
 
-    Raises UserError where the library is not installed.
+    Raises UserError if the library is not installed.
     """
     require_library()
-    with contextlib.redirect_stdout(io.StringIO()):  # some print dots
+    with contextlib.redirect_stdout(io.StringIO()):  # some tasks print progress
         data = _data_set(task, seed=seed, size=count)
         return [json.loads(json.dumps(data[index])) for index in range(count)]
 
@@ -140,17 +140,17 @@ def _scorer(task: str) -> Callable[[str, dict[str, Any]], float]:
 
 
 def _data_set(task: str, **options: int) -> Any:
-    import reasoning_gym  # pyright: ignore[reportMissingImports]  # an extra, and it takes a second
+    import reasoning_gym  # pyright: ignore[reportMissingImports]  # optional, and takes a second
 
     return reasoning_gym.create_dataset(task, **options)
 
 
 def _read(reference: Any, tasks: Collection[str]) -> tuple[str, dict[str, Any]]:
     if not isinstance(reference, dict) or not isinstance(reference.get("task"), str):
-        raise BadReference("it must be an object with the name of a task and an entry")
+        raise BadReference("the reference must be an object with the fields task (a name) and entry")
     task, entry = reference["task"], reference.get("entry")
     if task not in tasks:
-        raise BadReference(f"task {task[:60]!r} is not among those that may be judged")
+        raise BadReference(f"task {task[:60]!r} is not among the accepted tasks")
     if not isinstance(entry, dict) or not isinstance(entry.get("answer"), str):
         raise BadReference("its entry has no answer that is text")
     return task, entry
@@ -165,7 +165,7 @@ def _grade(completion: str, task: str, entry: dict[str, Any]) -> Verdict:
 
 
 def load(*, tasks: Collection[str]) -> Callable[..., Verdict]:
-    """What a worker calls once: (completion, reference) is judged, (reference,) alone is checked."""
+    """Builds the function that grades (completion, reference) and checks (reference,). A worker calls this once."""
 
     def grade(*item: Any) -> Verdict:
         *completion, reference = item
@@ -178,5 +178,5 @@ def load(*, tasks: Collection[str]) -> Callable[..., Verdict]:
         verdict = _grade(f"<answer>{entry['answer']}</answer>", task, entry)
         return verdict if verdict.is_correct else bad_reference(verdict.reason)
 
-    importlib.import_module("reasoning_gym")  # now rather than within the deadline of the first answer
+    importlib.import_module("reasoning_gym")  # not within the deadline of the first answer
     return grade

@@ -1,4 +1,4 @@
-"""What a verifier says of one answer: a value, why, and in which parts."""
+"""Score, the result of a verifier for one answer: its value, its outcome and its parts; and the Verifier protocol."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any, Protocol
 
 
 class Outcome(enum.Enum):
-    """Why a score is what it is. "The model was wrong" is never confused with "we could not tell"."""
+    """The reason for a score. A failure of the verifier never counts as a wrong answer."""
 
     CORRECT = "correct"
     WRONG = "wrong"
     NO_ANSWER = "no_answer"  # nothing in the text is marked as the final answer
-    UNPARSED = "unparsed"  # a final answer is there, and cannot be read as one
-    TIMEOUT = "timeout"  # judging this answer used up its time or memory
-    CRASHED = "crashed"  # our side failed: not gradable
-    BAD_REFERENCE = "bad_reference"  # the reference cannot be judged against: not gradable
+    UNPARSED = "unparsed"  # there is a final answer, but it cannot be parsed
+    TIMEOUT = "timeout"  # grading this answer exceeded its limit of time or memory
+    CRASHED = "crashed"  # the verifier failed: not gradable
+    BAD_REFERENCE = "bad_reference"  # answers cannot be graded against the reference: not gradable
 
     @property
     def gradable(self) -> bool:
@@ -27,12 +27,13 @@ class Outcome(enum.Enum):
 
 @dataclass(frozen=True)
 class Score:
-    """The verdict on one answer.
+    """The score of one answer.
 
-    value: the reward, a finite number, or None when the answer could not be graded: with CRASHED and BAD_REFERENCE, and only
-        with them (it is then masked out of its group and counted). What a verifier returns is held to it by rewards.verifier_contract.
+    value: the reward, a finite number; or None with the outcomes CRASHED and BAD_REFERENCE, and only with them: the
+    answer
+        could not be graded, is masked out of its group and counted. rewards.verifier_contract enforces this.
     parts: the named components of the value, e.g. {"math": 1.0, "format": 0.5}.
-    detail: one line for a person: the stage that decided, and why.
+    detail: one line for users: what decided, and why.
     """
 
     value: float | None
@@ -42,26 +43,28 @@ class Score:
 
 
 Reference = str | Mapping[str, Any]
-"""What an answer is held against: an answer, or a task as a JSON object (the tests of a program, say)."""
+"""What an answer is graded against: the expected answer, or a task as a JSON object such as the tests of a program."""
 
 
 class Verifier(Protocol):
-    """Judges answers, which are texts of whole completions, against references, in order; never raises for what a model wrote."""
+    """Scores answers, the texts of whole completions, against references. Never raises for any text of a model."""
 
-    def verify_batch(self, answers: Sequence[str], references: Sequence[Reference]) -> list[Score]: ...
+    def verify_batch(self, answers: Sequence[str], references: Sequence[Reference]) -> list[Score]:
+        """The score of each answer against the reference at its position."""
+        ...
 
     def check_references(self, references: Sequence[Reference]) -> list[Score]:
-        """CORRECT for a reference that answers can be judged against, BAD_REFERENCE for the others."""
+        """CORRECT for each reference that answers can be graded against, BAD_REFERENCE for the others."""
         ...
 
     def close(self) -> None:
-        """End the worker processes. Safe to call twice."""
+        """Ends the worker processes. Safe to call twice."""
 
 
 def verify(
     verifier: Verifier, answers: Sequence[str], references: Sequence[Reference], prompts: Sequence[str]
 ) -> list[Score]:
-    """The score of each answer. A verifier whose verify_batch has an argument `prompts` also reads the question of each, since an
-    answer may only repeat it."""
+    """The score of each answer. A verifier whose verify_batch has a parameter `prompts` also gets the question of each
+    answer, for example to detect answers that copy it."""
     more: dict[str, Any] = {"prompts": prompts} if "prompts" in signature(verifier.verify_batch).parameters else {}
     return verifier.verify_batch(answers, references, **more)

@@ -1,4 +1,4 @@
-"""What a judge says, in a worker, of one answer or of one reference. A `rewards.score.Score` is made of it outside."""
+"""The verdict of a grader on one answer or reference. The trainer's process turns it into a `rewards.score.Score`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NOTHING_MARKED = Verdict(Outcome.NO_ANSWER, "nothing is marked as the final answ
 
 
 class BadReference(ValueError):
-    """The reference cannot be judged against: says which field is wrong, and what it should be."""
+    """Answers cannot be graded against the reference. The message says which field is wrong and what it must be."""
 
 
 def right(reason: str) -> Verdict:
@@ -49,5 +49,5 @@ def bad_reference(reason: str) -> Verdict:
 
 
 def grade_or_check(grade: Callable[..., Verdict], check_reference: Callable[..., Verdict]) -> Callable[..., Verdict]:
-    """What a worker calls, for a `PooledVerifier`: (reference,) alone is checked, (answer, reference, ...) is judged."""
+    """A worker's function for a `PooledVerifier`: it checks (reference,) and grades (answer, reference, ...)."""
     return lambda *item: check_reference(*item) if len(item) == 1 else grade(*item)

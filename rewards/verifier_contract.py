@@ -1,6 +1,7 @@
-"""What a verifier returns is looked at before it is used: it may be somebody's own.
+"""Validates the scores that a verifier returns, since users can write their own verifiers.
 
-A value that is no finite number would end the run much later, as a trace after the update or as training that diverged.
+Without this check a value that is not a finite number would fail much later, with a traceback after the update or as
+diverging training.
 """
 
 from __future__ import annotations
@@ -14,17 +15,18 @@ from typing import Any
 from rewards.errors import UserError
 from rewards.score import Outcome, Score
 
-_SHOWN = 80  # characters of what was returned
+_SHOWN = 80  # characters of a returned value in a message
 
 
 def checked_scores(returned: Any, *, verifier: str, problems: Sequence[str], named_by: str = "problem") -> list[Score]:
-    """The scores that the verifier of this name has returned, one for each of `problems`, which are named by their ids.
+    """The scores that a verifier returned, validated, with numbers of other libraries converted to floats.
 
-    named_by: what else stands there. Numbers of other libraries become floats. Raises UserError for what is no score, with the verifier and the problem.
+    verifier: its name. problems: the name of the problem of each score. named_by: what these names are, for messages.
+    Raises UserError, with the verifier and the problem, for anything that is not a valid score.
     """
     if not isinstance(returned, Iterable):
         raise UserError(
-            f"verifier {verifier!r} returned {_shown(returned)}: it must return a list, one Score for each answer"
+            f"verifier {verifier!r} returned {_shown(returned)}: it must return a list with one Score for each answer"
         )
     scores = list(returned)
     if len(scores) != len(problems):
@@ -40,18 +42,18 @@ def checked_scores(returned: Any, *, verifier: str, problems: Sequence[str], nam
 def _checked(score: Any, where: str) -> Score:
     if not isinstance(score, Score):
         raise UserError(
-            f"{where}: it returned {_shown(score)}, which is no Score: return Score(value, Outcome.CORRECT), or another Outcome, of "
-            "rewards.score"
+            f"{where}: it returned {_shown(score)}, which is not a Score: return a rewards.score.Score such as "
+            "Score(1.0, Outcome.CORRECT)"
         )
     if not isinstance(score.outcome, Outcome):
         known = ", ".join(outcome.name for outcome in Outcome)
         raise UserError(
-            f"{where}: outcome is {_shown(score.outcome)}: it must be an Outcome of rewards.score, one of {known}"
+            f"{where}: outcome is {_shown(score.outcome)}: it must be a rewards.score.Outcome, one of {known}"
         )
     if score.outcome.gradable != (score.value is not None):
         raise UserError(
-            f"{where}: value is {_shown(score.value)} with outcome {score.outcome.name}: CRASHED and BAD_REFERENCE have the value "
-            "None, all others a number"
+            f"{where}: value is {_shown(score.value)} with outcome {score.outcome.name}: it must be None with CRASHED "
+            "and BAD_REFERENCE, and a number with all other outcomes"
         )
     if not isinstance(score.parts, Mapping):
         raise UserError(f"{where}: parts is {_shown(score.parts)}: it must map names to numbers")
@@ -66,7 +68,7 @@ def _checked(score: Any, where: str) -> Score:
 def _number(value: Any, what: str) -> float:
     if not isinstance(value, Real) or not _is_finite(value):
         raise UserError(
-            f"{what} is {_shown(value)}: it must be a finite number, such as 0.0 or 1.0 (of a tensor, its item())"
+            f"{what} is {_shown(value)}: it must be a finite number such as 0.0 or 1.0 (use item() for a tensor)"
         )
     return float(value)
 
@@ -74,7 +76,7 @@ def _number(value: Any, what: str) -> float:
 def _is_finite(value: Real) -> bool:
     try:
         return math.isfinite(value)
-    except OverflowError:  # an integer beyond every float
+    except OverflowError:  # an integer too large for a float
         return False
 
 

@@ -1,4 +1,4 @@
-"""Verifiers by name: a problem names the one that judges it."""
+"""Verifiers by name. Each problem names its verifier."""
 
 from __future__ import annotations
 
@@ -17,9 +17,12 @@ from rewards.score import Verifier
 
 @dataclass(frozen=True, kw_only=True)
 class VerifierOptions:
-    """num_workers: processes that judge at once, of each verifier. deadline: seconds for one answer.
-    allow_unsafe_code: run programs even where they cannot be shut in.
-    formats, format_weight, gate_format: rules of form beside correctness, see rewards.combine."""
+    """Options of all verifiers.
+
+    num_workers: worker processes of each verifier. deadline: seconds for one answer.
+    allow_unsafe_code: run programs even if they cannot be sandboxed.
+    formats, format_weight, gate_format: format rules and their weight, see rewards.combine.
+    """
 
     num_workers: int = 2
     deadline: float = 2.0
@@ -61,9 +64,9 @@ VERIFIERS: Mapping[str, Callable[[VerifierOptions], Verifier]] = {
 
 
 class Verifiers(dict[str, Verifier]):
-    """Verifiers by name, each started when it is first asked for.
+    """Verifiers by name, each created at its first lookup.
 
-    isolation: how well programs are shut in, once any are judged.
+    isolation: the isolation of the sandbox for programs; None until the program verifier is created.
     """
 
     def __init__(self, options: VerifierOptions) -> None:
@@ -83,6 +86,6 @@ class Verifiers(dict[str, Verifier]):
         return verifier
 
     def close(self) -> None:
-        """End every worker process. Safe to call twice."""
+        """Ends all worker processes. Safe to call twice."""
         for verifier in self.values():
             verifier.close()

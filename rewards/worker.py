@@ -1,7 +1,7 @@
-"""The process that judges: a chunk of items as one JSON line in, one JSON line out for each item.
+"""The worker process: reads chunks of items, each as one JSON line, and writes one JSON line for each item.
 
-Started by rewards.worker_process as an interpreter of its own. What it reads was written by a model, so it is expendable: it may be
-killed at any moment, and its address space is limited.
+rewards.worker_process starts it as a separate interpreter. Since it reads untrusted text of a model, it can be killed
+at any moment, and its address space is limited.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 from rewards.verdict import Verdict, crashed, timeout
 
-_DETAIL_LENGTH = 200  # characters of a reply's detail: the parent reads what we write
+_DETAIL_LENGTH = 200  # characters of a reply's detail; bounds what the parent has to read
 Grade = Callable[..., Verdict]
 
 
@@ -27,12 +27,12 @@ def main() -> None:
     requests, replies = _private_pipes()
     _limit(resource.RLIMIT_AS, options["memory_limit"])
     _limit(resource.RLIMIT_CORE, 0)
-    # If the parent dies while we are stuck in an answer nobody kills us. The default action of an alarm is the kernel's,
-    # so it ends us even inside one long C call, which neither a thread nor a Python signal handler would.
+    # If the parent dies while an item hangs, nobody kills this process. The default action of an alarm is performed by
+    # the kernel, so it works even during a long C call, unlike a thread or a Python signal handler.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     try:
         grade = _load(options["task"], options["arguments"])
-    except Exception as error:  # noqa: BLE001  the parent raises it: without a judge there is no verdict at all
+    except Exception as error:  # noqa: BLE001  the parent raises it, since no item can be graded
         _write(replies, ["failed", f"{type(error).__name__}: {error}"[:_DETAIL_LENGTH]])
         return
     _write(replies, ["ready", ""])
@@ -51,12 +51,12 @@ def _graded(grade: Grade, item: list[str]) -> Verdict:
         return timeout("the answer needs more memory than memory_limit")
     except RecursionError:
         return timeout("the answer is nested too deeply")
-    except Exception as error:  # noqa: BLE001  a bug of ours is reported as one, and never becomes a zero
+    except Exception as error:  # noqa: BLE001  a bug of the grader is reported, and never scored as 0
         return crashed(f"{type(error).__name__}: {error}")
 
 
 def _private_pipes() -> tuple[BinaryIO, BinaryIO]:
-    """Our two pipes under other numbers, so that a library that prints or reads cannot disturb the protocol."""
+    """The two pipes under other descriptors, so that a library that prints or reads cannot disturb the protocol."""
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", buffering=0)
     nothing = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1):
@@ -67,7 +67,7 @@ def _private_pipes() -> tuple[BinaryIO, BinaryIO]:
 def _limit(kind: int, limit: int) -> None:
     hard = resource.getrlimit(kind)[1]
     limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
-    with contextlib.suppress(OSError, ValueError):  # macOS has no RLIMIT_AS; the deadline still holds there
+    with contextlib.suppress(OSError, ValueError):  # macOS has no RLIMIT_AS; the deadline still applies there
         resource.setrlimit(kind, (limit, limit))
 
 

@@ -1,4 +1,4 @@
-"""The trainer's end of one worker: its process, its two pipes, and what has gone through them. Nothing here blocks."""
+"""A worker as seen from the trainer: its process, its two pipes and their buffers. Only kill() blocks."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import time
 from collections import deque
 from pathlib import Path
 
-_ROOT = Path(__file__).resolve().parent.parent  # what holds the package, installed or not
+_ROOT = Path(__file__).resolve().parent.parent  # the folder of the package, installed or not
 _MAX_REPLY = 1 << 16
 
 
 class WorkerProcess:
-    """One process and the chunk it is at. `chunk[0]` is the item in flight."""
+    """One worker process and its current chunk of item indices. `chunk[0]` is the current item."""
 
     def __init__(self, options: str) -> None:
         self.process = subprocess.Popen(
@@ -24,7 +24,7 @@ class WorkerProcess:
             stderr=subprocess.DEVNULL,
             cwd=_ROOT,
             env={**os.environ, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"},
-            start_new_session=True,  # Ctrl-C is for the trainer
+            start_new_session=True,  # so that Ctrl-C reaches the trainer only
         )
         assert self.process.stdin
         assert self.process.stdout
@@ -35,7 +35,7 @@ class WorkerProcess:
         self.chunk: deque[int] = deque()
         self.outbox = b""
         self.inbox = b""
-        self.started_at = time.monotonic()  # of the item in flight, or of the start
+        self.started_at = time.monotonic()  # the start of the current item, or of the process
         self.num_graded = 0
 
     def kill(self) -> None:
@@ -50,11 +50,11 @@ class WorkerProcess:
             self.outbox = self.outbox[os.write(self.stdin, self.outbox) :]
         except BlockingIOError:
             pass
-        except BrokenPipeError:  # it died; reading will tell
+        except BrokenPipeError:  # the worker died, which receive() reports
             self.outbox = b""
 
     def receive(self) -> list[bytes] | None:
-        """The complete lines that have arrived, None at the end of the worker."""
+        """The complete lines that have arrived; None if the worker has ended or sent too much."""
         try:
             data = os.read(self.stdout, _MAX_REPLY)
         except BlockingIOError:

@@ -65,7 +65,7 @@ def test_what_is_no_score_is_refused_before_anything_is_added_to_it() -> None:
 
 
 def test_the_detail_says_what_both_found() -> None:
-    assert combined(True).verify_batch(["7"], ["7"])[0].detail == "compared; think-answer: <think> stands 0 times"
+    assert combined(True).verify_batch(["7"], ["7"])[0].detail == "compared; think-answer: <think> occurs 0 times"
 
 
 def test_several_rules_share_the_weight() -> None:

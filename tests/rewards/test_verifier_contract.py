@@ -19,10 +19,10 @@ BAD: dict[str, tuple[Any, str]] = {
     "one score": (RIGHT, r"returned Score\(.*: it must return a list"),
     "too few": ([RIGHT], "returned 1 scores for 2 answers"),
     "too many": ([RIGHT] * 3, "returned 3 scores for 2 answers"),
-    "None for each": ([RIGHT, None], "problem 'b': it returned None, which is no Score"),
-    "floats": ([RIGHT, 1.0], "problem 'b': it returned 1.0, which is no Score"),
-    "tensors": (torch.ones(2), r"problem 'a': it returned tensor\(1.\), which is no Score"),
-    "a dict": ({"a": RIGHT, "b": RIGHT}, "problem 'a': it returned 'a', which is no Score"),
+    "None for each": ([RIGHT, None], "problem 'b': it returned None, which is not a Score"),
+    "floats": ([RIGHT, 1.0], "problem 'b': it returned 1.0, which is not a Score"),
+    "tensors": (torch.ones(2), r"problem 'a': it returned tensor\(1.\), which is not a Score"),
+    "a dict": ({"a": RIGHT, "b": RIGHT}, "problem 'a': it returned 'a', which is not a Score"),
     "a tensor as value": ([RIGHT, Score(torch.tensor(1.0), Outcome.CORRECT)], r"'b': value is tensor\(1.\)"),  # pyright: ignore
     "a tensor in a list": ([Score([1.0], Outcome.CORRECT), RIGHT], r"'a': value is \[1.0\]"),  # pyright: ignore
     "text as value": ([RIGHT, Score("1", Outcome.CORRECT)], "'b': value is '1'"),  # pyright: ignore

@@ -97,7 +97,7 @@ def test_a_verifier_that_checks_references_wrongly_is_named_before_anything_is_s
     model: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(MathVerifier, "check_references", lambda self, references: [True for _ in references])
-    with pytest.raises(UserError, match=r"verifier 'math', problem '.*': it returned True, which is no Score"):
+    with pytest.raises(UserError, match=r"verifier 'math', problem '.*': it returned True, which is not a Score"):
         train(options(model, digits, tmp_path / "run"))
 
 

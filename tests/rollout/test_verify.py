@@ -125,7 +125,7 @@ def test_what_fails_in_the_verifier_is_raised_and_ends_sampling() -> None:
     ("returned", "message"),
     [
         (None, "verifier 'equal' returned None"),
-        ([1.0, 1.0], "verifier 'equal', problem 'a': it returned 1.0, which is no Score"),
+        ([1.0, 1.0], "verifier 'equal', problem 'a': it returned 1.0, which is not a Score"),
         ([Score(float("nan"), Outcome.WRONG)] * 2, "verifier 'equal', problem 'a': value is nan"),
     ],
 )
