@@ -111,8 +111,8 @@ def test_the_tolerance_is_relative_to_the_reference(answer: str, equal: bool) ->
 
 def test_the_page_on_grading_names_every_option_with_its_default() -> None:
     page = (Path(__file__).resolve().parents[2] / "docs" / "grading.md").read_text(encoding="utf-8")
-    page, form, _ = page.partition("\n## Form\n")  # what follows has a table of its own
-    assert form
+    page, heading, _ = page.partition("\n## Format\n")  # what follows has a table of its own
+    assert heading
     rows = [
         tuple(cell.strip() for cell in line.split("|")[1:3]) for line in page.splitlines() if line.startswith("| `")
     ]
