@@ -27,7 +27,7 @@ _NGRAM = 8  # words; shorter sequences repeat in ordinary derivations too
 
 
 class FormatScore(NamedTuple):
-    """value: in [0, 1]. problem: why it is below 1, else empty."""
+    """The result of a format rule. value: in [0, 1]. problem: the reason if it is below 1, else empty."""
 
     value: float
     problem: str

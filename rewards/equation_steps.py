@@ -30,15 +30,18 @@ _TOKEN = re.compile(r"\s*(\d+(?:\.\d+)?%?|\.\d+%?|[-+*/()])")
 
 
 class Step(NamedTuple):
-    """value: 1.0 if all equations of the line are true, else 0.0. end: the offset after the line and its newline."""
+    """A line that counts. value: 1.0 if all its equations are true, else 0.0. end: the offset after its newline."""
 
     value: float
     end: int
 
 
 class _Equation(NamedTuple):
-    """claim: the result of a true equation, the values of the sides of a false one, or its text if a side has no value.
-    is_trivial: no operation in it changes an operand."""
+    """A statement with two or more sides.
+
+    claim: the result of a true equation, the values of the sides of a false one, or its text if a side has no value.
+    is_trivial: no operation in it changes an operand.
+    """
 
     is_true: bool
     claim: Hashable

@@ -24,8 +24,7 @@ _BRACE = re.compile(r"\\[\s\S]|[{}]")
 _UNSEEN_KINDS = frozenset(["Zs", "Zl", "Zp", "Cc", "Cf"])
 # Braille blank, Hangul fillers, combining grapheme joiner, variation selectors.
 _UNSEEN = frozenset("\u2800\u3164\u115f\u1160\uffa0\u034f") | frozenset(map(chr, range(0xFE00, 0xFE10)))
-# A box raised to a power is part of an expression and not the answer; a degree sign or a footnote mark may follow a
-# box.
+# A box raised to a power is part of an expression, not the answer; a degree sign or a footnote mark may follow one.
 _POWER = re.compile(r"\s*\^(?!\s*\{?\s*(?:\\circ|\\degree|\\?\*|\\dag))")
 # Text between two boxes that together state a list of answers, which may be the items of a bulleted or numbered list.
 _JOINT = re.compile(

@@ -26,7 +26,7 @@ from rewards.mathematics.normalise import normalise, text_key
 from rewards.mathematics.rational import plain_number
 from rewards.mathematics.scalar_stage import compare_scalars
 from rewards.mathematics.structure import elements, split
-from rewards.mathematics.text_stages import compare_text, reject_unanswered, words
+from rewards.mathematics.text_stages import compare_text, compare_words, reject_unanswered
 from rewards.score import Outcome
 from rewards.verdict import NOTHING_MARKED, BadReference, Verdict, bad_reference, grade_or_check, right, wrong
 
@@ -39,7 +39,7 @@ _STAGES: tuple[Stage, ...] = (
     compare_text,
     reject_unanswered,
     compare_written,
-    words,
+    compare_words,
     compare_equations,
     compare_matrices,
     compare_inequalities,

@@ -82,8 +82,7 @@ _TEXT_NUMBER = re.compile(r"\\text\{ ?([+-]?(?:\\?\$)?\d[\d.,/]*)( [^{}]*)\}")  
 _LETTERS = re.compile(r"\\text\{ ?([A-Z](?: ?, ?(?:and )?[A-Z]| and [A-Z])+) ?\}")  # \text{A, B}: choices
 _THEREFORE = re.compile(r"(?:\\(?:therefore|Rightarrow) ?)+")
 _UNION_LETTER = re.compile(r"(?<=[)\]]) ?U ?(?=[(\[])")
-# "The answer is 5", and other words that introduce a number ("the total is 5", "area: 5") unless they change it
-# (_takes_back).
+# "The answer is 5", and other words that introduce a number ("area: 5") unless _takes_back finds that they change it.
 _PREFIX = re.compile(
     r"(?:\\text\{ ?)?(?:(?:so |thus,? )?(?:the )?(?:final )?answer ?(?:is|:) ?:?|"
     r"([a-z][a-z', ]*? (?:is|are|equals)(?: equal to)? ?:?|(?<=[{ ])[a-z][a-z' ]{2,}:)(?= ?\}? ?(?:[\d$(\[{.+-]|\\(?!text)))) ?(\}?)",
@@ -92,8 +91,8 @@ _PREFIX = re.compile(
 _ROW_SKIP = re.compile(r"(?<=\\\\)\s*\[\s*-?[\d.]+\s*(?:pt|em|ex|mm|cm)\s*\]")
 _INVISIBLE = re.compile(r"\\[hv]?phantom\s*(?:\{[^{}]*\}|[^{}])")
 _TEXT_SPACE = re.compile(r"\\text\s+\{")
-# Pairs of dollar signs set apart from their surroundings, as in $5$; $10$ and 20 $cm^2$, and those in 3$\pi$ and
-# 30$\%$. ($5, $10 are prices.)
+# Pairs of dollar signs set apart from their surroundings, as in $5$; $10$ and 20 $cm^2$, or as in 3$\pi$ and 30$\%$.
+# ($5, $10 are prices.)
 _MATHS_PAIR = re.compile(
     r"(?:(?<=[ ,;(])|^|(?<=[A-Za-z\d)])(?=\$ ?(?:\^|\\[A-Za-z%])))\$ ?((?:\\.|[^$\\])+?) ?\$(?=[ ,;).]|$)"
 )

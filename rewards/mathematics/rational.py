@@ -61,11 +61,11 @@ def rational(node: Node) -> Fraction:
     return value
 
 
-def is_worked_out(node: Node) -> bool:
+def is_evaluated(node: Node) -> bool:
     """Whether no arithmetic is left to do: numbers, fractions (reduced or not), mixed numbers, powers and roots."""
     if node.op in _ARITHMETIC:
         return False
-    return all(map(is_worked_out, node.args))
+    return all(map(is_evaluated, node.args))
 
 
 def decimal_digits(text: str) -> int | None:

@@ -17,7 +17,7 @@ from rewards.mathematics.rational import (
     Irrational,
     decimal_digits,
     has_finite_decimal,
-    is_worked_out,
+    is_evaluated,
     last_place,
     plain_number,
     rational,
@@ -110,7 +110,7 @@ def _compare_nodes(given: Node, expected: Node, answer: str, scale: Fraction, co
     policy = comparison.policy
     target = _rational(expected)
     literal = operations(expected) <= LITERAL
-    if literal and not policy.unevaluated_arithmetic and not is_worked_out(given):
+    if literal and not policy.unevaluated_arithmetic and not is_evaluated(given):
         return wrong("arithmetic is left to do")
     value = _rational(given)
     if value is not None and target is not None:

@@ -51,8 +51,7 @@ def same(answer: str, reference: str) -> bool | None:
     expected, given = _read(reference), _read(answer)
     if expected is None or given is None:
         return None
-    # math-verify's own timeout is off: it uses an alarm, which works in the main thread only and would replace the
-    # worker's.
+    # No timeout of math-verify: its alarm works in the main thread only and would replace that of the worker.
     return bool(math_verify.verify(expected, given, timeout_seconds=None, strict=True))
 
 

@@ -17,8 +17,7 @@ _QUESTION = re.compile(
 _HEDGE = re.compile(r"\?|\\approx|\\sim|\\ldots|\.\.\.")
 _CHOICE = re.compile(r"[(\[]? ?(?:(?:[Oo]ption|[Cc]hoice) )?\(? ?([A-Za-z]) ?\)? ?[.:]? ?[)\]]?")
 _CHOICE_WITH_TEXT = re.compile(r"(?:\( ?([A-Z]) ?\)|([A-Z]) ?[.:)])[ :.)]*(.+)")
-# Text after a choice letter that retracts it or names another choice: a letter that stands alone, unless it is an
-# article.
+# Text after a choice letter that retracts it or names another choice, by a single letter that is not an article.
 _OTHER_CHOICE = re.compile(
     r".*\( ?[A-Z] ?\)|(?:or|and|is|not|maybe|if|also)(?![A-Za-z])|[A-Z][ .:)]*$|[a-h]$|,"
     r"|(?:.*[^A-Za-z\\_^'])?[A-H](?![A-Za-z'_^])(?: ?[.:),;]|$| (?:or|and|is)(?![A-Za-z]))"
@@ -53,7 +52,7 @@ def reject_unanswered(answer: str, reference: str, comparison: Comparison) -> Ve
     return None
 
 
-def words(answer: str, reference: str, comparison: Comparison) -> Verdict | None:
+def compare_words(answer: str, reference: str, comparison: Comparison) -> Verdict | None:
     """Compares a reference in words as text, ignoring case, spacing and punctuation; the order of letters matters."""
     letter = _choice(reference)
     if letter and (letter.isupper() or "\\text" in reference):

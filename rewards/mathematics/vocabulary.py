@@ -29,8 +29,7 @@ _LAST = (
 )
 NO_LAST_WORDS = frozenset(_LAST.split())
 
-# Number words used as units. If the reference has one, as in 5 dozen, the answer may omit it like any unit, but not add
-# it.
+# Number words used as units. An answer may omit that of the reference (5 dozen) like any other unit, but not add one.
 _NUMBERS = (
     "dozen half halve quarter third fourth fifth sixth seventh eighth ninth tenth hundredth thousandth millionth billionth ten"
     " score gross"

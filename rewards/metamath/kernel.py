@@ -41,7 +41,8 @@ class ProofLimitError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """expression: characters of one expression. work: characters of all expressions. deadline: by time.monotonic()."""
+    """Limits of a check. expression: characters of one expression. work: of all expressions. deadline:
+    time.monotonic()."""
 
     expression: int = 1 << 20
     work: int = 1 << 28

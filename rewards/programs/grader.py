@@ -44,7 +44,10 @@ _SHOWN = 40  # characters of a value in a detail
 
 
 class ProgramGrader:
-    """completions: extract each program from a completion. layers, packages, readable: arguments of each Sandbox."""
+    """Grades programs in sandboxes that it keeps open.
+
+    completions: extract each program from a completion. layers, packages, readable: arguments of each Sandbox.
+    """
 
     def __init__(
         self,

@@ -14,8 +14,7 @@ from rewards.proofs.task import ProverTask
 from rewards.score import Outcome
 
 # A proof in Lean can run its own programs and bypass checks, so every word that could lead there is rejected anywhere
-# in the
-# proof: commands, attributes, options, metaprograms, and tactics that trust more than the kernel.
+# in the proof: commands, attributes, options, metaprograms, and tactics that trust more than the kernel.
 _FORBIDDEN = re.compile(
     r"\b(?:sorry|admit|stop|axiom|constant|opaque|unsafe|partial|native_decide|ofReduceBool|reduceBool|reduceNat"
     r"|trustCompiler|implemented_by|extern|csimp|macro|macro_rules|syntax|notation|infix[lr]?|prefix|postfix|elab|elab_rules"

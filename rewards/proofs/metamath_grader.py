@@ -16,7 +16,8 @@ MAX_LENGTH = 1 << 20  # characters of a proof; the longest one of set.mm has 36,
 
 
 class MetamathGrader:
-    """deadline: seconds for one proof, without the time to read the database, which happens once per worker."""
+    """Grades proofs in Metamath. deadline: seconds for one proof, without the time to read a database (once per
+    worker)."""
 
     def __init__(self, *, deadline: float) -> None:
         self._deadline = deadline

@@ -11,7 +11,7 @@ from typing import Any
 from rewards.mathematics.expression import TooLarge, Unreadable
 from rewards.mathematics.latex_parser import parse
 from rewards.mathematics.normalise import normalise
-from rewards.mathematics.rational import Irrational, is_worked_out, rational
+from rewards.mathematics.rational import Irrational, is_evaluated, rational
 from rewards.mathematics.structure import elements, split
 from rewards.puzzles.puzzle import integer, sequence
 from rewards.verdict import BadReference, Verdict, right, unparsed, wrong
@@ -71,7 +71,7 @@ class LinearEquations:
             raise Unreadable("not one value for each unknown")
         ordered = [named[unknown] for unknown in self.unknowns] if named else parts
         nodes = [[parse(side) for side in sides] for sides in ordered]
-        if not all(is_worked_out(sides[-1]) for sides in nodes):
+        if not all(is_evaluated(sides[-1]) for sides in nodes):
             raise Unreadable("arithmetic is left to do")
         return [[*map(rational, sides)] for sides in nodes]
 

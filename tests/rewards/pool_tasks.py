@@ -1,4 +1,4 @@
-"""Grades that misbehave, for the tests of the pool. Loaded in the worker processes, so a module of its own."""
+"""Grading functions that misbehave, for the tests of the pool. A separate module, since worker processes import it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _grade(counter: str, text: str):
     if text == "memory":
         return Outcome.CORRECT, str(len(bytearray(1 << 33)))
     if text == "deep":
-        return _judge_deeply(text)
+        return _grade_deeply(text)
     if text == "bug":
         raise ZeroDivisionError("in our own code")
     if text == "noise":
@@ -47,5 +47,5 @@ def _grade(counter: str, text: str):
     return Outcome.CORRECT, f"{os.getpid()} " + text[:20]
 
 
-def _judge_deeply(text: str):
-    return _judge_deeply(text)
+def _grade_deeply(text: str):
+    return _grade_deeply(text)

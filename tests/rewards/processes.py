@@ -1,4 +1,4 @@
-"""Which processes a test has started, directly or not, and that none of them is left."""
+"""Finds the processes that a test starts, directly or indirectly, and checks that none of them is left."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-Process = tuple[int, str]  # its number, and when it was started, which no other of this number shares
+Process = tuple[int, str]  # process id and start time, which together identify a process
 
 
 def children() -> dict[int, list[int]]:
-    """Of every process of the machine."""
+    """The children of each process of the machine, by the parent's id."""
     found: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
@@ -30,9 +30,10 @@ def descendants() -> list[int]:
 
 @contextmanager
 def no_process_left() -> Iterator[Callable[[], set[Process]]]:
-    """Watches what is started within, even if its parent then ends, and in the end that it has ended.
+    """Records the processes started inside the block, even if their parent ends, and checks at its end that none is
+    left.
 
-    -> a function that gives what runs now.
+    Yields a function that returns the processes running now.
     """
     seen: set[Process] = set()
     over = threading.Event()
@@ -70,5 +71,6 @@ def _runs(process: Process) -> bool:
 
 
 def _fields(stat: Path) -> list[str]:
-    """proc(5): those after the name of the program, from the state on; [1] is the parent, [19] the time of the start."""
+    """The fields of proc(5) after the name of the program, from the state on; [1] is the parent, [19] the start
+    time."""
     return stat.read_text().rpartition(")")[2].split()

@@ -1,4 +1,4 @@
-"""Right programs as models write them, and what else must not be held against them. Each must be worth 1."""
+"""Correct programs as models write them, including unusual ones. Each must score 1."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from rewards.reasoning_gym_tasks import ReasoningGymVerifier, make_entries
 from rewards.score import Score, Verifier
 
 NUM_ENTRIES = 200
-# None of these answers anything. NaN compares as nothing else does, and many scorers read JSON or numbers.
+# None of these is an answer to any task. NaN compares unlike any other value, and many scorers read JSON or numbers.
 JUNK = (
     *("I do not know.", "zebra zebra", "None", "null", "???", "x" * 3000, "%", "/", "1/0", ",", "=", "-", "+", ".", "A=1,A=2"),
     *("nan", "NaN", "inf", "-inf", "1e999", "-1e999", "123456789", "-123456789", "0.123456789", "9" * 50),
@@ -35,7 +35,7 @@ JUNK = (
 
 
 def code_run(data_set: type) -> str | None:
-    """What runs text as code among the functions that the scorer may reach."""
+    """The first function that runs text as code, of all that the scorer may reach, and how; None if there is none."""
     for function in reachable(data_set):
         for name in sorted(names_in(function.__code__) & FORBIDDEN):
             if not is_theirs(getattr(function.__globals__.get(name), "__module__", "")):  # a function of that name
@@ -44,7 +44,7 @@ def code_run(data_set: type) -> str | None:
 
 
 def reachable(data_set: type) -> Iterator[FunctionType]:
-    """score_answer, and all of the library that goes by a name used there, or in what is so reached."""
+    """Yields score_answer, and all functions of the library whose names it uses directly or indirectly."""
     todo: list[Any] = [data_set.score_answer]  # type: ignore[attr-defined]
     seen = set()
     while todo:
@@ -69,12 +69,12 @@ def is_theirs(module: str) -> bool:
 
 
 def names_in(code: CodeType) -> set[str]:
-    """All names that a function uses, and those inside it."""
+    """All names that a function and its nested functions use."""
     return set(code.co_names).union(*(names_in(part) for part in code.co_consts if isinstance(part, CodeType)))
 
 
 def made(task: str, count: int) -> list[dict[str, Any]] | str:
-    """The entries of a task, or why there are none. Generators that nobody seeded must not matter."""
+    """The entries of a task, or the reason why there are none. Unseeded global generators must not matter."""
     random.seed()
     numpy.random.seed()
     try:
@@ -88,7 +88,7 @@ def digest(entries: list[dict[str, Any]] | str) -> str:
 
 
 def digests_elsewhere(tasks: Sequence[str], count: int) -> dict[str, str]:
-    """Of the entries that a process with other hashes makes."""
+    """By task, the digest of the entries that a process with a different hash seed makes."""
     environment = {**os.environ, "PYTHONHASHSEED": "12345"}
     command = [sys.executable, __file__, "--digests", str(count), *tasks]
     return json.loads(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout)
@@ -128,7 +128,7 @@ def refusal(task: str, entries: Sequence[dict[str, Any]], verifier: Verifier) ->
         if score.value != 0:
             return f"its scorer {'accepts' if score.value else 'fails on'} {kind}"
     accepted = sum(score.value != 0 for score in scores_of(list(zip(others, references)), verifier))
-    # Where every solution counts, the answer to another question may be one by chance.
+    # If every solution counts, the answer to a different question may be correct by chance.
     return "its scorer accepts the answers to other questions" if accepted > len(others) / 10 else None
 
 

@@ -1,4 +1,4 @@
-"""Form is judged by counting, so that what only resembles the form earns nothing."""
+"""Format rules count, so that a text that only resembles the format earns nothing."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ GOOD = "<think>\n6*7=42\n</think>\n<answer>42</answer>"
         ("", "<think> occurs 0 times"),
     ],
 )
-def test_think_and_answer_stand_once_in_order_around_something(text: str, problem: str) -> None:
+def test_think_and_answer_tags_must_occur_once_in_order_and_enclose_text(text: str, problem: str) -> None:
     form = format_rule("think-answer")(text)
     assert form.value == float(not problem)
     assert problem in form.problem
@@ -67,7 +67,7 @@ def test_think_and_answer_stand_once_in_order_around_something(text: str, proble
         (r"\boxedtimes", "0 boxes"),
     ],
 )
-def test_the_only_box_closes_the_text(text: str, problem: str) -> None:
+def test_one_box_must_end_the_text(text: str, problem: str) -> None:
     form = format_rule("boxed")(text)
     assert form.value == float(not problem)
     assert problem in form.problem
@@ -82,22 +82,22 @@ def test_the_only_box_closes_the_text(text: str, problem: str) -> None:
         ("x y " * 6, 2 / 5),  # five, of two kinds
     ],
 )
-def test_repetition_costs_its_share(text: str, value: float) -> None:
+def test_repetition_lowers_the_value_by_its_share(text: str, value: float) -> None:
     assert format_rule("no-repetition")(text).value == value
 
 
 @pytest.mark.parametrize(("count", "value"), [(0, 1.0), (10, 1.0), (15, 0.5), (20, 0.0), (500, 0.0)])
-def test_length_is_free_up_to_the_limit(count: int, value: float) -> None:
+def test_length_costs_nothing_up_to_the_limit(count: int, value: float) -> None:
     assert format_rule("words:10")("word " * count).value == value
 
 
 @pytest.mark.parametrize("name", ["tags", "words:", "words:0", "words:-1", "words:1e3"])
-def test_another_name_is_told_those_there_are(name: str) -> None:
+def test_an_unknown_rule_is_an_error_that_lists_the_known_ones(name: str) -> None:
     with pytest.raises(UserError, match=f"{name}.*think-answer.*words:N"):
         format_rule(name)
 
 
-def test_what_follows_the_end_of_the_turn_is_not_the_answer() -> None:
+def test_text_after_the_end_of_the_turn_is_ignored() -> None:
     assert format_rule("think-answer")(own_turn(f"{GOOD}<|im_end|>\nuser: next")).value == 1
 
 

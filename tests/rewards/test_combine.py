@@ -1,4 +1,4 @@
-"""Format counts beside correctness, never instead of it, and every part stays visible."""
+"""Format adds to correctness, never replaces it, and every part stays visible."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FORMED, LOOSE = "<think>w</think><answer>{}</answer>", "{}"
 
 
 class Equal:
-    """Right if the reference occurs; '?' cannot be graded."""
+    """Correct if the reference occurs in the answer; '?' cannot be graded."""
 
     closed = False
 
@@ -47,7 +47,7 @@ def combined(gated: bool) -> CombinedVerifier:
         (LOOSE.format(8), 0.0, 0.0),
     ],
 )
-def test_a_wrong_answer_earns_nothing_for_its_form_unless_told_so(answer: str, gated: float, added: float) -> None:
+def test_a_wrong_answer_earns_nothing_for_its_format_unless_ungated(answer: str, gated: float, added: float) -> None:
     for is_gated, value in ((True, gated), (False, added)):
         score = combined(is_gated).verify_batch([answer], ["7"])[0]
         assert score.value == pytest.approx(value)
@@ -55,7 +55,7 @@ def test_a_wrong_answer_earns_nothing_for_its_form_unless_told_so(answer: str, g
         assert score.parts == {"math": float("7" in answer), "think-answer": float("<" in answer)}
 
 
-def test_what_is_no_score_is_refused_before_anything_is_added_to_it() -> None:
+def test_an_invalid_score_is_rejected_before_the_format_is_added() -> None:
     class Mine(Equal):
         def verify_batch(self, answers: Sequence[str], references: Sequence[Reference]) -> list[Score]:
             return [None for _ in answers]  # pyright: ignore
@@ -64,7 +64,7 @@ def test_what_is_no_score_is_refused_before_anything_is_added_to_it() -> None:
         CombinedVerifier(Mine(), ["words:1"]).verify_batch(["7"], ["7"])
 
 
-def test_the_detail_says_what_both_found() -> None:
+def test_the_detail_contains_both_details() -> None:
     assert combined(True).verify_batch(["7"], ["7"])[0].detail == "compared; think-answer: <think> occurs 0 times"
 
 
@@ -75,15 +75,15 @@ def test_several_rules_share_the_weight() -> None:
     assert score.parts == {"math": 1.0, "think-answer": 0.0, "words:1": 1.0}
 
 
-def test_what_could_not_be_graded_stays_so() -> None:
-    """A form can be judged without the answer, but a value would then be made of the form alone."""
+def test_an_ungradable_answer_stays_ungradable() -> None:
+    """The format could be scored without the answer, but the value would then consist of the format alone."""
     for gated in (True, False):
         score = combined(gated).verify_batch([FORMED.format("?")], ["7"])[0]
         assert score.value is None
         assert score.outcome is Outcome.CRASHED
 
 
-def test_references_and_the_end_are_the_verifiers_business() -> None:
+def test_check_references_and_close_are_delegated_to_the_verifier() -> None:
     verifier = Equal()
     made = CombinedVerifier(verifier, ["boxed"], weight=0.1)
     assert [s.outcome for s in made.check_references(["", ""])] == [Outcome.BAD_REFERENCE] * 2
@@ -91,8 +91,8 @@ def test_references_and_the_end_are_the_verifiers_business() -> None:
     assert verifier.closed
 
 
-def test_a_form_is_that_of_the_models_own_turn() -> None:
-    """A base model that writes on after its turn, as somebody else, has written its answer well."""
+def test_format_rules_read_the_models_own_turn_only() -> None:
+    """A base model that continues after its turn as another speaker has still formatted its answer well."""
     verifier = CombinedVerifier(Equal(), ["think-answer", "words:2"], weight=0.2)
     score = verifier.verify_batch([FORMED.format(7) + "<|im_end|>\n<|im_start|>user\nand now <think>"], ["7"])[0]
     assert score.parts == {"math": 1.0, "think-answer": 1.0, "words:2": 1.0}

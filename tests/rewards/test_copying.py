@@ -1,4 +1,4 @@
-"""An expression of the question is no answer to it, unless the reference is that expression."""
+"""An expression of the question is not an answer to it, unless the reference is that expression."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ COPIED = [  # question, reference, answers that only repeat it, answers that cou
     ("How many metres are 700 cm?", r"7\text{ m}", [r"700\text{ cm}", "700 cm"], ["7", r"7\text{ m}", "7 m"]),
     (r"Solve $2x-y=6$ for $y$.", "y=2x-6", ["2x-y=6"], ["y=2x-6", "2x-6"]),
 ]  # fmt: skip
-# The reference stands in the question: then it is the answer, however it is spelt.
+# The question contains the reference: then that is the answer, in any notation.
 STANDS_THERE = [
     (r"Which is larger, $\frac{3}{4}$ or $\frac57$?", r"\frac34", [r"\frac{3}{4}", "3/4", r"\dfrac34", "0.75"]),
     ("Which of 3 and 5 is prime and odd, but not 3?", "5", ["5", "5.0", "x=5"]),
@@ -60,7 +60,7 @@ STANDS_THERE = [
 
 
 @pytest.mark.parametrize(("question", "reference", "copied", "worked_out"), COPIED, ids=lambda value: str(value)[:20])
-def test_an_expression_of_the_question_is_no_answer(
+def test_a_copied_expression_of_the_question_is_wrong(
     question: str, reference: str, copied: list[str], worked_out: list[str]
 ) -> None:
     for answer in copied:
@@ -73,12 +73,12 @@ def test_an_expression_of_the_question_is_no_answer(
 
 
 @pytest.mark.parametrize(("question", "reference", "answers"), STANDS_THERE, ids=lambda value: str(value)[:20])
-def test_an_answer_that_stands_in_the_question_counts(question: str, reference: str, answers: list[str]) -> None:
+def test_an_answer_that_the_question_states_counts(question: str, reference: str, answers: list[str]) -> None:
     for answer in answers:
         assert GRADER.grade(f"\\boxed{{{answer}}}", reference, question).is_correct, answer
 
 
-def test_the_policy_may_allow_it() -> None:
+def test_the_policy_can_accept_copied_expressions() -> None:
     grader = MathGrader(strict=True, policy=MathPolicy(copied_expressions=True))
     assert grader.grade(r"\boxed{\sqrt{242}}", r"11\sqrt2", r"Simplify $\sqrt{242}$.").is_correct
 
@@ -107,7 +107,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("piece", HOSTILE)
-def test_no_question_takes_long_to_read(piece: str) -> None:
+def test_reading_any_question_takes_bounded_time(piece: str) -> None:
     """20,000 characters, nested or not, in a quarter of the deadline; the slowest needs a tenth of a second."""
     closing = {"(": ")", "((1,2),": ")", "$\\{1,": "\\}$", "f(": "1)", "2^{": "}"}
     nested = "$" + piece.strip("$") * 150 + "1" + closing.get(piece, "").strip("$") * 150 + "$"
@@ -117,8 +117,9 @@ def test_no_question_takes_long_to_read(piece: str) -> None:
         assert time.process_time() - start < 0.5
 
 
-def test_no_expression_of_a_real_question_pays(shared_file: Callable[[str], Path]) -> None:
-    """Every span of mathematics in MATH that equals its reference is written in its words, or does not count; and the reference itself always does."""
+def test_copying_an_expression_of_a_real_question_scores_nothing(shared_file: Callable[[str], Path]) -> None:
+    """Every math span in MATH that equals its reference has its form or scores 0; the reference itself always scores
+    1."""
     paid, kept = 0, 0
     for row in json.loads(shared_file("data/math_train.json").read_text())[::3]:
         question, reference = row["problem"], row["answer"] or ""
@@ -135,7 +136,7 @@ def test_no_expression_of_a_real_question_pays(shared_file: Callable[[str], Path
 
 
 class Recorder:
-    """A verifier that does not read prompts."""
+    """A verifier without the parameter prompts."""
 
     def verify_batch(self, answers: Sequence[str], references: Sequence[Reference]) -> list[Score]:
         return [Score(1.0, Outcome.CORRECT)] * len(answers)
@@ -151,7 +152,7 @@ def _completion(text: str) -> Completion:
     return Completion(text=text, finish_reason=FinishReason.STOP, **fields)
 
 
-def test_in_a_run_the_question_travels_with_the_problem(verifier: MathVerifier) -> None:
+def test_a_run_passes_the_question_to_the_verifier(verifier: MathVerifier) -> None:
     question = (
         {"role": "system", "content": "Answer in a box."},
         {"role": "user", "content": r"Simplify $\sqrt{75}$."},
@@ -161,15 +162,15 @@ def test_in_a_run_the_question_travels_with_the_problem(verifier: MathVerifier) 
         Problem(id="1", prompt=r"Simplify $\sqrt{75}$.", reference=r"5\sqrt3", verifier="other"),
     ]
     for math in (verifier, CombinedVerifier(verifier, ["boxed"])):
-        with BackgroundVerifier(problems, {"math": math, "other": Recorder()}) as judging:
+        with BackgroundVerifier(problems, {"math": math, "other": Recorder()}) as grading:
             for index in (0, 1):
-                judging.put(index, 0, _completion(r"\boxed{\sqrt{75}}"))
-            judging.put(0, 1, _completion(r"\boxed{5\sqrt{3}}"))
-            scores = judging.scores()
+                grading.put(index, 0, _completion(r"\boxed{\sqrt{75}}"))
+            grading.put(0, 1, _completion(r"\boxed{5\sqrt{3}}"))
+            scores = grading.scores()
         assert {key: score.value for key, score in scores.items()} == {(0, 0): 0.0, (0, 1): 1.0, (1, 0): 1.0}
 
 
-def test_prompts_are_optional_and_one_for_each_answer(verifier: MathVerifier) -> None:
+def test_prompts_are_optional_and_need_one_entry_per_answer(verifier: MathVerifier) -> None:
     assert verifier.verify_batch([r"\boxed{\sqrt{75}}"], [r"5\sqrt3"])[0].value == 1.0
     assert verify(CombinedVerifier(Recorder(), ["boxed"]), [r"\boxed{5}"], ["5"], ["?"])[0].value == 1.0
     with pytest.raises(ValueError, match="1 answers for 2 prompts"):

@@ -1,4 +1,4 @@
-"""Lines of worked arithmetic: which are steps, which of them are true, and where each ends."""
+"""Steps of arithmetic: which lines are steps, which of them are true, and where each ends."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_line_is_right_if_all_its_equations_are_exactly_true(line: str, value:
     ["no equation", "x = 5", "5 = 5", "12 apples * 4 = 48", "x - 30 + 5 = 30", "150 = 10+4c", "5 + 3", "=", "= 7", "5 + = 3",
      "1 + 1 = 2 #### 2", "\\boxed{1+1=2}", "((((1", "2020"],
 )  # fmt: skip
-def test_a_line_that_states_no_arithmetic_is_no_step(line: str) -> None:
+def test_a_line_without_arithmetic_is_not_a_step(line: str) -> None:
     assert score_steps(line) == []
 
 
@@ -102,13 +102,13 @@ def test_true_if_and_only_if_python_says_so(a: int, b: int, c: int, off: int) ->
         ("1+1=2\n2*1=2", [1.0]),
     ],
 )  # fmt: skip
-def test_only_what_is_new_is_a_step(text: str, values: list[float]) -> None:
-    """Steps add up: a policy would repeat whatever is worth something each time."""
+def test_only_a_new_result_is_a_step(text: str, values: list[float]) -> None:
+    """The rewards of steps add up, so a policy would repeat any line that is rewarded each time."""
     assert [step.value for step in score_steps(text)] == values
 
 
-def test_what_the_prompt_states_is_not_new() -> None:
-    """As in worked examples before the question. Its numbers are not results."""
+def test_results_in_the_prompt_are_not_new() -> None:
+    """For example in the solved examples before the question. Numbers in the prompt are not results."""
     prompt = f"Q: 2 and 3? A: 2 + 3 = <<2+3=5>>5\n{'1' * 50}+0=0\n{'x' * 500}9+9=18\nQ: 3 and 4, or 8?"
     assert score_steps("2+3=5\n1+4=5\n3+4=7\n4+4=8\n9+9=18", given=prompt) == [
         Step(1.0, 18), Step(1.0, 24), Step(1.0, 30),
@@ -119,7 +119,7 @@ def test_what_the_prompt_states_is_not_new() -> None:
     st.lists(st.tuples(st.integers(0, 9), st.sampled_from("+-*/"), st.integers(0, 9), st.integers(-9, 81)), max_size=30)
 )
 @settings(max_examples=200, deadline=None)
-def test_there_are_no_more_right_steps_than_results(equations: list[tuple[int, str, int, int]]) -> None:
+def test_there_are_at_most_as_many_correct_steps_as_results(equations: list[tuple[int, str, int, int]]) -> None:
     text = "".join(f"{a}{sign}{b}={result}\n" for a, sign, b, result in equations)
     values = [step.value for step in score_steps(text * 2)]
     assert sum(values) <= len({result for *_, result in equations})

@@ -1,4 +1,4 @@
-"""Final answers against references: the verdict, why, in bounded time, and the same whatever was judged before."""
+"""Grading of final answers: verdict, reason, bounded time, and independence of what was graded before."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _boxed(answers: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("rule", CASES)
-def test_our_own_cases_get_the_verdict_that_their_rule_says(rule: str, verifier: MathVerifier) -> None:
+def test_each_case_gets_the_verdict_of_its_rule(rule: str, verifier: MathVerifier) -> None:
     for reference, right, wrong in CASES[rule]:
         answers = right + wrong
         if any("{" in answer and answer.count("{") != answer.count("}") for answer in answers):
@@ -52,7 +52,7 @@ def _table(path: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_the_development_table_holds_no_false_right_and_at_most_one_wrong_in_a_hundred(
+def test_the_development_table_has_no_false_positive_and_at_most_one_percent_false_negatives(
     shared_file: Callable[[str], Path], verifier: MathVerifier
 ) -> None:
     rows = _table(shared_file("cases/math_cases_dev.jsonl"))
@@ -65,7 +65,7 @@ def test_the_development_table_holds_no_false_right_and_at_most_one_wrong_in_a_h
     assert list(Path("/tmp").glob("pwned_*")) == []
 
 
-def test_the_defaults_follow_the_leanings_of_the_ambiguous_table(
+def test_the_defaults_follow_the_majority_of_the_ambiguous_table(
     shared_file: Callable[[str], Path], verifier: MathVerifier
 ) -> None:
     rows = [row for row in _table(shared_file("cases/math_cases_ambiguous.jsonl")) if row["lean"] is not None]
@@ -89,7 +89,7 @@ def test_the_defaults_follow_the_leanings_of_the_ambiguous_table(
         ("decimal_comma", True, "3.14", "3,14"),
     ],
 )
-def test_each_option_turns_its_verdict(option: str, other: float, reference: str, answer: str) -> None:
+def test_each_option_changes_its_verdict(option: str, other: float, reference: str, answer: str) -> None:
     default = getattr(MathPolicy(), option)
     verdicts = [
         MathGrader(strict=True, policy=MathPolicy(**{option: value}))
@@ -151,7 +151,7 @@ def test_a_question_a_hedge_or_a_base_is_a_wrong_answer_not_an_unreadable_one(an
     assert GRADER.grade(f"\\boxed{{{answer}}}", "5").outcome is Outcome.WRONG
 
 
-def test_identical_pairs_are_judged_once(verifier: MathVerifier, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_identical_pairs_are_graded_once(verifier: MathVerifier, monkeypatch: pytest.MonkeyPatch) -> None:
     graded = []
     run = verifier._pool.run
     monkeypatch.setattr(verifier._pool, "run", lambda items: graded.extend(items) or run(items))
@@ -206,7 +206,8 @@ REFERENCES = [
 
 
 def _bombs_are_turned_away(verifier: MathVerifier) -> None:
-    """Before they cost anything: none gets as far as the deadline of 2 s, the memory limit or the stack."""
+    """They are rejected before they cost anything: none reaches the deadline of 2 s, the memory limit or the stack
+    limit."""
     pairs = list(itertools.product(BOMBS, REFERENCES))
     scores = verifier.verify_batch(_boxed([bomb for bomb, _ in pairs]), [reference for _, reference in pairs])
     assert {score.outcome for score in scores} <= {Outcome.WRONG, Outcome.UNPARSED}
@@ -230,7 +231,7 @@ def test_bombs_end_in_time_where_integers_are_computed_in_c() -> None:
         assert [score.value for score in scores] == [1.0, 1.0]
 
 
-# Repeated, each of these has made some regular expression backtrack in one grader or another.
+# Each of these, repeated, makes the regular expressions of some grader backtrack.
 PIECES = [
     " ", "a", "a ", "1", "1 ", "1,", "1,234", "1.", "1:", "{", "}", "(", "()", "[", "|", "|x", "\\", r"\\\\", r"\text{", r"\text{a} ", r"\text{a}^2",
     r"\,", r"\quad ", "{,}", "_{a", "x_1 ", "^{2}", "e1", r"1\times10^", r"0.\dot1", r"1\overline{", r"\frac{1}{2}", r"\frac{\text{", "<", "x=", "(x, ",
@@ -241,7 +242,7 @@ PIECES = [
 
 
 @pytest.mark.parametrize("start", ["", "1", "x ", r"\text{", "(", "[", r"\frac{", "1 "])
-def test_no_repetition_takes_long_to_judge(start: str) -> None:
+def test_grading_repetitions_takes_bounded_time(start: str) -> None:
     for piece in PIECES:
         answer = (start + piece * 2000)[:1990] + "!"
         begin = time.monotonic()
@@ -265,19 +266,19 @@ def test_a_repeated_answer_is_compared_once(monkeypatch: pytest.MonkeyPatch) -> 
     assert not grader.grade(r"\boxed{2x+1}", "2+2x").is_correct  # another reference, another verdict
 
 
-def test_what_is_remembered_belongs_to_one_policy() -> None:
+def test_the_cache_belongs_to_one_policy() -> None:
     graders = [
         MathGrader(strict=strict, policy=MathPolicy(ignore_letter_case=ignore))
         for strict, ignore in ((True, False), (False, False), (True, True))
     ]
-    for _ in range(2):  # the second time from memory
+    for _ in range(2):  # the second time from the cache
         assert [grader.grade(r"\boxed{b}", "B").is_correct for grader in graders] == [False, False, True]
         assert [grader.grade("#### B", "B").outcome for grader in graders] == [
             *(Outcome.NO_ANSWER, Outcome.CORRECT, Outcome.NO_ANSWER)
         ]
 
 
-def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_size_of_the_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(math_grader, "MAX_CACHED", 10)
     grader = MathGrader(strict=True, policy=MathPolicy())
     for number in range(100):
@@ -359,6 +360,6 @@ def test_polynomials_are_equal_iff_their_coefficients_are(coefficients: list[int
     st.sampled_from(REFERENCES),
 )
 @settings(max_examples=200, deadline=None)
-def test_no_answer_makes_the_judge_fail(answer: str, reference: str) -> None:
+def test_no_answer_crashes_the_grader(answer: str, reference: str) -> None:
     assert GRADER.grade(f"#### {answer}", reference).outcome is not Outcome.CRASHED
     MathGrader(strict=False, policy=MathPolicy()).grade(f"#### {answer}", reference)  # raises nothing

@@ -26,7 +26,7 @@ def _sample(items: list[str]) -> list[str]:
 
 
 def _gsm8k(shared_file: SharedFile) -> tuple[list[str], list[str]]:
-    """The worked solutions, and the distinct numbers that they end in."""
+    """The solutions, and the distinct numbers with which they end."""
     solutions = [json.loads(line)["answer"] for line in shared_file("data/gsm8k_train.jsonl").read_text().splitlines()]
     return solutions, list(dict.fromkeys(solution.rpartition("####")[2].strip() for solution in solutions))
 
@@ -108,7 +108,7 @@ def _written(value: Fraction) -> str:
 @pytest.mark.parametrize(
     "change", [lambda v: v + 1, lambda v: v - 1, lambda v: -v, lambda v: v * 10, lambda v: v / 10, lambda v: v / 100]
 )
-def test_another_number_is_wrong(
+def test_a_different_number_is_wrong(
     change: Callable[[Fraction], Fraction], shared_file: SharedFile, verifier: MathVerifier
 ) -> None:
     golds = _sample([g for g in _gsm8k(shared_file)[1] + _math(shared_file)[1] if re.fullmatch(r"-?\d{1,9}", g)])
@@ -118,7 +118,7 @@ def test_another_number_is_wrong(
 
 
 @pytest.mark.parametrize("change", ["{0}0", "-{0}", "({0}+1)", "{0}/10", "{0}x"])
-def test_another_number_anywhere_in_an_expression_is_wrong(
+def test_a_different_number_anywhere_in_an_expression_is_wrong(
     change: str, shared_file: SharedFile, verifier: MathVerifier
 ) -> None:
     # Of the first positive integer. Decimals are left out (0.5 and 0.50 are equal), and so are the few where the sign of

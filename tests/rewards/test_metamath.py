@@ -1,4 +1,4 @@
-"""The proof checker for Metamath, against hand-worked proofs, the language's book, and the program of the language's author."""
+"""The Metamath proof checker, compared with hand-written proofs, the Metamath book and the metamath program."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ needs_metamath = pytest.mark.skipif(shutil.which("metamath") is None, reason="th
 
 
 def verdict(database: Database, label: str, proof: str, **limits: float) -> str:
-    """Why the proof is not one, "" if it is."""
+    """The reason why the proof is rejected, "" if it is accepted."""
     try:
         check(database, database.theorem(label), proof, limits=Limits(**limits))  # type: ignore[arg-type]
     except (ProofError, UnreadableProofError, ProofLimitError) as error:
@@ -72,7 +72,7 @@ def verdict(database: Database, label: str, proof: str, **limits: float) -> str:
         ("twice", "( wi ax-1 ) AABZZEC", ""),  # tagged twice: D and E
     ],
 )
-def test_a_proof_is_right_or_told_what_is_wrong(label: str, proof: str, reason: str) -> None:
+def test_a_proof_is_correct_or_the_message_says_what_is_wrong(label: str, proof: str, reason: str) -> None:
     said = verdict(PROPOSITIONAL, label, proof)
     assert reason in said if reason else said == ""
 
@@ -105,7 +105,7 @@ def test_a_proof_is_right_or_told_what_is_wrong(label: str, proof: str, reason: 
         ("new $p |- ( ph -> ph ) $= ? $.", "syl", "syl.1", "syl.1 is not active before new"),  # outside of syl's block
     ],
 )
-def test_a_new_theorem_stands_on_what_is_before_it_alone(
+def test_a_new_theorem_can_use_only_earlier_statements(
     source: str, before: str | None, proof: str, reason: str
 ) -> None:
     database, theorem = DISTINCT.with_theorem(source, before=before)
@@ -132,7 +132,7 @@ def test_a_new_theorem_stands_on_what_is_before_it_alone(
         ("new $p |- ph $= ? $.", None, ""),
     ],
 )
-def test_statements_that_cannot_be_asked_for(source: str, before: str | None, reason: str) -> None:
+def test_invalid_statements_to_prove(source: str, before: str | None, reason: str) -> None:
     if not reason:
         DISTINCT.with_theorem(source, before=before)
         return
@@ -140,14 +140,14 @@ def test_statements_that_cannot_be_asked_for(source: str, before: str | None, re
         DISTINCT.with_theorem(source, before=before)
 
 
-def test_labels_can_be_forbidden() -> None:
+def test_labels_can_be_excluded() -> None:
     theorem = PROPOSITIONAL.theorem("twice")
     with pytest.raises(ProofError, match="id may not be used here"):
         check(PROPOSITIONAL, theorem, "wph id", limits=Limits(), without={"id"})
 
 
 HEAD = "$c ( ) -> wff |- set $.\n$v P Q x y $.\nwp $f wff P $. wq $f wff Q $. vx $f set x $. vy $f set y $.\n"
-# What the book forbids (chapter 4), and how we say it. * where the metamath program lets it pass.
+# What the book forbids (chapter 4), and our message; * marks what the metamath program accepts.
 BAD_SOURCES = {
     "$c wff $.": "wff is already a constant",
     "$c a a $.": "one or more different symbols",
@@ -229,7 +229,7 @@ def test_proofs_that_grow_without_bound_exceed_the_limits() -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.text(), st.lists(st.sampled_from(["wph", "wi", "ax-1", "ax-mp", "(", ")", "AABZ", "DC", "UZ", "?", "$d"])))
-def test_no_text_does_more_than_be_refused(text: str, tokens: list[str]) -> None:
+def test_any_text_is_accepted_or_rejected_without_another_error(text: str, tokens: list[str]) -> None:
     for proof in (text, " ".join(tokens), "( wi ax-1 ) " + "".join(tokens[:5])):
         verdict(PROPOSITIONAL, "id", proof, work=1 << 16)
 
@@ -282,7 +282,7 @@ def metamath(folder: Path, name: str) -> str:
 
 
 def refused_by_metamath(folder: Path, name: str) -> set[str]:
-    """The labels of the theorems whose proofs the program refuses, or calls incomplete."""
+    """The labels of the theorems whose proofs the metamath program rejects or calls incomplete."""
     said = metamath(folder, name)
     assert "proofs were not checked" in said  # the database itself was read without an error
     refused = set(re.findall(r'^\?Error.*?label\s+"([^"]+)"', said, re.MULTILINE | re.DOTALL))

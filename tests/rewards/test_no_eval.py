@@ -13,7 +13,7 @@ FORBIDDEN = {
     *("pickle", "cPickle", "dill", "marshal", "shelve"),
 }
 
-RUNS_PROGRAMS = "sandbox/child.py"  # the one file whose work is to run text, where nothing can be lost
+RUNS_PROGRAMS = "sandbox/child.py"  # the only file that executes text, in a sandbox
 
 
 def _forbidden_names(source: str) -> list[str]:

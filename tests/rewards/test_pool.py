@@ -1,4 +1,4 @@
-"""Whatever happens to a worker, every other item gets its verdict, and no failure of ours becomes a zero."""
+"""Whatever happens to a worker, all other items get their verdicts, and no verifier failure becomes a 0."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _is_running(pid: int) -> bool:
 
 
 def test_an_answer_given_in_time_counts_however_late_the_trainer_reads_it(make_pool: Callable[..., WorkerPool]) -> None:
-    """The parent may be held up itself, by an update on the same cores, say."""
+    """The parent may be delayed itself, for example by an update on the same cores."""
     pool = make_pool(num_workers=1)
     pool.run([["warm"]])
     exchange = pool._exchange
@@ -66,7 +66,7 @@ def test_an_answer_given_in_time_counts_however_late_the_trainer_reads_it(make_p
     assert _outcomes(pool, "a") == [Outcome.CORRECT]
 
 
-def test_only_the_item_that_overruns_its_deadline_times_out(make_pool: Callable[..., WorkerPool]) -> None:
+def test_only_the_item_that_exceeds_its_deadline_times_out(make_pool: Callable[..., WorkerPool]) -> None:
     pool = make_pool(num_workers=1)
     pool.run([["warm"]])
     start = time.monotonic()
@@ -109,14 +109,14 @@ def test_an_item_that_kills_its_worker_twice_is_not_gradable(
     assert "status 3" in verdicts[1][1]
 
 
-def test_an_item_whose_worker_died_once_is_tried_again(make_pool: Callable[..., WorkerPool], tmp_path: Path) -> None:
+def test_an_item_whose_worker_died_once_is_retried(make_pool: Callable[..., WorkerPool], tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.touch()
     assert _outcomes(make_pool(counter=str(log)), "a", "die once") == [Outcome.CORRECT, Outcome.CORRECT]
     assert log.read_text().split("\n").count("die once") == 2
 
 
-def test_memory_and_depth_are_the_answers_fault_and_a_bug_is_ours(make_pool: Callable[..., WorkerPool]) -> None:
+def test_memory_and_depth_time_out_and_a_bug_is_a_crash(make_pool: Callable[..., WorkerPool]) -> None:
     verdicts = make_pool().run([["memory"], ["deep"], ["bug"], ["a"]])
     outcomes = [outcome for outcome, _ in verdicts]
     # 8 GiB do not fit into the limit of 1 GiB
@@ -125,7 +125,7 @@ def test_memory_and_depth_are_the_answers_fault_and_a_bug_is_ours(make_pool: Cal
     assert "ZeroDivisionError" in verdicts[2][1]
 
 
-def test_what_a_library_prints_or_reads_does_not_disturb_the_replies(make_pool: Callable[..., WorkerPool]) -> None:
+def test_a_library_that_prints_or_reads_does_not_disturb_the_replies(make_pool: Callable[..., WorkerPool]) -> None:
     pool = make_pool(num_workers=1)
     assert _outcomes(pool, "noise", "a", "noise") == [Outcome.CORRECT] * 3
 
@@ -148,18 +148,18 @@ def test_a_worker_that_does_not_read_cannot_block_the_trainer(make_pool: Callabl
     assert outcomes[1] is Outcome.CORRECT
 
 
-def test_a_worker_that_cannot_start_raises_what_it_said(make_pool: Callable[..., WorkerPool]) -> None:
+def test_a_worker_that_fails_to_start_raises_with_its_message(make_pool: Callable[..., WorkerPool]) -> None:
     with pytest.raises(RuntimeError, match="ImportError: the library is not installed"):
         make_pool(task="pool_tasks:load_nothing").run([["a"]])
 
 
-def test_workers_that_die_as_they_start_leave_no_verdict_and_end_nothing(make_pool: Callable[..., WorkerPool]) -> None:
+def test_workers_that_die_during_start_crash_the_batch_and_not_the_pool(make_pool: Callable[..., WorkerPool]) -> None:
     verdicts = make_pool(task="pool_tasks:load_and_die").run([["a"], ["b"]])
     assert [outcome for outcome, _ in verdicts] == [Outcome.CRASHED] * 2
     assert "the last with status 7" in verdicts[0][1]
 
 
-def test_where_no_process_can_be_had_nothing_is_judged_until_one_can(
+def test_nothing_is_graded_while_no_process_can_be_started(
     make_pool: Callable[..., WorkerPool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = make_pool()
@@ -183,7 +183,7 @@ def test_where_no_process_can_be_had_nothing_is_judged_until_one_can(
     assert _outcomes(pool, "a", "b") == [Outcome.CORRECT] * 2
 
 
-def test_workers_killed_at_random_cost_at_most_what_they_were_at(make_pool: Callable[..., WorkerPool]) -> None:
+def test_workers_killed_at_random_lose_at_most_their_current_items(make_pool: Callable[..., WorkerPool]) -> None:
     pool = make_pool()
     pool.run([["warm"]])
     chance, done = random.Random(0), threading.Event()
@@ -210,10 +210,11 @@ def test_workers_killed_at_random_cost_at_most_what_they_were_at(make_pool: Call
     assert _outcomes(pool, "after") == [Outcome.CORRECT]
 
 
-def test_a_worker_that_has_judged_enough_is_replaced(
+def test_a_worker_is_replaced_after_a_number_of_items(
     make_pool: Callable[..., WorkerPool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After the batch with which it went beyond 10 items, so it has judged at most 22. Of two that stay one would have 30 of 60."""
+    """It is replaced after the batch in which it exceeds 10 items, so it has graded at most 22; one that stays would
+    have 30."""
     monkeypatch.setattr(rewards.pool, "_RECYCLE_AFTER", 10)
     pool = make_pool(num_workers=1)
     graded = Counter(detail.split()[0] for _ in range(5) for _, detail in pool.run([["a"]] * 12))

@@ -1,4 +1,4 @@
-"""Hostile programs are worth nothing, honest ones everything, and what fails on our side is not graded."""
+"""Hostile programs score 0, honest ones 1, and a failure of the verifier is not graded."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _verify(verifier: ProgramVerifier, items: dict[str, Item]) -> dict[str, Scor
 
 
 def _attacked(names: list[str], **options: Any) -> dict[str, Score]:
-    """The scores of attacks, and of an honest program that is judged after each. No process is left."""
+    """The scores of attacks, and of an honest program that is graded after each. Checks that no process is left."""
     items: dict[str, Item] = {}
     for name in names:
         items[name] = ATTACKS[name]
@@ -88,7 +88,7 @@ def verifier() -> Iterator[ProgramVerifier]:
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_an_attack_is_worth_nothing_and_the_next_program_is_judged(attacked: dict[str, Score], name: str) -> None:
+def test_an_attack_scores_0_and_the_next_program_is_graded(attacked: dict[str, Score], name: str) -> None:
     assert (attacked[name].value, attacked[f"after {name}"].value) == (0.0, 1.0), attacked[name]
 
 
@@ -187,7 +187,7 @@ BAD_TASKS["itself"] = BAD_TASKS["cycle"] = cycle = {"type": "stdin"}
 cycle["tests"] = [cycle]
 
 
-def test_a_task_that_cannot_be_judged_against_is_not_graded(verifier: ProgramVerifier) -> None:
+def test_an_invalid_task_is_a_bad_reference(verifier: ProgramVerifier) -> None:
     programs = ["def add(a, b): return a + b"] * len(BAD_TASKS)
     scores = dict(zip(BAD_TASKS, verifier.verify_batch(programs, list(BAD_TASKS.values())), strict=True))
     assert {name: s for name, s in scores.items() if s.outcome is not Outcome.BAD_REFERENCE} == {}
@@ -226,20 +226,20 @@ results = lambda x: [0]
 
 
 @pytest.mark.parametrize("name", DECIDED_BY_THE_PROGRAM)
-def test_what_the_program_defines_does_not_decide_its_tests(verifier: ProgramVerifier, name: str) -> None:
+def test_names_that_the_program_defines_do_not_decide_its_tests(verifier: ProgramVerifier, name: str) -> None:
     task = _with(ASSERTS, asserts=[DECIDED_BY_THE_PROGRAM[name]])
     (checked,), (graded,) = verifier.check_references([task]), verifier.verify_batch([FAKES], [task])
     assert checked.outcome is graded.outcome is Outcome.BAD_REFERENCE, (checked, graded)
     assert "program's to define" in checked.detail
 
 
-def test_asserts_that_no_program_can_meet_are_refused_before_training(verifier: ProgramVerifier) -> None:
+def test_asserts_that_no_program_can_pass_are_rejected_before_training(verifier: ProgramVerifier) -> None:
     tasks = {name: task for name, task in BAD_TASKS.items() if name.startswith("asserts")}
     scores = dict(zip(tasks, verifier.check_references(list(tasks.values())), strict=True))
     assert {name: score for name, score in scores.items() if score.outcome is not Outcome.BAD_REFERENCE} == {}
 
 
-def test_asserts_that_programs_can_meet_are_accepted_before_training(verifier: ProgramVerifier) -> None:
+def test_asserts_that_programs_can_pass_are_accepted_before_training(verifier: ProgramVerifier) -> None:
     tasks = {name: task for name, (task, _) in OTHERS.items() if task["type"] == "asserts"}
     scores = dict(zip(tasks, verifier.check_references(list(tasks.values())), strict=True))
     assert {name: score for name, score in scores.items() if score.outcome is not Outcome.CORRECT} == {}
@@ -256,7 +256,7 @@ def test_a_solution_must_pass_its_own_tests(verifier: ProgramVerifier) -> None:
 
 
 @pytest.mark.parametrize("program", [None, 3, b"def add(a, b): return a + b", ["x"]], ids=repr)
-def test_what_is_no_text_is_no_program(verifier: ProgramVerifier, program: Any) -> None:
+def test_a_program_must_be_text(verifier: ProgramVerifier, program: Any) -> None:
     (score,) = verifier.verify_batch([program], [FUNCTION])
     assert (score.value, score.outcome) == (0.0, Outcome.UNPARSED)
 
@@ -280,7 +280,7 @@ def test_a_detail_is_one_line_that_can_be_shown(verifier: ProgramVerifier) -> No
 
 
 def test_all_tests_of_a_script_share_a_bound_of_time(verifier: ProgramVerifier) -> None:
-    """Each test keeps below the 2 s that one may take; all together have twice that."""
+    """Each test takes less than its limit of 2 s; all together may take twice that."""
     task = {"type": "stdin", "tests": [{"stdin": "", "stdout": "1"}] * 20}
     start = time.monotonic()
     (score,) = verifier.verify_batch(["import time; time.sleep(1.2); print(1)"], [task])
@@ -296,8 +296,8 @@ MANY: list[Item] = [
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 4], ids=["workers", "zygotes", "what they start", "what that starts"])
-def test_killing_costs_hardly_any_program_its_grade(depth: int) -> None:
-    """An item is tried twice, and a kill spoils one try: so many are not graded at most. None is ever called wrong."""
+def test_kills_from_outside_leave_few_programs_ungraded(depth: int) -> None:
+    """An item is tried twice and a kill ends one try, which bounds the number of ungraded items. None is ever wrong."""
     items = {str(i): (MANY[i % 3][0], f"{MANY[i % 3][1]}  # {i}") for i in range(200)}
     chance, over, num_kills = random.Random(depth), threading.Event(), 6
     with no_process_left(), _verifier() as verifier:
@@ -326,7 +326,7 @@ def test_killing_costs_hardly_any_program_its_grade(depth: int) -> None:
 
 @pytest.mark.parametrize(("again", "expected"), [("passes", Outcome.CORRECT), ("hangs up", Outcome.WRONG)])
 def test_a_program_that_the_tests_lose_before_it_has_ended_is_run_once_more(again: str, expected: Outcome) -> None:
-    """It may be about to be killed by somebody else, and the judge came first; one that hangs up each time is wrong."""
+    """It may have been about to be killed from outside; one that closes the connection each time is wrong."""
 
     def ended(by: str, result: str) -> ChildResult:
         return ChildResult(
@@ -346,7 +346,7 @@ def test_a_program_that_the_tests_lose_before_it_has_ended_is_run_once_more(agai
 @pytest.mark.parametrize(
     ("kind", "least"), [(resource.RLIMIT_NOFILE, 5), (resource.RLIMIT_FSIZE, 0)], ids=["files", "size"]
 )
-def test_what_a_machine_refuses_is_not_graded_and_forgotten_afterwards(kind: int, least: int) -> None:
+def test_a_failure_of_the_machine_is_not_graded_and_does_not_last(kind: int, least: int) -> None:
     item = {"": HONEST["asserts"]}
     with _verifier(num_workers=1) as verifier:
         assert _verify(verifier, item)[""].value == 1.0
@@ -361,7 +361,7 @@ def test_what_a_machine_refuses_is_not_graded_and_forgotten_afterwards(kind: int
         assert _verify(verifier, item)[""].value == 1.0
 
 
-def test_a_sandbox_that_does_not_start_is_asked_for_again_and_not_graded() -> None:
+def test_a_sandbox_that_fails_to_start_is_retried_and_not_graded() -> None:
     limits: Limits = {"cpu_seconds": 1, "wall_seconds": 1.0, "memory": 1 << 30, "output": 1 << 20}
     grader = ProgramGrader(completions=False, limits=limits, layers=[], packages=["no_such_package"], readable=[])
     outcome, detail = grader.grade(HONEST["function"][1], FUNCTION)
@@ -390,7 +390,7 @@ def test_a_machine_where_no_process_can_be_started_is_named(monkeypatch: pytest.
         ProgramVerifier()
 
 
-def test_below_the_floor_programs_run_only_if_that_is_allowed() -> None:
+def test_below_the_minimum_level_programs_run_only_if_allowed() -> None:
     without = ["namespaces", "landlock"]
     with pytest.raises(SandboxUnavailable, match=r"L[01] \(seccomp\); missing: .*landlock \(switched off\)"):
         ProgramVerifier(without=without)
@@ -410,12 +410,12 @@ def test_below_the_floor_programs_run_only_if_that_is_allowed() -> None:
         ({"packages": ["no_such_package"]}, "no_such_package"),
     ],
 )
-def test_options_that_cannot_be_met_are_refused_by_name(options: dict[str, Any], named: str) -> None:
+def test_invalid_options_are_rejected_by_name(options: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         ProgramVerifier(**options)
 
 
-def test_packages_are_there_if_asked_for() -> None:
+def test_requested_packages_can_be_imported() -> None:
     program = "import numpy as np\ndef add(a, b): return np.add(a, b)"
     asserts = _with(
         ASSERTS, setup="import numpy as np", asserts=["assert np.allclose(add(np.array([1, 2]), 1), [2, 3])"]

@@ -1,4 +1,4 @@
-"""Where the program is in a text, and when a result is the expected one."""
+"""Extraction of the program from a text, and comparison of results with expected ones."""
 
 from __future__ import annotations
 
@@ -101,14 +101,14 @@ PREFIX = "import math\ndef add(a, b):\n"
         ("    return a\ndef address(): pass", PREFIX + "    return a"),
     ],
 )
-def test_a_prefix_is_gone_on_with_or_written_again(program: str, whole: str) -> None:
+def test_a_program_continues_the_prefix_or_repeats_it(program: str, whole: str) -> None:
     assert full_source(program, parse_task({**ADD, "prefix": PREFIX})) == whole
 
 
 @pytest.mark.parametrize("text", ["\n" * 200_000, " \n" * 100_000, "def\n" * 50_000, "```\n" * 50_000, "```python\n" * 20_000, "```a" * 50_000, " " * 200_000 + "```", "~" * 200_000, "<answer>" * 25_000, "`" * 200_000 + "\n" + "`" * 100_000, "```python\n" + "a```b\n" * 30_000,
     "</answer>" * 20_000, "'</s>'" * 40_000, "1. " * 60_000 + "```python", "<answer>a\n" * 20_000, " ```python\n" + "  a\n" * 50_000])  # fmt: skip
 def test_texts_are_read_in_linear_time(text: str) -> None:
-    """Two of these took minutes with a pattern that looks across lines."""
+    """Two of these took minutes with a pattern that matches across lines."""
     task, start = parse_task({**ADD, "prefix": PREFIX}), time.monotonic()
     full_source(extract_program(text) + text, task)
     assert time.monotonic() - start < 2.0

@@ -1,4 +1,4 @@
-"""Proofs in Metamath and Lean; how a prover is shut in. Coq has test_proof_coq.py."""
+"""Proofs in Metamath and Lean, and the sandbox of provers. For Coq see test_proof_coq.py."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_every_outcome_of_a_metamath_proof(verifier: ProofVerifier) -> None:
     assert {score.value for score in scores[1:]} == {0.0, 1.0}
 
 
-def test_a_metamath_statement_that_the_reference_brings_is_judged(verifier: ProofVerifier) -> None:
+def test_a_metamath_statement_in_the_reference_is_graded(verifier: ProofVerifier) -> None:
     database = "$c wff $. $v p $. wp $f wff p $. wpp $a wff p p $."
     task = {"system": "metamath", "source": database, "statement": "four $p wff p p p p $= ? $."}
     answers = ["wp wpp wpp", "( wpp ) ABB", "wp wp wpp", "four", "wq $f wff q $. four $a wff p p p p $."]
@@ -85,7 +85,7 @@ def test_a_metamath_statement_that_the_reference_brings_is_judged(verifier: Proo
         ({"system": "lean", "statement": 3}, "statement must be text, not int"),
     ],
 )
-def test_references_that_nothing_can_be_held_against(verifier: ProofVerifier, reference: Any, reason: str) -> None:
+def test_invalid_references_are_bad_references(verifier: ProofVerifier, reference: Any, reason: str) -> None:
     scores = [*verifier.check_references([reference]), *verifier.verify_batch([ID], [reference])]
     assert outcomes(scores) == [Outcome.BAD_REFERENCE] * 2
     assert all(reason in score.detail and score.value is None for score in scores)
@@ -175,7 +175,7 @@ attempt("become another program", lambda: os.execv("/bin/sh", ["sh", "-c", "echo
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="provers are shut in on Linux only")
+@pytest.mark.skipif(sys.platform != "linux", reason="provers are sandboxed on Linux only")
 def test_a_prover_reaches_nothing_but_its_folder(tmp_path: Path) -> None:
     for folder in ("home", "given"):
         (tmp_path / folder).mkdir()
@@ -198,7 +198,7 @@ def test_a_prover_reaches_nothing_but_its_folder(tmp_path: Path) -> None:
     assert len(said) == 13
 
 
-def test_a_prover_is_ended_in_time_and_heard_in_measure(tmp_path: Path) -> None:
+def test_a_prover_has_limits_of_time_and_output(tmp_path: Path) -> None:
     python = Prover(program=Path(sys.executable), libraries=(), seconds=1.0, memory=1 << 30, sandboxed=False)
     start = time.monotonic()
     assert python.run("-c", "while True: pass", folder=tmp_path).status is None  # by its processor time
@@ -213,7 +213,7 @@ def test_a_prover_is_ended_in_time_and_heard_in_measure(tmp_path: Path) -> None:
     assert environment.strip() == str(["HOME", "LC_ALL", "TMPDIR"])
 
 
-def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_prover_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert available_provers() == {
         "metamath": "built in",
@@ -227,7 +227,7 @@ def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert scores[0].detail == scores[2].detail == "coqc is not on PATH: install Debian's coq"
 
 
-def test_a_prover_that_cannot_be_shut_in_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_prover_that_cannot_be_sandboxed_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "coqc").write_text("#!/bin/sh\n")
     (tmp_path / "coqc").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -241,8 +241,8 @@ def _no_landlock(allowed: object) -> None:
     raise OSError("no landlock here")
 
 
-# Stands for Lean, of which there was none where this was written. It shows that files, folders and verdicts go the right
-# ways, and nothing of Lean itself.
+# A stub of Lean, which was not available. It tests the handling of files, folders and verdicts, and nothing of Lean
+# itself.
 _LEAN = """#!{python}
 import os, sys
 if len(sys.argv) == 2:
@@ -264,7 +264,7 @@ open(output, "w").write("built")
 """
 
 
-def test_what_a_stub_of_lean_says_becomes_the_verdict(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_output_of_a_stub_of_lean_becomes_the_verdict(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     stub = tmp_path / "lean"
     stub.write_text(_LEAN.format(python=sys.executable))
     stub.chmod(0o755)

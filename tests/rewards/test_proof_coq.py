@@ -35,7 +35,7 @@ def coq(tmp_path_factory: pytest.TempPathFactory) -> CoqGrader:
     try:
         grader.prover()
     except BadReference as error:
-        pytest.skip(f"no proof for Coq was judged: {error}")
+        pytest.skip(f"no proof for Coq was graded: {error}")
     return grader
 
 
@@ -78,7 +78,7 @@ def test_a_coq_proof_assumes_only_what_the_reference_allows(verifier: ProofVerif
     assert scores[1].detail == "the proof assumes Classical_Prop.classic"
 
 
-# Each would be a proof of False, were it believed. After "Abort." the text goes on as a file of its own.
+# Each would be a proof of False if it were accepted. After "Abort." the text continues as a file of its own.
 ATTACKS = {
     "admitted": "Admitted.",
     "admit": "admit.",
@@ -123,7 +123,7 @@ ATTACKS = {
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_no_attack_on_coq_proves_false(name: str, coq: CoqGrader) -> None:
-    """Neither through the screen nor, for the checks behind it are to hold alone, without it."""
+    """With the screening, and without it, since the later checks must suffice alone."""
     task = parse_task({**FALSE, "axioms": ["Coq.Logic.Classical_Prop.classic"]})
     outcome, detail = coq.grade(ATTACKS[name], task)  # type: ignore[arg-type]
     assert outcome in (Outcome.WRONG, Outcome.UNPARSED), detail
@@ -132,7 +132,7 @@ def test_no_attack_on_coq_proves_false(name: str, coq: CoqGrader) -> None:
         coq.prove(whole, task)  # type: ignore[arg-type]
 
 
-def test_assumptions_beyond_what_is_read_of_them_are_not_taken_for_allowed(coq: CoqGrader) -> None:
+def test_a_truncated_list_of_assumptions_is_not_allowed(coq: CoqGrader) -> None:
     names = [f"{'a' * 60}{number}" for number in range(1000)]  # 64 KiB are read
     task = parse_task({**FALSE, "statement": "nat", "definitions": f"Parameters {' '.join(names)} : nat."})
     few, all_of_them = (coq.grade(f"exact ({' + '.join(some)}).", task) for some in (names[:9], names))  # type: ignore[arg-type]
@@ -140,7 +140,7 @@ def test_assumptions_beyond_what_is_read_of_them_are_not_taken_for_allowed(coq: 
     assert all_of_them == (Outcome.WRONG, "what the proof assumes is too long to read")
 
 
-def test_coqs_own_checker_refuses_what_was_built_otherwise(coq: CoqGrader, tmp_path: Path) -> None:
+def test_coqchk_rejects_a_file_that_was_built_differently(coq: CoqGrader, tmp_path: Path) -> None:
     prover = coq.prover()
     folders = {"Answer": tmp_path}
     (tmp_path / "Answer.v").write_text("Theorem goal : True. exact I. Qed.")
@@ -151,7 +151,7 @@ def test_coqs_own_checker_refuses_what_was_built_otherwise(coq: CoqGrader, tmp_p
     assert coq.recheck(prover, folders).status != 0
 
 
-# Each closes the goal, or would, and then has a command that no proof has: the screen alone must see it.
+# Each closes the goal, or would, and then contains a command that no proof may: the screening alone must find it.
 SMUGGLED = [
     "exact I. Qed. Axiom a : False.",
     'exact I. (* " *) Admitted. (* " *)',

@@ -1,4 +1,4 @@
-"""Any solution of a puzzle is right, anything else is not, and a puzzle without a solution is not judged against."""
+"""Every solution of a puzzle is correct, everything else is not, and a puzzle without a solution is a bad reference."""
 
 from __future__ import annotations
 
@@ -108,29 +108,29 @@ def verifier() -> Iterator[PuzzleVerifier]:
 
 
 @pytest.mark.parametrize(("reference", "answer", "outcome"), CASES)
-def test_an_answer_is_right_wrong_or_none_at_all(reference: dict[str, Any], answer: str, outcome: Outcome) -> None:
+def test_an_answer_is_correct_wrong_or_unparsed(reference: dict[str, Any], answer: str, outcome: Outcome) -> None:
     assert grade(boxed(answer), reference).outcome is outcome
 
 
 @pytest.mark.parametrize("reference", REFERENCES, ids=lambda r: r["puzzle"])
-def test_no_marked_answer_is_no_answer(reference: dict[str, Any]) -> None:
-    """An echo of the prompt too: it shows an empty box."""
+def test_a_text_without_a_marked_answer_has_no_answer(reference: dict[str, Any]) -> None:
+    """Including an echo of the prompt, which shows an empty box."""
     for completion in ("", "None", boxed(""), "Put it within \\boxed{}.", "<think>\\boxed{24}"):
         assert grade(completion, reference).outcome is Outcome.NO_ANSWER
 
 
-def test_answer_tags_do_where_there_is_no_box() -> None:
+def test_answer_tags_are_accepted_without_a_box() -> None:
     assert grade("<think>hm</think> <answer>12d</answer>", BASE).is_correct
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_reference_that_cannot_be_judged_against_is_told_from_a_wrong_answer(case: str) -> None:
+def test_an_invalid_puzzle_is_a_bad_reference_and_not_a_wrong_answer(case: str) -> None:
     assert check_reference(BAD[case]).outcome is Outcome.BAD_REFERENCE
-    if not case.startswith("a solution"):  # which an answer is not held against
+    if not case.startswith("a solution"):  # answers are not graded against the stored solution
         assert grade(boxed("24"), BAD[case]).outcome is Outcome.BAD_REFERENCE
 
 
-def test_every_grid_there_is_and_no_other() -> None:
+def test_the_grids_are_exactly_the_valid_ones() -> None:
     """288 is the number of 4x4 sudoku grids (OEIS A107739)."""
     assert len(GRIDS) == len({*GRIDS}) == 288
     empty = {"puzzle": "sudoku4", "givens": ["...."] * 4}
@@ -140,7 +140,7 @@ def test_every_grid_there_is_and_no_other() -> None:
     assert not any(grade(boxed(other), empty).is_correct for other in changed)
 
 
-def test_the_worker_judges_as_told_and_a_bad_reference_has_no_value(verifier: PuzzleVerifier) -> None:
+def test_the_worker_grades_and_a_bad_reference_has_no_value(verifier: PuzzleVerifier) -> None:
     references, answers, outcomes = zip(*(case.values for case in CASES))
     scores = verifier.verify_batch([boxed(answer) for answer in answers], references)
     assert [score.outcome for score in scores] == list(outcomes)
@@ -150,7 +150,7 @@ def test_the_worker_judges_as_told_and_a_bad_reference_has_no_value(verifier: Pu
 
 
 @given(st.text("0123456789+-*/()=,. xy\\{}[]_^fracbox\n", max_size=300), st.sampled_from(REFERENCES))
-def test_no_text_breaks_a_grade(text: str, reference: dict[str, Any]) -> None:
+def test_no_text_crashes_a_puzzle(text: str, reference: dict[str, Any]) -> None:
     assert grade(boxed(text), reference).outcome.gradable
 
 
@@ -162,8 +162,8 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda text: f"{text[:12]}-{len(text)}")
-def test_hostile_text_takes_no_time(text: str) -> None:
-    """A tenth of a second for a puzzle: a twentieth of the deadline, and ten times what the slowest needs."""
+def test_hostile_text_takes_bounded_time(text: str) -> None:
+    """A tenth of a second for a puzzle: a twentieth of the deadline, and ten times the time of the slowest."""
     start = time.perf_counter()
     outcomes = {grade(boxed(text), reference).outcome for reference in REFERENCES}
     assert time.perf_counter() - start < 0.1 * len(REFERENCES)

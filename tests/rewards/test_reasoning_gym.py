@@ -1,4 +1,5 @@
-"""Of reasoning-gym only what passed the gate is used, its scorers run in workers, and a part of a solution is none."""
+"""Only tasks of reasoning-gym that passed the gate are used, their scorers run in workers, and partial solutions score
+0."""
 
 from __future__ import annotations
 
@@ -43,7 +44,7 @@ def test_every_task_of_the_library_is_used_or_refused() -> None:
         assert {*TASKS, *REFUSED} == {*DATASETS}
 
 
-def test_the_docs_count_as_the_lists_do() -> None:
+def test_the_docs_have_the_counts_of_the_lists() -> None:
     docs = (Path(__file__).resolve().parents[2] / "docs" / "tasks.md").read_text(encoding="utf-8")
     refused = [int(count) for count in re.findall(r"^\| (\d+) \|", docs, re.MULTILINE)]
     assert f"Of the {len(TASKS) + len(REFUSED)} tasks of version {GATED_WITH}, {len(TASKS)} passed" in docs
@@ -51,8 +52,8 @@ def test_the_docs_count_as_the_lists_do() -> None:
 
 
 @needs_library
-def test_the_gate_still_says_what_is_written_down() -> None:
-    """Of some that pass, all that run code (eight are known from elsewhere), and some with other faults."""
+def test_the_gate_still_agrees_with_the_recorded_reasons() -> None:
+    """For some tasks that pass, all that run code (eight are known from elsewhere), and some with other faults."""
     from reasoning_gym_gate import DATASETS, code_run, refusals
 
     assert [task for task in sorted(DATASETS) if code_run(DATASETS[task][0])] == RUN_CODE
@@ -110,7 +111,7 @@ def test_the_gate_does_not_let_a_generator_be_seeded_from_outside() -> None:
 
 
 class Scorer:
-    """A verifier made of a function of (answer, right answer). The gate calls it as it calls the real one."""
+    """A verifier that scores by a function of (answer, correct answer), with the interface that the gate calls."""
 
     def __init__(self, value: Callable[[str, str], float | None]) -> None:
         self.value = value
@@ -144,7 +145,7 @@ class Scorer:
         ),
     ],
 )
-def test_the_gate_sees_what_a_scorer_does_wrong(value: Callable[[str, str], float], reason: str | None) -> None:
+def test_the_gate_finds_faults_of_a_scorer(value: Callable[[str, str], float], reason: str | None) -> None:
     from reasoning_gym_gate import refusal
 
     entries = [{"question": f"What is {n}?", "answer": str(n)} for n in range(60, 85)]
@@ -152,7 +153,7 @@ def test_the_gate_sees_what_a_scorer_does_wrong(value: Callable[[str, str], floa
 
 
 @needs_library
-def test_a_whole_solution_is_right_and_a_part_of_one_is_not(verifier: ReasoningGymVerifier) -> None:
+def test_only_a_complete_solution_is_correct(verifier: ReasoningGymVerifier) -> None:
     """mini_sudoku gives 0.9 * 15/16 for one wrong cell."""
     sudoku = reference("mini_sudoku")
     solution = sudoku["entry"]["answer"]
@@ -172,8 +173,8 @@ def test_a_whole_solution_is_right_and_a_part_of_one_is_not(verifier: ReasoningG
 
 
 @needs_library
-def test_an_answer_is_never_run(verifier: ReasoningGymVerifier, tmp_path: Path) -> None:
-    """Whatever task a reference names: those that would run the answer are not judged at all."""
+def test_an_answer_is_never_executed(verifier: ReasoningGymVerifier, tmp_path: Path) -> None:
+    """Whatever task a reference names: tasks that would run the answer are not graded at all."""
     marker = tmp_path / "ran"
     answer = f"<answer>__import__('pathlib').Path({str(marker)!r}).touch() or 24</answer>"
     references = [reference(task) for task in ("countdown", "spiral_matrix", "gcd", "game_of_life_halting")]
@@ -183,7 +184,7 @@ def test_an_answer_is_never_run(verifier: ReasoningGymVerifier, tmp_path: Path) 
 
 
 @needs_library
-def test_references_that_cannot_be_judged_against_are_told(verifier: ReasoningGymVerifier) -> None:
+def test_invalid_references_are_reported(verifier: ReasoningGymVerifier) -> None:
     good = reference("gcd")
     entry = good["entry"]
     bad = ["6", {}, {"task": ["gcd"]}, {"task": "chess", "entry": entry}, {"task": "gcd", "entry": {"answer": None}}]
@@ -194,7 +195,7 @@ def test_references_that_cannot_be_judged_against_are_told(verifier: ReasoningGy
 
 @needs_library
 def test_a_task_is_a_data_set(verifier: ReasoningGymVerifier) -> None:
-    """tower_of_hanoi has few different problems: of equal ones the first stays."""
+    """tower_of_hanoi has few different problems; of equal ones the first is kept."""
     problems = load_problems("reasoning-gym:tower_of_hanoi")
     assert len({p.id for p in problems}) == len({str(p.prompt) for p in problems}) == len(problems)
     assert 20 < len(problems) < 1000
@@ -213,12 +214,12 @@ def test_a_task_is_a_data_set(verifier: ReasoningGymVerifier) -> None:
         ),
     ],
 )
-def test_a_task_that_cannot_be_had_is_named_with_those_that_can(task: str, message: str) -> None:
+def test_a_refused_task_is_an_error_that_lists_the_accepted_ones(task: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_problems(f"reasoning-gym:{task}")
 
 
-def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_library_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for ask in (lambda: load_problems("reasoning-gym:gcd"), ReasoningGymVerifier):
         with pytest.raises(UserError, match=r'pip install "plumbline-rl\[reasoning-gym\]"'):

@@ -1,4 +1,5 @@
-"""A reference never makes a silent zero: what is accepted gives 1 for its plain core, and what cannot be read is refused beforehand."""
+"""A reference never causes silent zeros: an accepted one scores 1 for its plain core, an unreadable one is rejected
+first."""
 
 from __future__ import annotations
 
@@ -50,7 +51,7 @@ UNITS_IN_DOLLARS = [r"{n} ${u}$", r"{n} $\mathrm{{{u}}}$"]
 
 
 def _not_graded(reference: str, core: str, other: str) -> str | None:
-    """What is wrong with a reference that is accepted; refusing it beforehand is never wrong."""
+    """Why the reference is rejected or grades one of the answers wrongly; None if neither is the case."""
     if not GRADER.check_reference(reference).is_correct:
         return f"{reference!r} is refused"
     if not GRADER.grade(f"\\boxed{{{core}}}", reference).is_correct:
@@ -120,7 +121,7 @@ def test_a_list_accepts_its_values_in_any_order_and_no_part_of_them() -> None:
         ("False", "false"),
     ],
 )
-def test_a_reference_as_data_sets_write_it_accepts_what_it_says(reference: str, core: str) -> None:
+def test_references_as_written_in_data_sets_accept_their_answers(reference: str, core: str) -> None:
     assert _not_graded(reference, core, "87") is None
 
 
@@ -128,7 +129,7 @@ def test_a_reference_as_data_sets_write_it_accepts_what_it_says(reference: str, 
     "reference",
     ["", " ", "None", "null", "NaN", "N/A", "n/a.", "not found", "notfound", "proof", "Proof.", "**Solution**", "#### Answer:", None, [], ["5"], {}, True],
 )  # fmt: skip
-def test_what_stands_for_no_answer_is_refused_beforehand_and_never_graded(reference: object) -> None:
+def test_placeholders_are_rejected_before_training_and_never_graded(reference: object) -> None:
     assert GRADER.check_reference(reference).outcome is Outcome.BAD_REFERENCE
     assert GRADER.grade(f"\\boxed{{{reference}}}", reference).outcome is Outcome.BAD_REFERENCE
 
@@ -144,7 +145,7 @@ def test_what_stands_for_no_answer_is_refused_beforehand_and_never_graded(refere
         "8 (about half)",
     ],
 )
-def test_words_that_are_not_read_are_no_product_of_their_letters(reference: str) -> None:
+def test_unknown_words_are_not_products_of_their_letters(reference: str) -> None:
     assert GRADER.check_reference(reference).outcome is Outcome.BAD_REFERENCE
     assert not GRADER.grade(r"\boxed{5}", reference).is_correct
 

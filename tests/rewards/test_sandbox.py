@@ -1,4 +1,4 @@
-"""What a sandbox keeps in, on machines that grant more and less of it."""
+"""What a sandbox prevents, on machines that permit more or fewer of its layers."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ def call(number, *arguments):
 """
 
 
-def test_every_call_that_is_not_named_is_refused(sandbox: Sandbox) -> None:
+def test_every_call_that_is_not_listed_is_refused(sandbox: Sandbox) -> None:
     column = bpf.MACHINES[os.uname().machine][0]
     named = {numbers[column] for numbers in (allowlist._ALLOWED | allowlist._CONDITIONAL).values()}
     named |= {
         335,
         336,
-    }  # uretprobe and uprobe on x86_64: the kernel exempts them from every filter, and minds who calls
+    }  # uretprobe and uprobe on x86_64: the kernel exempts them from filters and checks the caller itself
     others = [number for number in range(1000) if number not in named]
     others += [0x40000000 + number for number in (0, 39, 57)] if column == 0 else []  # the x32 ABI's
     source = f"{_CALL}print(json.dumps([call(number, -1, -1, -1, -1, -1, -1) for number in json.load(sys.stdin)]))"
@@ -83,7 +83,7 @@ CONDITIONS = {
 
 
 @pytest.mark.parametrize("name", CONDITIONS)
-def test_a_call_is_allowed_on_condition(sandbox: Sandbox, name: str) -> None:
+def test_conditional_calls_are_checked(sandbox: Sandbox, name: str) -> None:
     call, arguments = CONDITIONS[name]
     number = allowlist._CONDITIONAL[call][bpf.MACHINES[os.uname().machine][0]]
     source = (
@@ -93,7 +93,7 @@ def test_a_call_is_allowed_on_condition(sandbox: Sandbox, name: str) -> None:
     assert set(_printed(sandbox, source, json.dumps(arguments))) == {1}
 
 
-def test_what_is_allowed_on_condition_works(sandbox: Sandbox) -> None:
+def test_conditionally_allowed_calls_work(sandbox: Sandbox) -> None:
     source = """
 import fcntl, json, os, resource, signal, socket, threading
 seen = []
@@ -109,7 +109,7 @@ print(json.dumps(seen))
     assert _printed(sandbox, source) == ["signal", "signal", "thread", "pair", 1]
 
 
-def test_threads_are_bounded_and_counted_anew_for_each_program(sandbox: Sandbox) -> None:
+def test_the_number_of_threads_is_limited_per_program(sandbox: Sandbox) -> None:
     source = """
 import ctypes, json
 libc, attributes, thread = ctypes.CDLL(None), (ctypes.c_char * 64)(), ctypes.c_ulong()
@@ -135,8 +135,8 @@ print(json.dumps(0))
 
 
 @pytest.mark.parametrize("layers", [[], [NAMESPACES]], ids=["no layer", "namespaces"])
-def test_what_a_program_leaves_behind_is_ended(layers: list[str]) -> None:
-    """Without the filter, which does not let it leave anything."""
+def test_processes_that_a_program_leaves_behind_are_killed(layers: list[str]) -> None:
+    """Tested without the filter, which does not let a program start processes."""
     if not set(layers) <= set(measure().layers):
         pytest.skip(measure().describe())
     with no_process_left() as running, Sandbox(layers) as sandbox:
@@ -160,14 +160,14 @@ def test_a_child_ends_with_its_zygote(layers: list[str]) -> None:
             sandbox.finish()
 
 
-def test_a_child_can_be_told_to_end(sandbox: Sandbox) -> None:
+def test_a_child_can_be_terminated(sandbox: Sandbox) -> None:
     start = time.monotonic()
     sandbox.start({"mode": "stdin", "source": "import time; time.sleep(100)"}, LIMITS)
     assert sandbox.finish(terminate=True).ended_by == "grader"
     assert time.monotonic() - start < LIMITS["wall_seconds"] / 2
 
 
-def test_a_child_that_has_ended_can_be_told_to_end(sandbox: Sandbox) -> None:
+def test_a_child_that_has_ended_can_be_terminated(sandbox: Sandbox) -> None:
     sandbox.start({"mode": "stdin", "source": ""}, LIMITS)
     time.sleep(0.3)
     assert sandbox.finish(terminate=True).ended_by == "exit"
@@ -175,16 +175,16 @@ def test_a_child_that_has_ended_can_be_told_to_end(sandbox: Sandbox) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_where_nothing_else_guards_the_files_root_is_given_up(sandbox: Sandbox) -> None:
+def test_without_landlock_and_namespaces_root_becomes_nobody(sandbox: Sandbox) -> None:
     assert _printed(sandbox, "import os; print([*os.getresuid(), *os.getresgid(), *os.getgroups()])") == [65534] * 6
 
 
-def test_memory_that_runs_out_costs_the_program_first(sandbox: Sandbox) -> None:
+def test_the_kernel_kills_the_program_first_when_memory_runs_out(sandbox: Sandbox) -> None:
     assert _printed(sandbox, "print(open('/proc/self/oom_score_adj').read())") == 1000
 
 
 def _kill_child(sandbox: Sandbox, source: str) -> None:
-    """Start the program, and kill it from here once it has written something."""
+    """Starts the program and kills it from outside once it has written something."""
     sandbox.start({"mode": "stdin", "source": source}, LIMITS)
     child = sandbox._running
     assert child
@@ -198,7 +198,7 @@ def _kill_child(sandbox: Sandbox, source: str) -> None:
 _SLEEPS = "import time; print(0, flush=True); time.sleep(100)"
 
 
-def test_a_child_killed_from_outside_is_not_the_programs_doing() -> None:
+def test_a_child_killed_from_outside_is_a_sandbox_error() -> None:
     with Sandbox([SECCOMP]) as sandbox:
         _kill_child(sandbox, _SLEEPS)
         with pytest.raises(SandboxError, match="killed from outside") as raised:
@@ -208,8 +208,8 @@ def test_a_child_killed_from_outside_is_not_the_programs_doing() -> None:
             sandbox.run({"mode": "stdin", "source": ""}, LIMITS)
 
 
-def test_a_child_killed_from_outside_for_its_memory_is_told_apart() -> None:
-    """Where the machine has less than a program may take, the kernel kills it so."""
+def test_a_child_killed_from_outside_for_its_memory_has_its_own_error() -> None:
+    """As the kernel does when the machine has less memory than the limit of a program."""
     with Sandbox([SECCOMP]) as sandbox:
         _kill_child(sandbox, f"x = bytearray(700_000_000); {_SLEEPS}")
         with pytest.raises(KilledForMemoryError):
@@ -224,8 +224,9 @@ LOWERED = "import resource; resource.setrlimit(resource.RLIMIT_CPU, (0, 0))\nwhi
     [([SECCOMP], LOWERED), ([NAMESPACES, SECCOMP], LOWERED), ([], LOWERED), ([], "import os; os.kill(os.getpid(), 9)")],
     ids=["seccomp", "namespaces", "no layer", "no layer, by a signal"],
 )
-def test_a_child_that_has_itself_killed_has_ended(layers: list[str], source: str) -> None:
-    """And the sandbox lives on. With no filter it cannot be told from a kill from outside, and counts as its own."""
+def test_a_child_that_kills_itself_is_a_result(layers: list[str], source: str) -> None:
+    """The sandbox survives. Without a filter this cannot be distinguished from a kill from outside, and counts the
+    same."""
     if not set(layers) <= set(measure().layers):
         pytest.skip(measure().describe())
     with Sandbox(layers) as sandbox:
@@ -234,28 +235,28 @@ def test_a_child_that_has_itself_killed_has_ended(layers: list[str], source: str
         assert _printed(sandbox, "print(1)") == 1
 
 
-def test_a_child_that_cannot_be_set_up_is_not_the_programs_doing() -> None:
+def test_a_child_that_cannot_be_set_up_is_a_sandbox_error() -> None:
     with Sandbox([]) as sandbox, pytest.raises(SandboxError, match="could not be set up: TypeError"):
         sandbox.run({"mode": "stdin", "source": ""}, {**LIMITS, "memory": None})  # no limit that can be set
 
 
 @pytest.mark.parametrize("without", [[], [NAMESPACES], [LANDLOCK]], ids=["all layers", "no namespaces", "no landlock"])
-def test_nothing_gets_out(without: list[str]) -> None:
+def test_no_escape_succeeds(without: list[str]) -> None:
     isolation = measure(frozenset(without))
     if not {NAMESPACES, LANDLOCK} & set(isolation.layers):
         pytest.skip(isolation.describe())
     assert isolation.escapes == ()
 
 
-def test_a_layer_that_does_not_hold_is_seen() -> None:
-    """Without landlock and namespaces files can be read; without seccomp too, everything gets out."""
+def test_missing_layers_let_escapes_succeed() -> None:
+    """Without landlock and namespaces files can be read; without seccomp as well, every escape succeeds."""
     some, none = measure(frozenset({NAMESPACES, LANDLOCK})), measure(frozenset({NAMESPACES, LANDLOCK, SECCOMP}))
     assert (some.level, none.level) == ("L1", "L0")
     assert some.escapes == ("read a file",)
     assert {"read a file", "connect over TCP", "start a process", "signal the parent"} <= set(none.escapes)
 
 
-# In a process of its own: a filter cannot be taken off again, and root can become an ordinary user only for good.
+# Runs in a separate process: a filter cannot be removed, and root cannot return from being an ordinary user.
 _ELSEWHERE = """
 import json, os, struct, sys
 from rewards.sandbox import kernel
@@ -277,7 +278,7 @@ kernel.install_filter(b"".join(struct.pack("HBBI", *step) for step in (load, equ
 """
 
 
-def test_where_namespaces_are_refused_the_other_layers_hold() -> None:
+def test_without_namespaces_the_other_layers_hold() -> None:
     number = {"x86_64": 272, "aarch64": 97}[os.uname().machine]
     source = _ELSEWHERE.format(before=_REFUSE_UNSHARE.format(number=number))
     level, escaped, honest, _ = _run([sys.executable, "-c", source], f"{ROOT}{os.pathsep}{HERE}")

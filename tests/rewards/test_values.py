@@ -1,4 +1,4 @@
-"""Plain data arrives as it was, and nothing that is sent does harm."""
+"""Plain data is passed unchanged, and no data that is sent can do harm."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rewards.sandbox.values import NotPlain, TooLarge, decode, encode
 
 
 def _fixed(moment: datetime.datetime) -> datetime.datetime:
-    """With an offset in place of a zone's name."""
+    """The value with an offset instead of the name of a time zone."""
     offset = moment.utcoffset()
     return moment if offset is None else moment.replace(tzinfo=datetime.timezone(offset))
 
@@ -44,7 +44,7 @@ JUNK = st.recursive(
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Equal, and of the same types all through: repr says so of plain data, where order does not matter."""
+    """Whether both are equal and of the same types throughout, which repr shows for plain data, except for order."""
     if isinstance(a, set | frozenset):
         return type(a) is type(b) and {(type(x), x) for x in a} == {(type(x), x) for x in b}
     if isinstance(a, dict):
@@ -55,11 +55,11 @@ def _same(a: Any, b: Any) -> bool:
 
 
 @given(VALUES)
-def test_a_value_arrives_with_its_types(value: Any) -> None:
+def test_a_value_keeps_its_types(value: Any) -> None:
     assert _same(value, decode(json.loads(json.dumps(encode(value), allow_nan=False))))
 
 
-def test_a_fraction_is_made_in_bounded_time() -> None:
+def test_a_fraction_is_decoded_in_bounded_time() -> None:
     large = {"type": "int", "value": hex(3**400_000)}
     with pytest.raises(NotPlain, match="TooLarge"):
         decode({"type": "Fraction", "value": [large, large]})
@@ -83,12 +83,12 @@ def test_junk_is_a_value_or_not_plain(data: Any) -> None:
     ],
     ids=lambda data: str(data)[:40],
 )  # fmt: skip
-def test_what_was_forged_is_not_plain(data: Any) -> None:
+def test_forged_data_is_not_plain(data: Any) -> None:
     with pytest.raises(NotPlain):
         decode(data)
 
 
-def test_numbers_that_json_cannot_hold_arrive_all_the_same() -> None:
+def test_numbers_that_json_cannot_represent_are_passed_too() -> None:
     big = 7**5000
     assert decode(json.loads(json.dumps(encode([big, -big, math.inf, -math.inf])))) == [big, -big, math.inf, -math.inf]
     assert math.isnan(decode(encode(math.nan)))
@@ -108,7 +108,7 @@ def test_numbers_that_json_cannot_hold_arrive_all_the_same() -> None:
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_a_subclass_goes_as_the_data_that_it_holds(value: Any, plain: Any) -> None:
+def test_an_object_of_a_subclass_becomes_its_plain_data(value: Any, plain: Any) -> None:
     assert _same(decode(encode(value)), plain)
 
 
@@ -119,7 +119,7 @@ SELF += [SELF, SELF]
 @pytest.mark.parametrize(
     "value", [SELF, ["x" * 1_100_000], [0] * 1_100_000, 1 << 5_000_000, bytes(600_000)], ids=["itself", "text", "list", "int", "bytes"]
 )  # fmt: skip
-def test_too_much_is_refused_at_once(value: Any) -> None:
+def test_large_values_are_rejected_at_once(value: Any) -> None:
     start = time.monotonic()
     with pytest.raises(TooLarge):
         encode(value)
@@ -129,14 +129,14 @@ def test_too_much_is_refused_at_once(value: Any) -> None:
 @pytest.mark.parametrize(
     "value", [object(), print, iter([]), range(3), type, ...], ids=lambda value: type(value).__name__
 )
-def test_what_is_not_plain_is_refused_or_kept(value: Any) -> None:
+def test_an_object_is_rejected_or_kept(value: Any) -> None:
     with pytest.raises(NotPlain):
         encode([value])
     assert decode(encode([value], lambda v: 7 if v is value else 8), lambda name: ("kept", name)) == [("kept", 7)]
 
 
 @pytest.mark.parametrize("kind", ["set", "frozenset", "dict"])
-def test_keys_that_all_collide_are_refused_at_once(kind: str) -> None:
+def test_colliding_keys_are_rejected_at_once(kind: str) -> None:
     """Multiples of 2^61 - 1 have the hash 0: a set of 100,000 would take 5 * 10^9 comparisons."""
     keys = [(2**61 - 1) * i for i in range(1, 100_000)]
     data = {"type": kind, "value": [[key, 0] for key in keys] if kind == "dict" else keys}

@@ -1,4 +1,4 @@
-"""What a verifier of one's own may return, and what it is told when it returns something else."""
+"""What a user's verifier may return, and the errors for anything else."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ BAD: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_is_no_score_is_refused_with_verifier_and_problem(name: str) -> None:
+def test_an_invalid_score_is_rejected_with_verifier_and_problem(name: str) -> None:
     returned, message = BAD[name]
     with pytest.raises(UserError, match=message) as raised:
         checked_scores(returned, verifier="mine", problems=["a", "b"])
@@ -52,7 +52,7 @@ def test_what_is_no_score_is_refused_with_verifier_and_problem(name: str) -> Non
 
 @pytest.mark.parametrize("value", [np.float32(0.5), np.float64(0.5), 0.5], ids=lambda value: type(value).__name__)
 def test_numbers_of_other_libraries_become_floats(value: Any) -> None:
-    """So that they can be written to a file, and added up."""
+    """They can then be written to a file and added."""
     scores = (Score(v, Outcome.CORRECT, {"x": v}, "why") for v in (value, np.int64(2)))
     first, second = checked_scores(scores, verifier="mine", problems=["a", "b"])
     assert (first, second) == (
@@ -62,6 +62,6 @@ def test_numbers_of_other_libraries_become_floats(value: Any) -> None:
     assert type(first.value) is type(second.value) is type(second.parts["x"]) is float
 
 
-def test_what_could_not_be_graded_passes() -> None:
+def test_ungradable_scores_are_valid() -> None:
     scores = [Score(None, Outcome.CRASHED, {}, "gone"), Score(None, Outcome.BAD_REFERENCE)]
     assert checked_scores(scores, verifier="mine", problems=["a", "b"]) == scores
