@@ -7,13 +7,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from rewards.score import Score, Verifier
 from rollout.problems import ProblemStream
 from rollout.processes import Alone, Processes
 from rollout.prompts import PromptRenderer
 from rollout.records import Completion, Problem, Rollout, RolloutGroup
-from rollout.sampler import Sampler, SampleRequest, SamplingParams, completion_seed
+from rollout.rollouts import Episode, RolloutFunction, one_shot, run_rollouts
+from rollout.sampler import Sampler, SamplingParams, completion_seed
 from rollout.steps import Steps, steps_of
 from rollout.verify import BackgroundVerifier
 
@@ -42,8 +44,8 @@ class Collected:
 class Collector:
     """Turns problems into scored groups.
 
-    scores_steps: also give the worked steps of each completion rewards of their own. processes: each samples every count-th
-    problem; seeds do not depend on which one does.
+    rollout: how a completion is made; one_shot samples it at once. scores_steps: also give the worked steps of each completion
+    rewards of their own. processes: each samples every count-th problem; seeds do not depend on which one does.
     """
 
     sampler: Sampler
@@ -52,22 +54,20 @@ class Collector:
     params: SamplingParams
     group_size: int
     run_seed: int
+    rollout: RolloutFunction = one_shot
     scores_steps: bool = False
     processes: Processes = field(default_factory=Alone)
 
     def collect(self, problems: Sequence[Problem], *, step: int, drawn: Counter[str] | None = None) -> Collected:
         """`drawn`: how often each problem was drawn in this step already; drawn again, it gets other seeds."""
         drawn = Counter() if drawn is None else drawn
-        requests = []
+        episodes = []
         for problem in problems:
-            prompt = self.renderer.prompt(problem)
             first = drawn[problem.id] * self.group_size
-            indices = range(first, first + self.group_size)
-            seeds = tuple(completion_seed(self.run_seed, step, problem.id, i) for i in indices)
-            requests.append(SampleRequest(prompt.token_ids, seeds, prompt.opened))
+            episodes.append(self._episodes(problem, step, range(first, first + self.group_size)))
             drawn[problem.id] += 1
         rank, count = self.processes.rank, self.processes.count
-        parts = self.processes.gather([self._collect(problems[rank::count], requests[rank::count])])
+        parts = self.processes.gather([self._collect(episodes[rank::count])])
         groups = [parts[i % count].groups[i // count] for i in range(len(problems))]
         return Collected(
             groups=groups,
@@ -78,23 +78,38 @@ class Collector:
             verify_seconds=max(part.verify_seconds for part in parts),
         )
 
-    def _collect(self, problems: Sequence[Problem], requests: Sequence[SampleRequest]) -> Collected:
+    def _episodes(self, problem: Problem, step: int, indices: range) -> list[Episode]:
+        prompt = self.renderer.prompt(problem)
+        return [
+            Episode(
+                problem=problem,
+                prompt_ids=prompt.token_ids,
+                opened=prompt.opened,
+                max_tokens=self.params.max_tokens,
+                seed_of=partial(completion_seed, self.run_seed, step, problem.id, i),
+            )
+            for i in indices
+        ]
+
+    def _collect(self, episodes: Sequence[Sequence[Episode]]) -> Collected:
         """This process's part. An engine that fails (memory, a driver) is asked again: equal seeds give equal completions."""
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                return self._collect_once(problems, requests)
+                return self._collect_once(episodes)
             except RuntimeError as error:
                 if attempt == ATTEMPTS:
                     raise
                 log.warning("sampling has failed (%s); attempt %d of %d", error, attempt + 1, ATTEMPTS)
         raise AssertionError
 
-    def _collect_once(self, problems: Sequence[Problem], requests: Sequence[SampleRequest]) -> Collected:
+    def _collect_once(self, episodes: Sequence[Sequence[Episode]]) -> Collected:
         started = time.perf_counter()
         completions: dict[tuple[int, int], Completion] = {}
-        with BackgroundVerifier(problems, self.verifiers, self._step_scorer(problems, requests)) as verifier:
-            for i, j, completion in self.sampler.stream(requests, self.params):
-                completions[i, j] = replace(completion, text=requests[i].opened + completion.text)
+        problems = [group[0].problem for group in episodes]
+        rollouts = [[self.rollout(episode) for episode in group] for group in episodes]
+        with BackgroundVerifier(problems, self.verifiers, self._step_scorer(episodes)) as verifier:
+            for i, j, completion in run_rollouts(rollouts, self.sampler, self.params):
+                completions[i, j] = replace(completion, text=episodes[i][j].opened + completion.text)
                 verifier.put(i, j, completions[i, j])
             sampled = time.perf_counter()
             scores = verifier.scores()
@@ -102,7 +117,7 @@ class Collector:
         groups = [
             RolloutGroup(
                 problem=problem,
-                prompt_ids=requests[i].prompt_ids,
+                prompt_ids=episodes[i][0].prompt_ids,
                 rollouts=tuple(
                     _rollout(problem, completions[i, j], scores[i, j], verifier.steps.get((i, j), Steps()))
                     for j in range(self.group_size)
@@ -139,12 +154,11 @@ class Collector:
             verify_seconds=sum(p.verify_seconds for p in parts),
         )
 
-    def _step_scorer(
-        self, problems: Sequence[Problem], requests: Sequence[SampleRequest]
-    ) -> Callable[[int, Completion], Steps] | None:
+    def _step_scorer(self, episodes: Sequence[Sequence[Episode]]) -> Callable[[int, Completion], Steps] | None:
         if not self.scores_steps:
             return None
-        return lambda i, completion: steps_of(self.renderer.tokenizer, problems[i], completion, requests[i].opened)
+        firsts, tokenizer = [group[0] for group in episodes], self.renderer.tokenizer
+        return lambda i, completion: steps_of(tokenizer, firsts[i].problem, completion, firsts[i].opened)
 
 
 def _rollout(problem: Problem, completion: Completion, score: Score, steps: Steps) -> Rollout:

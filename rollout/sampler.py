@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from threading import Condition
 from typing import Protocol
 
 import torch
@@ -36,13 +39,80 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """One prompt, and a seed for each completion wanted of it. opened: what of the answer the prompt has begun (rollout/opened.py)."""
+    """One prompt, and a seed for each completion of it. max_tokens: the limit of these completions, where it is not the params'."""
 
     prompt_ids: tuple[int, ...]
     seeds: tuple[int, ...]
-    opened: str = ""
+    max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise UserError(f"max_tokens of a request is {self.max_tokens}: it must be at least 1")
+
+    def limit(self, params: SamplingParams) -> int:
+        return params.max_tokens if self.max_tokens is None else self.max_tokens
 
 
+class RequestQueue:
+    """Requests for one stream of completions. Any thread may put further ones until the queue is closed.
+
+    A request's number is its place in the order in which requests were put. Whoever reads the stream closes the queue once no
+    further request can come: an engine with nothing left to decode waits for requests until then.
+    """
+
+    def __init__(self) -> None:
+        self._pending: deque[tuple[int, SampleRequest]] = deque()
+        self._changed = Condition()
+        self._num_put = 0
+        self.is_closed = False
+
+    @staticmethod
+    def of(requests: Sequence[SampleRequest] | RequestQueue) -> RequestQueue:
+        """The queue itself, or a closed queue of these requests."""
+        if isinstance(requests, RequestQueue):
+            return requests
+        queue = RequestQueue()
+        for request in requests:
+            queue.put(request)
+        queue.close()
+        return queue
+
+    def put(self, request: SampleRequest) -> int:
+        """Adds a request and returns its number."""
+        with self._changed:
+            if self.is_closed:
+                raise RuntimeError("the request queue is closed: its stream takes no further requests")
+            number = self._num_put
+            self._num_put += 1
+            if request.seeds:
+                self._pending.append((number, request))
+                self._changed.notify_all()
+            return number
+
+    def close(self) -> None:
+        with self._changed:
+            self.is_closed = True
+            self._changed.notify_all()
+
+    def take(self, *, wait: bool, rows: float = math.inf) -> list[tuple[int, SampleRequest]]:
+        """For engines: the first requests, with their numbers, whose completions fit into so many rows.
+
+        wait: for at least one request, however large. An empty list then means that the queue is closed and empty.
+        """
+        if not (wait or self._pending):  # engines ask between all steps
+            return []
+        with self._changed:
+            taken: list[tuple[int, SampleRequest]] = []
+            if wait:
+                self._changed.wait_for(lambda: self._pending or self.is_closed)
+            while self._pending and (len(self._pending[0][1].seeds) <= rows or (wait and not taken)):
+                taken.append(self._pending.popleft())
+                rows -= len(taken[-1][1].seeds)
+            return taken
+
+
+Requests = Sequence[SampleRequest] | RequestQueue
+Stream = Generator[tuple[int, int, Completion], None, None]
 Text = tuple[tuple[int, ...], tuple[int, ...]]  # the tokens of a prompt and of its completion
 ALONE = "the sampler"  # an engine in this process
 
@@ -77,10 +147,12 @@ class Sampler(Protocol):
         """The completions of each request, in the order of its seeds. A seed fixes the draws, whatever else is asked for."""
         ...
 
-    def stream(
-        self, requests: Sequence[SampleRequest], params: SamplingParams
-    ) -> Iterator[tuple[int, int, Completion]]:
-        """The same completions as they end, each with the index of its request and of its seed."""
+    def stream(self, requests: Requests, params: SamplingParams) -> Stream:
+        """The same completions as they end, each with the number of its request and the index of its seed.
+
+        Requests that are put into a queue meanwhile are decoded as soon as the engine has free rows for them. The stream ends when
+        the queue is closed and every completion has been given out; a stream that is closed early closes its queue.
+        """
         ...
 
     def score(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> list[float]:
@@ -108,10 +180,13 @@ class Sampler(Protocol):
     def close(self) -> None: ...
 
 
-def completion_seed(run_seed: int, step: int, problem_id: str, sample_index: int) -> int:
-    """A seed in [0, 2^63) that depends on nothing but what it is for: not on the batch, the rank or earlier draws."""
-    key = f"{run_seed}/{step}/{problem_id}/{sample_index}".encode()
-    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
+def completion_seed(run_seed: int, step: int, problem_id: str, sample_index: int, turn: int = 0) -> int:
+    """A seed in [0, 2^63) that depends on nothing but what it is for: not on the batch, the rank or earlier draws.
+
+    turn: how many completions of the same rollout came before.
+    """
+    key = f"{run_seed}/{step}/{problem_id}/{sample_index}" + (f"/turn {turn}" if turn else "")
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def image(tensor: torch.Tensor) -> torch.Tensor:
@@ -155,12 +230,19 @@ class ScriptedSampler(SamplerBase):
         self.texts = texts
         self.policy_version = 0
 
-    def stream(
-        self, requests: Sequence[SampleRequest], params: SamplingParams
-    ) -> Iterator[tuple[int, int, Completion]]:
-        for i, request in enumerate(requests):
-            for j, seed in enumerate(request.seeds):
-                yield i, j, self._completion(self.script[request.prompt_ids][j], seed)
+    def stream(self, requests: Requests, params: SamplingParams) -> Stream:
+        queue = RequestQueue.of(requests)
+        try:
+            while taken := queue.take(wait=True):
+                for i, request in taken:
+                    for j, completion in enumerate(self.completions(request)):
+                        yield i, j, completion
+        finally:
+            queue.close()
+
+    def completions(self, request: SampleRequest) -> list[Completion]:
+        scripted = self.script[request.prompt_ids]
+        return [self._completion(scripted[j], seed) for j, seed in enumerate(request.seeds)]
 
     def _completion(self, token_ids: tuple[int, ...], seed: int) -> Completion:
         return Completion(

@@ -24,8 +24,20 @@ from rollout.engine.fused_decoder import Capacity, FusedDecoder
 from rollout.engine.fused_model import FusedModel
 from rollout.engine.threads import side_by_side
 from rollout.records import Completion, FinishReason
-from rollout.sampler import ALONE, SamplerBase, SampleRequest, SamplingParams, Text, image
+from rollout.sampler import (
+    ALONE,
+    RequestQueue,
+    Requests,
+    SamplerBase,
+    SampleRequest,
+    SamplingParams,
+    Stream,
+    Text,
+    image,
+)
 from rollout.turn import TurnReader, stop_token_ids
+
+Numbered = tuple[int, SampleRequest]  # a request with its number in the queue
 
 
 class TorchSampler(SamplerBase):
@@ -77,46 +89,53 @@ class TorchSampler(SamplerBase):
                 dtype = torch.get_autocast_dtype(device)
         return f"embedded engine, {str(dtype).removeprefix('torch.')}: {self.choice}"
 
-    def stream(
-        self, requests: Sequence[SampleRequest], params: SamplingParams
-    ) -> Iterator[tuple[int, int, Completion]]:
-        """On a CPU the requests are dealt to as many threads as torch has, prompts of similar length to all of them."""
+    def stream(self, requests: Requests, params: SamplingParams) -> Stream:
+        """On a CPU as many threads decode as torch has. The first requests are dealt to them, prompts of similar length to all; each
+        thread then takes further ones as its rows become free."""
+        queue = RequestQueue.of(requests)
         num_threads = torch.get_num_threads() if self.fused and not self.bucketed else 1
-        by_length = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt_ids))
-        parts = [part for n in range(num_threads) if (part := by_length[n::num_threads])]
+        by_length = sorted(queue.take(wait=True), key=prompt_length)
+        parts = [by_length[n::num_threads] for n in range(num_threads)]
+        if queue.is_closed:
+            parts = [part for part in parts if part]
 
-        def decode(part: list[int], stop: Event) -> Iterator[tuple[int, int, Completion]]:
-            for i, j, completion in self._decode([requests[i] for i in part], params, stop):
-                yield part[i], j, completion
+        def decode(part: list[Numbered], stop: Event) -> Stream:
+            return self._decode(queue, part, params, stop)
 
-        with self.fused.packed() if self.fused else nullcontext():
-            if len(parts) > 1:
-                yield from side_by_side([partial(decode, part) for part in parts])
-            else:
-                yield from self._decode(requests, params)
+        try:
+            with self.fused.packed() if self.fused else nullcontext():
+                if len(parts) > 1:
+                    yield from side_by_side([partial(decode, part) for part in parts], on_stop=queue.close)
+                else:
+                    yield from self._decode(queue, by_length, params, Event())
+        finally:
+            queue.close()
 
     @torch.no_grad()
-    def _decode(
-        self, requests: Sequence[SampleRequest], params: SamplingParams, stop: Event | None = None
-    ) -> Iterator[tuple[int, int, Completion]]:
-        places = [(i, j) for i, request in enumerate(requests) for j in range(len(request.seeds))]
-        if not places:
+    def _decode(self, queue: RequestQueue, pending: list[Numbered], params: SamplingParams, stop: Event) -> Stream:
+        """pending: requests that this decoder begins with, by the length of their prompts."""
+        pending = pending or queue.take(wait=True, rows=self.max_rows)
+        if not pending:
             return
-        capacity = self._capacity(requests, params.max_tokens)
-        decoder = self._empty_decoder(capacity)
+        decoder = self._empty_decoder(self._capacity([request for _, request in pending], params))
         batch = decoder.batch
-        starts = torch.tensor([0] + [len(r.seeds) for r in requests]).cumsum(0).tolist()
-        # Long prompts first: rows that stand in one batch then have similar widths.
-        waiting = sorted((i for i, r in enumerate(requests) if r.seeds), key=lambda i: len(requests[i].prompt_ids))
+        max_rows = max(self.max_rows, *(len(request.seeds) for _, request in pending))
+        places: list[tuple[int, int]] = []  # of each completion the number of its request and the index of its seed
         num_steps = 0
-        while (waiting or len(batch)) and not (stop and stop.is_set()):
-            entering: list[int] = []
-            free = capacity.rows - len(batch)
-            while waiting and len(requests[waiting[-1]].seeds) <= free:
-                entering.append(waiting.pop())
-                free -= len(requests[entering[-1]].seeds)
+        while not stop.is_set():
+            entering: list[Numbered] = []
+            free = max_rows - len(batch)
+            # Long prompts first: rows that stand in one batch then have similar widths.
+            while pending and len(pending[-1][1].seeds) <= free:
+                entering.append(pending.pop())
+                free -= len(entering[-1][1].seeds)
+            if not pending:
+                entering += queue.take(rows=free, wait=not (entering or len(batch)))
             if entering:
-                self._admit(batch, decoder, [(requests[i], starts[i]) for i in entering])
+                self._admit(decoder, [request for _, request in entering], len(places), params)
+                places += [(number, j) for number, request in entering for j in range(len(request.seeds))]
+            elif not len(batch):
+                return
             self._step(batch, decoder, params)
             num_steps += 1
             if num_steps % self.check_every == 0 and batch.has_ended():
@@ -131,7 +150,7 @@ class TorchSampler(SamplerBase):
             tokens, logprobs = draw_tokens(logits, uniforms(batch.seed[rows], batch.length[rows]), params)
             batch.append(tokens, logprobs)
             if not params.stop_strings:
-                batch.end(self._are_stops(tokens), params.max_tokens)
+                batch.end(self._are_stops(tokens))
 
         newest, position = batch.newest[: len(batch)], batch.position[: len(batch)]
         if isinstance(decoder, FusedDecoder):
@@ -140,17 +159,18 @@ class TorchSampler(SamplerBase):
             draw(decoder.logits(newest, position))
         if params.stop_strings:  # the host reads the texts
             stopped = self._are_stops(newest) | self._ends_with_stop_string(batch, params.stop_strings)
-            batch.end(stopped, params.max_tokens)
+            batch.end(stopped)
 
     def _are_stops(self, tokens: Tensor) -> Tensor:
         return (tokens[:, None] == self.stop_ids).any(-1)
 
-    def _capacity(self, requests: Sequence[SampleRequest], max_tokens: int) -> Capacity:
-        sizes = [len(r.seeds) for r in requests if r.seeds]
+    def _capacity(self, requests: Sequence[SampleRequest], params: SamplingParams) -> Capacity:
+        sizes = [len(r.seeds) for r in requests]
         rows = min(sum(sizes), max(self.max_rows, *sizes))
         longest = max(len(r.prompt_ids) for r in requests)
         # One column more than tokens: a row that ended may decode on until the host looks.
-        return Capacity(rows=rows, groups=min(len(sizes), rows), shared_width=max(1, longest - 1), width=max_tokens + 1)
+        width = max(r.limit(params) for r in requests) + 1
+        return Capacity(rows=rows, groups=min(len(sizes), rows), shared_width=max(1, longest - 1), width=width)
 
     def _empty_decoder(self, capacity: Capacity) -> Decoder:
         if self.fused is None:
@@ -169,16 +189,19 @@ class TorchSampler(SamplerBase):
         with evaluating(self.model), self.autocast():
             yield
 
-    def _admit(self, batch: Batch, decoder: Decoder, entering: list[tuple[SampleRequest, int]]) -> None:
-        device = self.model.device
-        prompts = [torch.tensor(request.prompt_ids, device=device) for request, _ in entering]
-        sizes = torch.tensor([len(request.seeds) for request, _ in entering], device=device)
-        source = torch.arange(len(entering), device=device).repeat_interleave(sizes)
-        completions = torch.cat([torch.arange(start, start + len(r.seeds), device=device) for r, start in entering])
+    def _admit(self, decoder: Decoder, requests: Sequence[SampleRequest], first: int, params: SamplingParams) -> None:
+        """The completions of these requests are numbered from `first`."""
+        decoder.reserve(self._capacity(requests, params))
+        numbers = partial(torch.tensor, device=self.model.device)
+        prompts = [numbers(request.prompt_ids) for request in requests]
+        sizes = numbers([len(request.seeds) for request in requests])
+        source = torch.arange(len(requests), device=sizes.device).repeat_interleave(sizes)
+        seeds = numbers([seed for request in requests for seed in request.seeds])
+        completions = torch.arange(first, first + len(seeds), device=sizes.device)
         last = torch.stack([prompt[-1] for prompt in prompts])[source]
-        position = torch.tensor([len(prompt) - 1 for prompt in prompts], device=device)[source]
-        seeds = torch.tensor([seed for request, _ in entering for seed in request.seeds], device=device)
-        decoder.admit(batch.admit(completions, seeds, last, position), prompts, source)
+        position = numbers([len(prompt) - 1 for prompt in prompts])[source]
+        limits = numbers([request.limit(params) for request in requests])[source]
+        decoder.admit(decoder.batch.admit(completions, seeds, last, position, limits), prompts, source)
 
     def _ends_with_stop_string(self, batch: Batch, stop_strings: tuple[str, ...]) -> Tensor:
         # A stop string spans at most as many tokens as it has bytes, and one token more where it begins inside one.
@@ -248,3 +271,7 @@ class TorchSampler(SamplerBase):
 
     def close(self) -> None:
         self.kept = None
+
+
+def prompt_length(numbered: Numbered) -> int:
+    return len(numbered[1].prompt_ids)

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rewards.errors import UserError, first_line
 from rollout.records import Completion, FinishReason
-from rollout.sampler import ALONE, SamplerBase, SampleRequest, SamplingParams, Text
+from rollout.sampler import ALONE, RequestQueue, Requests, SamplerBase, SampleRequest, SamplingParams, Stream, Text
 from rollout.turn import TurnReader
 from rollout.vllm_worker import images_of, request_options, require_vllm
 from rollout.weight_files import InType, write_files
@@ -99,32 +99,33 @@ class VLLMSampler(SamplerBase):
             disable_log_stats=True,
         )
 
-    def stream(
-        self, requests: Sequence[SampleRequest], params: SamplingParams
-    ) -> Iterator[tuple[int, int, Completion]]:
+    def stream(self, requests: Requests, params: SamplingParams) -> Stream:
         """A request for each completion, as each has a seed of its own; the prefix cache keeps a prompt's keys for its group."""
         self._require_awake()
-        engine, waiting = self.llm.llm_engine, {}
-        for i, request in enumerate(requests):
-            prompt = TokensPrompt(prompt_token_ids=list(request.prompt_ids))
-            for j, seed in enumerate(request.seeds):
-                name = str(next(self.numbers))
-                engine.add_request(name, prompt, self._params(params, seed))
-                waiting[name] = (i, j, seed)
+        queue, engine, pending = RequestQueue.of(requests), self.llm.llm_engine, {}
         try:
-            while waiting:
+            while True:
+                for i, request in queue.take(wait=not pending):
+                    prompt = TokensPrompt(prompt_token_ids=list(request.prompt_ids))
+                    for j, seed in enumerate(request.seeds):
+                        name = str(next(self.numbers))
+                        engine.add_request(name, prompt, self._params(params, request, seed))
+                        pending[name] = (i, j, seed)
+                if not pending:
+                    return
                 outputs: list[Any] = engine.step()
                 for output in outputs:
                     if output.finished:
-                        i, j, seed = waiting.pop(output.request_id)
+                        i, j, seed = pending.pop(output.request_id)
                         yield i, j, self._completion(output.outputs[0], seed, params)
         finally:
-            if waiting:
-                engine.abort_request(list(waiting))
+            queue.close()
+            if pending:
+                engine.abort_request(list(pending))
 
-    def _params(self, params: SamplingParams, seed: int) -> EngineParams:
+    def _params(self, params: SamplingParams, request: SampleRequest, seed: int) -> EngineParams:
         return EngineParams(
-            **request_options(params, seed, self.stop_ids),
+            **request_options(params, request.limit(params), seed, self.stop_ids),
             detokenize=bool(params.stop_strings),
             output_kind=RequestOutputKind.FINAL_ONLY,
         )

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
+from threading import Thread
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rollout.processes import Alone, Processes
 from rollout.records import Completion, FinishReason
-from rollout.sampler import SamplerBase, SampleRequest, SamplingParams, Text
+from rollout.sampler import RequestQueue, Requests, SamplerBase, SampleRequest, SamplingParams, Stream, Text
 from rollout.turn import TurnReader
 from rollout.vllm_client import FileWeights, SentWeights, Server, TensorWeights
 from rollout.vllm_worker import request_options
@@ -63,39 +64,50 @@ class VLLMServerSampler(SamplerBase):
         # One file serves all of them.
         self.dtype = max((server.dtype for server in self.servers), key=lambda dtype: dtype.itemsize)
 
-    def stream(
-        self, requests: Sequence[SampleRequest], params: SamplingParams
-    ) -> Iterator[tuple[int, int, Completion]]:
+    def stream(self, requests: Requests, params: SamplingParams) -> Stream:
         """A group goes to one server, whose prefix cache then keeps the prompt for all of it. Each is asked for as many completions
         at once as it decodes at once."""
         for server in self.servers:
             server.ensure_weights()
+        queue, finished = RequestQueue.of(requests), SimpleQueue[tuple[int, int, Completion] | int | Exception]()
 
-        finished: SimpleQueue[tuple[int, int, Completion] | Exception] = SimpleQueue()
-
-        def ask(i: int, j: int, seed: int) -> None:
-            body = {"prompt": list(requests[i].prompt_ids), **request_options(params, seed, self.stop_ids)}
+        def ask(i: int, j: int, request: SampleRequest) -> None:
+            options = request_options(params, request.limit(params), request.seeds[j], self.stop_ids)
+            body = {"prompt": list(request.prompt_ids), **options, "return_token_ids": True}
             try:
-                answer = self.servers[i % len(self.servers)].post("/v1/completions", {**body, "return_token_ids": True})
-                finished.put((i, j, self._completion(answer["choices"][0], seed, params)))
+                answer = self.servers[i % len(self.servers)].post("/v1/completions", body)
+                finished.put((i, j, self._completion(answer["choices"][0], request.seeds[j], params)))
             except Exception as error:  # noqa: BLE001  raised where it is waited for
                 finished.put(error)
 
-        places = [(i, j, seed) for i, request in enumerate(requests) for j, seed in enumerate(request.seeds)]
-        most = sum(server.max_rows for server in self.servers)
-        threads = ThreadPoolExecutor(max(1, min(most, len(places))))
-        num_left = len(places)
+        def submit_all() -> None:
+            """As requests are put; in the end their number."""
+            num_submitted = 0
+            while taken := queue.take(wait=True):
+                for i, request in taken:
+                    for j in range(len(request.seeds)):
+                        threads.submit(ask, i, j, request)
+                        num_submitted += 1
+            finished.put(num_submitted)
+
+        threads = ThreadPoolExecutor(sum(server.max_rows for server in self.servers))
+        submitter = Thread(target=submit_all, daemon=True)
+        num_done, num_submitted = 0, None
         try:
-            for place in places:
-                threads.submit(ask, *place)
-            while num_left:
-                done = finished.get()
-                if isinstance(done, Exception):
-                    raise done
-                num_left -= 1
-                yield done
+            submitter.start()
+            while num_done != num_submitted:
+                found = finished.get()
+                if isinstance(found, Exception):
+                    raise found
+                if isinstance(found, int):
+                    num_submitted = found
+                    continue
+                num_done += 1
+                yield found
         finally:
-            if num_left:
+            queue.close()
+            submitter.join()
+            if num_done != num_submitted:
                 for server in self.servers:
                     server.abort()
             threads.shutdown(cancel_futures=True)

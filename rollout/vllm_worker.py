@@ -68,10 +68,10 @@ def require_vllm() -> None:
         )
 
 
-def request_options(params: SamplingParams, seed: int, stop_ids: Sequence[int]) -> dict[str, Any]:
+def request_options(params: SamplingParams, max_tokens: int, seed: int, stop_ids: Sequence[int]) -> dict[str, Any]:
     """Of one completion, by the names that vLLM has for them in process and over HTTP."""
     return {
-        "max_tokens": params.max_tokens,
+        "max_tokens": max_tokens,
         "temperature": params.temperature,
         "top_p": params.top_p,
         "seed": in_32_bits(seed),

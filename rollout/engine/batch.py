@@ -7,6 +7,9 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from rollout.engine.graphs import has_driver
 
 
 @dataclass(frozen=True)
@@ -23,20 +26,29 @@ class Ended:
 class Batch:
     """Rows 0..N-1 are decoded; those behind them have ended, and nothing is kept of what they draw.
 
-    Every tensor keeps its memory for good, so that a recorded step may be replayed. Nothing but `has_ended` and `release` makes
-    the host wait for a device: a row that ended may be decoded on until then.
+    Every tensor keeps its memory until the batch grows, so that a recorded step may be replayed. Nothing but `has_ended` and
+    `release` makes the host wait for a device: a row that ended may be decoded on until then.
     """
 
     def __init__(self, max_rows: int, width: int, device: torch.device) -> None:
         """width: tokens of a row, and one column more: a full row that is decoded on writes there."""
         zeros = partial(torch.zeros, device=device)
-        self.numbers = zeros(5, max_rows, dtype=torch.long)
-        self.completion, self.seed, self.length, self.newest, self.position = self.numbers
-        self.flags = zeros(2, max_rows, dtype=torch.bool)
-        self.ended, self.stopped = self.flags
-        self.tokens = zeros(max_rows, width, dtype=torch.long)
-        self.logprobs = zeros(max_rows, width)
+        self.numbers = zeros(6, 0, dtype=torch.long)
+        self.flags = zeros(2, 0, dtype=torch.bool)
+        self.tokens = zeros(0, 0, dtype=torch.long)
+        self.logprobs = zeros(0, 0)
+        self.grow(max_rows, width)
         self.clear()
+
+    def grow(self, max_rows: int, width: int) -> None:
+        """Room for so many rows of that width, not fewer than now; rows that are decoded stay."""
+        num_rows, old_width = self.tokens.shape
+        rows, columns = max_rows - num_rows, width - old_width
+        self.numbers, self.flags = enlarged(self.numbers, 0, rows), enlarged(self.flags, 0, rows)
+        self.tokens, self.logprobs = enlarged(self.tokens, rows, columns), enlarged(self.logprobs, rows, columns)
+        self.completion, self.seed, self.length, self.newest, self.position, self.limit = self.numbers
+        self.ended, self.stopped = self.flags
+        self.ended[num_rows:] = True
 
     def clear(self) -> None:
         self.num_rows = 0
@@ -46,11 +58,13 @@ class Batch:
     def __len__(self) -> int:
         return self.num_rows
 
-    def admit(self, completions: Tensor, seeds: Tensor, newest: Tensor, positions: Tensor) -> Tensor:
+    def admit(
+        self, completions: Tensor, seeds: Tensor, newest: Tensor, positions: Tensor, max_tokens: Tensor
+    ) -> Tensor:
         """The rows that the completions get."""
         rows = torch.arange(len(completions), device=completions.device) + len(self)
         new = slice(len(self), len(self) + len(completions))
-        self.numbers[:, new] = torch.stack([completions, seeds, torch.zeros_like(seeds), newest, positions])
+        self.numbers[:, new] = torch.stack([completions, seeds, torch.zeros_like(seeds), newest, positions, max_tokens])
         self.flags[:, new] = False
         self.num_rows = new.stop
         return rows
@@ -65,12 +79,12 @@ class Batch:
         self.position[now].add_(running)
         length.add_(running)
 
-    def end(self, stopped: Tensor, max_tokens: int) -> None:
+    def end(self, stopped: Tensor) -> None:
         """Of the first len(stopped) rows those whose newest token stops them, and those that are full."""
         now = slice(len(stopped))
         ended = self.ended[now]
         self.stopped[now].logical_or_(stopped & ~ended)
-        ended.logical_or_(stopped).logical_or_(self.length[now] == max_tokens)
+        ended.logical_or_(stopped).logical_or_(self.length[now] == self.limit[now])
 
     def has_ended(self) -> bool:
         return bool(self.ended[: len(self)].any())
@@ -96,6 +110,13 @@ class Batch:
         self.numbers[:, len(self) :] = 0
         self.ended[len(self) :] = True
         return done, sources, targets
+
+
+def enlarged(tensor: Tensor, *more: int) -> Tensor:
+    """A copy with so many zeros more at the end of each dimension."""
+    if has_driver(tensor.device):  # another stream may have made it: its memory stays until this one has read it
+        tensor.record_stream(torch.cuda.current_stream())
+    return F.pad(tensor, [size for count in reversed(more) for size in (0, count)])
 
 
 def closing_moves(gone: Tensor) -> tuple[Tensor, Tensor]:

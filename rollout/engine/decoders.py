@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from rollout.attention import attention_implementation, has_only_attention_layers, narrow_windows
-from rollout.engine.batch import Batch
+from rollout.engine.batch import Batch, enlarged
 from rollout.engine.decode_weights import weights_dtype
 from rollout.engine.fused_decoder import Capacity, FusedDecoder, causal_attention
 from rollout.engine.fused_model import FusedModel, has_llamas_shape
@@ -39,6 +39,10 @@ class Decoder(Protocol):
 
     batch: Batch
 
+    def reserve(self, more: Capacity) -> None:
+        """Make room for so many rows and groups, of such widths, beside those that are decoded."""
+        ...
+
     def admit(self, rows: Tensor, prompts: list[Tensor], source: Tensor) -> None:
         """Run the prompts, of which row rows[i] gets prompts[source[i]]: all but the last token, which the step runs."""
         ...
@@ -56,11 +60,20 @@ class CachedDecoder:
     """context: makes the context for each run of the model's forward."""
 
     def __init__(self, model: PreTrainedModel, context: Context, capacity: Capacity) -> None:
-        self.model, self.context = model, context
+        self.model, self.context, self.capacity = model, context, capacity
         width = capacity.shared_width + capacity.width
         self.slots = KeyValueSlots(capacity.rows, width)
         self.columns = torch.arange(width, device=model.device)
         self.batch = Batch(capacity.rows, capacity.width, model.device)
+
+    def reserve(self, more: Capacity) -> None:
+        capacity = self.capacity.holding(more._replace(rows=len(self.batch) + more.rows, groups=0))
+        if capacity != self.capacity:
+            width = capacity.shared_width + capacity.width
+            self.slots.grow(capacity.rows, width)
+            self.columns = torch.arange(width, device=self.columns.device)
+            self.batch.grow(capacity.rows, capacity.width)
+            self.capacity = capacity
 
     def admit(self, rows: Tensor, prompts: list[Tensor], source: Tensor) -> None:
         block = pad_sequence([prompt[:-1] for prompt in prompts], batch_first=True)  # right-padded: causal hides it
@@ -94,10 +107,19 @@ class RecomputingDecoder:
     """No cache: every step runs the whole sequences, padded on the right, which no causal model can see."""
 
     def __init__(self, model: PreTrainedModel, context: Context, capacity: Capacity) -> None:
-        self.model, self.context = model, context
+        self.model, self.context, self.capacity = model, context, capacity
         width = capacity.shared_width + capacity.width
         self.tokens = torch.zeros(capacity.rows, width, dtype=torch.long, device=model.device)
         self.batch = Batch(capacity.rows, capacity.width, model.device)
+
+    def reserve(self, more: Capacity) -> None:
+        capacity = self.capacity.holding(more._replace(rows=len(self.batch) + more.rows, groups=0))
+        if capacity != self.capacity:
+            num_rows, width = self.tokens.shape
+            columns = capacity.shared_width + capacity.width - width
+            self.tokens = enlarged(self.tokens, capacity.rows - num_rows, columns)
+            self.batch.grow(capacity.rows, capacity.width)
+            self.capacity = capacity
 
     def admit(self, rows: Tensor, prompts: list[Tensor], source: Tensor) -> None:
         block = pad_sequence(prompts, batch_first=True)

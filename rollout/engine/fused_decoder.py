@@ -15,13 +15,12 @@ from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from rollout.attention import causal_window, exact_scores, grouped_attention
-from rollout.engine.batch import Batch, closing_moves
+from rollout.engine.batch import Batch, closing_moves, enlarged
 from rollout.engine.fused_model import FusedLayer, FusedModel
-from rollout.engine.graphs import Graphs, Places, has_driver
+from rollout.engine.graphs import Graphs, Places
 
 T = TypeVar("T")
 
@@ -40,6 +39,12 @@ class Capacity(NamedTuple):
 
     def bucketed(self) -> Capacity:
         return Capacity(*map(power_of_two, self[:2]), *map(whole_blocks, self[2:]))
+
+    def holding(self, needed: Capacity) -> Capacity:
+        """This capacity where it is enough; else a larger one, in steps that make further growth rare."""
+        if all(size <= has for size, has in zip(needed, self, strict=True)):
+            return self
+        return Capacity(*map(max, self, needed.bucketed()))
 
 
 class Sizes(NamedTuple):
@@ -107,9 +112,29 @@ class FusedDecoder:
         self.shared = states(len(layers), 2, capacity.groups, heads, capacity.shared_width, size)
         self.own = [states(2, capacity.rows, heads, width, size) for _ in layers]
         # Of each row: its newest token and the position of that, how many prompt tokens it shares, its group.
-        self.newest, self.position, self.prefix, self.group = zeros(4, capacity.rows, dtype=torch.long)
-        self.columns = torch.arange(max(capacity.shared_width, capacity.width + GROWTH), device=self.model.device)
+        self.rows = zeros(4, capacity.rows, dtype=torch.long)
         self.batch = Batch(capacity.rows, capacity.width, self.model.device)
+        self._name_parts()
+
+    def _name_parts(self) -> None:
+        self.newest, self.position, self.prefix, self.group = self.rows
+        widest = max(self.capacity.shared_width, self.capacity.width + GROWTH)
+        self.columns = torch.arange(widest, device=self.model.device)
+
+    def reserve(self, more: Capacity) -> None:
+        """Graphs are recorded anew: what they read stands elsewhere."""
+        rows, groups = len(self.batch) + more.rows, len(self.prefixes) + more.groups
+        capacity = self.capacity.holding(more._replace(rows=rows, groups=groups))
+        if capacity == self.capacity:
+            return
+        self.graphs.clear()
+        rows, groups, shared_width, width = (size - has for size, has in zip(capacity, self.capacity, strict=True))
+        self.shared = enlarged(self.shared, 0, 0, groups, 0, shared_width, 0)
+        for layer, own in enumerate(self.own):
+            self.own[layer] = enlarged(own, 0, rows, 0, width if self.reserves else 0, 0)
+        self.rows, self.capacity = enlarged(self.rows, 0, rows), capacity
+        self.batch.grow(capacity.rows, capacity.width)
+        self._name_parts()
 
     def _grow(self) -> None:
         """Own keys, a layer at a time: never are two of all of them there."""
@@ -117,9 +142,7 @@ class FusedDecoder:
         more = min(BLOCK, self.capacity.width - has) if self.bucketed else GROWTH
         self.graphs.clear()
         for layer, own in enumerate(self.own):
-            self.own[layer] = F.pad(own, (0, 0, 0, more))
-            if has_driver(own.device):  # another stream may have made it: it waits until this one has read it
-                own.record_stream(torch.cuda.current_stream())
+            self.own[layer] = enlarged(own, 0, 0, 0, more, 0)
 
     def admit(self, rows: Tensor, prompts: list[Tensor], source: Tensor) -> None:
         first = len(self.prefixes)

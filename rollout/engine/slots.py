@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import AttentionInterface, Cache
 
 from rollout.attention import causal_window, grouped_attention
+from rollout.engine.batch import enlarged
 
 
 def slot_attention(
@@ -77,6 +78,12 @@ class KeyValueSlots(Cache):
 
     def _allocate(self, states: Tensor) -> Tensor:
         return states.new_zeros(self.num_slots, states.shape[1], self.capacity, states.shape[3])
+
+    def grow(self, num_slots: int, capacity: int) -> None:
+        """Room for so many slots of that width, not fewer than now; what is written stays."""
+        slots, columns = num_slots - self.num_slots, capacity - self.capacity
+        self.buffers = [tuple(enlarged(s, slots, 0, columns, 0) for s in pair) for pair in self.buffers]  # pyright: ignore
+        self.num_slots, self.capacity = num_slots, capacity
 
     def move(self, sources: Tensor, targets: Tensor) -> None:
         for keys, values in self.buffers:

@@ -12,11 +12,14 @@ import torch
 T = TypeVar("T")
 
 
-def side_by_side(streams: Sequence[Callable[[Event], Iterator[T]]]) -> Iterator[T]:
+def side_by_side(
+    streams: Sequence[Callable[[Event], Iterator[T]]], on_stop: Callable[[], None] = lambda: None
+) -> Iterator[T]:
     """What the streams yield, as it comes. An exception in one ends all and is raised here.
 
     A step of decoding is many operations of some microseconds: to share each among cores costs more than it gains, while
-    whole steps on different rows need no agreement. Each stream is given an event that asks it to stop.
+    whole steps on different rows need no agreement. Each stream is given an event that asks it to stop;
+    on_stop wakes those that wait for something else.
     """
     stop, found = Event(), queue.SimpleQueue()
     num_threads = torch.get_num_threads()
@@ -37,6 +40,7 @@ def side_by_side(streams: Sequence[Callable[[Event], Iterator[T]]]) -> Iterator[
         yield from _until_all_end(found, len(threads))
     finally:
         stop.set()
+        on_stop()
         for thread in threads:
             thread.join()
         torch.set_num_threads(num_threads)

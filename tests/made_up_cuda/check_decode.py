@@ -40,7 +40,7 @@ def main() -> None:
         with Count() as draw:
             tokens, logprobs = draw_tokens(logits, uniforms(batch.seed, batch.length), params)
             batch.append(tokens, logprobs)
-            batch.end((tokens[:, None] == stops).any(-1), params.max_tokens)
+            batch.end((tokens[:, None] == stops).any(-1))
         print(
             json.dumps({"forward": forward.totals(), "draw": draw.totals(), "reads": dict(forward.reads + draw.reads)})
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 
@@ -12,7 +12,7 @@ from rl.run.tiny import tiny_tokenizer
 from rollout.collect import Collector
 from rollout.prompts import PromptRenderer
 from rollout.records import Completion, FinishReason, Problem, Rollout, RolloutGroup
-from rollout.sampler import SampleRequest, SamplingParams, ScriptedSampler, completion_seed
+from rollout.sampler import Requests, SampleRequest, SamplingParams, ScriptedSampler, Stream, completion_seed
 
 
 def group(*judged: tuple[str, Outcome]) -> RolloutGroup:
@@ -98,11 +98,13 @@ def test_k_samples_are_looked_at_beside_the_greedy_one(verifier: str) -> None:
 class Noting(ScriptedSampler):
     """Also notes at what temperature and by which seeds it was asked."""
 
-    def stream(
-        self, requests: Sequence[SampleRequest], params: SamplingParams
-    ) -> Iterator[tuple[int, int, Completion]]:
-        self.asked = [*getattr(self, "asked", []), (params.temperature, [r.seeds for r in requests])]
+    def stream(self, requests: Requests, params: SamplingParams) -> Stream:
+        self.asked = [*getattr(self, "asked", []), (params.temperature, [])]
         return super().stream(requests, params)
+
+    def completions(self, request: SampleRequest) -> list[Completion]:
+        self.asked[-1][1].append(request.seeds)
+        return super().completions(request)
 
 
 def test_every_evaluation_samples_by_the_same_seeds_at_the_temperature_of_training() -> None:

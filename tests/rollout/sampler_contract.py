@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, takewhile
 
 import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rollout.records import Completion, FinishReason
-from rollout.sampler import Sampler, SampleRequest, SamplingParams, completion_seed
+from rollout.records import Completion, FinishReason, Problem
+from rollout.rollouts import Episode, Fixed, Turns, run_rollouts
+from rollout.sampler import RequestQueue, Sampler, SampleRequest, SamplingParams, completion_seed, gathered
 from tests.rl.models import VOCAB
 from tests.rollout.tiny import END, PAD, plain_logits, plain_logprobs
 
@@ -116,6 +120,27 @@ def differing(engine: Engine, asked: list[SampleRequest], first: list, second: l
         # Probabilities of tokens are at most 1, so they differ by no more than the log-probs do.
         assert all(boundary_distance(engine, *pair) < engine.tolerance for pair in pairs)
     return len(pairs)
+
+
+def two_turns(episode: Episode) -> Turns:
+    """A turn of at most five tokens, two fixed tokens, and what the policy says to that."""
+    parts = [(yield episode.ask(at_most=5)), Fixed((9, 5), "hd")]
+    return episode.join([*parts, (yield episode.ask(parts))] if episode.num_left(parts) else parts)
+
+
+def episodes(count: int, group_size: int, *, max_tokens: int) -> list[list[Episode]]:
+    return [
+        [
+            Episode(
+                problem=Problem(id=str(p), prompt="", reference=""),
+                prompt_ids=prompt,
+                max_tokens=max_tokens,
+                seed_of=partial(completion_seed, 0, 0, str(p), i),
+            )
+            for i in range(group_size)
+        ]
+        for p, prompt in enumerate(prompts(count))
+    ]
 
 
 class SamplerContract:
@@ -271,3 +296,94 @@ class SamplerContract:
 
     def test_nothing_asked_is_nothing_sampled(self, engine: Engine) -> None:
         assert engine.sampler(4).sample([], SamplingParams(max_tokens=4)) == []
+
+    def test_requests_that_come_later_are_served_in_the_same_stream(self, engine: Engine) -> None:
+        """Each completion is asked to go on, so that there are ever more and ever longer prompts; the batch stays full. A seed gives
+        the same completion when all is asked for at once."""
+        first, params = requests(5, 4), SamplingParams(max_tokens=12, temperature=2.0)
+        queue, asked, found = RequestQueue(), list[SampleRequest](), {}
+        for request in first:
+            asked.append(request)
+            assert queue.put(request) == len(asked) - 1
+        for i, j, completion in engine.sampler(7).stream(queue, params):
+            found[i, j] = completion
+            longer = (*asked[i].prompt_ids, *completion.token_ids, 4)
+            if len(asked) < 40 and len(longer) < 50:
+                asked.append(SampleRequest(longer, (completion.seed + 1, completion.seed + 2)[: 1 + j % 2]))
+                assert queue.put(asked[-1]) == len(asked) - 1
+            if len(found) == sum(len(request.seeds) for request in asked):
+                queue.close()
+        assert len(asked) == 40 and max(len(request.prompt_ids) for request in asked) > 20
+        later = gathered(asked, [(i, j, completion) for (i, j), completion in found.items()])
+        for request, group in zip(asked, later, strict=True):
+            for completion in group:
+                rows = plain_logits(engine.model, request.prompt_ids, completion.token_ids) / 2.0
+                expected = rows.log_softmax(-1).gather(-1, torch.tensor(completion.token_ids)[:, None])[:, 0]
+                assert (expected - torch.tensor(completion.sampler_logprobs)).abs().max() < engine.tolerance
+        assert differing(engine, asked, later, engine.sampler(1000).sample(asked, params)) <= 1
+
+    def test_a_request_may_have_a_limit_of_its_own(self, engine: Engine) -> None:
+        """Shorter or longer than the params'; whether it is there from the beginning or comes when shorter ones are decoded."""
+        limits, params = (3, None, 1, 20, 12), SamplingParams(max_tokens=8, temperature=0)
+        asked = [replace(r, max_tokens=limit) for r, limit in zip(requests(5, 2), limits, strict=True)]
+        together, queue, later = engine.sampler(1000).sample(asked, params), RequestQueue(), {}
+        queue.put(asked[0])
+        for i, j, completion in engine.sampler(4).stream(queue, params):
+            if not later:
+                for request in asked[1:]:
+                    queue.put(request)
+                queue.close()
+            later[i, j] = completion
+        for i, (request, group) in enumerate(zip(asked, together, strict=True)):
+            expected = generated(engine.model, request.prompt_ids, limits[i] or 8)
+            assert {c.token_ids for c in (*group, *(later[i, j] for j in range(2)))} == {expected}
+            is_cut = expected[-1] not in engine.model.generation_config.eos_token_id  # pyright: ignore
+            assert {c.finish_reason for c in group} == {FinishReason.LENGTH if is_cut else FinishReason.STOP}
+
+    def test_an_open_queue_is_waited_for_and_a_closed_one_ends_the_stream(self, engine: Engine) -> None:
+        """Nothing is decoded when another thread puts a request, and nothing when it closes the queue."""
+        (first, second), params = requests(2, 2), SamplingParams(max_tokens=4)
+        sampler, queue, found = engine.sampler(4), RequestQueue(), []
+        queue.put(first)
+        for i, j, _ in sampler.stream(queue, params):
+            found.append((i, j))
+            if len(found) == 2:
+                threading.Timer(0.2, queue.put, [second]).start()
+            elif len(found) == 4:
+                threading.Timer(0.2, queue.close).start()
+        assert sorted(found) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+        never = RequestQueue()
+        threading.Timer(0.2, never.close).start()
+        assert list(sampler.stream(never, params)) == []
+
+    def test_a_stream_that_is_closed_takes_no_further_requests(self, engine: Engine) -> None:
+        sampler, queue, params = engine.sampler(4), RequestQueue(), SamplingParams(max_tokens=4)
+        for request in requests(3, 4):
+            queue.put(request)
+        with closing(sampler.stream(queue, params)) as stream:
+            next(stream)
+        with pytest.raises(RuntimeError, match="closed"):
+            queue.put(requests(1, 1)[0])
+        assert len(sampler.sample(requests(3, 1), params)) == 3
+
+    def test_fixed_tokens_are_context_of_the_next_turn(self, engine: Engine) -> None:
+        """What the policy says to them has the log-probs that the engine itself gives it behind the prompt, its own first turn and
+        them. They carry no log-prob, and count for the limit."""
+        sampler = engine.sampler(5)
+        for limit in (6, 9):
+            begun, params = episodes(4, 3, max_tokens=limit), SamplingParams(max_tokens=limit)
+            rollouts = [[two_turns(episode) for episode in group] for group in begun]
+            found = {(i, j): whole for i, j, whole in run_rollouts(rollouts, sampler, params)}
+            assert len(found) == 12
+            for (i, j), whole in found.items():
+                at = whole.loss_mask.index(False)
+                assert whole.token_ids[at : at + 2] == (9, 5)[: limit - at]
+                assert [n for n, x in enumerate(whole.loss_mask) if not x] == [n for n in (at, at + 1) if n < limit]
+                assert len(whole.token_ids) <= limit and whole.seed == completion_seed(0, 0, str(i), j)
+                context, after = (*begun[i][j].prompt_ids, *whole.token_ids[: at + 2]), whole.token_ids[at + 2 :]
+                if after:
+                    scored = torch.tensor(sampler.score(context, after))
+                    assert (scored - torch.tensor(whole.sampler_logprobs[at:])).abs().max() < engine.tolerance
+                else:
+                    assert whole.finish_reason is FinishReason.LENGTH
+            assert any(len(c.token_ids) > 7 for c in found.values()) is (limit == 9)

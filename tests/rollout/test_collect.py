@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,15 @@ from rollout.collect import Collector, has_signal
 from rollout.problems import ProblemStream
 from rollout.prompts import PromptRenderer
 from rollout.records import Completion, Problem, RolloutGroup
-from rollout.sampler import Sampler, SampleRequest, SamplingParams, ScriptedSampler, completion_seed
+from rollout.sampler import (
+    Requests,
+    Sampler,
+    SampleRequest,
+    SamplingParams,
+    ScriptedSampler,
+    Stream,
+    completion_seed,
+)
 
 TOKENIZER = tiny_tokenizer()
 RENDERER = PromptRenderer(TOKENIZER, style="plain")
@@ -53,11 +61,9 @@ class Equal:
 class Noting(ScriptedSampler):
     """Also notes what it was asked for."""
 
-    def stream(
-        self, requests: Sequence[SampleRequest], params: SamplingParams
-    ) -> Iterator[tuple[int, int, Completion]]:
-        self.asked = [*getattr(self, "asked", []), *requests]
-        return super().stream(requests, params)
+    def completions(self, request: SampleRequest) -> list[Completion]:
+        self.asked = [*getattr(self, "asked", []), request]
+        return super().completions(request)
 
 
 def scripted(answers: dict[str, list[str]]) -> Noting:
@@ -229,9 +235,7 @@ class Failing(ScriptedSampler):
 
     failures = 0
 
-    def stream(
-        self, requests: Sequence[SampleRequest], params: SamplingParams
-    ) -> Iterator[tuple[int, int, Completion]]:
+    def stream(self, requests: Requests, params: SamplingParams) -> Stream:
         for number, found in enumerate(super().stream(requests, params)):
             if number == 1 and self.failures > 0:
                 self.failures -= 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -32,17 +33,20 @@ def sampler_of(model: PreTrainedModel, max_rows: int, how: str) -> TorchSampler:
     return sampler
 
 
-@pytest.fixture(params=[*ALL, "qwen2-window/slots", "qwen2-window/buckets"])
-def engine(request: pytest.FixtureRequest) -> Engine:
+@pytest.fixture(params=[*ALL, "qwen2-window/slots", "qwen2-window/buckets", "qwen2-window/threads"])
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     family, _, how = request.param.partition("/")
-    model = tiny_model(family, 0)
-    return Engine(
+    model, num_threads = tiny_model(family, 0), torch.get_num_threads()
+    torch.set_num_threads(2 if how == "threads" else num_threads)
+    yield Engine(
         model=model,
         other=tiny_model(family, 1),
         tokenizer=tokenizer(),
         sampler=lambda max_rows: sampler_of(model, max_rows, how),
         uniform=uniform,
+        in_order=how != "threads",
     )
+    torch.set_num_threads(num_threads)
 
 
 class TestTorchSampler(SamplerContract):
@@ -75,11 +79,11 @@ def test_no_token_is_run_twice(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_a_row_draws_after_its_end_is_not_kept() -> None:
     """By a limit of one token and by the end token; a place without a completion draws too, and ends nothing."""
     batch = Batch(3, 2, torch.device("cpu"))
-    numbers = torch.tensor([[0, 1], [11, 12], [5, 5], [0, 0]])
+    numbers = torch.tensor([[0, 1], [11, 12], [5, 5], [0, 0], [1, 1]])
     batch.admit(*numbers)
     for drawn in ([8, END, 8], [END, 8, END]):
         batch.append(torch.tensor(drawn), -torch.ones(3))
-        batch.end(torch.tensor(drawn) == END, max_tokens=1)
+        batch.end(torch.tensor(drawn) == END)
     assert batch.position.tolist() == [1, 1, 0]
     done, *_ = batch.release()
     assert done == [Ended(0, 11, [8], [-1.0], stopped=False), Ended(1, 12, [END], [-1.0], stopped=True)]

@@ -11,7 +11,7 @@ from rewards.errors import UserError
 from rewards.math_answer import MathVerifier
 from rewards.score import Outcome, Score
 from rollout.records import Completion
-from rollout.sampler import SampleRequest, SamplingParams, ScriptedSampler
+from rollout.sampler import Requests, SamplingParams, ScriptedSampler, Stream
 from rollout.verify import BackgroundVerifier
 from tests.rollout.test_collect import Equal, Noting, collector, encoded, problem, scripted, values
 
@@ -26,18 +26,16 @@ def no_thread_is_left() -> Iterator[None]:
 
 
 class Waiting(Noting):
-    """Ends its last completion only once `go` is set, and says whether that was in time."""
+    """Ends the fourth completion, the last, only once `go` is set, and says whether that was in time."""
 
     go: threading.Event
     was_in_time = False
 
-    def stream(
-        self, requests: Sequence[SampleRequest], params: SamplingParams
-    ) -> Iterator[tuple[int, int, Completion]]:
-        *first, last = super().stream(requests, params)
-        yield from first
-        self.was_in_time = self.go.wait(PATIENCE)
-        yield last
+    def stream(self, requests: Requests, params: SamplingParams) -> Stream:
+        for number, found in enumerate(super().stream(requests, params), 1):
+            if number == 4:
+                self.was_in_time = self.go.wait(PATIENCE)
+            yield found
 
 
 class Telling(Equal):
@@ -113,10 +111,12 @@ def test_all_that_waits_is_one_batch() -> None:
 def test_what_fails_in_the_verifier_is_raised_and_ends_sampling() -> None:
     """Before the sampler has gone through all: a step may take an hour."""
     verifier = Failing()
-    endless = scripted({"a": ["1", "2"]})
-    endless.stream = lambda *_: ((0, 0, endless._completion(encoded("1"), 0)) for _ in iter(int, 1))
+    long, size, given = scripted({"a": ["1"] * 20_000}), 20_000, []
+    stream = long.stream
+    long.stream = lambda *args: (given.append(found) or found for found in stream(*args))  # pyright: ignore
     with pytest.raises(UserError, match="not installed"):
-        collector(endless, equal=verifier).collect([problem("a")], step=1)
+        collector(long, size=size, equal=verifier).collect([problem("a")], step=1)
+    assert 0 < len(given) < size
     with pytest.raises(UserError, match="not installed"):
         collector(waiting(verifier.started), equal=verifier).collect([problem("a"), problem("b")], step=1)
 
