@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+from rewards.errors import UserError
 from rewards.score import Score, Verifier
 from rollout.problems import ProblemStream
 from rollout.processes import Alone, Processes
@@ -57,6 +58,12 @@ class Collector:
     rollout: RolloutFunction = one_shot
     scores_steps: bool = False
     processes: Processes = field(default_factory=Alone)
+
+    def __post_init__(self) -> None:
+        if self.scores_steps and self.rollout is not one_shot:
+            raise UserError(
+                "scores_steps is True: steps are scored in completions of one turn only; use rollout=one_shot"
+            )
 
     def collect(self, problems: Sequence[Problem], *, step: int, drawn: Counter[str] | None = None) -> Collected:
         """`drawn`: how often each problem was drawn in this step already; drawn again, it gets other seeds."""

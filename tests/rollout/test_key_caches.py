@@ -13,7 +13,7 @@ import torch
 from rollout.engine import fused_decoder
 from rollout.engine.fused_decoder import Capacity, FusedDecoder
 from rollout.engine.graphs import Graphs
-from rollout.sampler import SampleRequest, SamplingParams
+from rollout.sampler import RequestQueue, SampleRequest, SamplingParams, gathered
 from rollout.torch_sampler import TorchSampler
 from tests.rollout.families import tiny_model
 from tests.rollout.sampler_contract import requests, tokens
@@ -116,3 +116,27 @@ def test_caches_are_given_back_before_an_update_unless_they_are_to_stay() -> Non
         sampler.rest()
         assert sampler.kept is (kept if keeps else None)
         assert tokens(sampler.sample(asked, params)) == before
+
+
+@pytest.mark.parametrize("keeps_caches", [True, False])
+def test_caches_grow_while_rows_are_decoded(keeps_caches: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By requests that come later and have longer prompts, more rows and a larger limit. Steps are then recorded anew, and the
+    caches keep their size for the next call."""
+    cleared, clear = [], Graphs.clear
+    monkeypatch.setattr(Graphs, "clear", lambda self: cleared.append(self) or clear(self))
+    sampler, params = bucketed(keeps_caches=keeps_caches), SamplingParams(max_tokens=30)
+    first, later = requests(2, 2), SampleRequest(tuple(range(2, 52)) * 2, tuple(range(9)), max_tokens=80)
+    queue, found = RequestQueue(), {}
+    for request in first:
+        queue.put(request)
+    for i, j, completion in sampler.stream(queue, params):
+        if not found:
+            assert sampler.kept is not None and sampler.kept.capacity == Capacity(4, 2, 64, 64)
+            cleared.clear()
+            queue.put(later)
+            queue.close()
+        found[i, j] = completion
+    assert sampler.kept is not None and sampler.kept.capacity == Capacity(16, 4, 128, 128)
+    assert cleared and set(cleared) == {sampler.kept.graphs}
+    expected = bucketed(keeps_caches=keeps_caches).sample([*first, later], params)
+    assert tokens(gathered([*first, later], [(*place, found[place]) for place in found])) == tokens(expected)

@@ -1,0 +1,186 @@
+"""Rollouts of several turns: what the policy chose is trained on, what a tool wrote is context."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from rewards.errors import UserError
+from rewards.score import Outcome, Score
+from rl.algorithms import ALGORITHMS
+from rl.deliver import Delivery
+from rl.learner import Learner
+from rl.policy import Policy
+from rl.runtime import Runtime
+from rl.step import train_step
+from rollout.collect import Collector
+from rollout.problems import ProblemStream
+from rollout.prompts import PromptRenderer
+from rollout.records import Completion, FinishReason
+from rollout.rollouts import Episode, Fixed, RolloutFunction, Turns
+from rollout.sampler import SampleRequest, SamplingParams, completion_seed
+from rollout.torch_sampler import TorchSampler
+from tests.rl.models import make
+from tests.rollout import tiny
+from tests.rollout.test_collect import RENDERER, TOKENIZER, Equal, Noting, collector, encoded, problem, values
+
+PRODUCT = re.compile(r"(\d+)\*(\d+)=$")
+
+
+def calculator(episode: Episode) -> Turns:
+    """Writes the product behind each turn that ends in `a*b=`."""
+    parts = [(yield episode.ask())]
+    while call := PRODUCT.search(parts[-1].text):
+        parts.append(Fixed.of(f"{int(call[1]) * int(call[2])}\n", TOKENIZER))
+        if not episode.num_left(parts):
+            break
+        parts.append((yield episode.ask(parts)))
+    return episode.join(parts)
+
+
+def scripted_turns(prompt: str, turns: dict[str, list[str]]) -> Noting:
+    """turns: what the policy says, by what has been said before it."""
+    script = {(*RENDERER.render(problem(prompt)), *encoded(said)): [*map(encoded, t)] for said, t in turns.items()}
+    return Noting(script, {encoded(text): text for texts in turns.values() for text in texts})
+
+
+def test_a_tool_answers_between_turns() -> None:
+    sampler = scripted_turns("x?", {"": ["3*4=", "12"], "3*4=12\n": ["5*5="], "3*4=12\n5*5=25\n": ["9"]})
+    collecting = replace(collector(sampler), rollout=calculator, params=SamplingParams(max_tokens=40))
+    collected = collecting.collect([problem("x?", reference="3*4=12\n5*5=25\n9")], step=1)
+    (group,) = collected.groups
+    first, second = (rollout.completion for rollout in group.rollouts)
+    assert first.text == "3*4=12\n5*5=25\n9" and first.token_ids == encoded(first.text)
+    chosen = "".join(c if x else "_" for c, x in zip(first.text, first.loss_mask, strict=True))  # a token a character
+    assert chosen == "3*4=___5*5=___9"
+    assert first.sampler_logprobs == (-1.0,) * 9
+    assert (second.text, second.loss_mask) == ("12", (True, True))
+    assert values(group) == [1.0, 0.0] and collected.num_sampled_tokens == 9 + 2
+    seeds = [completion_seed(5, 1, "x?", 0, turn) for turn in range(3)]
+    assert [request.seeds for request in sampler.asked] == [
+        (seeds[0], completion_seed(5, 1, "x?", 1)),
+        (seeds[1],),
+        (seeds[2],),
+    ]
+    assert [request.max_tokens for request in sampler.asked] == [40, 40 - 7, 40 - 14]
+    assert [c.seed for c in (first, second)] == list(sampler.asked[0].seeds) and len(set(seeds)) == 3
+
+
+@pytest.mark.parametrize(("max_tokens", "text_kept"), [(7, "3*4=12\n"), (6, "3*4=12"), (5, "3*4=1")])
+def test_fixed_tokens_that_reach_the_limit_end_the_completion(max_tokens: int, text_kept: str) -> None:
+    """No token beyond it is trained on or read: memory is planned for so many."""
+    sampler = scripted_turns("x?", {"": ["3*4="]})
+    params = SamplingParams(max_tokens=max_tokens)
+    (group,) = (
+        replace(collector(sampler, size=1), rollout=calculator, params=params).collect([problem("x?")], step=1).groups
+    )
+    whole = group.rollouts[0].completion
+    assert (whole.token_ids, whole.num_chosen) == (encoded(text_kept), 4)
+    assert whole.finish_reason is FinishReason.LENGTH
+
+
+def test_an_error_in_a_rollout_ends_the_collection_and_every_other_rollout() -> None:
+    ended = []
+
+    def failing(episode: Episode) -> Turns:
+        try:
+            first = yield episode.ask()
+            if first.text == "2":
+                raise KeyError("no such tool")
+            yield episode.ask([first])
+        finally:
+            ended.append(episode)
+        raise AssertionError
+
+    sampler, streams = scripted_turns("x?", {"": ["1", "2", "3"], "1": ["4"]}), []
+    stream = sampler.stream
+    sampler.stream = lambda *args: streams.append(stream(*args)) or streams[-1]
+    with pytest.raises(KeyError, match="no such tool"):
+        replace(collector(sampler, size=3), rollout=failing).collect([problem("x?")], step=1)
+    assert len(ended) == 3
+    assert next(streams[0], None) is None  # it is closed
+
+
+def asks_for_two(episode: Episode) -> Turns:
+    return (yield SampleRequest(episode.prompt_ids, (1, 2)))
+
+
+def asks_for_none(episode: Episode) -> Turns:
+    return Completion(
+        token_ids=(1,), sampler_logprobs=(0.0,), finish_reason=FinishReason.STOP, policy_version=0, seed=0, text=""
+    )
+    yield episode.ask()
+
+
+@pytest.mark.parametrize("rollout", [asks_for_two, asks_for_none])
+def test_a_rollout_begins_with_a_request_and_asks_for_one_completion_at_a_time(rollout: RolloutFunction) -> None:
+    with pytest.raises(UserError, match="it must begin with a request"):
+        replace(collector(scripted_turns("x?", {"": ["1", "2"]})), rollout=rollout).collect([problem("x?")], step=1)
+
+
+def test_steps_are_not_scored_over_several_turns() -> None:
+    with pytest.raises(UserError, match="scores_steps"):
+        replace(collector(scripted_turns("x?", {"": ["1"]}), steps=True), rollout=calculator)
+
+
+class Long(Equal):
+    """The longer the better, so that every group has a signal."""
+
+    def judged(self, answer: str, reference: str) -> Score:
+        return Score(len(answer) / 100, Outcome.WRONG)
+
+
+def forced(episode: Episode) -> Turns:
+    """Thought of at most four tokens, a fixed phrase, and the answer."""
+    parts = [(yield episode.ask(at_most=4)), Fixed.of("the=", tiny.tokenizer())]
+    return episode.join([*parts, (yield episode.ask(parts))])
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(num_threads)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_step_is_trained_on_what_the_policy_chose() -> None:
+    """The trainer's log-probs of these tokens, behind all that stands before them, are the engine's: the ratio is 1."""
+    model = make("qwen2")
+    sampler, policy = TorchSampler(model, tiny.tokenizer()), Policy(model)
+    algorithm = replace(ALGORITHMS["grpo"], dynamic_sampling=False)
+    collecting = Collector(
+        sampler=sampler,
+        verifiers={"equal": Long()},
+        renderer=PromptRenderer(tiny.tokenizer(), style="plain"),
+        params=SamplingParams(max_tokens=12),
+        group_size=4,
+        run_seed=0,
+        rollout=forced,
+    )
+    learner = Learner(
+        policy=policy,
+        reference=policy.frozen_copy() if algorithm.kl_weight else None,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+        runtime=Runtime(dtype="float32", device="cpu"),
+        algorithm=algorithm,
+        temperature=1.0,
+        token_budget=10_000,
+        max_grad_norm=1.0,
+    )
+    stream = ProblemStream([problem(name) for name in ("a+b", "the", "12")], seed=0)
+    delivery = Delivery(policy, sampler, tolerance=1e-3)
+    result = train_step(learner, collecting, stream, delivery, step=1, num_problems=3)
+    completions = [rollout.completion for group in result.groups for rollout in group.rollouts]
+    assert all(c.loss_mask.count(False) == len("the=") and "the=" in c.text for c in completions)
+    batch = algorithm.pack(result.groups, algorithm.advantages(result.groups, 12), 12)
+    assert batch.counts.num_tokens == sum(c.num_chosen for c in completions)
+    assert (
+        result.metrics["mismatch/max"] < 3e-5
+    )  # float32 in another order, as tests/rollout/sampler_contract.py measures it
+    assert result.metrics["grad_norm"] > 0
