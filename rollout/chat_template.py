@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from rewards.errors import UserError
+from rewards.errors import UserError, first_line
+from rollout.records import Message
 
 # Jinja's own errors, and what an expression of a template raises on a value of another type than it expects.
 TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError)
@@ -40,6 +42,29 @@ def choose_template(tokenizer: PreTrainedTokenizerBase, chosen: str | None) -> N
 def added_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     """Its tokens outside of the vocabulary that was learnt, special ones among them."""
     return tokenizer.get_added_vocab()  # pyright: ignore[reportCallIssue,reportOptionalCall]  the stubs know no such method
+
+
+def text_between_turns(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
+    """What the template writes behind the content of a model's turn up to where its next turn begins, these messages between them.
+
+    The turns before are not rendered: some templates would change them (drop their reasoning, say) once they are history.
+    """
+    conversation: Any = [{"role": "user", "content": ASKED}, {"role": "assistant", "content": SAID}, *messages]
+    try:
+        rendering = str(tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True))
+    except TEMPLATE_ERRORS as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise UserError(
+            f"chat_template: it cannot render messages (roles {roles}) behind the model's turn: {first_line(error)}; use other roles, "
+            "or another template with --chat-template"
+        ) from None
+    _, said, between = rendering.rpartition(SAID)
+    if not said or not all(message["content"] in between for message in messages):
+        raise UserError(
+            f"chat_template: it leaves out some of the messages {[dict(message) for message in messages]} behind the model's turn; use "
+            "other roles, or another template with --chat-template"
+        )
+    return between
 
 
 def template_turn_end(tokenizer: PreTrainedTokenizerBase) -> str | None:

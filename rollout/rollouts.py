@@ -15,7 +15,8 @@ from typing import NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from rewards.errors import UserError
-from rollout.records import Completion, FinishReason, Problem
+from rollout.chat_template import text_between_turns
+from rollout.records import Completion, FinishReason, Message, Problem
 from rollout.sampler import RequestQueue, Sampler, SampleRequest, SamplingParams, Stream
 
 
@@ -28,6 +29,14 @@ class Fixed(NamedTuple):
     @staticmethod
     def of(text: str, tokenizer: PreTrainedTokenizerBase) -> Fixed:
         return Fixed(tuple(tokenizer.encode(text, add_special_tokens=False)), text)
+
+    @staticmethod
+    def reply(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, turn: Completion) -> Fixed:
+        """Messages (a tool's, the user's) behind a turn of the model's, as the chat template writes them. The token that ends the
+        turn is not written again where the model has written it."""
+        fixed = Fixed.of(text_between_turns(tokenizer, messages), tokenizer)
+        ends_alike = fixed.token_ids[:1] == turn.token_ids[-1:]
+        return fixed._replace(token_ids=fixed.token_ids[1:]) if ends_alike else fixed
 
 
 Place = tuple[int, int]  # of a rollout: the index of its group, its own index in that group

@@ -17,6 +17,8 @@ from rl.learner import Learner
 from rl.policy import Policy
 from rl.runtime import Runtime
 from rl.step import train_step
+from rl.tiny import tiny_tokenizer
+from rollout.chat_template import text_between_turns
 from rollout.collect import Collector
 from rollout.problems import ProblemStream
 from rollout.prompts import PromptRenderer
@@ -125,6 +127,46 @@ def test_a_rollout_begins_with_a_request_and_asks_for_one_completion_at_a_time(r
 def test_steps_are_not_scored_over_several_turns() -> None:
     with pytest.raises(UserError, match="scores_steps"):
         replace(collector(scripted_turns("x?", {"": ["1"]}), steps=True), rollout=calculator)
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'].split('</think>')[-1] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("ends_itself", [True, False])
+def test_a_reply_is_what_the_template_writes_between_two_turns(ends_itself: bool) -> None:
+    """Whether the model has ended its turn or a stop string has; its reasoning, which this template drops from history, stays."""
+    words = tiny_tokenizer()
+    words.chat_template = CHATML
+    words.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    encode, said = words.encode, "<think>hm</think>call()"
+    turn = Completion(
+        token_ids=tuple(encode(said + "<|im_end|>" * ends_itself)),
+        sampler_logprobs=(0.0,) * len(encode(said + "<|im_end|>" * ends_itself)),
+        finish_reason=FinishReason.STOP,
+        policy_version=0,
+        seed=0,
+        text=said,
+    )
+    reply = Fixed.reply([{"role": "tool", "content": "42"}], words, turn)
+    expected = said + "<|im_end|>\n<|im_start|>tool\n42<|im_end|>\n<|im_start|>assistant\n"
+    assert (*turn.token_ids, *reply.token_ids) == tuple(encode(expected))
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{% for m in messages if m['role'] != 'tool' %}{{ m['content'] }}\n{% endfor %}", "leaves out some"),
+        ("{% for m in messages %}{{ m['content'] }}{{ raise(m) }}{% endfor %}", "cannot render messages .roles tool."),
+    ],
+)
+def test_a_template_that_has_no_place_for_a_reply_is_named(template: str, message: str) -> None:
+    words = tiny_tokenizer()
+    words.chat_template = template
+    with pytest.raises(UserError, match=f"chat_template: it {message}"):
+        text_between_turns(words, [{"role": "tool", "content": "42"}])
 
 
 class Long(Equal):
