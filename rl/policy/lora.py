@@ -25,7 +25,7 @@ from rewards.errors import UserError
 from rl.forward.output_head import ValueHead
 from rl.policy.critic import Critic
 from rl.policy.policy import Policy
-from rl.processes.sharding import whole
+from rl.processes.sharding import full_on_main, full_tensor, shard_like, swap_values
 from rl.settings.options import ALL_LINEAR
 
 POLICY, CRITIC_ADAPTERS = "default", "critic"  # peft's names of the sets of adapters
@@ -98,10 +98,8 @@ class LoraPolicy(Policy):
         peft's disable_adapter() would look through the whole model first, which takes longer than the switching.
         """
         layers: Any = self.adapted.base_model
-        trained = [(adapter, adapter.data) for adapter, _ in kept]
+        trained = [(adapter, swap_values(adapter, tensor)) for adapter, tensor in kept]
         try:
-            for adapter, tensor in kept:
-                adapter.data = tensor
             if off:
                 layers.disable_adapter_layers()
             yield
@@ -109,7 +107,7 @@ class LoraPolicy(Policy):
             if off:
                 layers.enable_adapter_layers()
             for adapter, tensor in trained:
-                adapter.data = tensor
+                swap_values(adapter, tensor)
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         return list(adapters_of(self.model, POLICY).values())
@@ -121,12 +119,13 @@ class LoraPolicy(Policy):
                 yield from super().named_tensors()
                 return
             for name, tensor in merged_tensors(self.model):
-                yield name, whole(tensor)
+                yield name, full_tensor(tensor)
 
     def state(self) -> dict[str, Tensor]:
         with self.activate():
             return {
-                f"base_model.model.{name}": whole(p.detach()) for name, p in adapters_of(self.model, POLICY).items()
+                f"base_model.model.{name}": full_on_main(p.detach())
+                for name, p in adapters_of(self.model, POLICY).items()
             }
 
     def save(self, folder: Path, state: dict[str, Tensor] | None = None) -> None:
@@ -141,7 +140,8 @@ class LoraPolicy(Policy):
     def load(self, folder: Path) -> None:
         saved = load_peft_weights(str(folder), device=str(self.device))
         for name, adapter in adapters_of(self.model, POLICY).items():
-            adapter.copy_(saved.pop(f"base_model.model.{name}".replace(f".{POLICY}", "")))
+            full = saved.pop(f"base_model.model.{name}".replace(f".{POLICY}", ""))
+            adapter.copy_(shard_like(full, adapter))
         assert not saved
 
 

@@ -25,7 +25,7 @@ from rl.policy.families import CAUSAL, PolicyFamily
 from rl.policy.offload import send_home, visiting
 from rl.policy.precision import ROUNDED, return_float32, roundable
 from rl.policy.save_model import model_state, save_tensors
-from rl.processes.sharding import whole
+from rl.processes.sharding import full_tensor, shard_like
 from rollout.rounding import rounding_noise
 
 T = TypeVar("T")
@@ -178,7 +178,7 @@ class Policy:
         assert model_state(self.model).keys() <= saved.keys()
         own = self.model.state_dict()
         for name, tensor in saved.items():
-            own[name].copy_(tensor)
+            own[name].copy_(shard_like(tensor, own[name]))
 
     def named_tensors(self, *, merged: bool = False) -> Iterator[tuple[str, Tensor]]:
         """Every parameter under every name it has, tied ones too: an engine may keep an output head of its own.
@@ -186,7 +186,7 @@ class Policy:
         merged: as a plain model has them, adapters added to what they adapt.
         """
         for name, tensor in self.model.named_parameters(remove_duplicate=False):
-            yield name, whole(tensor)
+            yield name, full_tensor(tensor)
 
     @property
     def device(self) -> torch.device:

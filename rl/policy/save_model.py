@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
 from rewards.errors import UserError, first_line
-from rl.processes.sharding import whole
+from rl.processes.sharding import full_on_main
 
 GENERATION_CONFIG = "generation_config.json"
 
@@ -34,7 +34,7 @@ def model_state(model: PreTrainedModel) -> dict[str, Tensor]:
     """The model's tensors, each once: tied ones under their first name. All processes must ask for it."""
     every, once = (dict(model.named_parameters(remove_duplicate=d)).keys() for d in (False, True))
     state = model.state_dict(keep_vars=True)
-    return {name: whole(t).detach() for name, t in state.items() if name not in every - once}
+    return {name: full_on_main(t).detach() for name, t in state.items() if name not in every - once}
 
 
 def save_model(model: PreTrainedModel, folder: Path, state: Mapping[str, Tensor], dtype: torch.dtype) -> None:

@@ -20,12 +20,11 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import DTensor
 
 from rewards.errors import UserError, first_line
 from rl.forward.casts import keeping_casts, may_keep
 from rl.processes.launch_settings import require_honoured
-from rl.processes.sharding import whole
+from rl.processes.sharding import full_tensor, is_sharded
 from rl.settings.options import DType
 
 T = TypeVar("T")
@@ -179,7 +178,7 @@ class Runtime:
             return
         waiting: list[nn.Parameter] = []
         for parameter in parameters:
-            if isinstance(parameter, DTensor):  # summed as they are made
+            if is_sharded(parameter):  # its gradient is summed as it is made
                 continue
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter, dtype=parameter.grad_dtype)
@@ -217,7 +216,7 @@ class Runtime:
         parameters = list(parameters)
         gradients = [p.grad for p in parameters if p.grad is not None]
         if not any(g.dtype == torch.bfloat16 for g in gradients):
-            return float(whole(nn.utils.clip_grad_norm_(parameters, max_norm)))
+            return float(full_tensor(nn.utils.clip_grad_norm_(parameters, max_norm)))
         # Of gradients in 16 bits torch would round each norm to 16 bits too.
         norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in gradients]
         norm = torch.linalg.vector_norm(torch.stack(norms))

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rewards.errors import UserError, first_line
 from rl.policy.save_model import save_tensors
-from rl.processes.sharding import whole_state
+from rl.processes.sharding import full_state, load_full_state
 from rl.update.learner import Learner
 from rollout.collect import Collected
 from rollout.collected_json import collected_from_json, collected_to_json
@@ -48,7 +48,7 @@ def save_checkpoint(
     """
     every = learner.algorithm.refresh_reference_every
     reference = learner.reference if every and step >= every else None  # before its first refresh it is the base
-    policy_state, optimizer_state = learner.policy.state(), whole_state(learner.optimizer)
+    policy_state, optimizer_state = learner.policy.state(), full_state(learner.optimizer)
     reference_state = {} if reference is None else reference.state()
     if not learner.runtime.is_main:
         return
@@ -177,7 +177,7 @@ def load_checkpoint(folder: Path, learner: Learner, stream: ProblemStream) -> in
         of_critic = folder / CRITIC_FOLDER
         critic.load(of_critic if of_critic.is_dir() else folder)  # where it was in earlier versions
     state = json.loads((folder / "trainer.json").read_text())
-    learner.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True))
+    load_full_state(learner.optimizer, torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True))
     stream.cursor = state["cursor"]
     learner.skipped_in_a_row = state["skipped_in_a_row"]
     return state["step"]

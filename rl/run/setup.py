@@ -162,9 +162,9 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
     sampler = build_sampler(config, source, model, tokenizer, learner, runtime, progress, longest, keeps_caches)
     with closed_on_error(sampler):
         stream = ProblemStream(training, config.seed)
-        step = resume(config, learner, stream, progress) if config.resume else 0
         if runtime.shards:
             learner.shard(lambda policy: build_optimizer(config, policy, None))
+        step = resume(config, learner, stream, progress) if config.resume else 0
         if step == 0:
             progress.start("trying to save a checkpoint")
             try_saving(config.run_dir, learner, stream, tokenizer)

@@ -15,7 +15,7 @@ from rl.objective.algorithms import Algorithm
 from rl.policy.critic import Critic
 from rl.policy.policy import Policy
 from rl.processes.runtime import Runtime
-from rl.processes.sharding import Optimizer, load_state, shard
+from rl.processes.sharding import Optimizer, shard
 
 
 @dataclass(kw_only=True)
@@ -112,8 +112,8 @@ class Learner:
             self.reference = self.policy.copy_weights_to(self.reference)
 
     def shard(self, make_optimizer: Callable[[Policy], Optimizer]) -> None:
-        """Shards the weights over the processes, and makes the optimiser anew for what this process keeps, with its state."""
-        state = self.optimizer.state_dict()
+        """Shards the weights over the processes, before the first step. make_optimizer: makes the optimizer of the shards."""
+        assert not self.optimizer.state_dict()["state"]
         policies = [p for p in (self.policy, self.reference, self.initial_policy) if p is not None]
         models = dict.fromkeys(p.model for p in policies)
         mesh, in_16_bits = self.runtime.mesh(), self.runtime.dtype == "bfloat16"
@@ -126,4 +126,3 @@ class Learner:
         self.reference = self.reference and in_root(self.reference)
         self.initial_policy = self.initial_policy and in_root(self.initial_policy)
         self.optimizer = make_optimizer(self.policy)
-        load_state(self.optimizer, state)

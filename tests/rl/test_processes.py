@@ -34,7 +34,10 @@ CLOSE = 1e-6  # weights near 1, sums over processes in another order; a step of 
 ROUNDING = {"delivery/error", "mismatch/max", "mismatch/mean", "kl/sampler", "loss", "kl/reference"}  # near zero
 
 
-OFTEN = replace(ALGORITHMS["grpo-iterative"], refresh_reference_every=1)
+OFTEN = {
+    "grpo-iterative": replace(ALGORITHMS["grpo-iterative"], refresh_reference_every=1),
+    "grpo-iterative-2": replace(ALGORITHMS["grpo-iterative"], refresh_reference_every=2),
+}
 
 # As accelerate launch sets it by --use_fsdp --fsdp_version 2.
 FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
@@ -51,7 +54,7 @@ def one_of(count: int, rank: int, port: int, config: RunConfig, environment: Map
     be(rank, port, count)
     MathVerifier.verify_batch = odd_lengths
     rl.view.report.svg_of = draw_nothing
-    ALGORITHMS["grpo-iterative"] = OFTEN
+    ALGORITHMS.update(OFTEN)
     train(config)
 
 
@@ -123,6 +126,8 @@ def test_two_processes_make_the_run_of_one(
 FIRST_TWO, FIRST_ONE = (2, 3, 1), (1, 2, 3)  # processes that make the first step, go on, and go on again
 IN_PIECES = {"algorithm": "grpo", "num_minibatches": 2, "num_epochs": 2, "token_budget": 60}
 ITERATIVE = {"algorithm": "grpo-iterative"}
+# The last step goes on from a policy that is no longer its own reference.
+OLDER = {"algorithm": "grpo-iterative-2", "lora_rank": 4, "num_steps": 4, "kl_weight": 1.0, "learning_rate": 1e-2}
 
 
 @pytest.mark.parametrize(
@@ -133,6 +138,7 @@ ITERATIVE = {"algorithm": "grpo-iterative"}
         pytest.param(FSDP2, FIRST_TWO, {"algorithm": "dapo"}, id="fsdp2-dapo"),
         pytest.param(FSDP2, FIRST_TWO, ITERATIVE, id="fsdp2-iterative"),
         pytest.param(FSDP2, FIRST_TWO, {**ITERATIVE, "lora_rank": 4}, id="fsdp2-iterative-lora"),
+        pytest.param(FSDP2, (2, 2, 3, 2), OLDER, id="fsdp2-older-reference-lora"),
         pytest.param(FSDP2, FIRST_TWO, {"algorithm": "ppo"}, id="fsdp2-ppo"),
     ],
 )
@@ -146,7 +152,8 @@ def test_a_run_goes_on_with_another_number_of_processes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With whole weights, or with weights that several processes spread over themselves: it is the run of one process."""
-    monkeypatch.setitem(ALGORITHMS, "grpo-iterative", OFTEN)
+    for name, often in OFTEN.items():
+        monkeypatch.setitem(ALGORITHMS, name, often)
     monkeypatch.setattr(MathVerifier, "verify_batch", odd_lengths)
     usual = {"eval_every": 1, "schedule": "constant", "learning_rate": 1e-4, "problems_per_step": 5, **changed}
     whole = options(model, digits, tmp_path / "whole", **usual)

@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rl.processes.runtime import Runtime
-from rl.processes.sharding import shard, whole
+from rl.processes.sharding import full_tensor, shard
 from tests.rl.test_processes import be, run_two
 from tests.rollout.families import model_of
 
@@ -37,7 +37,7 @@ def forward_and_backward(rank: int, port: int, folder: Path) -> None:
                 loss = root(lambda m=model: m(input_ids=text, labels=text).loss)
             of_first.remove()
             loss.backward()
-        gradients = {name: whole(p.grad) for name, p in model.named_parameters() if p.grad is not None}
+        gradients = {name: full_tensor(p.grad) for name, p in model.named_parameters() if p.grad is not None}
         linear = sum(p.numel() for name, p in model.named_parameters() if "_proj." in name)
         found[in_16_bits] = (gradients, count.num_bytes, linear, early)
     torch.save(found, folder / f"{rank}")
