@@ -306,7 +306,7 @@ def _update(bench: Bench, rank: int) -> Found:
 
 @contextmanager
 def _learner(bench: Bench, config: RunConfig) -> Iterator[Any]:
-    runtime = Runtime(dtype="bfloat16")
+    runtime = Runtime.start(dtype="bfloat16")
     nobody: Any = None  # a tokenizer to compare with
     model = bench.random_model()
     try:

@@ -152,7 +152,7 @@ def update_bytes(arm: Arm) -> dict[str, int]:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as aside, Progress(0) as progress:
         config = arm.config(0, Path(aside), 1)
-        runtime = Runtime(dtype="float32", device="cpu")
+        runtime = Runtime.start(dtype="float32", device="cpu")
         verifiers = Verifiers(verifier_options(config))
         run = set_up(config, runtime, verifiers, progress)
         learner, max_tokens = run.learner, config.max_tokens or 1

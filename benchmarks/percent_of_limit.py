@@ -67,7 +67,7 @@ def apart(batch: Batch) -> Batch:
 def main(options: Options) -> None:
     if torch.get_num_threads() < cpu_cores():
         torch.set_num_threads(cpu_cores())
-    runtime, shape = Runtime(dtype=options.dtype), SHAPES[options.shape]
+    runtime, shape = Runtime.start(dtype=options.dtype), SHAPES[options.shape]
     side = OurSide(shape, given(shape, runtime, num_problems=shape.problems * (options.rounds + 1)), runtime)
     rows: list[dict[str, float]] = []
     for number in range(options.rounds + 1):

@@ -57,7 +57,7 @@ def planned(size: str, algorithm: str, lora_rank: int, token_budget: int = 1024)
 
 
 def real_learner(plan: Plan) -> Learner:
-    runtime = Runtime(dtype="float32", device="cpu")
+    runtime = Runtime.start(dtype="float32", device="cpu")
     torch.set_num_threads(1)
     return untaught_learner(plan.config, plan.run, runtime)
 

@@ -54,7 +54,7 @@ class Setting:
 
 def default_task() -> Setting:
     """The default run's base, as it begins."""
-    what = given(SHAPES["a"], Runtime(dtype="float32", device="cpu"), num_problems=0)
+    what = given(SHAPES["a"], Runtime.start(dtype="float32", device="cpu"), num_problems=0)
     model, tokenizer = what.make_model(), what.tokenizer
     what.close()
     renderer = PromptRenderer(tokenizer, style="plain")

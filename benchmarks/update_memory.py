@@ -191,7 +191,7 @@ def padded(shape: Shape, groups: list[RolloutGroup]) -> dict[str, Tensor]:
 
 
 def main(options: Options) -> None:
-    runtime = Runtime(dtype=options.dtype, device="auto")
+    runtime = Runtime.start(dtype=options.dtype, device="auto")
     torch.set_num_threads(options.threads)
     shape = SHAPES[options.shape]
     what = given(shape, runtime, num_problems=(WARM_UP + 1) * shape.problems)

@@ -69,7 +69,7 @@ class Options:
 
 
 def main(options: Options) -> None:
-    runtime = Runtime(dtype=options.dtype, device="auto")
+    runtime = Runtime.start(dtype=options.dtype, device="auto")
     torch.set_num_threads(options.threads)
     if options.learning:
         compare_learning(options, runtime)

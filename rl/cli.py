@@ -147,7 +147,7 @@ def plan(options: Annotated[PlanOptions, tyro.conf.arg(name="")]) -> None:
     from rl.command.plan import describe, make_plan
 
     made = make_plan(options)
-    print(describe(made, made.dry() if options.dry_run else None))
+    print(describe(made, made.dry() if options.dry_run and options.sharding != "offload" else None))
 
 
 @app.command

@@ -57,6 +57,7 @@ class Account:
     device: str = "cuda"
     engine: Engine = "torch"
     shards: int = 1
+    cpu_offload: bool = False
     critic_shape: tuple[ModelCost, PretrainedConfig] | None = None
 
     @staticmethod
@@ -69,6 +70,7 @@ class Account:
         engine: Engine = "torch",
         processes: int = 1,
         shards: bool = False,
+        cpu_offload: bool = False,
         critic: PreTrainedModel | None = None,
     ) -> Account:
         """model: without adapters yet; a skeleton on torch's device "meta" does. critic: where that is another model."""
@@ -86,6 +88,7 @@ class Account:
             device=device,
             engine=engine,
             shards=processes if shards else 1,
+            cpu_offload=cpu_offload,
             critic_shape=None if critic is None else (ModelCost.of(critic), critic.config.get_text_config()),
         )
 
@@ -212,6 +215,11 @@ class Account:
         """Numbers that are trained beside the policy's."""
         return self.value_head + (self.critic.trained if self.critic else 0)
 
+    @property
+    def resident(self) -> float:
+        """Fraction of the weights, gradients and moments that rests on this device."""
+        return 0.0 if self.cpu_offload else 1 / self.shards
+
     def offloads(self, what: str) -> bool:
         return self.run.offload in (what, "all")
 
@@ -221,7 +229,7 @@ class Account:
         critic: weights, gradients and moments of its trunk and head; with LoRA a second set of adapters on the policy's base.
         gathered: with sharding, what is outside of the layers and two of them.
         """
-        row, trained, shards = self.cut.largest, self.policy.trained, self.shards
+        row, trained, resident = self.cut.largest, self.policy.trained, self.resident
         gradient = self.policy.gradient_width
         moments = 0.0 if self.offloads("optimizer") else MOMENTS[self.run.optimizer]
         adapters = FLOAT32 * trained if self.run.lora_rank else 0
@@ -230,12 +238,12 @@ class Account:
         again = self.policy.layer(row) if self.policy.checkpointed else 0
         samples = self.engine == "torch"
         return {
-            "parameters": (self.base + adapters) / shards,
-            "gradients": gradient * trained / shards,
-            "optimiser": moments * trained / shards,
-            "reference": 0.0 if self.offloads("reference") else self.reference / shards,
-            "critic": (FLOAT32 + gradient + moments) * self.of_critic / shards,
-            "gathered": 0.0 if shards == 1 else FLOAT32 * gathered,
+            "parameters": (self.base + adapters) * resident,
+            "gradients": gradient * trained * resident,
+            "optimiser": moments * trained * resident,
+            "reference": 0.0 if self.offloads("reference") else self.reference * resident,
+            "critic": (FLOAT32 + gradient + moments) * self.of_critic * resident,
+            "gathered": FLOAT32 * gathered if self.shards > 1 else 0.0,
             "activations": float(self.policy.kept(row) + again),
             "head, a chunk": float(head["chunk"]),
             "head, gradient": float(head["gradient"]),
@@ -248,7 +256,7 @@ class Account:
         """What is there between updates: weights, moments, reference, the critic's."""
         parts = self.parts()
         named = ("parameters", "optimiser", "reference", "critic")
-        return sum(parts[name] for name in named) - self.policy.gradient_width * self.of_critic / self.shards
+        return sum(parts[name] for name in named) - self.policy.gradient_width * self.of_critic * self.resident
 
     @property
     def stepped(self) -> float:
@@ -264,16 +272,18 @@ class Account:
         copy stays meanwhile; one step ahead it samples meanwhile.
         """
         parts, row, is_first = self.parts(), self.cut.largest, self.cut.micro_batches == 1
-        of_critic = self.policy.gradient_width * self.of_critic / self.shards
+        of_critic = self.policy.gradient_width * self.of_critic * self.resident
         before = 0.0 if is_first else parts["gradients"]
         passes = [
             parts["gradients"] + of_critic + self.stepped,
-            before + of_critic + self.policy.peak(row, is_first=is_first, sharded=self.shards > 1),
+            before
+            + of_critic
+            + self.policy.peak(row, is_first=is_first and not self.cpu_offload, sharded=self.shards > 1),
         ]
         if self.critic is not None:
             passes.append(before + (0 if is_first else of_critic) + self.critic.peak(row, is_first=is_first))
         if self.offloads("reference"):
-            passes.append(self.reference / self.shards + self.policy.layer(row) + parts["head, a chunk"])
+            passes.append(self.reference * self.resident + self.policy.layer(row) + parts["head, a chunk"])
         return self.kept() + self.engine_copy + max(passes) + self.run.one_step_ahead * self.sampled_with(parts)
 
     def peak_of_sampling(self) -> float:

@@ -88,7 +88,7 @@ def self_test() -> str:
 
 
 def _paths(name: str, dtype: AnyDType) -> dict[str, str]:
-    runtime = Runtime(dtype=resolved_dtype(dtype))
+    runtime = Runtime.start(dtype=resolved_dtype(dtype))
     model, tokenizer = load_pretrained(name, runtime.device)
     policy = Policy.of(model, autocast=runtime.autocast)
     sampler = TorchSampler(model, tokenizer, decode_dtype=getattr(torch, runtime.dtype), autocast=runtime.autocast)

@@ -83,7 +83,7 @@ def dry_run(
 
     device: whose chunks the output layer is cut into, and whose roundings; all is computed as on a CPU.
     """
-    runtime = Runtime(dtype=config.computing_dtype, device="cpu")
+    runtime = Runtime.start(dtype=config.computing_dtype, device="cpu")
     tracker = TotalMemory()
     without_contents = FakeTensorMode(allow_non_fake_inputs=True)
     # It keeps a weak reference to what it makes; a parameter with one could not be moved between types, as peft does.
@@ -91,9 +91,8 @@ def dry_run(
     spread = others(shards) if shards > 1 else nullcontext()
     with spread as mesh, chunks_of(device), without_contents, MadeUpReads():
         with tracker:
-            learner = untaught_learner(model, config, runtime, device=device)
+            learner = untaught_learner(model, config, replace(runtime, mesh=mesh), device=device)
             if mesh is not None:
-                runtime.shards, runtime.mesh = True, lambda: mesh
                 learner.shard(lambda policy: build_optimizer(config, policy, None))
             make_state(learner)
         kept = tracker.total("current")

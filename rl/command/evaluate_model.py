@@ -86,7 +86,7 @@ def evaluate_model(options: EvaluateOptions, progress: Progress) -> dict[str, Es
     given = {name: getattr(options, name) for name in names}
     options = replace(options, **{name: run.get(name) for name, value in given.items() if value is None})
     problems, where = problems_of(options, run, progress.message)
-    runtime = Runtime(dtype=resolved_dtype(options.dtype, options.device), device=options.device)
+    runtime = Runtime.start(dtype=resolved_dtype(options.dtype, options.device), device=options.device)
     verifiers = Verifiers(VerifierOptions(num_workers=runtime.cores, allow_unsafe_code=options.allow_unsafe_code))
     try:
         progress.message(f"{options.model} on {where}")

@@ -68,7 +68,7 @@ class Plan:
     device: str = "cuda"
 
     def __post_init__(self) -> None:
-        if self.options.sharding == "full":
+        if self.options.shards:
             require_shardable(self.account.run)
 
     @property
@@ -99,7 +99,8 @@ class Plan:
             device=self.device,
             engine=o.sampler,
             processes=o.gpus,
-            shards=o.sharding == "full",
+            shards=o.shards,
+            cpu_offload=o.sharding == "offload",
         )
 
     @cached_property
@@ -155,7 +156,7 @@ class Plan:
         sent = ROUNDED if self.run.sampling_dtype == "bfloat16" else FLOAT32
         part, micros = (o.gpus - 1) / o.gpus, self.cut.micro_batches
         completions = o.problems_per_step * o.group_size * o.completion_length
-        sharded = o.sharding == "full"
+        sharded = o.shards
         return {
             "gradients": part * FLOAT32 * trained * (micros if sharded else 2),
             "weights": part * gathered * micros * (3 if self.account.has_reference else 2) if sharded else 0.0,
@@ -185,7 +186,7 @@ class Plan:
         o = self.options
         problems = min(o.own_problems, 2 * self.cut.largest.prompts)
         batch = equal_batch(problems, o.group_size, o.prompt_length, o.completion_length)
-        return dry_run(self.config, self.run, batch, device=self.device, shards=o.gpus if o.sharding == "full" else 1)
+        return dry_run(self.config, self.run, batch, device=self.device, shards=o.gpus if o.shards else 1)
 
 
 def describe(plan: Plan, dry: DryRun | None) -> str:

@@ -47,7 +47,7 @@ def served(model: str) -> str:
     """A folder or hub name; of the tiny model the folder of its base, which is made if it is not there."""
     if model != TINY:
         return model
-    runtime, verifiers = Runtime(dtype="float32"), Verifiers(VerifierOptions())
+    runtime, verifiers = Runtime.start(dtype="float32"), Verifiers(VerifierOptions())
     try:
         return str(tiny_base("arithmetic", verifiers, runtime, Progress(0)))
     finally:

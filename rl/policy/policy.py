@@ -25,7 +25,7 @@ from rl.policy.families import CAUSAL, PolicyFamily
 from rl.policy.offload import send_home, visiting
 from rl.policy.precision import ROUNDED, return_float32, roundable
 from rl.policy.save_model import model_state, save_tensors
-from rl.processes.sharding import full_tensor, shard_like
+from rl.processes.sharding import compute_device, full_tensor, shard_like
 from rollout.rounding import rounding_noise
 
 T = TypeVar("T")
@@ -190,7 +190,7 @@ class Policy:
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        return compute_device(self.model)
 
     @property
     def vocab_size(self) -> int:

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
@@ -45,23 +45,27 @@ class FSDPRoot(nn.Module):
         return run()
 
 
-def shard(model: PreTrainedModel, mesh: DeviceMesh, *, trains: bool, in_16_bits: bool) -> FSDPRoot:
+def shard(
+    model: PreTrainedModel, mesh: DeviceMesh, *, trains: bool, in_16_bits: bool, offloads: bool = False
+) -> FSDPRoot:
     """Replaces the model's parameters by shards, in place. -> the root that everything that reads the weights must run in.
 
     trains: weights outside of the layers stay gathered from the forward to the backward. in_16_bits: linear layers inside the
     layers are gathered in bfloat16, to which autocast would round them anyway; what autocast leaves in float32 is gathered in
-    float32. Gradients are summed in float32.
+    float32. Gradients are summed in float32. offloads: weights and their gradients rest in the host's memory, where the optimizer
+    steps; what is gathered is copied to the device.
     """
     layers = [m for m in model.modules() if type(m).__name__ in (model._no_split_modules or ())]
     root = FSDPRoot(model)
     rounded = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    offload = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu") if offloads else OffloadPolicy()
     groups: list[list[Any]] = []  # the communication groups of each layer, in order of use
     for layer in layers:
         linear: list[Any] = [m for m in layer.modules() if isinstance(m, nn.Linear)] if in_16_bits else []
         if linear:
-            fully_shard(linear, mesh=mesh, mp_policy=rounded)
-        groups.append([fully_shard(layer, mesh=mesh), *linear[:1]])
-    fully_shard(root, mesh=mesh, reshard_after_forward=not trains)
+            fully_shard(linear, mesh=mesh, mp_policy=rounded, offload_policy=offload)
+        groups.append([fully_shard(layer, mesh=mesh, offload_policy=offload), *linear[:1]])
+    fully_shard(root, mesh=mesh, reshard_after_forward=not trains, offload_policy=offload)
     for of_layer, of_next in pairwise(groups):  # gathered while the layer before is computed
         of_layer[0].set_modules_to_forward_prefetch(of_next)
         of_next[0].set_modules_to_backward_prefetch(of_layer[::-1])
@@ -75,6 +79,12 @@ def shard(model: PreTrainedModel, mesh: DeviceMesh, *, trains: bool, in_16_bits:
 
 def is_sharded(tensor: Tensor) -> bool:
     return isinstance(tensor, DTensor)
+
+
+def compute_device(model: nn.Module) -> torch.device:
+    """The device that the model computes on; shards may rest in the host's memory meanwhile."""
+    first = next(model.parameters())
+    return torch.device(first.device_mesh.device_type) if isinstance(first, DTensor) else first.device
 
 
 def full_tensor(tensor: Tensor) -> Tensor:

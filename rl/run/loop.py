@@ -34,9 +34,9 @@ class Interrupted(KeyboardInterrupt):
 
 def train(config: RunConfig) -> Path:
     """Runs, and leaves metrics, completions, checkpoints and a report in the run's folder. -> the folder."""
-    runtime = Runtime(dtype=config.computing_dtype, trackers=config.trackers, device=config.device)
+    runtime = Runtime.start(dtype=config.computing_dtype, trackers=config.trackers, device=config.device)
     lock = FolderLock()
-    config = runtime.from_main(lambda: opened(config, lock))
+    config = runtime.broadcast_from_main(lambda: opened(config, lock))
     run_dir = config.run_dir
     assert run_dir is not None
     verifiers = Verifiers(verifier_options(config))
@@ -103,7 +103,7 @@ def run_steps(run: Run, progress: Progress, asked: StopRequest) -> None:
         metrics |= {"time/step": time.perf_counter() - started, "memory/peak": run.learner.runtime.peak_memory()}
         log(run, progress, metrics, result)
         run.step = step
-        stops = run.learner.runtime.anywhere(asked.stop)
+        stops = run.learner.runtime.any_rank(asked.stop)
         if step % config.save_every == 0 or step == num_steps or stops:
             save(run)
         if stops:

@@ -118,7 +118,7 @@ def resume(config: RunConfig, learner: Learner, stream: ProblemStream, progress:
                 f"{name} is {now[name]!r}: the run in {str(config.run_dir)!r} has {was!r}; resume with that"
             )
     run_dir = config.run_dir
-    for wrong in learner.runtime.from_main(lambda: list(set_aside_damaged(run_dir))):
+    for wrong in learner.runtime.broadcast_from_main(lambda: list(set_aside_damaged(run_dir))):
         progress.message(wrong)
     found = checkpoints(run_dir)
     if not found:

@@ -175,7 +175,9 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
         first_prompt = str(tokenizer.decode(list(renderer.render(training[0]))))
         progress.message(f"first prompt, of problem {training[0].id!r}, with its special tokens:\n{first_prompt}")
         progress.message(describe_ends(model, tokenizer, collector.params.stop_strings))
-        texts = runtime.from_main(lambda: probe_texts(config.run_dir, sampler, renderer, training, config.seed))
+        texts = runtime.broadcast_from_main(
+            lambda: probe_texts(config.run_dir, sampler, renderer, training, config.seed)
+        )
         delivery = proven_delivery(config, learner, sampler, runtime, texts, step)
         return Run(
             config=config,
@@ -247,7 +249,7 @@ def build_collector(
         group_size=config.group_size or 2,
         run_seed=config.seed,
         scores_steps=config.chosen_algorithm().scores_steps,
-        processes=runtime.in_a_second_thread() if config.one_step_ahead else runtime,
+        processes=runtime.with_own_group() if config.one_step_ahead else runtime,
     )
 
 
@@ -281,6 +283,7 @@ def chosen(
         engine=engine_of(asked, runtime),
         processes=runtime.count,
         shards=runtime.shards,
+        cpu_offload=runtime.offloads,
         critic=critic_skeleton(asked),
     )
     room = Room(*map(min, zip(*runtime.gather([runtime.room(model)]), strict=True)))
@@ -299,7 +302,9 @@ def load_base(
     """What the policy starts from: its folder or hub name, the same weights in every process, its tokenizer."""
     source = config.model
     if source == TINY:
-        source = runtime.from_main(lambda: str(tiny_base(config.dataset, verifiers, runtime.alone(), progress)))
+        source = runtime.broadcast_from_main(
+            lambda: str(tiny_base(config.dataset, verifiers, runtime.single_process(), progress))
+        )
     nf4 = getattr(torch, config.computing_dtype) if config.lora_base == "nf4" else None
     rounded = config.rounds_base(runtime.device.type)
     family = family_of(source)
@@ -355,8 +360,8 @@ def require_shardable(config: RunConfig) -> None:
     ):
         if is_in_the_way:
             raise UserError(
-                f"{name} is {value!r}: that is not there for weights that are spread over processes by FSDP2; use --multi_gpu, with "
-                "the whole model in each process (docs/scale.md says what each of them can)"
+                f"{name} is {value!r}: it is unavailable with weights that FSDP2 shards over the processes; use --multi_gpu, with the "
+                "whole model in each process (docs/scale.md; in place of --offload sharded weights have --fsdp_offload_params true)"
             )
 
 

@@ -128,14 +128,14 @@ class PlanOptions:
     """Completions that the embedded engine decodes at once. "auto": 1024; with card, as many as fit."""
     gpus: int = 1
     """That the problems are shared out to."""
-    sharding: Literal["none", "full"] = "none"
-    """full divides weights, gradients and optimiser by the GPUs (FSDP2)."""
+    sharding: Literal["none", "full", "offload"] = "none"
+    """full divides weights, gradients and optimizer state by the GPUs (FSDP2); offload also keeps them in the host's memory."""
     sampler: Literal["torch", "vllm-server"] = "torch"
     """The embedded one on the same GPUs, or vLLM's servers on others."""
     card: float | str | None = None
     """GiB of one card, or its name: 4090, a100-40, a100-80, h100, h200, b200. What fits it at the largest is printed too."""
     dry_run: bool = True
-    """Also run the update itself, without numbers, to count what it holds."""
+    """Also run the update itself, without numbers, to count what it holds; not with sharding offload, which it cannot place."""
 
     def __post_init__(self) -> None:
         for name, least in (("prompt_length", 1), ("completion_length", 2), ("problems_per_step", 1), ("gpus", 1)):
@@ -155,10 +155,14 @@ class PlanOptions:
             raise UserError(
                 f"gpus is {self.gpus}: it must be at most problems_per_step, {self.problems_per_step}, for each to have a problem"
             )
-        if self.sharding == "full" and self.gpus == 1:
+        if self.shards and self.gpus == 1:
             raise UserError(
-                "sharding is 'full': there is one GPU to shard over; set gpus to at least 2, or sharding none"
+                f"sharding is {self.sharding!r}: there is one GPU to shard over; set gpus to at least 2, or sharding none"
             )
+
+    @property
+    def shards(self) -> bool:
+        return self.sharding != "none"
 
     @property
     def gib(self) -> float:

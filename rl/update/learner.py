@@ -113,11 +113,12 @@ class Learner:
 
     def shard(self, make_optimizer: Callable[[Policy], Optimizer]) -> None:
         """Shards the weights over the processes, before the first step. make_optimizer: makes the optimizer of the shards."""
-        assert not self.optimizer.state_dict()["state"]
+        runtime = self.runtime
         policies = [p for p in (self.policy, self.reference, self.initial_policy) if p is not None]
+        assert runtime.mesh is not None and not self.optimizer.state_dict()["state"]
+        options = {"in_16_bits": runtime.dtype == "bfloat16", "offloads": runtime.offloads}
         models = dict.fromkeys(p.model for p in policies)
-        mesh, in_16_bits = self.runtime.mesh(), self.runtime.dtype == "bfloat16"
-        roots = {m: shard(m, mesh, trains=m is self.policy.model, in_16_bits=in_16_bits) for m in models}
+        roots = {m: shard(m, runtime.mesh, trains=m is self.policy.model, **options) for m in models}
 
         def in_root(policy: Policy) -> Policy:
             return replace(policy, run_in_root=roots[policy.model])

@@ -97,7 +97,7 @@ def mean_rewards(name: str, seed: int, run_dir: Path, *, steps: int = 25) -> lis
         reference=policy.frozen_copy() if algorithm.kl_weight else None,
         critic=critic,
         optimizer=torch.optim.AdamW(groups, lr=3e-3, weight_decay=0.0),
-        runtime=Runtime(dtype="float32", device="cpu"),
+        runtime=Runtime.start(dtype="float32", device="cpu"),
         algorithm=algorithm,
         temperature=1.0,
         token_budget=4096,

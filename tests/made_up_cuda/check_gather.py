@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from rl.objective.values import ValueTargets, whitened
-from rl.processes.runtime import ToHost
+from rl.processes.runtime import HostPickler
 from rl.update.step_metrics import TokenMeans
 
 TENSORS: dict[int, Tensor] = {}  # made-up ones have no contents to be pickled
 
 
-class Sending(ToHost):
+class Sending(HostPickler):
     def persistent_id(self, obj: Any) -> int | None:
         if not isinstance(obj, Tensor) or obj.device.type != "cpu":
             return None

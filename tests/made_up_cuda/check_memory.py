@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any, cast
 
 from tests.made_up_cuda.device import CUDA, without_contents  # isort: skip  (before torch)
@@ -38,7 +39,7 @@ def updated(**options: Any) -> dict[str, Any]:
         **options,
     }
     config = RunConfig(**settings).on("cuda")
-    runtime, none = Runtime(dtype="bfloat16", device="cpu"), cast(Any, None)
+    runtime, none = replace(Runtime.start(dtype="bfloat16", device="cpu"), device=CUDA), cast(Any, None)
     one_layer = load_config("tiny")
     one_layer.num_hidden_layers, one_layer.layer_types = 1, ["full_attention"]
     with torch.device(CUDA):
@@ -68,7 +69,6 @@ def kinds(tensors: list[Any]) -> list[str]:
 
 
 def main() -> None:
-    Runtime.device = property(lambda self: CUDA)  # pyright: ignore[reportAttributeAccessIssue]
     rl.policy.offload.pinned = lambda tensor: tensor  # nor memory to pin
     found = {}
     for name, options in SETTINGS.items():

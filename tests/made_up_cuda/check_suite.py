@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from tests.made_up_cuda.device import CUDA, without_contents  # isort: skip  (before torch)
 
@@ -52,8 +52,8 @@ def sample(engine: TorchSampler, requests: Sequence[SampleRequest], params: Samp
 
 
 def main(out: Path) -> None:
-    replaced: Any = Runtime
-    replaced.device = CUDA
+    start = Runtime.start
+    Runtime.start = lambda **options: replace(start(**options), device=CUDA)  # pyright: ignore[reportAttributeAccessIssue]
     for module in (decode_weights, fused_model):  # tensors without contents are of a type of their own
         module.is_plain = lambda _: True  # pyright: ignore[reportAttributeAccessIssue]
     TorchSampler.sample = sample  # pyright: ignore[reportAttributeAccessIssue]

@@ -44,14 +44,10 @@ def batch(num_groups: int) -> Batch:
     return Batch(tuple(group() for _ in range(num_groups)), StepCounts(num_tokens=1, num_sequences=1, max_tokens=1))
 
 
-class OnTheDevice(Runtime):
-    device = CUDA
-
-
 def make_learner(layers: int, *, lora: bool, checkpointed: bool = False, forward: Forward = varlen_forward) -> Learner:
     config = load_config("qwen2.5-1.5b")
     config.num_hidden_layers, config.layer_types = layers, config.layer_types[:layers]
-    runtime, algorithm = OnTheDevice(dtype="bfloat16", device="cpu"), ALGORITHMS["grpo"]
+    runtime, algorithm = replace(Runtime.start(dtype="bfloat16", device="cpu"), device=CUDA), ALGORITHMS["grpo"]
     with torch.device(CUDA):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     options: dict[str, Any] = {

@@ -29,7 +29,7 @@ from tests.rl.models import make, random_batch
 
 @pytest.fixture(scope="module")
 def runtime() -> Runtime:
-    return Runtime(dtype="bfloat16", device="cpu")
+    return Runtime.start(dtype="bfloat16", device="cpu")
 
 
 def make_learner(

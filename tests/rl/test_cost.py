@@ -56,7 +56,7 @@ def test_the_flops_of_an_update_are_those_that_torch_counts(
 
     torch does not count addmm_, by which the gradient of the output layer is added up.
     """
-    runtime = Runtime(dtype="float32", device="cpu")
+    runtime = Runtime.start(dtype="float32", device="cpu")
     config = RunConfig(algorithm=algorithm, **{"gradient_checkpointing": False, **options})
     learner, batch = untaught_learner(make("llama").config, config, runtime), random_batch()
     cost, work = ModelCost.of(learner.policy.model), Work.of(batch.groups)

@@ -196,7 +196,7 @@ def test_mistakes_are_told(model: Path, tmp_path: Path) -> None:
 def test_options_of_sampling_reach_the_collector(model: Path) -> None:
     given = {"samples": 3, "temperature": 0.7, "seed": 5, "max_tokens": 9, "system_prompt": "Add."}
     problem = Problem(id="p", prompt="1+1", reference="2")
-    runtime, options = Runtime(dtype="float32", device="cpu"), EvaluateOptions(model=str(model), **given)  # pyright: ignore
+    runtime, options = Runtime.start(dtype="float32", device="cpu"), EvaluateOptions(model=str(model), **given)  # pyright: ignore
     made, _ = make_collector(options, [problem], {}, runtime, Progress(0, quiet=True))  # pyright: ignore
     assert (made.params, made.group_size, made.run_seed) == (SamplingParams(max_tokens=9, temperature=0.7), 3, 5)
     assert made.renderer.tokenizer.decode(made.renderer.render(problem)).startswith("Add.")

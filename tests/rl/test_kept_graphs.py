@@ -39,7 +39,7 @@ class Kept:
 
 @pytest.fixture(scope="module")
 def runtime() -> Runtime:
-    return Runtime(dtype="float32", device="cpu")
+    return Runtime.start(dtype="float32", device="cpu")
 
 
 @pytest.mark.parametrize("phase", PHASES)

@@ -85,7 +85,7 @@ def logprobs(policy: Policy) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def runtime(tmp_path_factory: pytest.TempPathFactory) -> Runtime:
-    return Runtime(dtype="float32", device="cpu")
+    return Runtime.start(dtype="float32", device="cpu")
 
 
 def learner_of(policy: Policy, runtime: Runtime, *, refresh_every: int) -> Learner:
@@ -337,6 +337,6 @@ def test_a_run_from_before_there_were_adapters_is_resumed(tmp_path: Path) -> Non
     """What set_up compares has its precisions written out: no adapters are a base in float32, and "auto" is younger than that."""
     written = {k: v for k, v in RunConfig().as_json().items() if not k.startswith("lora_")}
     (tmp_path / "config.json").write_text(json.dumps(written))
-    learner = SimpleNamespace(runtime=SimpleNamespace(from_main=lambda make: make()))
+    learner = SimpleNamespace(runtime=SimpleNamespace(broadcast_from_main=lambda make: make()))
     config = RunConfig(run_dir=tmp_path).on("cpu")
     assert resume(config, learner, None, SimpleNamespace(message=print)) == 0  # pyright: ignore[reportArgumentType]

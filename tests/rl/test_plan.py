@@ -153,6 +153,19 @@ def test_sharding_divides_what_is_kept_and_not_what_a_micro_batch_needs() -> Non
     assert shared.flops()["reference"] == 4 * alone.flops()["reference"]
 
 
+def test_with_offloaded_weights_a_gpu_holds_what_a_micro_batch_needs_and_layers_in_turn() -> None:
+    """No weights, gradients or moments between updates; the update gathers, computes and reduces as with sharding alone."""
+    sharded, offloaded = (planned("3 M", gpus=4, sharding=s, problems_per_step=32) for s in ("full", "offload"))
+    moved = ("parameters", "gradients", "optimiser", "reference")
+    assert all(offloaded.memory()[name] == 0 < sharded.memory()[name] for name in moved)
+    assert offloaded.kept() == 0
+    same = set(sharded.memory()) - {*moved, "critic"}
+    assert all(offloaded.memory()[name] == sharded.memory()[name] for name in same)
+    freed = sharded.kept() + sharded.memory()["gradients"]
+    assert offloaded.cut.micro_batches > 1 and offloaded.peak_of_update() == sharded.peak_of_update() - freed
+    assert offloaded.traffic() == sharded.traffic()
+
+
 def test_what_is_sent_is_a_share_of_what_there_is() -> None:
     """Two GPUs: half of the weights are elsewhere, a sum in a ring is twice that. Four micro-batches a GPU, each with a reference."""
     plain, sharded = (planned("3 M", gpus=2, sharding=s) for s in ("none", "full"))
@@ -196,6 +209,7 @@ def test_reads_are_made_up_and_copies_are_apart() -> None:
         ({"token_budget": 55}, "token_budget is 55.*56 tokens"),
         ({"gpus": 9}, "gpus is 9.*8"),
         ({"sharding": "full"}, "sharding is 'full'.*gpus"),
+        ({"sharding": "offload"}, "sharding is 'offload'.*gpus"),
         ({"card": 0.0}, "card is 0"),
         ({"group_size": 0}, "group_size is 0"),
     ],

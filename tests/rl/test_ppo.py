@@ -39,7 +39,7 @@ SAME = 2e-6
 
 @pytest.fixture(scope="module")
 def runtime(tmp_path_factory: pytest.TempPathFactory) -> Runtime:
-    return Runtime(dtype="float32", device="cpu")
+    return Runtime.start(dtype="float32", device="cpu")
 
 
 def ppo(source: str = "shared", **options: object) -> Algorithm:

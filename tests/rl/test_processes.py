@@ -21,7 +21,7 @@ import rl.view.report
 from rewards.errors import UserError
 from rewards.math_answer import MathVerifier
 from rl.objective.algorithms import ALGORITHMS
-from rl.processes.launch_settings import require_honoured
+from rl.processes.launch_settings import require_supported
 from rl.processes.runtime import Runtime
 from rl.run.loop import train
 from rl.settings.config import RunConfig
@@ -41,6 +41,8 @@ OFTEN = {
 
 # As accelerate launch sets it by --use_fsdp --fsdp_version 2.
 FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
+
+OFFLOADED = {**FSDP2, "FSDP_OFFLOAD_PARAMS": "true"}  # and by --fsdp_offload_params true
 
 
 def be(rank: int, port: int, count: int = 2) -> None:
@@ -140,6 +142,7 @@ OLDER = {"algorithm": "grpo-iterative-2", "lora_rank": 4, "num_steps": 4, "kl_we
         pytest.param(FSDP2, FIRST_TWO, {**ITERATIVE, "lora_rank": 4}, id="fsdp2-iterative-lora"),
         pytest.param(FSDP2, (2, 2, 3, 2), OLDER, id="fsdp2-older-reference-lora"),
         pytest.param(FSDP2, FIRST_TWO, {"algorithm": "ppo"}, id="fsdp2-ppo"),
+        pytest.param(OFFLOADED, FIRST_ONE, IN_PIECES, id="fsdp2-offloaded"),
     ],
 )
 def test_a_run_goes_on_with_another_number_of_processes(
@@ -243,7 +246,7 @@ def test_processes_that_accelerate_does_not_join_are_refused(monkeypatch: pytest
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(UserError, match="WORLD_SIZE is 3: accelerate counts 1 processes"):
-        Runtime(dtype="float32")
+        Runtime.start(dtype="float32")
 
 
 @pytest.mark.parametrize(
@@ -262,20 +265,19 @@ def test_settings_of_accelerate_that_would_be_ignored_or_half_applied_are_refuse
 ) -> None:
     monkeypatch.setenv(variable, value)
     with pytest.raises(UserError, match=f"{name} is '{value}' in accelerate's configuration"):
-        Runtime(dtype="float32", device="cpu")
+        Runtime.start(dtype="float32", device="cpu")
 
 
 def test_settings_of_fsdp_are_refused_by_name_too() -> None:
     fsdp = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "ACCELERATE_MIXED_PRECISION": "bf16"}
-    require_honoured(fsdp, "bfloat16", shards=True)
+    require_supported(fsdp, "bfloat16", shards=True)
     for variable, value in (
         ("FSDP_VERSION", "1"),
-        ("FSDP_OFFLOAD_PARAMS", "true"),
         ("FSDP_RESHARD_AFTER_FORWARD", "false"),
     ):
         with pytest.raises(UserError, match=f"{variable.lower()} is '{value}'"):
-            require_honoured({**fsdp, variable: value}, "bfloat16", shards=True)
-    require_honoured({**fsdp, "FSDP_VERSION": "1"}, "bfloat16", shards=False)
+            require_supported({**fsdp, variable: value}, "bfloat16", shards=True)
+    require_supported({**fsdp, "FSDP_VERSION": "1"}, "bfloat16", shards=False)
 
 
 PLUMBLINE = [sys.executable, "-c", "from rl.cli import main; main()"]
@@ -298,7 +300,7 @@ def test_a_mistake_under_accelerates_own_launcher_shows_no_trace() -> None:
 
 def different_weights(rank: int, port: int, folder: Path) -> None:
     be(rank, port)
-    runtime = Runtime(dtype="float32", device="cpu")
+    runtime = Runtime.start(dtype="float32", device="cpu")
     torch.manual_seed(rank)
     made = torch.nn.Linear(3, 3)
     try:
@@ -324,8 +326,8 @@ def test_a_slow_verifier_is_waited_for_as_long_as_patience_lasts(patience: int, 
 
 def one_is_slow(rank: int, port: int, folder: Path) -> None:
     be(rank, port)
-    rl.processes.runtime.PATIENCE = timedelta(seconds=int((folder / "patience").read_text()))
-    runtime = Runtime(dtype="float32", device="cpu")
+    rl.processes.runtime.TIMEOUT = timedelta(seconds=int((folder / "patience").read_text()))
+    runtime = Runtime.start(dtype="float32", device="cpu")
     runtime.wait()
     time.sleep(2 * rank)
     try:
@@ -354,7 +356,7 @@ def test_gradients_are_summed_in_buckets(tmp_path: Path) -> None:
 def sums_gradients(rank: int, port: int, folder: Path) -> None:
     be(rank, port)
     rl.processes.runtime.BUCKET = 6
-    runtime = Runtime(dtype="float32", device="cpu")
+    runtime = Runtime.start(dtype="float32", device="cpu")
     parameters = [torch.nn.Parameter(torch.zeros(n)) for n in (5, 7, 2)]
     for n, parameter in enumerate(parameters):
         if n != 1:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.device_mesh import init_device_mesh
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rl.processes.runtime import Runtime
@@ -26,10 +27,11 @@ class BytesPutTogether(TorchDispatchMode):
 
 def forward_and_backward(rank: int, port: int, folder: Path) -> None:
     be(rank, port)
-    runtime, found, text = Runtime(dtype="bfloat16", device="cpu"), {}, torch.arange(12)[None] + rank
+    runtime, found, text = Runtime.start(dtype="bfloat16", device="cpu"), {}, torch.arange(12)[None] + rank
+    mesh = init_device_mesh("cpu", (2,))
     for in_16_bits in (False, True):
         model = model_of("qwen2", {"hidden_size": 64, "intermediate_size": 96}, 0)
-        root = shard(model, runtime.mesh(), trains=True, in_16_bits=in_16_bits)
+        root = shard(model, mesh, trains=True, in_16_bits=in_16_bits)
         early: list[int] = []
         with BytesPutTogether() as count:
             of_first = model.model.layers[0].register_forward_hook(lambda *_, c=count, e=early: e.append(c.num_calls))

@@ -51,7 +51,7 @@ class NoTokenizer:
 
 @pytest.fixture(scope="module")
 def runtime(tmp_path_factory: pytest.TempPathFactory) -> Runtime:
-    return Runtime(dtype="float32", device="cpu")
+    return Runtime.start(dtype="float32", device="cpu")
 
 
 def learner(runtime: Runtime, algorithm: Algorithm = GRPO, **options: object) -> Learner:

@@ -70,6 +70,6 @@ def test_of_two_first_runs_at_once_the_slower_one_takes_the_base_of_the_faster(
 
     monkeypatch.setattr(rl.run.warm_start, "_teach", taught_while_another_run_saves_its_own)
     with closing(Verifiers(VerifierOptions(num_workers=1))) as verifiers, Progress(0, quiet=True) as progress:
-        folder = warm_started(recipe, verifiers, Runtime(dtype="float32", device="cpu"), progress)
+        folder = warm_started(recipe, verifiers, Runtime.start(dtype="float32", device="cpu"), progress)
     assert (folder / "config.json").read_text() == "the faster one's"
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]

@@ -107,7 +107,7 @@ def test_completions_are_scored_under_the_views_they_were_sampled_with() -> None
         policy=policy,
         reference=policy.frozen_copy(),
         optimizer=torch.optim.SGD(policy.model.parameters(), lr=0.1),
-        runtime=Runtime(dtype="float32", device="cpu"),
+        runtime=Runtime.start(dtype="float32", device="cpu"),
         algorithm=GRPO,
         temperature=1.0,
         token_budget=40,

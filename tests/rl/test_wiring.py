@@ -66,7 +66,7 @@ def test_a_resumed_run_knows_how_many_updates_in_a_row_were_skipped(tmp_path: Pa
     """Else a run that diverges and is restarted again and again would never be stopped."""
     stream, runtime = (
         ProblemStream([Problem(id="a", prompt="1+1=", reference="2")], 0),
-        Runtime(dtype="float32", device="cpu"),
+        Runtime.start(dtype="float32", device="cpu"),
     )
     saved, restored = make_learner(runtime, "grpo"), make_learner(runtime, "grpo")
     saved.skipped_in_a_row = 2

@@ -56,7 +56,7 @@ def test_an_engine_in_each_of_two_processes_makes_the_run_of_one(
 
 def tells_its_device(rank: int, port: int, folder: Path) -> None:
     be(rank, port)
-    runtime = Runtime(dtype="float32", device="cpu")
+    runtime = Runtime.start(dtype="float32", device="cpu")
     from rollout.vllm_sampler import VLLMOptions, VLLMSampler
 
     engine = VLLMOptions(dtype="float32", max_length=MAX_LENGTH, key_values=128, processes=2)
