@@ -8,16 +8,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-
-from rewards.errors import UserError
-from rewards.score import Outcome, Score
 from rl.algorithms import ALGORITHMS
 from rl.deliver import Delivery
 from rl.learner import Learner
-from rl.policy import Policy
 from rl.runtime import Runtime
 from rl.step import train_step
 from rl.tiny import tiny_tokenizer
+
+from rewards.errors import UserError
+from rewards.score import Outcome, Score
+from rl.policy import Policy
 from rollout.chat_template import text_between_turns
 from rollout.collect import Collector
 from rollout.problems import ProblemStream
