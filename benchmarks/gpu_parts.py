@@ -24,7 +24,8 @@ from benchmarks.models import word_tokenizer
 from benchmarks.real_model import load_carried
 from rl.capacity.cost import ModelCost
 from rl.command.plan import Plan, load_config
-from rl.forward.forward import explain_forward, packed_forward, padded_forward, plain_forward, varlen_forward
+from rl.forward.choose_forward import explain_forward
+from rl.forward.forward import packed_forward, padded_forward, plain_forward, varlen_forward
 from rl.forward.layouts import packed_tokens
 from rl.forward.micro_batch import MicroBatch, TrainGroup, TrainSequence
 from rl.forward.output_head import OutputHead

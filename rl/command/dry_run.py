@@ -20,7 +20,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 import rl.forward.output_head
-from rl.forward.forward import ForwardChoice, varlen_forward
+from rl.forward.choose_forward import ForwardChoice
+from rl.forward.forward import varlen_forward
 from rl.forward.micro_batch import TrainGroup, TrainSequence
 from rl.objective.reductions import StepCounts
 from rl.policy.precision import round_frozen

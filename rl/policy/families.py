@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from rl.forward.forward import Attention, Forward, ForwardChoice, explain_forward, fuse, plain_forward
+from rl.forward.choose_forward import ForwardChoice, explain_forward, fuse
+from rl.forward.forward import Attention, Forward, plain_forward
 from rl.forward.fused import Fused
 from rl.forward.micro_batch import TrainGroup, TrainSequence
 from rl.policy.load import load_pretrained, require_folder

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rewards.errors import UserError
-from rl.forward.forward import Attention, Forward, ForwardChoice, enable_gradient_checkpointing
+from rl.forward.choose_forward import ForwardChoice
+from rl.forward.forward import Attention, Forward, enable_gradient_checkpointing
 from rl.forward.fused import Fused
 from rl.forward.micro_batch import MicroBatch
 from rl.forward.output_head import AnyHead, OutputHead, ValueHead

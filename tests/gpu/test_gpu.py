@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rl.forward.forward import Forward, choose_forward, packed_forward, varlen_forward
+from rl.forward.choose_forward import choose_forward
+from rl.forward.forward import Forward, packed_forward, varlen_forward
 from rl.forward.output_head import OutputHead, loss_in_one_pass
 from rl.objective.tokens import TokenScores
 from rl.run.tiny import tiny_model, tiny_tokenizer

@@ -15,7 +15,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rl.command.plan import load_config
-from rl.forward.forward import Forward, ForwardChoice, fuse, in_fused, varlen_forward
+from rl.forward.choose_forward import ForwardChoice, fuse
+from rl.forward.forward import Forward, in_fused, varlen_forward
 from rl.forward.layouts import packed_tokens
 from rl.forward.micro_batch import MicroBatch, TrainGroup, TrainSequence
 from rl.objective.algorithms import ALGORITHMS

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from rl.forward.forward import _why_not_the_same, enable_gradient_checkpointing, in_fused, packed_forward, plain_forward
+from rl.forward.choose_forward import _why_not_the_same
+from rl.forward.forward import enable_gradient_checkpointing, in_fused, packed_forward, plain_forward
 from rl.forward.fused import fused, why_not_fused
 from rl.forward.triton_kernels import rms_norm, silu_times
 from rl.policy.lora import add_adapters

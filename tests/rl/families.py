@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from rl.forward.forward import choose_forward, packed_forward
+from rl.forward.choose_forward import choose_forward
+from rl.forward.forward import packed_forward
 from tests.rl.models import SIZES
 
 TABLE = Path(__file__).parents[2] / "docs" / "families.md"

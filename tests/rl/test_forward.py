@@ -12,13 +12,8 @@ from transformers import AutoModelForCausalLM, OpenAIGPTConfig, PreTrainedModel
 
 import rl.forward.output_head
 from rewards.errors import UserError
-from rl.forward.forward import (
-    choose_forward,
-    enable_gradient_checkpointing,
-    packed_forward,
-    padded_forward,
-    plain_forward,
-)
+from rl.forward.choose_forward import choose_forward
+from rl.forward.forward import enable_gradient_checkpointing, packed_forward, padded_forward, plain_forward
 from rl.forward.layouts import PackedRow
 from rl.policy.lora import add_adapters
 from rl.settings.options import ALL_LINEAR

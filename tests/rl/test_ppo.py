@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rewards.errors import UserError
-from rl.forward.forward import ForwardChoice, plain_forward
+from rl.forward.choose_forward import ForwardChoice
+from rl.forward.forward import plain_forward
 from rl.forward.micro_batch import TrainGroup
 from rl.forward.output_head import ValueHead
 from rl.objective.algorithms import ALGORITHMS, PPO, PPO_SEPARATE, Algorithm

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 
 from rewards.errors import UserError
 from rewards.math_answer import MathVerifier
-from rl.forward.forward import ForwardChoice, padded_forward
+from rl.forward.choose_forward import ForwardChoice
+from rl.forward.forward import padded_forward
 from rl.policy.families import CAUSAL
 from rl.policy.load import load_pretrained
 from rl.policy.lora import LoraPolicy, add_adapters

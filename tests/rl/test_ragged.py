@@ -20,16 +20,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from rewards.errors import UserError
-from rl.forward.forward import (
-    RAGGED,
-    Forward,
-    _what_rounding_does_not_explain,
-    choose_forward,
-    flash_forward,
-    packed_forward,
-    plain_forward,
-    varlen_forward,
-)
+from rl.forward.choose_forward import RAGGED, _what_rounding_does_not_explain, choose_forward
+from rl.forward.forward import Forward, flash_forward, packed_forward, plain_forward, varlen_forward
 from rl.forward.layouts import PackedRow, packed_tokens
 from rl.forward.packed_attention import fastest, flash_package
 from rl.update.batch import Batch
@@ -171,9 +163,11 @@ def test_of_several_kernels_that_agree_the_fastest_is_taken(install, monkeypatch
     install("flash_attn", flash_2)
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", torch_2_13)
     as_on_a_gpu = lambda name, model, micro: _what_rounding_does_not_explain(RAGGED[name][1], model, micro)  # noqa: E731
-    monkeypatch.setattr("rl.forward.forward._why_not_ragged", as_on_a_gpu)
+    monkeypatch.setattr("rl.forward.choose_forward._why_not_ragged", as_on_a_gpu)
     compared: list[list[str]] = []
-    monkeypatch.setattr("rl.forward.forward.fastest", lambda kernels, model: compared.append([*kernels]) or "flash")
+    monkeypatch.setattr(
+        "rl.forward.choose_forward.fastest", lambda kernels, model: compared.append([*kernels]) or "flash"
+    )
     with torch.autocast("cpu", torch.bfloat16):
         assert choose_forward(of_family("Qwen2")) is flash_forward
     assert compared == [["varlen", "flash"]]

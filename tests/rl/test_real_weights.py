@@ -17,13 +17,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from rl.forward.forward import (
-    _example,
-    _what_rounding_does_not_explain,
-    explain_forward,
-    packed_forward,
-    packed_states,
-)
+from rl.forward.choose_forward import _example, _what_rounding_does_not_explain, explain_forward
+from rl.forward.forward import packed_forward, packed_states
 from rl.forward.packed_attention import dense
 from rl.policy.load import load_pretrained
 from rl.policy.lora import LoraPolicy, add_adapters

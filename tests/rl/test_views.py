@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rewards.score import Outcome, Score
-from rl.forward.forward import ForwardChoice, padded_forward
+from rl.forward.choose_forward import ForwardChoice
+from rl.forward.forward import padded_forward
 from rl.forward.layouts import PaddedRows, padded_tokens
 from rl.forward.micro_batch import TrainGroup
 from rl.objective.algorithms import GRPO
