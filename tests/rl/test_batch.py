@@ -7,7 +7,7 @@ import random
 import pytest
 
 from rl.command.dry_run import equal_batch
-from rl.forward.layouts import packed_tokens
+from rl.forward.layouts import PackedRow, PaddedRows, packed_tokens, padded_tokens
 from rl.forward.micro_batch import TrainGroup, TrainSequence
 from rl.objective.reductions import StepCounts
 from rl.update.batch import Batch
@@ -40,3 +40,20 @@ def test_micro_batches_are_hardly_more_than_their_tokens_need(batch: Batch, most
     assert max(packed_tokens(m.groups) for m in micros) <= budget
     assert sum(m.num_sequences for m in micros) == sum(len(g.sequences) for g in batch.groups)
     assert len(micros) <= (most or 1.1 * -(-batch.num_tokens // budget) + 1)
+
+
+def test_the_budget_counts_padding_where_rows_are_padded() -> None:
+    """What a padded forward runs is sequences x the longest: 8,128 packed tokens were 36,800 padded ones."""
+    budget, batch = 8192, of_any_length(32)
+    micros = list(batch.micro_batches(budget, padded_tokens))
+    assert max(m.laid_out(PaddedRows.of).input_ids.numel() for m in micros) <= budget
+    assert sum(m.num_sequences for m in micros) == sum(len(g.sequences) for g in batch.groups)
+    packed = list(batch.micro_batches(budget))
+    assert max(m.laid_out(PaddedRows.of).input_ids.numel() for m in packed) > 2 * budget
+
+
+@pytest.mark.parametrize("lay_out", [PackedRow.of, PaddedRows.of])
+def test_a_layout_costs_what_the_budget_counts(lay_out) -> None:
+    count = packed_tokens if lay_out == PackedRow.of else padded_tokens
+    for micro in of_any_length(4).micro_batches(8192, count):
+        assert micro.laid_out(lay_out).input_ids.numel() == count(micro.groups)

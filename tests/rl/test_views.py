@@ -125,7 +125,7 @@ def learner_of(policy: Policy, **options: int) -> Learner:
         policy=policy,
         reference=None,
         optimizer=torch.optim.SGD(policy.model.parameters(), lr=0.1),
-        runtime=Runtime(dtype="float32", device="cpu"),
+        runtime=Runtime.start(dtype="float32", device="cpu"),
         algorithm=replace(GRPO, kl_weight=0.0, importance_cap=None),
         temperature=1.0,
         token_budget=10_000,

@@ -209,7 +209,7 @@ def test_a_step_is_trained_on_what_the_policy_chose() -> None:
         policy=policy,
         reference=policy.frozen_copy() if algorithm.kl_weight else None,
         optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
-        runtime=Runtime(dtype="float32", device="cpu"),
+        runtime=Runtime.start(dtype="float32", device="cpu"),
         algorithm=algorithm,
         temperature=1.0,
         token_budget=10_000,
