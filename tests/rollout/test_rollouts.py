@@ -8,16 +8,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from rl.algorithms import ALGORITHMS
-from rl.deliver import Delivery
-from rl.learner import Learner
-from rl.runtime import Runtime
-from rl.step import train_step
-from rl.tiny import tiny_tokenizer
 
 from rewards.errors import UserError
 from rewards.score import Outcome, Score
-from rl.policy import Policy
+from rl.objective.algorithms import ALGORITHMS
+from rl.policy.policy import Policy
+from rl.processes.runtime import Runtime
+from rl.run.tiny import tiny_tokenizer
+from rl.update.batch import pack
+from rl.update.delivery import Delivery
+from rl.update.learner import Learner
+from rl.update.step import train_step
 from rollout.chat_template import text_between_turns
 from rollout.collect import Collector
 from rollout.problems import ProblemStream
@@ -194,7 +195,7 @@ def two_threads() -> Iterator[None]:
 def test_a_step_is_trained_on_what_the_policy_chose() -> None:
     """The trainer's log-probs of these tokens, behind all that stands before them, are the engine's: the ratio is 1."""
     model = make("qwen2")
-    sampler, policy = TorchSampler(model, tiny.tokenizer()), Policy(model)
+    sampler, policy = TorchSampler(model, tiny.tokenizer()), Policy.of(model)
     algorithm = replace(ALGORITHMS["grpo"], dynamic_sampling=False)
     collecting = Collector(
         sampler=sampler,
@@ -218,9 +219,9 @@ def test_a_step_is_trained_on_what_the_policy_chose() -> None:
     stream = ProblemStream([problem(name) for name in ("a+b", "the", "12")], seed=0)
     delivery = Delivery(policy, sampler, tolerance=1e-3)
     result = train_step(learner, collecting, stream, delivery, step=1, num_problems=3)
-    completions = [rollout.completion for group in result.groups for rollout in group.rollouts]
+    completions = [rollout.completion for credited in result.groups for rollout in credited.group.rollouts]
     assert all(c.loss_mask.count(False) == len("the=") and "the=" in c.text for c in completions)
-    batch = algorithm.pack(result.groups, algorithm.advantages(result.groups, 12), 12)
+    batch = pack(result.groups, algorithm, 12)
     assert batch.counts.num_tokens == sum(c.num_chosen for c in completions)
     assert (
         result.metrics["mismatch/max"] < 3e-5
