@@ -362,7 +362,7 @@ def vllm(bench: Bench) -> Found:
 
         found["sample"] = _once(bench, lambda: engines[0].sample(requests, params))
         found["take weights"] = _once(bench, deliver)
-        found["sleep"] = _once(bench, engines[0].rest)
+        found["sleep"] = _once(bench, engines[0].sleep)
         found["wake with new weights"] = _once(bench, deliver)
         engines[0].close()
     return {"seconds": found, "tokens_per_second": bench.problems * GROUP * params.max_tokens / found["sample"]}

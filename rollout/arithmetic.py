@@ -1,10 +1,10 @@
-"""The built-in task: "a+b-c" worked in steps. Its problems and their worked solutions."""
+"""The built-in task "a+b-c", to be solved in steps: its problems with their solutions."""
 
 from __future__ import annotations
 
 import random
 
-from rollout.records import WORKED, Problem
+from rollout.records import SOLUTION, Problem
 
 LOWEST, HIGHEST = 10, 39
 
@@ -22,5 +22,5 @@ def _problem(a: int, b: int, c: int) -> Problem:
         id=f"{a}+{b}-{c}",
         prompt=({"role": "user", "content": f"{a}+{b}-{c}"},),
         reference=str(a + b - c),
-        metadata={WORKED: f"{a}+{b}={a + b}\n{a + b}-{c}={a + b - c}\n\\boxed{{{a + b - c}}}"},
+        metadata={SOLUTION: f"{a}+{b}={a + b}\n{a + b}-{c}={a + b - c}\n\\boxed{{{a + b - c}}}"},
     )

@@ -1,7 +1,7 @@
-"""What our two attention functions (decoding here, training in rl/forward/packed_attention.py) share, and how a model is told to use them.
+"""Shared parts of the two attention functions (decoding in rollout/engine, training in rl/forward/packed_attention.py), and their selection.
 
 transformers lets a program register an attention function under a name (`AttentionInterface`); a model whose config
-carries that name calls it in every layer. No model is changed.
+has that name calls it in every layer. No model's code is changed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 
 def has_only_attention_layers(model: PreTrainedModel) -> bool:
-    """Whether every layer keeps keys and values and asks the attention interface: no recurrent state, no convolution."""
+    """Whether every layer is attention through the attention interface: no recurrent state, no convolution."""
     layer_types = set(getattr(model.config, "layer_types", None) or ["full_attention"])
     return bool(
         model._supports_attention_backend
@@ -27,7 +27,7 @@ def has_only_attention_layers(model: PreTrainedModel) -> bool:
 
 @contextmanager
 def attention_implementation(model: PreTrainedModel, name: str) -> Iterator[None]:
-    """The model uses the attention function registered as `name` inside the block."""
+    """Within the context the model uses the attention function that is registered as `name`."""
     before = model.config._attn_implementation
     model.config._attn_implementation = name
     try:
@@ -38,7 +38,7 @@ def attention_implementation(model: PreTrainedModel, name: str) -> Iterator[None
 
 @contextmanager
 def narrow_windows(model: PreTrainedModel, width: int) -> Iterator[None]:
-    """Sliding windows of `width` tokens where the model has them, so that a short text shows what they do."""
+    """Sets the model's sliding windows, if it has any, to `width` tokens, so that a short text shows their effect."""
     owners = [model.config.get_text_config(), *model.modules()]
     before = [(o, o.sliding_window) for o in owners if isinstance(getattr(o, "sliding_window", None), int)]
     for owner, _ in before:
@@ -51,18 +51,18 @@ def narrow_windows(model: PreTrainedModel, width: int) -> Iterator[None]:
 
 
 def causal_window(num_tokens: int, window: int, device: torch.device) -> Tensor:
-    """Of a text, each token looks at the last `window` tokens, itself among them. [T, T]"""
+    """The mask by which each token attends to the last `window` tokens, itself included. Bool[T, T]"""
     columns = torch.arange(num_tokens, device=device)
     ago = columns[:, None] - columns
     return (ago >= 0) & (ago < window)
 
 
 def exact_scores(query: Tensor, key: Tensor) -> Tensor:
-    """The products of queries and keys in float32, of 16-bit factors too. [B, T, D], [B, S, D] -> [B, T, S].
+    """The products of queries and keys in float32, also of 16-bit factors. [B, T, D], [B, S, D] -> [B, T, S].
 
-    Where keys have large biases (Qwen2) scores are large sums that differ by little: rounded to 16 bits they are of another
-    softmax. torch's CPU has no product of 16-bit factors with a float32 result; what the rounded one lost is a product too,
-    small and so rounded little. Both take half the time of converting the keys.
+    If keys have large biases (Qwen2), scores are large sums with small differences, and rounding them to 16 bits changes the softmax.
+    On a CPU torch has no product of 16-bit factors with a float32 result; the rounding error of the 16-bit product is itself a product
+    minus that result, which is small and so is rounded by little. Both together take half the time of converting the keys.
     """
     if query.dtype == torch.float32:
         return torch.bmm(query, key.mT)
@@ -78,7 +78,7 @@ def grouped_attention(
     """Scaled dot-product attention with fewer key heads than query heads, without repeating keys.
 
     query: [B, Hq, T, D]; key, value: [B, Hkv, S, D]; mask: broadcastable to [B, 1, T, S] -> [B, T, Hq, D].
-    A single query per row is two small matrix products, the query heads that share a key head as one block: on a CPU
+    A single query per row takes two small matrix products, with the query heads that share a key head as one block: on a CPU
     ten times faster than the fused kernel, which is made for long blocks of queries.
     """
     rows, query_heads, num_queries, head_size = query.shape

@@ -1,4 +1,4 @@
-"""The tokenizer's chat template: which one is used, and what it writes at the end of the model's turn."""
+"""Chooses the tokenizer's chat template, and finds out what it writes at the end of the model's turn and behind it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from transformers import PreTrainedTokenizerBase
 from rewards.errors import UserError, first_line
 from rollout.records import Message
 
-# Jinja's own errors, and what an expression of a template raises on a value of another type than it expects.
+# Jinja's own errors, and those of a template's expression on a value of an unexpected type.
 TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError)
-ASKED, SAID, NEXT = "plumbline-asked", "plumbline-said", "plumbline-next"
+QUESTION, ANSWER, FOLLOW_UP = "plumbline-question", "plumbline-answer", "plumbline-follow-up"
 
 
 def choose_template(tokenizer: PreTrainedTokenizerBase, chosen: str | None) -> None:
-    """Gives the tokenizer the template `chosen`: a file of Jinja, or one of several templates that it has by name."""
+    """Sets the tokenizer's template to `chosen`: a Jinja file, or the name of one of the tokenizer's templates."""
     own: Any = tokenizer.chat_template
     named: dict[str, str] = own if isinstance(own, dict) else {}
     if chosen is None and (not named or "default" in named):
@@ -34,22 +34,22 @@ def choose_template(tokenizer: PreTrainedTokenizerBase, chosen: str | None) -> N
         tokenizer.chat_template = Path(chosen).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"chat_template is {chosen!r}: it is no file that can be read as text ({error}), and {has}; give a file with a Jinja "
+            f"chat_template is {chosen!r}: it is no readable text file ({error}), and {has}; give a file with a Jinja "
             "template, or one of these names"
         ) from None
 
 
 def added_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    """Its tokens outside of the vocabulary that was learnt, special ones among them."""
+    """The tokens that were added to the learnt vocabulary, special tokens included, with their ids."""
     return tokenizer.get_added_vocab()  # pyright: ignore[reportCallIssue,reportOptionalCall]  the stubs know no such method
 
 
 def text_between_turns(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
-    """What the template writes behind the content of a model's turn up to where its next turn begins, these messages between them.
+    """The template's text between two turns of the model with these messages in between, from the end of the first turn's content on.
 
-    The turns before are not rendered: some templates would change them (drop their reasoning, say) once they are history.
+    The earlier turns are not rendered again: some templates change them once they are history (drop their reasoning, say).
     """
-    conversation: Any = [{"role": "user", "content": ASKED}, {"role": "assistant", "content": SAID}, *messages]
+    conversation: Any = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}, *messages]
     try:
         rendering = str(tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True))
     except TEMPLATE_ERRORS as error:
@@ -58,8 +58,8 @@ def text_between_turns(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Me
             f"chat_template: it cannot render messages (roles {roles}) behind the model's turn: {first_line(error)}; use other roles, "
             "or another template with --chat-template"
         ) from None
-    _, said, between = rendering.rpartition(SAID)
-    if not said or not all(message["content"] in between for message in messages):
+    _, answer, between = rendering.rpartition(ANSWER)
+    if not answer or not all(message["content"] in between for message in messages):
         raise UserError(
             f"chat_template: it leaves out some of the messages {[dict(message) for message in messages]} behind the model's turn; use "
             "other roles, or another template with --chat-template"
@@ -68,24 +68,24 @@ def text_between_turns(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Me
 
 
 def template_turn_end(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """The token, or where there is none the text, that the template writes directly behind what the model has said.
+    """The token, or otherwise the text, that the template writes directly behind the content of the model's turn.
 
-    That is the beginning common to what follows a last message of the model and what follows one that the user answers: a template
-    may open the next turn after either. None where the template ends a turn with white space, or cannot render such messages.
+    It is the common beginning of what follows a final assistant message and of what follows one that a user message answers, as a
+    template may open the next turn in either case. None if the template ends a turn with white space or cannot render such messages.
     """
     if tokenizer.chat_template is None:
         return None
-    said: list[dict[str, str]] = [{"role": "user", "content": ASKED}, {"role": "assistant", "content": SAID}]
+    messages: list[dict[str, str]] = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
     try:
         renderings = [
-            str(tokenizer.apply_chat_template(messages, tokenize=False))
-            for messages in (said, [*said, {"role": "user", "content": NEXT}])
+            str(tokenizer.apply_chat_template(conversation, tokenize=False))
+            for conversation in (messages, [*messages, {"role": "user", "content": FOLLOW_UP}])
         ]
     except TEMPLATE_ERRORS:
         return None
-    if not all(SAID in rendering for rendering in renderings):
+    if not all(ANSWER in rendering for rendering in renderings):
         return None
-    last, answered = (rendering.rpartition(SAID)[2].lstrip() for rendering in renderings)
+    last, answered = (rendering.rpartition(ANSWER)[2].lstrip() for rendering in renderings)
     common = "".join(a for a, b in takewhile(lambda pair: pair[0] == pair[1], zip(last, answered, strict=False)))
     tokens = [token for token in added_tokens(tokenizer) if common.startswith(token)]
     if tokens:

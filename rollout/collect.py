@@ -1,4 +1,4 @@
-"""Sample G completions of each problem, verify each as soon as it ends, return groups."""
+"""Samples G completions of each problem, grades each as soon as it ends, and returns groups."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from functools import partial
 from rewards.errors import UserError
 from rewards.score import Score, Verifier
 from rollout.problems import ProblemStream
-from rollout.processes import Alone, Processes
+from rollout.processes import Processes, SingleProcess
 from rollout.prompts import PromptRenderer
 from rollout.records import Completion, Problem, Rollout, RolloutGroup
 from rollout.rollouts import Episode, RolloutFunction, one_shot, run_rollouts
@@ -20,17 +20,17 @@ from rollout.sampler import Sampler, SamplingParams, completion_seed
 from rollout.steps import Steps, steps_of
 from rollout.verify import BackgroundVerifier
 
-ATTEMPTS = 3  # of sampling a step
+ATTEMPTS = 3  # to sample a step
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Collected:
-    """A step's groups, and what it took to get them.
+    """A step's groups, and the sampling effort.
 
-    groups: for the update. sampled: all that were sampled; more than `groups` where dynamic sampling left some out.
-    num_refills: rounds that dynamic sampling drew beyond the first.
-    verify_seconds: what verification adds to the step, the wait for verdicts once sampling has ended.
+    groups: the groups for the update. sampled: all sampled groups; more than `groups` where dynamic sampling left some out.
+    num_refills: the rounds that dynamic sampling drew beyond the first.
+    verify_seconds: the time that grading adds to the step: the wait for scores after sampling has ended.
     """
 
     groups: list[RolloutGroup]
@@ -45,8 +45,8 @@ class Collected:
 class Collector:
     """Turns problems into scored groups.
 
-    rollout: how a completion is made; one_shot samples it at once. scores_steps: also give the worked steps of each completion
-    rewards of their own. processes: each samples every count-th problem; seeds do not depend on which one does.
+    rollout: makes one completion; one_shot samples it in a single turn. scores_steps: also rewards each completion's reasoning steps.
+    processes: each samples every count-th problem; seeds do not depend on which process samples.
     """
 
     sampler: Sampler
@@ -57,7 +57,7 @@ class Collector:
     run_seed: int
     rollout: RolloutFunction = one_shot
     scores_steps: bool = False
-    processes: Processes = field(default_factory=Alone)
+    processes: Processes = field(default_factory=SingleProcess)
 
     def __post_init__(self) -> None:
         if self.scores_steps and self.rollout is not one_shot:
@@ -66,7 +66,11 @@ class Collector:
             )
 
     def collect(self, problems: Sequence[Problem], *, step: int, drawn: Counter[str] | None = None) -> Collected:
-        """`drawn`: how often each problem was drawn in this step already; drawn again, it gets other seeds."""
+        """The groups of these problems, in their order.
+
+        drawn: how often each problem was drawn in this step already; it counts these draws too. A problem that is drawn again gets
+            other seeds.
+        """
         drawn = Counter() if drawn is None else drawn
         episodes = []
         for problem in problems:
@@ -91,7 +95,7 @@ class Collector:
             Episode(
                 problem=problem,
                 prompt_ids=prompt.token_ids,
-                opened=prompt.opened,
+                answer_prefix=prompt.answer_prefix,
                 max_tokens=self.params.max_tokens,
                 seed_of=partial(completion_seed, self.run_seed, step, problem.id, i),
             )
@@ -99,14 +103,15 @@ class Collector:
         ]
 
     def _collect(self, episodes: Sequence[Sequence[Episode]]) -> Collected:
-        """This process's part. An engine that fails (memory, a driver) is asked again: equal seeds give equal completions."""
+        """Samples this process's part. After an engine failure (memory, a driver) it is sampled again: equal seeds give equal
+        completions."""
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 return self._collect_once(episodes)
             except RuntimeError as error:
                 if attempt == ATTEMPTS:
                     raise
-                log.warning("sampling has failed (%s); attempt %d of %d", error, attempt + 1, ATTEMPTS)
+                log.warning("sampling failed (%s); attempt %d of %d", error, attempt + 1, ATTEMPTS)
         raise AssertionError
 
     def _collect_once(self, episodes: Sequence[Sequence[Episode]]) -> Collected:
@@ -116,7 +121,7 @@ class Collector:
         rollouts = [[self.rollout(episode) for episode in group] for group in episodes]
         with BackgroundVerifier(problems, self.verifiers, self._step_scorer(episodes)) as verifier:
             for i, j, completion in run_rollouts(rollouts, self.sampler, self.params):
-                completions[i, j] = replace(completion, text=episodes[i][j].opened + completion.text)
+                completions[i, j] = replace(completion, text=episodes[i][j].answer_prefix + completion.text)
                 verifier.put(i, j, completions[i, j])
             sampled = time.perf_counter()
             scores = verifier.scores()
@@ -142,9 +147,9 @@ class Collector:
         )
 
     def collect_with_signal(self, stream: ProblemStream, count: int, *, step: int, max_refills: int = 4) -> Collected:
-        """Draw further problems until `count` groups have different rewards among them, or max_refills rounds are over.
+        """Dynamic sampling: draws further problems until `count` groups have differing rewards, in at most max_refills further rounds.
 
-        Dynamic sampling, DAPO, arXiv 2503.14476, section 3.2. Groups beyond `count` are dropped, the latest first.
+        DAPO, arXiv 2503.14476, section 3.2. Groups beyond `count` are dropped, the latest first.
         """
         parts: list[Collected] = []
         groups: list[RolloutGroup] = []
@@ -165,7 +170,7 @@ class Collector:
         if not self.scores_steps:
             return None
         firsts, tokenizer = [group[0] for group in episodes], self.renderer.tokenizer
-        return lambda i, completion: steps_of(tokenizer, firsts[i].problem, completion, firsts[i].opened)
+        return lambda i, completion: steps_of(tokenizer, firsts[i].problem, completion, firsts[i].answer_prefix)
 
 
 def _rollout(problem: Problem, completion: Completion, score: Score, steps: Steps) -> Rollout:
@@ -175,6 +180,6 @@ def _rollout(problem: Problem, completion: Completion, score: Score, steps: Step
 
 
 def has_signal(group: RolloutGroup) -> bool:
-    """Whether the graded values of the group differ: otherwise a comparison within the group teaches nothing."""
+    """Whether the group's graded values differ; otherwise all its group-relative advantages are 0."""
     values = {r.score.value for r in group.rollouts if r.is_graded}
     return len(values) > 1

@@ -1,4 +1,4 @@
-"""What was sampled, as JSON and back: plain values only, so that reading a file runs nothing of it."""
+"""Collected as JSON and back. It contains plain values only, so that reading a file executes no code."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ NUMBERS = ("num_refills", "num_sampled_tokens", "sample_seconds", "verify_second
 
 
 def collected_to_json(collected: Collected) -> dict[str, Any]:
-    """groups: the places in `sampled` of those for the update."""
-    place = {id(group): i for i, group in enumerate(collected.sampled)}
+    """Key "groups" has the indices in "sampled" of the groups for the update."""
+    index = {id(group): i for i, group in enumerate(collected.sampled)}
     return {
         "sampled": [group_to_json(group) for group in collected.sampled],
-        "groups": [place[id(group)] for group in collected.groups],
+        "groups": [index[id(group)] for group in collected.groups],
         **{name: getattr(collected, name) for name in NUMBERS},
     }
 

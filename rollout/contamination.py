@@ -1,4 +1,4 @@
-"""Whether problems of one data set stand in another: n-grams of words, as GPT-3's authors looked for them (arXiv 2005.14165, C)."""
+"""Finds problems of one data set that also stand in another, by n-grams of words as for GPT-3 (arXiv 2005.14165, appendix C)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _WORD = re.compile(r"\w+")
 
 
 def contaminated(problems: Sequence[Problem], others: Sequence[Problem], size: int = NGRAM) -> dict[str, str]:
-    """By id, the problems that share an n-gram with one of the others, and that n-gram. A shorter prompt is one n-gram by itself.
+    """Problem id -> an n-gram that the problem shares with one of the others. A shorter prompt counts as one n-gram.
 
-    What at least a tenth of either data set shares, and three problems of it, is a template's and says nothing.
+    An n-gram that at least a tenth of either data set has, and at least three of its problems, belongs to a template and is ignored.
     """
     held = [set(ngrams(problem, size)) for problem in problems]
     seen = [set(ngrams(problem, size)) for problem in others]

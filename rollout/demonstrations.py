@@ -1,4 +1,4 @@
-"""Worked solutions, as if they had been sampled and found right: what supervised learning takes."""
+"""Written solutions as groups of correct completions, for supervised fine-tuning."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from rewards.score import Outcome, Score
 from rollout.collect import Collected
 from rollout.prompts import PromptRenderer
-from rollout.records import WORKED, Completion, FinishReason, Problem, Rollout, RolloutGroup
+from rollout.records import SOLUTION, Completion, FinishReason, Problem, Rollout, RolloutGroup
 
 
 def demonstrate(problems: Sequence[Problem], renderer: PromptRenderer) -> Collected:
-    """A group of one for each problem: its worked solution and the end of the turn."""
+    """For each problem a group of one completion: its solution and the token that ends the turn."""
     started = time.perf_counter()
     groups = [demonstration(problem, renderer) for problem in problems]
     return Collected(
@@ -26,7 +26,7 @@ def demonstrate(problems: Sequence[Problem], renderer: PromptRenderer) -> Collec
 
 
 def demonstration(problem: Problem, renderer: PromptRenderer) -> RolloutGroup:
-    text = str(problem.metadata[WORKED])
+    text = str(problem.metadata[SOLUTION])
     token_ids = (*renderer.tokenizer(text, add_special_tokens=False).input_ids, renderer.closing_id)
     completion = Completion(
         token_ids=token_ids,

@@ -1,4 +1,4 @@
-"""Chat messages as data sets have them: content is text, or a list of parts that are text."""
+"""Reads chat messages of data sets, whose content is text or a list of text parts."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from rollout.records import Message
 
 
 def read_messages(prompt: Any, what: str) -> tuple[Message, ...]:
-    """A text, one message or a list of messages as messages of text. Raises UserError, which names `what` has the prompt.
+    """Converts a text, one message or a list of messages into messages of text. what: the name of the problem in a UserError.
 
-    Numbers are the text that they are written as. Anything else would reach the model as the Python spelling of an object.
+    Numbers become the text that they are written as. Anything else is refused: it would reach the model as Python's repr of an object.
     """
     if isinstance(prompt, str | int | float) and not isinstance(prompt, bool):
         prompt = [{"role": "user", "content": prompt}]
@@ -27,7 +27,7 @@ def read_messages(prompt: Any, what: str) -> tuple[Message, ...]:
 
 
 def messages_in(text: str) -> list[dict[str, Any]] | None:
-    """The chat messages that a text writes out as JSON; None of any other text."""
+    """The chat messages of a text that is JSON of them; None for any other text."""
     if not text.lstrip().startswith(("{", "[")):
         return None
     try:
@@ -68,7 +68,7 @@ def _shown(value: Any) -> str:
 
 
 def require_encodable(text: str, what: str) -> str:
-    """The text. Raises UserError where it cannot be written in UTF-8."""
+    """Returns the text. Raises UserError if it cannot be encoded in UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

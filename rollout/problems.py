@@ -1,4 +1,4 @@
-"""Where problems come from: built-in generators, files, hub data sets; and the seeded stream that deals them out."""
+"""Loads problems from built-in generators, files and hub data sets, and deals them in a seeded, resumable order."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rollout.arithmetic import arithmetic_problems
 from rollout.messages import messages_in, read_messages, require_encodable
 from rollout.program_tasks import asks_for_program, program_task
 from rollout.puzzles import PUZZLE_MAKERS, puzzle_problems, reasoning_gym_problems
-from rollout.records import WORKED, Problem
+from rollout.records import SOLUTION, Problem
 from rollout.small_programs import small_programs
 
 BUILT_IN: dict[str, Callable[[], list[Problem]]] = {
@@ -31,13 +31,13 @@ BUILT_IN: dict[str, Callable[[], list[Problem]]] = {
     "small-programs": partial(small_programs, 10_000, seed=0),
     **{name: partial(puzzle_problems, make, 5_000, seed=0) for name, make in PUZZLE_MAKERS.items()},
 }
-REASONING_GYM = "reasoning-gym:"  # and the name of a task
+REASONING_GYM = "reasoning-gym:"  # prefix of a task's name
 HUB_NAMES = {"gsm8k": ("openai/gsm8k", "main"), "math": ("DigitalLearningGmbH/MATH-lighteval", "default")}
-FILES = (".jsonl", ".json")  # and either with .gz
+FILES = (".jsonl", ".json")  # each also with .gz
 PROMPT_COLUMNS = ("question", "problem", "prompt")
 _MAX_DIGITS = 4_300  # of an integer, sys.get_int_max_str_digits()
 _WORD = re.compile(r"(?!(?:yes|no|true|false)$)[^\W\d_]{3,}", re.IGNORECASE)
-_MANY_ALIKE = 20  # problems; fewer may well have the same word for their answer
+_MANY_ALIKE = 20  # problems; fewer may have the same word as their answer by chance
 ANSWER_COLUMNS = ("answer", "solution", "reference")
 log = logging.getLogger(__name__)
 
@@ -57,16 +57,16 @@ class ProblemStream:
         return taken
 
     def _at(self, index: int) -> Problem:
-        epoch, place = divmod(index, len(self.problems))
+        epoch, position = divmod(index, len(self.problems))
         if self._epoch[0] != epoch:
             order = list(range(len(self.problems)))
             random.Random(f"{self.seed}/{epoch}").shuffle(order)
             self._epoch = (epoch, order)
-        return self.problems[self._epoch[1][place]]
+        return self.problems[self._epoch[1][position]]
 
 
 def is_on_hub(dataset: str) -> bool:
-    """Whether the name is neither of a built-in task nor of a file, so that it may have configurations and splits."""
+    """Whether the name is that of a hub data set, which may have configurations and splits, and not of a built-in task or a file."""
     is_file = dataset.removesuffix(".gz").endswith(FILES)
     return not is_file and dataset not in BUILT_IN and not dataset.startswith(REASONING_GYM)
 
@@ -80,9 +80,10 @@ def load_problems(
     answer_column: str | None = None,
     report: Callable[[str], None] = log.warning,
 ) -> list[Problem]:
-    """The problems of a built-in task, a .jsonl or .json file, or a data set of the hub; of equal prompts the first.
+    """The problems of a built-in task, a .jsonl or .json file, or a hub data set; of rows with equal prompts only the first.
 
-    config, split: of a data set of the hub. report: is told, with an example, of rows that are not read as they are written.
+    config, split: the configuration and split of a hub data set. report: called, with an example, about rows that are interpreted or
+    left out.
     """
     if dataset in BUILT_IN:
         return BUILT_IN[dataset]()
@@ -108,12 +109,12 @@ def load_problems(
 
 
 def _report_objects(prompts: Sequence[Any], what: str, report: Callable[[str], None]) -> None:
-    """Of texts that are not prose but an object written out."""
+    """Reports prompts whose text is an object in JSON or Python notation."""
     written = [p.strip() for p in prompts if isinstance(p, str) and p.strip()[:1] in ("{", "[")]
     read = [text for text in written if messages_in(text) is not None]
     left = [text for text in written if messages_in(text) is None and text[-1:] in ("}", "]")]
     for texts, how in (
-        (read, "are read as the chat messages that they write out"),
+        (read, "are read as the chat messages that they contain"),
         (left, "go to the model as they are"),
     ):
         if texts:
@@ -125,7 +126,7 @@ def _report_objects(prompts: Sequence[Any], what: str, report: Callable[[str], N
 def _report_contradictions(
     found: Sequence[Problem], first: Mapping[str, Problem], what: str, report: Callable[[str], None]
 ) -> None:
-    """Of rows that are left out as their prompt has come before, and whose answer is another."""
+    """Reports rows that are left out because an earlier row has their prompt, but whose answer differs from that row's."""
     pairs = [(first[json.dumps(problem.prompt)], problem) for problem in found]
     other = [(kept, problem) for kept, problem in pairs if kept.reference != problem.reference]
     if other:
@@ -137,20 +138,20 @@ def _report_contradictions(
 
 
 def _problem(row: Mapping[str, Any], number: int, prompt_column: str, answer_column: str | None, what: str) -> Problem:
-    """number: from 1."""
+    """The problem of a row. number: the row's, from 1. what: the row's name in errors."""
     prompt = row.get(prompt_column)
     if prompt is None or prompt == "":
         raise UserError(f"{what} has no {prompt_column!r}: fill it or drop the row")
     if isinstance(prompt, str):
         prompt = messages_in(prompt) or prompt
-    verifier, reference = _judged_by(row, answer_column, what)
-    worked = row.get(WORKED, row.get(answer_column or ""))
+    verifier, reference = _grading(row, answer_column, what)
+    solution = row.get(SOLUTION, row.get(answer_column or ""))
     return Problem(
         id=str(row.get("id", row.get("task_id", number - 1))),
         prompt=read_messages(prompt, what),
         reference=reference,
         verifier=verifier,
-        metadata={} if worked is None else {WORKED: str(worked)},
+        metadata={} if solution is None else {SOLUTION: str(solution)},
     )
 
 
@@ -158,8 +159,8 @@ def _is_math(row: Mapping[str, Any]) -> bool:
     return "verifier" not in row and not asks_for_program(row)
 
 
-def _judged_by(row: Mapping[str, Any], answer_column: str | None, what: str) -> tuple[str, Reference]:
-    """The verifier that a row asks for, and the reference for it."""
+def _grading(row: Mapping[str, Any], answer_column: str | None, what: str) -> tuple[str, Reference]:
+    """The name of a row's verifier, and the reference for it."""
     if "verifier" in row:
         if not isinstance(row["verifier"], str) or row["verifier"] not in VERIFIERS:
             raise UserError(
@@ -173,8 +174,8 @@ def _judged_by(row: Mapping[str, Any], answer_column: str | None, what: str) -> 
 
 
 def _answer(value: Any, what: str) -> Reference:
-    """A list of one is that one, and what is missing is empty. What is neither text nor a number is left for the verifier to refuse:
-    it is left out and told of."""
+    """The reference in a cell: a list of one item counts as the item, a missing value as empty. Other lists and objects stay as they
+    are: the verifier refuses them, and the problem is dropped and reported."""
     if isinstance(value, list) and len(value) == 1:
         (value,) = value
     if value is None or isinstance(value, list | dict):
@@ -183,8 +184,8 @@ def _answer(value: Any, what: str) -> Reference:
 
 
 def repeated_word(problems: Sequence[Problem]) -> str | None:
-    """The word that is the reference of many problems, and how many: a heading or a placeholder that was taken for the answer. Words
-    that answer a question with few answers, as yes and no do, are not meant."""
+    """A sentence about the word that is the reference of many problems, as a heading or a placeholder that was taken for the answer is;
+    None if there is no such word. yes, no, true and false do not count."""
     words = Counter(str(p.reference).lower() for p in problems if _WORD.fullmatch(str(p.reference)))
     word, count = max(words.items(), key=lambda item: item[1], default=("", 0))
     return f"{count} of {len(problems)} references are the word {word!r}" if count >= _MANY_ALIKE else None
@@ -224,13 +225,13 @@ def _file_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _json(text: str, what: str) -> Any:
-    """Integers too long for Python to read stay text."""
+    """Parses JSON; integers that are too long for Python to parse stay text."""
     try:
         return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) <= _MAX_DIGITS else digits)
     except json.JSONDecodeError as error:
-        raise UserError(f"{what} is not JSON: {error}; mend it") from None
+        raise UserError(f"{what} is not JSON: {error}; fix it") from None
     except RecursionError:
-        raise UserError(f"{what} is nested too deeply to be read; mend it") from None
+        raise UserError(f"{what} is nested too deeply to be read; fix it") from None
 
 
 def _hub_rows(dataset: str, config: str | None, split: str) -> list[dict[str, Any]]:
@@ -249,7 +250,7 @@ def _hub_rows(dataset: str, config: str | None, split: str) -> list[dict[str, An
 
 
 def split_held_out(problems: Sequence[Problem], count: int) -> tuple[list[Problem], list[Problem]]:
-    """(training, held out): `count` problems chosen once and for all, whatever the run's seed, so that runs compare."""
+    """(training, held-out) problems. The `count` held-out ones do not depend on the run's seed, so that runs are comparable."""
     if len(problems) <= count:
         raise UserError(
             f"eval_size is {count}: the dataset has {len(problems)} problems, which leaves none to train on; lower eval_size, or name an eval_dataset"
@@ -261,7 +262,7 @@ def split_held_out(problems: Sequence[Problem], count: int) -> tuple[list[Proble
 
 
 def without_overlap(problems: Sequence[Problem], held_out: Sequence[Problem]) -> list[Problem]:
-    """The problems whose prompt, white space and case aside, is not among the held-out ones."""
+    """The problems whose prompt, apart from white space and case, is not among the held-out ones."""
     seen = {_normal(p) for p in held_out}
     return [p for p in problems if _normal(p) not in seen]
 

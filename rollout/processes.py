@@ -1,4 +1,4 @@
-"""The processes that a step is shared out to: each samples and scores its part, then all know all of it."""
+"""The processes that share a step: each samples and grades its part, then all exchange their results."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 class Processes(Protocol):
-    """rank: of this one, from 0. count: of all."""
+    """rank: this process's number, from 0. count: the number of processes."""
 
     @property
     def rank(self) -> int: ...
@@ -17,12 +17,12 @@ class Processes(Protocol):
     def count(self) -> int: ...
 
     def gather(self, mine: list[T]) -> list[T]:
-        """Everybody's, in order of the ranks. All processes must call it."""
+        """All processes' items, ordered by rank. All processes must call it."""
         ...
 
 
-class Alone:
-    """One process."""
+class SingleProcess:
+    """A run of one process."""
 
     rank, count = 0, 1
 

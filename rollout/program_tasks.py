@@ -1,6 +1,6 @@
-"""Rows of a data set that ask for programs become tasks for rewards.program.
+"""Converts data set rows with program tests into tasks for rewards.program.
 
-What is wrong with a row's tests is found there, when references are checked: such a problem is left out and told of.
+Faulty tests are found there, when references are checked: such a problem is dropped and reported.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ _ALIASES = {"input": "stdin", "output": "stdout"}
 
 
 def asks_for_program(row: Mapping[str, Any]) -> bool:
-    """Whether a row brings tests: its own ("tests"), or as HumanEval ("test", "entry_point") or MBPP ("test_list") has them."""
+    """Whether a row has tests: in our format ("tests"), HumanEval's ("test", "entry_point") or MBPP's ("test_list")."""
     return "tests" in row or "test_list" in row or {"test", "entry_point"} <= row.keys()
 
 
 def program_task(row: Mapping[str, Any]) -> dict[str, Any]:
     """The task of a row.
 
-    tests: a list of asserts, of {"args", "expected"} (with "fn_name" beside it), or of {"stdin", "stdout"}; also as
-        LiveCodeBench has them, {"input", "output", "testtype"}, or APPS, {"inputs", "outputs"}; each as JSON text too.
+    Its "tests" are a list of asserts, of {"args", "expected"} (with "fn_name" beside it), or of {"stdin", "stdout"}; also in
+    LiveCodeBench's format, {"input", "output", "testtype"}, or in APPS's, {"inputs", "outputs"}; each also as JSON text.
     """
     if "tests" not in row and "test_list" not in row:
         return _human_eval(row)
@@ -34,7 +34,7 @@ def program_task(row: Mapping[str, Any]) -> dict[str, Any]:
         name = name or tests.get("fn_name")
         tests = _rows(tests, is_function=bool(name))
     if not isinstance(tests, list) or not tests:
-        return {"type": "stdin", "tests": tests}  # whichever was meant: it has none
+        return {"type": "stdin", "tests": tests}  # the type does not matter: there are no tests
     if all(isinstance(test, str) for test in tests):
         setup = row.get("setup") or row.get("test_setup_code") or ""
         return {"type": "asserts", "entry_point": name or _tested(tests, setup), "asserts": tests, "setup": setup}
@@ -49,7 +49,7 @@ def program_task(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _loaded(value: Any) -> Any:
-    """The value that stands in JSON text, or the text."""
+    """The value of a JSON text; any other value as it is."""
     if isinstance(value, str):
         with suppress(ValueError, RecursionError):
             return json.loads(value)
@@ -57,7 +57,7 @@ def _loaded(value: Any) -> Any:
 
 
 def _rows(columns: Mapping[str, Any], *, is_function: bool) -> list[Any] | None:
-    """Tests as APPS has them, {"inputs": [...], "outputs": [...]}. It puts results of functions into lists of one."""
+    """Tests in APPS's format, {"inputs": [...], "outputs": [...]}, in which results of functions are lists of one item."""
     inputs, outputs = columns.get("inputs"), columns.get("outputs")
     if not isinstance(inputs, list) or not isinstance(outputs, list) or len(inputs) != len(outputs):
         return None
@@ -74,7 +74,7 @@ def _func_name(holder: Mapping[str, Any]) -> Any:
 
 
 def _call(test: Any) -> Any:
-    """LiveCodeBench's functional test: each line of the input is an argument as JSON, the output is the result."""
+    """LiveCodeBench's functional test: each line of the input is an argument in JSON, the output is the result in JSON."""
     try:
         return {
             "args": [json.loads(line) for line in test["input"].splitlines()],
@@ -91,14 +91,14 @@ def _script(test: Any) -> Any:
 
 
 def _text(value: Any) -> Any:
-    """Some data sets have text as a list of its lines, and output that is one number as a number."""
+    """A text that some data sets store as a list of its lines, or as a number."""
     if isinstance(value, list) and all(isinstance(line, str) for line in value):
         return "\n".join(value)
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 def _human_eval(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The prompt is the beginning of the program: a completion may go on where it ends, and its helpers belong to the tests."""
+    """HumanEval's task. The prompt is the beginning of the program: a completion may continue it, and the tests need its helpers."""
     prompt, name = str(row["prompt"]), str(row["entry_point"])
     task = {"type": "asserts", "entry_point": name, "asserts": [str(row["test"]), f"check({name})"]}
     task |= {"setup": prompt, "prefix": prompt}
@@ -106,7 +106,7 @@ def _human_eval(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tested(asserts: list[str], setup: Any) -> str | None:
-    """The one function that every assert calls and that neither Python nor the tests themselves have."""
+    """The only function that every assert calls and that neither Python nor the tests define; None if there is no single one."""
     try:
         trees = [ast.parse(text) for text in asserts]
         own = {name for tree in [*trees, ast.parse(setup)] for node in ast.walk(tree) for name in _defined(node)}

@@ -1,4 +1,4 @@
-"""Problems become token ids: the only place that renders a prompt."""
+"""Renders problems to prompt token ids; no other module renders a prompt."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rewards.errors import UserError
+from rollout.answer_prefix import find_answer_prefix
 from rollout.chat_template import TEMPLATE_ERRORS, template_turn_end
 from rollout.messages import read_messages, require_encodable
-from rollout.opened import opened_by
 from rollout.records import Problem, PromptStyle
 
 SYSTEM_PROMPTS: dict[str, str | None] = {
@@ -25,26 +25,32 @@ SYSTEM_PROMPTS: dict[str, str | None] = {
     ),
     "code": "Solve the task in Python, and put the whole program in one ```python block.",
 }
-STYLE_OF: dict[str, PromptStyle] = {"math": "boxed", "program": "code"}  # by verifier; other problems say it themselves
-_SHOWN = 120  # characters of a message that is given as an example
+STYLE_OF: dict[str, PromptStyle] = {
+    "math": "boxed",
+    "program": "code",
+}  # by verifier; other problems state the form themselves
+_SHOWN = 120  # characters of a message that is shown as an example
 log = logging.getLogger(__name__)
 Messages = list[dict[str, str]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """token_ids: what the model reads. opened: the part of its answer that the prompt has begun and not closed, such as the <think>
-    of a template; a verifier reads it in front of what the model writes."""
+    """A rendered prompt.
+
+    answer_prefix: the part of the answer that the prompt has begun and not closed, such as a template's <think>; verifiers read it in
+        front of what the model writes.
+    """
 
     token_ids: tuple[int, ...]
-    opened: str
+    answer_prefix: str
 
 
 class PromptRenderer:
-    """The chat template where the tokenizer has one; for a base model the texts, one under the other.
+    """Renders by the tokenizer's chat template; without one (a base model) the messages' texts are joined by empty lines.
 
-    style: which system prompt goes before a problem; None is the one that says where its verifier looks for the answer.
-    report: is told once, with an example, of each way in which prompts differ from what was asked for.
+    style: the system prompt before a problem; None chooses the one that names the form in which the problem's verifier reads answers.
+    report: called once, with an example, for each way in which prompts differ from the options or the data.
     """
 
     def __init__(
@@ -63,13 +69,13 @@ class PromptRenderer:
 
     @cached_property
     def closing_id(self) -> int:
-        """The token behind an answer: the one that ends the chat template's turn, else the tokenizer's EOS."""
+        """The token that ends an answer: the chat template's end of turn, otherwise the tokenizer's EOS."""
         end = template_turn_end(self.tokenizer)
         closing = self.tokenizer.get_vocab().get(end) if end is not None else None
         closing = self.tokenizer.eos_token_id if closing is None else closing
         if closing is None:
             raise UserError(
-                "model: its tokenizer has no EOS, with which a worked solution must end; set eos_token in its tokenizer_config.json"
+                "model: its tokenizer has no EOS, with which a demonstrated solution must end; set eos_token in its tokenizer_config.json"
             )
         return int(closing)  # pyright: ignore[reportArgumentType]  the stubs allow lists
 
@@ -88,7 +94,7 @@ class PromptRenderer:
             raise UserError(
                 f"problem {problem.id!r} has an empty prompt: a completion needs at least one token before it"
             )
-        return Prompt(token_ids=tuple(ids), opened=opened_by(text, messages))
+        return Prompt(token_ids=tuple(ids), answer_prefix=find_answer_prefix(text, messages))
 
     def _report_once(self, kind: str, problem: Problem, what: str) -> None:
         if kind not in self._reported:
@@ -96,7 +102,7 @@ class PromptRenderer:
             self._report(f"prompts: {what}. The first such problem is {problem.id!r}")
 
     def _with_system(self, problem: Problem) -> Messages:
-        """The problem's messages behind a system message: the row's own where it has one."""
+        """The problem's messages with a system message before them; a system message of the row's own takes precedence."""
         messages = [dict(m) for m in read_messages(problem.prompt, f"problem {problem.id!r}")]
         style = self._style or STYLE_OF.get(problem.verifier) or "plain"
         system = SYSTEM_PROMPTS[style] if self._system_prompt is None else self._system_prompt
@@ -112,17 +118,17 @@ class PromptRenderer:
         return messages
 
     def _by_template(self, problem: Problem, messages: Messages) -> str:
-        """The template's text, its special tokens included. Where it refuses or drops a system message, the user says both."""
+        """The text by the template, special tokens included. A system message that it refuses or drops is put into the user's message."""
         system, left_out = messages[0], self._left_out(tuple(message["role"] for message in messages))
         if system["role"] == "system" and 0 in left_out:
-            messages = _said_by_user(messages)
+            messages = _system_into_user(messages)
             left_out = self._left_out(tuple(message["role"] for message in messages))
             what = f"the chat template has no place for system messages, so that {_example(system['content'])} begins the user's message"
             self._report_once("system message", problem, what)
         if len(messages) - 1 in left_out and self._tried(messages):  # a prompt of no tokens is refused as such
             raise UserError(
                 f"chat_template: the tokenizer's leaves out the last message of problem {problem.id!r} (role {messages[-1]['role']!r}, "
-                f"{_example(messages[-1]['content'])}), so that the model never reads what it is asked; give another with --chat-template"
+                f"{_example(messages[-1]['content'])}), so that the model never reads the question; give another with --chat-template"
             )
         for role, content in ((messages[i]["role"], messages[i]["content"]) for i in left_out):
             what = f"the chat template leaves out messages of role {role!r}, {_example(content)}"
@@ -143,14 +149,15 @@ class PromptRenderer:
         return text
 
     def _left_out(self, roles: tuple[str, ...]) -> tuple[int, ...]:
-        """Which messages of a conversation with these roles the template drops; a system message also where it refuses one."""
+        """Indices of the messages that the template drops from a conversation with these roles; 0 also where it refuses a system
+        message."""
         if roles not in self._left_out_of:
-            marked = [{"role": role, "content": f"plumbline-{i}-said"} for i, role in enumerate(roles)]
+            marked = [{"role": role, "content": f"plumbline-{i}-marker"} for i, role in enumerate(roles)]
             text = self._tried(marked)
             if text is not None:
                 found = tuple(i for i, message in enumerate(marked) if message["content"] not in text)
             else:
-                is_refused = roles[0] == "system" and self._tried(_said_by_user(marked)) is not None
+                is_refused = roles[0] == "system" and self._tried(_system_into_user(marked)) is not None
                 found = (0,) if is_refused else ()
             self._left_out_of[roles] = found
         return self._left_out_of[roles]
@@ -162,34 +169,35 @@ class PromptRenderer:
             return None
 
     def _rendered(self, messages: Messages) -> str:
-        """A last message of the assistant's is gone on with, and not closed."""
-        goes_on = messages[-1]["role"] == "assistant"
+        """A final assistant message is left open: the model continues it."""
+        is_continued = messages[-1]["role"] == "assistant"
         conversation: Any = messages
         return str(
             self.tokenizer.apply_chat_template(
-                conversation, tokenize=False, add_generation_prompt=not goes_on, continue_final_message=goes_on
+                conversation,
+                tokenize=False,
+                add_generation_prompt=not is_continued,
+                continue_final_message=is_continued,
             )
         )
 
     def _report_oddities(self, problem: Problem, messages: Messages) -> None:
         *_, last = messages
         if last["role"] == "assistant":
-            what = (
-                f"rows end in a message of the assistant's, {_example(last['content'])}, which the model goes on with"
-            )
+            what = f"rows end in a message of the assistant's, {_example(last['content'])}, which the model continues"
             self._report_once("assistant", problem, what)
-        said = [message["content"] for message in messages if message["role"] == "user"]
-        found = [token for token in self.tokenizer.all_special_tokens if any(token in text for text in said)]
+        user_texts = [message["content"] for message in messages if message["role"] == "user"]
+        found = [token for token in self.tokenizer.all_special_tokens if any(token in text for text in user_texts)]
         if found:
             what = f"the user's text has {found[0]!r}, which the model reads as a special token"
             self._report_once("special token", problem, what)
 
     def _without_final_eos(self, problem: Problem, ids: list[int]) -> list[int]:
-        """Some tokenizers end whatever they encode, after which a model would begin another text."""
+        """Removes the EOS that some tokenizers append to every text: behind it a model would begin another text."""
         end = self.tokenizer.eos_token_id
         if len(ids) < 2 or ids[-1] != end:
             return ids
-        what = f"the tokenizer ends every text with its EOS, {self.tokenizer.eos_token!r}, which is taken off"
+        what = f"the tokenizer ends every text with its EOS, {self.tokenizer.eos_token!r}, which is removed"
         self._report_once("final EOS", problem, what)
         return ids[:-1]
 
@@ -199,8 +207,8 @@ def _plain(messages: Messages) -> str:
     return text if messages[-1]["role"] == "assistant" else text + "\n"
 
 
-def _said_by_user(messages: Messages) -> Messages:
-    """The system message at the head of the user's first one, or in its place."""
+def _system_into_user(messages: Messages) -> Messages:
+    """Puts the system message before the user's first message; if there is none, it becomes a user message."""
     system, *rest = messages
     if not rest or rest[0]["role"] != "user":
         return [{"role": "user", "content": system["content"]}, *rest]

@@ -1,4 +1,4 @@
-"""Built-in puzzles: each is made together with a solution, and judged by rewards.puzzle_answer. And those of reasoning-gym."""
+"""Generators of the built-in puzzles, which rewards.puzzle_answer grades, and the problems of reasoning-gym."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from rewards.puzzles.sudoku4 import GRIDS
 from rewards.reasoning_gym_tasks import make_entries, require_task
 from rollout.records import Problem
 
-MAX_DRAWS = 1_000  # for one new problem, before the ranges are taken to hold no more
+MAX_DRAWS = 1_000  # for one new problem; after so many the ranges are considered exhausted
 OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
 
-Range = tuple[int, int]  # both ends belong to it
+Range = tuple[int, int]  # both ends inclusive
 
 
 def puzzle_problems(make: Callable[[random.Random], Problem], count: int, *, seed: int) -> list[Problem]:
@@ -33,25 +33,25 @@ def puzzle_problems(make: Callable[[random.Random], Problem], count: int, *, see
 
 
 def reasoning_gym_problems(task: str, count: int, *, seed: int) -> list[Problem]:
-    """Those of `count` problems of a task of reasoning-gym that differ. Raises UserError where there are none."""
+    """The distinct problems among `count` entries of a reasoning-gym task. Raises UserError if the task is unavailable."""
     require_task(task)
     problems: dict[str, Problem] = {}
     for number, entry in enumerate(make_entries(task, count, seed=seed)):
-        asked = f"{entry['question']}\n\nPut the final answer between <answer> and </answer>."
+        question = f"{entry['question']}\n\nPut the final answer between <answer> and </answer>."
         problem = Problem(
             id=f"{task}/{number}",
-            prompt=({"role": "user", "content": asked},),
+            prompt=({"role": "user", "content": question},),
             reference={"task": task, "entry": entry},
             verifier="reasoning-gym",
         )
-        problems.setdefault(asked, problem)
+        problems.setdefault(question, problem)
     return list(problems.values())
 
 
 def countdown(
     rng: random.Random, *, num_numbers: Range = (3, 4), numbers: Range = (1, 20), target: Range = (10, 100)
 ) -> Problem:
-    """Numbers, and a value that some expression of all of them has."""
+    """Find an expression of all the given numbers that has a given value."""
     given, expression, value = [], "", None
     while value is None or value.denominator > 1 or not target[0] <= value <= target[1]:
         given = [rng.randint(*numbers) for _ in range(rng.randint(*num_numbers))]
@@ -66,7 +66,7 @@ def countdown(
 
 
 def linear_equations(rng: random.Random, *, num_unknowns: Range = (1, 2), coefficients: Range = (-12, 12)) -> Problem:
-    """One equation in x, solved by a fraction; or two in x and y, solved by integers."""
+    """Solve one equation in x, whose solution is a fraction, or two in x and y, whose solution is integers."""
     determinant, equations, unknowns, shown = 0, [], "x", ""
     while not determinant:
         a, b, c, d, x, y = (rng.randint(*coefficients) for _ in range(6))
@@ -86,7 +86,7 @@ def linear_equations(rng: random.Random, *, num_unknowns: Range = (1, 2), coeffi
 
 
 def sudoku4(rng: random.Random, *, num_givens: Range = (5, 9)) -> Problem:
-    """Givens that one grid only has; more than `num_givens` where fewer would leave a choice."""
+    """Fill in a 4x4 sudoku with one solution. It has more than num_givens givens where fewer would allow several solutions."""
     grid, enough = rng.choice(GRIDS), rng.randint(*num_givens)
     candidates, givens = GRIDS, ["."] * 16
     for number, cell in enumerate(rng.sample(range(16), 16)):
@@ -106,7 +106,7 @@ def sudoku4(rng: random.Random, *, num_givens: Range = (5, 9)) -> Problem:
 
 
 def base_conversion(rng: random.Random, *, bases: Range = (2, 16), value: Range = (10, 4095)) -> Problem:
-    """A number, the base that it is written in, and another one."""
+    """Convert a number from one base to another."""
     from_base, to_base = rng.sample(range(bases[0], bases[1] + 1), 2)
     number = written(rng.randint(*value), from_base)
     return _problem(
@@ -119,7 +119,7 @@ def base_conversion(rng: random.Random, *, bases: Range = (2, 16), value: Range 
 
 
 def sorting(rng: random.Random, *, num_numbers: Range = (4, 10), numbers: Range = (-99, 99)) -> Problem:
-    """Different integers and an order for them."""
+    """Sort different integers in ascending or descending order."""
     given = rng.sample(range(numbers[0], numbers[1] + 1), rng.randint(*num_numbers))
     order = rng.choice(("ascending", "descending"))
     listed = ", ".join(map(str, given))
@@ -140,17 +140,17 @@ PUZZLE_MAKERS: Mapping[str, Callable[[random.Random], Problem]] = {
 }
 
 
-def _problem(puzzle: str, instance: str, asked: str, fields: Mapping[str, Any]) -> Problem:
+def _problem(puzzle: str, instance: str, question: str, fields: Mapping[str, Any]) -> Problem:
     return Problem(
         id=f"{puzzle}/{instance}",
-        prompt=({"role": "user", "content": asked},),
+        prompt=({"role": "user", "content": question},),
         reference={"puzzle": puzzle, **fields},
         verifier="puzzle",
     )
 
 
 def _random_expression(rng: random.Random, numbers: Iterable[int]) -> tuple[str, Fraction | None]:
-    """An expression of all the numbers, in any order, and its value: None where it divides by zero."""
+    """An expression of all the numbers in random order, and its value: None if it divides by zero."""
     parts = [(str(number), Fraction(number)) for number in numbers]
     while len(parts) > 1:
         (left, a), (right, b) = (parts.pop(rng.randrange(len(parts))) for _ in range(2))
@@ -163,7 +163,7 @@ def _random_expression(rng: random.Random, numbers: Iterable[int]) -> tuple[str,
 
 
 def _sum(*terms: tuple[int, str]) -> str:
-    """3x - y from (3, x), (-1, y)."""
+    """Writes terms as a sum: "3x - y" from (3, "x"), (-1, "y")."""
     written_terms = [
         f"{'-' if factor < 0 else '+'} {abs(factor) if abs(factor) != 1 or not unknown else ''}{unknown}"
         for factor, unknown in terms

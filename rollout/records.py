@@ -1,4 +1,4 @@
-"""What flows: Problem -> Completion -> Rollout -> RolloutGroup. Frozen, complete when made, no tensors."""
+"""The records of the pipeline, Problem -> Completion -> Rollout -> RolloutGroup: immutable, complete when made, without tensors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rewards.score import Outcome, Reference, Score
 
 Message = Mapping[str, str]  # {"role": "user", "content": "..."}
 PromptStyle = Literal["plain", "boxed", "r1", "code"]  # how a prompt asks for the answer, see rollout/prompts.py
-WORKED = "worked"  # in a problem's metadata: its solution, written out
+SOLUTION = "worked"  # key of a problem's metadata: its written-out solution
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +26,12 @@ class Problem:
 
     @property
     def messages(self) -> tuple[Message, ...]:
-        """The prompt; a text is one message of the user's."""
+        """The prompt as chat messages; a plain text is one user message."""
         return ({"role": "user", "content": self.prompt},) if isinstance(self.prompt, str) else self.prompt
 
     @property
     def question(self) -> str:
-        """What the user says last: the prompt without a system message or worked examples before it."""
+        """The content of the last user message: the prompt without a system message or worked examples before it."""
         return next((m["content"] for m in reversed(self.messages) if m["role"] == "user"), "")
 
 
@@ -42,17 +42,17 @@ class FinishReason(enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """Tokens as sampled. An end-of-sequence token that was sampled is the last of `token_ids`; nothing follows it.
+    """A sampled completion. A sampled end-of-sequence token is part of `token_ids` and ends its turn.
 
-    loss_mask: which tokens the policy chose; all of them unless it is said. What a tool wrote, or a budget of tokens forced, is
-        context: no loss, no KL, no entropy, in no count, mean or sum.
-    sampler_logprobs: of each token that the policy chose the log-prob under the distribution that was really sampled from, as the
-        engine computed it.
-    policy_version: the step whose update made the weights that it was sampled with; 0 is the base.
-    text: what is judged: as written, special tokens included, up to the end of the turn (rollout/turn.py); from a Collector it begins
-        with what the prompt has opened of the answer.
-    view: what the policy drew for itself beside the tokens (a mask of the prompt, a depth), as a seed; it is scored under that again.
-        A causal model draws nothing.
+    loss_mask: True for tokens that the policy chose; all True by default. Other tokens (a tool's answer, a forced phrase) are context:
+        they have no loss, KL or entropy and enter no count, mean or sum.
+    sampler_logprobs: for each token that the policy chose its log-prob under the distribution that it was sampled from, as computed
+        by the engine.
+    policy_version: the step whose update produced the weights that it was sampled with; 0 is the base model.
+    text: the text that is graded: as written, special tokens included, up to the end of the turn (rollout/turn.py). A Collector puts
+        the prompt's answer prefix before it (rollout/answer_prefix.py).
+    view: the seed of further random choices of the policy (a prompt mask, a depth), which are replayed when the completion is scored.
+        None for causal models.
     """
 
     token_ids: tuple[int, ...]
@@ -72,16 +72,15 @@ class Completion:
 
     @property
     def num_chosen(self) -> int:
-        """Tokens that the policy chose."""
+        """The number of tokens that the policy chose."""
         return sum(self.loss_mask)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rollout:
-    """A completion and its verdict.
+    """A completion and its score.
 
-    step_rewards, step_ends: rewards of the reasoning steps and the index of each step's last token; empty unless the
-    run is supervised by process.
+    step_rewards, step_ends: rewards of the reasoning steps and the index of each step's last token; empty without process supervision.
     """
 
     problem: Problem
@@ -99,14 +98,14 @@ class Rollout:
 
     @property
     def cut_short(self) -> bool:
-        """Cut by the token limit, and not right: a verdict on half an answer says nothing of the verifier."""
+        """Whether the token limit cut the completion and it is not correct. The score of half an answer says nothing about the verifier."""
         is_cut = self.completion.finish_reason is FinishReason.LENGTH
         return is_cut and self.score.outcome.gradable and self.score.outcome is not Outcome.CORRECT
 
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutGroup:
-    """All rollouts of one problem, with the prompt tokens they share."""
+    """All rollouts of one problem, with the prompt tokens that they share."""
 
     problem: Problem
     prompt_ids: tuple[int, ...]

@@ -1,7 +1,10 @@
 """Rollouts as generators: one yields a request, is sent the completion, and may write tokens of its own before it asks again.
 
 The requests of all rollouts go into one queue, so that the engine's batch stays full while some have ended and others go on. A
-rollout runs in the thread that collects, between two steps of an engine in this process: what it does there must be quick.
+rollout runs in the thread that collects, between two steps of an engine in this process, so its tools must be fast.
+
+Draws depend on seeds alone, rounding on the batch. Where the embedded engine decodes in several threads, time decides which of them
+takes the request of a later turn: completions of several turns are bit-equal from run to run with one thread only.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from rollout.sampler import RequestQueue, Sampler, SampleRequest, SamplingParams
 
 
 class Fixed(NamedTuple):
-    """Tokens that the policy did not choose: a tool's answer, a forced phrase. They are context of what follows."""
+    """Tokens that the policy did not choose, such as a tool's answer or a forced phrase: context for the next turn."""
 
     token_ids: tuple[int, ...]
     text: str
@@ -32,8 +35,8 @@ class Fixed(NamedTuple):
 
     @staticmethod
     def reply(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, turn: Completion) -> Fixed:
-        """Messages (a tool's, the user's) behind a turn of the model's, as the chat template writes them. The token that ends the
-        turn is not written again where the model has written it."""
+        """Messages (of a tool or the user) that follow a turn of the model, as the chat template writes them. A token that ends the
+        turn is left out if the model has written it already."""
         fixed = Fixed.of(text_between_turns(tokenizer, messages), tokenizer)
         ends_alike = fixed.token_ids[:1] == turn.token_ids[-1:]
         return fixed._replace(token_ids=fixed.token_ids[1:]) if ends_alike else fixed
@@ -45,22 +48,22 @@ Parts = Sequence[Completion | Fixed]  # of one completion, in the order of its t
 
 @dataclass(frozen=True, kw_only=True)
 class Episode:
-    """What one rollout begins with.
+    """The input of one rollout.
 
-    opened: what of the answer the prompt has begun (rollout/opened.py).
+    answer_prefix: the part of the answer that the prompt has begun (rollout/answer_prefix.py).
     max_tokens: the limit of the whole completion, fixed tokens included.
-    seed_of: the seed of each turn, counted from 0.
+    seed_of: returns the seed of a turn, counted from 0.
     """
 
     problem: Problem
     prompt_ids: tuple[int, ...]
     max_tokens: int
     seed_of: Callable[[int], int]
-    opened: str = ""
+    answer_prefix: str = ""
 
     def ask(self, parts: Parts = (), *, at_most: int | None = None) -> SampleRequest:
-        """The request for the policy's next turn, after the parts that are there. at_most: its own limit of tokens, such as a budget
-        of thought."""
+        """The request for the policy's next turn, behind these parts. at_most: a limit of this turn's tokens, such as a thinking
+        budget."""
         context = tuple(token for part in parts for token in part.token_ids)
         turn = sum(isinstance(part, Completion) for part in parts)
         left = self.num_left(parts)
@@ -69,13 +72,13 @@ class Episode:
         )
 
     def num_left(self, parts: Parts) -> int:
-        """How many tokens a further turn may have; it needs at least one."""
+        """How many tokens the next turn may have. It needs at least one."""
         return max(0, self.max_tokens - sum(len(part.token_ids) for part in parts))
 
     def join(self, parts: Parts) -> Completion:
-        """One completion of all parts: the seed is the first turn's, the finish reason the last one's.
+        """Joins all parts into one completion, with the first turn's seed and the last turn's finish reason.
 
-        Fixed tokens that reach the limit end it as the limit does; those beyond the limit are cut off.
+        The finish reason is LENGTH where fixed tokens at the end reach the limit; those beyond the limit are cut off.
         """
         turns = [part for part in parts if isinstance(part, Completion)]
         token_ids = [token for part in parts for token in part.token_ids]
@@ -105,9 +108,9 @@ def one_shot(episode: Episode) -> Turns:
 
 
 def run_rollouts(groups: Sequence[Sequence[Turns]], sampler: Sampler, params: SamplingParams) -> Stream:
-    """The completions of all rollouts as they end, each with the index of its group and its own index in that group.
+    """Runs all rollouts; yields their completions as they end, with the index of the group and of the rollout in its group.
 
-    Rollouts of a group that begin with the same prompt begin as one request, whose prompt the engine runs once.
+    Rollouts of a group that begin with the same prompt share one request, whose prompt the engine processes once.
     """
     running = {(i, j): rollout for i, group in enumerate(groups) for j, rollout in enumerate(group)}
     queue, place_of = RequestQueue(), dict[tuple[int, int], Place]()  # of each pending seed of each request
@@ -146,7 +149,7 @@ def run_rollouts(groups: Sequence[Sequence[Turns]], sampler: Sampler, params: Sa
 def _request(answer: SampleRequest | Completion) -> SampleRequest:
     if isinstance(answer, Completion) or len(answer.seeds) != 1:
         raise UserError(
-            f"a rollout yields {answer}: it must begin with a request, and each of its requests has one seed"
+            f"a rollout gave {answer}: it must begin with a request, and each of its requests must have one seed"
         )
     return answer
 

@@ -1,9 +1,9 @@
-"""How much two ways to compute the same log-probs may differ.
+"""Bounds on the difference between two computations of the same log-probs.
 
-In float32 the bounds are constants. In bfloat16 it depends on the model: log-probs of a trained model move by 0.02 nats on
-average when its products are rounded, single odd tokens by 0.1 to 0.5, those of a flat random model hardly at all. So the
-model's own rounding is measured (its plain forward in bfloat16 against the same in float32), and another way of computing is
-held against that, by means over many tokens.
+In float32 the bounds are constants. In bfloat16 they depend on the model: rounding its products changes the log-probs of a trained
+model by 0.02 nats on average and of single unlikely tokens by 0.1 to 0.5, those of a flat random model hardly at all. So the model's
+own rounding is measured (its plain forward in bfloat16 against float32), and another computation is compared with that, by means over
+many tokens.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-# Nats: of a real model sums in another order move single odd tokens by more than 1e-4, and all of them by 1e-5 on average.
+# Nats: sums in another order change log-probs of a real model by more than 1e-4 for single unlikely tokens, by 1e-5 on average.
 FLOAT32_MEAN, FLOAT32_LARGEST = 1e-4, 1e-3
-# Two roundings that know nothing of each other differ by sqrt(2) of one; an engine that also rounds its residual stream by
-# 1.7 (SmolLM2-135M). Of the same model any weight matrix that is missing makes it 6 or more.
+# Two independent roundings differ by sqrt(2) times one of them; an engine that also rounds its residual stream by 1.7 times
+# (SmolLM2-135M). In the same model any missing weight matrix makes it 6 times or more.
 SPREAD = 3.0
-LEAST = 1e-4  # nats: below that a model's rounding cannot be told from that of float32 sums
+LEAST = 1e-4  # nats: below that a model's rounding is not distinguishable from that of float32 sums
 
 _PRODUCTS = {F.linear, torch.mm, torch.bmm, torch.addmm, torch.matmul, Tensor.matmul, Tensor.__matmul__}
 
 
 class _WidenedProducts(TorchFunctionMode):
-    """Products whose factors are kept in 16 bits are computed in float32, one weight widened at a time. What a model's code itself
-    rounds to the type of a weight (as Mamba's does before the output layer) stays as it is."""
+    """Computes products of 16-bit factors in float32, converting one weight at a time. Conversions to bfloat16 by the model's own code
+    (as Mamba's before the output layer) are ignored."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.to and any(x is torch.bfloat16 for x in (*args[1:], *(kwargs or {}).values())):
@@ -41,9 +41,9 @@ class _WidenedProducts(TorchFunctionMode):
 
 @contextmanager
 def in_float32(model: nn.Module) -> Iterator[None]:
-    """Inside the block a model computes in float32, whatever autocast surrounds it and whatever its weights are kept in."""
+    """Within the context the model computes in float32, regardless of an outer autocast and of the dtype of its weights."""
     device = next(model.parameters()).device
-    # bitsandbytes' layers in 4 bits round what they read to a type of their own.
+    # bitsandbytes' 4-bit layers round their input to a dtype of their own.
     packed: list[Any] = [m for m in model.modules() if isinstance(getattr(m, "compute_dtype", None), torch.dtype)]
     before = [layer.compute_dtype for layer in packed]
     try:
@@ -57,7 +57,7 @@ def in_float32(model: nn.Module) -> Iterator[None]:
 
 
 def rounding_noise(plain: Callable[[], Tensor], model: nn.Module) -> tuple[Tensor, float]:
-    """plain: the model's own log-probs of some tokens. -> (these in float32, the mean by which bfloat16 moves them)."""
+    """plain: computes the model's log-probs of some tokens. -> (these in float32, the mean absolute change by bfloat16)"""
     with torch.no_grad():
         with in_float32(model):
             exact = plain().float()
@@ -71,7 +71,7 @@ def mean_difference(found: Tensor, expected: Tensor) -> float:
 
 
 def float32_difference(found: Tensor, expected: Tensor) -> str | None:
-    """By how much log-probs differ, if by more than float32 explains."""
+    """A description of the difference between log-probs if it exceeds float32 rounding, otherwise None."""
     mean, largest = mean_difference(found, expected), (found - expected).abs().max().item()
     if mean < FLOAT32_MEAN and largest < FLOAT32_LARGEST:
         return None
@@ -82,5 +82,5 @@ def float32_difference(found: Tensor, expected: Tensor) -> str | None:
 
 
 def bound_of(noise: float) -> float:
-    """The largest mean difference that rounding explains, where the model's own bfloat16 makes one of `noise`."""
+    """The largest mean difference that rounding explains, given the mean difference `noise` of the model's own bfloat16 forward."""
     return max(LEAST, SPREAD * noise)

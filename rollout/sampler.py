@@ -1,4 +1,4 @@
-"""The contract of every engine that samples: prompts and seeds in, completions out, weights replaced in place."""
+"""The interface of all sampling engines: prompts and seeds in, completions out, weights replaced in place."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rollout.records import Completion, FinishReason
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """temperature 0 is greedy: the most likely token, its log-prob taken at temperature 1."""
+    """How to sample. temperature 0 is greedy decoding: the most likely token, with its log-prob at temperature 1."""
 
     max_tokens: int
     temperature: float = 1.0
@@ -32,14 +32,14 @@ class SamplingParams:
         if self.temperature < 0:
             raise UserError(f"temperature is {self.temperature}: it must be 0 (greedy) or more")
         if "" in self.stop_strings:
-            raise UserError(f"stop_strings is {self.stop_strings}: an empty string is in every text; leave it out")
+            raise UserError(f"stop_strings is {self.stop_strings}: every text contains the empty string; leave it out")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p is {self.top_p}: it must be in (0, 1]; 1 keeps the whole distribution")
 
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """One prompt, and a seed for each completion of it. max_tokens: the limit of these completions, where it is not the params'."""
+    """One prompt and a seed for each completion of it. max_tokens: the limit of these completions; None takes SamplingParams'."""
 
     prompt_ids: tuple[int, ...]
     seeds: tuple[int, ...]
@@ -113,14 +113,14 @@ class RequestQueue:
 
 Requests = Sequence[SampleRequest] | RequestQueue
 Stream = Generator[tuple[int, int, Completion], None, None]
-Text = tuple[tuple[int, ...], tuple[int, ...]]  # the tokens of a prompt and of its completion
-ALONE = "the sampler"  # an engine in this process
+Text = tuple[tuple[int, ...], tuple[int, ...]]  # token ids of a prompt and of its completion
+LOCAL_ENGINE = "the sampler"  # the name of an engine in this process
 
 
 @dataclass(frozen=True)
 class Tensors:
-    """Tensors with their names, each made as its turn comes, anew whenever they are gone through: a server that comes back needs them
-    again, and nobody should keep a whole model for that."""
+    """Named tensors that are made one by one, anew for each iteration: a restarted server needs them again, and a second copy of the
+    whole model would take too much memory."""
 
     make: Callable[[], Iterator[tuple[str, torch.Tensor]]]
 
@@ -129,98 +129,107 @@ class Tensors:
 
 
 class Sampler(Protocol):
-    """takes_adapters: weights are delivered under the adapted model's own names; otherwise under a plain model's, merged."""
+    """An engine.
+
+    takes_adapters: weights are delivered by the adapted model's own parameter names; otherwise adapters are merged and weights are
+        delivered by a plain model's names.
+    """
 
     takes_adapters: bool
 
     @property
     def policy_version(self) -> int:
-        """The version that the last weights were delivered as."""
+        """The version number of the weights that were delivered last."""
         ...
 
     @property
     def path(self) -> str:
-        """How it samples, and why not faster, for people to read."""
+        """A description of how this engine samples and why no faster way is possible, for reports."""
         ...
 
     def sample(self, requests: Sequence[SampleRequest], params: SamplingParams) -> list[list[Completion]]:
-        """The completions of each request, in the order of its seeds. A seed fixes the draws, whatever else is asked for."""
+        """The completions of each request, in the order of its seeds. A seed fixes the draws, whatever else is in the batch."""
         ...
 
     def stream(self, requests: Requests, params: SamplingParams) -> Stream:
-        """The same completions as they end, each with the number of its request and the index of its seed.
+        """Yields the same completions as they end, each with the number of its request and the index of its seed.
 
         Requests that are put into a queue meanwhile are decoded as soon as the engine has free rows for them. The stream ends when
-        the queue is closed and every completion has been given out; a stream that is closed early closes its queue.
+        the queue is closed and every completion has been yielded; a stream that is closed early closes its queue.
         """
         ...
 
     def score(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> list[float]:
-        """Log-probs of one completion's tokens; what the first engine's probe() says."""
+        """Log-probs of one completion's tokens, by the first engine's probe()."""
         ...
 
     def probe(self, texts: Sequence[Text]) -> dict[str, list[list[float]]]:
-        """By the name of each engine that this sampler asks: of each text the log-probs of its completion's tokens at temperature 1,
-        by the engine's own sampling path. The proof of delivery reads them."""
+        """Engine name -> for each text the log-probs of its completion's tokens at temperature 1, computed by the engine's own sampling
+        path. The check of a delivery compares them with the trainer's."""
         ...
 
     def update_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
-        """named_tensors: by all processes, each of which goes through all of them."""
+        """Replaces the weights in place. All processes must call it and iterate over all of named_tensors."""
         ...
 
-    def images(self) -> dict[str, dict[str, torch.Tensor]]:
-        """By the name of each engine: image() of the tensors that it computes with, by a plain model's names. What an engine cannot
-        tell is left out."""
+    def fingerprints(self) -> dict[str, dict[str, torch.Tensor]]:
+        """Engine name -> fingerprint() of each tensor that the engine computes with, by a plain model's names. Tensors that an engine
+        cannot report are left out."""
         ...
 
-    def rest(self) -> None:
-        """Nothing will be sampled for a while: memory that an update could use may be let go."""
+    def sleep(self) -> None:
+        """Releases memory that an update can use; nothing is sampled until the next delivery of weights."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Ends the engine."""
+        ...
 
 
 def completion_seed(run_seed: int, step: int, problem_id: str, sample_index: int, turn: int = 0) -> int:
-    """A seed in [0, 2^63) that depends on nothing but what it is for: not on the batch, the rank or earlier draws.
+    """A seed in [0, 2^63): a hash of these arguments, independent of the batch, the rank and earlier draws.
 
-    turn: how many completions of the same rollout came before.
+    turn: the number of completions that the same rollout had before.
     """
     key = f"{run_seed}/{step}/{problem_id}/{sample_index}" + (f"/turn {turn}" if turn else "")
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def image(tensor: torch.Tensor) -> torch.Tensor:
-    """What a matrix, or a stack of them, makes of a fixed direction, as an engine that keeps it packed can tell too; a vector is its
-    own."""
+def fingerprint(tensor: torch.Tensor) -> torch.Tensor:
+    """W @ v of a matrix, or a stack of them, for a fixed random v; engines that hold only packed weights can compute it too. A vector
+    is its own fingerprint."""
     tensor = tensor.detach().float()
-    return tensor @ direction(tensor.shape[-1], tensor.device) if tensor.dim() > 1 else tensor
+    return tensor @ probe_vector(tensor.shape[-1], tensor.device) if tensor.dim() > 1 else tensor
 
 
 @cache
-def direction(size: int, device: torch.device) -> torch.Tensor:
+def probe_vector(size: int, device: torch.device) -> torch.Tensor:
     return torch.randn(size, generator=torch.Generator().manual_seed(0)).to(device) / size**0.5
 
 
-def gathered(
+def in_request_order(
     requests: Sequence[SampleRequest], stream: Iterable[tuple[int, int, Completion]]
 ) -> list[list[Completion]]:
-    """What a stream gave, in the order asked for."""
+    """The completions of a stream, in the order of the requests and their seeds."""
     found = {(i, j): completion for i, j, completion in stream}
     return [[found[i, j] for j in range(len(request.seeds))] for i, request in enumerate(requests)]
 
 
 class SamplerBase:
-    """What every engine does in one way."""
+    """The methods that are the same for all engines."""
 
     def sample(self: Sampler, requests: Sequence[SampleRequest], params: SamplingParams) -> list[list[Completion]]:
-        return gathered(requests, self.stream(requests, params))
+        return in_request_order(requests, self.stream(requests, params))
 
     def score(self: Sampler, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> list[float]:
         return next(iter(self.probe([(tuple(prompt_ids), tuple(completion_ids))]).values()))[0]
 
 
 class ScriptedSampler(SamplerBase):
-    """A sampler for tests: gives out the token sequences it was told to, by prompt, in turn."""
+    """A sampler for tests: its completions are scripted.
+
+    script: prompt tokens -> the completions' tokens, in the order of a request's seeds. texts: a completion's tokens -> its text.
+    """
 
     takes_adapters = False
     path = "a script"
@@ -255,15 +264,15 @@ class ScriptedSampler(SamplerBase):
         )
 
     def probe(self, texts: Sequence[Text]) -> dict[str, list[list[float]]]:
-        return {ALONE: [[-1.0] * len(completion) for _, completion in texts]}
+        return {LOCAL_ENGINE: [[-1.0] * len(completion) for _, completion in texts]}
 
     def update_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         self.policy_version = version
 
-    def images(self) -> dict[str, dict[str, torch.Tensor]]:
+    def fingerprints(self) -> dict[str, dict[str, torch.Tensor]]:
         return {}
 
-    def rest(self) -> None:
+    def sleep(self) -> None:
         pass
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The built-in task of programs: "f(s): reverse, drop first 2, append x" is to be written as `s[::-1][2:]+"x"`, and is tested."""
+"""The built-in programming task: "f(s): reverse, drop first 2, append x" has the solution `s[::-1][2:]+"x"`, and is graded by tests."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from rollout.records import WORKED, Problem
+from rollout.records import SOLUTION, Problem
 
 NUM_OPERATIONS, NUM_TESTS = 3, 6
 LETTERS = "abcxyzABCXYZ"
-LENGTHS = range(8, 15)  # of the texts in tests: in shorter ones wrong programs are right by chance
+LENGTHS = range(8, 15)  # of the tests' texts: with shorter ones wrong programs pass by chance
 
 
 @dataclass(frozen=True)
 class Operation:
-    """A step from text to text: in words, in Python (its operand is {}), and itself.
+    """A step from text to text: in words, as Python source with {} for its operand, and as a function.
 
-    loose: written with + or *, so it goes into parentheses where anything is applied to it.
+    loose: the source is a sum or a product, so it needs parentheses if another operation is applied to it.
     """
 
     words: str
@@ -56,14 +56,14 @@ def small_programs(count: int, *, seed: int) -> list[Problem]:
 
 
 def run(operations: Sequence[Operation], texts: Sequence[str]) -> list[str]:
-    """What the operations, one after the other, make of each text."""
+    """Applies the operations, one after the other, to each text."""
     for operation in operations:
         texts = [operation.apply(text) for text in texts]
     return list(texts)
 
 
 def is_degenerate(operations: Sequence[Operation], texts: Sequence[str]) -> bool:
-    """Whether a program would pass that leaves an operation out, or returns the same for every text."""
+    """Whether a program would pass that leaves out an operation, or returns the same result for every text."""
     expected = run(operations, texts)
     shorter = (run([*operations[:i], *operations[i + 1 :]], texts) for i in range(len(operations)))
     return len(set(expected)) == 1 or expected in shorter
@@ -77,7 +77,7 @@ def _problem(operations: Sequence[Operation], texts: Sequence[str]) -> Problem:
         prompt=({"role": "user", "content": f"f(s): {words}"},),
         reference={"type": "function", "fn_name": "f", "prefix": "def f(s): return ", "tests": tests},
         verifier="program",
-        metadata={WORKED: _expression(operations)},
+        metadata={SOLUTION: _expression(operations)},
     )
 
 

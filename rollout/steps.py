@@ -1,4 +1,4 @@
-"""The worked steps of a completion: what each is worth, and at which token it ends."""
+"""The reasoning steps of a completion: each one's reward and the token at which it ends."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from rewards.equation_steps import score_steps
 from rollout.records import Completion, Problem
 
-_MAX_PENDING = 8  # tokens; a character has at most four bytes, so what is no character after these never will be
+_MAX_PENDING = 8  # tokens; a character has at most four bytes, so bytes that are no character after so many tokens never become one
 _NO_CHARACTER = "\ufffd"
 
 
@@ -21,13 +21,17 @@ class Steps(NamedTuple):
     ends: tuple[int, ...] = ()
 
 
-def steps_of(tokenizer: PreTrainedTokenizerBase, problem: Problem, completion: Completion, opened: str = "") -> Steps:
-    """In time linear in the completion. Nothing is worth anything that the prompt has stated already. opened: what of the
-    completion's text stands in the prompt."""
+def steps_of(
+    tokenizer: PreTrainedTokenizerBase, problem: Problem, completion: Completion, answer_prefix: str = ""
+) -> Steps:
+    """The steps of a completion, in time linear in its length. A result that the prompt states already is no step.
+
+    answer_prefix: the part of the completion's text that stands in the prompt.
+    """
     steps = score_steps(completion.text, given="\n".join(message["content"] for message in problem.messages))
     if not steps:
         return Steps()
-    token_ends = [len(opened) + end for end in _token_ends(tokenizer, completion.token_ids)]
+    token_ends = [len(answer_prefix) + end for end in _token_ends(tokenizer, completion.token_ids)]
     last, token, ends = len(token_ends) - 1, 0, []
     for step in steps:
         while token < last and token_ends[token] < step.end:
@@ -37,14 +41,14 @@ def steps_of(tokenizer: PreTrainedTokenizerBase, problem: Problem, completion: C
 
 
 def _token_ends(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> list[int]:
-    """How many characters of the text stand once each token is written.
+    """For each token the number of characters of the text up to its end.
 
-    What a token adds depends on the one before it (a space) and on those that hold a part of the same character, so only
-    these are decoded with it: all of them again for each token would take time quadratic in their number.
+    The characters that a token adds depend on the token before it (a space) and on those that hold a part of the same character.
+    Only these are decoded with it: to decode the whole text for each token would take quadratic time.
     """
     ends: list[int] = []
-    settled = before = 0  # characters; those of them that are in the window
-    first = pending = 0  # the tokens at which the window begins, and what is not settled
+    settled = before = 0  # the number of final characters, and how many of them the window contains
+    first = pending = 0  # the token at which the window begins, and the first one whose characters are not final
     for t in range(1, len(token_ids) + 1):
         window = _text(tokenizer, token_ids[first:t])
         ends.append(settled + len(window) - before)

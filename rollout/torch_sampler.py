@@ -1,7 +1,7 @@
-"""The embedded engine: samples from any Hugging Face causal LM, on a CPU or a GPU, with nothing else installed.
+"""The embedded engine: samples from any Hugging Face causal LM, on a CPU or a GPU, without further dependencies.
 
-Every row keeps its own position, so rows need no alignment: a prompt is run once for its whole group, rows that end
-leave the batch at once and waiting groups take their place. Its parts stand in rollout/engine.
+Every row of the batch has its own position, so that rows need no alignment. A prompt is processed once for its whole group; rows that
+end leave the batch at once, and pending requests take their place. The engine's parts are in rollout/engine.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from rollout.engine.decoders import Decoder, choose_decoder, evaluating
 from rollout.engine.draw import draw_tokens, uniforms
 from rollout.engine.fused_decoder import Capacity, FusedDecoder
 from rollout.engine.fused_model import FusedModel
-from rollout.engine.threads import side_by_side
+from rollout.engine.threads import run_in_threads
 from rollout.records import Completion, FinishReason
 from rollout.sampler import (
-    ALONE,
+    LOCAL_ENGINE,
     RequestQueue,
     Requests,
     SamplerBase,
@@ -33,7 +33,7 @@ from rollout.sampler import (
     SamplingParams,
     Stream,
     Text,
-    image,
+    fingerprint,
 )
 from rollout.turn import TurnReader, stop_token_ids
 
@@ -41,14 +41,15 @@ Numbered = tuple[int, SampleRequest]  # a request with its number in the queue
 
 
 class TorchSampler(SamplerBase):
-    """Samples with the given model itself: where that is the trainer's own module, delivery moves no bytes.
+    """Samples with the given model itself: if that is the trainer's own module, a delivery copies nothing.
 
-    keeps_caches: on a GPU keys and values stay between calls, with the graphs that read them, and are made for the longest
-        completion at once. Otherwise they grow with what is written, and an update gets their memory.
-    max_rows: how many completions are decoded at once. More is faster until memory ends; keys and values take
+    keeps_caches: on a GPU the cache of keys and values stays allocated between calls, with the CUDA graphs that read it, and is
+        allocated for the longest completion at once. Otherwise it grows with the completions, and an update can use its memory.
+    max_rows: the number of completions that are decoded at once. More is faster until memory is full; keys and values take
         (groups x prompt + max_rows x completion) x layers x 2 x key heads x head size x bytes.
-    decode_dtype: of a model of Llama's shape; another than the model's own is a copy, made anew by each delivery.
-    autocast: makes the context for other models, which are decoded by their own forward.
+    decode_dtype: the dtype in which a model of Llama's architecture is decoded; if it is not the model's own, each delivery copies
+        the weights to it.
+    autocast: context factory for the forward of all other models.
     """
 
     takes_adapters = True
@@ -76,7 +77,7 @@ class TorchSampler(SamplerBase):
         self.choice = choose_decoder(model, dtype)
         self.decoder_class = self.choice.decoder
         self.fused = FusedModel(model, dtype) if self.decoder_class is FusedDecoder else None
-        # On a GPU steps have few sizes, each captured once, and the host looks for ended rows now and then only.
+        # On a GPU steps have few sizes, each captured once as a graph, and the host checks for ended rows every few steps only.
         self.bucketed = model.device.type == "cuda"
         self.check_every = 8 if self.bucketed and self.fused else 1
         self.kept: FusedDecoder | None = None
@@ -90,8 +91,8 @@ class TorchSampler(SamplerBase):
         return f"embedded engine, {str(dtype).removeprefix('torch.')}: {self.choice}"
 
     def stream(self, requests: Requests, params: SamplingParams) -> Stream:
-        """On a CPU as many threads decode as torch has. The first requests are dealt to them, prompts of similar length to all; each
-        thread then takes further ones as its rows become free."""
+        """On a CPU as many threads decode as torch has. The first requests are dealt to them so that each gets prompts of similar
+        lengths; later each thread takes requests as its rows become free."""
         queue = RequestQueue.of(requests)
         num_threads = torch.get_num_threads() if self.fused and not self.bucketed else 1
         by_length = sorted(queue.take(wait=True), key=prompt_length)
@@ -105,7 +106,7 @@ class TorchSampler(SamplerBase):
         try:
             with self.fused.packed() if self.fused else nullcontext():
                 if len(parts) > 1:
-                    yield from side_by_side([partial(decode, part) for part in parts], on_stop=queue.close)
+                    yield from run_in_threads([partial(decode, part) for part in parts], on_stop=queue.close)
                 else:
                     yield from self._decode(queue, by_length, params, Event())
         finally:
@@ -113,27 +114,27 @@ class TorchSampler(SamplerBase):
 
     @torch.no_grad()
     def _decode(self, queue: RequestQueue, pending: list[Numbered], params: SamplingParams, stop: Event) -> Stream:
-        """pending: requests that this decoder begins with, by the length of their prompts."""
+        """pending: the requests that this decoder begins with, sorted by the length of their prompts."""
         pending = pending or queue.take(wait=True, rows=self.max_rows)
         if not pending:
             return
         decoder = self._empty_decoder(self._capacity([request for _, request in pending], params))
         batch = decoder.batch
         max_rows = max(self.max_rows, *(len(request.seeds) for _, request in pending))
-        places: list[tuple[int, int]] = []  # of each completion the number of its request and the index of its seed
+        origins: list[tuple[int, int]] = []  # for each completion the number of its request and the index of its seed
         num_steps = 0
         while not stop.is_set():
             entering: list[Numbered] = []
             free = max_rows - len(batch)
-            # Long prompts first: rows that stand in one batch then have similar widths.
+            # Long prompts first: the rows of a batch then have similar widths.
             while pending and len(pending[-1][1].seeds) <= free:
                 entering.append(pending.pop())
                 free -= len(entering[-1][1].seeds)
             if not pending:
                 entering += queue.take(rows=free, wait=not (entering or len(batch)))
             if entering:
-                self._admit(decoder, [request for _, request in entering], len(places), params)
-                places += [(number, j) for number, request in entering for j in range(len(request.seeds))]
+                self._admit(decoder, [request for _, request in entering], len(origins), params)
+                origins += [(number, j) for number, request in entering for j in range(len(request.seeds))]
             elif not len(batch):
                 return
             self._step(batch, decoder, params)
@@ -142,7 +143,7 @@ class TorchSampler(SamplerBase):
                 done, sources, targets = batch.release()
                 decoder.move(sources, targets, len(batch))
                 for index, completion in self._completions(done, params.stop_strings):
-                    yield *places[index], completion
+                    yield *origins[index], completion
 
     def _step(self, batch: Batch, decoder: Decoder, params: SamplingParams) -> None:
         def draw(logits: Tensor) -> None:
@@ -157,7 +158,7 @@ class TorchSampler(SamplerBase):
             decoder.run(newest, position, params, draw)
         else:
             draw(decoder.logits(newest, position))
-        if params.stop_strings:  # the host reads the texts
+        if params.stop_strings:  # needs the texts, on the host
             stopped = self._are_stops(newest) | self._ends_with_stop_string(batch, params.stop_strings)
             batch.end(stopped)
 
@@ -168,7 +169,7 @@ class TorchSampler(SamplerBase):
         sizes = [len(r.seeds) for r in requests]
         rows = min(sum(sizes), max(self.max_rows, *sizes))
         longest = max(len(r.prompt_ids) for r in requests)
-        # One column more than tokens: a row that ended may decode on until the host looks.
+        # One column more than tokens: a row that ended may be decoded further until the host checks.
         width = max(r.limit(params) for r in requests) + 1
         return Capacity(rows=rows, groups=min(len(sizes), rows), shared_width=max(1, longest - 1), width=width)
 
@@ -190,7 +191,7 @@ class TorchSampler(SamplerBase):
             yield
 
     def _admit(self, decoder: Decoder, requests: Sequence[SampleRequest], first: int, params: SamplingParams) -> None:
-        """The completions of these requests are numbered from `first`."""
+        """Adds rows for the completions of these requests, which are numbered from `first`."""
         decoder.reserve(self._capacity(requests, params))
         numbers = partial(torch.tensor, device=self.model.device)
         prompts = [numbers(request.prompt_ids) for request in requests]
@@ -204,7 +205,7 @@ class TorchSampler(SamplerBase):
         decoder.admit(decoder.batch.admit(completions, seeds, last, position, limits), prompts, source)
 
     def _ends_with_stop_string(self, batch: Batch, stop_strings: tuple[str, ...]) -> Tensor:
-        # A stop string spans at most as many tokens as it has bytes, and one token more where it begins inside one.
+        # A stop string spans at most as many tokens as it has bytes, and one more if it begins inside a token.
         span = max(len(s.encode()) for s in stop_strings) + 1
         lengths = batch.length[: len(batch)].tolist()
         tails = [batch.tokens[row, max(0, n - span) : n].tolist() for row, n in enumerate(lengths)]
@@ -228,7 +229,7 @@ class TorchSampler(SamplerBase):
 
     @torch.no_grad()
     def probe(self, texts: Sequence[Text]) -> dict[str, list[list[float]]]:
-        """All texts in one batch. A row whose completion has ended repeats its last token until the longest has."""
+        """Decodes all texts as one batch. A completion that is shorter than the longest repeats its last token."""
         device, longest = self.model.device, max(len(completion) for _, completion in texts)
         prompts = [torch.tensor(prompt, device=device) for prompt, _ in texts]
         targets = torch.tensor([c + c[-1:] * (longest - len(c)) for _, c in texts], device=device)
@@ -243,29 +244,30 @@ class TorchSampler(SamplerBase):
                 newest = targets[:, n]
                 found.append(logprobs[rows, newest])
         table = torch.stack(found, dim=1).tolist()
-        return {ALONE: [row[: len(completion)] for row, (_, completion) in zip(table, texts, strict=True)]}
+        return {LOCAL_ENGINE: [row[: len(completion)] for row, (_, completion) in zip(table, texts, strict=True)]}
 
     def _own(self) -> dict[str, Tensor]:
         return dict(self.model.named_parameters(remove_duplicate=False)) | dict(self.model.named_buffers())
 
     @torch.no_grad()
     def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Copy each tensor over the one of its name; a tensor that is already the model's own is left where it is."""
+        """Copies each tensor to the model's tensor of that name, unless it is that tensor already."""
         own = self._own()
         for name, tensor in named_tensors:
             if own[name].data_ptr() != tensor.data_ptr():
                 own[name].copy_(tensor)
         if self.fused is not None and not self.fused.refresh():
-            self.kept = None  # graphs read where the weights stood
+            self.kept = None  # its graphs read the old addresses
         self.policy_version = version
 
     @torch.no_grad()
-    def images(self) -> dict[str, dict[str, Tensor]]:
+    def fingerprints(self) -> dict[str, dict[str, Tensor]]:
         named = self.fused.named_weights() if self.fused is not None else self._own().items()
-        return {ALONE: {name: image(tensor) for name, tensor in named}}
+        return {LOCAL_ENGINE: {name: fingerprint(tensor) for name, tensor in named}}
 
-    def rest(self) -> None:
-        """Keys and values are let go, and the next call records its graphs anew; torch's allocator hands their memory on as it is."""
+    def sleep(self) -> None:
+        """Releases the cache of keys and values unless keeps_caches; the next call records its graphs anew. The memory goes back to
+        torch's allocator."""
         if not self.keeps_caches:
             self.kept = None
 

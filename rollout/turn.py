@@ -1,4 +1,4 @@
-"""Where a turn of the model ends, and which text of it is judged. Every engine asks here, so that all of them agree."""
+"""Defines where a turn of the model ends and which text of it is graded, in one place for all engines."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from rollout.chat_template import added_tokens, template_turn_end
 
 
 def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Every token that ends a completion: those that the generation config names, the tokenizer's EOS, and the token with which the
-    chat template ends the model's turn. An id that the model has no logit for cannot be sampled and is none of them."""
+    """The ids of all tokens that end a completion: those of the generation config, the tokenizer's EOS, and the token with which the
+    chat template ends the model's turn. Ids for which the model has no logit cannot be sampled and are left out."""
     return {i for i in _named_ends(model, tokenizer) if 0 <= i < vocabulary_size(model)}
 
 
@@ -29,39 +29,39 @@ def _named_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> s
         if not isinstance(end, int):
             raise UserError(
                 f"model: eos_token_id in its generation_config.json is {end!r}: it must be a token's number or a list of them, "
-                f"such as {tokenizer.eos_token_id}; mend that file"
+                f"such as {tokenizer.eos_token_id}; fix that file"
             )
     return ends
 
 
 def vocabulary_size(model: PreTrainedModel) -> int:
-    """How many tokens the model has embeddings for."""
+    """The number of tokens for which the model has embeddings."""
     return len(model.get_input_embeddings().weight)  # pyright: ignore[reportArgumentType]
 
 
 def describe_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stop_strings: Sequence[str]) -> str:
-    """What ends a completion, for people to read."""
+    """A sentence about what ends a completion."""
     stops = stop_token_ids(model, tokenizer)
     names = [*map(str, tokenizer.convert_ids_to_tokens(sorted(stops))), *map(repr, stop_strings)]
-    said = f"a completion ends with {', '.join(names)}" if names else "nothing ends a completion but max_tokens"
+    ends = f"a completion ends with {', '.join(names)}" if names else "nothing ends a completion but max_tokens"
     unknown = sorted(_named_ends(model, tokenizer) - stops)
-    return said + (
-        f"; of the end tokens {unknown} the model has no embeddings, so it never writes them" if unknown else ""
+    return ends + (
+        f"; the model has no embeddings for the end tokens {unknown}, so it never writes them" if unknown else ""
     )
 
 
 def turn_end_strings(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    """The stop string of a chat template that ends the model's turn with text of several tokens."""
+    """The stop string for a chat template that ends the model's turn with text instead of one token; () for any other."""
     end = template_turn_end(tokenizer)
     return () if end is None or end in tokenizer.get_vocab() else (end,)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TurnReader:
-    """Makes of a completion's tokens the text that is judged: as written, special tokens included, up to the end of the turn.
+    """Decodes a completion's tokens to the text that is graded: as written, special tokens included, up to the end of the turn.
 
-    The turn ends before one of the tokens `ends` or of the strings `end_strings`, and behind a stop string of the run's, which may be
-    the closing tag that a verifier needs.
+    The turn ends before a token of `ends` or a string of `end_strings`, and behind one of the run's stop strings, which may be the
+    closing tag that a verifier needs.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -70,8 +70,8 @@ class TurnReader:
 
     @staticmethod
     def of(tokenizer: PreTrainedTokenizerBase, stop_ids: Collection[int]) -> TurnReader:
-        """Besides the stop tokens, the pad token and every token that ends a turn in some chat template end this one. A stop token that
-        is an ordinary word of the vocabulary is part of the text, as a stop string is."""
+        """The turn also ends at the pad token and at every token that ends a turn in some chat template. A stop token that is an
+        ordinary word of the vocabulary is part of the text, as a stop string is."""
         added, pad = added_tokens(tokenizer), tokenizer.pad_token_id
         special = {*added.values(), *tokenizer.all_special_ids}
         ends = {i for token, i in added.items() if i == pad or is_end_of_turn(token)} | special.intersection(stop_ids)

@@ -1,4 +1,4 @@
-"""One vLLM server, asked over HTTP: requests wait while it is down, and it gets the weights again when it is back."""
+"""The HTTP client of one vLLM server: requests wait while it is down, and it gets the weights again when it is back."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from rewards.errors import UserError
 from rollout.sampler import Text
 from rollout.weight_files import NamedTensors
 
-ANSWER_WITHIN = 1800.0  # seconds, of one completion
-ATTEMPTS = 3  # of a request that the server fails on
+RESPONSE_TIMEOUT = 1800.0  # seconds for one completion
+ATTEMPTS = 3  # at a request that the server fails on
 SAMPLE_TEXT = "What is 12 + 30? \\boxed{42}"
 
 
 @dataclass(frozen=True)
 class FileWeights:
-    """By a folder that the server reads."""
+    """Weights in a folder that the server reads."""
 
     name: str
     folder: Path
@@ -40,9 +40,9 @@ class FileWeights:
 
 @dataclass(frozen=True)
 class TensorWeights:
-    """By NCCL, tensor by tensor: the policy's own, which must stay as they are until the next ones are sent.
+    """Weights that are sent by NCCL, tensor by tensor: the policy's own, which must not change until the next delivery.
 
-    tensors: can be gone through again for each server. shapes: what comes out then.
+    tensors: can be iterated again for each server. shapes: the name, dtype and shape of each of them.
     """
 
     name: str
@@ -51,7 +51,7 @@ class TensorWeights:
 
     def send(self, server: Server, *, waits: bool) -> None:
         if server.channel is None:
-            from rollout.vllm_nccl import Channel  # vllm is not everywhere
+            from rollout.vllm_nccl import Channel  # needs vllm, which is optional
 
             server.channel = Channel(server.url)
         server.channel.send(self.tensors, self.shapes)
@@ -59,7 +59,7 @@ class TensorWeights:
 
 @dataclass(frozen=True)
 class SentWeights:
-    """Those that went by NCCL from the first process, or from all of them at once: none can send them again by itself."""
+    """Weights that the first process has sent by NCCL, or all processes together: this process cannot send them again by itself."""
 
     name: str
 
@@ -74,27 +74,28 @@ Weights = FileWeights | TensorWeights | SentWeights
 
 
 class Server:
-    """One server. Requests wait while it is down, until it is back and has the weights again."""
+    """A vLLM server. Requests wait while it is down, until it is back and has the weights again."""
 
-    def __init__(self, url: str, patience: float, report: Callable[[str], None]) -> None:
-        self.url, self.patience, self.report = url, patience, report
+    def __init__(self, url: str, timeout: float, report: Callable[[str], None]) -> None:
+        self.url, self.timeout, self.report = url, timeout, report
         self.session = Session()
-        self.max_rows, self.dtype = 1, torch.float32  # until it is asked
+        self.max_rows, self.dtype = 1, torch.float32  # until check() reads the server's own
         self.weights: Weights | None = None
-        self.channel: Any = None  # rollout.vllm_nccl.Channel, once it is asked for
+        self.channel: Any = None  # a rollout.vllm_nccl.Channel from the first NCCL transfer on
         self.recovering = threading.Lock()
         self.num_recoveries = 0
-        self.given_up: UserError | None = None
+        self.failure: UserError | None = None
         self.is_up = threading.Event()
         self.is_up.set()
 
     def check(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-        """It is there, of the same tokens, long enough, and can be given weights. Its own type and number of rows are learnt."""
+        """Raises UserError unless the server answers, has the same tokens, takes prompts of that length, accepts weights and reports
+        the log-probs that it samples from. Reads its dtype and number of rows."""
         try:
             (model,) = self.session.get(f"{self.url}/v1/models", timeout=10).json()["data"][:1]
         except (RequestException, ValueError, KeyError) as error:
             raise UserError(
-                f"vllm_urls: no vLLM answers at {self.url} ({type(error).__name__}); start one with plumbline serve-vllm, or mend "
+                f"vllm_urls: no vLLM answers at {self.url} ({type(error).__name__}); start one with plumbline serve-vllm, or check "
                 "the address"
             ) from None
         if model["max_model_len"] < max_length:
@@ -108,7 +109,7 @@ class Server:
             raise UserError(
                 f"vllm_urls: {self.url} serves {model['root']!r}, which has other tokens than the policy; serve the policy's model there"
             )
-        if not self._ask_for_its_options():
+        if not self._read_options():
             raise UserError(
                 f"vllm_urls: {self.url} has no routes to change its weights; start it with plumbline serve-vllm, or with "
                 "VLLM_SERVER_DEV_MODE=1"
@@ -121,8 +122,8 @@ class Server:
                 "plumbline serve-vllm, or with --logprobs-mode processed_logprobs"
             )
 
-    def _ask_for_its_options(self) -> bool:
-        """-> whether it tells. It looks its machine over first, which takes a while."""
+    def _read_options(self) -> bool:
+        """Reads the server's options. -> whether it reports them. The server inspects its machine first, which takes a while."""
         answer = self.session.get(f"{self.url}/server_info", params={"config_format": "json"}, timeout=120)
         if not answer.ok:
             return False
@@ -134,7 +135,7 @@ class Server:
         return True
 
     def probe(self, texts: Sequence[Text], *, temperature: float = 1.0) -> list[list[float]]:
-        """Each token as the first that is drawn after those before it."""
+        """Requests each token's log-prob as that of the first token after the tokens before it."""
 
         def ask(before: tuple[int, ...], token: int) -> float:
             body = {"prompt": list(before), "max_tokens": 1, "temperature": temperature, "ignore_eos": True}
@@ -146,10 +147,10 @@ class Server:
             asked = [[threads.submit(ask, p + c[:n], t) for n, t in enumerate(c)] for p, c in texts]
             return [[answer.result() for answer in row] for row in asked]
 
-    def images(self) -> dict[str, Tensor]:
-        """Of the tensors that its workers compute with, if they can tell."""
+    def fingerprints(self) -> dict[str, Tensor]:
+        """fingerprint() of the tensors that its workers compute with; empty if they cannot report it."""
         try:
-            (found,) = self.post("/collective_rpc", {"method": "images"})["results"]
+            (found,) = self.post("/collective_rpc", {"method": "fingerprints"})["results"]
         except (UserError, ValueError):
             return {}
         return {name: torch.tensor(numbers) for name, numbers in found.items()}
@@ -161,7 +162,7 @@ class Server:
         self.post("/update_weight_version", {"new_version": self.weights.name}, waits=waits)
 
     def ensure_weights(self) -> None:
-        """One that was started anew between two calls has its first weights."""
+        """Loads the weights again if the server was restarted between two calls."""
         self.is_up.wait()
         try:
             held = self.session.get(f"{self.url}/weight_info", timeout=10).json()["weight_version"]
@@ -169,26 +170,26 @@ class Server:
             self._recover(self.num_recoveries, "it does not answer")
             return
         if self.weights is not None and held != self.weights.name:
-            self.channel = None  # it was started anew
+            self.channel = None  # of the process before the restart
             self.load()
 
     def post(self, path: str, body: dict[str, Any], *, waits: bool = True) -> Any:
-        """The answer. Unless it `waits`, a server that is down is an error."""
+        """Posts a request and returns the answer. waits: wait for a server that is down instead of raising an error."""
         failures = 0
         while True:
             if waits:
                 self.is_up.wait()
             seen = self.num_recoveries
             try:
-                answer = self.session.post(self.url + path, json=body, timeout=ANSWER_WITHIN)
+                answer = self.session.post(self.url + path, json=body, timeout=RESPONSE_TIMEOUT)
             except RequestException as error:
                 failures += 1
                 if not waits:
                     raise
-                if failures == ATTEMPTS:  # it came back each time, so it is this request that it does not survive
+                if failures == ATTEMPTS:  # the server came back each time, so this request is what it fails on
                     raise UserError(
                         f"vllm_urls: {self.url}{path} broke off the same request {ATTEMPTS} times, the last with "
-                        f"{type(error).__name__}, and was healthy again each time; its own log says why. Then resume the run"
+                        f"{type(error).__name__}, and was healthy again each time; see its own log, then resume the run"
                     ) from error
                 self._recover(seen, type(error).__name__)
                 continue
@@ -200,23 +201,24 @@ class Server:
             self._recover(seen, f"status {answer.status_code}")
 
     def _recover(self, seen: int, why: str) -> None:
-        """Waits until the server is healthy and gives it the weights; once for all threads that saw it fail."""
+        """Waits until the server is healthy and sends it the weights, once for all threads that saw it fail. seen: num_recoveries at the
+        time of the failed request."""
         with self.recovering:
-            if self.given_up is not None:
-                raise self.given_up
+            if self.failure is not None:
+                raise self.failure
             if self.num_recoveries != seen:
                 return
             self.is_up.clear()
             self.channel = None
             self.report(f"waiting for {self.url} ({why})")
-            deadline = time.monotonic() + self.patience
+            deadline = time.monotonic() + self.timeout
             while not self._is_back():
                 if time.monotonic() > deadline:
-                    self.given_up = UserError(
-                        f"vllm_urls: {self.url} has not answered for {self.patience:g} s ({why}); start it again and resume the run"
+                    self.failure = UserError(
+                        f"vllm_urls: {self.url} has not answered for {self.timeout:g} s ({why}); start it again and resume the run"
                     )
-                    self.is_up.set()  # who waits meets the same error
-                    raise self.given_up
+                    self.is_up.set()  # waiting threads go on and get the same error
+                    raise self.failure
                 time.sleep(0.5)
             self.report(f"{self.url} is back" + (", with the weights again" if self.weights else ""))
             self.num_recoveries += 1
@@ -233,6 +235,6 @@ class Server:
         return True
 
     def abort(self) -> None:
-        """Whatever is still sampled there is not wanted."""
+        """Ends all requests that the server still processes."""
         with suppress(RequestException):
             self.session.post(f"{self.url}/abort_requests", json={}, timeout=10)

@@ -1,4 +1,4 @@
-"""Weights to vLLM's servers from GPU to GPU, by vLLM's own transfer engine. Imports vllm: import it where it is asked for."""
+"""Sends weights to vLLM servers from GPU to GPU, by vLLM's own transfer engine. It imports vllm, so import it lazily."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from vllm.distributed.weight_transfer.nccl_engine import (  # noqa: E402  # pyri
 
 
 class Source(WeightSource):
-    """What the next sending sends. Each tensor is made as its turn comes."""
+    """The tensors of the next transfer, each made when it is sent."""
 
     tensors: NamedTensors
     shapes: list[tuple[str, torch.dtype, torch.Size]]
@@ -37,12 +37,14 @@ class Source(WeightSource):
 
 
 class Channel:
-    """A group of this process's GPU and all GPUs of one server. A server that was started anew needs a new one."""
+    """An NCCL group of this process's GPU and all GPUs of one server. A restarted server needs a new channel."""
 
     def __init__(self, url: str) -> None:
         workers = requests.get(f"{url}/get_world_size", timeout=10).json()["world_size"]
         with socket.socket(type=socket.SOCK_DGRAM) as towards_it:
-            towards_it.connect((urlsplit(url).hostname, 9))  # nothing is sent: this asks which of our addresses it sees
+            towards_it.connect(
+                (urlsplit(url).hostname, 9)
+            )  # sends nothing; it determines our address on the way to the server
             address = towards_it.getsockname()[0]
         with socket.socket() as free:
             free.bind((address, 0))

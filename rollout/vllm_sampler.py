@@ -1,4 +1,4 @@
-"""vLLM as the engine, in the trainer's process. Imports vllm: import it where it is asked for."""
+"""vLLM as the engine, in the trainer's process. It imports vllm, so import it lazily."""
 
 from __future__ import annotations
 
@@ -18,17 +18,26 @@ from transformers import PreTrainedTokenizerBase
 
 from rewards.errors import UserError, first_line
 from rollout.records import Completion, FinishReason
-from rollout.sampler import ALONE, RequestQueue, Requests, SamplerBase, SampleRequest, SamplingParams, Stream, Text
+from rollout.sampler import (
+    LOCAL_ENGINE,
+    RequestQueue,
+    Requests,
+    SamplerBase,
+    SampleRequest,
+    SamplingParams,
+    Stream,
+    Text,
+)
 from rollout.turn import TurnReader
-from rollout.vllm_worker import images_of, request_options, require_vllm
+from rollout.vllm_worker import fingerprints_of, request_options, require_vllm
 from rollout.weight_files import InType, write_files
 
-CPU_BLOCK = 128  # tokens of keys and values that vLLM hands out at once on a CPU
+CPU_BLOCK = 128  # tokens per block of keys and values that vLLM allocates on a CPU
 
 
 require_vllm()
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the engine in this process
-os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # it warns at every delivery of what is as it should be
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # at every delivery it warns of what is intended
 
 from vllm import LLM, TokensPrompt  # noqa: E402  # pyright: ignore[reportMissingImports]
 from vllm import SamplingParams as EngineParams  # noqa: E402  # pyright: ignore[reportMissingImports]
@@ -37,10 +46,11 @@ from vllm.sampling_params import RequestOutputKind  # noqa: E402  # pyright: ign
 
 @dataclass(frozen=True, kw_only=True)
 class VLLMOptions:
-    """max_length: of a prompt and its completion. memory: share of the GPU's memory that vLLM takes, on a CPU of what is free.
+    """Options of the engine.
 
-    max_rows: completions that are decoded at once. tensor_parallel: GPUs that one engine is spread over. key_values: numbers
-    that a token's keys and values are in all layers. processes: of the trainer, each with an engine of its own on its own device.
+    max_length: tokens of a prompt with its completion. memory: the share of the GPU's memory that vLLM takes, on a CPU of the free
+    memory. max_rows: completions that are decoded at once. tensor_parallel: GPUs of one engine. key_values: the number of elements of a
+    token's keys and values in all layers. processes: trainer processes, each with an engine of its own on its own device.
     """
 
     dtype: str
@@ -53,9 +63,9 @@ class VLLMOptions:
 
 
 class VLLMSampler(SamplerBase):
-    """folder: of a model in Hugging Face format; its weights are sampled with until others are delivered.
+    """Samples with a vLLM engine in this process.
 
-    stop_ids: every token that ends a completion.
+    folder: a model in Hugging Face format, whose weights are used until the first delivery. stop_ids: all tokens that end a completion.
     """
 
     takes_adapters = False
@@ -75,7 +85,7 @@ class VLLMSampler(SamplerBase):
         except (ValueError, RuntimeError) as error:
             raise UserError(
                 f"sampler is 'vllm': it did not start with {options} ({first_line(error)}); raise vllm_memory where "
-                "keys and values have no room, lower max_tokens or vllm_max_rows, or use --sampler torch"
+                "keys and values do not fit, lower max_tokens or vllm_max_rows, or use --sampler torch"
             ) from None
 
     def _start(self, folder: str, options: VLLMOptions) -> LLM:
@@ -87,20 +97,20 @@ class VLLMSampler(SamplerBase):
             gpu_memory_utilization=options.memory,
             kv_cache_memory_bytes=None if self.on_gpu else _cache_bytes(options),
             tensor_parallel_size=options.tensor_parallel,
-            # Within the trainer's own process group, of which vLLM then makes groups of one.
+            # Within the trainer's own process group, which vLLM then divides into groups of one.
             distributed_executor_backend="external_launcher" if options.processes > 1 else None,
             enforce_eager=not self.on_gpu,
-            # On a CPU vLLM cannot turn a seeded request's generator back, as it does after a part of a prompt.
+            # On a CPU vLLM cannot rewind a seeded request's generator, as it does after a chunk of a prompt.
             enable_chunked_prefill=None if self.on_gpu else False,
             enable_sleep_mode=self.on_gpu,
             enable_prefix_caching=True,
-            logprobs_mode="processed_logprobs",  # of what is sampled from: after temperature and top-p
-            generation_config="vllm",  # no sampling options of the model's own
+            logprobs_mode="processed_logprobs",  # of the distribution that is sampled from: after temperature and top-p
+            generation_config="vllm",  # ignores the sampling options of the model's own generation config
             disable_log_stats=True,
         )
 
     def stream(self, requests: Requests, params: SamplingParams) -> Stream:
-        """A request for each completion, as each has a seed of its own; the prefix cache keeps a prompt's keys for its group."""
+        """Makes a vLLM request for each completion, as each has a seed of its own; the prefix cache shares a prompt's keys in its group."""
         self._require_awake()
         queue, engine, pending = RequestQueue.of(requests), self.llm.llm_engine, {}
         try:
@@ -142,7 +152,7 @@ class VLLMSampler(SamplerBase):
         )
 
     def probe(self, texts: Sequence[Text]) -> dict[str, list[list[float]]]:
-        """Each token as the first that is drawn after those before it."""
+        """Requests each token's log-prob as that of the first token after the tokens before it."""
         self._require_awake()
         asked = [(p + c[:n], token) for p, c in texts for n, token in enumerate(c)]
         params = [
@@ -153,17 +163,17 @@ class VLLMSampler(SamplerBase):
         found = self.llm.generate(prompts, params, use_tqdm=False)
         rows = [f.outputs[0].logprobs for f in found]
         logprobs = iter([row[0][token].logprob for row, (_, token) in zip(rows, asked, strict=True) if row])
-        return {ALONE: [[next(logprobs) for _ in completion] for _, completion in texts]}
+        return {LOCAL_ENGINE: [[next(logprobs) for _ in completion] for _, completion in texts]}
 
     @torch.no_grad()
     def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """A plain model's tensors by name, an output head that is tied to the embeddings too: vLLM has one of its own.
+        """named_tensors: all of a plain model's tensors by name, also an output head that is tied to the embeddings, as vLLM keeps its own.
 
-        An engine that sleeps gets its memory back for them first, and that of keys and values only when what delivering took is free.
+        A sleeping engine first gets the memory of its weights back, and that of keys and values only after the delivery's memory is free.
         """
         if self.asleep:
             self.llm.wake_up(["weights"])
-        if not self.has_received:  # what is there afterwards has been delivered, and is not the folder's
+        if not self.has_received:  # sets all weights to 0, so that a missing one does not stay the folder's
             self.llm.collective_rpc("reset_weights")
             self.has_received = True
         tensors = InType(named_tensors, self.dtype)
@@ -180,25 +190,23 @@ class VLLMSampler(SamplerBase):
         self.policy_version = version
 
     @torch.no_grad()
-    def images(self) -> dict[str, dict[str, Tensor]]:
-        """Of nothing where the tensors are spread over GPUs."""
+    def fingerprints(self) -> dict[str, dict[str, Tensor]]:
+        """Empty with tensor parallelism: no worker holds whole tensors."""
         if self.options.tensor_parallel > 1:
             return {}
         self._require_awake()
-        (found,) = self.llm.collective_rpc(images_of)
-        return {ALONE: found}
+        (found,) = self.llm.collective_rpc(fingerprints_of)
+        return {LOCAL_ENGINE: found}
 
-    def rest(self) -> None:
-        """Gives a GPU's memory to the update: weights, keys and values are dropped, and the next delivery brings new weights."""
+    def sleep(self) -> None:
+        """Releases the GPU's memory for the update: vLLM drops weights, keys and values until the next delivery brings new weights."""
         if self.on_gpu and not self.asleep:
             self.llm.sleep(level=2)
             self.asleep = True
 
     def _require_awake(self) -> None:
         if self.asleep:
-            raise RuntimeError(
-                "vLLM has dropped its weights to rest: it is asked for samples before new ones are delivered"
-            )
+            raise RuntimeError("vLLM sleeps without weights: it cannot sample before new ones are delivered")
 
     def close(self) -> None:
         self.llm.llm_engine.engine_core.shutdown()
@@ -206,7 +214,7 @@ class VLLMSampler(SamplerBase):
 
 @contextmanager
 def _threads_and_processes_kept() -> Iterator[None]:
-    """vLLM on a CPU puts in place of torch.set_num_threads a function that does nothing, and says that this process is alone."""
+    """Restores what vLLM changes on a CPU: it replaces torch.set_num_threads by a function without effect, and sets LOCAL_WORLD_SIZE."""
     threads, set_num_threads, environment = torch.get_num_threads(), torch.set_num_threads, dict(os.environ)
     try:
         yield
@@ -218,7 +226,7 @@ def _threads_and_processes_kept() -> Iterator[None]:
 
 
 def _cache_bytes(options: VLLMOptions) -> int:
-    """For all rows at their longest, at most the share of free memory, which the processes of a machine share."""
+    """Bytes of the cache for all rows at full length, at most the share of free memory, which the machine's processes divide."""
     width = 4 if options.dtype == "float32" else 2
     a_row = -(-options.max_length // CPU_BLOCK) * CPU_BLOCK * options.key_values * width
     free = psutil.virtual_memory().available / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

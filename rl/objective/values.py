@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from rl.objective.advantages import gae
 from rl.objective.tokens import ScoredSequences
-from rollout.processes import Alone, Processes
+from rollout.processes import Processes, SingleProcess
 
 
 class ValueTargets(NamedTuple):
@@ -96,7 +96,7 @@ class ValueRule:
 def whitened(
     targets: Sequence[ValueTargets],
     sequences: Sequence[ScoredSequences],
-    processes: Processes = Alone(),  # noqa: B008
+    processes: Processes = SingleProcess(),  # noqa: B008
 ) -> list[ValueTargets]:
     """Advantages of a whole step, in all processes, less their mean and over their std. Returns stay as they were."""
     mine = [e.advantages.index_select(0, m.trained) for e, m in zip(targets, sequences, strict=True)]

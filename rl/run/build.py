@@ -96,7 +96,7 @@ def build_servers(
         stop_ids,
         max_length=longest,
         transfer=config.run_dir / "transfer" if config.vllm_transfer == "file" else None,
-        patience=config.vllm_patience,
+        timeout=config.vllm_patience,
         report=progress.message,
         processes=runtime,
         sharded=runtime.shards,

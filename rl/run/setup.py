@@ -49,7 +49,7 @@ from rollout.collect import Collector
 from rollout.demonstrations import demonstration
 from rollout.problems import ProblemStream, repeated_word
 from rollout.prompts import PromptRenderer
-from rollout.records import WORKED, Problem
+from rollout.records import SOLUTION, Problem
 from rollout.sampler import Sampler, SampleRequest, SamplingParams, Text, completion_seed
 from rollout.turn import describe_ends, turn_end_strings, vocabulary_size
 
@@ -113,11 +113,11 @@ def demonstrable(
     problems: Sequence[Problem], verifiers: Verifiers, renderer: PromptRenderer, max_tokens: int, progress: Progress
 ) -> list[Problem]:
     """The problems with a worked solution that is right and no longer than a completion may be; the others are told and dropped."""
-    worked = [p for p in problems if p.metadata.get(WORKED)]
+    worked = [p for p in problems if p.metadata.get(SOLUTION)]
     scores: dict[str, Score] = {}
     for name in sorted({p.verifier for p in worked}):
         asking = [p for p in worked if p.verifier == name]
-        solutions, references = [str(p.metadata[WORKED]) for p in asking], [p.reference for p in asking]
+        solutions, references = [str(p.metadata[SOLUTION]) for p in asking], [p.reference for p in asking]
         judged = verify(verifiers[name], solutions, references, [p.question for p in asking])
         scores |= {p.id: s for p, s in zip(asking, judged, strict=True)}
     right = [p for p in worked if scores[p.id].outcome is Outcome.CORRECT]

@@ -14,7 +14,7 @@ from rewards.errors import UserError
 from rl.forward.micro_batch import MicroBatch
 from rl.policy.policy import Policy
 from rl.update.fingerprint import Fingerprint
-from rollout.processes import Alone, Processes
+from rollout.processes import Processes, SingleProcess
 from rollout.rounding import LEAST, bound_of
 from rollout.sampler import Sampler, Tensors, Text
 
@@ -63,7 +63,7 @@ class Delivery:
         processes: Processes | None = None,
     ) -> None:
         self.policy, self.sampler, self.tolerance = policy, sampler, tolerance
-        self.processes = processes or Alone()
+        self.processes = processes or SingleProcess()
         self.rounds = tolerance > EXACT
         self.texts = list(texts or odd_texts(policy.vocab_size))
         self.micro = MicroBatch.of(policy.family.probe(self.texts)).to(policy.device)
@@ -77,7 +77,7 @@ class Delivery:
         ours = self._send(policy, version)
         trained = self._trained(policy)
         scored = self.sampler.probe(self.texts)
-        held = {engine: found for engine, found in self.sampler.images().items() if ours.is_comparable(found)}
+        held = {engine: found for engine, found in self.sampler.fingerprints().items() if ours.is_comparable(found)}
         now = Delivered(version, trained, {engine: ours.sketch(found) for engine, found in held.items()})
         sampled = {e: torch.tensor([x for row in r for x in row], dtype=torch.float64) for e, r in scored.items()}
         differences = {engine: (logprobs - trained).abs() for engine, logprobs in sampled.items()}

@@ -12,7 +12,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from rollout.sampler import image
+from rollout.sampler import fingerprint
 
 NUMBERS = 4  # of a sketch, a tensor
 
@@ -26,7 +26,7 @@ class Fingerprint:
 
     def add(self, name: str, tensor: Tensor) -> None:
         kinds = (tensor, tensor.bfloat16()) if self.rounds else (tensor,)
-        self.images[name] = torch.stack([image(kind).flatten().cpu() for kind in kinds])
+        self.images[name] = torch.stack([fingerprint(kind).flatten().cpu() for kind in kinds])
 
     def is_comparable(self, held: Mapping[str, Tensor]) -> bool:
         """Whether any of it goes by the name of one of these tensors."""

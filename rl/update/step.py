@@ -62,7 +62,7 @@ def train_step(
     versions = [r.completion.policy_version for c in credited for r in c.group.rollouts]
     metrics["staleness"] = mean(step - 1 - version for version in versions)
     if ahead is None:
-        collector.sampler.rest()
+        collector.sampler.sleep()
     with timed(metrics, "time/train"):
         metrics |= update(learner, *batches, trains_policy=trains_policy)
         learner.refresh_reference(step)

@@ -1,4 +1,4 @@
-"""The rows being decoded, and the tokens of each so far."""
+"""The rows that are being decoded, with their tokens so far."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rollout.engine.graphs import has_driver
 
 @dataclass(frozen=True)
 class Ended:
-    """A completion that ended, by its number."""
+    """A completion that ended. completion: its number."""
 
     completion: int
     seed: int
@@ -24,14 +24,14 @@ class Ended:
 
 
 class Batch:
-    """Rows 0..N-1 are decoded; those behind them have ended, and nothing is kept of what they draw.
+    """Rows 0..N-1 are decoded; the rows behind them are marked as ended, and their draws are discarded.
 
-    Every tensor keeps its memory until the batch grows, so that a recorded step may be replayed. Nothing but `has_ended` and
-    `release` makes the host wait for a device: a row that ended may be decoded on until then.
+    Every tensor keeps its memory until the batch grows, so that a recorded step can be replayed. Only `has_ended` and `release` make
+    the host wait for a device: until then a row that ended may be decoded further.
     """
 
     def __init__(self, max_rows: int, width: int, device: torch.device) -> None:
-        """width: tokens of a row, and one column more: a full row that is decoded on writes there."""
+        """width: the tokens of a row and one column more, into which a full row writes if it is decoded further."""
         zeros = partial(torch.zeros, device=device)
         self.numbers = zeros(6, 0, dtype=torch.long)
         self.flags = zeros(2, 0, dtype=torch.bool)
@@ -41,7 +41,7 @@ class Batch:
         self.clear()
 
     def grow(self, max_rows: int, width: int) -> None:
-        """Room for so many rows of that width, not fewer than now; rows that are decoded stay."""
+        """Enlarges the tensors to max_rows rows of this width; the rows that are decoded stay. Neither size may shrink."""
         num_rows, old_width = self.tokens.shape
         rows, columns = max_rows - num_rows, width - old_width
         self.numbers, self.flags = enlarged(self.numbers, 0, rows), enlarged(self.flags, 0, rows)
@@ -61,7 +61,7 @@ class Batch:
     def admit(
         self, completions: Tensor, seeds: Tensor, newest: Tensor, positions: Tensor, max_tokens: Tensor
     ) -> Tensor:
-        """The rows that the completions get."""
+        """Adds a row for each completion. -> the indices of the rows. newest, positions: the prompts' last tokens and their positions."""
         rows = torch.arange(len(completions), device=completions.device) + len(self)
         new = slice(len(self), len(self) + len(completions))
         self.numbers[:, new] = torch.stack([completions, seeds, torch.zeros_like(seeds), newest, positions, max_tokens])
@@ -70,7 +70,7 @@ class Batch:
         return rows
 
     def append(self, tokens: Tensor, logprobs: Tensor) -> None:
-        """The next token of each of the first len(tokens) rows."""
+        """Appends a token to each of the first len(tokens) rows; rows that have ended stay as they are."""
         now = slice(len(tokens))
         length, running = self.length[now], ~self.ended[now]
         self.tokens[now].scatter_(1, length[:, None], tokens[:, None])
@@ -80,7 +80,7 @@ class Batch:
         length.add_(running)
 
     def end(self, stopped: Tensor) -> None:
-        """Of the first len(stopped) rows those whose newest token stops them, and those that are full."""
+        """Marks as ended, among the first len(stopped) rows, those whose newest token stops them and those at their limit."""
         now = slice(len(stopped))
         ended = self.ended[now]
         self.stopped[now].logical_or_(stopped & ~ended)
@@ -90,7 +90,7 @@ class Batch:
         return bool(self.ended[: len(self)].any())
 
     def release(self) -> tuple[list[Ended], Tensor, Tensor]:
-        """Drop the rows that ended. -> (their completions, sources, targets) of the moves that close the holes."""
+        """Removes the rows that ended. -> (their completions, sources and targets of the moves that close the gaps)"""
         gone = self.ended[: len(self)].clone()
         rows = gone.nonzero()[:, 0]
         done = [
@@ -113,13 +113,13 @@ class Batch:
 
 
 def enlarged(tensor: Tensor, *more: int) -> Tensor:
-    """A copy with so many zeros more at the end of each dimension."""
-    if has_driver(tensor.device):  # another stream may have made it: its memory stays until this one has read it
+    """A copy, padded with zeros by `more` at the end of each of its first dimensions."""
+    if has_driver(tensor.device):  # another stream may have made it: keep its memory until this stream has read it
         tensor.record_stream(torch.cuda.current_stream())
     return F.pad(tensor, [size for count in reversed(more) for size in (0, count)])
 
 
 def closing_moves(gone: Tensor) -> tuple[Tensor, Tensor]:
-    """Of places 0..N-1 some are given up: (sources, targets), from the tail into the holes."""
+    """gone: Bool[N], the slots that become free. -> (sources, targets) of the moves that fill them from the end."""
     keep = len(gone) - int(gone.sum())
     return (~gone[keep:]).nonzero()[:, 0] + keep, gone[:keep].nonzero()[:, 0]

@@ -1,7 +1,7 @@
-"""What the fused decoder multiplies with: the trainer's own tensors wherever they can be, else a copy that is refreshed.
+"""The fused decoder's weights: the trainer's own tensors where possible, otherwise a copy that each delivery refreshes.
 
-q, k and v (gate and up) become one matrix without a second copy: the parameters' `.data` are made views of it. They stay
-parameters in every respect: an optimiser steps them in place, they are saved and copied each by itself.
+q, k and v (gate and up) become one matrix without a second copy: the parameters' `.data` are made views of it. They remain ordinary
+parameters: an optimizer updates them in place, and each is saved and copied by itself.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 
 class DecodeWeight:
-    """`tensor`: one parameter of one or several children of a module, stacked along its rows, in the dtype decoded in."""
+    """One parameter of one or several children of a module. tensor: their values stacked along the rows, in the decoding dtype."""
 
     def __init__(self, parent: nn.Module, children: tuple[str, ...], name: str, dtype: torch.dtype) -> None:
         self.parent, self.children, self.name, self.dtype = parent, children, name, dtype
@@ -25,7 +25,7 @@ class DecodeWeight:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """The weights as they are now: read where the trainer keeps them, if they are plain and of the dtype decoded in."""
+        """Takes over the current weights: without a copy if they are plain tensors of the decoding dtype."""
         modules = [getattr(self.parent, child) for child in self.children]
         parameters: list[nn.Parameter] = [getattr(_base(module), self.name) for module in modules]
         is_plain = not any(map(is_lora, modules)) or stay_apart(modules, self.dtype)
@@ -40,15 +40,15 @@ class DecodeWeight:
         self.tensor = self.copy
 
     def parts(self) -> tuple[Tensor, ...]:
-        """Of each child its rows."""
+        """The rows of each child."""
         modules = [_base(getattr(self.parent, child)) for child in self.children]
         return self.tensor.split([len(getattr(module, self.name)) for module in modules])
 
 
 class LowRank:
-    """What adapters add to a product with weights that they are not merged into: x -> s (x A) B, in the dtype decoded in.
+    """Unmerged low-rank adapters of a projection: x -> s (x A) B, in the decoding dtype.
 
-    One product for every A of the children; each B, with its scale, adds to the rows of its child.
+    One product for the A of all children; each B, multiplied by its scale, adds to the rows of its child.
     """
 
     def __init__(self, parent: nn.Module, children: tuple[str, ...], dtype: torch.dtype) -> None:
@@ -58,7 +58,7 @@ class LowRank:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """The adapters that are active now, in the memory of before if they are as many."""
+        """Takes over the active adapters; their memory is kept if they are the same adapters as before."""
         apart = stay_apart(self.modules, self.dtype)
         found = [(i, name) for i, module in enumerate(self.modules) for name in _active(module) if apart]
         down = [self.modules[i].lora_A[name].weight for i, name in found]
@@ -74,7 +74,7 @@ class LowRank:
         return [self.down, *self.ups.values()]
 
     def merged(self, parts: Sequence[Tensor]) -> list[Tensor]:
-        """Each child's weight with what is added beside it, in float32 where anything is."""
+        """Each child's weight with its adapters merged, in float32 where there are any."""
         merged, downs = list(parts), self.down.float().split([len(up) for up in self.ups.values()])
         for (i, _), up, down in zip(self.ups, self.ups.values(), downs, strict=True):
             merged[i] = merged[i].float() + up.float().T @ down
@@ -90,14 +90,14 @@ class LowRank:
 
 
 def stay_apart(modules: Sequence[nn.Module], dtype: torch.dtype) -> bool:
-    """Whether adapters are not merged: a base that stands in 16 bits as it is decoded needs no second copy. In float32 there is one,
-    with which a step has fewer operations."""
+    """Whether adapters are applied unmerged: then a base that is stored in the 16-bit decoding dtype needs no second copy. In float32
+    adapters are merged into a copy, so that a step has fewer operations."""
     are_read = dtype != torch.float32 and all(_base(module).weight.dtype == dtype for module in modules)
     return are_read and any(map(is_lora, modules))
 
 
 def weights_dtype(model: nn.Module) -> torch.dtype:
-    """Of most of its numbers: norms, and adapters, may be kept in another."""
+    """The floating-point dtype of most of the model's numbers; norms and adapters may have another."""
     sizes: Counter[torch.dtype] = Counter()
     for parameter in model.parameters():
         sizes[parameter.dtype] += parameter.numel()
@@ -105,17 +105,17 @@ def weights_dtype(model: nn.Module) -> torch.dtype:
 
 
 def is_plain(module: nn.Module) -> bool:
-    """A linear layer, embedding or norm whose parameters are ordinary tensors."""
+    """Whether all parameters are ordinary tensors (not quantized, not distributed)."""
     return all(type(p) is nn.Parameter and type(p.data) is Tensor for p in module.parameters())
 
 
 def is_lora(module: nn.Module) -> bool:
-    """peft's low-rank layer (arXiv 2106.09685), recognised without importing peft."""
+    """Whether this is peft's low-rank layer (arXiv 2106.09685), recognized without importing peft."""
     return hasattr(module, "base_layer") and hasattr(module, "lora_A")
 
 
 def is_readable_linear(module: nn.Module) -> bool:
-    """A linear layer, alone or with low-rank additions that are a plain product: no DoRA, no bias of their own."""
+    """Whether this is a linear layer, plain or with low-rank adapters that are plain products (no DoRA, no bias of their own)."""
     if is_lora(module):
         is_product = not module.lora_variant and not any(module.lora_bias.values())  # pyright: ignore
         return is_product and is_readable_linear(_base(module))
@@ -127,20 +127,20 @@ def _base(module: nn.Module) -> nn.Module:
 
 
 def _merged(module: nn.Module) -> Tensor:
-    """W + sum of scaling B A over the adapters that are active now."""
+    """W + the sum of scaling B A over the active adapters."""
     weight = module.base_layer.weight  # pyright: ignore
     return weight + sum(module.get_delta_weight(name) for name in _active(module))  # pyright: ignore
 
 
 def _active(module: nn.Module) -> list[str]:
-    """The adapters that count now, and are not in the base weight already."""
+    """The names of the enabled adapters that are not merged into the base weight."""
     if not is_lora(module) or module.disable_adapters or module.merged:
         return []
     return [name for name in module.active_adapters if name in module.lora_A]  # pyright: ignore
 
 
 def adjoined(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """One tensor over all of them, [sum of rows, ...]. Unless they stand so already, they are made views of a new one."""
+    """One tensor over all parameters, [sum of rows, ...]. Unless they adjoin in memory already, they become views of a new tensor."""
     if not all(_follows(a, b) for a, b in pairwise(parameters)):
         joined = torch.cat([p.data for p in parameters])
         for parameter, part in zip(parameters, joined.split([len(p) for p in parameters]), strict=True):

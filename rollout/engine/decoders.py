@@ -1,7 +1,7 @@
-"""The three ways to decode a model, and which of them is right for it: each is tried against the plain forward.
+"""Three decoders, and the choice of the fastest one that is correct for a model, by comparison with the model's plain forward.
 
-FusedDecoder for models of Llama's shape; CachedDecoder, the model's own forward with keys in slots, for others that are all
-attention; RecomputingDecoder, without a cache, for every other causal model: right and slow.
+FusedDecoder is for models of Llama's architecture; CachedDecoder, the model's own forward with a slot cache, for other models that
+have only attention layers; RecomputingDecoder, without a cache, for every other causal model: correct but slow.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rollout.attention import attention_implementation, has_only_attention_layer
 from rollout.engine.batch import Batch, enlarged
 from rollout.engine.decode_weights import weights_dtype
 from rollout.engine.fused_decoder import Capacity, FusedDecoder, causal_attention
-from rollout.engine.fused_model import FusedModel, has_llamas_shape
+from rollout.engine.fused_model import FusedModel, is_llama_like
 from rollout.engine.slots import SLOT_ATTENTION, KeyValueSlots
 from rollout.rounding import bound_of, float32_difference, in_float32, mean_difference, rounding_noise
 
@@ -32,32 +32,32 @@ Context = Callable[[], AbstractContextManager[Any]]
 
 
 class Decoder(Protocol):
-    """Next-token logits of the rows in the batch. Rows are numbered 0..N-1; a new row joins at the end.
+    """Computes next-token logits of the rows in the batch. Rows are numbered 0..N-1; a new row is added at the end.
 
-    batch: what becomes of each row, in memory that is kept as long as the decoder's own.
+    batch: the rows' tokens and state, in memory that lives as long as the decoder's own.
     """
 
     batch: Batch
 
     def reserve(self, more: Capacity) -> None:
-        """Make room for so many rows and groups, of such widths, beside those that are decoded."""
+        """Enlarges the buffers if `more` rows and groups, of these widths, do not fit beside those that are decoded."""
         ...
 
     def admit(self, rows: Tensor, prompts: list[Tensor], source: Tensor) -> None:
-        """Run the prompts, of which row rows[i] gets prompts[source[i]]: all but the last token, which the step runs."""
+        """Processes the prompts except for their last tokens, which the next step processes. Row rows[i] gets prompts[source[i]]."""
         ...
 
     def logits(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """tokens: the newest token of each row, at `positions`. -> [N, V]"""
+        """tokens: the newest token of each row; positions: its position. -> [N, V]"""
         ...
 
     def move(self, sources: Tensor, targets: Tensor, num_rows: int) -> None:
-        """Rows take others' places; num_rows are left."""
+        """Moves rows from `sources` to `targets`; num_rows rows are left."""
         ...
 
 
 class CachedDecoder:
-    """context: makes the context for each run of the model's forward."""
+    """Decodes by the model's own forward with a slot cache. context: context factory for the forward."""
 
     def __init__(self, model: PreTrainedModel, context: Context, capacity: Capacity) -> None:
         self.model, self.context, self.capacity = model, context, capacity
@@ -104,7 +104,7 @@ class CachedDecoder:
 
 
 class RecomputingDecoder:
-    """No cache: every step runs the whole sequences, padded on the right, which no causal model can see."""
+    """Decodes without a cache: every step processes the whole sequences. Padding is on the right, where no causal model reads it."""
 
     def __init__(self, model: PreTrainedModel, context: Context, capacity: Capacity) -> None:
         self.model, self.context, self.capacity = model, context, capacity
@@ -138,7 +138,7 @@ class RecomputingDecoder:
 
 @dataclass(frozen=True)
 class DecoderChoice:
-    """passed_over: the faster ways that this model cannot take, each with the reason."""
+    """The decoder for a model. passed_over: the faster decoders that this model cannot use, each with the reason."""
 
     decoder: type[FusedDecoder] | type[CachedDecoder] | type[RecomputingDecoder]
     passed_over: tuple[str, ...] = ()
@@ -156,9 +156,9 @@ NAMES = {
 
 @torch.no_grad()
 def choose_decoder(model: PreTrainedModel, dtype: torch.dtype | None = None) -> DecoderChoice:
-    """The fastest that gives this model's own log-probs. dtype: what it decodes in; that of the model's matrices where none is given.
+    """The fastest decoder that gives the model's own log-probs. dtype: the decoding dtype; None takes that of the model's matrices.
 
-    They are tried rather than looked up: families differ in soft-caps, multipliers, norms and attention sinks.
+    Decoders are tested rather than looked up, as families differ in soft-caps, multipliers, norms and attention sinks.
     """
     choice = _fastest(model, dtype or weights_dtype(model))
     if choice.decoder is not FusedDecoder:
@@ -182,13 +182,13 @@ def _fastest(model: PreTrainedModel, dtype: torch.dtype) -> DecoderChoice:
 
 
 def _why_not_fused(model: PreTrainedModel, dtype: torch.dtype) -> str | None:
-    if not has_llamas_shape(model):
+    if not is_llama_like(model):
         return "it is no Llama"
     if weights_dtype(model) == torch.float32:
         reason = _difference(model, partial(_fused, model, torch.float32)) or _difference_far_out(model)
         if reason is not None:
             return reason
-    return None if dtype == torch.float32 else _what_rounding_does_not_explain(model, dtype)
+    return None if dtype == torch.float32 else _difference_beyond_rounding(model, dtype)
 
 
 def _fused(model: PreTrainedModel, dtype: torch.dtype, capacity: Capacity) -> FusedDecoder:
@@ -196,8 +196,8 @@ def _fused(model: PreTrainedModel, dtype: torch.dtype, capacity: Capacity) -> Fu
 
 
 def _difference(model: PreTrainedModel, make: Callable[[Capacity], Decoder]) -> str | None:
-    """Why a decoder is not the model, in float32, over a short text; None where it is. Also with windows narrower than the text,
-    however wide the model's are."""
+    """How a decoder differs from the model, in float32 over a short text; None if it does not. Tested also with sliding windows
+    narrower than the text."""
     text = _text(model)
     for window in (nullcontext(), narrow_windows(model, 3)):
         with window, in_float32(model):
@@ -208,7 +208,7 @@ def _difference(model: PreTrainedModel, make: Callable[[Capacity], Decoder]) -> 
 
 
 def _difference_far_out(model: PreTrainedModel) -> str | None:
-    """At the end of the model's context: what grows with the position would not show at its beginning."""
+    """The same at the end of the model's context: an effect that grows with the position does not show at the beginning."""
     text = _text(model)
     positions = torch.arange(len(text), device=text.device) + model.config.max_position_embeddings - len(text)
     plain = model(text[None], position_ids=positions[None], use_cache=False).logits[0].float().log_softmax(-1)
@@ -217,8 +217,8 @@ def _difference_far_out(model: PreTrainedModel) -> str | None:
     return float32_difference(fused.logits(states).log_softmax(-1), plain)
 
 
-def _what_rounding_does_not_explain(model: PreTrainedModel, dtype: torch.dtype) -> str | None:
-    """The fused layers in 16 bits, held against the model's own forward in 16 bits (rollout/rounding.py)."""
+def _difference_beyond_rounding(model: PreTrainedModel, dtype: torch.dtype) -> str | None:
+    """How the fused layers in 16 bits differ from the model's own forward beyond rounding (rollout/rounding.py); None if they do not."""
     text = _text(model)
     exact, noise = rounding_noise(lambda: _plain(model, text), model)
     error = mean_difference(_decoded(partial(_fused, model, dtype), text), exact)
@@ -228,7 +228,7 @@ def _what_rounding_does_not_explain(model: PreTrainedModel, dtype: torch.dtype) 
 
 
 def _decoded(make: Callable[[Capacity], Decoder], text: Tensor) -> Tensor:
-    """Log-probs of every token after each of the text but the first three, which are its prompt."""
+    """Next-token log-probs at each token of the text from its fourth on, by a decoder. [T - 3, V]"""
     decoder, zero = make(Capacity(rows=1, groups=1, shared_width=3, width=len(text))), text.new_zeros(1)
     decoder.admit(zero, [text[:4]], zero)
     steps = [decoder.logits(text[i : i + 1], text.new_tensor([i]))[0] for i in range(3, len(text))]
@@ -245,7 +245,7 @@ def _text(model: PreTrainedModel) -> Tensor:
 
 @contextmanager
 def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """No dropout and no gradient checkpointing, which drops the cache; afterwards every module is as the trainer had it."""
+    """Puts the model into eval mode: no dropout, and no gradient checkpointing, which disables the cache. Restores each module's mode."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""Drawing tokens: counter-based uniforms, and inverse CDF with the log-prob of what was drawn."""
+"""Draws tokens: counter-based uniforms, and inverse CDF sampling with the log-prob of the drawn token."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BLOCK = 128  # divides the size of nearly every vocabulary
 
 
 def uniforms(seeds: Tensor, counters: Tensor) -> Tensor:
-    """Draw `counter` of the stream `seed`, in [0, 1), float64: SplitMix64 (Steele, Lea, Flood 2014) as a pure function.
+    """Draw number `counter` of the stream `seed`, in [0, 1), float64: SplitMix64 (Steele, Lea, Flood 2014) as a pure function.
 
     seeds, counters: Int64[N]. No generator holds state, so a draw depends on nothing but (seed, counter).
     """
@@ -35,7 +35,7 @@ def truncate_to_top_p(logits: Tensor, top_p: float) -> Tensor:
 
 
 def invert(weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each row the first token whose cumulative weight exceeds the share u of the total, and the total. [B, V], [B] -> [B], [B].
+    """For each row the first token whose cumulative weight exceeds the share u of the total, and the total. [B, V], [B] -> [B], [B].
 
     u < 1 in steps of 2^-53 and right=True: a token of weight 0 is never drawn.
     """
@@ -46,7 +46,8 @@ def invert(weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def invert_by_blocks(weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """The same by sums of blocks first, then within one block of each row: a GPU scans a row of 150,000 columns step by step."""
+    """The same as `invert`, first by sums of blocks, then within one block of each row: on a GPU a scan over a row of 150,000 columns
+    is slow."""
     weights = F.pad(weights, (0, -weights.shape[-1] % BLOCK)) if weights.shape[-1] % BLOCK else weights
     blocks = weights.unflatten(-1, (-1, BLOCK))
     cdf = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
@@ -55,15 +56,15 @@ def invert_by_blocks(weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     block = torch.searchsorted(cdf, target, right=True).clamp_(max=cdf.shape[1] - 1)
     before = cdf.gather(1, (block - 1).clamp_(min=0)).masked_fill_(block == 0, 0)
     within = blocks.gather(1, block[:, :, None].expand(-1, -1, BLOCK))[:, 0].cumsum(-1, dtype=torch.float64)
-    # The block's sum, added up in another order, may be less than what is left by its last bit.
-    rest = torch.minimum(target - before, within[:, -1:].nextafter(torch.zeros_like(target)))
-    return (block * BLOCK + torch.searchsorted(within, rest, right=True))[:, 0], total
+    # The block's sum, added up in another order, may be less than the remainder by its last bit.
+    remainder = torch.minimum(target - before, within[:, -1:].nextafter(torch.zeros_like(target)))
+    return (block * BLOCK + torch.searchsorted(within, remainder, right=True))[:, 0], total
 
 
 def draw_tokens(logits: Tensor, u: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
-    """One token per row by inverse CDF, and its log-prob under the distribution sampled from. [B, V], [B] -> [B], [B].
+    """One token per row by inverse CDF, and its log-prob under the distribution that is sampled from. [B, V], [B] -> [B], [B].
 
-    Both come from one cumulative sum, in float64 as u is: its last column is the normaliser.
+    Both come from one cumulative sum, in float64 as u is: its last column is the normalizer.
     """
     logits = logits.float()
     if params.temperature not in (0, 1):

@@ -1,10 +1,10 @@
-"""Decoding with a FusedModel. A prompt's keys are stored once for its group, and read once by all rows of the group.
+"""Decodes with a FusedModel. A prompt's keys are stored once for its group, and read once by all rows of the group.
 
-Attention has two parts under one softmax. The shared one multiplies, for each group, the queries of all its rows and of all
-heads that share a key head with the prompt's keys: one product [rows x heads, D] [D, P]. The other is a row's own keys.
+Attention has two parts under one softmax. The shared part multiplies, for each group, the queries of all its rows and of all
+heads that share a key head by the prompt's keys: one product [rows x heads, D] [D, P]. The other part uses a row's own keys.
 
-A step depends on the host through five sizes only. Where they are rounded up to buckets, steps of one bucket are the same
-work in the same memory, which a GPU replays as one graph.
+A step depends on the host through five sizes only. If they are rounded up to buckets, all steps of a bucket are the same work in the
+same memory, which a GPU replays as one graph.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from torch.nn.utils.rnn import pad_sequence
 from rollout.attention import causal_window, exact_scores, grouped_attention
 from rollout.engine.batch import Batch, closing_moves, enlarged
 from rollout.engine.fused_model import FusedLayer, FusedModel
-from rollout.engine.graphs import Graphs, Places
+from rollout.engine.graphs import Graphs, QueryIndex
 
 T = TypeVar("T")
 
-GROWTH = 16  # columns of own keys: products read the whole of a block up to twice as fast as a part of a wider one
-BLOCK = 256  # of them where sizes are bucketed: a graph is of use until its buffers are replaced
-PREFILL_TOKENS = 4096  # at once: enough for large products, few enough for a cache
+GROWTH = 16  # columns by which own keys grow: products read a whole block up to twice as fast as a part of a wider one
+BLOCK = 256  # the same where sizes are bucketed: a graph is useful only until its buffers are replaced
+PREFILL_TOKENS = 4096  # per forward: enough for large products, few enough for the CPU's cache
 
 
 class Capacity(NamedTuple):
-    """What a decoder holds at most. shared_width: prompt tokens but the last; width: that and the completion's."""
+    """The sizes of a decoder's buffers. shared_width: prompt tokens except the last; width: the last one and the completion's."""
 
     rows: int
     groups: int
@@ -41,14 +41,14 @@ class Capacity(NamedTuple):
         return Capacity(*map(power_of_two, self[:2]), *map(whole_blocks, self[2:]))
 
     def holding(self, needed: Capacity) -> Capacity:
-        """This capacity where it is enough; else a larger one, in steps that make further growth rare."""
+        """This capacity if `needed` fits; otherwise a larger one, rounded up so that further growth is rare."""
         if all(size <= has for size, has in zip(needed, self, strict=True)):
             return self
         return Capacity(*map(max, self, needed.bucketed()))
 
 
 class Sizes(NamedTuple):
-    """What a step works on. members: rows of the largest group; widths: columns filled in shared and own keys."""
+    """The sizes of a step. members: rows of the largest group; shared_width, width: columns that shared and own keys fill."""
 
     rows: int
     groups: int
@@ -69,10 +69,10 @@ def whole_blocks(width: int) -> int:
 
 
 class FusedDecoder:
-    """Rows and groups 0..N-1 stand in the first slots of their buffers; who leaves is replaced from the tail.
+    """Rows and groups 0..N-1 are in the first slots of their buffers; one that leaves is replaced by one from the end.
 
-    A row writes its keys from its column 0. The prompt's last token is the first of them, so prefill needs no logits.
-    bucketed: as on a GPU. reserves: own keys are given all columns at once; otherwise they grow by what is written.
+    A row writes its own keys from column 0 on, beginning with the prompt's last token, so that prefill needs no logits.
+    bucketed: round sizes up to buckets, as on a GPU. reserves: allocate all columns of own keys at once instead of growing them.
     """
 
     def __init__(
@@ -82,36 +82,36 @@ class FusedDecoder:
         self.key_heads = model.layers[0].key_heads
         self.windows = {layer.window for layer in model.layers}
         self.graphs = Graphs(model.device)
-        self.let_go()
+        self.release()
         self.open(capacity)
 
-    def let_go(self) -> None:
-        """The memory of keys and values, and of the graphs that read it."""
+    def release(self) -> None:
+        """Releases the memory of keys and values, and the graphs that read it."""
         self.graphs.clear()
         self.capacity = Capacity(0, 0, 0, 0)
         self.shared, self.own = torch.empty(0), list[Tensor]()
 
     def open(self, capacity: Capacity) -> None:
-        """No rows, and room for at least so much. What is too small is let go before a larger one is made."""
+        """Starts without rows and with at least this capacity. Buffers that are too small are released before larger ones are made."""
         merged = Capacity(*map(max, self.capacity, capacity.bucketed() if self.bucketed else capacity))
         if merged != self.capacity:
-            self.let_go()
+            self.release()
             self._allocate(merged)
         self.batch.clear()
         self.prefixes: list[int] = []  # of each group
         self.num_rows = self.width = 0
         self.is_aligned = True  # every row writes the same column
-        self.placed: tuple[Sizes, Places] | None = None
+        self.query_index: tuple[Sizes, QueryIndex] | None = None
 
     def _allocate(self, capacity: Capacity) -> None:
         self.capacity = capacity
         layers, heads, size = self.model.layers, self.key_heads, self.model.layers[0].head_size
         zeros = partial(torch.zeros, device=self.model.device)
-        states = partial(zeros, dtype=self.model.dtype)  # first keys, then values
+        states = partial(zeros, dtype=self.model.dtype)  # index 0: keys, 1: values
         width = capacity.width if self.reserves else min(BLOCK, capacity.width) if self.bucketed else 0
         self.shared = states(len(layers), 2, capacity.groups, heads, capacity.shared_width, size)
         self.own = [states(2, capacity.rows, heads, width, size) for _ in layers]
-        # Of each row: its newest token and the position of that, how many prompt tokens it shares, its group.
+        # For each row: its newest token, that token's position, the number of shared prompt tokens, its group.
         self.rows = zeros(4, capacity.rows, dtype=torch.long)
         self.batch = Batch(capacity.rows, capacity.width, self.model.device)
         self._name_parts()
@@ -122,7 +122,7 @@ class FusedDecoder:
         self.columns = torch.arange(widest, device=self.model.device)
 
     def reserve(self, more: Capacity) -> None:
-        """Graphs are recorded anew: what they read stands elsewhere."""
+        """Copies buffers that are too small into larger ones, layer by layer for own keys. Graphs are dropped, as addresses change."""
         rows, groups = len(self.batch) + more.rows, len(self.prefixes) + more.groups
         capacity = self.capacity.holding(more._replace(rows=rows, groups=groups))
         if capacity == self.capacity:
@@ -137,7 +137,7 @@ class FusedDecoder:
         self._name_parts()
 
     def _grow(self) -> None:
-        """Own keys, a layer at a time: never are two of all of them there."""
+        """Adds columns to own keys, a layer at a time, so that no second copy of all layers exists."""
         has = self.own[0].shape[3]
         more = min(BLOCK, self.capacity.width - has) if self.bucketed else GROWTH
         self.graphs.clear()
@@ -151,7 +151,7 @@ class FusedDecoder:
         self.group[rows] = first + source
         self.prefix[rows] = torch.tensor(self.prefixes[first:], device=rows.device)[source]
         self.num_rows += len(rows)
-        self.placed = None
+        self.query_index = None
         while prompts:
             count = max(1, PREFILL_TOKENS // max(map(len, prompts)))
             self._prefill(first, [prompt[:-1] for prompt in prompts[:count]])
@@ -173,21 +173,21 @@ class FusedDecoder:
         return self.run(tokens, positions, "logits", lambda logits: logits)[: self.num_rows]
 
     def run(self, tokens: Tensor, positions: Tensor, kind: Hashable, then: Callable[[Tensor], T]) -> T:
-        """What `then` makes of the logits; `kind` names it. On a GPU both are one graph: `then` may change memory, never replace it.
+        """Runs a step and returns then(logits). On a GPU both are one graph, so `then` may write to tensors but not replace them.
 
-        It is given logits of all rows of a bucket, of which the first hold completions.
+        kind: identifies `then`. The logits are those of all rows of a bucket, of which the first num_rows hold completions.
         """
         self.newest[: self.num_rows], self.position[: self.num_rows] = tokens, positions
         self.width = min(self.width + 1, self.capacity.width)
         if self.width > self.own[0].shape[3]:
             self._grow()
-        if self.placed is None:
-            self.placed = self._place_queries()
-        sizes, places = self.placed
+        if self.query_index is None:
+            self.query_index = self._index_queries()
+        sizes, index = self.query_index
         sizes = sizes._replace(width=whole_blocks(self.width) if self.bucketed else self.own[0].shape[3])
-        return self.graphs.run((sizes, kind), places, lambda places: then(self._step(sizes, places)))
+        return self.graphs.run((sizes, kind), index, lambda index: then(self._step(sizes, index)))
 
-    def _place_queries(self) -> tuple[Sizes, Places]:
+    def _index_queries(self) -> tuple[Sizes, QueryIndex]:
         group = self.group[: self.num_rows]
         counts = group.bincount(minlength=len(self.prefixes))
         sizes = Sizes(self.num_rows, len(counts), int(counts.max()), max(1, *self.prefixes), 1)
@@ -198,27 +198,27 @@ class FusedDecoder:
         member = torch.empty_like(rows)
         member[by_group] = rows - (counts.cumsum(0) - counts)[group[by_group]]
         heads = torch.arange(self.key_heads, device=group.device)
-        row_places = rows[:, None] * self.key_heads + heads
-        group_places = (group[:, None] * self.key_heads + heads) * sizes.members + member[:, None]
+        row_slots = rows[:, None] * self.key_heads + heads
+        group_slots = (group[:, None] * self.key_heads + heads) * sizes.members + member[:, None]
         to_groups = rows.new_zeros(sizes.groups * self.key_heads * sizes.members)
-        to_groups[group_places] = row_places
+        to_groups[group_slots] = row_slots
         to_rows = rows.new_zeros(sizes.rows, self.key_heads)
-        to_rows[: self.num_rows] = group_places
-        return sizes, Places(to_groups, to_rows.flatten())
+        to_rows[: self.num_rows] = group_slots
+        return sizes, QueryIndex(to_groups, to_rows.flatten())
 
-    def _step(self, sizes: Sizes, places: Places) -> Tensor:
+    def _step(self, sizes: Sizes, index: QueryIndex) -> Tensor:
         rows, groups, members, shared_width, width = sizes
         positions = self.position[:rows]
         at = positions - self.prefix[:rows]  # the column of the newest token
-        # Of each layer the states as attention reads them, [slots x Hkv, width, D].
+        # Each layer's states in the shape that attention reads, [slots x Hkv, width, D].
         shared_keys, shared_values = self.shared[:, :, :groups, :, :shared_width].flatten(2, 3).unbind(1)
         own_keys, own_values = zip(*(own[:, :rows, :, :width].flatten(1, 2) for own in self.own), strict=True)
 
         def by_group(x: Tensor) -> Tensor:  # [rows x Hkv, n, ...] -> [groups x Hkv, members x n, ...]
-            return x.index_select(0, places.to_groups).view(groups * self.key_heads, members * x.shape[1], x.shape[2])
+            return x.index_select(0, index.to_groups).view(groups * self.key_heads, members * x.shape[1], x.shape[2])
 
         def by_row(x: Tensor) -> Tensor:
-            return x.view(len(places.to_groups), -1, x.shape[2]).index_select(0, places.to_rows)
+            return x.view(len(index.to_groups), -1, x.shape[2]).index_select(0, index.to_rows)
 
         def mask_of(window: int | None) -> tuple[Tensor, Tensor]:
             mask = self._mask(sizes, positions, at, window).repeat_interleave(self.key_heads, 0)
@@ -243,7 +243,7 @@ class FusedDecoder:
         return self.model.logits(self.model.states(self.newest[:rows], positions, attend))
 
     def _writer(self, rows: int, at: Tensor) -> Callable[[int, Tensor, Tensor], None]:
-        """What puts a layer's newest keys and values, [rows, Hkv, D], into column `at` of their rows."""
+        """A function that writes a layer's newest keys and values, [rows, Hkv, D], into column `at` of their rows."""
         if self.is_aligned:  # a slice: half the time of an indexed copy
 
             def write(layer: int, *states: Tensor) -> None:
@@ -260,7 +260,7 @@ class FusedDecoder:
         return write
 
     def _mask(self, sizes: Sizes, positions: Tensor, at: Tensor, window: int | None) -> Tensor:
-        """Added to scores: 0 where a row may look, else -inf. [rows, 1, shared and own columns]"""
+        """The mask that is added to scores: 0 where a row attends, otherwise -inf. [rows, 1, shared and own columns]"""
         shared, own = self.columns[: sizes.shared_width], self.columns[: sizes.width]
         visible = torch.cat([shared < self.prefix[: sizes.rows, None], own <= at[:, None]], dim=1)
         if window is not None:
@@ -272,13 +272,13 @@ class FusedDecoder:
             own[:, targets, :, : self.width] = own[:, sources, :, : self.width]
         for state in (self.position, self.prefix, self.group):
             state[targets] = state[sources]
-            state[num_rows:] = 0  # a bucket's rows without a completion decode in their first column
-        self.num_rows, self.placed = num_rows, None
+            state[num_rows:] = 0  # rows of a bucket without a completion write to their first column
+        self.num_rows, self.query_index = num_rows, None
         self.width = int((self.position - self.prefix)[:num_rows].max()) + 1 if num_rows else 0
         self._drop_groups()
 
     def _drop_groups(self) -> None:
-        """Those whose rows all left."""
+        """Removes groups without rows."""
         group = self.group[: self.num_rows]
         gone = group.bincount(minlength=len(self.prefixes)) == 0
         sources, targets = closing_moves(gone)
@@ -299,7 +299,7 @@ def scaled_scores(mask: Tensor, query: Tensor, key: Tensor, scale: float) -> Ten
 
 
 def causal_attention(layer: FusedLayer, query: Tensor, key: Tensor, value: Tensor, *, num_texts: int) -> Tensor:
-    """Each token looks at those before it, of its own text: the texts are of one length, one after the other."""
+    """Causal attention over num_texts texts of equal length, one after the other. [N, H, D] -> [N, H, D]"""
     query, key, value = (states.unflatten(0, (num_texts, -1)).transpose(1, 2) for states in (query, key, value))
     mask = None if layer.window is None else causal_window(query.shape[2], layer.window, query.device)
     return grouped_attention(query, key, value, mask=mask, causal=mask is None, scale=layer.scale).flatten(0, 1)

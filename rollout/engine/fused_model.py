@@ -1,8 +1,8 @@
-"""Models of Llama's shape (Llama, Qwen2, Qwen3, Mistral, SmolLM3) written out in few and large operations.
+"""The forward of models of Llama's architecture (Llama, Qwen2, Qwen3, Mistral, SmolLM3) in few, large operations.
 
 In 16 bits products are rounded, while the residual x, norms and attention scores are float32.
 With h = rms_norm(x): x += o(attention(q, k, v)), then x += down(act(gate(h)) * up(h)); q|k|v and gate|up are one product
-each. Attention is the caller's part: prefill and decoding keep their keys in different places.
+each. The caller provides attention: prefill and decoding keep their keys in different buffers.
 """
 
 from __future__ import annotations
@@ -22,14 +22,19 @@ from rollout.engine.decode_weights import DecodeWeight, LowRank, is_lora, is_pla
 # (layer, query [N, Hq, D], key [N, Hkv, D], value [N, Hkv, D]) -> [N, Hq, D]
 Attend = Callable[["FusedLayer", Tensor, Tensor, Tensor], Tensor]
 
-FIXED_ROTARY = {"default", "linear", "llama3", "yarn"}  # the others' frequencies change with the length of the text
+FIXED_ROTARY = {
+    "default",
+    "linear",
+    "llama3",
+    "yarn",
+}  # other types change their frequencies with the length of the text
 
 
 class Projection:
-    """Linear layers of one input, as one.
+    """Linear layers with a common input, computed as one.
 
-    packed: the weight in oneDNN's blocks, while there is one. Products with few rows are then up to twice as fast: otherwise
-        each arranges the weight anew.
+    packed: the weight in oneDNN's blocked layout, or None. With it products of few rows are up to twice as fast, as each would
+        otherwise rearrange the weight.
     """
 
     def __init__(self, parent: nn.Module, *children: str, dtype: torch.dtype) -> None:
@@ -57,14 +62,14 @@ class Projection:
         return self.adapters.add_to(out, x)
 
     def added_to(self, residual: Tensor, x: Tensor) -> Tensor:
-        """residual + self(x). What was in residual may be lost."""
+        """residual + self(x). May overwrite residual."""
         if self.packed is None or residual.dtype != x.dtype:
             return residual.add_(self(x))
         return torch.ops.mkldnn._linear_pointwise(x, residual, self.packed, self.bias, "add")
 
 
 class RMSNorm:
-    """In float32, rounded to `dtype`, which what reads it multiplies in."""
+    """RMSNorm in float32, its result rounded to `dtype`, in which the next layer multiplies."""
 
     def __init__(self, parent: nn.Module, child: str, dtype: torch.dtype) -> None:
         self.weight = DecodeWeight(parent, (child,), "weight", torch.float32)
@@ -76,7 +81,7 @@ class RMSNorm:
 
 
 class FusedLayer:
-    """window: how many tokens back attention reaches, the newest among them; None: all."""
+    """A transformer layer. window: the number of latest tokens that attention covers, the current one included; None for all."""
 
     def __init__(self, index: int, layer: Any, config: Any, dtype: torch.dtype) -> None:
         attention, mlp = layer.self_attn, layer.mlp
@@ -99,7 +104,7 @@ class FusedLayer:
         self.window: int | None = getattr(attention, "sliding_window", getattr(config, "sliding_window", None))
 
     def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        """x, in float32, with what the layer adds to it. What was in x may be lost."""
+        """The residual stream behind the layer. x: the stream before it, float32[N, H], which may be overwritten."""
         heads = self.qkv(self.norm(x)).view(len(x), -1, self.head_size)
         query, key, value = heads.split_with_sizes((self.query_heads, self.key_heads, self.key_heads), 1)
         for norm, part in zip(self.head_norms, (query, key), strict=False):
@@ -112,14 +117,14 @@ class FusedLayer:
 
 
 def rotate_(heads: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """Rotary positions (arXiv 2104.09864), pairs half a head apart, in place. heads: [N, H, D]; cos, sin: [N, 1, D]. The first
-    half of sin is negative."""
+    """Rotary position embedding (arXiv 2104.09864) in place, pairing elements half a head apart. heads: [N, H, D]; cos, sin:
+    [N, 1, D]. The first half of sin is negative."""
     turned = heads.roll(heads.shape[-1] // 2, -1)
     heads.mul_(cos).addcmul_(turned, sin)
 
 
 class FusedModel:
-    """A model's weights, in `dtype`, and its layers. It is the model's own memory as far as decode_weights.py can have it."""
+    """A model's layers, with its weights in `dtype`: the model's own memory where decode_weights.py can use it, otherwise a copy."""
 
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype) -> None:
         trunk: Any = model.model
@@ -134,8 +139,8 @@ class FusedModel:
             self.head.weight = self.embedding
 
     def states(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """What the last layer gives. tokens, positions: [N] -> [N, H]."""
-        x = F.embedding(tokens, self.embedding.tensor).float()  # what layers add up is not rounded
+        """The last layer's hidden states. tokens, positions: [N] -> [N, H]."""
+        x = F.embedding(tokens, self.embedding.tensor).float()  # the residual stream is not rounded
         cos, sin = (table[0, :, None] for table in self.rotary(x[None], positions[None]))
         half = sin.shape[-1] // 2
         sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
@@ -158,7 +163,7 @@ class FusedModel:
             yield from projection.weights()
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """What is multiplied with, adapters added, by the names that a plain model's parameters have."""
+        """The weights that products use, adapters merged, by a plain model's parameter names."""
         apart = {id(projection.weight): projection.adapters for projection in self.projections()}
         for weight in self.weights():
             parts = weight.parts() if id(weight) not in apart else apart[id(weight)].merged(weight.parts())
@@ -167,7 +172,7 @@ class FusedModel:
 
     @contextmanager
     def packed(self) -> Iterator[None]:
-        """Meanwhile products read packed copies of the weights as they are now, where there is a way to pack them."""
+        """Within the context products read packed copies of the current weights, if this dtype and device can pack them."""
         if can_pack(self.dtype, self.device):
             for projection in self.projections():
                 projection.pack()
@@ -181,7 +186,7 @@ class FusedModel:
             projection.packed = None
 
     def refresh(self) -> bool:
-        """Take the weights as they are now. -> whether they stand where they stood."""
+        """Takes over the model's current weights. -> whether all addresses are unchanged"""
         self._unpack()
         before = self._addresses()
         for weight in self.weights():
@@ -201,8 +206,8 @@ def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def has_llamas_shape(model: PreTrainedModel) -> bool:
-    """Whether FusedModel can read the model. That it computes the same is tried, in choose_decoder."""
+def is_llama_like(model: PreTrainedModel) -> bool:
+    """Whether FusedModel can read the model's structure. choose_decoder tests whether it computes the same."""
     trunk: Any = getattr(model, "model", None)
     if not has_only_attention_layers(model) or _parts(model) != {"model", "lm_head"}:
         return False
@@ -212,10 +217,10 @@ def has_llamas_shape(model: PreTrainedModel) -> bool:
     is_together = len({p.device for p in model.parameters()}) == 1
     is_table = type(trunk.embed_tokens) is nn.Embedding and is_plain(trunk.embed_tokens)
     ends = is_table and _is_norm(trunk.norm) and is_readable_linear(model.lm_head)  # pyright: ignore
-    return is_fixed and is_together and ends and all(map(_is_llamas_layer, trunk.layers))
+    return is_fixed and is_together and ends and all(map(_is_llama_layer, trunk.layers))
 
 
-def _is_llamas_layer(layer: Any) -> bool:
+def _is_llama_layer(layer: Any) -> bool:
     if _parts(layer) != {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}:
         return False
     attention, mlp = layer.self_attn, layer.mlp
@@ -237,5 +242,5 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def _parts(module: nn.Module) -> set[str]:
-    """The children that hold parameters."""
+    """The names of the children that hold parameters."""
     return {name for name, child in module.named_children() if any(True for _ in child.parameters())}

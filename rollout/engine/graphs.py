@@ -1,4 +1,4 @@
-"""Steps recorded as CUDA graphs: what is the same work in the same memory is replayed by one launch."""
+"""Decoding steps recorded as CUDA graphs: the same work in the same memory is replayed by a single launch."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ T = TypeVar("T")
 
 
 def has_driver(device: torch.device) -> bool:
-    """Whether there are streams and graphs: a CUDA device that is made up for a test has none."""
+    """Whether CUDA streams and graphs exist; the simulated CUDA device of the tests has none."""
     return device.type == "cuda" and torch.backends.cuda.is_built()
 
 
-class Places(NamedTuple):
-    """Where queries stand: by row, [rows, Hkv], and by group, [groups, Hkv, members], filled up with the first.
+class QueryIndex(NamedTuple):
+    """Maps the queries between two orders: by row, [rows, Hkv], and by group, [groups, Hkv, members], padded with the first row.
 
-    to_groups: of each place by group the place by row; to_rows the other way.
+    to_groups: for each slot by group its slot by row; to_rows: the inverse.
     """
 
     to_groups: Tensor
@@ -31,63 +31,64 @@ class Places(NamedTuple):
 
 
 class Graphs:
-    """Steps by what they depend on. But for its places, all that a step reads and writes has one address while its graph is kept.
+    """The recorded steps, by kind. Except for the query index, all that a step reads and writes keeps its address while its graph is
+    kept.
 
-    The first step of a kind is run as it is, which also lets libraries set themselves up; the second is recorded, which runs
-    nothing, and replayed. One memory pool serves all: no two are in use at once.
+    The first step of a kind runs normally, which also initializes libraries; the second is recorded, which runs nothing, and replayed.
+    All graphs share a memory pool, as no two run at once.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.are_recorded = has_driver(device)
-        self.stream = torch.cuda.Stream(device) if self.are_recorded else None  # the default one cannot be recorded
+        self.stream = torch.cuda.Stream(device) if self.are_recorded else None  # the default stream cannot be recorded
         self.clear()
 
     def clear(self) -> None:
-        """Let all go, with the memory that they work in: what they read will stand elsewhere."""
+        """Drops all graphs and their memory: the tensors that they read are about to move."""
         self.seen: set[Hashable] = set()
         self.kept: dict[Hashable, Graph] = {}
         self.pool = torch.cuda.graph_pool_handle() if self.are_recorded else None
 
-    def run(self, kind: Hashable, places: Places, step: Callable[[Places], T]) -> T:
-        """What the step gives. The next replay overwrites it."""
+    def run(self, kind: Hashable, index: QueryIndex, step: Callable[[QueryIndex], T]) -> T:
+        """The result of the step, which the next replay overwrites."""
         if not self.are_recorded or kind not in self.seen:
             self.seen.add(kind)
-            return step(places)
+            return step(index)
         if kind not in self.kept:
             try:
-                self.kept[kind] = self._record(step, places)
+                self.kept[kind] = self._record(step, index)
             except RuntimeError as error:
                 log.warning("decoding goes on without CUDA graphs, slower: a step could not be recorded (%s)", error)
                 self.are_recorded = False
-                return step(places)
-        return self.kept[kind].replay(places)
+                return step(index)
+        return self.kept[kind].replay(index)
 
-    def _record(self, step: Callable[[Places], Any], places: Places) -> Graph:
-        mine, graph = Places(*(place.clone() for place in places)), torch.cuda.CUDAGraph()
+    def _record(self, step: Callable[[QueryIndex], Any], index: QueryIndex) -> Graph:
+        mine, graph = QueryIndex(*(part.clone() for part in index)), torch.cuda.CUDAGraph()
         assert self.stream is not None
         with torch.cuda.stream(self.stream):
-            # Not torch.cuda.graph, which gives back all unused memory each time. Other threads may go on allocating meanwhile.
+            # Not torch.cuda.graph, which releases all unused memory each time. Other threads may allocate meanwhile.
             graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
             try:
                 found = step(mine)
             finally:
                 graph.capture_end()
-        return Graph(graph, mine, places, found)
+        return Graph(graph, mine, index, found)
 
 
 @dataclass
 class Graph:
-    """places: the memory that it reads them from; filled: which of the decoder's places stand there now."""
+    """A recorded step. index: its own memory for the query index; filled: the decoder's index that was copied there last."""
 
     graph: torch.cuda.CUDAGraph
-    places: Places
-    filled: Places
+    index: QueryIndex
+    filled: QueryIndex
     found: Any
 
-    def replay(self, places: Places) -> Any:
-        if places is not self.filled:
-            for mine, now in zip(self.places, places, strict=True):
+    def replay(self, index: QueryIndex) -> Any:
+        if index is not self.filled:
+            for mine, now in zip(self.index, index, strict=True):
                 mine.copy_(now)
-            self.filled = places
+            self.filled = index
         self.graph.replay()
         return self.found

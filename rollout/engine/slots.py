@@ -1,4 +1,4 @@
-"""Keys and values in slots, for models decoded by their own forward: a cache and an attention function for transformers."""
+"""A slot cache of keys and values and its attention function, for models that are decoded by their own forward."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def slot_attention(
     sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Prefill (no mask: plain causal) and decoding (the mask says which slots a row has filled)."""
+    """Attention for prefill (no mask: plain causal) and for decoding (the mask marks the columns that a row has filled)."""
     if sliding_window is not None:
         if attention_mask is None:
             attention_mask = causal_window(key.shape[2], sliding_window, key.device)
@@ -39,7 +39,7 @@ AttentionInterface.register(SLOT_ATTENTION, slot_attention)
 
 
 class KeyValueSlots(Cache):
-    """Preallocated keys and values, one slot a row; column = position. Nothing is concatenated, and rows can move."""
+    """Preallocated keys and values, one slot per row, one column per position. Nothing is concatenated, and rows can be moved."""
 
     def __init__(self, num_slots: int, capacity: int) -> None:
         super().__init__(layers=[])
@@ -47,18 +47,18 @@ class KeyValueSlots(Cache):
         self.buffers: list[tuple[Tensor, Tensor]] = []
         self.rows = torch.empty(0, dtype=torch.long)
         self.source: Tensor | None = None
-        self.newest: tuple[Any, ...] = ()  # where in a buffer the newest token of each row stands
+        self.newest: tuple[Any, ...] = ()  # the index into a buffer of each row's newest token
         self.width = 0
 
     def at_prefill(self, rows: Tensor, source: Tensor) -> None:
-        """The next forward runs prompts from column 0; row rows[i] takes those of prompt source[i]."""
+        """Prepares for a forward over prompts, from column 0; row rows[i] gets the keys and values of prompt source[i]."""
         self.rows, self.source = rows, source
 
     def at_step(self, columns: Tensor) -> None:
-        """The next forward runs one token for each of the first len(columns) rows, at the given columns."""
+        """Prepares for a forward over one token of each of the first len(columns) rows, at these columns."""
         lowest, highest = int(columns.min()), int(columns.max())
         self.rows, self.source, self.width = torch.arange(len(columns), device=columns.device), None, highest + 1
-        # One column for all rows is a slice, and its write a plain copy: a tenth of the time of an indexed one.
+        # A single column for all rows is a slice, which takes a tenth of the time of an indexed copy to write.
         aligned = lowest == highest
         self.newest = (slice(len(columns)), slice(None), highest) if aligned else (self.rows, slice(None), columns)
 
@@ -80,7 +80,7 @@ class KeyValueSlots(Cache):
         return states.new_zeros(self.num_slots, states.shape[1], self.capacity, states.shape[3])
 
     def grow(self, num_slots: int, capacity: int) -> None:
-        """Room for so many slots of that width, not fewer than now; what is written stays."""
+        """Enlarges the buffers to num_slots slots of `capacity` columns and keeps their contents. Neither size may shrink."""
         slots, columns = num_slots - self.num_slots, capacity - self.capacity
         self.buffers = [tuple(enlarged(s, slots, 0, columns, 0) for s in pair) for pair in self.buffers]  # pyright: ignore
         self.num_slots, self.capacity = num_slots, capacity

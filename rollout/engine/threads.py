@@ -1,4 +1,4 @@
-"""Several streams of work at once, in threads whose tensor operations are single-threaded."""
+"""Runs several streams of work at once, in threads whose tensor operations are single-threaded."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import torch
 T = TypeVar("T")
 
 
-def side_by_side(
+def run_in_threads(
     streams: Sequence[Callable[[Event], Iterator[T]]], on_stop: Callable[[], None] = lambda: None
 ) -> Iterator[T]:
-    """What the streams yield, as it comes. An exception in one ends all and is raised here.
+    """Yields the items of all streams as they come. An exception in one stream ends all and is raised here.
 
-    A step of decoding is many operations of some microseconds: to share each among cores costs more than it gains, while
-    whole steps on different rows need no agreement. Each stream is given an event that asks it to stop;
-    on_stop wakes those that wait for something else.
+    A decoding step consists of many operations of some microseconds: to divide each among cores costs more than it gains, while
+    whole steps on different rows need no synchronization. Each stream is given an event that asks it to stop; on_stop wakes
+    streams that wait for something else.
     """
     stop, found = Event(), queue.SimpleQueue()
     num_threads = torch.get_num_threads()
@@ -30,7 +30,7 @@ def side_by_side(
             for item in stream(stop):
                 found.put((item, None))
             found.put((None, StopIteration()))
-        except BaseException as error:  # noqa: BLE001  raised again, in the thread that asked
+        except BaseException as error:  # noqa: BLE001  raised again in the consumer's thread
             found.put((None, error))
 
     threads = [Thread(target=work, args=(stream,), daemon=True) for stream in streams]

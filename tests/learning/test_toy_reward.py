@@ -68,7 +68,7 @@ class Renderer:
         self.tokenizer = tokenizer
 
     def prompt(self, problem: Problem) -> Prompt:
-        return Prompt(token_ids=tuple(LETTERS.index(c) for c in str(problem.prompt)), opened="")
+        return Prompt(token_ids=tuple(LETTERS.index(c) for c in str(problem.prompt)), answer_prefix="")
 
 
 def mean_rewards(name: str, seed: int, run_dir: Path, *, steps: int = 25) -> list[float]:

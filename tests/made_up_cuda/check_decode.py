@@ -12,7 +12,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from rollout.engine.draw import draw_tokens, uniforms
 from rollout.engine.fused_decoder import Capacity, FusedDecoder, Sizes
 from rollout.engine.fused_model import FusedModel
-from rollout.engine.graphs import Places
+from rollout.engine.graphs import QueryIndex
 from rollout.sampler import SamplingParams
 from tests.made_up_cuda.count import Count
 
@@ -34,7 +34,9 @@ def main() -> None:
         decoder = FusedDecoder(model, Capacity(256, 32, 512, 1025), bucketed=True, reserves=True)
         batch, params, stops = decoder.batch, SamplingParams(max_tokens=1024), torch.zeros(2, dtype=torch.long)
         heads = decoder.key_heads
-        places = Places(*(torch.zeros(n * heads, dtype=torch.long) for n in (SIZES.groups * SIZES.members, SIZES.rows)))
+        places = QueryIndex(
+            *(torch.zeros(n * heads, dtype=torch.long) for n in (SIZES.groups * SIZES.members, SIZES.rows))
+        )
         with Count() as forward:
             logits = decoder._step(SIZES, places)
         with Count() as draw:

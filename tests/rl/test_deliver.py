@@ -196,8 +196,8 @@ class Two:
     def probe(self, texts: list[Text]) -> dict[str, list[list[float]]]:
         return {name: next(iter(engine.probe(texts).values())) for name, engine in self.engines.items()}
 
-    def images(self) -> dict[str, dict[str, Tensor]]:
-        return {name: next(iter(engine.images().values())) for name, engine in self.engines.items()}
+    def fingerprints(self) -> dict[str, dict[str, Tensor]]:
+        return {name: next(iter(engine.fingerprints().values())) for name, engine in self.engines.items()}
 
 
 @pytest.mark.parametrize("tells", [True, False])
@@ -206,7 +206,7 @@ def test_of_several_engines_the_stale_one_is_named(size: float, tells: bool) -> 
     """Whether or not it tells what it holds."""
     policy, engines = Policy.of(make("llama")), Two()
     if not tells:
-        engines.images = dict  # pyright: ignore[reportAttributeAccessIssue]
+        engines.fingerprints = dict  # pyright: ignore[reportAttributeAccessIssue]
     delivery = Delivery(policy, engines, tolerance=1e-3)  # pyright: ignore[reportArgumentType]
     delivery.deliver(0)
     move(policy, size)

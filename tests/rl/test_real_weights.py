@@ -29,7 +29,7 @@ from rl.update.delivery import ROUNDED, Delivery, DeliveryError
 from rollout.engine.decoders import CachedDecoder
 from rollout.engine.fused_decoder import FusedDecoder
 from rollout.problems import load_problems
-from rollout.processes import Alone
+from rollout.processes import SingleProcess
 from rollout.sampler import SampleRequest, SamplingParams, Text
 from rollout.torch_sampler import TorchSampler
 from tests.rl.stand_in import stand_in
@@ -119,7 +119,7 @@ def test_log_probs_alone_show_a_tensor_that_is_missing() -> None:
     """Where an engine cannot tell what it holds: of the matrices of the layers nearly all."""
     policy = policy_of("stand-in")
     delivery, engine = delivery_of(policy, "stand-in")
-    engine.images = dict
+    engine.fingerprints = dict
     delivery.deliver(0)
     matrices, caught = [p for p in policy.model.parameters() if p.dim() == 2], 0
     for version, matrix in enumerate(matrices, start=1):
@@ -174,7 +174,7 @@ def test_what_the_engine_decodes_with_is_looked_at_and_not_the_trainers_module()
         delivery.deliver(1)
 
 
-class OfTwo(Alone):
+class OfTwo(SingleProcess):
     """The first of two processes, whose other one always answers yes."""
 
     def gather(self, mine: list) -> list:

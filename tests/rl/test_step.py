@@ -332,7 +332,7 @@ def test_every_group_is_in_one_minibatch_with_its_own_advantages(
     collected = Collected(
         groups=groups, sampled=groups, num_refills=0, num_sampled_tokens=12, sample_seconds=1.0, verify_seconds=0.0
     )
-    sampler = SimpleNamespace(rest=lambda: None)
+    sampler = SimpleNamespace(sleep=lambda: None)
     collector = SimpleNamespace(
         sampler=sampler, params=SamplingParams(max_tokens=10), collect=lambda problems, *, step: collected
     )

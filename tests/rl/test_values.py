@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rl.forward.micro_batch import MicroBatch, TrainGroup, TrainSequence
 from rl.objective.values import ValueRule, ValueTargets, whitened
-from rollout.processes import Alone
+from rollout.processes import SingleProcess
 from tests.rl.models import cut
 
 FLOAT32 = 1e-6  # sums of a dozen numbers near 1
@@ -95,7 +95,7 @@ def test_whitening_is_over_the_whole_step_and_leaves_returns_alone() -> None:
     assert abs(found[0].advantages.mean()) > 0.5  # no micro-batch is centred by itself
     assert all(torch.equal(f.returns, e.returns) for f, e in zip(found, estimates, strict=True))
 
-    class OneOfTwo(Alone):
+    class OneOfTwo(SingleProcess):
         """The other process has the second micro-batch, all of whose tokens are trained on."""
 
         def gather(self, mine: list[Any]) -> list[Any]:

@@ -41,7 +41,7 @@ def test_the_steps_of_completions_are_scored_where_the_algorithm_reads_them(
     assert bool(calls) == scored
 
 
-@pytest.mark.parametrize(("one_step_ahead", "expected"), [(False, ["rest", "update"] * 2), (True, ["update"] * 2)])
+@pytest.mark.parametrize(("one_step_ahead", "expected"), [(False, ["sleep", "update"] * 2), (True, ["update"] * 2)])
 def test_the_engine_gives_its_memory_back_before_an_update_unless_it_samples_meanwhile(
     one_step_ahead: bool,
     expected: list[str],
@@ -50,13 +50,13 @@ def test_the_engine_gives_its_memory_back_before_an_update_unless_it_samples_mea
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    rest, update, events = TorchSampler.rest, rl.update.step.update, list[str]()
+    sleep, update, events = TorchSampler.sleep, rl.update.step.update, list[str]()
 
     def noted(name: str, call: Any) -> Any:
         return lambda *args, **options: (events.append(name), call(*args, **options))[1]
 
     monkeypatch.setattr(MathVerifier, "verify_batch", odd_lengths)  # an untaught model is never right
-    monkeypatch.setattr(TorchSampler, "rest", noted("rest", rest))
+    monkeypatch.setattr(TorchSampler, "sleep", noted("sleep", sleep))
     monkeypatch.setattr(rl.update.step, "update", noted("update", update))
     train(options(model, digits, tmp_path / "run", one_step_ahead=one_step_ahead, num_steps=2))
     assert events == expected

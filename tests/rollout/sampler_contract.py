@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rollout.records import Completion, FinishReason, Problem
 from rollout.rollouts import Episode, Fixed, Turns, run_rollouts
-from rollout.sampler import RequestQueue, Sampler, SampleRequest, SamplingParams, completion_seed, gathered
+from rollout.sampler import RequestQueue, Sampler, SampleRequest, SamplingParams, completion_seed, in_request_order
 from tests.rl.models import VOCAB
 from tests.rollout.tiny import END, PAD, plain_logits, plain_logprobs
 
@@ -314,7 +314,7 @@ class SamplerContract:
             if len(found) == sum(len(request.seeds) for request in asked):
                 queue.close()
         assert len(asked) == 40 and max(len(request.prompt_ids) for request in asked) > 20
-        later = gathered(asked, [(i, j, completion) for (i, j), completion in found.items()])
+        later = in_request_order(asked, [(i, j, completion) for (i, j), completion in found.items()])
         for request, group in zip(asked, later, strict=True):
             for completion in group:
                 rows = plain_logits(engine.model, request.prompt_ids, completion.token_ids) / 2.0

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from rollout.engine.decode_weights import DecodeWeight
 from rollout.engine.decoders import CachedDecoder
 from rollout.engine.fused_decoder import FusedDecoder
-from rollout.engine.fused_model import has_llamas_shape
+from rollout.engine.fused_model import is_llama_like
 from rollout.sampler import SampleRequest, SamplingParams
 from rollout.torch_sampler import TorchSampler
 from tests.rollout.families import FUSED, model_of, tiny_model
@@ -197,14 +197,14 @@ def test_adapters_on_a_16_bit_base_are_not_merged() -> None:
 )
 def test_what_a_short_text_does_not_show_is_not_trusted(own: dict, is_trusted: bool) -> None:
     """Dynamic rotary positions change with the length of the text; a trial over a few tokens sees everything else."""
-    assert has_llamas_shape(model_of("llama", own)) is is_trusted
+    assert is_llama_like(model_of("llama", own)) is is_trusted
 
 
 def test_attention_that_changes_with_the_position_is_noticed() -> None:
     """Ministral 3 scales queries by their position, from the end of the original context on: no parameter tells of it."""
     rope = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
     model = model_of("ministral3", {"rope_parameters": {**rope, "llama_4_scaling_beta": 2.0}})
-    assert has_llamas_shape(model)
+    assert is_llama_like(model)
     assert TorchSampler(model, tokenizer()).decoder_class is not FusedDecoder
 
 
@@ -212,7 +212,7 @@ def test_low_rank_layers_that_are_no_plain_product_are_left_to_the_model() -> No
     """DoRA begins as the base does: a trial at the start would not tell it."""
     model = copy.deepcopy(tiny_model("qwen2", 0))
     get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"], use_dora=True))  # pyright: ignore
-    assert not has_llamas_shape(model)
+    assert not is_llama_like(model)
 
 
 def test_parameters_in_one_memory_are_only_taken_for_one_where_they_adjoin() -> None:

@@ -13,7 +13,7 @@ import torch
 from rollout.engine import fused_decoder
 from rollout.engine.fused_decoder import Capacity, FusedDecoder
 from rollout.engine.graphs import Graphs
-from rollout.sampler import RequestQueue, SampleRequest, SamplingParams, gathered
+from rollout.sampler import RequestQueue, SampleRequest, SamplingParams, in_request_order
 from rollout.torch_sampler import TorchSampler
 from tests.rollout.families import tiny_model
 from tests.rollout.sampler_contract import requests, tokens
@@ -32,7 +32,7 @@ def bucketed(*, keeps_caches: bool, max_rows: int = 1024) -> TorchSampler:
 def step_of_training(sampler: TorchSampler, step: int) -> None:
     """What a step of a run asks: completions, an update in which nothing is sampled, new weights, the proof that they arrived."""
     sampler.sample(requests(6, 4, step=step), SamplingParams(max_tokens=70))
-    sampler.rest()
+    sampler.sleep()
     sampler.update_weights([], step)
     sampler.score((3, 4, 5), (6, 7, 8, 9))
 
@@ -80,7 +80,7 @@ def test_what_is_too_small_is_let_go_before_its_successor_is_made(monkeypatch: p
     num_made = len(held)
     sampler.sample(requests(6, 3), SamplingParams(max_tokens=100))
     assert len(held) == num_made
-    sampler.rest()
+    sampler.sleep()
     assert not any(tensor() is not None for tensor in held)
 
 
@@ -113,7 +113,7 @@ def test_caches_are_given_back_before_an_update_unless_they_are_to_stay() -> Non
         before = tokens(sampler.sample(asked, params))
         kept = sampler.kept
         assert kept is not None
-        sampler.rest()
+        sampler.sleep()
         assert sampler.kept is (kept if keeps else None)
         assert tokens(sampler.sample(asked, params)) == before
 
@@ -139,4 +139,4 @@ def test_caches_grow_while_rows_are_decoded(keeps_caches: bool, monkeypatch: pyt
     assert sampler.kept is not None and sampler.kept.capacity == Capacity(16, 4, 128, 128)
     assert cleared and set(cleared) == {sampler.kept.graphs}
     expected = bucketed(keeps_caches=keeps_caches).sample([*first, later], params)
-    assert tokens(gathered([*first, later], [(*place, found[place]) for place in found])) == tokens(expected)
+    assert tokens(in_request_order([*first, later], [(*place, found[place]) for place in found])) == tokens(expected)

@@ -140,7 +140,7 @@ UNUSABLE = {
         r"answer_column: .*'answer' or .*\['label', 'question'\].*--answer-column",
     ),
     "no rows": ([""], r"dataset is '.*data.jsonl': it has no rows; give one"),
-    "broken line": ([ROW, "", '{"question": '], r"dataset is '.*data.jsonl': line 3 is not JSON: .*; mend it"),
+    "broken line": ([ROW, "", '{"question": '], r"dataset is '.*data.jsonl': line 3 is not JSON: .*; fix it"),
     "no object": ([ROW, [1, 2]], r"dataset is '.*data.jsonl': row 2 is list, not an object"),
     "an empty cell": (
         [ROW, {"question": None, "answer": "4"}],

@@ -12,7 +12,7 @@ from rewards.errors import UserError
 from rl.run.tiny import tiny_tokenizer
 from rollout.demonstrations import demonstration
 from rollout.prompts import SYSTEM_PROMPTS, PromptRenderer
-from rollout.records import WORKED, Problem
+from rollout.records import SOLUTION, Problem
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
@@ -82,7 +82,7 @@ def test_a_system_prompt_of_ones_own_replaces_the_styles() -> None:
 def test_a_worked_solution_goes_on_from_the_prompt(template: str | None) -> None:
     """The BOS stands before the prompt; the solution has none of its own, and its end."""
     tokenizer = adding_bos(template)
-    shown = demonstration(replace(CHAT, metadata={WORKED: "1+1=2"}), PromptRenderer(tokenizer, style="plain"))
+    shown = demonstration(replace(CHAT, metadata={SOLUTION: "1+1=2"}), PromptRenderer(tokenizer, style="plain"))
     (rollout,) = shown.rollouts
     assert tokenizer.decode([*shown.prompt_ids, *rollout.completion.token_ids]).count("<|begin|>") == 1
     assert tokenizer.decode(rollout.completion.token_ids) == f"1+1=2{tokenizer.eos_token}"
@@ -137,8 +137,8 @@ def reports(tokenizer: PreTrainedTokenizerFast, *prompts: object, **options: obj
         (DROPS, CHAT.prompt, {"system_prompt": "T"}, "<|begin|>T\n\n1+1?<assistant>", "no place for system messages, so that 'T'"),
         (DROPS, (SYSTEM,), {}, "<|begin|>S<assistant>", "no place for system messages"),
         (DROPS, ({"role": "tool", "content": "t"}, *CHAT.prompt), {}, "<|begin|>1+1?<assistant>", "leaves out messages of role 'tool', 't'"),
-        (TEMPLATE, (*CHAT.prompt, REPLY), {}, "<|begin|><user>1+1?<assistant>Let me think: ", "'Let me think: ', which the model goes on with"),
-        (None, (*CHAT.prompt, REPLY), {}, "<|begin|>1+1?\n\nLet me think: ", "'Let me think: ', which the model goes on with"),
+        (TEMPLATE, (*CHAT.prompt, REPLY), {}, "<|begin|><user>1+1?<assistant>Let me think: ", "'Let me think: ', which the model continues"),
+        (None, (*CHAT.prompt, REPLY), {}, "<|begin|>1+1?\n\nLet me think: ", "'Let me think: ', which the model continues"),
         (TEMPLATE + "<|end|>\n", "a", {}, "<|begin|><user>a<assistant><|end|>", "ends prompts with the EOS, '<|end|>'"),
         (TEMPLATE, "a<|end|>b", {}, "<|begin|><user>a<|end|>b<assistant>", "'<|end|>', which the model reads as a special token"),
         (TEMPLATE, ({"role": "user", "content": [{"type": "text", "text": "1+"}, "1?"]},), {}, "<|begin|><user>1+1?<assistant>", ""),
@@ -161,7 +161,7 @@ def test_a_tokenizer_that_ends_prompts_is_not_followed() -> None:
     end = ("<|end|>", made.eos_token_id)
     made.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A <|end|>", special_tokens=[end])
     texts, said = reports(made, "1+1?", "2+2?")
-    assert texts == ["1+1?\n", "2+2?\n"] and len(said) == 1 and "its EOS, '<|end|>', which is taken off" in said[0]
+    assert texts == ["1+1?\n", "2+2?\n"] and len(said) == 1 and "its EOS, '<|end|>', which is removed" in said[0]
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_a_worked_solution_ends_as_the_template_ends_a_turn() -> None:
     made = tiny_tokenizer()
     made.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
     made.chat_template = "{% for m in messages %}{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    worked = replace(CHAT, metadata={WORKED: "1+1=2"})
+    worked = replace(CHAT, metadata={SOLUTION: "1+1=2"})
     (rollout,) = demonstration(worked, PromptRenderer(made, style="plain")).rollouts
     assert made.decode(rollout.completion.token_ids) == "1+1=2<|im_end|>"
     made.chat_template = made.eos_token = None

@@ -9,7 +9,7 @@ from threading import Event
 import pytest
 import torch
 
-from rollout.engine.threads import side_by_side
+from rollout.engine.threads import run_in_threads
 
 
 def numbers(first: int):
@@ -32,20 +32,20 @@ def failing(stop: Event) -> Iterator[int]:
 
 def test_everything_comes_once_and_threads_are_as_before() -> None:
     threads, running = torch.get_num_threads(), threading.active_count()
-    assert sorted(side_by_side([numbers(0), numbers(50), numbers(100)])) == list(range(150))
+    assert sorted(run_in_threads([numbers(0), numbers(50), numbers(100)])) == list(range(150))
     assert (torch.get_num_threads(), threading.active_count()) == (threads, running)
 
 
 def test_an_error_in_one_ends_all() -> None:
     running = threading.active_count()
     with pytest.raises(ValueError, match="as it should"):
-        list(side_by_side([endless, failing]))
+        list(run_in_threads([endless, failing]))
     assert threading.active_count() == running
 
 
 def test_who_stops_listening_stops_the_streams() -> None:
     threads, running = torch.get_num_threads(), threading.active_count()
-    stream = side_by_side([endless, endless])
+    stream = run_in_threads([endless, endless])
     next(stream)
     stream.close()  # pyright: ignore[reportAttributeAccessIssue]
     assert (torch.get_num_threads(), threading.active_count()) == (threads, running)

@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerFast
 from rewards.answer_format import format_rule
 from rewards.errors import UserError
 from rewards.extract import final_answer, own_turn
+from rollout.answer_prefix import find_answer_prefix
 from rollout.chat_template import choose_template, template_turn_end
-from rollout.opened import opened_by
 from rollout.turn import TurnReader, stop_token_ids, turn_end_strings
 from tests.rollout.families import tiny_model
 
@@ -184,7 +184,9 @@ def test_a_template_is_chosen_by_name_or_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "own.jinja").write_text(TEXTUAL)
     choose_template(words, str(tmp_path / "own.jinja"))
     assert words.chat_template == TEXTUAL
-    with pytest.raises(UserError, match=r"chat_template is 'absent': it is no file .* names no templates"):
+    with pytest.raises(
+        UserError, match=r"chat_template is 'absent': it is no readable text file .* names no templates"
+    ):
         choose_template(words, "absent")
 
 
@@ -209,8 +211,8 @@ USER = {"role": "user", "content": ASKED}
 def test_what_the_prompt_has_opened_of_the_answer(begun: str, opened: str) -> None:
     """By the template, or by a last message of the assistant's; what the question says of tags opens nothing."""
     said = {"role": "assistant", "content": begun}
-    assert opened_by(f"<|user|>{ASKED}{begun}", [USER]) == opened
-    assert opened_by(f"<|user|>{ASKED}\n{begun}", [USER, said]) == opened
+    assert find_answer_prefix(f"<|user|>{ASKED}{begun}", [USER]) == opened
+    assert find_answer_prefix(f"<|user|>{ASKED}\n{begun}", [USER, said]) == opened
 
 
 @pytest.mark.parametrize(
@@ -225,4 +227,4 @@ def test_what_the_prompt_has_opened_of_the_answer(begun: str, opened: str) -> No
     ],
 )
 def test_a_base_models_prompt_opens_what_it_ends_with(prompt: str, opened: str) -> None:
-    assert opened_by(prompt, [{"role": "user", "content": prompt}]) == opened
+    assert find_answer_prefix(prompt, [{"role": "user", "content": prompt}]) == opened

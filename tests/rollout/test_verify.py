@@ -15,7 +15,7 @@ from rollout.sampler import Requests, SamplingParams, ScriptedSampler, Stream
 from rollout.verify import BackgroundVerifier
 from tests.rollout.test_collect import Equal, Noting, collector, encoded, problem, scripted, values
 
-PATIENCE = 30.0  # seconds that a test waits for what must come
+TIMEOUT = 30.0  # seconds that a test waits for what must come
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,7 @@ class Waiting(Noting):
     def stream(self, requests: Requests, params: SamplingParams) -> Stream:
         for number, found in enumerate(super().stream(requests, params), 1):
             if number == 4:
-                self.was_in_time = self.go.wait(PATIENCE)
+                self.was_in_time = self.go.wait(TIMEOUT)
             yield found
 
 
@@ -94,13 +94,13 @@ def test_all_that_waits_is_one_batch() -> None:
     class Slow(Equal):
         def verify_batch(self, answers: Sequence[str], references: Sequence[str]) -> list[Score]:
             entered.set()
-            assert go.wait(PATIENCE)
+            assert go.wait(TIMEOUT)
             return verifier.verify_batch(answers, references)
 
     made = ScriptedSampler({}, {encoded("1"): "1"})
     with BackgroundVerifier([problem("a")], {"equal": Slow()}) as background:
         background.put(0, 0, made._completion(encoded("1"), seed=0))
-        assert entered.wait(PATIENCE)
+        assert entered.wait(TIMEOUT)
         for j in range(1, 9):
             background.put(0, j, made._completion(encoded("1"), seed=0))
         go.set()

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import rollout.weight_files
 from rewards.errors import UserError
-from rollout.processes import Alone
+from rollout.processes import SingleProcess
 from rollout.sampler import SampleRequest, SamplingParams, Tensors
 from rollout.vllm_server import VLLMServerSampler
 from rollout.weight_files import NamedTensors
@@ -105,7 +105,7 @@ class Handler(BaseHTTPRequestHandler):
 
 def client(*servers: MadeUp, transfer: Path | None, **options: Any) -> VLLMServerSampler:
     urls = [server.url for server in servers]
-    return VLLMServerSampler(urls, tokenizer(), {1}, max_length=64, transfer=transfer, patience=1.0, **options)
+    return VLLMServerSampler(urls, tokenizer(), {1}, max_length=64, transfer=transfer, timeout=1.0, **options)
 
 
 def test_a_server_is_asked_for_as_many_completions_at_once_as_it_decodes(tmp_path: Path) -> None:
@@ -183,12 +183,12 @@ def test_nccl_sends_tensor_by_tensor_and_again_to_a_server_that_comes_back() -> 
     assert all(torch.equal(a, b) for (_, a), (_, b) in zip(first, channel.sent, strict=True))
 
 
-class Second(Alone):
+class Second(SingleProcess):
     rank, count = 1, 2
 
 
-@pytest.mark.parametrize(("processes", "sharded"), [(Alone(), True), (Second(), False)])
-def test_weights_that_one_process_cannot_send_alone_are_not_sent_again(processes: Alone, sharded: bool) -> None:
+@pytest.mark.parametrize(("processes", "sharded"), [(SingleProcess(), True), (Second(), False)])
+def test_weights_that_one_process_cannot_send_alone_are_not_sent_again(processes: SingleProcess, sharded: bool) -> None:
     """Nor by a process that holds only parts of them. Each goes through all tensors: others may need its parts."""
     server = MadeUp()
     sampler, channel = client(server, transfer=None, processes=processes, sharded=sharded), CountedChannel()

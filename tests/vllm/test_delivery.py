@@ -185,7 +185,7 @@ def test_an_engine_that_rests_keeps_no_weights_and_decodes_with_the_next_deliver
     policy = Policy.of(model_of(0))
     delivery = Delivery(policy, vllm, tolerance=1e-3)
     delivery.deliver(0)
-    vllm.rest()
+    vllm.sleep()
     with pytest.raises(RuntimeError, match="before new ones are delivered"):
         vllm.sample([SampleRequest((1, 2), (0,))], SamplingParams(max_tokens=1))
     assert done[-2:] == ["sleep 2", forget]

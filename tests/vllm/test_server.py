@@ -87,7 +87,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 def client(server: Server, transfer: Path, **options: object) -> VLLMServerSampler:
     ids = stop_token_ids(model_of(0), tokenizer())
-    settings = {"max_length": MAX_LENGTH, "patience": 300.0, **options}
+    settings = {"max_length": MAX_LENGTH, "timeout": 300.0, **options}
     return VLLMServerSampler([server.url], tokenizer(), ids, transfer=transfer, **settings)  # pyright: ignore
 
 
@@ -154,7 +154,7 @@ def test_a_server_that_was_started_anew_between_two_calls_gets_the_weights_again
 
 
 def test_a_server_that_stays_away_ends_the_run_with_a_message(server: Server, tmp_path: Path) -> None:
-    sampler = client(server, tmp_path, patience=2.0)
+    sampler = client(server, tmp_path, timeout=2.0)
     sampler.update_weights(model_of(1).named_parameters(remove_duplicate=False), version=1)
     server.kill()
     try:

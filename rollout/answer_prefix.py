@@ -1,4 +1,4 @@
-"""What of the model's answer its prompt has begun: a template or a last message of the assistant's may open a tag, a fence or a box."""
+"""The beginning of the model's answer in its prompt: a template or a final assistant message may open a tag, a fence or a box."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ _TAGS = ("think", "answer")
 _FENCE = re.compile(r"^[ \t]*(?:```|~~~)", re.MULTILINE)
 _BOX = re.compile(r"\\boxed\s*\{")
 _MARK = re.compile(rf"<(?:{'|'.join(_TAGS)})>|{_FENCE.pattern}|{_BOX.pattern}", re.MULTILINE)
-# A prompt of a base model ends in such a mark where the answer is to begin behind it.
+# The prompt of a base model may end in such a mark, behind which the answer is to begin.
 _LAST = re.compile(rf"(?:{_MARK.pattern})[\w+-]*\s*\Z", re.MULTILINE)
 
 
-def opened_by(prompt: str, messages: Sequence[Mapping[str, str]]) -> str:
-    """The end of a rendered prompt, from the first mark of the answer on, if one is still open there; else nothing.
+def find_answer_prefix(prompt: str, messages: Sequence[Mapping[str, str]]) -> str:
+    """The end of a rendered prompt, from the first mark that opens the answer and is still open there; "" if there is none.
 
     The answer begins behind the last message that is not the assistant's. In that message itself only a mark that ends the prompt
     counts: any other is part of the question.
     """
-    asked = [message["content"].strip() for message in messages if message["role"] != "assistant"]
-    at = prompt.rfind(asked[-1]) if asked else 0
-    begun = prompt[at + len(asked[-1]) if asked else 0 :] if at >= 0 else ""
-    if _is_open(begun):
-        first = _MARK.search(begun)
+    questions = [message["content"].strip() for message in messages if message["role"] != "assistant"]
+    at = prompt.rfind(questions[-1]) if questions else 0
+    answer = prompt[at + len(questions[-1]) if questions else 0 :] if at >= 0 else ""
+    if _is_open(answer):
+        first = _MARK.search(answer)
         assert first is not None
-        return begun[first.start() :]
+        return answer[first.start() :]
     last = _LAST.search(prompt)
     if last is None or (_FENCE.match(last[0]) and not _has_open_fence(prompt)):
         return ""
