@@ -24,7 +24,10 @@ from rollout.sampler import RequestQueue, Sampler, SampleRequest, SamplingParams
 
 
 class Fixed(NamedTuple):
-    """Tokens that the policy did not choose, such as a tool's answer or a forced phrase: context for the next turn."""
+    """Tokens that the policy did not choose, such as a tool's answer or a forced phrase: context for the next turn.
+
+    text: what they contribute to the completion's graded text.
+    """
 
     token_ids: tuple[int, ...]
     text: str
@@ -36,10 +39,12 @@ class Fixed(NamedTuple):
     @staticmethod
     def reply(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, turn: Completion) -> Fixed:
         """Messages (of a tool or the user) that follow a turn of the model, as the chat template writes them. A token that ends the
-        turn is left out if the model has written it already."""
-        fixed = Fixed.of(text_between_turns(tokenizer, messages), tokenizer)
-        ends_alike = fixed.token_ids[:1] == turn.token_ids[-1:]
-        return fixed._replace(token_ids=fixed.token_ids[1:]) if ends_alike else fixed
+        turn is left out if the model has written it already. The graded text has the messages' contents only: at the template's
+        own end of turn a verifier would stop reading."""
+        token_ids, _ = Fixed.of(text_between_turns(tokenizer, messages), tokenizer)
+        is_ended = token_ids[:1] == turn.token_ids[-1:]
+        text = "\n".join(["", *(message["content"] for message in messages), ""])
+        return Fixed(token_ids[1:] if is_ended else token_ids, text)
 
 
 Place = tuple[int, int]  # of a rollout: the index of its group, its own index in that group

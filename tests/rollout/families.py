@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from tests.rl.models import SIZES
 from tests.rollout.tiny import END, PAD
 
-ENDS = [END, 7]  # the tokenizer knows the first, only the generation config the second
+ENDS = [END, 7]  # the first is the tokenizer's EOS, the second is named in the generation config only
 
 # name -> model type of transformers, what differs from SIZES
 FUSED: dict[str, tuple[str, dict[str, Any]]] = {
@@ -36,7 +36,7 @@ ALL = {**FUSED, **CACHED, **RECOMPUTED}
 
 @cache
 def tiny_model(family: str, seed: int) -> PreTrainedModel:
-    """Do not change it: a test that does takes a copy."""
+    """A shared model that tests must not change; those that do take a copy."""
     model_type, own = ALL[family]
     return model_of(model_type, own, seed)
 
@@ -44,11 +44,11 @@ def tiny_model(family: str, seed: int) -> PreTrainedModel:
 def model_of(model_type: str, own: dict[str, Any], seed: int = 0) -> PreTrainedModel:
     torch.manual_seed(seed)
     config = AutoConfig.for_model(model_type, **{**SIZES, **own})
-    # scaled_dot_product_attention has no cap on scores: transformers would leave it out
+    # scaled_dot_product_attention has no soft-cap, and transformers would leave it out
     eager = getattr(config, "attn_logit_softcapping", None) is not None
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager" if eager else None).eval()
     for name, parameter in model.named_parameters():
-        if name.endswith(("bias", "norm.weight")):  # zeros and ones as they are made
+        if name.endswith(("bias", "norm.weight")):  # initialized to zeros and ones
             torch.nn.init.normal_(parameter, mean=parameter.mean().item(), std=0.1)
     model.generation_config = GenerationConfig(eos_token_id=ENDS, pad_token_id=PAD)
     return model

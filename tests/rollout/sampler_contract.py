@@ -1,4 +1,4 @@
-"""What every engine that samples must keep. An engine's test file subclasses SamplerContract and gives it an `engine`."""
+"""The contract tests of all sampling engines. An engine's test file subclasses SamplerContract and provides the fixture `engine`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rollout.sampler import RequestQueue, Sampler, SampleRequest, SamplingParams
 from tests.rl.models import VOCAB
 from tests.rollout.tiny import END, PAD, plain_logits, plain_logprobs
 
-# Two float32 forwards that sum in another order: over 3,000 tokens of each family they differ by up to 9e-6 (log-probs to -4.5).
+# Float32 sums in another order: over 3,000 tokens of each family two forwards differ by up to 9e-6 (log-probs down to -4.5).
 TOLERANCE = 3e-5
 
 
@@ -29,10 +29,10 @@ TOLERANCE = 3e-5
 class Engine:
     """An engine under test.
 
-    model: its weights in a model of their own, for plain forwards; `other` has the same architecture and other weights.
-    sampler: makes the engine anew with the weights of `model`, decoding about so many rows at once.
-    uniform: (seed, counter) -> the draw, where the engine tells; else None. draws: that their frequencies are tested with.
-    in_order: completions come in the order in which they end; over a network only about so.
+    model: a separate model with its weights, for plain forwards; `other` has the same architecture and other weights.
+    sampler: makes a new engine with the weights of `model` that decodes about so many rows at once.
+    uniform: (seed, counter) -> the draw; None where the engine does not define it. draws: their number in the test of frequencies.
+    in_order: completions come in the order in which they end; over a network or from threads only roughly.
     """
 
     model: PreTrainedModel
@@ -46,7 +46,7 @@ class Engine:
 
 
 def prompts(count: int, *, longest: int = 9) -> list[tuple[int, ...]]:
-    """Ragged, the first of one token only."""
+    """Prompts of different lengths; the first has one token."""
     rng = random.Random(5)
     lengths = [1, *(rng.randint(1, longest) for _ in range(count - 1))]
     return [tuple(rng.randrange(2, VOCAB) for _ in range(n)) for n in lengths]
@@ -73,7 +73,7 @@ def generated(model: PreTrainedModel, prompt: tuple[int, ...], max_tokens: int) 
 
 
 def tempered(logits: torch.Tensor, temperature: float, top_p: float) -> list[float]:
-    """Probabilities of one row: divide, keep the likeliest until they reach top_p, renormalise."""
+    """The probabilities of one row: divided by the temperature, cut to the likeliest that reach top_p, renormalized."""
     probabilities = (logits / temperature).softmax(-1).tolist()
     kept, mass = {}, 0.0
     for token in sorted(range(len(probabilities)), key=lambda t: -probabilities[t]):
@@ -85,14 +85,14 @@ def tempered(logits: torch.Tensor, temperature: float, top_p: float) -> list[flo
 
 
 def chi_square_p_value(counts: list[int], probabilities: list[float]) -> float:
-    """Pearson's test, exact tail of chi-square; cells that expect fewer than 5 are one cell, as the approximation wants."""
+    """Pearson's test with the exact tail of chi-square; cells with fewer than 5 expected counts are merged, as the approximation needs."""
     total = sum(counts)
     cells = [(c, p * total) for c, p in zip(counts, probabilities, strict=True)]
     large = [cell for cell in cells if cell[1] >= 5]
     small = [cell for cell in cells if cell[1] < 5]
-    rest = (sum(c for c, _ in small), sum(e for _, e in small))
-    if rest[1] >= 5:
-        large.append(rest)
+    merged = (sum(c for c, _ in small), sum(e for _, e in small))
+    if merged[1] >= 5:
+        large.append(merged)
     assert len(large) > 5, "too few cells to test anything"
     statistic = sum((c - e) ** 2 / e for c, e in large)
     half = torch.tensor([(len(large) - 1) / 2, statistic / 2], dtype=torch.float64)
@@ -100,7 +100,7 @@ def chi_square_p_value(counts: list[int], probabilities: list[float]) -> float:
 
 
 def boundary_distance(engine: Engine, prompt: tuple[int, ...], first: Completion, second: Completion) -> float:
-    """How far the draw that first came out differently lies from the edge between two tokens."""
+    """The distance of the first differing draw from the boundary between two tokens."""
     assert engine.uniform is not None
     pairs = enumerate(zip(first.token_ids, second.token_ids, strict=False))
     at = next(i for i, (a, b) in pairs if a != b)
@@ -109,7 +109,7 @@ def boundary_distance(engine: Engine, prompt: tuple[int, ...], first: Completion
 
 
 def differing(engine: Engine, asked: list[SampleRequest], first: list, second: list) -> int:
-    """How many completions differ, each of them shown to be a draw that fell on the edge between two tokens."""
+    """The number of completions that differ. Each must differ by a draw that fell on the boundary between two tokens."""
     pairs = [
         (request.prompt_ids, a, b)
         for request, left, right in zip(asked, first, second, strict=True)
@@ -145,7 +145,7 @@ def episodes(count: int, group_size: int, *, max_tokens: int) -> list[list[Episo
 
 class SamplerContract:
     def test_greedy_is_the_models_own_greedy(self, engine: Engine) -> None:
-        """Positions, masks, the cache, rows that enter and leave: all against transformers' generate, a prompt at a time."""
+        """Positions, masks, the cache, rows that enter and leave, compared with transformers' generate on one prompt at a time."""
         asked = requests(7, 1)
         sampled = engine.sampler(3).sample(asked, SamplingParams(max_tokens=14, temperature=0))
         for request, (completion,) in zip(asked, sampled, strict=True):
@@ -153,10 +153,9 @@ class SamplerContract:
             expected = plain_logprobs(engine.model, request.prompt_ids, completion.token_ids)
             assert (expected - torch.tensor(completion.sampler_logprobs)).abs().max() < engine.tolerance
 
-    def test_a_seed_gives_its_completion_in_any_company(
-        self, engine: Engine, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        """Batches must not share a stream of draws: alone, among many, in other order and in few rows it is the same text."""
+    def test_a_seed_gives_its_completion_in_any_batch(self, engine: Engine, capsys: pytest.CaptureFixture[str]) -> None:
+        """The rows of a batch must not share a random stream: a seed gives the same text alone, among many, in another order and in few
+        rows."""
         asked, params = requests(24, 8), SamplingParams(max_tokens=20)
         among_many = engine.sampler(1000).sample(asked, params)
         in_few_rows = engine.sampler(11).sample(asked[::-1], params)[::-1]
@@ -165,12 +164,12 @@ class SamplerContract:
         alone = [[sampler.sample([SampleRequest(r.prompt_ids, (s,))], params)[0][0] for s in r.seeds[:3]] for r in few]
         count += differing(engine, few, [group[:3] for group in among_many[:4]], alone)
         with capsys.disabled():
-            print(f"[{count} of {24 * 8 + 12} on an edge]", end=" ")
-        # 2 of 38,400 completions were seen to differ, by draws 1e-7 and 3e-8 from an edge.
+            print(f"[{count} of {24 * 8 + 12} on a boundary]", end=" ")
+        # In a trial 2 of 38,400 completions differed, by draws 1e-7 and 3e-8 from a boundary.
         assert count <= 2
 
     def test_other_seeds_give_other_completions(self, engine: Engine) -> None:
-        """Also those that differ in one bit or in the step only: nothing of a seed is thrown away."""
+        """Also seeds that differ in one bit or only in the step: all bits of a seed count."""
         sampler, params = engine.sampler(1000), SamplingParams(max_tokens=16, temperature=2.0)
         (prompt,) = prompts(2)[1:]
         seeds = (0, 1, 1 << 32, 1 << 62, (1 << 63) - 1, *requests(2, 8)[1].seeds, *requests(2, 8, step=1)[1].seeds)
@@ -181,7 +180,7 @@ class SamplerContract:
     def test_log_probs_are_of_the_distribution_sampled_from(
         self, engine: Engine, temperature: float, top_p: float
     ) -> None:
-        """Importance weights divide by these numbers: tempered, cut and renormalised as the draw was."""
+        """Importance weights divide by them, so they include temperature, top-p and renormalization."""
         params = SamplingParams(max_tokens=8, temperature=temperature, top_p=top_p)
         asked = requests(4, 3)
         for request, group in zip(asked, engine.sampler(100).sample(asked, params), strict=True):
@@ -189,14 +188,14 @@ class SamplerContract:
                 rows = plain_logits(engine.model, request.prompt_ids, completion.token_ids)
                 for row, token, logprob in zip(rows, completion.token_ids, completion.sampler_logprobs, strict=True):
                     probability = torch.tensor(tempered(row, temperature, top_p)[token], dtype=torch.float64)
-                    # Division by a small temperature, and the sum over the nucleus, magnify rounding a little.
+                    # Division by a small temperature and the sum over the nucleus magnify rounding slightly.
                     assert abs(probability.log().item() - logprob) < 3 * engine.tolerance
 
     @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (2.0, 0.7)])
     def test_first_tokens_come_as_often_as_their_probability_says(
         self, engine: Engine, temperature: float, top_p: float
     ) -> None:
-        """Chi-square over fixed seeds; a right sampler fails one choice of seeds in a thousand, and these are chosen."""
+        """Chi-square over fixed seeds. A correct sampler fails for one choice of seeds in a thousand; these pass."""
         (prompt,) = prompts(2)[1:]
         seeds = tuple(completion_seed(0, 0, "frequencies", i) for i in range(engine.draws))
         params = SamplingParams(max_tokens=1, temperature=temperature, top_p=top_p)
@@ -206,7 +205,7 @@ class SamplerContract:
         assert chi_square_p_value([drawn.count(t) for t in range(VOCAB)], expected) > 1e-3
 
     def test_every_end_token_ends_a_completion(self, engine: Engine) -> None:
-        """Each of them, as the last token, with its log-prob; a completion without one is cut at max_tokens and says so."""
+        """The end token is the last one and has its log-prob; a completion without one is cut at max_tokens with reason LENGTH."""
         ends = engine.model.generation_config.eos_token_id
         assert isinstance(ends, list)
         asked = requests(4, 16)
@@ -227,7 +226,7 @@ class SamplerContract:
         assert last == set(ends)
 
     def test_stop_strings_end_a_completion_where_they_are_complete(self, engine: Engine) -> None:
-        """Wherever in a token they begin or end; greedy, so that what would have come without them is known."""
+        """Wherever in a token they begin or end. Greedy decoding shows what would have followed without them."""
         asked, sampler = requests(6, 1), engine.sampler(1000)
         free = [group[0] for group in sampler.sample(asked, SamplingParams(max_tokens=16, temperature=0))]
         decode = engine.tokenizer.decode
@@ -242,14 +241,14 @@ class SamplerContract:
         assert sum(len(c.token_ids) for c in stopped) < sum(len(c.token_ids) for c in free)
 
     def test_texts_are_the_tokens_up_to_the_end(self, engine: Engine) -> None:
-        """Verifiers read the text: it says what was sampled before the first end or pad token."""
+        """Verifiers read the text, which contains what was sampled before the first end or pad token."""
         sampled = engine.sampler(1000).sample(requests(4, 8), SamplingParams(max_tokens=24, temperature=2.0))
         for completion in chain.from_iterable(sampled):
             kept = list(takewhile(lambda token: token not in (END, PAD), completion.token_ids))
             assert completion.text == engine.tokenizer.decode(kept)
 
     def test_new_weights_are_sampled_from(self, engine: Engine) -> None:
-        """Every tensor arrives, tied ones too, and completions say which weights made them."""
+        """Every tensor arrives, also tied ones, and completions have the version of the weights."""
         sampler, asked, params = engine.sampler(1000), requests(5, 1), SamplingParams(max_tokens=10, temperature=0)
         before = sampler.sample(asked, params)
         assert {c.policy_version for group in before for c in group} == {0}
@@ -261,14 +260,14 @@ class SamplerContract:
         assert tokens(after) != tokens(before)
 
     def test_scores_are_the_plain_forwards(self, engine: Engine) -> None:
-        """The proof of delivery reads them: they must be the weights' own log-probs at temperature 1."""
+        """The check of a delivery compares them, so they must be the weights' log-probs at temperature 1."""
         sampler, completion = engine.sampler(1000), prompts(9)[-1]
         for prompt in prompts(4):
             scored = torch.tensor(sampler.score(prompt, completion), dtype=torch.float64)
             assert (scored - plain_logprobs(engine.model, prompt, completion)).abs().max() < engine.tolerance
 
     def test_a_group_larger_than_the_batch_is_sampled_whole(self, engine: Engine) -> None:
-        """Completions stand in the order of their requests and seeds, whatever order they were decoded in."""
+        """Completions are returned in the order of their requests and seeds, in whatever order they were decoded."""
         asked = [*requests(3, 9), SampleRequest(prompts(2)[1], (77,))]
         sampled = engine.sampler(4).sample(asked, SamplingParams(max_tokens=6))
         assert [[c.seed for c in group] for group in sampled] == [list(r.seeds) for r in asked]
@@ -278,7 +277,7 @@ class SamplerContract:
                 assert (expected - torch.tensor(completion.sampler_logprobs)).abs().max() < engine.tolerance
 
     def test_completions_are_streamed_as_they_end(self, engine: Engine) -> None:
-        """Each once and the same as sample's, whether rows wait for others or not; a short one before the longest ends."""
+        """Each once, and equal to sample's. A short one comes before the longest has ended. An aborted stream does no harm."""
         asked, params = requests(6, 4), SamplingParams(max_tokens=24, temperature=2.0)
         sampled = engine.sampler(1000).sample(asked, params)
         sampler = engine.sampler(1000)
@@ -298,8 +297,8 @@ class SamplerContract:
         assert engine.sampler(4).sample([], SamplingParams(max_tokens=4)) == []
 
     def test_requests_that_come_later_are_served_in_the_same_stream(self, engine: Engine) -> None:
-        """Each completion is asked to go on, so that there are ever more and ever longer prompts; the batch stays full. A seed gives
-        the same completion when all is asked for at once."""
+        """Each completion gets a request that continues it, so that prompts become more and longer. A seed gives the same completion as
+        if all requests had been there from the start."""
         first, params = requests(5, 4), SamplingParams(max_tokens=12, temperature=2.0)
         queue, asked, found = RequestQueue(), list[SampleRequest](), {}
         for request in first:
@@ -323,7 +322,7 @@ class SamplerContract:
         assert differing(engine, asked, later, engine.sampler(1000).sample(asked, params)) <= 1
 
     def test_a_request_may_have_a_limit_of_its_own(self, engine: Engine) -> None:
-        """Shorter or longer than the params'; whether it is there from the beginning or comes when shorter ones are decoded."""
+        """Shorter or longer than the params', of a request that is there from the start or comes while shorter ones are decoded."""
         limits, params = (3, None, 1, 20, 12), SamplingParams(max_tokens=8, temperature=0)
         asked = [replace(r, max_tokens=limit) for r, limit in zip(requests(5, 2), limits, strict=True)]
         together, queue, later = engine.sampler(1000).sample(asked, params), RequestQueue(), {}
@@ -341,7 +340,7 @@ class SamplerContract:
             assert {c.finish_reason for c in group} == {FinishReason.LENGTH if is_cut else FinishReason.STOP}
 
     def test_an_open_queue_is_waited_for_and_a_closed_one_ends_the_stream(self, engine: Engine) -> None:
-        """Nothing is decoded when another thread puts a request, and nothing when it closes the queue."""
+        """Another thread puts a request and later closes the queue, each time while nothing is decoded."""
         (first, second), params = requests(2, 2), SamplingParams(max_tokens=4)
         sampler, queue, found = engine.sampler(4), RequestQueue(), []
         queue.put(first)
@@ -367,8 +366,8 @@ class SamplerContract:
         assert len(sampler.sample(requests(3, 1), params)) == 3
 
     def test_fixed_tokens_are_context_of_the_next_turn(self, engine: Engine) -> None:
-        """What the policy says to them has the log-probs that the engine itself gives it behind the prompt, its own first turn and
-        them. They carry no log-prob, and count for the limit."""
+        """The next turn's log-probs are those that the engine's own probe gives behind the prompt, the first turn and the fixed tokens.
+        Fixed tokens have no log-prob and count towards the limit."""
         sampler = engine.sampler(5)
         for limit in (6, 9):
             begun, params = episodes(4, 3, max_tokens=limit), SamplingParams(max_tokens=limit)

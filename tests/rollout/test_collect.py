@@ -1,4 +1,4 @@
-"""Groups belong to problems, seeds to completions, and every completion gets its own verdict."""
+"""Groups belong to problems, seeds to completions, and every completion gets its own score."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ def problem(name: str, *, text: str | None = None, reference: str = "1", verifie
 
 
 class Equal:
-    """Right is what equals the reference; "?" cannot be graded. Notes each batch it is given."""
+    """An answer that equals the reference is correct; "?" cannot be graded. Records each batch."""
 
     def __init__(self) -> None:
         self.batches: list[list[tuple[str, str]]] = []
 
     def verify_batch(self, answers: Sequence[str], references: Sequence[str]) -> list[Score]:
         self.batches.append(list(zip(answers, references, strict=True)))
-        return [self.judged(*pair) for pair in self.batches[-1]]
+        return [self.grade(*pair) for pair in self.batches[-1]]
 
-    def judged(self, answer: str, reference: str) -> Score:
+    def grade(self, answer: str, reference: str) -> Score:
         if answer == "?":
             return Score(None, Outcome.CRASHED)
         return Score(1.0, Outcome.CORRECT) if answer == reference else Score(0.0, Outcome.WRONG)
@@ -59,7 +59,7 @@ class Equal:
 
 
 class Noting(ScriptedSampler):
-    """Also notes what it was asked for."""
+    """Also records the requests."""
 
     def completions(self, request: SampleRequest) -> list[Completion]:
         self.asked = [*getattr(self, "asked", []), request]
@@ -67,7 +67,7 @@ class Noting(ScriptedSampler):
 
 
 def scripted(answers: dict[str, list[str]]) -> Noting:
-    """By the text of a prompt, the texts that come back."""
+    """answers: the text of a prompt -> the texts of its completions."""
     script = {RENDERER.render(problem(text)): [encoded(a) for a in texts] for text, texts in answers.items()}
     return Noting(script, {encoded(a): a for texts in answers.values() for a in texts})
 
@@ -89,7 +89,7 @@ def values(group: RolloutGroup) -> list[float | None]:
 
 
 def test_problems_of_one_text_keep_their_own_groups() -> None:
-    """Two problems may ask in the same words and have other references: advantages compare within a problem only."""
+    """Two problems may have the same text and different references: advantages compare within a problem only."""
     first, second = problem("first", text="x?", reference="1"), problem("second", text="x?", reference="2")
     collected = collector(scripted({"x?": ["1", "2"]})).collect([first, second], step=1)
     assert [group.problem for group in collected.groups] == [first, second]
@@ -98,8 +98,8 @@ def test_problems_of_one_text_keep_their_own_groups() -> None:
     assert collected.num_sampled_tokens == 4
 
 
-def test_every_completion_is_asked_for_by_a_seed_of_its_own() -> None:
-    """The same on every rank and in every batch: it depends on the run, the step, the problem and the place alone."""
+def test_every_completion_is_sampled_with_a_seed_of_its_own() -> None:
+    """Equal on every rank and in every batch: it depends on the run, the step, the problem and the sample's index alone."""
     sampler = scripted({"x?": ["1", "2"]})
     asked = [problem("first", text="x?"), problem("second", text="x?")]
     collector(sampler).collect(asked, step=4)
@@ -109,7 +109,7 @@ def test_every_completion_is_asked_for_by_a_seed_of_its_own() -> None:
 
 
 class OneOfTwo:
-    """A process that is told what the other one found; before that, its own stands in."""
+    """A process that receives `other` from the second process, or without it its own results instead."""
 
     count = 2
 
@@ -125,13 +125,13 @@ def test_groups_of_two_processes_come_in_the_order_of_the_problems() -> None:
     asked, sampler = [problem(name) for name in "abcd"], scripted({name: ["1", "2"] for name in "abcd"})
     second = OneOfTwo(1, [])
     replace(collector(sampler), processes=second).collect(asked, step=1)
-    assert len(sampler.asked) == 2  # the other half is the first one's
+    assert len(sampler.asked) == 2  # the first process samples the other half
     first = OneOfTwo(0, second.mine)
     collected = replace(collector(sampler), processes=first).collect(asked, step=1)
     assert [group.problem.id for group in collected.groups] == [*"abcd"]
     assert collected.num_sampled_tokens == 4 * SIZE
     seconds = [part.sample_seconds for part in (*first.mine, *second.mine)]
-    assert collected.sample_seconds == max(seconds) < sum(seconds)  # they sample at once
+    assert collected.sample_seconds == max(seconds) < sum(seconds)  # they sample at the same time
 
 
 def test_an_unknown_verifier_is_named_with_those_there_are() -> None:
@@ -143,14 +143,14 @@ def test_an_unknown_verifier_is_named_with_those_there_are() -> None:
     ("answers", "expected"), [("12", True), ("11", False), ("22", False), ("1?", False), ("??", False), ("?12", True)]
 )
 def test_a_group_has_signal_if_its_graded_rewards_differ(answers: str, expected: bool) -> None:
-    """What could not be graded is neither right nor wrong: it makes no difference to learn from."""
+    """An ungraded completion is neither right nor wrong, so it is no signal."""
     sampler = scripted({"a": list(answers)})
     (group,) = collector(sampler, size=len(answers)).collect([problem("a")], step=1).groups
     assert has_signal(group) is expected
 
 
 def test_right_answers_of_different_worth_are_a_signal() -> None:
-    """As where their form counts too."""
+    """As if the answer's form counted too."""
     (group,) = collector(scripted({"a": ["1", "1"]})).collect([problem("a")], step=1).groups
     first, second = group.rollouts
     worth_less = replace(second, score=replace(second.score, value=0.9))
@@ -158,15 +158,15 @@ def test_right_answers_of_different_worth_are_a_signal() -> None:
 
 
 def twelve(differing: set[int]) -> tuple[ProblemStream, Noting]:
-    """p0 to p11 in turn; only the answers to those named differ."""
+    """A stream of p0 to p11 in this order; only the answers to those in `differing` differ."""
     answers = {f"p{i}": ["1", "2"] if i in differing else ["1", "1"] for i in range(12)}
     stream = ProblemStream([problem(name) for name in answers], seed=0)
-    stream._epoch = (0, list(range(12)))  # in the order they stand in
+    stream._epoch = (0, list(range(12)))  # in the order of the list
     return stream, scripted(answers)
 
 
 def test_dynamic_sampling_draws_on_until_enough_groups_differ() -> None:
-    """A round of two finds p0, the next p3. What was drawn and thrown away is counted: it took time."""
+    """The first round of two finds p0, the next p3. Dropped groups count as sampled tokens: they took time."""
     stream, sampler = twelve({0, 3, 4})
     collected = collector(sampler).collect_with_signal(stream, 2, step=1)
     assert [group.problem.id for group in collected.groups] == ["p0", "p3"]
@@ -175,14 +175,14 @@ def test_dynamic_sampling_draws_on_until_enough_groups_differ() -> None:
 
 
 def test_dynamic_sampling_gives_back_no_more_groups_than_asked_for() -> None:
-    """A step has one size; of the groups beyond it the latest go, whatever their rewards."""
+    """A step has a fixed size; of the groups beyond it the latest are dropped, whatever their rewards."""
     stream, sampler = twelve({0, 4, 5, 6, 7})
     collected = collector(sampler).collect_with_signal(stream, 4, step=1)
     assert [group.problem.id for group in collected.groups] == ["p0", "p4", "p5", "p6"]
     assert (collected.num_refills, stream.cursor) == (1, 8)
 
 
-def test_dynamic_sampling_gives_up_after_max_refills() -> None:
+def test_dynamic_sampling_ends_after_max_refills() -> None:
     """A task that is too hard, or solved, must not hang the run."""
     problems = [problem(f"p{i}") for i in range(12)]
     sampler, stream = scripted({p.id: ["2", "2"] for p in problems}), ProblemStream(problems, seed=0)
@@ -192,18 +192,18 @@ def test_dynamic_sampling_gives_up_after_max_refills() -> None:
 
 
 def test_steps_end_at_the_token_that_completes_their_line() -> None:
-    """Process supervision pays a step's reward at that token: one early and it would miss the last digit's newline."""
+    """Process supervision gives a step's reward at that token."""
     text = "1+1=2\n2+2=5\n\\boxed{5}"
     ids = (*encoded(text), TOKENIZER.eos_token_id)
     sampler = ScriptedSampler({RENDERER.render(problem("a")): [ids]}, {ids: text})
     (group,) = collector(sampler, size=1, steps=True).collect([problem("a")], step=1).groups
     (rollout,) = group.rollouts
     assert rollout.step_rewards == (1.0, 0.0)
-    assert rollout.step_ends == (5, 11)  # the newlines: a token a character
+    assert rollout.step_ends == (5, 11)  # the newlines, with one token per character
 
 
 def test_step_ends_hold_for_characters_of_several_tokens_and_tokens_of_several_characters() -> None:
-    """An é is two tokens, the opening of a box one of seven characters; a cut-off last line ends with its last token."""
+    """é has two tokens, and the opening of a box is one token of seven characters; a truncated last line ends with the last token."""
     text = "é é \\boxed{ x\n1+2=3\n1+3=4"
     ids = encoded(text)
     assert len(ids) == len(text) + 2 - 6
@@ -220,7 +220,7 @@ def test_a_run_without_process_supervision_scores_no_steps() -> None:
 
 
 def test_a_problem_drawn_again_in_a_step_gets_other_seeds() -> None:
-    """A small data set wraps around within a step, or within the rounds of dynamic sampling: equal seeds, equal answers."""
+    """A small data set repeats within a step, or within the rounds of dynamic sampling; equal seeds would give equal answers."""
     sampler, again = scripted({"a": ["1", "1"]}), [problem("a")]
     collector(sampler).collect(again * 2, step=1)
     collector(sampler).collect_with_signal(ProblemStream(again, seed=0), 1, step=2, max_refills=2)
@@ -231,7 +231,7 @@ def test_a_problem_drawn_again_in_a_step_gets_other_seeds() -> None:
 
 
 class Failing(ScriptedSampler):
-    """Gives one completion and fails, as often as it is told to."""
+    """Fails after one completion, `failures` times."""
 
     failures = 0
 
@@ -243,10 +243,10 @@ class Failing(ScriptedSampler):
             yield found
 
 
-def test_an_engine_that_fails_is_asked_again_and_the_third_failure_is_the_runs(
+def test_sampling_is_retried_after_an_engine_failure_and_the_third_failure_ends_the_run(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Nothing of a failed attempt is left in what comes out."""
+    """The result contains nothing of a failed attempt."""
     problems = [problem("a"), problem("b")]
     script = scripted({"a": ["1", "2"], "b": ["1", "1"]})
     failing = Failing(script.script, script.texts)
@@ -259,14 +259,14 @@ def test_an_engine_that_fails_is_asked_again_and_the_third_failure_is_the_runs(
         collector(failing).collect(problems, step=1)
 
 
-def test_what_the_prompt_opened_is_judged_with_the_completion() -> None:
-    """A template that writes <think> itself: the verifier must see that reasoning was opened, and where a step ends in the tokens."""
+def test_the_prompts_answer_prefix_is_graded_with_the_completion() -> None:
+    """A template that writes <think> itself: the verifier must see the tag, and a step's end must count the completion's tokens only."""
     opening = tiny_tokenizer()
     opening.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}<think>"
     answers = ["\n1+1=2\n</think>1", "1"]
     sampler = Noting({encoded("a\n<think>"): [encoded(a) for a in answers]}, {encoded(a): a for a in answers})
-    judging = replace(collector(sampler, steps=True), renderer=PromptRenderer(opening, style="plain"))
-    (group,) = judging.collect([problem("a", reference="<think>1")], step=1).groups
+    collecting = replace(collector(sampler, steps=True), renderer=PromptRenderer(opening, style="plain"))
+    (group,) = collecting.collect([problem("a", reference="<think>1")], step=1).groups
     assert [r.completion.text for r in group.rollouts] == ["<think>\n1+1=2\n</think>1", "<think>1"]
     assert values(group) == [0.0, 1.0]
     assert group.rollouts[0].step_ends == (len("\n1+1=2\n") - 1,)

@@ -1,4 +1,4 @@
-"""Completions that wait for a resumed run come back as they were."""
+"""Collected completions are equal after conversion to JSON and back."""
 
 from __future__ import annotations
 

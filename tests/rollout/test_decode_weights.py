@@ -1,4 +1,4 @@
-"""What is decoded with is what the trainer has: its own memory, or a copy that each delivery makes anew."""
+"""The decoder's weights are the trainer's: its own memory, or a copy that each delivery refreshes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.rollout.sampler_contract import TOLERANCE
 from tests.rollout.tiny import plain_logprobs, tokenizer
 
 PROMPT, COMPLETION = (5, 9, 2, 11), (4, 3, 8, 30, 2)
-BF16_TOLERANCE = 0.25  # 8 bits of logits up to 10, and of what they are made from; over 60 texts up to 0.20
+BF16_TOLERANCE = 0.25  # 8 bits of logits up to 10, and of the states before them; over 60 texts up to 0.20
 
 
 def sampler_of(model: PreTrainedModel, dtype: torch.dtype | None = None) -> TorchSampler:
@@ -37,7 +37,7 @@ def error(sampler: TorchSampler, model: PreTrainedModel) -> float:
 
 
 def trained(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> PreTrainedModel:
-    """One step: log-probs move by tenths."""
+    """One training step, which changes log-probs by tenths."""
     tokens = torch.tensor([[*PROMPT, *COMPLETION]])
     model(tokens, labels=tokens).loss.backward()
     optimizer.step()
@@ -49,8 +49,8 @@ def adamw(model: PreTrainedModel) -> torch.optim.Optimizer:
 
 
 @pytest.mark.parametrize("family", FUSED)
-def test_an_optimiser_step_is_seen_without_delivery(family: str) -> None:
-    """Also by an optimiser made before the sampler; a second sampler does not take the weights from the first."""
+def test_an_optimizer_step_takes_effect_without_delivery(family: str) -> None:
+    """Also with an optimizer that was made before the sampler. A second sampler does not take the weights from the first."""
     model = copy.deepcopy(tiny_model(family, 0))
     optimizer = adamw(model)
     first = sampler_of(model)
@@ -66,12 +66,12 @@ def test_delivery_of_the_trainers_own_tensors_copies_nothing() -> None:
     assert sampler.fused is not None
     memory = {p.untyped_storage().data_ptr() for p in model.parameters()}
     assert all(weight.tensor.untyped_storage().data_ptr() in memory for weight in sampler.fused.weights())
-    assert sampler.fused.refresh()  # everything stands where it stood
+    assert sampler.fused.refresh()  # no address has changed
     assert all(weight.copy is None for weight in sampler.fused.weights())
 
 
-def test_a_model_that_is_sampled_from_is_saved_loaded_and_copied_as_any_other(tmp_path: Path) -> None:
-    """Its parameters share memory now: a file must hold each of them, and a copy must share none with it."""
+def test_a_sampled_model_is_saved_loaded_and_copied_like_any_other(tmp_path: Path) -> None:
+    """Its parameters share memory: a file must contain each of them, and a copy must share no memory with it."""
     model = copy.deepcopy(tiny_model("qwen2", 0))
     sampler = sampler_of(model)
     model.save_pretrained(tmp_path)
@@ -87,7 +87,7 @@ def test_a_model_that_is_sampled_from_is_saved_loaded_and_copied_as_any_other(tm
     assert error(sampler, tiny_model("qwen2", 0)) < TOLERANCE
 
 
-def test_weights_put_elsewhere_are_found_again_by_the_next_delivery() -> None:
+def test_the_next_delivery_finds_weights_at_new_addresses() -> None:
     """load_state_dict(assign=True) and .to() replace the memory of a parameter."""
     model = copy.deepcopy(tiny_model("qwen2", 0))
     sampler = sampler_of(model)
@@ -98,7 +98,7 @@ def test_weights_put_elsewhere_are_found_again_by_the_next_delivery() -> None:
     assert error(sampler, model) < TOLERANCE
 
 
-def test_a_bfloat16_copy_is_made_anew_by_each_delivery() -> None:
+def test_each_delivery_refreshes_a_bfloat16_copy() -> None:
     model = copy.deepcopy(tiny_model("qwen2", 0))
     sampler = sampler_of(model, torch.bfloat16)
     assert TOLERANCE < error(sampler, model) < BF16_TOLERANCE
@@ -109,8 +109,8 @@ def test_a_bfloat16_copy_is_made_anew_by_each_delivery() -> None:
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
-def test_what_is_packed_for_a_call_is_of_its_time_and_let_go_after_it() -> None:
-    """However the call ends; a delivery in its midst counts from there."""
+def test_packed_weights_are_those_of_the_call_and_released_after_it() -> None:
+    """However the call ends; a delivery during the call takes effect at once."""
     model = copy.deepcopy(tiny_model("qwen2", 0))
     sampler = sampler_of(model)
     assert sampler.fused is not None
@@ -140,8 +140,8 @@ def test_what_is_packed_for_a_call_is_of_its_time_and_let_go_after_it() -> None:
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
-def test_adapters_are_merged_anew_by_each_delivery(dtype: torch.dtype | None) -> None:
-    """On any linear layer, some of a fused group only too; a switched-off adapter counts for nothing."""
+def test_each_delivery_merges_adapters(dtype: torch.dtype | None) -> None:
+    """On any linear layer, also if only a part of a fused group has them; a disabled adapter has no effect."""
     model = copy.deepcopy(tiny_model("qwen2", 0))
     targets = ["q_proj", "v_proj", "up_proj", "down_proj", "o_proj"]
     adapted = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=targets))  # pyright: ignore
@@ -159,8 +159,7 @@ def test_adapters_are_merged_anew_by_each_delivery(dtype: torch.dtype | None) ->
 
 
 def test_adapters_on_a_16_bit_base_are_not_merged() -> None:
-    """The base is decoded with where it stands; what is added is that of the merged weights, as their rounding allows. Norms and
-    adapters are float32."""
+    """The base is used without a copy; log-probs are those of merged weights within rounding. Norms and adapters are float32."""
     model = copy.deepcopy(tiny_model("qwen3", 0)).bfloat16()
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.float() if "norm" in name else parameter.data
@@ -195,13 +194,13 @@ def test_adapters_on_a_16_bit_base_are_not_merged() -> None:
         ({"hidden_act": "gelu"}, True),
     ],
 )
-def test_what_a_short_text_does_not_show_is_not_trusted(own: dict, is_trusted: bool) -> None:
-    """Dynamic rotary positions change with the length of the text; a trial over a few tokens sees everything else."""
+def test_rotary_types_that_a_short_text_cannot_test_are_refused(own: dict, is_trusted: bool) -> None:
+    """Dynamic rotary positions change with the length of the text; a trial over a few tokens shows everything else."""
     assert is_llama_like(model_of("llama", own)) is is_trusted
 
 
 def test_attention_that_changes_with_the_position_is_noticed() -> None:
-    """Ministral 3 scales queries by their position, from the end of the original context on: no parameter tells of it."""
+    """Ministral 3 scales queries by their position from the end of the original context on, without any parameter for it."""
     rope = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
     model = model_of("ministral3", {"rope_parameters": {**rope, "llama_4_scaling_beta": 2.0}})
     assert is_llama_like(model)
@@ -209,14 +208,14 @@ def test_attention_that_changes_with_the_position_is_noticed() -> None:
 
 
 def test_low_rank_layers_that_are_no_plain_product_are_left_to_the_model() -> None:
-    """DoRA begins as the base does: a trial at the start would not tell it."""
+    """DoRA initially computes the same as the base, so that a trial would not show it."""
     model = copy.deepcopy(tiny_model("qwen2", 0))
     get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"], use_dora=True))  # pyright: ignore
     assert not is_llama_like(model)
 
 
-def test_parameters_in_one_memory_are_only_taken_for_one_where_they_adjoin() -> None:
-    """Views in the wrong order, or with something between them, are joined anew."""
+def test_parameters_that_share_memory_are_one_tensor_only_if_they_adjoin() -> None:
+    """Views in the wrong order, or with a gap between them, are copied together."""
     parent, memory = torch.nn.Module(), torch.arange(12.0).view(6, 2)
     for name, rows in (("a", slice(2, 4)), ("b", slice(0, 2)), ("c", slice(4, 6))):
         child = torch.nn.Linear(2, 2)
@@ -227,8 +226,8 @@ def test_parameters_in_one_memory_are_only_taken_for_one_where_they_adjoin() -> 
 
 
 def biased_model() -> PreTrainedModel:
-    """Every score has 24 x 32 x 2 / 8 = 192 in it, from biases of keys and queries that no position turns: exact in 16 bits, and no
-    part of the softmax. Qwen2 has such keys."""
+    """A model like Qwen2 whose scores contain a constant 24 x 32 x 2 / 8 = 192, from biases of keys and queries that rotary positions do
+    not change: it is exact in 16 bits and cancels in the softmax."""
     rope = {"rope_type": "default", "rope_theta": 1e30}
     sizes = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1, "rope_parameters": rope}
     model = model_of("qwen2", sizes)
@@ -246,8 +245,8 @@ def biased_model() -> PreTrainedModel:
 
 @pytest.mark.parametrize("decode", ["fused", "slots"])
 def test_scores_of_large_keys_are_not_rounded(decode: str) -> None:
-    """Rounded to 16 bits, scores near 1,536 before scaling are multiples of 8: wrong by up to 0.5. Log-probs of 40 tokens are then off by 0.6
-    in the mean, and by 0.09 where nothing but factors is rounded."""
+    """Rounded to 16 bits, scores near 1,536 before scaling are multiples of 8, so wrong by up to 0.5 after it. Log-probs of 40 tokens then
+    differ by 0.6 on average, and by 0.09 if only the factors are rounded."""
     model, chance = biased_model(), torch.Generator().manual_seed(0)
     tokens = torch.randint(2, 50, (60,), generator=chance).tolist()
     prompt, completion = tokens[:20], tokens[20:]

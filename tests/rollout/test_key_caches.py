@@ -1,4 +1,4 @@
-"""Memory of keys and values on a GPU, and the graphs that read it: grown by need, never held twice, given back, recorded once."""
+"""The cache of keys and values on a GPU, and its graphs: growth by need, no second copy, release, one recording."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.rollout.tiny import tokenizer
 
 
 def bucketed(*, keeps_caches: bool, max_rows: int = 1024) -> TorchSampler:
-    """As on a GPU, but that steps are not recorded."""
+    """As on a GPU, except that steps are not recorded."""
     sampler = TorchSampler(
         copy.deepcopy(tiny_model("qwen2", 0)), tokenizer(), max_rows=max_rows, keeps_caches=keeps_caches
     )
@@ -30,7 +30,7 @@ def bucketed(*, keeps_caches: bool, max_rows: int = 1024) -> TorchSampler:
 
 
 def step_of_training(sampler: TorchSampler, step: int) -> None:
-    """What a step of a run asks: completions, an update in which nothing is sampled, new weights, the proof that they arrived."""
+    """The calls of a training step: sampling, sleep during the update, new weights, the check of the delivery."""
     sampler.sample(requests(6, 4, step=step), SamplingParams(max_tokens=70))
     sampler.sleep()
     sampler.update_weights([], step)
@@ -39,8 +39,8 @@ def step_of_training(sampler: TorchSampler, step: int) -> None:
 
 @pytest.mark.parametrize("keeps_caches", [True, False])
 def test_evaluation_and_training_do_not_evict_each_other(keeps_caches: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Six steps with evaluations between: a kind of step that was met once is never new again where caches are kept, and is not
-    within one step where they are given back."""
+    """Six steps with evaluations between them: where caches are kept, every kind of step is recorded once; where they are released,
+    once within each step."""
     new: Counter[Hashable] = Counter()
     run = Graphs.run
 
@@ -62,8 +62,8 @@ def test_evaluation_and_training_do_not_evict_each_other(keeps_caches: bool, mon
     assert new
 
 
-def test_what_is_too_small_is_let_go_before_its_successor_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the successor has room for both."""
+def test_a_cache_that_is_too_small_is_released_before_a_larger_one_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The larger one has the capacity for both calls."""
     held: list[weakref.ref[torch.Tensor]] = []
     allocate = FusedDecoder._allocate
 
@@ -86,7 +86,7 @@ def test_what_is_too_small_is_let_go_before_its_successor_is_made(monkeypatch: p
 
 @pytest.mark.parametrize(("max_tokens", "columns"), [(70, 128), (150, 192)])
 def test_own_keys_grow_with_what_is_written(max_tokens: int, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By 64 columns here, whatever the limit; the completions are those of a cache made at once, and of one without buckets."""
+    """By 64 columns here, whatever the limit. Completions equal those of a cache that is allocated at once, and of one without buckets."""
     monkeypatch.setattr(fused_decoder, "BLOCK", 64)
     model, params = tiny_model("qwen2", 0), SamplingParams(max_tokens=max_tokens)
     model = copy.deepcopy(model)
@@ -106,7 +106,7 @@ def test_own_keys_grow_with_what_is_written(max_tokens: int, columns: int, monke
     assert found[0] == found[1] == found[2]
 
 
-def test_caches_are_given_back_before_an_update_unless_they_are_to_stay() -> None:
+def test_caches_are_released_before_an_update_unless_they_are_kept() -> None:
     params, asked = SamplingParams(max_tokens=20), requests(4, 2)
     for keeps in (False, True):
         sampler = bucketed(keeps_caches=keeps)
@@ -120,8 +120,8 @@ def test_caches_are_given_back_before_an_update_unless_they_are_to_stay() -> Non
 
 @pytest.mark.parametrize("keeps_caches", [True, False])
 def test_caches_grow_while_rows_are_decoded(keeps_caches: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By requests that come later and have longer prompts, more rows and a larger limit. Steps are then recorded anew, and the
-    caches keep their size for the next call."""
+    """For later requests with longer prompts, more rows and a larger limit. Graphs are dropped, and the caches keep their size for the
+    next call."""
     cleared, clear = [], Graphs.clear
     monkeypatch.setattr(Graphs, "clear", lambda self: cleared.append(self) or clear(self))
     sampler, params = bucketed(keeps_caches=keeps_caches), SamplingParams(max_tokens=30)

@@ -1,4 +1,4 @@
-"""Problems come in an order that can be taken up again, and a data set that cannot be used says why."""
+"""Problems are dealt in a resumable order, and an unusable data set gives an error that says why."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_every_epoch_deals_each_problem_once_in_an_order_of_its_own() -> None:
 
 
 def test_the_cursor_alone_takes_the_stream_up_again() -> None:
-    """What a checkpoint stores: a run that was killed must see the very problems it would have seen."""
+    """A checkpoint stores it: a resumed run must get the same problems as one that was not interrupted."""
     stream = ProblemStream(numbered(7), seed=3)
     dealt = [ids(stream.take(3)) for _ in range(9)]
     for done in range(9):
@@ -61,7 +61,7 @@ def test_the_cursor_alone_takes_the_stream_up_again() -> None:
         assert [ids(again.take(3)) for _ in range(done, 9)] == dealt[done:]
     back = ProblemStream(numbered(7), seed=3)
     back.take(20)
-    back.cursor = 3  # as loading a checkpoint into a used stream does
+    back.cursor = 3  # as when a checkpoint is loaded into a used stream
     assert ids(back.take(3)) == dealt[1]
 
 
@@ -71,7 +71,7 @@ def test_the_seed_decides_the_order() -> None:
 
 
 def test_held_out_problems_are_not_trained_on() -> None:
-    """And they are a spread-out choice: files are often sorted."""
+    """They are chosen from the whole file, as files are often sorted."""
     training, held_out = split_held_out(numbered(50), 10)
     assert sorted(ids(training) + ids(held_out)) == sorted(ids(numbered(50)))
     assert len(held_out) == 10
@@ -82,7 +82,7 @@ def test_held_out_problems_are_not_trained_on() -> None:
 
 
 def test_a_training_problem_that_is_evaluated_on_is_left_out() -> None:
-    """White space, new lines and case aside, as copies of a data set differ in them; the order of messages counts."""
+    """White space, new lines and case do not count, as copies of a data set differ in them; the order of messages does."""
 
     def problem(*texts: str) -> Problem:
         return Problem(id="".join(texts), prompt=tuple({"role": "user", "content": t} for t in texts), reference="1")
@@ -94,7 +94,7 @@ def test_a_training_problem_that_is_evaluated_on_is_left_out() -> None:
 
 
 def test_gsm8k_rows_become_problems(written: Callable[..., str]) -> None:
-    """The reference is what stands after ####, without the reasoning that leads to it."""
+    """The reference is the text behind ####, without the reasoning."""
     rows = [
         {"question": "Janet has 3 eggs and buys 1,000 more.", "answer": "3+1000 = <<3+1000=1003>>1003\n#### 1,003"},
         {"question": "Zoë owes 5€.", "answer": "#### -5"},
@@ -116,15 +116,15 @@ def test_columns_of_other_names_are_found_or_named(written: Callable[..., str]) 
     assert load_problems(path)[0].reference == "2"
 
 
-def test_a_row_is_called_by_its_id_or_its_task_id_or_its_number(written: Callable[..., str]) -> None:
+def test_a_problems_id_is_the_rows_id_or_task_id_or_number(written: Callable[..., str]) -> None:
     """HumanEval and MBPP name their rows by task_id."""
     named = [{"id": "a", "task_id": "b"}, {"task_id": "HumanEval/0"}, {}]
     rows = [{"question": f"{n}+1?", "answer": str(n + 1), **names} for n, names in enumerate(named)]
     assert ids(load_problems(written(*rows))) == ["a", "HumanEval/0", "2"]
 
 
-def test_of_equal_prompts_the_first_stays(written: Callable[..., str]) -> None:
-    """A prompt that comes twice would be dealt twice an epoch, and could be held out and trained on at once."""
+def test_of_equal_prompts_the_first_is_kept(written: Callable[..., str]) -> None:
+    """A repeated prompt would be dealt twice an epoch, and could be both held out and trained on."""
     rows = [{"question": q, "answer": a} for q, a in (("1+1?", "2"), ("2+2?", "4"), ("1+1?", "3"))]
     assert [p.reference for p in load_problems(written(*rows))] == ["2", "4"]
 
@@ -176,7 +176,7 @@ UNUSABLE = {
 
 
 @pytest.mark.parametrize("case", UNUSABLE)
-def test_an_unusable_file_says_what_to_mend(written: Callable[..., str], case: str) -> None:
+def test_the_error_of_an_unusable_file_says_what_to_fix(written: Callable[..., str], case: str) -> None:
     lines, message = UNUSABLE[case]
     with pytest.raises(UserError, match=message):
         load_problems(written(*lines))
@@ -195,13 +195,13 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, written: Callable[.
 
 
 def test_a_row_without_an_answer_is_a_problem_with_an_empty_reference(written: Callable[..., str]) -> None:
-    """MATH has four: one must not keep the whole file from being used. The run leaves such problems out and says so."""
+    """MATH has four such rows, which must not make the whole file unusable. The run drops such problems and reports them."""
     problems = load_problems(written(ROW, {"question": "2+2?", "answer": None}))
     assert [p.reference for p in problems][1] == ""
 
 
 def test_messages_are_read_in_each_way_that_data_sets_write_them(written: Callable[..., str]) -> None:
-    """One message, parts of text, a number, JSON text of messages: never the Python spelling of an object. What is guessed is reported."""
+    """One message, parts of text, a number, JSON text of messages; never Python's repr of an object. Interpretations are reported."""
     user, said = {"role": "user", "content": "1+1?"}, []
     parts = {"role": "user", "content": [{"type": "text", "text": "1+"}, {"type": "text", "text": "1?"}]}
     for prompt in ("1+1?", [user], user, [parts], json.dumps([user])):
@@ -240,7 +240,7 @@ def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path: Path) -> None:
 
 
 def test_a_configuration_and_a_split_of_a_data_set_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder as on the hub, with two configurations: without a name the library says which there are, we how to give one."""
+    """A folder as on the hub, with two configurations: without a name the library's error lists them, and ours names the option."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     names = [(config, split) for config in ("main", "socratic") for split in ("train", "test")]
     for config, split in names:
@@ -259,8 +259,8 @@ def test_a_configuration_and_a_split_of_a_data_set_are_named(tmp_path: Path, mon
         load_problems(str(tmp_path))
 
 
-def test_gsm8k_itself_is_read_whole(shared_file: Callable[[str], Path]) -> None:
-    """7,473 questions, all different, each with a whole number as its reference."""
+def test_gsm8k_itself_is_read_completely(shared_file: Callable[[str], Path]) -> None:
+    """7,473 different questions, each with an integer as its reference."""
     problems = load_problems(str(shared_file("data/gsm8k_train.jsonl")))
     assert len({p.id for p in problems}) == len(problems) == 7473
     assert all(re.fullmatch(r"-?\d[\d,]*(\.\d+)?", p.reference) for p in problems)
@@ -272,8 +272,8 @@ def equations(worked: str) -> Iterator[tuple[int, int]]:
         yield int(left) + (int(right) if sign == "+" else -int(right)), int(result)
 
 
-def test_arithmetic_problems_differ_and_their_worked_solutions_are_true() -> None:
-    """The warm start learns to write them, and process supervision scores their lines: each must be a true step."""
+def test_arithmetic_problems_differ_and_their_solutions_are_true() -> None:
+    """The warm start trains on the solutions, and process supervision scores their lines: each must be a true step."""
     problems = arithmetic_problems(3000, seed=0)
     assert len({p.id for p in problems}) == len({str(p.prompt) for p in problems}) == 3000
     for problem in problems:
@@ -305,7 +305,7 @@ def test_an_answer_is_text_a_number_or_a_list_of_one(
         assert reference_answer(str(load_problems(written(row))[0].reference)) == reference
 
 
-def test_what_is_no_answer_is_left_for_the_verifier_to_refuse(written: Callable[..., str]) -> None:
+def test_a_value_that_is_no_answer_is_left_to_the_verifier_to_refuse(written: Callable[..., str]) -> None:
     answers = ["NaN", '{"text": "5"}', '["1", "2"]', "9" * 5_000, '"N/A"', '"#### Solution\\nIt is plain."']
     problems = load_problems(
         written(*(f'{{"question": "q{i}", "answer": {answer}}}' for i, answer in enumerate(answers)))
@@ -326,7 +326,7 @@ def test_what_is_no_answer_is_left_for_the_verifier_to_refuse(written: Callable[
         verifiers.close()
 
 
-def test_json_that_python_cannot_read_is_told_by_its_line(written: Callable[..., str]) -> None:
+def test_json_that_python_cannot_parse_is_named_by_its_line(written: Callable[..., str]) -> None:
     with pytest.raises(UserError, match=r"line 2 is nested too deeply"):
         load_problems(written({"question": "q", "answer": 1}, "[" * 100_000 + "]" * 100_000))
     with pytest.raises(UserError, match=r"verifier is \['math'\]: it must be one of"):

@@ -1,4 +1,4 @@
-"""Rows that bring tests become tasks that rewards.program judges."""
+"""Rows with tests become tasks that rewards.program grades."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def loaded(folder: Path, **columns: Any) -> dict[str, Any]:
     problem = load_problems(str(path))[0]
     assert problem.verifier == "program"
     assert isinstance(problem.reference, dict)
-    parse_task(problem.reference)  # raises for what no program can be judged by
+    parse_task(problem.reference)  # raises if the tests cannot grade any program
     return problem.reference
 
 
@@ -66,14 +66,14 @@ def loaded(folder: Path, **columns: Any) -> dict[str, Any]:
         ({"tests": [{"input": "1 2", "output": 3}]}, {"type": "stdin", "tests": SCRIPT}),
     ],
 )
-def test_every_shape_of_tests_is_read(columns: dict[str, Any], expected: dict[str, Any], tmp_path: Path) -> None:
+def test_every_format_of_tests_is_read(columns: dict[str, Any], expected: dict[str, Any], tmp_path: Path) -> None:
     if expected.get("entry_point") == "plus":
         columns = {**columns, "tests": [text.replace("add", "plus") for text in ASSERTS]}
     task = loaded(tmp_path, **columns)
     assert {key: task[key] for key in expected} == expected
 
 
-def test_a_humaneval_row_is_judged_as_a_beginning_with_its_helpers(tmp_path: Path) -> None:
+def test_a_humaneval_row_is_graded_as_a_beginning_with_its_helpers(tmp_path: Path) -> None:
     prompt = "def helper(x):\n    return x\n\ndef f(x):\n    '''Twice x.'''\n"
     test = "def check(candidate):\n    assert candidate(helper(2)) == 4\n"
     row = {"prompt": prompt, "test": test, "entry_point": "f", "canonical_solution": "    return 2 * x\n"}
@@ -84,7 +84,7 @@ def test_a_humaneval_row_is_judged_as_a_beginning_with_its_helpers(tmp_path: Pat
 
 
 def test_humaneval_as_published_is_solved_by_its_own_solutions(shared_file: Callable[[str], Path]) -> None:
-    """Each canonical solution goes on where its prompt ends, as a base model would; and none of 164 stubs passes."""
+    """Each canonical solution continues its prompt, as a base model would; none of the 164 stubs passes."""
     problems = load_problems(str(shared_file("data/HumanEval.jsonl.gz")))
     references = [problem.reference for problem in problems]
     with ProgramVerifier(completions=True) as verifier:

@@ -1,4 +1,4 @@
-"""A prompt is rendered as the model's makers do it, and each special token stands in it once."""
+"""A prompt is rendered by the model's own template and has each special token once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TEXT = Problem(id="text", prompt="1+1?", reference="2")
 
 
 def adding_bos(template: str | None) -> PreTrainedTokenizerFast:
-    """A tokenizer that puts a BOS before every text by itself, as Llama's and Gemma's do."""
+    """A tokenizer that adds a BOS to every text, like Llama's and Gemma's."""
     made = tiny_tokenizer()
     made.add_special_tokens({"bos_token": "<|begin|>"})
     bos = ("<|begin|>", made.bos_token_id)
@@ -39,20 +39,20 @@ def rendered(
 
 
 @pytest.mark.parametrize("problem", [CHAT, TEXT], ids=["messages", "text"])
-def test_a_chat_model_gets_its_template_and_the_word(problem: Problem) -> None:
-    """The turn is handed to the assistant; the template writes the BOS, so the tokenizer must not write one more."""
+def test_a_chat_model_gets_its_template_with_the_assistants_turn_begun(problem: Problem) -> None:
+    """The template writes the BOS, so the tokenizer must not add another one."""
     assert rendered(adding_bos(TEMPLATE), problem) == "<|begin|><user>1+1?<assistant>"
 
 
 @pytest.mark.parametrize("problem", [CHAT, TEXT], ids=["messages", "text"])
 def test_a_base_model_gets_the_text_alone(problem: Problem) -> None:
-    """No template writes the BOS here, so the tokenizer must, once."""
+    """Without a template the tokenizer writes the BOS, once."""
     assert rendered(adding_bos(None), problem) == "<|begin|>1+1?\n"
 
 
 @pytest.mark.parametrize("style", ["plain", "boxed", "r1", "code"])
 def test_the_system_prompt_says_where_the_answer_goes(style: str) -> None:
-    """A model is scored for an answer in the place it was told of, and told nothing else."""
+    """It names the form in which the answer is graded, and no other."""
     system = SYSTEM_PROMPTS[style]
     first = "" if system is None else f"<system>{system}"
     assert rendered(adding_bos(TEMPLATE), CHAT, style) == f"<|begin|>{first}<user>1+1?<assistant>"
@@ -69,7 +69,7 @@ def test_the_system_prompt_says_where_the_answer_goes(style: str) -> None:
 
 @pytest.mark.parametrize(("verifier", "style"), [("math", "boxed"), ("program", "code"), ("puzzle", "plain")])
 def test_without_a_style_the_verifier_decides(verifier: str, style: str) -> None:
-    """A model that is to write a program must not be told to put a number in a box."""
+    """A model that is to write a program must not be instructed to put a number in a box."""
     problem = Problem(id="p", prompt="1+1?", reference="2", verifier=verifier)
     assert rendered(adding_bos(TEMPLATE), problem, None) == rendered(adding_bos(TEMPLATE), problem, style)
 
@@ -79,8 +79,8 @@ def test_a_system_prompt_of_ones_own_replaces_the_styles() -> None:
 
 
 @pytest.mark.parametrize("template", [TEMPLATE, None], ids=["chat", "base"])
-def test_a_worked_solution_goes_on_from_the_prompt(template: str | None) -> None:
-    """The BOS stands before the prompt; the solution has none of its own, and its end."""
+def test_a_demonstrated_solution_continues_the_prompt(template: str | None) -> None:
+    """The BOS is before the prompt only; the solution ends with the EOS."""
     tokenizer = adding_bos(template)
     shown = demonstration(replace(CHAT, metadata={SOLUTION: "1+1=2"}), PromptRenderer(tokenizer, style="plain"))
     (rollout,) = shown.rollouts
@@ -100,14 +100,14 @@ def test_a_prompt_of_no_tokens_is_refused() -> None:
         PromptRenderer(adding_bos("{{ '' }}"), style="plain").render(CHAT)
 
 
-def test_where_a_template_refuses_a_system_role_the_user_says_both() -> None:
-    """Gemma's template raises; the request for a box must still reach the model."""
+def test_a_system_message_that_a_template_refuses_begins_the_users_message() -> None:
+    """Gemma's template raises; the instruction to use a box must still reach the model."""
     refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + TEMPLATE
     prompt = rendered(adding_bos(refusing), CHAT, own="Answer in a box.")
     assert prompt == "<|begin|><user>Answer in a box.\n\n1+1?<assistant>"
 
 
-def test_a_system_message_of_the_data_set_stands_alone() -> None:
+def test_a_system_message_of_the_data_set_replaces_the_options() -> None:
     own = Problem(id="own", prompt=({"role": "system", "content": "S"}, *CHAT.prompt), reference="2")  # pyright: ignore
     assert rendered(adding_bos(TEMPLATE), own, own="ours") == "<|begin|><system>S<user>1+1?<assistant>"
 
@@ -120,7 +120,7 @@ SYSTEM, REPLY = {"role": "system", "content": "S"}, {"role": "assistant", "conte
 
 
 def reports(tokenizer: PreTrainedTokenizerFast, *prompts: object, **options: object) -> tuple[list[str], list[str]]:
-    """-> (what is rendered of each prompt, what the renderer says of them)."""
+    """-> (the rendered prompts, the renderer's reports)"""
     said: list[str] = []
     renderer = PromptRenderer(tokenizer, report=said.append, **{"style": "plain", **options})  # pyright: ignore
     problems = [Problem(id=str(i), prompt=prompt, reference="2") for i, prompt in enumerate(prompts)]  # pyright: ignore
@@ -144,18 +144,18 @@ def reports(tokenizer: PreTrainedTokenizerFast, *prompts: object, **options: obj
         (TEMPLATE, ({"role": "user", "content": [{"type": "text", "text": "1+"}, "1?"]},), {}, "<|begin|><user>1+1?<assistant>", ""),
     ],
 )  # fmt: skip
-def test_a_prompt_other_than_was_asked_for_is_told_once(
+def test_a_prompt_that_differs_from_the_options_or_the_data_is_reported_once(
     template: str | None, prompt: object, options: dict[str, object], rendered: str, said: str
 ) -> None:
-    """With an example; a last message of the assistant's is gone on with, and what a template leaves out the user says."""
+    """With an example. A final assistant message is continued; a system message that a template drops is put into the user's."""
     assert template is None or DROPS != TEMPLATE
     texts, found = reports(adding_bos(template), prompt, prompt, **options)
     assert texts == [rendered] * 2
     assert len(found) == bool(said) and all(said in text and "first such problem is '0'" in text for text in found)
 
 
-def test_a_tokenizer_that_ends_prompts_is_not_followed() -> None:
-    """With add_eos_token it would tell the model that the text is over before the answer."""
+def test_an_eos_that_the_tokenizer_appends_to_prompts_is_removed() -> None:
+    """With add_eos_token the model would take the text as finished before the answer."""
     made = tiny_tokenizer()
     made.chat_template = None
     end = ("<|end|>", made.eos_token_id)
@@ -179,28 +179,28 @@ def test_a_tokenizer_that_ends_prompts_is_not_followed() -> None:
         (TEMPLATE, {"text": "1+1?"}, "is neither text nor a list of messages"),
     ],
 )  # fmt: skip
-def test_messages_that_cannot_be_rendered_are_the_users_to_change(template: str, prompt: object, message: str) -> None:
+def test_messages_that_cannot_be_rendered_are_a_users_error(template: str, prompt: object, message: str) -> None:
     with pytest.raises(UserError, match=message):
         reports(adding_bos(template), prompt)
 
 
 def test_a_system_prompt_that_no_tokenizer_encodes_is_refused() -> None:
-    """A shell hands over bytes that are no UTF-8 as half characters."""
+    """A shell passes bytes that are not UTF-8 as lone surrogates."""
     with pytest.raises(UserError, match="system_prompt: its text has half of a surrogate pair"):
         reports(adding_bos(TEMPLATE), "1+1?", system_prompt="\udcff")
 
 
-def test_a_worked_solution_ends_as_the_template_ends_a_turn() -> None:
-    """A model that is taught its EOS instead would not end the turn that it began. Without either there is nothing to teach."""
+def test_a_demonstrated_solution_ends_as_the_template_ends_a_turn() -> None:
+    """A model that is taught its EOS instead would not end its turn. Without a template's end and an EOS it is an error."""
     made = tiny_tokenizer()
     made.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
     made.chat_template = "{% for m in messages %}{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    worked = replace(CHAT, metadata={SOLUTION: "1+1=2"})
-    (rollout,) = demonstration(worked, PromptRenderer(made, style="plain")).rollouts
+    solved = replace(CHAT, metadata={SOLUTION: "1+1=2"})
+    (rollout,) = demonstration(solved, PromptRenderer(made, style="plain")).rollouts
     assert made.decode(rollout.completion.token_ids) == "1+1=2<|im_end|>"
     made.chat_template = made.eos_token = None
     with pytest.raises(UserError, match="its tokenizer has no EOS"):
-        demonstration(worked, PromptRenderer(made, style="plain"))
+        demonstration(solved, PromptRenderer(made, style="plain"))
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_a_worked_solution_ends_as_the_template_ends_a_turn() -> None:
     ids=["constant", "parts", "first"],
 )
 def test_a_template_that_leaves_out_the_question_is_refused(template: str) -> None:
-    """Every prompt would be the same, whatever the problem: nothing could be learnt but to guess."""
+    """Every prompt would be the same, whatever the problem."""
     asked = Problem(
         id="7", prompt=({"role": "user", "content": "hi"}, {"role": "user", "content": "1+1?"}), reference="2"
     )

@@ -1,4 +1,4 @@
-"""Built-in puzzles: different, the same for a seed, solvable, and asked in words that give nothing away."""
+"""Built-in puzzles: different from each other, equal for equal seeds, solvable, and without the answer in the prompt."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rollout.puzzles import PUZZLE_MAKERS, base_conversion, countdown, linear_eq
 from rollout.records import Problem
 
 
-def asked(problem: Problem) -> str:
+def question(problem: Problem) -> str:
     (message,) = problem.prompt
     assert isinstance(message, dict)
     return message["content"]
@@ -28,7 +28,7 @@ def sample(name: str) -> list[Problem]:
     return puzzle_problems(PUZZLE_MAKERS[name], 400, seed=0)
 
 
-def test_every_puzzle_that_can_be_judged_is_made() -> None:
+def test_every_puzzle_that_can_be_graded_is_made() -> None:
     assert PUZZLE_MAKERS.keys() == PUZZLES.keys()
 
 
@@ -43,7 +43,7 @@ def test_the_docs_name_every_built_in_task_and_how_many_problems_it_has() -> Non
 @pytest.mark.parametrize("name", PUZZLE_MAKERS)
 def test_problems_differ_and_depend_on_the_seed_alone(name: str) -> None:
     problems = load_problems(name)
-    assert len({p.id for p in problems}) == len({asked(p) for p in problems}) == len(problems) >= 2000
+    assert len({p.id for p in problems}) == len({question(p) for p in problems}) == len(problems) >= 2000
     assert puzzle_problems(PUZZLE_MAKERS[name], 50, seed=0) == problems[:50]
     assert puzzle_problems(PUZZLE_MAKERS[name], 50, seed=1) != problems[:50]
 
@@ -53,12 +53,12 @@ def test_each_has_a_solution_that_its_prompt_does_not_contain(name: str) -> None
     problems = sample(name)
     assert {p.verifier for p in problems} == {"puzzle"}
     assert {check_reference(p.reference).outcome for p in problems} == {Outcome.CORRECT}
-    assert {grade(asked(p), p.reference).outcome for p in problems} == {Outcome.NO_ANSWER}
-    assert {grade(f"\\boxed{{{asked(p)}}}", p.reference).is_correct for p in problems} == {False}
+    assert {grade(question(p), p.reference).outcome for p in problems} == {Outcome.NO_ANSWER}
+    assert {grade(f"\\boxed{{{question(p)}}}", p.reference).is_correct for p in problems} == {False}
 
 
 def test_one_answer_does_not_solve_many() -> None:
-    """A constant answer is the first thing that a policy finds."""
+    """A constant answer is the first strategy that a policy finds."""
     for name in PUZZLE_MAKERS:
         problems = sample(name)
         answers = [f"\\boxed{{{read_puzzle(p.reference).solution}}}" for p in problems[:20]]
@@ -68,17 +68,17 @@ def test_one_answer_does_not_solve_many() -> None:
 
 @pytest.mark.parametrize("problem", sample("countdown")[:20], ids=lambda p: p.id)
 def test_the_prompt_of_countdown_names_what_is_graded(problem: Problem) -> None:
-    *numbers, target = map(int, re.findall(r"\d+", asked(problem)))
+    *numbers, target = map(int, re.findall(r"\d+", question(problem)))
     assert isinstance(problem.reference, dict)
     assert (numbers, target) == (problem.reference["numbers"], problem.reference["target"])
 
 
 @pytest.mark.parametrize("problem", sample("linear-equations")[:40], ids=lambda p: p.id)
 def test_the_equations_in_the_prompt_are_those_of_the_reference(problem: Problem) -> None:
-    """The solution, put into the text of the prompt: read here in another way than it is written there."""
+    """The solution is inserted into the text of the prompt, which the test reads by other means than those it is written by."""
     assert isinstance(problem.reference, dict)
     values = dict(part.split(" = ") for part in read_puzzle(problem.reference).solution.split(", "))
-    shown = asked(problem).removeprefix("Solve ").partition(".")[0]
+    shown = question(problem).removeprefix("Solve ").partition(".")[0]
     for equation in shown.split(" and "):
         left, right = (value_of(side, values) for side in equation.split(" = "))
         assert left == right, equation
@@ -97,7 +97,7 @@ def test_a_sudoku_has_one_solution_and_its_rows_stand_in_the_prompt() -> None:
         assert isinstance(problem.reference, dict)
         givens = "".join(problem.reference["givens"])
         assert sum(all(g in (".", cell) for g, cell in zip(givens, grid)) for grid in GRIDS) == 1
-        assert "\n".join(problem.reference["givens"]) in asked(problem)
+        assert "\n".join(problem.reference["givens"]) in question(problem)
         assert "." in givens
 
 
@@ -108,7 +108,7 @@ def test_ranges_are_kept() -> None:
         assert len(reference["numbers"]) in (5, 6) and {*reference["numbers"]} <= {*range(1, 10)}
         assert -5 <= reference["target"] <= 5
     systems = puzzle_problems(partial(linear_equations, num_unknowns=(2, 2)), 20, seed=0)
-    assert all("x = ..., y = ..." in asked(p) for p in systems)
+    assert all("x = ..., y = ..." in question(p) for p in systems)
     sparse = puzzle_problems(partial(sudoku4, num_givens=(4, 4)), 100, seed=0)
     assert min(16 - p.id.count(".") for p in sparse) == 4  # as few as any 4x4 sudoku has
     with pytest.raises(ValueError, match=r"count=30: .* about 4 different problems; widen"):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from rewards.errors import UserError
+from rewards.extract import own_turn
 from rewards.score import Outcome, Score
 from rl.objective.algorithms import ALGORITHMS
 from rl.policy.policy import Policy
@@ -154,6 +155,7 @@ def test_a_reply_is_what_the_template_writes_between_two_turns(ends_itself: bool
     reply = Fixed.reply([{"role": "tool", "content": "42"}], words, turn)
     expected = said + "<|im_end|>\n<|im_start|>tool\n42<|im_end|>\n<|im_start|>assistant\n"
     assert (*turn.token_ids, *reply.token_ids) == tuple(encode(expected))
+    assert own_turn(turn.text + reply.text + "43") == "<think>hm</think>call()\n42\n43"  # what a verifier reads
 
 
 @pytest.mark.parametrize(
@@ -173,7 +175,7 @@ def test_a_template_that_has_no_place_for_a_reply_is_named(template: str, messag
 class Long(Equal):
     """The longer the better, so that every group has a signal."""
 
-    def judged(self, answer: str, reference: str) -> Score:
+    def grade(self, answer: str, reference: str) -> Score:
         return Score(len(answer) / 100, Outcome.WRONG)
 
 

@@ -1,4 +1,4 @@
-"""Small programs: their solutions pass, programs that are nearly right fail, and right ones that look different pass."""
+"""Small programs: their solutions pass, nearly correct programs fail, and correct programs of another form pass."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def operations_of(problem: Problem) -> list[Operation]:
 
 
 def near_misses(right: Sequence[Operation]) -> Iterator[list[Operation]]:
-    """One operation left out or another one, or two in the wrong order."""
+    """Programs with one operation left out or replaced, or with two in the wrong order."""
     for i, operation in enumerate(right):
         yield [*right[:i], *right[i + 1 :]]
         yield from ([*right[:i], other, *right[i + 1 :]] for other in OPERATIONS if other is not operation)
@@ -37,15 +37,15 @@ def near_misses(right: Sequence[Operation]) -> Iterator[list[Operation]]:
     yield from ([second, first, third], [first, third, second])
 
 
-def test_worked_solutions_pass(verifier: ProgramVerifier) -> None:
-    """The tests were made by functions, not by running the solutions: two accounts of each operation that must agree."""
+def test_solutions_pass(verifier: ProgramVerifier) -> None:
+    """The tests are made by functions, not by running the solutions: two definitions of each operation that must agree."""
     problems = small_programs(150, seed=0)
     assert {o for p in problems for o in operations_of(p)} == set(OPERATIONS)
     assert values(verifier, [p.metadata["worked"] for p in problems], problems) == [1.0] * 150
 
 
-def test_programs_that_are_nearly_right_fail() -> None:
-    """Of those that are wrong on other texts not one in ten thousand passes: a reward is hardly ever luck."""
+def test_nearly_correct_programs_fail() -> None:
+    """Of the programs that are wrong on other texts, fewer than one in ten thousand pass by luck."""
     rng = random.Random(1)
     others = ["".join(rng.choices(LETTERS, k=rng.choice(LENGTHS))) for _ in range(200)]
     num_wrong = num_passing = 0
@@ -54,7 +54,7 @@ def test_programs_that_are_nearly_right_fail() -> None:
         texts, expected = zip(*((test["args"][0], test["expected"]) for test in problem.reference["tests"]))
         right = operations_of(problem)
         assert run(right, texts) == list(expected)
-        assert len(set(expected)) > 1  # no constant is right
+        assert len(set(expected)) > 1  # no constant is correct
         for near in near_misses(right):
             passes = run(near, texts) == list(expected)
             assert not passes or len(near) == len(right)  # every operation is needed
@@ -71,15 +71,15 @@ def test_programs_that_are_nearly_right_fail() -> None:
         ("first 3, drop first 3, append x", "drop first 3, first 3, append x"),  # of 3 letters without 3 none is left
     ],
 )
-def test_what_asks_for_less_than_it_says_is_left_out(words: str, needed: str) -> None:
+def test_a_task_that_a_simpler_program_solves_is_left_out(words: str, needed: str) -> None:
     verdicts = [
         is_degenerate([BY_WORDS[w] for w in text.split(", ")], ["abcdefgh", "zyxwvuts"]) for text in (words, needed)
     ]
     assert verdicts == [True, False]
 
 
-def test_it_is_the_tests_that_decide(verifier: ProgramVerifier) -> None:
-    """Other programs that do the same pass, as completion of the signature or as a whole; without parentheses it fails."""
+def test_only_the_tests_decide(verifier: ProgramVerifier) -> None:
+    """Other programs with the same results pass, as a completion of the signature or as a whole; without parentheses it fails."""
     problem = next(p for p in small_programs(100, seed=0) if p.id == "append y, reverse, every 2")
     programs = {
         '(s+"y")[::-1][::2]': 1.0,

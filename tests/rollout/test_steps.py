@@ -1,4 +1,4 @@
-"""Where the steps of a completion end, in time linear in it and beside the sampling."""
+"""The ends of a completion's steps, found in linear time and beside the sampling."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def completion(token_ids: Sequence[int]) -> Completion:
 )
 @settings(max_examples=60, deadline=None)
 def test_a_step_ends_with_the_first_token_that_completes_its_line(pieces: list[str]) -> None:
-    """As all that is decoded anew up to each token says, which takes time quadratic in the tokens."""
+    """Compared with decoding the whole text up to each token, which takes quadratic time."""
     written = completion(encoded("".join(pieces)))
     found = steps.steps_of(TOKENIZER, problem("a"), written)
     ids = written.token_ids
@@ -54,14 +54,14 @@ def test_a_step_ends_with_the_first_token_that_completes_its_line(pieces: list[s
 
 @given(st.lists(st.integers(0, 255), min_size=1, max_size=200))
 @settings(max_examples=60, deadline=None)
-def test_bytes_that_are_no_text_are_gone_through(token_ids: list[int]) -> None:
+def test_bytes_that_are_no_text_do_no_harm(token_ids: list[int]) -> None:
     ends = steps._token_ends(TOKENIZER, token_ids)
     assert len(ends) == len(token_ids) and min(ends) >= 0
 
 
 @pytest.mark.parametrize("text", ["1+1=2\n" * 150, "é" * 400, "漢" * 300])
 def test_few_tokens_are_decoded_again_for_each(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Up to a character's four and those of the one before it, twice; the hundreds before were a half second each."""
+    """At most twice the tokens of a character, four, and of the one before it."""
     decoded: list[int] = []
     inner = steps._text
 
@@ -95,8 +95,8 @@ def test_steps_are_scored_beside_the_sampling_against_the_prompt(monkeypatch: py
     assert threads == ["verify_0"]
 
 
-def test_what_the_prompt_has_opened_is_no_token_of_the_completion() -> None:
-    """Its text stands before the model's own, of which the steps' tokens are counted."""
+def test_the_answer_prefix_is_no_token_of_the_completion() -> None:
+    """Its text is before the model's own, whose tokens the steps' ends count."""
     bare = completion(encoded("1+1=2\nso 2+2=4\n"))
     expected = steps.steps_of(TOKENIZER, problem("a"), bare)
     assert len(expected.ends) == 2 and expected.ends[0] < expected.ends[1] < len(bare.token_ids)

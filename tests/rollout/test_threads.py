@@ -1,4 +1,4 @@
-"""Streams side by side: everything comes once, errors come through, nothing is left running."""
+"""Streams in threads: every item comes once, errors are raised in the consumer, and no thread is left."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_an_error_in_one_ends_all() -> None:
     assert threading.active_count() == running
 
 
-def test_who_stops_listening_stops_the_streams() -> None:
+def test_a_consumer_that_stops_ends_the_streams() -> None:
     threads, running = torch.get_num_threads(), threading.active_count()
     stream = run_in_threads([endless, endless])
     next(stream)

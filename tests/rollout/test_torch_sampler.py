@@ -1,4 +1,4 @@
-"""The embedded engine keeps the contract on every kind of attention, and takes the cache wherever it is right."""
+"""The embedded engine passes the contract with every kind of attention, and uses the fastest correct decoder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.rollout.uniform_reference import uniform
 
 
 def sampler_of(model: PreTrainedModel, max_rows: int, how: str) -> TorchSampler:
-    """how: "" as it comes; "slots" by the model's own forward; "buckets" as on a GPU, but for the graphs."""
+    """how: "" or "threads" for the default decoder; "slots": the model's own forward; "buckets": as on a GPU, but without graphs."""
     sampler = TorchSampler(copy.deepcopy(model), tokenizer(), max_rows=max_rows)
     if how == "slots":
         sampler.decoder_class, sampler.fused = CachedDecoder, None
@@ -55,7 +55,7 @@ class TestTorchSampler(SamplerContract):
 
 @pytest.mark.parametrize("family", ALL)
 def test_the_fastest_decoder_that_is_right_is_used(family: str, caplog: pytest.LogCaptureFixture) -> None:
-    """The others are slower, so they must be needed, and said."""
+    """A slower decoder is used only where it is needed, with a warning."""
     sampler = TorchSampler(tiny_model(family, 0), tokenizer())
     expected = FusedDecoder if family in FUSED else CachedDecoder if family in CACHED else RecomputingDecoder
     assert sampler.decoder_class is expected
@@ -64,7 +64,7 @@ def test_the_fastest_decoder_that_is_right_is_used(family: str, caplog: pytest.L
 
 
 def test_no_token_is_run_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What makes decoding fast: a prompt runs once for its group, and rows that ended leave at once."""
+    """A prompt is processed once for its group, and rows that ended leave at once."""
     sampler, run = TorchSampler(tiny_model("qwen2", 0), tokenizer(), max_rows=9), []
     assert sampler.fused is not None
     states = sampler.fused.states
@@ -73,11 +73,11 @@ def test_no_token_is_run_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     sampled = sampler.sample(asked, SamplingParams(max_tokens=20, temperature=2.0))
     lengths = [len(c.token_ids) for group in sampled for c in group]
     assert sum(map(len, run)) == sum(len(r.prompt_ids) - 1 for r in asked) + sum(lengths)
-    assert len(set(lengths)) > 1  # else nothing left early
+    assert len(set(lengths)) > 1  # otherwise no row left early
 
 
 def test_what_a_row_draws_after_its_end_is_not_kept() -> None:
-    """By a limit of one token and by the end token; a place without a completion draws too, and ends nothing."""
+    """After the limit of one token, and after the end token. A row without a completion draws too, without effect."""
     batch = Batch(3, 2, torch.device("cpu"))
     numbers = torch.tensor([[0, 1], [11, 12], [5, 5], [0, 0], [1, 1]])
     batch.admit(*numbers)
@@ -91,7 +91,7 @@ def test_what_a_row_draws_after_its_end_is_not_kept() -> None:
 
 
 def test_a_stop_string_that_the_last_token_completes_stops() -> None:
-    """The limit is reached by the same token: the text is whole, and says so."""
+    """Also if the same token reaches the limit: the finish reason is STOP."""
     (asked,), words = requests(2, 1)[1:], tokenizer()
     params = SamplingParams(max_tokens=12, temperature=0)
     sampler = sampler_of(tiny_model("qwen2", 0), 5, "")
@@ -104,7 +104,7 @@ def test_a_stop_string_that_the_last_token_completes_stops() -> None:
 
 @pytest.mark.parametrize("max_tokens", [63, 64])
 def test_rows_that_ended_decode_on_without_harm(max_tokens: int) -> None:
-    """On a GPU, until the host looks: their keys must not go beyond the bucket, here full, into the next row's."""
+    """On a GPU they are decoded until the host checks: their keys must not be written beyond the bucket, here full, into the next row."""
     model, params = tiny_model("qwen2", 0), SamplingParams(max_tokens=max_tokens, temperature=0.7)
     asked = requests(24, 1)
     expected = sampler_of(model, 5, "").sample(asked, params)
@@ -115,7 +115,7 @@ def test_rows_that_ended_decode_on_without_harm(max_tokens: int) -> None:
 
 
 def test_the_trainers_own_module_is_sampled_from_and_left_as_it_was() -> None:
-    """Gradient checkpointing drops the cache while it is on, and must be on again when training goes on."""
+    """Gradient checkpointing disables the cache while it is on, and must be on again when training continues."""
     model, params = copy.deepcopy(tiny_model("qwen2", 0)), SamplingParams(max_tokens=8)
     expected = TorchSampler(model, tokenizer()).sample(requests(4, 3), params)
     enable_gradient_checkpointing(model)
@@ -131,7 +131,7 @@ def test_the_trainers_own_module_is_sampled_from_and_left_as_it_was() -> None:
 def test_end_tokens_are_the_generation_configs_and_the_tokenizers(
     named: int | list[int] | None, expected: set[int]
 ) -> None:
-    """Chat models end a turn with one token and a text with another; either may be named in one place only."""
+    """Chat models end a turn with one token and a text with another; each may be named in one place only."""
     model = copy.deepcopy(tiny_model("qwen2", 0))
     model.generation_config.eos_token_id = named
     assert stop_token_ids(model, tokenizer()) == expected

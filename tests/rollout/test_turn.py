@@ -1,4 +1,4 @@
-"""What is judged is the text as it was written, up to the end of the turn, whatever the tokenizer calls that end."""
+"""The graded text is the text as written, up to the end of the turn, by whatever token or string the tokenizer marks it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.rollout.families import tiny_model
 def tokenizer(
     *special: str, eos: str | None, pad: str | None = None, chat: str | dict[str, str] | None = None
 ) -> PreTrainedTokenizerFast:
-    """A token a byte, and the special ones."""
+    """A tokenizer with a token per byte and the special tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     made = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[]))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -35,7 +35,7 @@ def tokenizer(
 
 
 def turns(before: str, behind: str, asking: str, first: str = "") -> str:
-    """A chat template of one rule for all roles."""
+    """A chat template with one rule for all roles."""
     return (
         f"{first}{{% for m in messages %}}{before}{{{{ m['content'] }}}}{behind}{{% endfor %}}"
         f"{{% if add_generation_prompt %}}{asking}{{% endif %}}"
@@ -65,23 +65,23 @@ ENDS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|end|>", 
         (LLAMA3, "<|eot_id|>"),
         (PHI, "<|end|>"),
         (MISTRAL, "</s>"),
-        (ASKS_AFTER_CHATML, "<|im_end|>"),  # whatever it is asked for
+        (ASKS_AFTER_CHATML, "<|im_end|>"),  # always adds a generation prompt
         (TEXTUAL, "### End"),
         (PLAIN, None),
         (ALWAYS_ASKS, None),  # what follows is the head of the next turn
-        (HARMONY, None),  # <|end|> ends a part of a turn there, and the generation config knows <|return|>
+        (HARMONY, None),  # there <|end|> ends a part of a turn only, and the generation config names <|return|>
         (DROPS, None),
         ("{{ broken", None),
         ("{{ raise_exception('no') }}", None),
         (None, None),
     ],
 )
-def test_the_template_says_how_a_turn_ends(template: str | None, end: str | None) -> None:
+def test_the_end_of_a_turn_is_found_in_the_template(template: str | None, end: str | None) -> None:
     assert template_turn_end(tokenizer(*ENDS, eos="<|endoftext|>", chat=template)) == end
 
 
 def test_a_turn_ends_at_the_templates_token_and_at_the_models() -> None:
-    """A base model's EOS is <|endoftext|>, and its chat template says <|im_end|>. An id without a logit cannot be sampled."""
+    """A base model's EOS is <|endoftext|>, its chat template writes <|im_end|>. An id without a logit cannot be sampled."""
     words = tokenizer("<|endoftext|>", "<|im_start|>", "<|im_end|>", eos="<|endoftext|>", chat=CHATML)
     model = copy.deepcopy(tiny_model("qwen2", 0))
     model.resize_token_embeddings(len(words))
@@ -103,7 +103,7 @@ def test_an_end_that_is_no_token_s_number_is_named(named: object) -> None:
 
 
 def as_in_a_run(words: PreTrainedTokenizerFast, text: str, stops: Sequence[str] = ()) -> str:
-    """The text of a completion that a model wrote in so many tokens: sampling ends with its EOS or its template's turn end."""
+    """The graded text of a completion with the tokens of `text`: sampling ends at the EOS or at the template's end of turn."""
     ids = words(text, add_special_tokens=False).input_ids
     ends = set(words.convert_tokens_to_ids([t for t in (words.eos_token, template_turn_end(words)) if t]))
     sampled = list(takewhile(lambda token: token not in ends, ids))
@@ -143,18 +143,18 @@ PIECES += ("<|im_start|>user\n", "<|end|>", "<pad>", "<eos>", "<end_of_turn>", "
 @pytest.mark.parametrize("name", TOKENIZERS)
 @settings(max_examples=150, deadline=None)
 @given(pieces=st.lists(st.sampled_from(PIECES), max_size=9))
-def test_a_text_has_one_verdict_in_a_run_and_in_verify(name: str, pieces: list[str]) -> None:
-    """Which tokens a tokenizer has for tags and turn ends makes no difference: what is found as the answer is the same, and its form."""
+def test_a_text_gets_the_same_score_in_a_run_and_in_verify(name: str, pieces: list[str]) -> None:
+    """Whichever tokens a tokenizer has for tags and turn ends, the same answer is found, with the same form."""
     text = "".join(pieces)
-    judged = as_in_a_run(TOKENIZERS[name], text)
+    graded = as_in_a_run(TOKENIZERS[name], text)
     for strict in (True, False):
-        assert final_answer(judged, strict=strict) == final_answer(text, strict=strict)
+        assert final_answer(graded, strict=strict) == final_answer(text, strict=strict)
     for rule in map(format_rule, ("think-answer", "boxed", "no-repetition", "words:3")):
-        assert rule(own_turn(judged)) == rule(own_turn(text))
+        assert rule(own_turn(graded)) == rule(own_turn(text))
 
 
 @pytest.mark.parametrize(
-    ("text", "judged"),
+    ("text", "graded"),
     [
         ("\\boxed{5}<|im_end|>\n<|im_start|>user\nNo: \\boxed{4}", "\\boxed{5}"),
         ("\\boxed{5}<|endoftext|>\\boxed{4}", "\\boxed{5}"),
@@ -162,12 +162,12 @@ def test_a_text_has_one_verdict_in_a_run_and_in_verify(name: str, pieces: list[s
         ("a <b>,  c .\n", "a <b>,  c .\n"),
     ],
 )
-def test_special_tokens_are_written_and_end_the_turn(text: str, judged: str) -> None:
-    assert as_in_a_run(TOKENIZERS["chatml, tags"], text) == judged
+def test_special_tokens_are_written_and_end_the_turn(text: str, graded: str) -> None:
+    assert as_in_a_run(TOKENIZERS["chatml, tags"], text) == graded
 
 
 def test_the_text_ends_behind_a_stop_string_and_before_a_turn_end() -> None:
-    """A verifier needs a closing tag that stopped the completion, and no text that its last token holds beyond it."""
+    """A verifier needs a closing tag that stopped the completion, but not the rest of the last token behind it."""
     words = TOKENIZERS["chatml, spelled"]
     assert as_in_a_run(words, "<answer>4</answer> or", ["</answer>"]) == "<answer>4</answer>"
     assert as_in_a_run(words, "\\boxed{4}<|im_end|>\n", ["<|im_end|>"]) == "\\boxed{4}"
@@ -190,8 +190,8 @@ def test_a_template_is_chosen_by_name_or_from_a_file(tmp_path: Path) -> None:
         choose_template(words, "absent")
 
 
-ASKED = "Put it into <think>, then \\boxed{ or ```"
-USER = {"role": "user", "content": ASKED}
+QUESTION = "Put it into <think>, then \\boxed{ or ```"
+USER = {"role": "user", "content": QUESTION}
 
 
 @pytest.mark.parametrize(
@@ -199,20 +199,20 @@ USER = {"role": "user", "content": ASKED}
     [
         ("<|assistant|>\n", ""),
         ("<|assistant|>\n<think>\n", "<think>\n"),
-        ("<|assistant|>\n<think>\n\n</think>\n\n", ""),  # nothing is open: the model's own tags are counted
+        ("<|assistant|>\n<think>\n\n</think>\n\n", ""),  # nothing is open
         ("<think>\nok</think>\n<answer>", "<think>\nok</think>\n<answer>"),
         ("The answer is \\boxed{", "\\boxed{"),
         ("The answer is \\boxed{\\frac{1}{", "\\boxed{\\frac{1}{"),
-        ("So \\boxed{4}. Check:", ""),  # a whole answer is the prompt's and not the model's
+        ("So \\boxed{4}. Check:", ""),  # a complete answer is the prompt's, not the model's
         ("Here:\n```python\ndef f(x):\n", "```python\ndef f(x):\n"),
         ("Here:\n```python\nf()\n```\n", ""),
     ],
 )
-def test_what_the_prompt_has_opened_of_the_answer(begun: str, opened: str) -> None:
-    """By the template, or by a last message of the assistant's; what the question says of tags opens nothing."""
-    said = {"role": "assistant", "content": begun}
-    assert find_answer_prefix(f"<|user|>{ASKED}{begun}", [USER]) == opened
-    assert find_answer_prefix(f"<|user|>{ASKED}\n{begun}", [USER, said]) == opened
+def test_the_answer_prefix_is_what_is_open_at_the_end_of_the_prompt(begun: str, opened: str) -> None:
+    """Opened by the template or by a final assistant message; tags in the question do not count."""
+    reply = {"role": "assistant", "content": begun}
+    assert find_answer_prefix(f"<|user|>{QUESTION}{begun}", [USER]) == opened
+    assert find_answer_prefix(f"<|user|>{QUESTION}\n{begun}", [USER, reply]) == opened
 
 
 @pytest.mark.parametrize(
@@ -226,5 +226,5 @@ def test_what_the_prompt_has_opened_of_the_answer(begun: str, opened: str) -> No
         ("```\ncode\n```\n", ""),
     ],
 )
-def test_a_base_models_prompt_opens_what_it_ends_with(prompt: str, opened: str) -> None:
+def test_the_answer_prefix_of_a_base_models_prompt_is_its_last_mark(prompt: str, opened: str) -> None:
     assert find_answer_prefix(prompt, [{"role": "user", "content": prompt}]) == opened

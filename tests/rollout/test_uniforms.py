@@ -1,4 +1,4 @@
-"""Draws depend on (seed, counter) and nothing else, and are the published generator's."""
+"""Draws depend on (seed, counter) alone, and are those of the published generator."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_the_reference_is_the_published_generator() -> None:
 
 
 def test_draws_lie_in_the_unit_interval_and_differ() -> None:
-    """1.0 would fall off the end of the distribution; 40,000 draws of 53 bits meet with a chance of 1e-7."""
+    """1.0 would be beyond the end of the distribution; 40,000 draws of 53 bits collide with probability 1e-7."""
     pairs = [(seed, counter) for seed in range(400) for counter in range(100)]
     draws = drawn(*map(list, zip(*pairs, strict=True)))
     assert min(draws) >= 0.0
@@ -52,7 +52,7 @@ EDGES = torch.tensor([0.0, 0.5, 1 - 2.0**-53], dtype=torch.float64)
 
 
 def test_a_token_of_probability_0_is_never_drawn() -> None:
-    """Not at u = 0 either, where the first of the tokens stands that have any: here the second of four, and the third at 1/2."""
+    """Also not at u = 0, which draws the first token with a positive probability: here the second of four, and at 1/2 the third."""
     logits = torch.tensor([[-torch.inf, 0.0, 0.0, -torch.inf]] * 3)
     tokens, _ = draw_tokens(logits, EDGES, SamplingParams(max_tokens=1))
     assert tokens.tolist() == [1, 2, 2]
@@ -60,7 +60,7 @@ def test_a_token_of_probability_0_is_never_drawn() -> None:
 
 @pytest.mark.parametrize("size", [5, BLOCK, 3 * BLOCK, 10_007])
 def test_blocks_draw_what_one_sum_draws(size: int) -> None:
-    """Their sums differ by the last bits of float64 only: of 20,000 draws none falls between. Half of the weights are 0."""
+    """Their sums differ in the last bits of float64 only, and none of 20,000 draws falls between them. Half of the weights are 0."""
     generator = torch.Generator().manual_seed(size)
     weights = torch.randn(200, size, generator=generator).mul_(3).exp_() * (
         torch.rand(200, size, generator=generator) < 0.5
@@ -75,7 +75,7 @@ def test_blocks_draw_what_one_sum_draws(size: int) -> None:
 
 @pytest.mark.parametrize("size", [4, BLOCK, 4 * BLOCK])
 def test_blocks_never_draw_a_token_of_weight_0(size: int) -> None:
-    """Wherever the tokens with a weight stand, at the ends of u and in the middle."""
+    """At the ends of u and in the middle, for any position of the tokens with a positive weight."""
     for first in range(0, size - 1, max(1, size // 7)):
         weights = torch.zeros(3, size)
         weights[:, first : first + 2] = torch.tensor([0.1, 0.3])

@@ -1,4 +1,4 @@
-"""Verification runs beside sampling, gives every completion its own verdict, and leaves nothing behind."""
+"""Grading runs beside sampling, gives every completion its own score, and leaves no thread."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def no_thread_is_left() -> Iterator[None]:
 
 
 class Waiting(Noting):
-    """Ends the fourth completion, the last, only once `go` is set, and says whether that was in time."""
+    """Yields the fourth and last completion only once `go` is set; was_in_time: whether it was set within TIMEOUT."""
 
     go: threading.Event
     was_in_time = False
@@ -39,7 +39,7 @@ class Waiting(Noting):
 
 
 class Telling(Equal):
-    """Sets `started` when it is first asked for verdicts."""
+    """Sets `started` at its first batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,8 +72,8 @@ def test_verification_begins_before_the_last_completion_ends() -> None:
     assert sum(map(len, verifier.batches)) == 4
 
 
-def test_verdicts_find_back_to_their_completions() -> None:
-    """In whatever order they end, across kinds of verifiers and ragged groups; each verifier sees what asks for it only."""
+def test_scores_belong_to_their_completions() -> None:
+    """In whatever order these end, with several verifiers and ragged groups; each verifier gets only the problems that name it."""
     equal, other = Equal(), Equal()
     problems = [problem("a", reference="1"), problem("b", reference="2", verifier="other"), problem("c", reference="3")]
     answers = {(2, 1): "?", (0, 1): "3", (1, 0): "2", (2, 0): "1", (0, 0): "1", (2, 2): "3"}
@@ -87,8 +87,8 @@ def test_verdicts_find_back_to_their_completions() -> None:
     assert [pair for batch in other.batches for pair in batch] == [("2", "2")]
 
 
-def test_all_that_waits_is_one_batch() -> None:
-    """Pools are fast with large batches: while one is judged the next grows."""
+def test_all_pending_completions_are_one_batch() -> None:
+    """Pools are fast with large batches: while one is graded the next one grows."""
     verifier, entered, go = Equal(), threading.Event(), threading.Event()
 
     class Slow(Equal):
@@ -108,8 +108,8 @@ def test_all_that_waits_is_one_batch() -> None:
     assert [len(batch) for batch in verifier.batches] == [1, 8]
 
 
-def test_what_fails_in_the_verifier_is_raised_and_ends_sampling() -> None:
-    """Before the sampler has gone through all: a step may take an hour."""
+def test_an_error_of_the_verifier_is_raised_and_ends_sampling() -> None:
+    """Before all is sampled: a step may take an hour."""
     verifier = Failing()
     long, size, given = scripted({"a": ["1"] * 20_000}), 20_000, []
     stream = long.stream
@@ -129,7 +129,7 @@ def test_what_fails_in_the_verifier_is_raised_and_ends_sampling() -> None:
         ([Score(float("nan"), Outcome.WRONG)] * 2, "verifier 'equal', problem 'a': value is nan"),
     ],
 )
-def test_what_a_verifier_of_ones_own_returns_is_looked_at_before_it_is_used(returned: object, message: str) -> None:
+def test_the_scores_of_a_users_verifier_are_checked(returned: object, message: str) -> None:
     class Mine(Equal):
         def verify_batch(self, answers: Sequence[str], references: Sequence[str]) -> list[Score]:
             return returned[: len(answers)] if isinstance(returned, list) else returned  # pyright: ignore
@@ -140,7 +140,7 @@ def test_what_a_verifier_of_ones_own_returns_is_looked_at_before_it_is_used(retu
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
 def test_a_sampler_that_raises_leaves_no_thread(error: type[BaseException]) -> None:
-    """Ctrl-C too. What waits is not judged any more."""
+    """Also Ctrl-C. Pending completions are not graded any more."""
     verifier = Equal()
     sampler = scripted({"a": ["1", "2"]})
 
@@ -155,7 +155,7 @@ def test_a_sampler_that_raises_leaves_no_thread(error: type[BaseException]) -> N
 
 
 def test_the_worker_pool_works_from_the_thread() -> None:
-    """Workers replaced there must outlive it: on Linux a child may be bound to the thread that started it."""
+    """Workers that are replaced in the thread must outlive it: on Linux a child may be bound to the thread that started it."""
     with MathVerifier(num_workers=1) as verifier:
         verifier._pool._workers[0].process.kill()
         made = ScriptedSampler({}, {(1,): "\\boxed{1}"})

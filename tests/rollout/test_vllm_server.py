@@ -1,4 +1,4 @@
-"""What a server is asked for and sent, seen by one that is made up: no vLLM is needed."""
+"""The requests to a vLLM server, observed by a simulated server: vLLM is not needed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.rollout.tiny import tokenizer
 
 
 class MadeUp(ThreadingHTTPServer):
-    """Answers as vLLM's server does. Completions end together, as many as it decodes at once."""
+    """Answers like vLLM's server. Completions end together, as many as the server decodes at once."""
 
     request_queue_size = 1024
     daemon_threads = True
@@ -35,7 +35,7 @@ class MadeUp(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.max_rows, self.dtype, self.version = max_rows, dtype, "default"
         self.calls = list[tuple[str, Any]]()
-        self.drops, self.num_dropped = "", 0  # a path whose requests are broken off
+        self.drops, self.num_dropped = "", 0  # a path whose requests it breaks off
         self.now = self.most = 0
         self.counting, self.together = threading.Lock(), threading.Barrier(max_rows)
         threading.Thread(target=self.serve_forever, daemon=True).start()
@@ -48,7 +48,7 @@ class MadeUp(ThreadingHTTPServer):
         with self.counting:
             self.now += 1
             self.most = max(self.most, self.now)
-        with suppress(threading.BrokenBarrierError):  # they come one by one afterwards, and `most` tells
+        with suppress(threading.BrokenBarrierError):  # too few requests: `most` shows it
             self.together.wait(timeout=2)
         with self.counting:
             self.now -= 1
@@ -108,7 +108,7 @@ def client(*servers: MadeUp, transfer: Path | None, **options: Any) -> VLLMServe
     return VLLMServerSampler(urls, tokenizer(), {1}, max_length=64, transfer=transfer, timeout=1.0, **options)
 
 
-def test_a_server_is_asked_for_as_many_completions_at_once_as_it_decodes(tmp_path: Path) -> None:
+def test_a_server_gets_as_many_requests_at_once_as_it_decodes(tmp_path: Path) -> None:
     server = MadeUp(max_rows=200)
     asked = [SampleRequest((3, 4), tuple(range(i * 8, i * 8 + 8))) for i in range(50)]
     found = client(server, transfer=tmp_path / "transfer").sample(asked, SamplingParams(max_tokens=4))
@@ -134,7 +134,7 @@ def named(count: int = 6) -> Iterator[tuple[str, Tensor]]:
 def test_a_file_has_matrices_in_the_server_s_type_and_vectors_as_they_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In files of two layers each, so that no whole copy is ever held. Two names of one tensor are two tensors."""
+    """In files of two layers each, so that no full copy exists in memory. Two names of one tensor are two tensors."""
     monkeypatch.setattr(rollout.weight_files, "FILE", 2 * (4 * 8 * 2 + 8 * 4))
     sampler, tied = client(MadeUp(), transfer=tmp_path / "transfer"), torch.ones(3)
     sampler.update_weights([*named(), ("a", tied), ("b", tied)], version=1)
@@ -147,7 +147,7 @@ def test_a_file_has_matrices_in_the_server_s_type_and_vectors_as_they_are(
 
 
 class CountedChannel:
-    """In place of NCCL's. Counts how many of the policy's tensors are alive while one is sent."""
+    """Replaces the NCCL channel. Counts how many of the policy's tensors are alive while one is sent."""
 
     def __init__(self) -> None:
         self.alive, self.most, self.sent = 0, 0, list[tuple[str, Tensor]]()
@@ -171,7 +171,7 @@ class CountedChannel:
 
 
 def test_nccl_sends_tensor_by_tensor_and_again_to_a_server_that_comes_back() -> None:
-    """Two of them are alive at most: the one that was sent last and the one that is made."""
+    """At most two of them are alive: the one that was sent last and the one that is being made."""
     server = MadeUp()
     sampler, channel = client(server, transfer=None), CountedChannel()
     sampler.servers[0].channel = channel
@@ -189,12 +189,12 @@ class Second(SingleProcess):
 
 @pytest.mark.parametrize(("processes", "sharded"), [(SingleProcess(), True), (Second(), False)])
 def test_weights_that_one_process_cannot_send_alone_are_not_sent_again(processes: SingleProcess, sharded: bool) -> None:
-    """Nor by a process that holds only parts of them. Each goes through all tensors: others may need its parts."""
+    """Neither by the second process nor with sharded weights. Each process iterates over all tensors: others may need its shards."""
     server = MadeUp()
     sampler, channel = client(server, transfer=None, processes=processes, sharded=sharded), CountedChannel()
     sampler.servers[0].channel, made = channel, []
     sampler.update_weights(Tensors(lambda: (made.append(name) or (name, t) for name, t in named())), version=1)
-    assert len(made) == 2 * 12  # for their shapes once
-    server.version = "default"  # it was started anew
+    assert len(made) == 2 * 12  # once more for their shapes
+    server.version = "default"  # as after a restart
     with pytest.raises(UserError, match=r"has died, and this process cannot send it the weights by NCCL on its own"):
         sampler.sample([SampleRequest((3,), (1,))], SamplingParams(max_tokens=4))

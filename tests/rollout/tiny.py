@@ -1,4 +1,4 @@
-"""A tokenizer that fits the tiny random models, and the plain forward that samplers are held against."""
+"""A tokenizer for the tiny random models, and the plain forward with which samplers are compared."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LONG_TOKENS = ("ab", "xy", "the", "ing", "12", "ee", "qu", "st", "er")  # stop s
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """One token for each letter, digit and sign, and a few longer ones."""
+    """A tokenizer with a token for each letter, digit and sign, and a few longer ones."""
     symbols = ["<pad>", "<end>", *string.ascii_lowercase, *string.digits, *"+-=*/.,:?!()", "Ġ", "Ċ", *LONG_TOKENS]
     assert len(symbols) == VOCAB
     made = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(symbols)}, merges=[]))
@@ -27,7 +27,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 @torch.no_grad()
 def plain_logits(model: PreTrainedModel, prompt: Sequence[int], completion: Sequence[int]) -> torch.Tensor:
-    """What each token of the completion is drawn from, by the model's own forward over the whole text. -> [T, V], float64."""
+    """The logits from which each token of the completion is drawn, by the model's own forward over the whole text. float64[T, V]"""
     logits = model(torch.tensor([[*prompt, *completion]]), use_cache=False).logits
     return logits[0, len(prompt) - 1 : -1].double()
 

@@ -1,4 +1,4 @@
-"""SplitMix64 once more, in Python's whole numbers, after the published C code."""
+"""A reference SplitMix64 with Python integers, after the published C code."""
 
 from __future__ import annotations
 
