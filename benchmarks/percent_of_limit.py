@@ -20,7 +20,7 @@ import tyro
 from benchmarks.machine import describe_machine, write_result
 from benchmarks.our_side import OurSide, clock
 from benchmarks.shapes import SHAPES, Shape, given
-from rl.capacity.cost import ModelCost, Work, decode_seconds, optimizer_bytes, update_flops
+from rl.capacity.cost import ModelCost, Workload, decode_seconds, optimizer_bytes, update_flops
 from rl.forward.layouts import packed_tokens
 from rl.forward.micro_batch import TrainGroup
 from rl.processes.runtime import Runtime, cpu_cores
@@ -96,7 +96,7 @@ def one_round(side: OurSide, shape: Shape, runtime: Runtime, number: int) -> dic
     lengths = [[len(r.completion.token_ids) for r in g.rollouts] for g in collected.groups]
     prompts = [len(g.prompt_ids) for g in collected.groups]
     batch = pack(algorithm.assign_credit(collected.groups, shape.max_tokens), algorithm, shape.max_tokens)
-    work = Work.of(batch.groups)
+    work = Workload.of(batch.groups)
     run = sum(packed_tokens(micro.groups) for micro in batch.micro_batches(shape.token_budget))
 
     seconds = {"update": 0.0, "apart": 0.0}
@@ -109,7 +109,7 @@ def one_round(side: OurSide, shape: Shape, runtime: Runtime, number: int) -> dic
     optimizer = best(learner.optimizer.step, device, 3)
     learner.optimizer.zero_grad()
     needed = update_flops(cost, work, frozen=shape.lora_rank > 0)
-    as_run = update_flops(cost, Work(tokens=run, scored=work.scored, pairs=work.pairs), frozen=shape.lora_rank > 0)
+    as_run = update_flops(cost, Workload(tokens=run, scored=work.scored, pairs=work.pairs), frozen=shape.lora_rank > 0)
     return {
         "gflops": flops / 1e9,
         "gbytes": stream / 1e9,
@@ -129,7 +129,7 @@ def one_round(side: OurSide, shape: Shape, runtime: Runtime, number: int) -> dic
         "optimizer_seconds": optimizer,
         "optimizer": optimizer_bytes(cost) / stream / optimizer,
         "sharing, gain": (seconds["apart"] - optimizer) / (seconds["update"] - optimizer),
-        "sharing, of operations": update_flops(cost, Work.of(batch.groups, shared=False)) / needed,
+        "sharing, of operations": update_flops(cost, Workload.of(batch.groups, shared=False)) / needed,
     }
 
 

@@ -99,7 +99,9 @@ def times(rounds: int) -> dict[str, dict[str, float]]:
     assert rule is not None
     whiten.algorithm = replace(whiten.algorithm, value_rule=replace(rule, whiten=True))
     learners["ppo, whitened"] = whiten
-    flops["ppo, whitened"] = flops["grpo"] + forward_flops(plans["grpo"].cost, plans["grpo"].cut.whole.work)
+    flops["ppo, whitened"] = flops["grpo"] + forward_flops(
+        plans["grpo"].cost, plans["grpo"].micro_batches.whole.workload
+    )
     batch = equal_batch(*(STEP[n] for n in ("problems_per_step", "group_size", "prompt_length", "completion_length")))
     taken: dict[str, list[float]] = {name: [] for name in learners}
     for _ in range(1 + rounds):

@@ -34,7 +34,7 @@ def main() -> None:
         row = {
             "model": model,
             "gpus": gpus,
-            "micro-batches": plan.cut.micro_batches,
+            "micro-batches": plan.micro_batches.count,
             "kept, GiB": plan.kept() / GIB,
             "peak, formula, GiB": plan.peak_of_update() / GIB,
             "peak, dry run, GiB": dry.peak / GIB,

@@ -17,7 +17,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from rl.capacity.cost import FLOAT32, ModelCost, key_value_bytes, size
-from rl.capacity.memory import Cut, TrainedTrunk, adapter_numbers
+from rl.capacity.memory import MicroBatchPlan, TrainedTrunk, adapter_numbers
 from rl.policy.offload import BUCKET
 from rl.settings.config import RunConfig
 from rollout.engine.fused_decoder import Capacity
@@ -28,11 +28,13 @@ ROUNDED = 2  # bytes of a number in bfloat16
 MOMENTS = {"adamw": 2.0 * FLOAT32, "adamw-8bit": 2 * (1 + FLOAT32 / 256)}  # in 8 bits a scale for each 256
 # NF4: half a byte, a scale of 8 bits for each 64 numbers, and one in float32 for each 256 of these (arXiv 2305.14314).
 NF4 = 0.5 + 1 / 64 + FLOAT32 / (64 * 256)
-DRAWING = 2 * FLOAT32 + 8  # of a token that may be drawn: its logit and probability, the sum of these in float64
+CANDIDATE_BYTES = (
+    2 * FLOAT32 + 8
+)  # of a token that may be drawn: its logit and probability, the sum of these in float64
 MAX_ROWS = 1024  # that the embedded engine decodes at once
-CONTEXT = 0.8 * GIB  # of CUDA, cuBLAS and the kernels, outside of the allocator; 0.5 to 0.8 by card
+CUDA_CONTEXT = 0.8 * GIB  # of CUDA, cuBLAS and the kernels, outside of the allocator; 0.5 to 0.8 by card
 # Between tensors torch's allocator leaves a rest of each block of 2 MiB and more; of few sizes that repeat it is some percent.
-FRAGMENTED = 1.05
+FRAGMENTATION = 1.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +94,7 @@ class Account:
             critic_shape=None if critic is None else (ModelCost.of(critic), critic.config.get_text_config()),
         )
 
-    def having(self, **options: object) -> Account:
+    def with_options(self, **options: object) -> Account:
         """The same with other options of the run."""
         return replace(self, asked=replace(self.asked, **options))  # pyright: ignore[reportArgumentType]
 
@@ -109,9 +111,9 @@ class Account:
         return self.run.group_size or 1
 
     @cached_property
-    def cut(self) -> Cut:
+    def micro_batches(self) -> MicroBatchPlan:
         lengths = (self.prompt_length, self.completion_length)
-        return Cut.of(self.problems, self.group_size, *lengths, self.run.tokens_at_once)
+        return MicroBatchPlan.of(self.problems, self.group_size, *lengths, self.run.tokens_at_once)
 
     @cached_property
     def policy(self) -> TrainedTrunk:
@@ -211,7 +213,7 @@ class Account:
         return float(key_value_bytes(self.cost, room.groups, room.rows, room.shared_width, room.width, width))
 
     @property
-    def of_critic(self) -> int:
+    def critic_parameters(self) -> int:
         """Numbers that are trained beside the policy's."""
         return self.value_head + (self.critic.trained if self.critic else 0)
 
@@ -229,7 +231,7 @@ class Account:
         critic: weights, gradients and moments of its trunk and head; with LoRA a second set of adapters on the policy's base.
         gathered: with sharding, what is outside of the layers and two of them.
         """
-        row, trained, resident = self.cut.largest, self.policy.trained, self.resident
+        row, trained, resident = self.micro_batches.largest, self.policy.trained, self.resident
         gradient = self.policy.gradient_width
         moments = 0.0 if self.offloads("optimizer") else MOMENTS[self.run.optimizer]
         adapters = FLOAT32 * trained if self.run.lora_rank else 0
@@ -242,21 +244,21 @@ class Account:
             "gradients": gradient * trained * resident,
             "optimiser": moments * trained * resident,
             "reference": 0.0 if self.offloads("reference") else self.reference * resident,
-            "critic": (FLOAT32 + gradient + moments) * self.of_critic * resident,
+            "critic": (FLOAT32 + gradient + moments) * self.critic_parameters * resident,
             "gathered": FLOAT32 * gathered if self.shards > 1 else 0.0,
             "activations": float(self.policy.kept(row) + again),
             "head, a chunk": float(head["chunk"]),
             "head, gradient": float(head["gradient"]),
             "sampler's weights": self.engine_copy,
             "key-value cache": samples * self.keys_and_values,
-            "sampler's logits": float(samples * DRAWING * self.rows * self.config.vocab_size),
+            "sampler's logits": float(samples * CANDIDATE_BYTES * self.rows * self.config.vocab_size),
         }
 
     def kept(self) -> float:
         """What is there between updates: weights, moments, reference, the critic's."""
         parts = self.parts()
         named = ("parameters", "optimiser", "reference", "critic")
-        return sum(parts[name] for name in named) - self.policy.gradient_width * self.of_critic * self.resident
+        return sum(parts[name] for name in named) - self.policy.gradient_width * self.critic_parameters * self.resident
 
     @property
     def stepped(self) -> float:
@@ -271,17 +273,17 @@ class Account:
         gradients beside it; the optimiser's step. From a second micro-batch on there are all gradients beforehand. The sampler's
         copy stays meanwhile; one step ahead it samples meanwhile.
         """
-        parts, row, is_first = self.parts(), self.cut.largest, self.cut.micro_batches == 1
-        of_critic = self.policy.gradient_width * self.of_critic * self.resident
+        parts, row, is_first = self.parts(), self.micro_batches.largest, self.micro_batches.count == 1
+        critic_gradients = self.policy.gradient_width * self.critic_parameters * self.resident
         before = 0.0 if is_first else parts["gradients"]
         passes = [
-            parts["gradients"] + of_critic + self.stepped,
+            parts["gradients"] + critic_gradients + self.stepped,
             before
-            + of_critic
+            + critic_gradients
             + self.policy.peak(row, is_first=is_first and not self.cpu_offload, sharded=self.shards > 1),
         ]
         if self.critic is not None:
-            passes.append(before + (0 if is_first else of_critic) + self.critic.peak(row, is_first=is_first))
+            passes.append(before + (0 if is_first else critic_gradients) + self.critic.peak(row, is_first=is_first))
         if self.offloads("reference"):
             passes.append(self.reference * self.resident + self.policy.layer(row) + parts["head, a chunk"])
         return self.kept() + self.engine_copy + max(passes) + self.run.one_step_ahead * self.sampled_with(parts)
@@ -298,8 +300,8 @@ class Account:
         return max(self.peak_of_update(), self.peak_of_sampling())
 
     def needed(self, peak: float) -> float:
-        """With what the allocator leaves unused between tensors; CONTEXT comes to it."""
-        return FRAGMENTED * peak
+        """With what the allocator leaves unused between tensors; CUDA_CONTEXT comes to it."""
+        return FRAGMENTATION * peak
 
 
 def rounded_numbers(model: PreTrainedModel) -> int:

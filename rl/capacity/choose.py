@@ -13,7 +13,7 @@ from math import ceil
 from typing import Any
 
 from rewards.errors import UserError
-from rl.capacity.account import CONTEXT, DRAWING, FRAGMENTED, GIB, MAX_ROWS, ROUNDED, Account
+from rl.capacity.account import CANDIDATE_BYTES, CUDA_CONTEXT, FRAGMENTATION, GIB, MAX_ROWS, ROUNDED, Account
 from rl.capacity.cost import FLOAT32, ModelCost, key_value_bytes
 from rl.settings.defaults import TOKENS_ON_A_CPU
 
@@ -23,19 +23,19 @@ LEAST_TOKENS = 4096
 
 
 @dataclass(frozen=True)
-class Room:
+class DeviceMemory:
     """Bytes of a device that this run may take, what it has taken already included, and all that the device has."""
 
-    ours: float
+    available: float
     total: float
 
     @staticmethod
-    def of_card(gib: float) -> Room:
+    def of_card(gib: float) -> DeviceMemory:
         """An empty one."""
-        return Room(gib * GIB - CONTEXT, gib * GIB)
+        return DeviceMemory(gib * GIB - CUDA_CONTEXT, gib * GIB)
 
 
-def choose(account: Account, room: Room) -> Account:
+def choose(account: Account, room: DeviceMemory) -> Account:
     """The account of the run as it will be, nothing in it "auto"; UserError with the options that would fit where it cannot be.
 
     Layers are run again only where no budget down to LEAST_TOKENS does without; of the budgets that are left the largest is taken.
@@ -49,30 +49,30 @@ def choose(account: Account, room: Room) -> Account:
     return found
 
 
-def fitting(account: Account, room: Room) -> Account | None:
+def fitting(account: Account, room: DeviceMemory) -> Account | None:
     """The best that fits: the fastest update, and with it as many rows as there is room for."""
     return next((a for update in updating(account) for a in sampling(update) if fits(a, room)), None)
 
 
-def fits(account: Account, room: Room) -> bool:
+def fits(account: Account, room: DeviceMemory) -> bool:
     """vLLM in this process gives its share back for an update, unless it samples one step ahead meanwhile."""
     vllms = account.run.vllm_memory * room.total if account.engine == "vllm" else 0.0
     update = account.needed(account.peak_of_update()) + account.run.one_step_ahead * vllms
-    return max(update, account.needed(account.peak_of_sampling()) + vllms) <= room.ours
+    return max(update, account.needed(account.peak_of_sampling()) + vllms) <= room.available
 
 
 def updating(account: Account) -> Iterator[Account]:
     """Every way to update that is left open, the best first."""
     for checkpointed, tokens in settings(account):
-        yield account.having(gradient_checkpointing=checkpointed, token_budget=tokens)
+        yield account.with_options(gradient_checkpointing=checkpointed, token_budget=tokens)
 
 
 def sampling(account: Account) -> Iterator[Account]:
     rows = MAX_ROWS if account.asked.sampler_rows == "auto" else account.asked.sampler_rows
     while account.asked.sampler_rows == "auto" and account.engine == "torch" and rows > account.least_rows:
-        yield account.having(sampler_rows=rows)
+        yield account.with_options(sampler_rows=rows)
         rows //= 2
-    yield account.having(sampler_rows=max(rows, account.least_rows))
+    yield account.with_options(sampler_rows=max(rows, account.least_rows))
 
 
 def rows_with_room(
@@ -91,7 +91,7 @@ def rows_with_room(
     def needed(rows: int) -> float:
         groups = ceil(rows / group_size)
         keys = key_value_bytes(cost, groups, rows, prompt_length, completion_length, width)
-        return FRAGMENTED * (keys + DRAWING * rows * vocabulary)
+        return FRAGMENTATION * (keys + CANDIDATE_BYTES * rows * vocabulary)
 
     rows = MAX_ROWS
     while rows > group_size and needed(rows) > free:
@@ -125,20 +125,20 @@ def budgets(account: Account) -> Iterator[int]:
         yield prompt + size * own
 
 
-def settled(account: Account) -> Account:
+def with_defaults(account: Account) -> Account:
     """With fixed defaults for what is "auto": on a CPU, and where the memory is not known."""
     run, one = account.asked, account.prompt_length + account.completion_length - 1
-    return account.having(
+    return account.with_options(
         gradient_checkpointing=bool(run.gradient_checkpointing),
         token_budget=max(TOKENS_ON_A_CPU, one) if run.token_budget == "auto" else run.token_budget,
         sampler_rows=MAX_ROWS if run.sampler_rows == "auto" else run.sampler_rows,
     )
 
 
-def on_a_cpu(account: Account, room: Room) -> Account:
-    found = settled(account)
-    if account.asked.gradient_checkpointing is None and found.peak_of_update() > room.ours:
-        return found.having(gradient_checkpointing=True)
+def on_a_cpu(account: Account, room: DeviceMemory) -> Account:
+    found = with_defaults(account)
+    if account.asked.gradient_checkpointing is None and found.peak_of_update() > room.available:
+        return found.with_options(gradient_checkpointing=True)
     return found
 
 
@@ -163,10 +163,10 @@ REMEDIES: tuple[dict[str, Any], ...] = (
 )
 OPEN = {"gradient_checkpointing": None, "token_budget": "auto", "sampler_rows": "auto"}
 SHARDED = {"dtype", "kl_weight", *OPEN}  # what sharded weights permit of these
-NAMED = 3  # of those that fit
+MAX_REMEDIES = 3  # of those that fit
 
 
-def remedies(account: Account, room: Room) -> Iterator[tuple[dict[str, Any], Account]]:
+def remedies(account: Account, room: DeviceMemory) -> Iterator[tuple[dict[str, Any], Account]]:
     """Options that differ from the run's and fit, and the run with them; none that contains what fits already."""
     asked, named = account.asked, []
     for remedy in REMEDIES:
@@ -177,7 +177,7 @@ def remedies(account: Account, room: Room) -> Iterator[tuple[dict[str, Any], Acc
         if account.shards > 1 and not set(changes) <= SHARDED:
             continue
         try:
-            changed = account.having(**changes)
+            changed = account.with_options(**changes)
         except UserError:  # options that cannot be together
             continue
         if (found := fitting(changed, room)) is not None:
@@ -185,27 +185,27 @@ def remedies(account: Account, room: Room) -> Iterator[tuple[dict[str, Any], Acc
             yield changes, found
 
 
-def described(account: Account, room: Room) -> str:
+def described(account: Account, room: DeviceMemory) -> str:
     """What was chosen, for a person."""
     run, again = account.run, "on" if account.run.gradient_checkpointing else "off"
     rows = f", {account.rows:,} completions decoded at once" if account.engine == "torch" else ""
     return (
         f"memory: an update takes about {account.peak_of_update() / GIB:.1f} GiB and sampling {account.peak_of_sampling() / GIB:.1f} of "
-        f"the {room.ours / GIB:.1f} that are there: token_budget {run.tokens_at_once:,}, gradient checkpointing {again}{rows}"
+        f"the {room.available / GIB:.1f} that are there: token_budget {run.tokens_at_once:,}, gradient checkpointing {again}{rows}"
     )
 
 
-def refusal(account: Account, room: Room) -> str:
+def refusal(account: Account, room: DeviceMemory) -> str:
     least = list(sampling(min(updating(account), key=Account.peak_of_update)))[-1]
     beside = f", beside vLLM's {account.run.vllm_memory * room.total / GIB:.1f}" if account.engine == "vllm" else ""
     said = (
         f"model is {account.run.model!r}: this run does not fit. At the least an update would take {least.peak_of_update() / GIB:.1f} "
         f"GiB and sampling {least.peak_of_sampling() / GIB:.1f}{beside}, with what is lost between tensors "
-        f"{least.needed(least.peak()) / GIB:.1f}, and {room.ours / GIB:.1f} of {room.total / GIB:.1f} GiB are there"
+        f"{least.needed(least.peak()) / GIB:.1f}, and {room.available / GIB:.1f} of {room.total / GIB:.1f} GiB are there"
     )
     fitting = [
         f"{as_options(changes)} ({a.needed(a.peak()) / GIB:.1f} GiB)"
-        for changes, a in islice(remedies(account, room), NAMED)
+        for changes, a in islice(remedies(account, room), MAX_REMEDIES)
     ]
     if not fitting:
         return f"{said}. No option would do: use a smaller model, a larger GPU, or several (docs/scale.md)"
@@ -221,7 +221,7 @@ def as_options(changes: dict[str, Any]) -> str:
     return " ".join(f"--{name.replace('_', '-')} {text}" for name, text in texts.items())
 
 
-def require_vllms_share(account: Account, room: Room) -> None:
+def require_vllms_share(account: Account, room: DeviceMemory) -> None:
     """Of the memory that vLLM takes for itself: its weights and one sequence's keys and values must fit in it, and it beside us."""
     if account.engine != "vllm":
         return
@@ -229,8 +229,8 @@ def require_vllms_share(account: Account, room: Room) -> None:
     width = ROUNDED if account.run.sampling_dtype == "bfloat16" else FLOAT32
     lengths = (account.prompt_length, account.completion_length)
     weights, keys = width * account.cost.all_parameters, key_value_bytes(account.cost, 1, 1, *lengths, width)
-    least = FRAGMENTED * (weights + keys) / total
-    most = (room.ours - account.kept()) / total
+    least = FRAGMENTATION * (weights + keys) / total
+    most = (room.available - account.kept()) / total
     if least <= share <= most:
         return
     what = f"vllm_memory is {share:g}, {share * total / GIB:.1f} of the GPU's {total / GIB:.1f} GiB"

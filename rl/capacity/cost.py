@@ -52,7 +52,7 @@ class ModelCost:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
+class Workload:
     """Tokens that go through the layers, tokens that are scored, and pairs of a query and a key that it sees."""
 
     tokens: int
@@ -60,7 +60,7 @@ class Work:
     pairs: float
 
     @staticmethod
-    def of(groups: Sequence[TrainGroup], *, shared: bool = True) -> Work:
+    def of(groups: Sequence[TrainGroup], *, shared: bool = True) -> Workload:
         """p prompt tokens and completions of c: p + sum (c - 1) tokens, p^2/2 + sum (p c + c^2/2) pairs; not shared, the prompt
         counts once for each completion."""
         tokens, scored, pairs = 0, 0, 0.0
@@ -71,28 +71,28 @@ class Work:
             tokens += prompts * p + sum(c - 1 for c in lengths)  # the last token of a completion is no input
             scored += sum(sum(s.scored) for s in group.sequences)
             pairs += prompts * p * p / 2 + sum(p * c + c * c / 2 for c in lengths)
-        return Work(tokens=tokens, scored=scored, pairs=pairs)
+        return Workload(tokens=tokens, scored=scored, pairs=pairs)
 
 
-def forward_flops(cost: ModelCost, work: Work) -> float:
+def forward_flops(cost: ModelCost, work: Workload) -> float:
     """2 (N_b T + V H S) + 4 L H_q pairs: layers on every token, the output layer on scored ones, scores and their sum."""
     return 2 * (cost.block * work.tokens + cost.head * work.scored) + 4 * cost.attention * work.pairs
 
 
-def update_flops(cost: ModelCost, work: Work, *, frozen: bool = False) -> float:
+def update_flops(cost: ModelCost, work: Workload, *, frozen: bool = False) -> float:
     """Forward and backward: three times the forward; twice where the weights are frozen (LoRA), attention still three times."""
     by_weights = 2 * (cost.block * work.tokens + cost.head * work.scored)
     return 3 * forward_flops(cost, work) - (by_weights if frozen else 0)
 
 
-def trunk_update_flops(cost: ModelCost, work: Work, *, frozen: bool = False) -> float:
+def trunk_update_flops(cost: ModelCost, work: Workload, *, frozen: bool = False) -> float:
     """The same of a critic, whose output layer is one row: u N_b T + 12 L H_q pairs, u = 6 (frozen weights: 4)."""
     return update_flops(replace(cost, head=0), work, frozen=frozen)
 
 
 def step_flops(
     cost: ModelCost,
-    work: Work,
+    work: Workload,
     *,
     critic: CriticSource,
     has_reference: bool = False,

@@ -14,14 +14,14 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from rl.capacity.cost import FLOAT32, ModelCost, Work
+from rl.capacity.cost import FLOAT32, ModelCost, Workload
 from rl.forward.output_head import tokens_per_chunk
 from rl.forward.shapes import head_size, heads, inner_width, key_width
 from rl.settings.options import ALL_LINEAR
 
 
 @dataclass(frozen=True, kw_only=True)
-class EqualRow:
+class UniformBatch:
     """A micro-batch of Q prompts of p tokens and R completions of c tokens, R / Q of each prompt (rl/update/batch.py lays it out)."""
 
     prompts: int
@@ -51,23 +51,25 @@ class EqualRow:
         return self.prompts * self.prompt_length**2 + self.sequences * own * (self.prompt_length + own)
 
     @property
-    def work(self) -> Work:
+    def workload(self) -> Workload:
         """p^2 / 2 pairs of a prompt, p c + c^2 / 2 of a completion."""
         p, c = self.prompt_length, self.completion_length
         pairs = self.prompts * p * p / 2 + self.sequences * (p * c + c * c / 2)
-        return Work(tokens=self.tokens, scored=self.scored, pairs=pairs)
+        return Workload(tokens=self.tokens, scored=self.scored, pairs=pairs)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cut:
+class MicroBatchPlan:
     """A step in micro-batches: the largest, how many there are, and all of them in one row."""
 
-    largest: EqualRow
-    micro_batches: int
-    whole: EqualRow
+    largest: UniformBatch
+    count: int
+    whole: UniformBatch
 
     @staticmethod
-    def of(problems: int, group_size: int, prompt_length: int, completion_length: int, token_budget: int) -> Cut:
+    def of(
+        problems: int, group_size: int, prompt_length: int, completion_length: int, token_budget: int
+    ) -> MicroBatchPlan:
         """Whole groups as many as the budget takes. A group that it does not take in parts, each with the prompt: full ones, alone
         in a row, and the rests of several groups together."""
         own = completion_length - 1
@@ -78,11 +80,11 @@ class Cut:
         rows, count, prompts = [], 0, 0
         for sequences, parts in (kind for kind in kinds if kind[0]):
             together = min(parts, token_budget // (prompt_length + sequences * own))
-            rows.append(EqualRow(prompts=together, sequences=together * sequences, **lengths))
+            rows.append(UniformBatch(prompts=together, sequences=together * sequences, **lengths))
             count, prompts = count - (-parts // together), prompts + parts
         largest = max(rows, key=lambda row: row.tokens)
-        whole = EqualRow(prompts=prompts, sequences=problems * group_size, **lengths)
-        return Cut(largest=largest, micro_batches=count, whole=whole)
+        whole = UniformBatch(prompts=prompts, sequences=problems * group_size, **lengths)
+        return MicroBatchPlan(largest=largest, count=count, whole=whole)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +121,7 @@ class TrainedTrunk:
     def is_tied(self) -> bool:
         return bool(getattr(self.config, "tie_word_embeddings", True))
 
-    def layer(self, row: EqualRow) -> int:
+    def layer(self, row: UniformBatch) -> int:
         """What one layer keeps. With h heads, h D = H_q wide, H_kv of the keys:
 
         float32: 4 (T (6 H + 3 H_q + 4 I + h + 2) + 2 K H_kv + M). Each norm keeps its input and the normalised; q, k, v and
@@ -143,7 +145,7 @@ class TrainedTrunk:
     def width(self) -> int:
         return 2 if self.is_bfloat16 else FLOAT32
 
-    def kept(self, row: EqualRow) -> int:
+    def kept(self, row: UniformBatch) -> int:
         """All layers, or 4 L T H, their inputs, where they are run again; then 4 ((2 H + 2 D) T + H S): the last norm, the
         rotary tables, the states that are scored. Under autocast the weights' copies too, 2 N_b, and 2 V H of a trained output layer; of
         one layer, 2 N_b / L, where they are frozen and layers are run again; none of weights that are kept rounded."""
@@ -158,7 +160,7 @@ class TrainedTrunk:
         casts = self.width * (cast + self.adapters + head) if self.is_bfloat16 else 0
         return inner + FLOAT32 * rest + casts
 
-    def head(self, row: EqualRow) -> dict[str, int]:
+    def head(self, row: UniformBatch) -> dict[str, int]:
         """A chunk of t tokens: logits, probabilities and their product, 12 t V; 16 t V where a second pass differentiates by the
         entropy too. Gradients: 4 V H of the weight, if trained, 4 S H of the states. Under autocast a copy of a frozen weight, or
         a trained one's gradient by one chunk, 2 V H; a GPU adds that up in place."""
@@ -178,7 +180,7 @@ class TrainedTrunk:
         """Numbers outside of the layers."""
         return self.cost.all_parameters - self.cost.block
 
-    def peak(self, row: EqualRow, *, is_first: bool, sharded: bool = False) -> int:
+    def peak(self, row: UniformBatch, *, is_first: bool, sharded: bool = False) -> int:
         """The most beyond weights and gradients that were there before, those of all n unless is_first: the largest of
 
         the head:      kept + chunk + its gradients

@@ -14,10 +14,19 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from rewards.errors import UserError, first_line
-from rl.capacity.account import CONTEXT, FRAGMENTED, GIB, ROUNDED, Account
-from rl.capacity.choose import NAMED, Room, as_options, choose, described, fitting, remedies, settled
+from rl.capacity.account import CUDA_CONTEXT, FRAGMENTATION, GIB, ROUNDED, Account
+from rl.capacity.choose import (
+    MAX_REMEDIES,
+    DeviceMemory,
+    as_options,
+    choose,
+    described,
+    fitting,
+    remedies,
+    with_defaults,
+)
 from rl.capacity.cost import FLOAT32, ModelCost, forward_flops, step_flops
-from rl.capacity.memory import Cut, TrainedTrunk
+from rl.capacity.memory import MicroBatchPlan, TrainedTrunk
 from rl.command.dry_run import DryRun, dry_run, equal_batch
 from rl.objective.names import CriticSource
 from rl.run.setup import require_shardable
@@ -108,8 +117,8 @@ class Plan:
         """Of the run as it would be: on the card, if one is named that it fits, else with what stands for "auto" elsewhere."""
         if self.options.card is not None:
             with suppress(UserError):
-                return choose(self.open_account, Room.of_card(self.options.gib))
-        return settled(self.open_account)
+                return choose(self.open_account, DeviceMemory.of_card(self.options.gib))
+        return with_defaults(self.open_account)
 
     @property
     def run(self) -> RunConfig:
@@ -120,8 +129,8 @@ class Plan:
         return self.account.cost
 
     @property
-    def cut(self) -> Cut:
-        return self.account.cut
+    def micro_batches(self) -> MicroBatchPlan:
+        return self.account.micro_batches
 
     @property
     def policy(self) -> TrainedTrunk:
@@ -154,7 +163,7 @@ class Plan:
         rounds = self.run.computing_dtype == "bfloat16"
         gathered = FLOAT32 * every - (FLOAT32 - ROUNDED) * rounds * self.cost.block
         sent = ROUNDED if self.run.sampling_dtype == "bfloat16" else FLOAT32
-        part, micros = (o.gpus - 1) / o.gpus, self.cut.micro_batches
+        part, micros = (o.gpus - 1) / o.gpus, self.micro_batches.count
         completions = o.problems_per_step * o.group_size * o.completion_length
         sharded = o.shards
         return {
@@ -168,30 +177,32 @@ class Plan:
         """sampling 2 (N_b T + V H S) + attention, every prompt once for its group; the update by rl/capacity/cost.py."""
         o = self.options
         whole = replace(
-            self.cut.whole, prompts=self.cut.whole.prompts * o.gpus, sequences=o.problems_per_step * o.group_size
+            self.micro_batches.whole,
+            prompts=self.micro_batches.whole.prompts * o.gpus,
+            sequences=o.problems_per_step * o.group_size,
         )
         updated = step_flops(
             self.cost,
-            whole.work,
+            whole.workload,
             critic=self.value,
             has_reference=self.account.has_reference,
             frozen=o.lora_rank > 0,
             checkpointed=self.policy.checkpointed,
         )
-        sampled = replace(whole, prompts=o.problems_per_step).work
+        sampled = replace(whole, prompts=o.problems_per_step).workload
         return {"sampling": forward_flops(self.cost, sampled), **updated}
 
     def dry(self) -> DryRun:
         """The update itself, run without numbers, on at most two micro-batches: any further one is like the second."""
         o = self.options
-        problems = min(o.own_problems, 2 * self.cut.largest.prompts)
+        problems = min(o.own_problems, 2 * self.micro_batches.largest.prompts)
         batch = equal_batch(problems, o.group_size, o.prompt_length, o.completion_length)
         return dry_run(self.config, self.run, batch, device=self.device, shards=o.gpus if o.shards else 1)
 
 
 def describe(plan: Plan, dry: DryRun | None) -> str:
     """As text for a person."""
-    o, row = plan.options, plan.cut.largest
+    o, row = plan.options, plan.micro_batches.largest
     sampler = plan.memory()["sampler's weights"]
 
     def line(name: str, size: float, beside: str = "") -> str:
@@ -199,7 +210,7 @@ def describe(plan: Plan, dry: DryRun | None) -> str:
 
     lines = [
         f"{o.model}, {plan.cost.all_parameters / 1e6:,.1f} M parameters, {plan.policy.trained / 1e6:,.1f} M trained",
-        f"{o.algorithm}, value {plan.value}, {o.dtype}, attention {plan.run.attention}; {plan.cut.micro_batches} micro-batches, the "
+        f"{o.algorithm}, value {plan.value}, {o.dtype}, attention {plan.run.attention}; {plan.micro_batches.count} micro-batches, the "
         f"largest of {row.tokens:,} tokens, {row.scored:,} of them scored",
         "",
         f"{'GiB on one GPU':<27}{'formula':>10}",
@@ -222,23 +233,23 @@ def describe(plan: Plan, dry: DryRun | None) -> str:
 
 def on_the_card(plan: Plan, also: Sequence[float]) -> Iterator[str]:
     """The verdict, what was chosen, and the largest that would fit. also: peaks from another source than the account."""
-    o, account, room = plan.options, plan.account, Room.of_card(plan.options.gib)
-    need = (max(account.peak(), *also) if also else account.peak()) * FRAGMENTED + CONTEXT
+    o, account, room = plan.options, plan.account, DeviceMemory.of_card(plan.options.gib)
+    need = (max(account.peak(), *also) if also else account.peak()) * FRAGMENTATION + CUDA_CONTEXT
     verdict = "fits" if need <= room.total else "does not fit"
     yield (
-        f"{verdict} a card of {o.gib:g} GiB: {need / GIB:.1f} GiB are needed, {FRAGMENTED - 1:.0%} that is lost between tensors and "
-        f"{CONTEXT / GIB:g} GiB of CUDA's own among them"
+        f"{verdict} a card of {o.gib:g} GiB: {need / GIB:.1f} GiB are needed, {FRAGMENTATION - 1:.0%} that is lost between tensors and "
+        f"{CUDA_CONTEXT / GIB:g} GiB of CUDA's own among them"
     )
     if need > room.total:
-        for changes, found in islice(remedies(plan.open_account, room), NAMED):
-            yield f"  it would fit with {as_options(changes)}: {(found.needed(found.peak()) + CONTEXT) / GIB:.1f} GiB"
+        for changes, found in islice(remedies(plan.open_account, room), MAX_REMEDIES):
+            yield f"  it would fit with {as_options(changes)}: {(found.needed(found.peak()) + CUDA_CONTEXT) / GIB:.1f} GiB"
     else:
         yield f"  {described(account, room)}"
     yield "the largest there, all else as planned:"
     yield from (f"  {name:<25}{found}" for name, found in largest(plan, room).items())
 
 
-def largest(plan: Plan, room: Room) -> dict[str, str]:
+def largest(plan: Plan, room: DeviceMemory) -> dict[str, str]:
     """The largest known model, group and completion that fit, one changed at a time; auto is chosen anew for each."""
     account, context = plan.open_account, getattr(plan.config, "max_position_embeddings", None) or 1 << 17
 
@@ -247,7 +258,7 @@ def largest(plan: Plan, room: Room) -> dict[str, str]:
 
     others = {name: Plan(replace(plan.options, model=name), load_config(name)) for name in known_models()}
     by_size = sorted(others, key=lambda name: others[name].open_account.cost.all_parameters, reverse=True)
-    group = most(lambda n: fits(account.having(group_size=n)), 1 << 12)
+    group = most(lambda n: fits(account.with_options(group_size=n)), 1 << 12)
     tokens = most(lambda n: fits(replace(account, completion_length=n)), context - account.prompt_length)
     return {
         "model": next((name for name in by_size if fits(others[name].open_account)), "none"),

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from rewards.errors import UserError
 from rl.capacity.account import GIB, MAX_ROWS, Account, Engine
-from rl.capacity.choose import Room, settled
+from rl.capacity.choose import DeviceMemory, with_defaults
 from rl.policy.critic import Critic
 from rl.policy.families import CAUSAL, PolicyFamily
 from rl.policy.load import load_pretrained
@@ -253,17 +253,17 @@ def must_checkpoint(config: RunConfig, model: PreTrainedModel, runtime: Runtime,
     taken = sum(p.nbytes for p in model.parameters())
     short = replace(config, max_tokens=min(config.max_tokens or config.tokens_at_once, config.tokens_at_once))
     skeleton = critic_skeleton(config)
-    account = settled(Account.of(short, model, prompt_length=1, device=model.device.type, critic=skeleton))
-    room = Room(runtime.free_memory() + taken, 0)
-    if account.peak_of_update() <= room.ours:
+    account = with_defaults(Account.of(short, model, prompt_length=1, device=model.device.type, critic=skeleton))
+    room = DeviceMemory(runtime.free_memory() + taken, 0)
+    if account.peak_of_update() <= room.available:
         return False
     progress.message(told_of_checkpointing(account, room))
     return True
 
 
-def told_of_checkpointing(account: Account, room: Room) -> str:
+def told_of_checkpointing(account: Account, room: DeviceMemory) -> str:
     return (
         f"gradient checkpointing is on: without it an update of {account.run.tokens_at_once} tokens at once would take about "
-        f"{account.peak_of_update() / GIB:.1f} GiB, weights included, and {room.ours / GIB:.1f} GiB are there; a lower token_budget "
+        f"{account.peak_of_update() / GIB:.1f} GiB, weights included, and {room.available / GIB:.1f} GiB are there; a lower token_budget "
         "would do without"
     )

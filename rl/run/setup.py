@@ -18,7 +18,7 @@ from rewards.score import Outcome, Score, verify
 from rewards.verifier_contract import checked_scores
 from rewards.verifiers import Verifiers
 from rl.capacity.account import Account
-from rl.capacity.choose import OPEN, Room, choose, described
+from rl.capacity.choose import OPEN, DeviceMemory, choose, described
 from rl.policy.families import PolicyFamily, family_of
 from rl.policy.load import context_length
 from rl.policy.save_model import stored_dtype
@@ -286,13 +286,13 @@ def chosen(
         cpu_offload=runtime.offloads,
         critic=critic_skeleton(asked),
     )
-    room = Room(*map(min, zip(*runtime.gather([runtime.room(model)]), strict=True)))
+    room = DeviceMemory(*map(min, zip(*runtime.gather([runtime.room(model)]), strict=True)))
     found = choose(account, room)
     if found.device == "cuda":
         progress.message(described(found, room))
     elif found.run.gradient_checkpointing and asked.gradient_checkpointing is None:
-        progress.message(told_of_checkpointing(found.having(gradient_checkpointing=False), room))
-    beside_an_update = found.needed(found.peak_of_update() + found.keys_and_values) <= room.ours
+        progress.message(told_of_checkpointing(found.with_options(gradient_checkpointing=False), room))
+    beside_an_update = found.needed(found.peak_of_update() + found.keys_and_values) <= room.available
     return {name: getattr(found.run, name) for name in OPEN}, found.device == "cuda" and beside_an_update
 
 

@@ -10,7 +10,7 @@ from functools import cached_property
 from torch import nn
 
 from rewards.errors import UserError
-from rl.capacity.cost import ModelCost, Work, step_flops
+from rl.capacity.cost import ModelCost, Workload, step_flops
 from rl.objective.algorithms import Algorithm
 from rl.policy.critic import Critic
 from rl.policy.policy import Policy
@@ -56,7 +56,7 @@ class Learner:
     def cost(self) -> ModelCost:
         return ModelCost.of(self.policy.model)
 
-    def flops(self, work: Work, *, looks_ahead: bool) -> float:
+    def flops(self, work: Workload, *, looks_ahead: bool) -> float:
         """Of an update on that."""
         parts = step_flops(
             self.cost,

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from rl.capacity.cost import Work
+from rl.capacity.cost import Workload
 from rl.forward.micro_batch import MicroBatch
 from rl.objective.values import FrozenTargets
 from rl.update.batch import Batch
@@ -63,7 +63,7 @@ def update(learner: Learner, *minibatches: Batch, trains_policy: bool = True) ->
         "learning_rate": learner.learning_rate,
         "groups/trained": len(groups),
         "tokens/trained": sum(batch.num_tokens for batch in minibatches) * learner.num_epochs,
-        "flops/update": learner.flops(Work.of(groups), looks_ahead=needs_old_logprobs),
+        "flops/update": learner.flops(Workload.of(groups), looks_ahead=needs_old_logprobs),
         "time/optimizer": seconds_of_optimizer,
         **TokenMeans.merged(runtime.gather([tracker.read()])).means(),
     }

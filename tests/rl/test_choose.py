@@ -12,18 +12,18 @@ from typing import Any
 import pytest
 
 from rewards.errors import UserError
-from rl.capacity.account import CONTEXT, FRAGMENTED, GIB, Account
+from rl.capacity.account import CUDA_CONTEXT, FRAGMENTATION, GIB, Account
 from rl.capacity.choose import (
-    NAMED,
+    MAX_REMEDIES,
     REMEDIES,
-    Room,
+    DeviceMemory,
     as_options,
     choose,
     fitting,
     remedies,
     rows_with_room,
     settings,
-    settled,
+    with_defaults,
 )
 from rl.command.plan import Plan, describe, load_config, make_plan
 from rl.settings.options import CARDS, PlanOptions
@@ -57,13 +57,13 @@ def planned(model: str, **options: Any) -> Plan:
 
 def peak(account: Account) -> float:
     """GiB of the whole card."""
-    return (FRAGMENTED * max(account.peak_of_update(), account.peak_of_sampling()) + CONTEXT) / GIB
+    return (FRAGMENTATION * max(account.peak_of_update(), account.peak_of_sampling()) + CUDA_CONTEXT) / GIB
 
 
 @pytest.mark.parametrize(("card", "model"), list(product(GPUS, MODELS)))
 def test_the_choice_fits_or_is_refused_with_options_that_fit(card: str, model: str) -> None:
     """A named remedy is planned anew from its text, and its choice fits."""
-    room = Room.of_card(CARDS[card])
+    room = DeviceMemory.of_card(CARDS[card])
     for how, algorithm in product(HOW.values(), ALGORITHMS):
         account = planned(model, algorithm=algorithm, **how).open_account
         found = fitting(account, room)
@@ -73,7 +73,7 @@ def test_the_choice_fits_or_is_refused_with_options_that_fit(card: str, model: s
             continue
         with pytest.raises(UserError) as refused:
             choose(account, room)
-        named = [changes for changes, _ in remedies(account, room)][:NAMED]
+        named = [changes for changes, _ in remedies(account, room)][:MAX_REMEDIES]
         assert named, f"{model} {how} {algorithm} fits a {card} in no way"
         for changes in named:
             assert as_options(changes) in str(refused.value)
@@ -93,7 +93,7 @@ def test_the_choice_fits_or_is_refused_with_options_that_fit(card: str, model: s
     ],
 )
 def test_what_is_promised_fits(model: str, card: str, options: dict[str, Any]) -> None:
-    assert peak(choose(planned(model, **options).open_account, Room.of_card(CARDS[card]))) <= CARDS[card]
+    assert peak(choose(planned(model, **options).open_account, DeviceMemory.of_card(CARDS[card]))) <= CARDS[card]
 
 
 def test_adapters_on_seven_billion_need_at_most_34_gib() -> None:
@@ -105,7 +105,9 @@ def test_adapters_on_seven_billion_need_at_most_34_gib() -> None:
 
 def test_the_fastest_that_fits_is_taken() -> None:
     """On a smaller card a part of a group goes at once, then layers are run again, then rows are fewer, then both to the utmost."""
-    found = [choose(planned("qwen3-1.7b").open_account, Room.of_card(gib)).asked for gib in (139.8, 62.0, 45.0, 42.0)]
+    found = [
+        choose(planned("qwen3-1.7b").open_account, DeviceMemory.of_card(gib)).asked for gib in (139.8, 62.0, 45.0, 42.0)
+    ]
     assert [(run.gradient_checkpointing, run.token_budget, run.sampler_rows) for run in found] == [
         (False, 8696, 1024),
         (False, 4604, 1024),
@@ -116,11 +118,12 @@ def test_the_fastest_that_fits_is_taken() -> None:
 
 def test_what_is_asked_for_is_kept() -> None:
     asked = {"token_budget": 3000, "gradient_checkpointing": False, "sampler_rows": 24}
-    found = choose(planned("qwen2.5-0.5b", **asked).open_account, Room.of_card(139.8)).asked
+    found = choose(planned("qwen2.5-0.5b", **asked).open_account, DeviceMemory.of_card(139.8)).asked
     assert {name: getattr(found, name) for name in asked} == asked
     with pytest.raises(UserError, match="--gradient-checkpointing None --token-budget auto"):
         choose(
-            planned("qwen2.5-1.5b", token_budget=60_000, gradient_checkpointing=False).open_account, Room.of_card(79.1)
+            planned("qwen2.5-1.5b", token_budget=60_000, gradient_checkpointing=False).open_account,
+            DeviceMemory.of_card(79.1),
         )
 
 
@@ -164,42 +167,44 @@ def test_vllms_share_must_hold_its_weights_and_leave_room_for_ours() -> None:
     """1.54 billion numbers of 2 bytes are 2.9 GiB of 79.1: 0.04 with what is lost. The trainer keeps 12 bytes of each and a
     reference of 2."""
     account = replace(planned("qwen2.5-1.5b").open_account, engine="vllm")
-    room = Room.of_card(79.1)
-    assert choose(account, room).peak_of_update() < room.ours
+    room = DeviceMemory.of_card(79.1)
+    assert choose(account, room).peak_of_update() < room.available
     for share in (0.02, 0.8):
         with pytest.raises(UserError, match=rf"vllm_memory is {share}.* GiB.*; give 0.04 to 0.7\d"):
-            choose(account.having(vllm_memory=share), room)
+            choose(account.with_options(vllm_memory=share), room)
     with pytest.raises(UserError, match="no share would do; use --sampler torch, or vllm-server"):
-        choose(replace(planned("qwen3-4b").open_account, engine="vllm"), Room.of_card(39.4))
+        choose(replace(planned("qwen3-4b").open_account, engine="vllm"), DeviceMemory.of_card(39.4))
 
 
 def test_one_step_ahead_an_update_and_sampling_fit_together() -> None:
-    room = Room.of_card(CARDS["h100"])
+    room = DeviceMemory.of_card(CARDS["h100"])
     account = replace(planned("qwen2.5-1.5b").open_account, evaluated=1024)
-    live, ahead = (fitting(account.having(one_step_ahead=is_ahead), room) for is_ahead in (False, True))
+    live, ahead = (fitting(account.with_options(one_step_ahead=is_ahead), room) for is_ahead in (False, True))
     assert live is not None and ahead is not None
     meanwhile = sum(ahead.parts()[name] for name in ("key-value cache", "sampler's logits"))
-    alone = ahead.having(one_step_ahead=False)
+    alone = ahead.with_options(one_step_ahead=False)
     copy = ahead.engine_copy - alone.engine_copy  # of the weights that are sampled with
     assert ahead.peak_of_update() == pytest.approx(alone.peak_of_update() + copy + meanwhile)
-    assert FRAGMENTED * (alone.peak_of_update() + copy + meanwhile) <= room.ours
+    assert FRAGMENTATION * (alone.peak_of_update() + copy + meanwhile) <= room.available
     assert live.rows > ahead.rows or live.run.tokens_at_once > ahead.run.tokens_at_once
 
 
 def test_one_step_ahead_vllm_keeps_its_share_meanwhile() -> None:
     account = replace(planned("qwen2.5-1.5b").open_account, engine="vllm")
-    room = Room.of_card(CARDS["a100-80"])
-    live, ahead = (fitting(account.having(one_step_ahead=is_ahead), room) for is_ahead in (False, True))
+    room = DeviceMemory.of_card(CARDS["a100-80"])
+    live, ahead = (fitting(account.with_options(one_step_ahead=is_ahead), room) for is_ahead in (False, True))
     assert live is not None and ahead is not None
     share = account.run.vllm_memory * room.total
-    assert FRAGMENTED * ahead.peak_of_update() + share <= room.ours < FRAGMENTED * live.peak_of_update() + share
+    assert (
+        FRAGMENTATION * ahead.peak_of_update() + share <= room.available < FRAGMENTATION * live.peak_of_update() + share
+    )
 
 
 def test_a_card_smaller_than_the_model_is_said_with_numbers() -> None:
     with pytest.raises(
         UserError, match=r"model is 'qwen2.5-32b'.* GiB.*23.5 GiB.*No option would do: use a smaller model"
     ):
-        choose(planned("qwen2.5-32b").open_account, Room.of_card(23.5))
+        choose(planned("qwen2.5-32b").open_account, DeviceMemory.of_card(23.5))
 
 
 def test_on_a_cpu_nothing_is_refused_and_nothing_changes_that_fits() -> None:
@@ -209,10 +214,10 @@ def test_on_a_cpu_nothing_is_refused_and_nothing_changes_that_fits() -> None:
         prompt_length=512,
         device="cpu",
     )
-    roomy, tight = (choose(account, Room(gib * GIB, gib * GIB)).asked for gib in (1000, 1))
+    roomy, tight = (choose(account, DeviceMemory(gib * GIB, gib * GIB)).asked for gib in (1000, 1))
     assert (roomy.token_budget, roomy.gradient_checkpointing, roomy.sampler_rows) == (8192, False, 1024)
     assert (tight.token_budget, tight.gradient_checkpointing, tight.sampler_rows) == (8192, True, 1024)
-    long = choose(replace(account, completion_length=9000), Room(GIB, GIB)).asked
+    long = choose(replace(account, completion_length=9000), DeviceMemory(GIB, GIB)).asked
     assert long.token_budget == 512 + 9000 - 1
 
 
@@ -223,9 +228,9 @@ def test_a_plan_names_what_is_chosen_and_the_largest_that_fit() -> None:
     assert "  model                    qwen2.5-1.5b" in text
     (length,) = (line.split()[-1] for line in text.splitlines() if line.startswith("  completion length"))
     longest = int(length.replace(",", ""))
-    choose(planned("qwen2.5-1.5b", completion_length=longest).open_account, Room.of_card(39.4))
+    choose(planned("qwen2.5-1.5b", completion_length=longest).open_account, DeviceMemory.of_card(39.4))
     with pytest.raises(UserError):
-        choose(planned("qwen2.5-1.5b", completion_length=longest + 1).open_account, Room.of_card(39.4))
+        choose(planned("qwen2.5-1.5b", completion_length=longest + 1).open_account, DeviceMemory.of_card(39.4))
     text = describe(planned("qwen3-8b", card="H200"), None)
     assert "does not fit a card of 139.8 GiB" in text and "it would fit with --optimizer adamw-8bit" in text
 
@@ -239,7 +244,7 @@ def test_the_page_says_what_is_chosen() -> None:
         typed = options.strip("`").split() if options != "all weights" else []
         changes = {name[2:].replace("-", "_"): value for name, value in zip(typed[::2], typed[1::2], strict=True)}
         changes |= {"lora_rank": int(changes["lora_rank"])} if "lora_rank" in changes else {}
-        found = choose(planned(model, **changes).open_account, Room.of_card(CARDS[card]))
+        found = choose(planned(model, **changes).open_account, DeviceMemory.of_card(CARDS[card]))
         sizes = (peak(found), found.peak_of_update() / GIB, found.peak_of_sampling() / GIB)
         again = "on" if found.run.gradient_checkpointing else "off"
         assert numbers == [*(f"{x:.1f}" for x in sizes), again, f"{found.run.token_budget:,}", str(found.rows)]
@@ -273,7 +278,7 @@ def test_a_critic_of_another_model_is_counted_in_its_own_shape() -> None:
     of_policy, small = skeleton("qwen3-1.7b"), skeleton("qwen2.5-0.5b")
     same = planned("qwen3-1.7b", algorithm="ppo-separate").open_account
     other = Account.of(same.asked, of_policy.skeleton, prompt_length=512, device="cuda", critic=small.skeleton)
-    shapes = [settled(account).parts() for account in (same, other)]
+    shapes = [with_defaults(account).parts() for account in (same, other)]
     numbers = small.cost.all_parameters + small.config.hidden_size + 1  # its output layer is its embeddings
     assert shapes[1]["critic"] == 16 * numbers < shapes[0]["critic"] / 3
     assert {k: v for k, v in shapes[1].items() if k != "critic"} == {

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from rl.capacity.cost import ModelCost, Work, decode_seconds, forward_flops, optimizer_bytes, update_flops
+from rl.capacity.cost import ModelCost, Workload, decode_seconds, forward_flops, optimizer_bytes, update_flops
 from rl.command.dry_run import untaught_learner
 from rl.forward.forward import packed_forward
 from rl.processes.runtime import Runtime
@@ -32,7 +32,7 @@ def test_flops_of_a_forward_are_those_that_torch_counts(family: str) -> None:
     products = sum(
         n for operation, n in counts.items() if "attention" not in str(operation) and "bmm" not in str(operation)
     )
-    cost, work = ModelCost.of(model), Work.of(batch.groups)
+    cost, work = ModelCost.of(model), Workload.of(batch.groups)
     assert products == forward_flops(cost, work) - 4 * cost.attention * work.pairs
 
 
@@ -59,7 +59,7 @@ def test_the_flops_of_an_update_are_those_that_torch_counts(
     runtime = Runtime.start(dtype="float32", device="cpu")
     config = RunConfig(algorithm=algorithm, **{"gradient_checkpointing": False, **options})
     learner, batch = untaught_learner(make("llama").config, config, runtime), random_batch()
-    cost, work = ModelCost.of(learner.policy.model), Work.of(batch.groups)
+    cost, work = ModelCost.of(learner.policy.model), Workload.of(batch.groups)
     with FlopCounterMode(display=False) as counter:
         metrics = update(learner, batch)
     counts = counter.get_flop_counts()["Global"]
@@ -80,7 +80,7 @@ def test_shared_prompts_count_once_and_frozen_weights_have_no_gradient() -> None
     (group,) = random_batch(groups=1, size=2).groups
     group = type(group)(tuple(range(10)), group.sequences)
     lengths = [len(s.token_ids) for s in group.sequences]
-    shared, apart = Work.of([group]), Work.of([group], shared=False)
+    shared, apart = Workload.of([group]), Workload.of([group], shared=False)
     assert shared.tokens == 10 + sum(lengths) - 2 and apart.tokens == 20 + sum(lengths) - 2
     assert apart.pairs - shared.pairs == 50 and shared.scored == apart.scored == sum(lengths)
     cost = ModelCost(block=100, head=10, attention=0, key_value=1, all_parameters=110)

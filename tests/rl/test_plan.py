@@ -14,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from rewards.errors import UserError
-from rl.capacity.cost import Work
-from rl.capacity.memory import Cut
+from rl.capacity.cost import Workload
+from rl.capacity.memory import MicroBatchPlan
 from rl.command.dry_run import MadeUpReads, equal_batch
 from rl.command.plan import Plan, describe, known_models, load_config, make_plan
 from rl.forward.forward import packed_forward
@@ -90,7 +90,7 @@ def test_the_formulas_agree_with_the_update_as_it_is_run(size: str, options: dic
 )
 def test_a_step_is_cut_as_the_batch_is(token_budget: int, completion_length: int) -> None:
     """Groups that fit and groups that do not, against the batch's own micro-batches."""
-    cut = Cut.of(5, 4, 15, completion_length, token_budget)
+    made = MicroBatchPlan.of(5, 4, 15, completion_length, token_budget)
     batch = equal_batch(5, 4, 15, completion_length)
     micros = list(batch.micro_batches(token_budget))
     largest = max(micros, key=lambda micro: packed_tokens(micro.groups))
@@ -98,7 +98,9 @@ def test_a_step_is_cut_as_the_batch_is(token_budget: int, completion_length: int
     assert (cut.micro_batches, row.tokens, row.scored) == (len(micros), len(largest.input_ids), len(largest.targets))
     assert row.gathered == sum(block.key_slots.numel() for block in largest.blocks)
     assert row.mask == sum(block.visible(None).numel() for block in largest.blocks)
-    assert cut.whole.work == Work.of([part for group in batch.groups for part in split_to_fit(group, token_budget)])
+    assert made.whole.workload == Workload.of(
+        [part for group in batch.groups for part in split_to_fit(group, token_budget)]
+    )
 
 
 def test_operations_are_those_that_torch_counts() -> None:
@@ -108,7 +110,7 @@ def test_operations_are_those_that_torch_counts() -> None:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         packed_forward.score(AutoModelForCausalLM.from_config(plan.config), micro, 1.0)
     products = sum(n for name, n in counter.get_flop_counts()["Global"].items() if "attention" not in str(name))
-    pairs = 4 * plan.cost.attention * plan.cut.whole.work.pairs
+    pairs = 4 * plan.cost.attention * plan.micro_batches.whole.workload.pairs
     assert plan.flops()["reference"] - pairs == products
     # A critic that gives its values in the pass that trains it costs 6 N_b beside the policy's 6 (N_b T + V H S) / T.
     critic = planned("tiny", algorithm="ppo-separate").flops()
@@ -125,7 +127,7 @@ def test_what_sampling_needs_by_hand() -> None:
         assert plan.memory()["key-value cache"] == cache and plan.memory()["sampler's logits"] == logits
         assert plan.peak_of_sampling() == plan.kept() + cache + logits
     whole, split = (planned("3 M", token_budget=budget) for budget in (100_000, 60))
-    assert split.cut.whole.prompts > whole.cut.whole.prompts == 8
+    assert split.micro_batches.whole.prompts > whole.micro_batches.whole.prompts == 8
     assert split.flops()["sampling"] == whole.flops()["sampling"]
 
 
@@ -162,14 +164,14 @@ def test_with_offloaded_weights_a_gpu_holds_what_a_micro_batch_needs_and_layers_
     same = set(sharded.memory()) - {*moved, "critic"}
     assert all(offloaded.memory()[name] == sharded.memory()[name] for name in same)
     freed = sharded.kept() + sharded.memory()["gradients"]
-    assert offloaded.cut.micro_batches > 1 and offloaded.peak_of_update() == sharded.peak_of_update() - freed
+    assert offloaded.micro_batches.count > 1 and offloaded.peak_of_update() == sharded.peak_of_update() - freed
     assert offloaded.traffic() == sharded.traffic()
 
 
 def test_what_is_sent_is_a_share_of_what_there_is() -> None:
     """Two GPUs: half of the weights are elsewhere, a sum in a ring is twice that. Four micro-batches a GPU, each with a reference."""
     plain, sharded = (planned("3 M", gpus=2, sharding=s) for s in ("none", "full"))
-    numbers, micros = plain.cost.all_parameters, plain.cut.micro_batches
+    numbers, micros = plain.cost.all_parameters, plain.micro_batches.count
     assert micros > 1
     assert plain.traffic()["gradients"] == 4 * numbers and plain.traffic()["weights"] == 0
     assert sharded.traffic()["gradients"] == 2 * numbers * micros
