@@ -19,7 +19,7 @@ from rl.capacity.memory import MicroBatchPlan
 from rl.command.dry_run import MadeUpReads, equal_batch
 from rl.command.plan import Plan, describe, known_models, load_config, make_plan
 from rl.forward.forward import packed_forward
-from rl.forward.layouts import packed_tokens
+from rl.forward.layouts import PackedRow, packed_tokens
 from rl.policy.lora import add_adapters
 from rl.settings.options import PlanOptions
 from rl.update.batch import split_to_fit
@@ -94,10 +94,10 @@ def test_a_step_is_cut_as_the_batch_is(token_budget: int, completion_length: int
     batch = equal_batch(5, 4, 15, completion_length)
     micros = list(batch.micro_batches(token_budget))
     largest = max(micros, key=lambda micro: packed_tokens(micro.groups))
-    row = cut.largest
-    assert (cut.micro_batches, row.tokens, row.scored) == (len(micros), len(largest.input_ids), len(largest.targets))
-    assert row.gathered == sum(block.key_slots.numel() for block in largest.blocks)
-    assert row.mask == sum(block.visible(None).numel() for block in largest.blocks)
+    row, laid_out = made.largest, largest.laid_out(PackedRow.of)
+    assert (made.count, row.tokens, row.scored) == (len(micros), len(laid_out.input_ids), len(largest.targets))
+    assert row.gathered == sum(block.key_slots.numel() for block in laid_out.blocks)
+    assert row.mask == sum(block.visible(None).numel() for block in laid_out.blocks)
     assert made.whole.workload == Workload.of(
         [part for group in batch.groups for part in split_to_fit(group, token_budget)]
     )
