@@ -144,8 +144,8 @@ class Server:
             return top[f"token_id:{token}"]
 
         with ThreadPoolExecutor(self.max_rows) as threads:
-            asked = [[threads.submit(ask, p + c[:n], t) for n, t in enumerate(c)] for p, c in texts]
-            return [[answer.result() for answer in row] for row in asked]
+            pending = [[threads.submit(ask, p + c[:n], t) for n, t in enumerate(c)] for p, c in texts]
+            return [[answer.result() for answer in row] for row in pending]
 
     def fingerprints(self) -> dict[str, Tensor]:
         """fingerprint() of the tensors that its workers compute with; empty if they cannot report it."""

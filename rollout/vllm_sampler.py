@@ -154,15 +154,15 @@ class VLLMSampler(SamplerBase):
     def probe(self, texts: Sequence[Text]) -> dict[str, list[list[float]]]:
         """Requests each token's log-prob as that of the first token after the tokens before it."""
         self._require_awake()
-        asked = [(p + c[:n], token) for p, c in texts for n, token in enumerate(c)]
+        positions = [(p + c[:n], token) for p, c in texts for n, token in enumerate(c)]
         params = [
             EngineParams(max_tokens=1, logprob_token_ids=[token], detokenize=False, ignore_eos=True)
-            for _, token in asked
+            for _, token in positions
         ]
-        prompts = [TokensPrompt(prompt_token_ids=list(before)) for before, _ in asked]
+        prompts = [TokensPrompt(prompt_token_ids=list(before)) for before, _ in positions]
         found = self.llm.generate(prompts, params, use_tqdm=False)
         rows = [f.outputs[0].logprobs for f in found]
-        logprobs = iter([row[0][token].logprob for row, (_, token) in zip(rows, asked, strict=True) if row])
+        logprobs = iter([row[0][token].logprob for row, (_, token) in zip(rows, positions, strict=True) if row])
         return {LOCAL_ENGINE: [[next(logprobs) for _ in completion] for _, completion in texts]}
 
     @torch.no_grad()

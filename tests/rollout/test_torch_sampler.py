@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
@@ -15,7 +18,7 @@ from rollout.engine.batch import Batch, Ended
 from rollout.engine.decoders import CachedDecoder, RecomputingDecoder
 from rollout.engine.fused_decoder import FusedDecoder
 from rollout.records import FinishReason
-from rollout.sampler import SampleRequest, SamplingParams
+from rollout.sampler import RequestQueue, SampleRequest, SamplingParams
 from rollout.torch_sampler import TorchSampler, stop_token_ids
 from tests.rollout.families import ALL, CACHED, FUSED, RECOMPUTED, tiny_model
 from tests.rollout.sampler_contract import Engine, SamplerContract, requests, tokens
@@ -142,3 +145,19 @@ def test_a_model_without_an_end_token_writes_to_the_limit() -> None:
     model.generation_config.eos_token_id = words.eos_token = None
     (group,) = TorchSampler(model, words).sample(requests(1, 8), SamplingParams(max_tokens=30))
     assert {(len(c.token_ids), c.finish_reason) for c in group} == {(30, FinishReason.LENGTH)}
+
+
+@pytest.mark.timeout(60)
+def test_a_thread_that_waits_for_requests_ends_with_the_stream() -> None:
+    """One of two threads has nothing left to decode, the other one has: the consumer stops, and both must end."""
+    model, num_threads, running = tiny_model("qwen2", 0), torch.get_num_threads(), threading.active_count()
+    torch.set_num_threads(2)
+    sampler, queue = TorchSampler(model, tokenizer()), RequestQueue()
+    for seed, limit in ((0, 1), (1, 4000)):
+        queue.put(SampleRequest((5,), (seed,), limit))
+    with closing(sampler.stream(queue, SamplingParams(max_tokens=8, stop_strings=("never",)))) as stream:
+        assert next(stream)[0] == 0
+        time.sleep(0.2)  # the first thread waits for the queue now
+    assert threading.active_count() == running
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(num_threads)

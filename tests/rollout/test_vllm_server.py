@@ -34,7 +34,7 @@ class MadeUp(ThreadingHTTPServer):
     def __init__(self, max_rows: int = 1, dtype: str = "torch.bfloat16") -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.max_rows, self.dtype, self.version = max_rows, dtype, "default"
-        self.calls = list[tuple[str, Any]]()
+        self.calls, self.limits = list[tuple[str, Any]](), list[int]()  # the limits of sampled completions
         self.drops, self.num_dropped = "", 0  # a path whose requests it breaks off
         self.now = self.most = 0
         self.counting, self.together = threading.Lock(), threading.Barrier(max_rows)
@@ -94,6 +94,7 @@ class Handler(BaseHTTPRequestHandler):
                 (token,) = body["logprob_token_ids"]
                 self.answer({"choices": [{"logprobs": {"top_logprobs": [{f"token_id:{token}": body["temperature"]}]}}]})
             case "/v1/completions":
+                server.limits.append(body["max_tokens"])
                 self.answer({"choices": [server.completion()]})
             case "/update_weight_version":
                 server.version = body["new_version"]
@@ -114,6 +115,13 @@ def test_a_server_gets_as_many_requests_at_once_as_it_decodes(tmp_path: Path) ->
     found = client(server, transfer=tmp_path / "transfer").sample(asked, SamplingParams(max_tokens=4))
     assert [len(group) for group in found] == [8] * 50
     assert server.most == 200
+
+
+def test_a_requests_own_limit_reaches_the_server(tmp_path: Path) -> None:
+    server = MadeUp()
+    params, limits = SamplingParams(max_tokens=4), (None, 2, 9)
+    client(server, transfer=tmp_path / "transfer").sample([SampleRequest((3,), (0,), n) for n in limits], params)
+    assert sorted(server.limits) == [2, 4, 9]
 
 
 def test_a_healthy_server_that_keeps_breaking_off_a_request_ends_the_run_with_a_message(tmp_path: Path) -> None:
