@@ -91,14 +91,12 @@ class TorchSampler(SamplerBase):
         return f"embedded engine, {str(dtype).removeprefix('torch.')}: {self.choice}"
 
     def stream(self, requests: Requests, params: SamplingParams) -> Stream:
-        """On a CPU as many threads decode as torch has. The first requests are dealt to them so that each gets prompts of similar
-        lengths; later each thread takes requests as its rows become free."""
+        """On a CPU as many threads decode as torch has, but no more than there are requests at first. These are dealt to the threads so
+        that each gets prompts of similar lengths; later each thread takes requests as its rows become free."""
         queue = RequestQueue.of(requests)
         num_threads = torch.get_num_threads() if self.fused and not self.bucketed else 1
         by_length = sorted(queue.take(wait=True), key=prompt_length)
-        parts = [by_length[n::num_threads] for n in range(num_threads)]
-        if queue.is_closed:
-            parts = [part for part in parts if part]
+        parts = [part for n in range(num_threads) if (part := by_length[n::num_threads])]
 
         def decode(part: list[Numbered], stop: Event) -> Stream:
             return self._decode(queue, part, params, stop)
@@ -115,7 +113,6 @@ class TorchSampler(SamplerBase):
     @torch.no_grad()
     def _decode(self, queue: RequestQueue, pending: list[Numbered], params: SamplingParams, stop: Event) -> Stream:
         """pending: the requests that this decoder begins with, sorted by the length of their prompts."""
-        pending = pending or queue.take(wait=True, rows=self.max_rows)
         if not pending:
             return
         decoder = self._empty_decoder(self._capacity([request for _, request in pending], params))
