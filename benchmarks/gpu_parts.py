@@ -35,9 +35,9 @@ from rl.processes.runtime import Runtime
 from rl.run.build import build_learner
 from rl.settings.config import RunConfig
 from rl.settings.options import PlanOptions
+from rl.settings.resolve import resolve
 from rl.update.batch import Batch
 from rl.update.update import update
-from rl.view.progress import Progress
 from rollout.rounding import mean_difference, rounding_noise
 from rollout.sampler import SampleRequest, SamplingParams, Text
 from rollout.torch_sampler import TorchSampler
@@ -311,7 +311,7 @@ def _learner(bench: Bench, config: RunConfig) -> Iterator[Any]:
     nobody: Any = None  # a tokenizer to compare with
     model = bench.random_model()
     try:
-        yield build_learner(config, model, nobody, runtime, Progress(0, quiet=True))
+        yield build_learner(resolve(config, "cuda"), model, nobody, runtime)
     finally:
         bench.made = None  # its weights were trained, or have adapters
 

@@ -72,7 +72,7 @@ class Arm:
             eval_samples=16,
             save_every=num_steps,
             run_dir=run_dir,
-        ).resolved()
+        )
 
 
 def ppo(scale: float | None, group_size: int, colour: str, style: str) -> Arm:
@@ -155,8 +155,8 @@ def update_bytes(arm: Arm) -> dict[str, int]:
         runtime = Runtime.start(dtype="float32", device="cpu")
         verifiers = Verifiers(verifier_options(config))
         run = set_up(config, runtime, verifiers, progress)
-        learner, max_tokens = run.learner, config.max_tokens or 1
-        groups = run.collector.collect(run.stream.take(config.problems_per_step or 1), step=1).groups
+        learner, max_tokens = run.learner, run.settings.max_tokens
+        groups = run.collector.collect(run.stream.take(run.settings.problems_per_step), step=1).groups
         batch = pack(learner.algorithm.assign_credit(groups, max_tokens), learner.algorithm, max_tokens)
         verifiers.close()
         learner.set_learning_rate(0.0)

@@ -26,7 +26,8 @@ from rewards.verifiers import VerifierOptions, Verifiers
 from rl.policy.load import load_pretrained
 from rl.processes.runtime import Runtime
 from rl.run.setup import tiny_base
-from rl.settings.defaults import TINY_DEFAULTS, TINY_KL_WEIGHT
+from rl.settings.defaults import TINY_KL_WEIGHT
+from rl.settings.resolve import model_defaults
 from rl.view.progress import Progress
 from rollout.problems import ProblemStream, load_problems, split_held_out
 from rollout.prompts import PromptRenderer
@@ -71,7 +72,7 @@ class Shape:
         return 2 * self.lora_rank
 
 
-TINY = TINY_DEFAULTS["arithmetic"]
+TINY = model_defaults("tiny", "arithmetic")
 A = Shape(
     what="the tiny default: 0.7 M parameters, arithmetic",
     size=None,

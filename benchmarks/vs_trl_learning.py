@@ -22,6 +22,7 @@ from benchmarks.trl_side import build, run
 from rl.processes.runtime import Runtime
 from rl.run.evaluate import evaluate
 from rl.settings.config import RunConfig
+from rl.settings.resolve import resolve
 from rl.view.plots import PERCENT
 
 EVERY = 10
@@ -53,13 +54,13 @@ class Rate(TrainerCallback):
 
 def learn(runtime: Runtime, *, seed: int, num_steps: int, report: Callable[[str], None]) -> LearningRun:
     shape: Shape = SHAPES["a"]
-    config = RunConfig(seed=seed, num_steps=num_steps).resolved()
-    assert config.kl_weight == shape.kl_weight
+    settings = resolve(RunConfig(seed=seed, num_steps=num_steps), "cpu")
+    assert settings.kl_weight == shape.kl_weight
     what = given(shape, runtime, num_problems=0, seed=seed)
     side = OurSide(shape, what, runtime)
     trainer = build(shape, what, runtime, num_steps=num_steps)
     copied = OurSide(shape, what, runtime)  # holds TRL's weights while they are looked at
-    trainer.add_callback(Rate(config.learning_rate_at))
+    trainer.add_callback(Rate(settings.learning_rate_at))
 
     start = evaluate(side.collector, what.held_out)["eval/accuracy"] or 0.0
     curves: dict[str, Curve] = {name: [(0.0, start)] for name in COLOURS}
@@ -67,7 +68,7 @@ def learn(runtime: Runtime, *, seed: int, num_steps: int, report: Callable[[str]
 
     def between(theirs: StepTime) -> None:
         step = side.num_steps + 1
-        side.learner.set_learning_rate(config.learning_rate_at(step))
+        side.learner.set_learning_rate(settings.learning_rate_at(step))
         seconds["ours"] += side.step().total
         seconds["trl"] += theirs.total
         if step % EVERY != 0 and step != num_steps:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+
+from rewards.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +45,37 @@ class MathPolicy:
 
     def __post_init__(self) -> None:
         if not 0 <= self.relative_tolerance < 1:
-            raise ValueError(
+            raise UserError(
                 f"relative_tolerance={self.relative_tolerance!r} must be in [0, 1): 0 compares exactly, 1e-4 accepts four digits"
             )
         if self.rounding_digits < 3:
-            raise ValueError(
+            raise UserError(
                 f"rounding_digits={self.rounding_digits!r} must be at least 3; for fewer digits set relative_tolerance instead"
             )
+
+    @staticmethod
+    def parse(texts: Iterable[str]) -> MathPolicy:
+        """The policy in which each text "option=value" replaces a default, as the command line's --grading gives them.
+
+        Raises UserError for an option or a value that does not exist.
+        """
+        kinds = {field.name: type(field.default) for field in fields(MathPolicy)}
+        given: dict[str, bool | int | float] = {}
+        for text in texts:
+            name, _, value = text.partition("=")
+            name = name.strip().replace("-", "_")
+            if name not in kinds:
+                raise UserError(f"grading is {text!r}: it must be option=value with an option among {', '.join(kinds)}")
+            given[name] = _parsed(text, value.strip(), kinds[name])
+        return MathPolicy(**given)  # type: ignore[arg-type]
+
+
+_BOOLEANS = {"true": True, "false": False}
+_NAMES = {bool: "true or false", int: "a whole number", float: "a number"}
+
+
+def _parsed(text: str, value: str, kind: type) -> bool | int | float:
+    try:
+        return _BOOLEANS[value.lower()] if kind is bool else kind(value)
+    except (KeyError, ValueError):
+        raise UserError(f"grading is {text!r}: the value must be {_NAMES[kind]}") from None

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rewards.combine import CombinedVerifier
 from rewards.math_answer import MathVerifier
+from rewards.math_policy import MathPolicy
 from rewards.program import ProgramVerifier
 from rewards.proof import ProofVerifier
 from rewards.puzzle_answer import PuzzleVerifier
@@ -20,12 +21,14 @@ class VerifierOptions:
     """Options of all verifiers.
 
     num_workers: worker processes of each verifier. deadline: seconds for one answer.
+    grading: how the math verifier compares answers.
     allow_unsafe_code: run programs even if they cannot be sandboxed.
     formats, format_weight, gate_format: format rules and their weight, see rewards.combine.
     """
 
     num_workers: int = 2
     deadline: float = 2.0
+    grading: MathPolicy = field(default_factory=MathPolicy)
     allow_unsafe_code: bool = False
     formats: tuple[str, ...] = ()
     format_weight: float = 0.1
@@ -33,7 +36,7 @@ class VerifierOptions:
 
 
 def _math(options: VerifierOptions) -> Verifier:
-    return MathVerifier(num_workers=options.num_workers, deadline=options.deadline)
+    return MathVerifier(policy=options.grading, num_workers=options.num_workers, deadline=options.deadline)
 
 
 def _program(options: VerifierOptions) -> Verifier:

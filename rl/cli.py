@@ -81,7 +81,7 @@ def run_recipe(description: str, **defaults: Any) -> None:
 
         require_all_processes()
         config = tyro.cli(RunConfig, description=description, default=RunConfig(**defaults))
-        if config.resume and (of_run := config.of_its_run()):  # what is not given is as it was
+        if config.resume and (of_run := config.of_existing_run()):  # what is not given is as it was
             config = tyro.cli(RunConfig, description=description, default=of_run)
         from rl.run.loop import train  # takes seconds, and a mistake is told before
 
@@ -189,19 +189,21 @@ app.command(verify, name="verify", help="Judge one answer or program, or a run's
 
 
 @verify.command
-def math(gold: str, answer: str, question: str = "") -> None:
+def math(gold: str, answer: str, question: str = "", grading: tuple[str, ...] = ()) -> None:
     """Judge a math answer. One without a box, tags or #### is the final answer itself.
 
     Args:
         gold: The reference.
         answer: A completion, or a bare answer.
         question: The problem. An answer that only repeats an expression of it is wrong.
+        grading: How answers are compared, as option=value, such as decimal_comma=true; docs/grading.md lists the options.
     """
     from rewards.extract import final_answer
     from rewards.math_answer import MathVerifier
+    from rewards.math_policy import MathPolicy
 
     bare = final_answer(answer, strict=False) is None
-    with MathVerifier(num_workers=1) as verifier:
+    with MathVerifier(policy=MathPolicy.parse(grading), num_workers=1) as verifier:
         completion = f"\\boxed{{{answer}}}" if bare else answer
         _print(verifier.verify_batch([completion], [gold], [question])[0])
 

@@ -45,8 +45,9 @@ class Collected:
 class Collector:
     """Turns problems into scored groups.
 
-    rollout: makes one completion; one_shot samples it in a single turn. scores_steps: also rewards each completion's reasoning steps.
-    processes: each samples every count-th problem; seeds do not depend on which process samples.
+    scores_steps: also give the worked steps of each completion rewards of their own. max_refills: rounds of further problems that
+    collect_with_signal may draw. processes: each samples every count-th
+    problem; seeds do not depend on which one does.
     """
 
     sampler: Sampler
@@ -57,6 +58,7 @@ class Collector:
     run_seed: int
     rollout: RolloutFunction = one_shot
     scores_steps: bool = False
+    max_refills: int = 4
     processes: Processes = field(default_factory=SingleProcess)
 
     def __post_init__(self) -> None:
@@ -146,7 +148,7 @@ class Collector:
             verify_seconds=verified - sampled,
         )
 
-    def collect_with_signal(self, stream: ProblemStream, count: int, *, step: int, max_refills: int = 4) -> Collected:
+    def collect_with_signal(self, stream: ProblemStream, count: int, *, step: int) -> Collected:
         """Dynamic sampling: draws further problems until `count` groups have differing rewards, in at most max_refills further rounds.
 
         DAPO, arXiv 2503.14476, section 3.2. Groups beyond `count` are dropped, the latest first.
@@ -154,7 +156,7 @@ class Collector:
         parts: list[Collected] = []
         groups: list[RolloutGroup] = []
         drawn: Counter[str] = Counter()
-        while len(groups) < count and len(parts) <= max_refills:
+        while len(groups) < count and len(parts) <= self.max_refills:
             parts.append(self.collect(stream.take(count), step=step, drawn=drawn))
             groups += [group for group in parts[-1].groups if has_signal(group)]
         return Collected(

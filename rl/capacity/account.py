@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil
-from typing import Literal
 
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -20,18 +19,17 @@ from rl.capacity.cost import FLOAT32, ModelCost, key_value_bytes, size
 from rl.capacity.memory import MicroBatchPlan, TrainedTrunk, adapter_numbers
 from rl.policy.offload import BUCKET
 from rl.settings.config import RunConfig
+from rl.settings.options import Engine
+from rl.settings.resolve import RunSettings, resolve
 from rollout.engine.fused_decoder import Capacity
 
-Engine = Literal["torch", "vllm", "vllm-server"]
 GIB = 1 << 30
 ROUNDED = 2  # bytes of a number in bfloat16
 MOMENTS = {"adamw": 2.0 * FLOAT32, "adamw-8bit": 2 * (1 + FLOAT32 / 256)}  # in 8 bits a scale for each 256
 # NF4: half a byte, a scale of 8 bits for each 64 numbers, and one in float32 for each 256 of these (arXiv 2305.14314).
 NF4 = 0.5 + 1 / 64 + FLOAT32 / (64 * 256)
-CANDIDATE_BYTES = (
-    2 * FLOAT32 + 8
-)  # of a token that may be drawn: its logit and probability, the sum of these in float64
-MAX_ROWS = 1024  # that the embedded engine decodes at once
+# Of a token that may be drawn: its logit and probability, the sum of these in float64.
+CANDIDATE_BYTES = 2 * FLOAT32 + 8
 CUDA_CONTEXT = 0.8 * GIB  # of CUDA, cuBLAS and the kernels, outside of the allocator; 0.5 to 0.8 by card
 # Between tensors torch's allocator leaves a rest of each block of 2 MiB and more; of few sizes that repeat it is some percent.
 FRAGMENTATION = 1.05
@@ -39,7 +37,7 @@ FRAGMENTATION = 1.05
 
 @dataclass(frozen=True, kw_only=True)
 class Account:
-    """Bytes on one device of a run, whose options `asked` may leave to the device (RunConfig.on).
+    """Bytes on one device of a run, whose options `asked` may leave values to the device ("auto").
 
     problems: of a step, that this process trains on. evaluated: completions of an evaluation. prompt_length, completion_length:
     the longest. per_rank: numbers of adapters of rank 1. rounded: numbers that rl/policy/precision.py may keep in 16 bits. shards:
@@ -76,16 +74,17 @@ class Account:
         critic: PreTrainedModel | None = None,
     ) -> Account:
         """model: without adapters yet; a skeleton on torch's device "meta" does. critic: where that is another model."""
-        evaluated = (asked.eval_size or 0) * max(1, asked.eval_samples)
+        run = resolve(asked, device, shards=shards)
+        evaluated = run.eval_size * max(1, run.eval_samples)
         return Account(
             asked=asked,
             config=model.config.get_text_config(),
             cost=ModelCost.of(model),
-            per_rank=adapter_numbers(model, 1, asked.lora_targets),
+            per_rank=adapter_numbers(model, 1, run.lora_targets),
             rounded=rounded_numbers(model),
             prompt_length=prompt_length,
-            completion_length=max(2, asked.max_tokens or 1024),
-            problems=-(-(asked.problems_per_step or 1) // processes),
+            completion_length=max(2, run.max_tokens),
+            problems=-(-run.problems_per_step // processes),
             evaluated=-(-evaluated // processes),
             device=device,
             engine=engine,
@@ -99,8 +98,9 @@ class Account:
         return replace(self, asked=replace(self.asked, **options))  # pyright: ignore[reportArgumentType]
 
     @cached_property
-    def run(self) -> RunConfig:
-        return self.asked.on(self.device, shards=self.shards > 1)
+    def run(self) -> RunSettings:
+        """The settings of the run; what is still to be chosen has its default."""
+        return resolve(self.asked, self.device, shards=self.shards > 1)
 
     @property
     def adapters(self) -> int:
@@ -108,22 +108,22 @@ class Account:
 
     @property
     def group_size(self) -> int:
-        return self.run.group_size or 1
+        return self.run.group_size
 
     @cached_property
     def micro_batches(self) -> MicroBatchPlan:
         lengths = (self.prompt_length, self.completion_length)
-        return MicroBatchPlan.of(self.problems, self.group_size, *lengths, self.run.tokens_at_once)
+        return MicroBatchPlan.of(self.problems, self.group_size, *lengths, self.run.token_budget)
 
     @cached_property
     def policy(self) -> TrainedTrunk:
-        run, is_bfloat16 = self.run, self.run.computing_dtype == "bfloat16"
+        run, is_bfloat16 = self.run, self.run.dtype == "bfloat16"
         has_varlen = self.device == "cuda" and is_bfloat16 and run.attention != "dense"
         return TrainedTrunk(
             cost=self.cost,
             config=self.config,
             is_bfloat16=is_bfloat16,
-            checkpointed=bool(run.gradient_checkpointing),
+            checkpointed=run.gradient_checkpointing,
             dense=not has_varlen and run.attention != "varlen",
             lora_rank=run.lora_rank,
             adapters=self.adapters,
@@ -180,9 +180,9 @@ class Account:
             return 0.0
         apart = self.shards > 1 or run.one_step_ahead or run.chosen_algorithm().samples_from == "start"
         copy = float(FLOAT32 * every if apart else 0)
-        if run.lora_base == "nf4" or run.lora_base == run.sampling_dtype == "bfloat16":
+        if run.lora_base == "nf4" or run.lora_base == run.sampler_dtype == "bfloat16":
             return copy
-        if run.sampling_dtype == "bfloat16":
+        if run.sampler_dtype == "bfloat16":
             return copy + ROUNDED * every
         return copy + (FLOAT32 * self.cost.block if run.lora_rank else 0)
 
@@ -193,8 +193,7 @@ class Account:
 
     def rows_of(self, asked: int) -> int:
         """A group is never split."""
-        most = MAX_ROWS if self.run.sampler_rows == "auto" else self.run.sampler_rows
-        return min(asked, max(most, self.least_rows))
+        return min(asked, max(self.run.sampler_rows, self.least_rows))
 
     @property
     def least_rows(self) -> int:
@@ -204,7 +203,7 @@ class Account:
     def keys_and_values(self) -> float:
         """Of a step's rows and an evaluation's, which share one cache: every prompt once for its group, each field as large as the
         larger needs, on a GPU rounded up to buckets. None while the update runs."""
-        width = ROUNDED if self.run.sampling_dtype == "bfloat16" else FLOAT32
+        width = ROUNDED if self.run.sampler_dtype == "bfloat16" else FLOAT32
         asked = [(self.problems * self.group_size, self.group_size), (self.evaluated, max(1, self.run.eval_samples))]
         rows, groups = (max(sizes) for sizes in zip(*((self.rows_of(n), ceil(self.rows_of(n) / g)) for n, g in asked)))
         room = Capacity(rows, groups, self.prompt_length, self.completion_length)

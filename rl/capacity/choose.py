@@ -13,9 +13,9 @@ from math import ceil
 from typing import Any
 
 from rewards.errors import UserError
-from rl.capacity.account import CANDIDATE_BYTES, CUDA_CONTEXT, FRAGMENTATION, GIB, MAX_ROWS, ROUNDED, Account
+from rl.capacity.account import CANDIDATE_BYTES, CUDA_CONTEXT, FRAGMENTATION, GIB, ROUNDED, Account
 from rl.capacity.cost import FLOAT32, ModelCost, key_value_bytes
-from rl.settings.defaults import TOKENS_ON_A_CPU
+from rl.settings.defaults import MAX_ROWS
 
 MOST_TOKENS = 16_384  # products of as many rows gain nothing by more
 # A part of a group runs the prompt again; of fewer tokens than that it costs more than to run layers again.
@@ -68,7 +68,7 @@ def updating(account: Account) -> Iterator[Account]:
 
 
 def sampling(account: Account) -> Iterator[Account]:
-    rows = MAX_ROWS if account.asked.sampler_rows == "auto" else account.asked.sampler_rows
+    rows = account.run.sampler_rows
     while account.asked.sampler_rows == "auto" and account.engine == "torch" and rows > account.least_rows:
         yield account.with_options(sampler_rows=rows)
         rows //= 2
@@ -127,11 +127,12 @@ def budgets(account: Account) -> Iterator[int]:
 
 def with_defaults(account: Account) -> Account:
     """With fixed defaults for what is "auto": on a CPU, and where the memory is not known."""
-    run, one = account.asked, account.prompt_length + account.completion_length - 1
+    run, one = account.run, account.prompt_length + account.completion_length - 1
+    is_open = account.asked.token_budget == "auto"
     return account.with_options(
-        gradient_checkpointing=bool(run.gradient_checkpointing),
-        token_budget=max(TOKENS_ON_A_CPU, one) if run.token_budget == "auto" else run.token_budget,
-        sampler_rows=MAX_ROWS if run.sampler_rows == "auto" else run.sampler_rows,
+        gradient_checkpointing=run.gradient_checkpointing,
+        token_budget=max(run.token_budget, one) if is_open else run.token_budget,
+        sampler_rows=run.sampler_rows,
     )
 
 
@@ -191,7 +192,7 @@ def described(account: Account, room: DeviceMemory) -> str:
     rows = f", {account.rows:,} completions decoded at once" if account.engine == "torch" else ""
     return (
         f"memory: an update takes about {account.peak_of_update() / GIB:.1f} GiB and sampling {account.peak_of_sampling() / GIB:.1f} of "
-        f"the {room.available / GIB:.1f} that are there: token_budget {run.tokens_at_once:,}, gradient checkpointing {again}{rows}"
+        f"the {room.available / GIB:.1f} that are there: token_budget {run.token_budget:,}, gradient checkpointing {again}{rows}"
     )
 
 
@@ -226,7 +227,7 @@ def require_vllms_share(account: Account, room: DeviceMemory) -> None:
     if account.engine != "vllm":
         return
     share, total = account.run.vllm_memory, room.total
-    width = ROUNDED if account.run.sampling_dtype == "bfloat16" else FLOAT32
+    width = ROUNDED if account.run.sampler_dtype == "bfloat16" else FLOAT32
     lengths = (account.prompt_length, account.completion_length)
     weights, keys = width * account.cost.all_parameters, key_value_bytes(account.cost, 1, 1, *lengths, width)
     least = FRAGMENTATION * (weights + keys) / total

@@ -27,7 +27,7 @@ from rl.objective.reductions import StepCounts
 from rl.policy.precision import round_frozen
 from rl.processes.runtime import Runtime
 from rl.run.build import build_learner, build_optimizer
-from rl.settings.config import RunConfig
+from rl.settings.resolve import RunSettings
 from rl.update.batch import Batch
 from rl.update.learner import Learner
 from rl.update.step import update
@@ -78,13 +78,13 @@ def equal_batch(problems: int, group_size: int, prompt_length: int, completion_l
 
 
 def dry_run(
-    model: PretrainedConfig, config: RunConfig, batch: Batch, *, device: str = "cuda", shards: int = 1
+    model: PretrainedConfig, settings: RunSettings, batch: Batch, *, device: str = "cuda", shards: int = 1
 ) -> DryRun:
     """An update on `batch`, and not the first of its run, in one of as many processes as the weights are spread over.
 
     device: whose chunks the output layer is cut into, and whose roundings; all is computed as on a CPU.
     """
-    runtime = Runtime.start(dtype=config.computing_dtype, device="cpu")
+    runtime = Runtime.start(dtype=settings.dtype, device="cpu")
     tracker = TotalMemory()
     without_contents = FakeTensorMode(allow_non_fake_inputs=True)
     # It keeps a weak reference to what it makes; a parameter with one could not be moved between types, as peft does.
@@ -92,9 +92,9 @@ def dry_run(
     spread = others(shards) if shards > 1 else nullcontext()
     with spread as mesh, chunks_of(device), without_contents, MadeUpReads():
         with tracker:
-            learner = untaught_learner(model, config, replace(runtime, mesh=mesh), device=device)
+            learner = untaught_learner(model, settings, replace(runtime, mesh=mesh), device=device)
             if mesh is not None:
-                learner.shard(lambda policy: build_optimizer(config, policy, None))
+                learner.shard(lambda policy: build_optimizer(settings, policy, None))
             make_state(learner)
         kept = tracker.total("current")
         with tracker:  # its peak begins anew
@@ -130,15 +130,18 @@ def make_state(learner: Learner) -> None:
     learner.optimizer.zero_grad()
 
 
-def untaught_learner(model: PretrainedConfig, config: RunConfig, runtime: Runtime, *, device: str = "cpu") -> Learner:
+def untaught_learner(
+    model: PretrainedConfig, settings: RunSettings, runtime: Runtime, *, device: str = "cpu"
+) -> Learner:
     """As rl/run/setup.py does, with a model that nobody has taught anything."""
-    none = cast(Any, None)  # a tokenizer to compare with, a display
-    config = config.on(device, shards=runtime.shards)
+    no_tokenizer = cast(Any, None)  # only a critic of another model is compared by it
     made = AutoModelForCausalLM.from_config(model, dtype=torch.float32)
-    if config.rounds_base(device):
+    if settings.rounds_base(device):
         round_frozen(made)
-    learner = build_learner(replace(config, attention="dense"), made, none, runtime, none)  # a CPU has no other to try
-    if config.attention == "varlen":
+    learner = build_learner(
+        replace(settings, attention="dense"), made, no_tokenizer, runtime
+    )  # a CPU has no other to try
+    if settings.attention == "varlen":
         ragged = ForwardChoice(varlen_forward)
         learner.policy = replace(learner.policy, choice=ragged)
         learner.reference = learner.reference and replace(learner.reference, choice=ragged)

@@ -15,20 +15,22 @@ from transformers import PreTrainedModel
 
 from rewards.errors import UserError
 from rewards.math_answer import MathVerifier
+from rewards.math_policy import MathPolicy
 from rewards.score import Outcome, Verifier, verify
 from rewards.verifiers import VerifierOptions, Verifiers
-from rl.capacity.account import MAX_ROWS, ROUNDED
+from rl.capacity.account import ROUNDED
 from rl.capacity.choose import rows_with_room
 from rl.capacity.cost import FLOAT32, ModelCost
 from rl.policy.load import context_length, load_pretrained, require_folder
 from rl.policy.merge import load_merged
 from rl.processes.runtime import Runtime
 from rl.run.evaluate import VOTED_ON, is_right, right_by_vote
-from rl.run.load_data import Report, load_held_out, log, require_room, within_limit
-from rl.run.setup import gradable, tiny_base
+from rl.run.load_data import Report, gradable, load_held_out, log, require_room, within_limit
+from rl.run.setup import tiny_base
 from rl.settings.config import RunConfig
-from rl.settings.defaults import MODEL_DEFAULTS, TINY, resolved_dtype
+from rl.settings.defaults import MAX_ROWS, TINY, resolved_dtype
 from rl.settings.options import EvaluateOptions
+from rl.settings.resolve import model_defaults, resolve
 from rl.view.progress import Progress
 from rollout.chat_template import choose_template
 from rollout.collect import Collector
@@ -82,12 +84,15 @@ def evaluate_model(options: EvaluateOptions, progress: Progress) -> dict[str, Es
     """By measure: greedy accuracy with lenient and strict extraction, pass@k at powers of two, maj@n, what was cut."""
     require_folder(options.model)
     run = run_of(options)
-    names = ("max_tokens", "prompt_style", "system_prompt", "max_prompt_tokens", "stop_strings")
+    names = ("max_tokens", "prompt_style", "system_prompt", "max_prompt_tokens", "stop_strings", "grading")
     given = {name: getattr(options, name) for name in names}
     options = replace(options, **{name: run.get(name) for name, value in given.items() if value is None})
     problems, where = problems_of(options, run, progress.message)
     runtime = Runtime.start(dtype=resolved_dtype(options.dtype, options.device), device=options.device)
-    verifiers = Verifiers(VerifierOptions(num_workers=runtime.cores, allow_unsafe_code=options.allow_unsafe_code))
+    grading = MathPolicy.parse(options.grading or ())
+    verifiers = Verifiers(
+        VerifierOptions(num_workers=runtime.cores, grading=grading, allow_unsafe_code=options.allow_unsafe_code)
+    )
     try:
         progress.message(f"{options.model} on {where}")
         if options.against is not None:
@@ -96,7 +101,7 @@ def evaluate_model(options: EvaluateOptions, progress: Progress) -> dict[str, Es
         collector, problems = make_collector(options, problems, verifiers, runtime, progress)
         progress.start(f"{len(problems)} problems, greedy")
         greedy = replace(collector, params=replace(collector.params, temperature=0.0), group_size=1)
-        found = of_greedy(greedy.collect(problems, step=0).groups, num_workers=runtime.cores)
+        found = of_greedy(greedy.collect(problems, step=0).groups, grading, num_workers=runtime.cores)
         if options.samples > 0:
             progress.start(f"{len(problems)} problems, {options.samples} samples of each")
             found |= of_samples(collector.collect(problems, step=0).groups, options.samples)
@@ -110,7 +115,7 @@ def evaluate_model(options: EvaluateOptions, progress: Progress) -> dict[str, Es
 def run_of(options: EvaluateOptions) -> dict[str, Any]:
     """The configuration of the run that the model is a checkpoint of, or would be trained with; {} where there is none."""
     if options.model == TINY:
-        return RunConfig(dataset=options.dataset or RunConfig().dataset).resolved().as_json()
+        return resolve(RunConfig(dataset=options.dataset or RunConfig().dataset), "cpu").as_json()
     written = Path(options.model).parent.parent / "config.json"
     found = json.loads(written.read_text(encoding="utf-8")) if written.is_file() else {}
     return found if "problems_per_step" in found else {}
@@ -127,11 +132,11 @@ def problems_of(
         raise UserError(
             f"dataset is None: {options.model!r} is no checkpoint of a run, which would name one; add --dataset"
         )
-    config = RunConfig.from_json(run)
-    problems = load_held_out(config, report)
-    dataset = config.eval_dataset or config.dataset
-    if config.has_eval_data and is_on_hub(dataset):
-        where = f"{dataset}, {config.eval_split or 'test'}"
+    settings = resolve(RunConfig.from_json(run), "cpu")
+    problems = load_held_out(settings, report)
+    dataset = settings.eval_dataset or settings.dataset
+    if settings.has_eval_data and is_on_hub(dataset):
+        where = f"{dataset}, {settings.eval_split or 'test'}"
     else:
         where = f"the {len(problems)} problems of {dataset} that runs hold out"
     return problems[: options.size], where
@@ -150,7 +155,7 @@ def make_collector(
     choose_template(tokenizer, options.chat_template)
     style, system_prompt = options.prompt_style, options.system_prompt
     renderer = PromptRenderer(tokenizer, style=style, system_prompt=system_prompt, report=progress.message)
-    max_tokens = options.max_tokens or MODEL_DEFAULTS["max_tokens"]
+    max_tokens = options.max_tokens or model_defaults(options.model, str(options.dataset))["max_tokens"]
     problems = within_limit(renderer, problems, "held-out", options.max_prompt_tokens, progress.message)
     context, vocabulary = context_length(model), vocabulary_size(model)
     longest = require_room(renderer, problems, max_tokens, context=context, vocabulary=vocabulary)
@@ -202,12 +207,12 @@ def rows_at_once(
     )
 
 
-def of_greedy(groups: Sequence[RolloutGroup], *, num_workers: int) -> dict[str, Estimate | None]:
+def of_greedy(groups: Sequence[RolloutGroup], grading: MathPolicy, *, num_workers: int) -> dict[str, Estimate | None]:
     rollouts = [group.rollouts[0] for group in groups]
     found = {"greedy accuracy": Estimate.of([is_right(r) for r in rollouts if r.is_graded])}
     math = [r for r in rollouts if r.problem.verifier == "math"]
     if math:
-        strict: Verifier = MathVerifier(strict=True, num_workers=num_workers)
+        strict: Verifier = MathVerifier(strict=True, policy=grading, num_workers=num_workers)
         texts, asked = [r.completion.text for r in math], [r.problem for r in math]
         scores = verify(strict, texts, [p.reference for p in asked], [p.question for p in asked])
         strict.close()

@@ -34,6 +34,7 @@ from rl.run.tiny import tiny_model, tiny_tokenizer
 from rl.settings.config import RunConfig
 from rl.settings.defaults import TINY
 from rl.settings.options import PlanOptions
+from rl.settings.resolve import RunSettings
 
 CONFIGS = Path(__file__).parent / "model_configs"
 SAMPLED_TOKEN = 14.0  # bytes of a completion's token, its log-prob and its text, as one process tells them to another
@@ -89,6 +90,7 @@ class Plan:
             **{name: getattr(o, name) for name in same},
             lora_alpha=2.0 * o.lora_rank or None,
             max_tokens=o.completion_length,
+            eval_size=1,  # a plan is of a step, without the completions of an evaluation
             attention="varlen" if o.dtype == "bfloat16" else "dense",  # what a GPU has for these
         )
 
@@ -121,7 +123,7 @@ class Plan:
         return with_defaults(self.open_account)
 
     @property
-    def run(self) -> RunConfig:
+    def run(self) -> RunSettings:
         return self.account.run
 
     @property
@@ -160,9 +162,9 @@ class Plan:
         taken apart after each in float32. To servers, in their type: what the first process sends, which each of them receives.
         """
         o, trained, every = self.options, self.policy.trained, self.cost.all_parameters
-        rounds = self.run.computing_dtype == "bfloat16"
+        rounds = self.run.dtype == "bfloat16"
         gathered = FLOAT32 * every - (FLOAT32 - ROUNDED) * rounds * self.cost.block
-        sent = ROUNDED if self.run.sampling_dtype == "bfloat16" else FLOAT32
+        sent = ROUNDED if self.run.sampler_dtype == "bfloat16" else FLOAT32
         part, micros = (o.gpus - 1) / o.gpus, self.micro_batches.count
         completions = o.problems_per_step * o.group_size * o.completion_length
         sharded = o.shards

@@ -1,10 +1,9 @@
-"""The parts of a run: its policy, critic, optimiser and engine, as its options ask for them."""
+"""Builds the parts of a run from its settings: policy, critic, reference, optimizer and sampling engine."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Set
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,6 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from rewards.errors import UserError
-from rl.capacity.account import GIB, MAX_ROWS, Account, Engine
-from rl.capacity.choose import DeviceMemory, with_defaults
 from rl.policy.critic import Critic
 from rl.policy.families import CAUSAL, PolicyFamily
 from rl.policy.load import load_pretrained
@@ -22,7 +19,8 @@ from rl.policy.lora import LoraPolicy, add_adapters, lora_critic
 from rl.policy.policy import Policy
 from rl.processes.runtime import Runtime
 from rl.processes.sharding import Optimizer
-from rl.settings.config import RunConfig
+from rl.settings.options import DType
+from rl.settings.resolve import Adapters, RunSettings
 from rl.update.learner import Learner
 from rl.update.streamed_optimizer import StreamedOptimizer
 from rl.view.progress import Progress
@@ -32,7 +30,7 @@ from rollout.vllm_server import VLLMServerSampler
 
 
 def build_sampler(
-    config: RunConfig,
+    settings: RunSettings,
     source: str | Path,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -42,190 +40,184 @@ def build_sampler(
     longest: int,
     keeps_caches: bool = False,
 ) -> Sampler:
-    """longest: tokens of a prompt and a full completion. keeps_caches: the embedded engine's keys and values may stay during updates."""
-    if engine_of(config, runtime) == "torch":
+    """The engine that samples the run's completions.
+
+    longest: tokens of the longest prompt with a full completion. keeps_caches: the embedded engine may keep its key-value cache in
+    memory during updates.
+    """
+    if settings.sampler == "torch":
         return learner.policy.family.sampler(
-            # A copy where other weights than the policy's as it is are sampled with.
-            copy.deepcopy(model) if learner.initial_policy or config.one_step_ahead or runtime.shards else model,
+            # A copy where it samples from other weights than the policy's current ones.
+            copy.deepcopy(model) if learner.initial_policy or settings.one_step_ahead or runtime.shards else model,
             tokenizer,
-            max_rows=MAX_ROWS if config.sampler_rows == "auto" else config.sampler_rows,
+            max_rows=settings.sampler_rows,
             keeps_caches=keeps_caches,
-            decode_dtype=getattr(torch, config.sampling_dtype),
+            decode_dtype=getattr(torch, settings.sampler_dtype),
             autocast=runtime.autocast,
         )
     if not learner.policy.family.runs_in_vllm:
         raise UserError(
-            f"sampler is {config.sampler!r}: vLLM does not sample from a {learner.policy.family.name} policy; use torch"
+            f"sampler is {settings.sampler!r}: vLLM does not sample from a {learner.policy.family.name} policy; use torch"
         )
     stop_ids = stop_token_ids(model, tokenizer)
-    if config.sampler == "vllm-server":
-        return build_servers(config, tokenizer, stop_ids, runtime, progress, longest)
-    if config.vllm_tensor_parallel > 1 and runtime.count > 1:
+    if settings.sampler == "vllm-server":
+        return build_servers(settings, tokenizer, stop_ids, runtime, progress, longest)
+    if settings.vllm_tensor_parallel > 1 and runtime.count > 1:
         raise UserError(
-            f"vllm_tensor_parallel is {config.vllm_tensor_parallel}: each of the {runtime.count} processes has an engine on its own "
+            f"vllm_tensor_parallel is {settings.vllm_tensor_parallel}: each of the {runtime.count} processes has an engine on its own "
             "GPU; leave it out, or spread the model over other GPUs with plumbline serve-vllm and --sampler vllm-server"
         )
-    from rollout.vllm_sampler import VLLMOptions, VLLMSampler  # takes ten seconds, and is not everywhere
+    from rollout.vllm_sampler import VLLMOptions, VLLMSampler  # importing it takes ten seconds, and vLLM is optional
 
     options = VLLMOptions(
-        dtype=config.sampling_dtype,
+        dtype=settings.sampler_dtype,
         max_length=longest,
         key_values=learner.cost.key_value,
-        memory=config.vllm_memory,
-        max_rows=config.vllm_max_rows,
-        tensor_parallel=config.vllm_tensor_parallel,
+        memory=settings.vllm_memory,
+        max_rows=settings.vllm_max_rows,
+        tensor_parallel=settings.vllm_tensor_parallel,
         processes=runtime.count,
     )
     return VLLMSampler(source, tokenizer, stop_ids, options)
 
 
 def build_servers(
-    config: RunConfig,
+    settings: RunSettings,
     tokenizer: PreTrainedTokenizerBase,
     stop_ids: Set[int],
     runtime: Runtime,
     progress: Progress,
     longest: int,
 ) -> VLLMServerSampler:
-    assert config.run_dir is not None
-    if config.vllm_transfer == "nccl" and runtime.device.type != "cuda":
-        raise UserError("vllm_transfer is 'nccl': it goes from GPU to GPU, and this process has none; use file")
+    """A client of the vLLM servers at vllm_urls."""
+    if settings.vllm_transfer == "nccl" and runtime.device.type != "cuda":
+        raise UserError("vllm_transfer is 'nccl': it sends from GPU to GPU, and this process has no GPU; use file")
     servers = VLLMServerSampler(
-        config.vllm_urls,
+        settings.vllm_urls,
         tokenizer,
         stop_ids,
         max_length=longest,
-        transfer=config.run_dir / "transfer" if config.vllm_transfer == "file" else None,
-        timeout=config.vllm_patience,
+        transfer=settings.run_dir / "transfer" if settings.vllm_transfer == "file" else None,
+        timeout=settings.vllm_patience,
         report=progress.message,
         processes=runtime,
         sharded=runtime.shards,
     )
-    require_same_dtype(config, servers)
+    require_same_dtype(servers, settings.sampler_dtype)
     return servers
 
 
-def engine_of(config: RunConfig, runtime: Runtime) -> Engine:
-    """Of "auto" vLLM in this process, where there is a GPU and vLLM."""
-    if config.sampler != "auto":
-        return config.sampler
-    return "vllm" if runtime.device.type == "cuda" and find_spec("vllm") else "torch"
-
-
-def require_same_dtype(config: RunConfig, sampler: VLLMServerSampler) -> None:
-    """Servers have a type of their own, which decides how far their log-probs may be from the trainer's."""
+def require_same_dtype(sampler: VLLMServerSampler, ours: DType) -> None:
+    """Raises UserError for a server of another data type than the run expects: that decides how far log-probs may differ."""
     for server in sampler.servers:
         theirs = str(server.dtype).removeprefix("torch.")
-        if theirs != config.sampling_dtype:
+        if theirs != ours:
             raise UserError(
-                f"sampler_dtype is {config.sampling_dtype!r}: {server.url} computes in {theirs}; give --sampler-dtype {theirs}, or "
-                f"serve the model with --dtype {config.sampling_dtype}"
+                f"sampler_dtype is {ours!r}: {server.url} computes in {theirs}; give --sampler-dtype {theirs}, or serve the model "
+                f"with --dtype {ours}"
             )
 
 
 def build_learner(
-    config: RunConfig,
+    settings: RunSettings,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     runtime: Runtime,
-    progress: Progress,
     *,
     family: PolicyFamily = CAUSAL,
     stored_dtype: torch.dtype = torch.float32,
 ) -> Learner:
-    """stored_dtype: that of the base, and so of checkpoints."""
-    algorithm = config.chosen_algorithm()
-    policy = build_policy(config, model, runtime, progress, family=family, stored_dtype=stored_dtype)
+    """Policy, reference, critic and optimizer, with the options of their update.
+
+    stored_dtype: the dtype in which the base was stored, and checkpoints are.
+    """
+    algorithm = settings.chosen_algorithm()
+    scoring = {
+        "gradient_checkpointing": settings.gradient_checkpointing,
+        "autocast": runtime.autocast,
+        "attention": settings.attention,
+        "fused": settings.fused,
+    }
+    policy = build_policy(model, settings.adapters, {**scoring, "family": family, "stored_dtype": stored_dtype})
     critic = None
     if algorithm.critic == "shared":
-        policy = policy.with_value_head(config.value_trunk_scale)
+        policy = policy.with_value_head(settings.value_trunk_scale)
     elif algorithm.critic == "separate":
-        critic = build_critic(config, policy, tokenizer, runtime, progress)
+        critic = build_critic(settings, policy, tokenizer, scoring)
+    reference = None
+    if algorithm.kl_weight > 0:
+        reference = policy.frozen_copy(
+            rounded=settings.reference_dtype == "bfloat16", offloaded=settings.offload in ("reference", "all")
+        )
     return Learner(
         policy=policy,
-        reference=build_reference(config, policy) if algorithm.kl_weight > 0 else None,
+        reference=reference,
         initial_policy=policy.frozen_copy() if algorithm.samples_from == "start" else None,
         critic=critic,
-        optimizer=build_optimizer(config, policy, critic),
+        optimizer=build_optimizer(settings, policy, critic),
         runtime=runtime,
         algorithm=algorithm,
-        temperature=config.temperature,
-        token_budget=config.tokens_at_once,
-        max_grad_norm=config.max_grad_norm,
-        num_epochs=config.num_epochs,
-        num_minibatches=config.num_minibatches,
-        max_skipped=config.max_skipped,
+        temperature=settings.temperature,
+        token_budget=settings.token_budget,
+        max_grad_norm=settings.max_grad_norm,
+        num_epochs=settings.num_epochs,
+        num_minibatches=settings.num_minibatches,
+        max_skipped=settings.max_skipped,
     )
 
 
-def build_reference(config: RunConfig, policy: Policy) -> Policy:
-    return policy.frozen_copy(
-        rounded=config.reference_dtype == "bfloat16", offloaded=config.offload in ("reference", "all")
-    )
-
-
-def build_policy(
-    config: RunConfig, model: PreTrainedModel, runtime: Runtime, progress: Progress, **fields: Any
-) -> Policy:
-    """The model with all its weights to be trained, or with adapters that are."""
-    options = scoring_options(config, model, runtime, progress)
-    if config.lora_rank == 0:
-        return Policy.of(model, **options, **fields)
-    rank, alpha = config.lora_rank, config.lora_alpha or 1.0
-    adapted = add_adapters(model, rank=rank, alpha=alpha, targets=config.lora_targets, seed=config.seed)
-    return LoraPolicy.of(adapted, **options, **fields)
-
-
-def scoring_options(config: RunConfig, model: PreTrainedModel, runtime: Runtime, progress: Progress) -> dict[str, Any]:
-    """Of a Policy: how it runs the model."""
-    return {
-        "gradient_checkpointing": must_checkpoint(config, model, runtime, progress),
-        "autocast": runtime.autocast,
-        "attention": config.attention,
-        "fused": config.fused,
-    }
+def build_policy(model: PreTrainedModel, adapters: Adapters | None, scoring: dict[str, Any]) -> Policy:
+    """The trained policy: all weights of the model, or new adapters on it. scoring: how a Policy runs its model."""
+    if adapters is None:
+        return Policy.of(model, **scoring)
+    return LoraPolicy.of(add_adapters(model, **vars(adapters)), **scoring)
 
 
 def build_critic(
-    config: RunConfig, policy: Policy, tokenizer: PreTrainedTokenizerBase, runtime: Runtime, progress: Progress
+    settings: RunSettings, policy: Policy, tokenizer: PreTrainedTokenizerBase, scoring: dict[str, Any]
 ) -> Critic:
     """A critic with a trunk of its own."""
     if isinstance(policy, LoraPolicy):
-        if config.critic_model is not None:
+        if settings.critic_model is not None:
             raise UserError(
-                f"critic_model is {config.critic_model!r}: with lora_rank the critic is a second set of adapters on the policy's "
+                f"critic_model is {settings.critic_model!r}: with lora_rank the critic is a second set of adapters on the policy's "
                 "own base; leave it out, or set lora_rank 0"
             )
-        return lora_critic(policy, seed=config.seed)
-    if config.critic_model is None:
+        return lora_critic(policy, seed=settings.seed)
+    if settings.critic_model is None:
         model = copy.deepcopy(policy.model)
     else:
-        model, words = load_pretrained(config.critic_model, runtime.device, needs_head=False)
-        if words.get_vocab() != tokenizer.get_vocab():
+        model, critic_tokenizer = load_pretrained(settings.critic_model, policy.device, needs_head=False)
+        if critic_tokenizer.get_vocab() != tokenizer.get_vocab():
             raise UserError(
-                f"critic_model is {config.critic_model!r}: its tokenizer has other tokens than the policy's, so it would read "
-                f"another text; use a critic of {config.model}'s family, or none for the policy's own weights"
+                f"critic_model is {settings.critic_model!r}: its tokenizer has other tokens than the policy's, so it would read "
+                f"another text; use a critic of {settings.model}'s family, or none for the policy's own weights"
             )
-    return Critic.of(Policy.of(model, **scoring_options(config, model, runtime, progress)))
+    return Critic.of(Policy.of(model, **scoring))
 
 
-def build_optimizer(config: RunConfig, policy: Policy, critic: Critic | None) -> Optimizer:
-    rate = config.learning_rate or 1.0
+def build_optimizer(settings: RunSettings, policy: Policy, critic: Critic | None) -> Optimizer:
+    """AdamW over the policy's trained weights and the critic's; each group has its learning rate relative to the policy's."""
+    rate = settings.learning_rate
     groups: list[dict[str, Any]] = [{"params": policy.trainable_parameters()}]
     if critic is not None:
-        groups.append({"params": critic.parameters(), "relative_rate": (config.value_learning_rate or rate) / rate})
+        groups.append({"params": critic.parameters(), "relative_rate": (settings.value_learning_rate or rate) / rate})
     elif policy.value_head is not None:
-        relative = (config.value_learning_rate or 10 * rate) / rate
+        relative = (settings.value_learning_rate or 10 * rate) / rate
         groups.append({"params": policy.value_head.parameters(), "relative_rate": relative})
-    options: dict[str, Any] = {"lr": rate, "betas": (0.9, config.adam_beta2), "weight_decay": config.weight_decay}
-    if config.optimizer == "adamw-8bit":
+    options: dict[str, Any] = {
+        "lr": rate,
+        "betas": (0.9, settings.adam_beta2),
+        "weight_decay": settings.weight_decay,
+    }
+    if settings.optimizer == "adamw-8bit":
         optimizer = adamw_8bit(groups, options)
     else:
         optimizer = torch.optim.AdamW(groups, fused=True, **options)
-    offloads = config.offload in ("optimizer", "all")
-    if config.gradient_dtype == "float32" and not offloads:
+    offloads = settings.offload in ("optimizer", "all")
+    if settings.gradient_dtype == "float32" and not offloads:
         return optimizer
-    return StreamedOptimizer(optimizer, gradient_dtype=getattr(torch, config.gradient_dtype), offloads=offloads)
+    return StreamedOptimizer(optimizer, gradient_dtype=getattr(torch, settings.gradient_dtype), offloads=offloads)
 
 
 def adamw_8bit(groups: list[dict[str, Any]], options: dict[str, Any]) -> torch.optim.Optimizer:
@@ -233,37 +225,14 @@ def adamw_8bit(groups: list[dict[str, Any]], options: dict[str, Any]) -> torch.o
         raise UserError(
             "optimizer is 'adamw-8bit': it needs bitsandbytes, which is not installed; pip install 'plumbline-rl[8bit]', or use adamw"
         )
-    from bitsandbytes.optim.adamw import AdamW8bit  # takes seconds, and is not everywhere
+    from bitsandbytes.optim.adamw import AdamW8bit  # importing it takes seconds, and it is optional
 
     return AdamW8bit(groups, **options)
 
 
-def critic_skeleton(config: RunConfig) -> PreTrainedModel | None:
-    """A critic that is another model than the policy, without its weights."""
-    if config.critic_model is None:
+def critic_skeleton(critic_model: str | None) -> PreTrainedModel | None:
+    """A critic that is another model than the policy, on torch's device "meta": without weights."""
+    if critic_model is None:
         return None
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(config.critic_model))
-
-
-def must_checkpoint(config: RunConfig, model: PreTrainedModel, runtime: Runtime, progress: Progress) -> bool:
-    """As asked for or chosen; else where an update would not fit without: of a short prompt, as nobody knows it here."""
-    if config.gradient_checkpointing is not None:
-        return config.gradient_checkpointing
-    taken = sum(p.nbytes for p in model.parameters())
-    short = replace(config, max_tokens=min(config.max_tokens or config.tokens_at_once, config.tokens_at_once))
-    skeleton = critic_skeleton(config)
-    account = with_defaults(Account.of(short, model, prompt_length=1, device=model.device.type, critic=skeleton))
-    room = DeviceMemory(runtime.free_memory() + taken, 0)
-    if account.peak_of_update() <= room.available:
-        return False
-    progress.message(told_of_checkpointing(account, room))
-    return True
-
-
-def told_of_checkpointing(account: Account, room: DeviceMemory) -> str:
-    return (
-        f"gradient checkpointing is on: without it an update of {account.run.tokens_at_once} tokens at once would take about "
-        f"{account.peak_of_update() / GIB:.1f} GiB, weights included, and {room.available / GIB:.1f} GiB are there; a lower token_budget "
-        "would do without"
-    )
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(critic_model))

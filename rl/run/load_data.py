@@ -1,56 +1,114 @@
-"""The problems of a run: loaded as its options say, and their prompts held against what the model can take."""
+"""The problems of a run: loads them, drops those that cannot be used, and refuses prompts that the model has no room for."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from rewards.errors import UserError
-from rollout.problems import load_problems, split_held_out, without_overlap
+from rewards.sandbox.isolation import MIN_LEVEL
+from rewards.score import Outcome, Score, verify
+from rewards.verifier_contract import checked_scores
+from rewards.verifiers import Verifiers
+from rl.settings.resolve import RunSettings
+from rl.view.progress import Progress
+from rollout.demonstrations import demonstration
+from rollout.problems import load_problems, repeated_word, split_held_out, without_overlap
 from rollout.prompts import PromptRenderer
-from rollout.records import Problem
-
-if TYPE_CHECKING:
-    from rl.settings.config import RunConfig
+from rollout.records import SOLUTION, Problem
 
 Report = Callable[[str], None]
 log = logging.getLogger(__name__)
 
 
-def load_data(config: RunConfig, report: Report = log.warning) -> tuple[list[Problem], list[Problem]]:
-    """(training, held out), without overlap."""
-    problems = _load(config, config.dataset, config.dataset_config, config.dataset_split, report)
-    if not config.has_eval_data:
-        return split_held_out(problems, config.eval_size or 1)
-    held_out = load_held_out(config, report)
+def load_data(settings: RunSettings, report: Report = log.warning) -> tuple[list[Problem], list[Problem]]:
+    """(training, held-out) problems, without overlap."""
+    problems = load_problems(
+        settings.dataset,
+        config=settings.dataset_config,
+        split=settings.dataset_split,
+        **settings.columns,
+        report=report,
+    )
+    if not settings.has_eval_data:
+        return split_held_out(problems, settings.eval_size)
+    held_out = load_held_out(settings, report)
     training = without_overlap(problems, held_out)
     if not training:
         raise UserError(
-            f"dataset is {config.dataset!r}: every problem of it is among the {len(held_out)} held-out ones"
+            f"dataset is {settings.dataset!r}: every problem of it is among the {len(held_out)} held-out ones; name another "
+            "eval_dataset"
         )
     return training, held_out
 
 
-def load_held_out(config: RunConfig, report: Report = log.warning) -> list[Problem]:
-    """The problems that a run evaluates on: of eval_dataset or of another split, else those held out of the training data."""
-    if not config.has_eval_data:
-        return load_data(config, report)[1]
-    dataset = config.eval_dataset or config.dataset
-    of_same = config.dataset_config if dataset == config.dataset else None
-    problems = _load(config, dataset, config.eval_config or of_same, config.eval_split or "test", report)
-    return problems[: config.eval_size or 1]
-
-
-def _load(config: RunConfig, dataset: str, configuration: str | None, split: str, report: Report) -> list[Problem]:
-    return load_problems(
+def load_held_out(settings: RunSettings, report: Report = log.warning) -> list[Problem]:
+    """The problems that a run evaluates on: from eval_dataset or another split, else those held out of the training data."""
+    if not settings.has_eval_data:
+        return load_data(settings, report)[1]
+    dataset = settings.eval_dataset or settings.dataset
+    of_same = settings.dataset_config if dataset == settings.dataset else None
+    problems = load_problems(
         dataset,
-        config=configuration,
-        split=split,
-        prompt_column=config.prompt_column,
-        answer_column=config.answer_column,
+        config=settings.eval_config or of_same,
+        split=settings.eval_split or "test",
+        **settings.columns,
         report=report,
     )
+    return problems[: settings.eval_size]
+
+
+def gradable_data(
+    data: tuple[list[Problem], list[Problem]], verifiers: Verifiers, progress: Progress
+) -> tuple[list[Problem], list[Problem]]:
+    """(training, held-out) problems whose reference can be graded. Reports how generated programs are sandboxed, if there are any."""
+    training = gradable(data[0], "training", verifiers, progress)
+    held_out = gradable(data[1], "held-out", verifiers, progress)
+    if verifiers.isolation:
+        unsafe = "UNSAFE, as allow_unsafe_code permits: " if verifiers.isolation.rank < MIN_LEVEL else ""
+        progress.message(f"{unsafe}programs run at isolation {verifiers.isolation.describe()}")
+    return training, held_out
+
+
+def gradable(problems: Sequence[Problem], which: str, verifiers: Verifiers, progress: Progress) -> list[Problem]:
+    """Drops the problems whose reference cannot be graded, and reports how many. which: "training" or "held-out"."""
+    scores: dict[str, Score] = {}
+    for name in sorted({p.verifier for p in problems}):
+        asking = [p for p in problems if p.verifier == name]
+        checked = verifiers[name].check_references([p.reference for p in asking])
+        checked = checked_scores(checked, verifier=name, problems=[p.id for p in asking])
+        scores |= {p.id: s for p, s in zip(asking, checked, strict=True)}
+    bad = [(p, scores[p.id]) for p in problems if scores[p.id].outcome is not Outcome.CORRECT]
+    if bad:
+        shown = "; ".join(f"problem {p.id!r}, reference {str(p.reference)[:60]!r}: {s.detail}" for p, s in bad[:3])
+        if len(bad) == len(problems):
+            raise UserError(
+                f"dataset: none of its {len(problems)} reference answers can be graded ({shown}); fix answer_column"
+            )
+        progress.message(
+            f"{len(bad)} of {len(problems)} {which} problems are left out, their reference cannot be graded: {shown}"
+        )
+    good = [p for p in problems if scores[p.id].outcome is Outcome.CORRECT]
+    if word := repeated_word(good):
+        progress.message(f"{word} ({which} problems): if that is no answer, name another answer_column or fix the data")
+    return good
+
+
+def fitting(
+    settings: RunSettings,
+    renderer: PromptRenderer,
+    verifiers: Verifiers,
+    data: tuple[list[Problem], list[Problem]],
+    vocabulary: int,
+    progress: Progress,
+) -> tuple[list[Problem], list[Problem]]:
+    """(training, held-out) problems whose prompt is short enough; for supervised training those with a usable worked solution."""
+    training = within_limit(renderer, data[0], "training", settings.max_prompt_tokens, progress.message)
+    held_out = within_limit(renderer, data[1], "held-out", settings.max_prompt_tokens, progress.message)
+    if settings.chosen_algorithm().samples_from == "dataset":
+        require_closing_token(renderer, vocabulary)
+        training = demonstrable(training, verifiers, renderer, settings.max_tokens, progress)
+    return training, held_out
 
 
 def within_limit(
@@ -113,3 +171,29 @@ def require_closing_token(renderer: PromptRenderer, vocabulary: int) -> None:
             f"model: worked solutions end with token {renderer.closing_id}, and the model has embeddings for {vocabulary} tokens; resize "
             "its embeddings to the tokenizer, or set another eos_token in its tokenizer_config.json"
         )
+
+
+def demonstrable(
+    problems: Sequence[Problem], verifiers: Verifiers, renderer: PromptRenderer, max_tokens: int, progress: Progress
+) -> list[Problem]:
+    """Drops the problems without a worked solution that is correct and at most max_tokens long, and reports how many."""
+    worked = [p for p in problems if p.metadata.get(SOLUTION)]
+    scores: dict[str, Score] = {}
+    for name in sorted({p.verifier for p in worked}):
+        asking = [p for p in worked if p.verifier == name]
+        solutions, references = [str(p.metadata[SOLUTION]) for p in asking], [p.reference for p in asking]
+        judged = verify(verifiers[name], solutions, references, [p.question for p in asking])
+        scores |= {p.id: s for p, s in zip(asking, judged, strict=True)}
+    right = [p for p in worked if scores[p.id].outcome is Outcome.CORRECT]
+    kept = [p for p in right if len(demonstration(p, renderer).rollouts[0].completion.token_ids) <= max_tokens]
+    why = f"{len(problems) - len(worked)} have no worked solution, of {len(worked) - len(right)} it is graded as wrong, of "
+    why += f"{len(right) - len(kept)} it is longer than max_tokens {max_tokens}"
+    wrong = next((f"; problem {i!r}: {s.detail}" for i, s in scores.items() if s.outcome is not Outcome.CORRECT), "")
+    if not kept:
+        raise UserError(
+            f"dataset: sft has nothing to learn from its {len(problems)} problems: {why}{wrong}. Give worked solutions that state "
+            "their final answer, in the answer column or in one named worked"
+        )
+    if len(kept) < len(problems):
+        progress.message(f"{len(problems) - len(kept)} of {len(problems)} problems are left out: {why}{wrong}")
+    return kept

@@ -7,19 +7,22 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
 from rewards.errors import UserError
+from rewards.math_policy import MathPolicy
 from rewards.score import Outcome
 from rewards.verifiers import VerifierOptions, Verifiers
 from rl.processes.runtime import Runtime
 from rl.run.checkpoint import save_checkpoint, writing
 from rl.run.evaluate import evaluate
-from rl.run.run_folder import FolderLock, opened
+from rl.run.run_folder import FolderLock, claim_folder
 from rl.run.setup import Run, set_up
 from rl.settings.config import RunConfig
+from rl.settings.defaults import resolved_dtype
+from rl.settings.resolve import resolve
 from rl.update.step import StepResult, train_step
 from rl.update.step_metrics import Metrics
 from rl.view.metrics import read_metrics
@@ -33,21 +36,22 @@ class Interrupted(KeyboardInterrupt):
 
 
 def train(config: RunConfig) -> Path:
-    """Runs, and leaves metrics, completions, checkpoints and a report in the run's folder. -> the folder."""
-    runtime = Runtime.start(dtype=config.computing_dtype, trackers=config.trackers, device=config.device)
+    """Trains, and writes metrics, completions, checkpoints and a report into the run's folder. -> the folder."""
+    runtime = Runtime.start(
+        dtype=resolved_dtype(config.dtype, config.device), trackers=config.trackers, device=config.device
+    )
+    num_steps = resolve(config, runtime.device.type).num_steps
     lock = FolderLock()
-    config = runtime.broadcast_from_main(lambda: opened(config, lock))
-    run_dir = config.run_dir
-    assert run_dir is not None
+    run_dir = runtime.broadcast_from_main(lambda: claim_folder(config, lock))
     verifiers = Verifiers(verifier_options(config))
     try:
-        with Progress(config.num_steps or 0, quiet=not runtime.is_main) as progress:
-            run = set_up(config, runtime, verifiers, progress)
+        with Progress(num_steps, quiet=not runtime.is_main) as progress:
+            run = set_up(replace(config, run_dir=run_dir), runtime, verifiers, progress)
             try:
-                runtime.start_trackers("plumbline", config.as_json(), run_dir)
+                runtime.start_trackers("plumbline", run.settings.as_json(), run_dir)
                 progress.message(f"run folder: {run_dir}")
-                with interruption(progress) as asked:
-                    run_steps(run, progress, asked)
+                with interruption(progress) as stop_request:
+                    run_steps(run, progress, stop_request)
                 if runtime.is_main:
                     with writing(run_dir):
                         write_report(run_dir)
@@ -59,7 +63,7 @@ def train(config: RunConfig) -> Path:
         lock.release()
     final_table(read_metrics(run_dir), progress.console)
     progress.message(f"report: {run_dir / REPORT}\nmodel:  {checkpoint_of(run)}")
-    if run.step < (config.num_steps or 0):
+    if run.step < num_steps:
         raise Interrupted(f"stopped and saved after step {run.step}; go on with --run-dir {run_dir} --resume")
     return run_dir
 
@@ -68,6 +72,7 @@ def verifier_options(config: RunConfig) -> VerifierOptions:
     return VerifierOptions(
         num_workers=config.verifier_workers,
         deadline=config.verifier_deadline,
+        grading=MathPolicy.parse(config.grading),
         allow_unsafe_code=config.allow_unsafe_code,
         formats=config.format,
         format_weight=config.format_weight,
@@ -75,36 +80,36 @@ def verifier_options(config: RunConfig) -> VerifierOptions:
     )
 
 
-def run_steps(run: Run, progress: Progress, asked: StopRequest) -> None:
-    """Every step that is left, with evaluations and checkpoints between, until the last or until asked to stop."""
-    config, num_steps = run.config, run.config.num_steps or 0
+def run_steps(run: Run, progress: Progress, stop_request: StopRequest) -> None:
+    """Runs the steps that are left, with evaluations and checkpoints between, until the last one or a request to stop."""
+    settings, num_steps = run.settings, run.settings.num_steps
     if run.step == 0:
         progress.start("evaluating the base model")
-        log(run, progress, {"step": 0, **evaluate(run.collector, run.held_out, config.eval_samples)}, None)
+        log(run, progress, {"step": 0, **evaluate(run.collector, run.held_out, settings.eval_samples)}, None)
     while run.step < num_steps:
         step, started = run.step + 1, time.perf_counter()
-        run.learner.set_learning_rate(config.learning_rate_at(step))
+        run.learner.set_learning_rate(settings.learning_rate_at(step))
         result = train_step(
             run.learner,
             run.collector,
             run.stream,
             run.delivery,
             step=step,
-            num_problems=config.problems_per_step or 1,
-            trains_policy=step > config.critic_warmup_steps,
+            num_problems=settings.problems_per_step,
+            trains_policy=step > settings.critic_warmup_steps,
             ahead=run.ahead,
         )
-        require_judged([c.group for c in result.sampled], config.max_unjudged)
+        require_judged([c.group for c in result.sampled], settings.max_unjudged)
         metrics: Metrics = {"step": step, **result.metrics}
         if run.verifiers.isolation:
             metrics["sandbox/level"] = run.verifiers.isolation.rank
-        if step % (config.eval_every or 1) == 0 or step == num_steps:
-            metrics |= evaluate(run.collector, run.held_out, config.eval_samples)
+        if step % settings.eval_every == 0 or step == num_steps:
+            metrics |= evaluate(run.collector, run.held_out, settings.eval_samples)
         metrics |= {"time/step": time.perf_counter() - started, "memory/peak": run.learner.runtime.peak_memory()}
         log(run, progress, metrics, result)
         run.step = step
-        stops = run.learner.runtime.any_rank(asked.stop)
-        if step % config.save_every == 0 or step == num_steps or stops:
+        stops = run.learner.runtime.any_rank(stop_request.stop)
+        if step % settings.save_every == 0 or step == num_steps or stops:
             save(run)
         if stops:
             break
@@ -113,7 +118,7 @@ def run_steps(run: Run, progress: Progress, asked: StopRequest) -> None:
 def log(run: Run, progress: Progress, metrics: Metrics, result: StepResult | None) -> None:
     if run.records is None:
         return
-    with writing(run.run_dir):
+    with writing(run.settings.run_dir):
         run.records.write(metrics, result)
     run.learner.runtime.track(metrics, step=int(metrics["step"] or 0))
     progress.step(metrics)
@@ -129,13 +134,13 @@ def save(run: Run) -> None:
         stream=run.stream,
         tokenizer=run.tokenizer,
         waiting=run.ahead.wait() if run.ahead else None,
-        keep=run.config.save_total_limit,
+        keep=run.settings.save_total_limit,
     )
     run.learner.runtime.wait()
 
 
 def checkpoint_of(run: Run) -> Path:
-    return run.run_dir / "checkpoints" / f"step-{run.step:06d}"
+    return run.settings.run_dir / "checkpoints" / f"step-{run.step:06d}"
 
 
 def require_judged(groups: Sequence[RolloutGroup], bound: float) -> None:

@@ -13,7 +13,6 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from rl.processes.runtime import cpu_cores
-from rl.settings.config import RunConfig
 from rl.update.step import StepResult
 from rl.view.metrics import MetricsWriter, keep_lines, write_whole
 
@@ -69,9 +68,12 @@ def completion_rows(step: int, result: StepResult, tokenizer: PreTrainedTokenize
             }
 
 
-def write_config(run_dir: Path, config: RunConfig, found: Mapping[str, Any] | None = None) -> None:
-    """found: what was found out beside the options: by which paths the update and the sampler run the model, the first prompt, the
-    fingerprints of the problems."""
+def write_config(run_dir: Path, config: Mapping[str, Any]) -> None:
+    """Writes config.json, with the versions of packages and the hardware.
+
+    config: the run's options, and what was found at set-up: by which paths the update and the sampler run the model, the first
+    prompt, fingerprints of the problems.
+    """
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -80,6 +82,5 @@ def write_config(run_dir: Path, config: RunConfig, found: Mapping[str, Any] | No
             versions[package] = "not installed"
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     hardware = {"cpu_cores": cpu_cores(), "machine": platform.machine(), "gpu": gpu}
-    options = {**config.as_json(), "resume": False}
-    written = {**options, **(found or {}), "versions": versions, "hardware": hardware}
+    written = {**config, "resume": False, "versions": versions, "hardware": hardware}
     write_whole(run_dir / "config.json", json.dumps(written, indent=2) + "\n")

@@ -11,16 +11,15 @@ from typing import IO
 
 from rewards.errors import UserError
 from rl.run.checkpoint import checkpoints, load_checkpoint, remove_old, set_aside_damaged
-from rl.settings.config import RunConfig, read_config
+from rl.settings.config import RunConfig, holds_run, read_config
+from rl.settings.declare import FixedOnResume, declared
+from rl.settings.resolve import RunSettings, resolve
 from rl.update.learner import Learner
 from rl.view.progress import Progress
 from rollout.problems import ProblemStream
 from rollout.records import Problem
 
 LOCK = ".lock"
-SAME_ON_RESUME = ("model", "dataset", "eval_dataset", "eval_size", "algorithm", "value", "seed", "one_step_ahead")
-SAME_ON_RESUME += ("group_size", "problems_per_step", "learning_rate")
-SAME_ON_RESUME += ("lora_rank", "lora_alpha", "lora_targets", "lora_base", "optimizer")
 
 
 class FolderLock:
@@ -49,29 +48,24 @@ class FolderLock:
             self.file = None
 
 
-def opened(config: RunConfig, lock: FolderLock) -> RunConfig:
-    """With its defaults written out, and the run's folder there, writable and locked.
+def claim_folder(config: RunConfig, lock: FolderLock) -> Path:
+    """The run's folder, which exists now, is writable and is locked by this process.
 
-    Where no folder is named, the next that no other run has, be it a run that starts at this moment.
+    Without run_dir the first folder that no other run has, including one that starts at this moment.
     """
-    resolved = config.resolved()
-    while not claimed(resolved, lock):
-        if config.run_dir is not None or config.resume:
-            raise UserError(
-                f"run_dir is {str(resolved.run_dir)!r}: another run is going on in it; wait for it, or name another folder"
-            )
-        resolved = config.resolved(after=resolved.run_dir)
-    return resolved
+    for run_dir in config.possible_run_dirs():
+        if claimed(run_dir, config.resume, lock):
+            return run_dir
+    run_dir = next(config.possible_run_dirs())  # the only one: it is given, or it is the one to resume
+    raise UserError(f"run_dir is {str(run_dir)!r}: another run is going on in it; wait for it, or name another folder")
 
 
-def claimed(config: RunConfig, lock: FolderLock) -> bool:
-    """Whether the folder is this run's now."""
-    assert config.run_dir is not None
-    run_dir = config.run_dir
-    is_taken = (run_dir / "config.json").exists()
-    if config.resume and not is_taken:
+def claimed(run_dir: Path, is_resumed: bool, lock: FolderLock) -> bool:
+    """Whether the lock on the folder is ours now. Raises UserError where it holds a run that is not to be resumed, or none to resume."""
+    is_taken = holds_run(run_dir)
+    if is_resumed and not is_taken:
         raise UserError(f"run_dir is {str(run_dir)!r}: it holds no run to resume; run it without --resume")
-    if is_taken and not config.resume:
+    if is_taken and not is_resumed:
         raise UserError(f"run_dir is {str(run_dir)!r}: it holds a run already; add --resume, or name another folder")
     try:
         (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -105,19 +99,16 @@ def require_same_data(run_dir: Path, data: Mapping[str, str]) -> None:
         )
 
 
-def resume(config: RunConfig, learner: Learner, stream: ProblemStream, progress: Progress) -> int:
-    """Back to the last checkpoint of the run folder that is as it was saved; to the beginning where there is none. -> its step."""
-    assert config.run_dir is not None
-    written = read_config(config.run_dir)
-    # An option younger than the run had its default; "auto" is younger than float32.
-    now, default = config.as_json(), RunConfig().on("cpu").as_json()
-    for name in SAME_ON_RESUME:
+def resume(settings: RunSettings, learner: Learner, stream: ProblemStream, progress: Progress) -> int:
+    """Loads the run folder's last undamaged checkpoint. -> its step; 0 if there is none, and the run begins anew."""
+    run_dir = settings.run_dir
+    written = read_config(run_dir)
+    # A run that is older than an option had its default, on a CPU: data types other than float32 are younger.
+    now, default = settings.as_json(), resolve(RunConfig(), "cpu").as_json()
+    for name in declared(RunConfig, FixedOnResume):
         was = written.get(name, default[name])
         if was != now[name]:
-            raise UserError(
-                f"{name} is {now[name]!r}: the run in {str(config.run_dir)!r} has {was!r}; resume with that"
-            )
-    run_dir = config.run_dir
+            raise UserError(f"{name} is {now[name]!r}: the run in {str(run_dir)!r} has {was!r}; resume with that")
     for wrong in learner.runtime.broadcast_from_main(lambda: list(set_aside_damaged(run_dir))):
         progress.message(wrong)
     found = checkpoints(run_dir)
@@ -125,10 +116,10 @@ def resume(config: RunConfig, learner: Learner, stream: ProblemStream, progress:
         progress.message("there is no checkpoint to resume from: the run begins again")
         return 0
     if learner.runtime.is_main:  # a run that was killed between saving and removing has one too many
-        remove_old(run_dir, config.save_total_limit)
+        remove_old(run_dir, settings.save_total_limit)
     step = load_checkpoint(found[-1], learner, stream)
-    if step >= (config.num_steps or 0):
+    if step >= settings.num_steps:
         progress.message(
-            f"no step is left: num_steps is {config.num_steps} and the run has done {step}; give a larger --num-steps"
+            f"no step is left: num_steps is {settings.num_steps} and the run has done {step}; give a larger --num-steps"
         )
     return step

@@ -1,16 +1,14 @@
-"""What no run can be: a value out of range, an option that would do nothing, or what an algorithm cannot do with.
+"""Validation of RunConfig: options that contradict each other, have no effect, or do not suit the algorithm.
 
-All of it is found before anything is loaded.
+It runs before anything is loaded. The bounds of each option stand beside it in rl/settings/config.py.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from rewards.answer_format import format_rule
 from rewards.errors import UserError
 from rl.objective.algorithms import ALGORITHMS
 from rl.objective.losses import likelihood
@@ -28,16 +26,17 @@ CRITIC_OPTIONS += ("critic_model", "critic_warmup_steps", "kl_in")
 
 
 def check(config: RunConfig) -> None:
-    """Raises UserError."""
-    for name, (holds, possible) in CHECKS.items():
-        value = getattr(config, name)
-        if value is not None and not holds(value):
-            raise UserError(f"{name} is {value!r}: it must be {possible}")
+    """Raises UserError for options that contradict each other or would have no effect."""
+    named = ALGORITHMS[config.algorithm]
     check_data(config)
     check_critic(config)
     check_samples(config)
-    if ALGORITHMS[config.algorithm].surrogate is likelihood:
-        require_unset(config, ("clip_low", "clip_high"), f"{config.algorithm} has no ratio to clip; leave it out")
+    if named.surrogate is likelihood:
+        require_unset(config, ("clip_low", "clip_high"), f"{named.name} has no ratio to clip; leave it out")
+    if named.importance_cap is None:
+        require_unset(config, ("importance_cap",), f"{named.name} has no importance weights; leave it out")
+    if not named.dynamic_sampling:
+        require_unset(config, ("max_refills",), f"{named.name} does not sample dynamically; leave it out, or use dapo")
     if config.lora_rank == 0:
         require_unset(config, LORA_OPTIONS, "there are no adapters; set lora_rank, or leave it out")
     check_precision(config)
@@ -49,6 +48,7 @@ def check(config: RunConfig) -> None:
 
 
 def require_unset(config: RunConfig, names: Iterable[str], why: str) -> None:
+    """Raises UserError for an option with another value than its default: here it would have no effect, for the reason `why`."""
     defaults = {f.name: f.default for f in fields(config)}
     for name in names:
         if getattr(config, name) not in (defaults[name], "none"):
@@ -56,6 +56,7 @@ def require_unset(config: RunConfig, names: Iterable[str], why: str) -> None:
 
 
 def check_data(config: RunConfig) -> None:
+    """Configurations and splits exist on the hub only."""
     if config.eval_dataset is None:
         require_unset(config, ("eval_config",), "there is no eval_dataset; name one, or leave it out")
     held_out = config.eval_dataset or config.dataset
@@ -72,7 +73,7 @@ def check_data(config: RunConfig) -> None:
 
 
 def check_precision(config: RunConfig) -> None:
-    """float32 is what there is without the option, and what older runs wrote down."""
+    """Data types of frozen weights. float32 is always accepted for lora_base: earlier versions wrote it into config.json."""
     if config.lora_rank == 0 and config.lora_base not in ("auto", "float32"):
         raise UserError(f"lora_base is {config.lora_base!r}: there are no adapters; set lora_rank, or leave it out")
     if config.lora_rank > 0 and config.reference_dtype != "auto":
@@ -83,7 +84,7 @@ def check_precision(config: RunConfig) -> None:
     for name in ("lora_base", "reference_dtype"):
         if getattr(config, name) == "bfloat16" and config.dtype == "float32":
             raise UserError(
-                f"{name} is 'bfloat16': the run computes in float32, which weights in 16 bits cannot be multiplied in; add "
+                f"{name} is 'bfloat16': the run computes in float32 and cannot multiply by weights in 16 bits; add "
                 "--dtype bfloat16, or leave it out"
             )
     if config.lora_rank > 0 and config.offload in ("reference", "all"):
@@ -93,6 +94,7 @@ def check_precision(config: RunConfig) -> None:
 
 
 def check_critic(config: RunConfig) -> None:
+    """Options of a critic against the algorithm and the kind of critic."""
     rule, algorithm = ALGORITHMS[config.algorithm].value_rule, config.algorithm
     if rule is None:
         why = f"{algorithm} has no critic; leave it out, or choose an algorithm that has one: {with_critic()}"
@@ -107,24 +109,27 @@ def check_critic(config: RunConfig) -> None:
 
 
 def with_critic() -> str:
+    """The names of the algorithms with a critic, for messages."""
     return ", ".join(sorted(a.name for a in ALGORITHMS.values() if a.value_rule is not None))
 
 
 def check_samples(config: RunConfig) -> None:
-    """Whose completions are trained on, how many of a problem, how old."""
+    """Options of the samples against what the algorithm trains on: completions of which policy, how many per problem, how old."""
     named, algorithm = ALGORITHMS[config.algorithm], config.algorithm
+    importance_cap = config.chosen_algorithm().importance_cap
     if config.one_step_ahead and named.samples_from != "live":
         raise UserError(
             f"one_step_ahead is True: {algorithm} does not sample from the policy that is trained; leave it out"
         )
     if config.one_step_ahead and config.vllm_transfer == "nccl":
         raise UserError(
-            "vllm_transfer is 'nccl': one step ahead the policy changes while completions are sampled, so a server that comes "
-            "back could not be given the weights it had; use file"
+            "vllm_transfer is 'nccl': one step ahead the policy changes while completions are sampled, so a server that restarts "
+            "could not get the weights that it had; use file"
         )
-    if config.one_step_ahead and named.importance_cap is None:
+    if config.one_step_ahead and importance_cap is None:
+        without = algorithm if named.importance_cap is None else f"{algorithm} with importance_cap 0"
         raise UserError(
-            f"one_step_ahead is True: {algorithm} has no importance weights, which correct for older samples; leave it out"
+            f"one_step_ahead is True: {without} has no importance weights, which correct for older samples; leave it out"
         )
     if config.group_size not in (None, 1) and named.samples_from == "dataset":
         raise UserError(
@@ -133,82 +138,5 @@ def check_samples(config: RunConfig) -> None:
     if config.group_size == 1 and named.compares_within_groups:
         raise UserError(
             f"group_size is 1: it must be at least 2 for {algorithm}, whose advantages are relative to the others of a "
-            f"group; {with_critic()} can do with 1"
+            f"group; {with_critic()} can train with 1"
         )
-
-
-Check = tuple[Callable[[Any], bool], str]
-
-
-def _at_least(least: int) -> Check:
-    return (lambda v: v >= least), f"at least {least}"
-
-
-def _one_of(names: Any) -> Check:
-    return (lambda v: v in names), "one of " + ", ".join(sorted(names))
-
-
-def _auto_or_at_least(least: int) -> Check:
-    return (lambda v: v == "auto" or v >= least), f"at least {least}, or auto"
-
-
-_POSITIVE: Check = (lambda v: 0 < v < math.inf), "more than 0"
-_NOT_NEGATIVE: Check = (lambda v: 0 <= v < math.inf), "0 or more"
-_SHARE: Check = (lambda v: 0 <= v <= 1), "in [0, 1]"
-_TRACKERS = ("tensorboard", "wandb", "trackio")
-
-CHECKS: dict[str, Check] = {
-    "algorithm": _one_of(ALGORITHMS),
-    "group_size": _at_least(1),
-    "kl_weight": _NOT_NEGATIVE,
-    "clip_low": _NOT_NEGATIVE,
-    "clip_high": _NOT_NEGATIVE,
-    "entropy_weight": _NOT_NEGATIVE,
-    "num_epochs": _at_least(1),
-    "num_minibatches": _at_least(1),
-    "value_trunk_scale": _SHARE,
-    "value_weight": _NOT_NEGATIVE,
-    "value_clip": _POSITIVE,
-    "value_learning_rate": _POSITIVE,
-    "critic_warmup_steps": _at_least(0),
-    "gamma": _SHARE,
-    "lam": _SHARE,
-    "lam_critic": _SHARE,
-    "num_steps": _at_least(1),
-    "problems_per_step": _at_least(1),
-    "max_tokens": _at_least(1),
-    "max_prompt_tokens": _at_least(1),
-    "stop_strings": ((lambda strings: "" not in strings), "strings that are not empty: an empty one is in every text"),
-    "seed": ((lambda v: -(2**63) <= v < 2**63), "a number of 64 bits, from -2^63 to 2^63 - 1"),
-    "temperature": _POSITIVE,
-    "lora_rank": _at_least(0),
-    "lora_alpha": _POSITIVE,
-    "lora_targets": ((lambda names: names and all(names)), "names of linear layers, or all-linear"),
-    "learning_rate": _POSITIVE,
-    "warmup_steps": _at_least(0),
-    "weight_decay": _NOT_NEGATIVE,
-    "adam_beta2": ((lambda v: 0 <= v < 1), "in [0, 1)"),
-    "max_grad_norm": _POSITIVE,
-    "max_skipped": _at_least(0),
-    "token_budget": _auto_or_at_least(1),
-    "sampler_rows": _auto_or_at_least(1),
-    "vllm_memory": ((lambda v: 0 < v < 1), "more than 0 and less than 1"),
-    "vllm_max_rows": _at_least(1),
-    "vllm_tensor_parallel": _at_least(1),
-    "vllm_urls": (
-        (lambda urls: urls and all(u.startswith("http") for u in urls)),
-        "addresses such as http://host:8000",
-    ),
-    "vllm_patience": _POSITIVE,
-    "format": ((lambda names: all(map(format_rule, names))), "names of rules"),
-    "format_weight": ((lambda v: 0 < v < 1), "more than 0 and less than 1"),
-    "verifier_workers": _at_least(1),
-    "verifier_deadline": _POSITIVE,
-    "max_unjudged": _SHARE,
-    "eval_every": _at_least(1),
-    "eval_size": _at_least(1),
-    "eval_samples": _at_least(0),
-    "save_every": _at_least(1),
-    "save_total_limit": _at_least(1),
-    "trackers": ((lambda v: set(v) <= set(_TRACKERS)), "among " + ", ".join(_TRACKERS)),
-}

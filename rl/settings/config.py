@@ -1,13 +1,18 @@
-"""Every option of a run, and what it stands for. What cannot be is refused by rl/settings/checks.py."""
+"""Every option of a run: its type, help, possible values, default by model, and whether a resumed run may change it.
+
+Rules between several options are in rl/settings/checks.py; rl/settings/resolve.py fills in what is left out.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import count, filterfalse, takewhile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from rewards.answer_format import format_rule
 from rewards.errors import UserError, first_line
 from rl.forward.forward import Attention
 from rl.forward.fused import Fused
@@ -15,295 +20,290 @@ from rl.objective.algorithms import ALGORITHMS, Algorithm
 from rl.objective.names import CriticSource
 from rl.objective.values import ValueRule
 from rl.settings.checks import RULE_OPTIONS, check
-from rl.settings.defaults import (
-    LORA_RATE,
-    MODEL_DEFAULTS,
-    TINY,
-    TINY_DEFAULTS,
-    TINY_KL_WEIGHT,
-    TOKENS_ON_A_CPU,
-    resolved_dtype,
-    tiny_task,
+from rl.settings.declare import (
+    FIXED_ON_RESUME,
+    INNER_SHARE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    Bound,
+    any_of,
+    at_least,
+    auto_or_at_least,
+    by_model,
+    one_of,
+    require_possible,
 )
-from rl.settings.options import AnyDType, BaseDType, DType, Offload, OptimizerName, ReferenceDType
+from rl.settings.defaults import TINY
+from rl.settings.options import (
+    ALL_LINEAR,
+    GRADING,
+    AnyDType,
+    BaseDType,
+    DType,
+    Engine,
+    Offload,
+    OptimizerName,
+    ReferenceDType,
+)
 from rollout.records import PromptStyle
+
+NOT_EMPTY = Bound(lambda texts: "" not in texts, "strings that are not empty: an empty one is in every text")
+LAYERS = Bound(lambda names: names and all(names), "names of linear layers, or all-linear")
+ADDRESSES = Bound(lambda urls: urls and all(u.startswith("http") for u in urls), "addresses such as http://host:8000")
+FORMAT_RULES = Bound(lambda names: all(map(format_rule, names)), "names of rules")
+SEED = Bound(lambda seed: -(2**63) <= seed < 2**63, "a number of 64 bits, from -2^63 to 2^63 - 1")
+DECAY = Bound(lambda decay: 0 <= decay < 1, "in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """GRPO, PPO and their relatives on checked answers.
+    """GRPO, PPO and related algorithms on answers that can be verified.
 
-    An option marked "by model" has two defaults: the first for the tiny built-in model on arithmetic, the second for real models.
+    The options as the user gives them. None and "auto" leave a value to the model, the algorithm or the device.
     """
 
-    model: str = TINY
-    """"tiny" (built on the spot), a local folder in Hugging Face format, or a hub name."""
-    dataset: str = "arithmetic"
-    """A built-in task ("arithmetic", "small-programs", "countdown" ..., docs/tasks.md), "gsm8k", "math", a .jsonl or .json file, a
-    hub name (its split train), or "reasoning-gym:<task>"."""
-    eval_dataset: str | None = None
-    """Held-out problems, as `dataset`; without it eval_size problems of `dataset` are held out."""
+    model: Annotated[str, FIXED_ON_RESUME] = TINY
+    """"tiny" (a small model made on the spot), a local folder in Hugging Face format, or a hub name."""
+    dataset: Annotated[str, FIXED_ON_RESUME] = "arithmetic"
+    """Training problems: a built-in task ("arithmetic", "small-programs", "countdown" ..., docs/tasks.md), "gsm8k", "math", a .jsonl
+    or .json file, a hub name (its train split), or "reasoning-gym:<task>"."""
+    eval_dataset: Annotated[str | None, FIXED_ON_RESUME] = None
+    """Held-out problems, named as in dataset. Without it eval_size problems of dataset are held out."""
     dataset_config: str | None = None
-    """Configuration of a hub data set that has several, such as main of openai/gsm8k; also of eval_dataset where that is the same."""
+    """Configuration of a hub data set that has several, such as main of openai/gsm8k. Also used for eval_dataset where that is the
+    same data set."""
     dataset_split: str = "train"
-    """Split of a hub data set that is trained on."""
+    """Training split of a hub data set."""
     eval_config: str | None = None
     """Configuration of eval_dataset."""
     eval_split: str | None = None
-    """Split of eval_dataset, otherwise test; without eval_dataset the split of `dataset` that the held-out problems are taken from."""
+    """Split of the held-out problems: of eval_dataset (test if not given), or without eval_dataset another split of dataset."""
     prompt_column: str | None = None
-    """Column of the question; found by its usual names otherwise."""
+    """Column of the question. If not given, it is found by its usual names."""
     answer_column: str | None = None
-    """Column of the reference answer; found by its usual names otherwise."""
-    prompt_style: PromptStyle | None = None
-    """System prompt: "plain" (none), "boxed", "r1" (think and answer tags) or "code". By model: plain; the one that tells where the
-    problem's verifier looks for the answer."""
+    """Column of the reference answer. If not given, it is found by its usual names."""
+    prompt_style: Annotated[PromptStyle | None, *by_model("plain", None)] = None
+    """System prompt: "plain" (none), "boxed", "r1" (think and answer tags) or "code". If not given, models other than the tiny one
+    get the one that asks for an answer where the problem's verifier looks for it."""
     system_prompt: str | None = None
-    """A system prompt of your own, in place of prompt_style's."""
+    """Your own system prompt, which replaces that of prompt_style."""
     chat_template: str | None = None
-    """A file with a Jinja template in place of the tokenizer's own, or the name of one of several that the tokenizer has."""
-    max_prompt_tokens: int | None = None
-    """Problems with a longer prompt are left out."""
+    """A file with a Jinja template that replaces the tokenizer's own, or the name of one of the templates that the tokenizer has."""
+    max_prompt_tokens: Annotated[int | None, at_least(1)] = None
+    """Longest prompt; problems with a longer one are left out."""
 
-    algorithm: str = "grpo"
-    """A name in rl/objective/algorithms.py; docs/algorithms.md has their equations."""
-    kl_weight: float | None = None
-    """Weight of the KL to the reference; 0 runs no reference. By model and algorithm."""
-    clip_low: float | None = None
-    """The ratio is clipped below 1 - clip_low. By algorithm."""
-    clip_high: float | None = None
-    """The ratio is clipped above 1 + clip_high. By algorithm."""
-    entropy_weight: float | None = None
-    """Weight of the entropy bonus. By algorithm: 0 for all of them."""
-    num_epochs: int = 1
-    """Times that each step's samples are trained on."""
-    num_minibatches: int = 1
-    """Updates in an epoch, each on its part of the step's groups."""
+    algorithm: Annotated[str, one_of(ALGORITHMS), FIXED_ON_RESUME] = "grpo"
+    """Name of an algorithm; docs/algorithms.md lists them with their equations."""
+    kl_weight: Annotated[float | None, NOT_NEGATIVE] = None
+    """Weight of the KL penalty towards the reference; with 0 no reference is kept. Default by algorithm; for the tiny model 0.001
+    where that is not 0."""
+    clip_low: Annotated[float | None, NOT_NEGATIVE] = None
+    """The policy ratio is clipped below 1 - clip_low. Default by algorithm."""
+    clip_high: Annotated[float | None, NOT_NEGATIVE] = None
+    """The policy ratio is clipped above 1 + clip_high. Default by algorithm."""
+    entropy_weight: Annotated[float | None, NOT_NEGATIVE] = None
+    """Weight of the entropy bonus. Default by algorithm: 0 for all of them."""
+    num_epochs: Annotated[int, at_least(1)] = 1
+    """Passes of the update over each step's samples."""
+    num_minibatches: Annotated[int, at_least(1)] = 1
+    """Optimizer steps per epoch, each on an equal part of the step's groups."""
 
-    value: CriticSource | None = None
-    """PPO's critic: a head on the policy's own trunk, or a model of its own. By algorithm."""
-    value_trunk_scale: float = 1.0
-    """Share of the value loss's gradient that a shared trunk gets; at 0 the head reads it only."""
-    value_weight: float = 0.5
-    """Weight of the value loss where the trunk is shared."""
-    value_clip: float | None = 0.2
-    """A value counts as moved by at most this much; None is off."""
-    value_learning_rate: float | None = None
-    """Of the critic or the value head. By value: separate the policy's, shared ten times the policy's."""
+    value: Annotated[CriticSource | None, FIXED_ON_RESUME] = None
+    """PPO's critic: a value head on the policy's trunk ("shared"), or a model of its own ("separate"). Default by algorithm."""
+    value_trunk_scale: Annotated[float, SHARE] = 1.0
+    """Factor of the value loss's gradient where it enters a shared trunk; with 0 only the value head learns from it."""
+    value_weight: Annotated[float, NOT_NEGATIVE] = 0.5
+    """Weight of the value loss where policy and critic share a trunk."""
+    value_clip: Annotated[float | None, POSITIVE] = 0.2
+    """The value loss is clipped where a value moves by more than this from its old value; None turns that off."""
+    value_learning_rate: Annotated[float | None, POSITIVE] = None
+    """Learning rate of the critic or the value head. Default: the policy's for a separate critic, ten times it for a shared trunk."""
     critic_model: str | None = None
-    """The critic's trunk at the start, of the policy's vocabulary; otherwise the policy's own weights."""
-    critic_warmup_steps: int = 0
-    """First steps that train the critic only."""
-    gamma: float = 1.0
-    """Discount of a token's reward by each token before it."""
-    lam: float = 1.0
-    """GAE: 1 weighs what really came, 0 what the critic says of the next token."""
-    lam_critic: float = 1.0
-    """The same for the returns that the critic is trained towards."""
+    """Model that a separate critic starts from, with the policy's vocabulary. Default: the policy's own weights."""
+    critic_warmup_steps: Annotated[int, at_least(0)] = 0
+    """Steps at the beginning that train the critic only."""
+    gamma: Annotated[float, SHARE] = 1.0
+    """Discount factor of rewards, per token."""
+    lam: Annotated[float, SHARE] = 1.0
+    """GAE lambda of the advantages: 1 is Monte Carlo, 0 is one-step TD."""
+    lam_critic: Annotated[float, SHARE] = 1.0
+    """GAE lambda of the returns that the critic is trained on."""
     kl_in: Literal["loss", "reward"] = "loss"
-    """Where PPO's KL to the reference counts."""
+    """Whether PPO's KL penalty is a term of the loss or is subtracted from the rewards."""
     whiten: bool = False
-    """Advantages of a step are centred and scaled to std 1; PPO only, and needs a forward beforehand."""
+    """PPO only: normalise a step's advantages to mean 0 and standard deviation 1. Needs one more forward pass per step."""
     bootstrap_cut: bool = False
-    """PPO takes a completion that the token limit cut to go on as its value says, not to end."""
+    """PPO only: where max_tokens truncates a completion, the critic's value stands in for the missing rest."""
 
-    num_steps: int | None = None
-    """Steps of the run. By model: 72, 500."""
-    problems_per_step: int | None = None
-    """Problems that are drawn for a step. By model: 96, 32."""
-    group_size: int | None = None
-    """Completions per problem, G. By model: 10, 8."""
-    max_tokens: int | None = None
-    """Longest completion. By model: 32, 1024."""
-    stop_strings: tuple[str, ...] = ()
-    """A completion also ends behind the first of these, such as </answer>."""
-    temperature: float = 1.0
-    """Of sampling, and of the log-probs in the update."""
+    num_steps: Annotated[int | None, at_least(1), *by_model(72, 500)] = None
+    """Training steps of the run."""
+    problems_per_step: Annotated[int | None, at_least(1), *by_model(96, 32, small_programs=80), FIXED_ON_RESUME] = None
+    """Problems per step, over all processes."""
+    group_size: Annotated[int | None, at_least(1), *by_model(10, 8), FIXED_ON_RESUME] = None
+    """Completions per problem, G."""
+    max_tokens: Annotated[int | None, at_least(1), *by_model(32, 1024, small_programs=24)] = None
+    """Longest completion, in tokens."""
+    stop_strings: Annotated[tuple[str, ...], NOT_EMPTY] = ()
+    """Texts that end a completion, such as </answer>; the first that appears is its last text."""
+    temperature: Annotated[float, POSITIVE] = 1.0
+    """Sampling temperature; the loss uses it too."""
     top_p: float = 1.0
-    """Only 1: log-probs of a truncated distribution would bias the ratio."""
+    """Only 1: log-probs of a truncated distribution would bias the policy ratio."""
+    max_refills: Annotated[int, at_least(0)] = 4
+    """Dynamic sampling (dapo): most rounds of further problems that replace a step's groups with equal rewards."""
+    importance_cap: Annotated[float | None, NOT_NEGATIVE] = None
+    """Upper bound of the importance weights that correct for differences between sampler and trainer; 0 turns them off. Default by
+    algorithm: 2."""
 
-    lora_rank: int = 0
-    """Rank of the LoRA adapters, which alone are then trained; 0 trains all weights."""
-    lora_alpha: float | None = None
-    """What the adapters give is scaled by lora_alpha / lora_rank. By lora_rank: twice it."""
-    lora_targets: tuple[str, ...] = ("all-linear",)
+    lora_rank: Annotated[int, at_least(0), FIXED_ON_RESUME] = 0
+    """Rank of the LoRA adapters, which are then the only trained weights; 0 trains all weights."""
+    lora_alpha: Annotated[float | None, POSITIVE, FIXED_ON_RESUME] = None
+    """LoRA alpha: the output of the adapters is scaled by lora_alpha / lora_rank. Default: twice lora_rank."""
+    lora_targets: Annotated[tuple[str, ...], LAYERS, FIXED_ON_RESUME] = (ALL_LINEAR,)
     """Linear layers that get adapters, by the end of their names (q_proj v_proj); "all-linear" is all but the output layer."""
-    lora_base: BaseDType = "auto"
-    """Precision of the frozen weights under the adapters; nf4 keeps them in 4 bits (QLoRA), by bitsandbytes. "auto" is bfloat16
-    where the run computes in bfloat16 on a GPU, else float32: layers round their weights then anyway, so nothing is lost but of
-    an embedding that was not stored in bfloat16."""
+    lora_base: Annotated[BaseDType, FIXED_ON_RESUME] = "auto"
+    """Data type of the frozen weights under the adapters; nf4 stores them in 4 bits with bitsandbytes (QLoRA). "auto" is bfloat16
+    where the run computes in bfloat16 on a GPU, else float32. Layers round their weights to bfloat16 then anyway, so that only an
+    embedding that was stored with more bits loses precision."""
 
     reference_dtype: ReferenceDType = "auto"
-    """Precision of the reference's weights where it is a model of its own (no LoRA). "auto" as for lora_base."""
+    """Data type of the reference model's weights; without LoRA only. "auto" as for lora_base."""
 
-    optimizer: OptimizerName = "adamw"
-    """adamw-8bit keeps its two moments in 8 bits each (arXiv 2110.02861), by bitsandbytes: 2 bytes a trained number and not 8."""
+    optimizer: Annotated[OptimizerName, FIXED_ON_RESUME] = "adamw"
+    """adamw-8bit (bitsandbytes) stores its two moments in 8 bits each (arXiv 2110.02861): 2 bytes per trained weight instead of 8."""
     gradient_dtype: DType = "float32"
-    """bfloat16 halves the gradients' memory. They are added up over micro-batches with 8 bits of precision then: give a large
-    token_budget, so that there are few."""
+    """bfloat16 halves the memory of the gradients. They are then summed over micro-batches with 8 bits of precision: choose a large
+    token_budget, so that there are few micro-batches."""
     offload: Offload = "none"
-    """What waits in the host's memory while it is not needed: the reference (it scores the whole step at once, before the update),
-    the optimiser's moments (they travel to the GPU and back at each update), or all, both."""
-    learning_rate: float | None = None
-    """Of AdamW. By model: 4e-4, 1e-6; ten times that with LoRA."""
-    warmup_steps: int = 10
-    """Steps over which the learning rate rises to its value."""
-    schedule: Literal["constant", "linear"] | None = None
-    """After the warm-up: constant, or falling in a line to 0 after the last step. By model: linear, constant."""
-    weight_decay: float = 0.0
-    """Of AdamW."""
-    adam_beta2: float = 0.99
-    """Of AdamW, the decay of its second moment; that of the first is 0.9."""
-    max_grad_norm: float = 1.0
-    """A longer gradient is scaled down to this length."""
-    max_skipped: int = 3
-    """Updates in a row that are left out because their loss or gradient is not finite; one more stops the run."""
-    token_budget: int | Literal["auto"] = "auto"
-    """Tokens in one forward; the gradient does not depend on it, memory does. "auto": on a CPU 8192, or one sequence if that is
-    longer; on a GPU whole groups, as many as fit up to 16384 tokens, and parts of one where that saves checkpointing."""
+    """What is kept in the host's memory while it is not needed: the reference model (it scores the whole step before the update),
+    the optimizer's moments (they are copied to the GPU and back at each optimizer step), or all, both of them."""
+    learning_rate: Annotated[float | None, POSITIVE, *by_model(4e-4, 1e-6, small_programs=6e-4), FIXED_ON_RESUME] = None
+    """Peak learning rate of AdamW. With LoRA the default is ten times as high."""
+    warmup_steps: Annotated[int, at_least(0)] = 10
+    """Steps over which the learning rate rises linearly to its peak."""
+    schedule: Annotated[Literal["constant", "linear"] | None, *by_model("linear", "constant")] = None
+    """Learning rate after the warm-up: constant, or falling linearly to 0 after the last step."""
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 0.0
+    """AdamW weight decay."""
+    adam_beta2: Annotated[float, DECAY] = 0.99
+    """AdamW beta2, the decay of its second moment; beta1 is 0.9."""
+    max_grad_norm: Annotated[float, POSITIVE] = 1.0
+    """Gradients with a larger norm are scaled down to this norm."""
+    max_skipped: Annotated[int, at_least(0)] = 3
+    """Consecutive updates that may be skipped because their loss or gradient is not finite; one more stops the run."""
+    token_budget: Annotated[int | Literal["auto"], auto_or_at_least(1)] = "auto"
+    """Tokens in one forward pass; it changes memory and speed, not the gradient. "auto": on a CPU 8192, or one sequence if that is
+    longer; on a GPU as many whole groups as fit, up to 16384 tokens, and parts of a group where that makes checkpointing unnecessary."""
     dtype: AnyDType = "auto"
-    """bfloat16 is autocast over float32 weights. "auto" is bfloat16 on a GPU that has it, else float32."""
+    """Data type of the computation; bfloat16 is autocast over float32 weights. "auto" is bfloat16 on a GPU that has it, else float32."""
     gradient_checkpointing: bool | None = None
-    """Less memory for a third more time. Off, unless an update of token_budget tokens would not fit without it."""
+    """Recompute activations in the backward pass: less memory for a third more time. Default: only if an update of token_budget
+    tokens does not fit without it."""
     attention: Attention = "auto"
-    """Of the update: ragged flash attention by torch ("varlen") or by the flash-attn package ("flash"), on a GPU in bfloat16;
-    "dense" works everywhere. "auto" is the fastest of those that give the model's own log-probs."""
+    """Attention of the update: ragged flash attention by torch ("varlen") or by the flash-attn package ("flash"), both on a GPU in
+    bfloat16, or "dense", which works everywhere. "auto" is the fastest of them that gives the model's own log-probs."""
     fused: Fused = "auto"
-    """Norms and gated units of the update run by one Triton kernel each, on a GPU, where that gives the model's own log-probs (models
-    of Llama's shape); "none" leaves them as transformers has them."""
+    """Run each norm and gated unit of the update in one Triton kernel: on a GPU, for models of Llama's shape, where that gives the
+    model's own log-probs. "none" leaves them as transformers has them."""
     device: Literal["auto", "cpu"] = "auto"
-    """"auto" is a GPU where there is one."""
+    """"auto" is a GPU if there is one."""
 
-    sampler: Literal["auto", "torch", "vllm", "vllm-server"] = "auto"
-    """"torch" is the embedded engine, "vllm" vLLM in this process, "vllm-server" one or several servers. "auto" is vllm where
-    there is a GPU and vLLM, else torch."""
+    sampler: Literal["auto"] | Engine = "auto"
+    """Engine that samples: "torch" (embedded), "vllm" (vLLM in this process) or "vllm-server" (one or several vLLM servers). "auto"
+    is vllm on a GPU if vLLM is installed, else torch."""
     sampler_dtype: Literal["auto"] | DType = "auto"
-    """The engine's; the embedded one decodes with a copy of the weights in bfloat16. "auto" is dtype."""
-    sampler_rows: int | Literal["auto"] = "auto"
-    """Completions that the embedded engine decodes at once. "auto": 1024, on a GPU as many of them as fit."""
-    one_step_ahead: bool = False
-    """Sample the next step's completions while this one is trained on. They are one update old then, which importance weights
-    correct."""
-    vllm_memory: float = 0.4
-    """Share of the GPU's memory that vLLM takes for itself; on a CPU the most of what is free."""
-    vllm_max_rows: int = 256
+    """Data type of the sampler; with bfloat16 the embedded engine decodes with a rounded copy of the weights. "auto" is dtype."""
+    sampler_rows: Annotated[int | Literal["auto"], auto_or_at_least(1)] = "auto"
+    """Completions that the embedded engine decodes at once. "auto": 1024, or on a GPU as many of them as fit."""
+    one_step_ahead: Annotated[bool, FIXED_ON_RESUME] = False
+    """Sample the next step's completions during the update. They come from a policy that is one update older, which importance
+    weights correct for."""
+    vllm_memory: Annotated[float, INNER_SHARE] = 0.4
+    """Share of the GPU's memory that vLLM takes; on a CPU an upper bound, as a share of the free memory."""
+    vllm_max_rows: Annotated[int, at_least(1)] = 256
     """Completions that vLLM decodes at once."""
-    vllm_tensor_parallel: int = 1
-    """GPUs that vLLM's weights are spread over, in one process."""
-    vllm_urls: tuple[str, ...] = ("http://127.0.0.1:8000",)
-    """Servers (plumbline serve-vllm)."""
+    vllm_tensor_parallel: Annotated[int, at_least(1)] = 1
+    """GPUs that vLLM spreads its weights over, in one process."""
+    vllm_urls: Annotated[tuple[str, ...], ADDRESSES] = ("http://127.0.0.1:8000",)
+    """Addresses of the servers that plumbline serve-vllm has started."""
     vllm_transfer: Literal["file", "nccl"] = "file"
-    """Of weights to servers: a file in the run's folder, which they must see, or NCCL from GPU to GPU."""
-    vllm_patience: float = 600.0
-    """Seconds that a server which does not answer is waited for."""
-    format: tuple[str, ...] = ()
-    """Rules of form beside correctness, any of think-answer, boxed, no-repetition, words:N (at most N words)."""
-    format_weight: float = 0.1
-    """Share of the reward that is the form's."""
+    """How servers receive new weights: through a file in the run's folder, which they must be able to read, or by NCCL from GPU to
+    GPU."""
+    vllm_patience: Annotated[float, POSITIVE] = 600.0
+    """Seconds to wait for a server that does not answer."""
+    grading: Annotated[tuple[str, ...], GRADING] = ()
+    """How math answers are compared, as option=value, such as decimal_comma=true; docs/grading.md lists the options."""
+    format: Annotated[tuple[str, ...], FORMAT_RULES] = ()
+    """Format rules that are rewarded beside correctness: think-answer, boxed, no-repetition, words:N (at most N words)."""
+    format_weight: Annotated[float, INNER_SHARE] = 0.1
+    """Share of the reward that the format rules decide."""
     gate_format: bool = True
-    """A wrong answer earns nothing for its form."""
+    """Give a wrong answer no reward for its format."""
     allow_unsafe_code: bool = False
-    """Run programs even where this machine cannot shut them in (see `plumbline doctor`)."""
-    verifier_workers: int = 2
-    """Processes that judge at once, for each kind of verifier."""
-    verifier_deadline: float = 2.0
-    """Seconds that judging one answer may take; programs have limits of their own."""
-    max_unjudged: float = 0.5
-    """The run stops when more than this share of a step's answers were unparsed, timed out or crashed the verifier."""
+    """Run generated programs even where this machine cannot sandbox them (see plumbline doctor)."""
+    verifier_workers: Annotated[int, at_least(1)] = 2
+    """Worker processes of each kind of verifier."""
+    verifier_deadline: Annotated[float, POSITIVE] = 2.0
+    """Seconds for grading one answer; programs have limits of their own."""
+    max_unjudged: Annotated[float, SHARE] = 0.5
+    """The run stops when a larger share of a step's answers could not be parsed, timed out or crashed the verifier."""
 
-    seed: int = 0
-    """Of the order of the problems, of the samples, and of new adapters. What is held out does not depend on it."""
-    eval_every: int | None = None
-    """Steps between evaluations. By model: 10, 25."""
-    eval_size: int | None = None
-    """Problems held out. By model: 400, 200."""
-    eval_samples: int = 0
-    """Completions k of each of them, sampled besides, for pass@k and the vote of k; 0 is the greedy one alone."""
+    seed: Annotated[int, SEED, FIXED_ON_RESUME] = 0
+    """Random seed of the order of problems, of sampling and of new adapters. It does not change which problems are held out."""
+    eval_every: Annotated[int | None, at_least(1), *by_model(10, 25)] = None
+    """Steps between evaluations."""
+    eval_size: Annotated[int | None, at_least(1), *by_model(400, 200), FIXED_ON_RESUME] = None
+    """Held-out problems."""
+    eval_samples: Annotated[int, at_least(0)] = 0
+    """Completions k sampled of each held-out problem beside the greedy one, for pass@k and maj@k."""
     run_dir: Path | None = None
-    """Folder of the run; otherwise runs/<model>-<dataset>-<algorithm>-seed<seed>, with a number behind it where that is taken."""
-    save_every: int = 50
+    """Folder of the run. Default: runs/<model>-<dataset>-<algorithm>-seed<seed>, with a number behind it if that is taken."""
+    save_every: Annotated[int, at_least(1)] = 50
     """Steps between checkpoints; the last step is always saved."""
-    save_total_limit: int = 2
-    """Checkpoints that are kept."""
+    save_total_limit: Annotated[int, at_least(1)] = 2
+    """Checkpoints to keep."""
     resume: bool = False
-    """Go on from the run folder's last checkpoint."""
-    trackers: tuple[str, ...] = ()
-    """Any of tensorboard, wandb, trackio: also log there, through accelerate."""
+    """Continue from the last checkpoint in the run's folder, with its options unless they are given anew."""
+    trackers: Annotated[tuple[str, ...], any_of("tensorboard", "wandb", "trackio")] = ()
+    """Also log to any of tensorboard, wandb, trackio, through accelerate."""
 
     def __post_init__(self) -> None:
+        require_possible(self, declared_in=RunConfig)
         check(self)
 
-    def resolved(self, *, after: Path | None = None) -> RunConfig:
-        """The same run with every "by model" default, and the type that this machine computes in, written out.
+    def possible_run_dirs(self) -> Iterator[Path]:
+        """The run's folder, and the next ones should another run take it first.
 
-        after: a folder that another run has just taken.
+        Without run_dir these are the folders runs/<name>, runs/<name>-2 ... that hold no run; to resume, the last one that does.
         """
-        defaults = dict(TINY_DEFAULTS[tiny_task(self.dataset)] if self.model == TINY else MODEL_DEFAULTS)
-        if self.model == TINY and ALGORITHMS[self.algorithm].kl_weight > 0:
-            defaults["kl_weight"] = TINY_KL_WEIGHT
-        if ALGORITHMS[self.algorithm].samples_from == "dataset":
-            defaults["group_size"] = 1
-        if self.lora_rank > 0:
-            defaults["lora_alpha"] = 2.0 * self.lora_rank
-            defaults["learning_rate"] *= LORA_RATE
-        if self.critic_warmup_steps >= (self.num_steps or defaults["num_steps"]):
-            raise UserError(
-                f"critic_warmup_steps is {self.critic_warmup_steps}: it must be less than num_steps, "
-                f"{self.num_steps or defaults['num_steps']}, for the policy to be trained at all"
-            )
-        filled = {k: v for k, v in defaults.items() if getattr(self, k) is None}
-        return replace(self, **filled, dtype=self.computing_dtype, run_dir=self.run_dir or self._unused_run_dir(after))
-
-    def _unused_run_dir(self, after: Path | None = None) -> Path:
-        """runs/<what the run is>, with a number where that folder is taken; the newest of them where the run is resumed."""
         name = f"{Path(self.model).name}-{Path(self.dataset).stem}-{self.algorithm}-seed{self.seed}"
-        taken, is_passed = 1, after is None
-        while not is_passed or (_numbered(name, taken) / "config.json").exists():
-            is_passed = is_passed or _numbered(name, taken) == after
-            taken += 1
-        return _numbered(name, max(1, taken - 1) if self.resume else taken)
-
-    def on(self, device_type: str, *, shards: bool = False) -> RunConfig:
-        """The same run with the precisions written out that depend on the device. Sharded weights are all of one type, float32."""
-        rounds = self.computing_dtype == "bfloat16" and device_type == "cuda" and not shards
-        frozen = "bfloat16" if rounds else "float32"
-        base = self.lora_base if self.lora_base != "auto" else frozen if self.lora_rank else "float32"
-        reference = frozen if self.reference_dtype == "auto" and not self.lora_rank else self.reference_dtype
-        return replace(self, lora_base=base, reference_dtype=reference)
+        folders = (Path("runs") / (name if number == 1 else f"{name}-{number}") for number in count(1))
+        if self.run_dir is not None:
+            yield self.run_dir
+        elif self.resume:
+            *_, last = Path("runs") / name, *takewhile(holds_run, folders)
+            yield last
+        else:
+            yield from filterfalse(holds_run, folders)
 
     @property
     def has_eval_data(self) -> bool:
-        """Whether the held-out problems are others than those of the training data."""
+        """Whether the held-out problems come from another data set or split than the training problems."""
         return self.eval_dataset is not None or self.eval_split is not None
 
     @property
-    def tokens_at_once(self) -> int:
-        """token_budget, or what stands for it until it is chosen (rl/capacity/choose.py)."""
-        return TOKENS_ON_A_CPU if self.token_budget == "auto" else self.token_budget
-
-    def rounds_base(self, device_type: str) -> bool:
-        """Whether frozen weights are kept in bfloat16: all, or those outside of layers in 4 bits."""
-        in_4_bits = self.lora_base == "nf4" and self.computing_dtype == "bfloat16" and device_type == "cuda"
-        return self.lora_base == "bfloat16" or in_4_bits
-
-    @property
-    def computing_dtype(self) -> DType:
-        return resolved_dtype(self.dtype, self.device)
-
-    @property
-    def sampling_dtype(self) -> DType:
-        return self.computing_dtype if self.sampler_dtype == "auto" else self.sampler_dtype
-
-    def learning_rate_at(self, step: int) -> float:
-        """A function of the step alone, so that a resumed run needs no state of it."""
-        rate = (self.learning_rate or 0.0) * min(1.0, step / max(1, self.warmup_steps))
-        return rate * (1 - (step - 1) / (self.num_steps or 1)) if self.schedule == "linear" else rate
+    def columns(self) -> dict[str, str | None]:
+        """The named columns, as rollout.problems.load_problems takes them."""
+        return {"prompt_column": self.prompt_column, "answer_column": self.answer_column}
 
     def chosen_algorithm(self) -> Algorithm:
-        """The named algorithm with this run's options in place of its own."""
+        """The named algorithm, with the options that are given in place of its own values. importance_cap 0 is none."""
         named = ALGORITHMS[self.algorithm]
-        options = ("kl_weight", "clip_low", "clip_high", "entropy_weight")
-        given = {k: getattr(self, k) for k in options if getattr(self, k) is not None}
+        options = ("kl_weight", "clip_low", "clip_high", "entropy_weight", "importance_cap")
+        given: dict[str, Any] = {k: getattr(self, k) for k in options if getattr(self, k) is not None}
+        if self.importance_cap == 0:
+            given["importance_cap"] = None
         return replace(named, **given, value_rule=self._value_rule(named))
 
     def _value_rule(self, named: Algorithm) -> ValueRule | None:
@@ -314,14 +314,13 @@ class RunConfig:
         return ValueRule(source=source, kl_in_reward=self.kl_in == "reward", **given)
 
     def as_json(self) -> dict[str, Any]:
-        """As it reads from a JSON file."""
+        """The options as config.json has them."""
         return json.loads(json.dumps(asdict(self), default=str))
 
-    def of_its_run(self) -> RunConfig | None:
-        """What the run in this one's folder was started with, to be resumed; None where there is no run."""
-        run_dir = self.resolved().run_dir
-        assert run_dir is not None
-        if not (run_dir / "config.json").exists():
+    def of_existing_run(self) -> RunConfig | None:
+        """The options that the run in this one's folder was started with, to resume it; None if the folder holds no run."""
+        run_dir = next(self.possible_run_dirs())
+        if not holds_run(run_dir):
             return None
         written = read_config(run_dir)
         try:
@@ -331,20 +330,20 @@ class RunConfig:
 
     @staticmethod
     def from_json(written: Mapping[str, Any]) -> RunConfig:
-        """As a run has written it down; what is no option is ignored."""
+        """Options from a run's config.json; keys that are not options are ignored."""
         known = {f.name: written[f.name] for f in fields(RunConfig) if f.name in written}
         lists = {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
         return RunConfig(**{**known, **lists})
 
 
 def read_config(run_dir: Path) -> dict[str, Any]:
-    """The config.json that a run has written."""
+    """A run's config.json: its options, versions and what was found out at set-up."""
     try:
         written = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise unreadable(run_dir, error) from None
     if not isinstance(written, dict):
-        raise unreadable(run_dir, TypeError("it is no JSON object"))
+        raise unreadable(run_dir, TypeError("it is not a JSON object"))
     return written
 
 
@@ -354,5 +353,5 @@ def unreadable(run_dir: Path, error: Exception) -> UserError:
     )
 
 
-def _numbered(name: str, number: int) -> Path:
-    return Path("runs") / (name if number == 1 else f"{name}-{number}")
+def holds_run(folder: Path) -> bool:
+    return (folder / "config.json").exists()

@@ -1,51 +1,24 @@
-"""What options "by model" are where they are not given: for the tiny model, by its built-in task, and for real ones."""
+"""Names and numbers that several packages use as defaults, and the data type that "auto" stands for."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from rl.settings.options import AnyDType, DType
 
 TINY = "tiny"
+TINY_TASKS = ("arithmetic", "small-programs")  # built-in tasks that the tiny model can be warm-started on
+TINY_KL_WEIGHT = 0.001  # the tiny base model is wrong half of the time, so staying close to it is worth little
+LORA_RATE = 10  # the best learning rate of adapters is that many times that of all weights (Schulman et al. 2025, LoRA Without Regret)
+TOKEN_BUDGET = 8192  # tokens in one forward pass where the device's memory does not decide
+MAX_ROWS = 1024  # completions that the embedded engine decodes at once, at most
 
 
 def tiny_task(dataset: str) -> str:
-    """The built-in task that the tiny model is taught before a run on `dataset`: that one, or else arithmetic."""
-    return dataset if dataset in TINY_DEFAULTS else "arithmetic"
-
-
-ARITHMETIC_DEFAULTS: dict[str, Any] = {
-    "prompt_style": "plain",
-    "num_steps": 72,
-    "problems_per_step": 96,
-    "group_size": 10,
-    "max_tokens": 32,
-    "learning_rate": 4e-4,
-    "schedule": "linear",
-    "eval_every": 10,
-    "eval_size": 400,
-}
-TINY_DEFAULTS: dict[str, dict[str, Any]] = {  # by built-in task
-    "arithmetic": ARITHMETIC_DEFAULTS,
-    "small-programs": {**ARITHMETIC_DEFAULTS, "problems_per_step": 80, "max_tokens": 24, "learning_rate": 6e-4},
-}
-TOKENS_ON_A_CPU = 8192  # in one forward, unless asked for otherwise
-TINY_KL_WEIGHT = 0.001  # a base that is wrong half of the time is no policy to stay near to
-LORA_RATE = 10  # that many times the best rate of all weights is the best of adapters (Schulman et al. 2025, LoRA Without Regret)
-MODEL_DEFAULTS: dict[str, Any] = {
-    "num_steps": 500,
-    "problems_per_step": 32,
-    "group_size": 8,
-    "max_tokens": 1024,
-    "learning_rate": 1e-6,
-    "schedule": "constant",
-    "eval_every": 25,
-    "eval_size": 200,
-}
+    """The built-in task that the tiny model is taught before a run on `dataset`: that task itself, or else arithmetic."""
+    return dataset if dataset in TINY_TASKS else "arithmetic"
 
 
 def resolved_dtype(dtype: AnyDType, device: str = "auto") -> DType:
-    """auto is bfloat16 on a GPU that computes in it, else float32."""
+    """The data type that "auto" stands for: bfloat16 on a GPU that computes in it, else float32."""
     if dtype != "auto":
         return dtype
     import torch  # takes a second, and `--help` needs none of it

@@ -1,15 +1,17 @@
-"""Options of the `plumbline` commands that have many. Nothing heavy is imported here: `plumbline --help` answers at once."""
+"""Types of options, and the options of `plumbline evaluate` and `plumbline plan`. Imports nothing heavy, so that `--help` is quick."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from rewards.errors import UserError
+from rewards.math_policy import MathPolicy
 from rl.objective.names import CriticSource
+from rl.settings.declare import Bound, at_least, require_possible
 from rollout.contamination import NGRAM
 from rollout.records import PromptStyle
 
@@ -19,128 +21,125 @@ BaseDType = Literal["auto", "float32", "bfloat16", "nf4"]
 ReferenceDType = Literal["auto", "float32", "bfloat16"]
 OptimizerName = Literal["adamw", "adamw-8bit"]
 Offload = Literal["none", "reference", "optimizer", "all"]
+Engine = Literal["torch", "vllm", "vllm-server"]
 ALL_LINEAR = "all-linear"
-# GiB that torch reports of each.
+# Memory of each card in GiB, as torch reports it.
 CARDS = {"4090": 23.5, "a100-40": 39.4, "a100-80": 79.1, "h100": 79.1, "h200": 139.8, "b200": 178.4}
+GRADING = Bound(MathPolicy.parse, "option=value")
+ABOVE_0 = Bound(lambda value: value > 0, "more than 0; greedy accuracy is always measured")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions:
-    """Of `plumbline evaluate`. What is None is as in the run that the model is a checkpoint of."""
+    """Options of `plumbline evaluate`. For a checkpoint of a run, None takes the run's own value where the help says so."""
 
     model: tyro.conf.Positional[str]
-    """tiny, a checkpoint of a run (adapters too), a folder in Hugging Face format or a hub name."""
+    """tiny, a checkpoint of a run (LoRA adapters too), a folder in Hugging Face format or a hub name."""
     dataset: str | None = None
-    """As in training. Of a checkpoint the run's own: what that held out."""
+    """Problems, named as in training. Default for a checkpoint: the problems that its run held out."""
     dataset_config: str | None = None
     """Configuration of a hub data set that has several, such as main of openai/gsm8k."""
     split: str = "test"
-    """Of a data set of the hub."""
-    size: int | None = None
-    """The first that many problems."""
-    samples: int = 0
-    """Completions n of each problem beside the greedy one, for pass@1, 2, 4 ... n and maj@n."""
-    temperature: float = 1.0
-    """Of the samples."""
-    max_tokens: int | None = None
-    """Longest completion. Of a checkpoint the run's, else 1024."""
+    """Split of a hub data set."""
+    size: Annotated[int | None, at_least(1)] = None
+    """Number of problems, the first ones. Default: all."""
+    samples: Annotated[int, at_least(0)] = 0
+    """Completions n sampled of each problem beside the greedy one, for pass@1, 2, 4 ... n and maj@n."""
+    temperature: Annotated[float, ABOVE_0] = 1.0
+    """Sampling temperature."""
+    max_tokens: Annotated[int | None, at_least(1)] = None
+    """Longest completion, in tokens. Default: the run's for a checkpoint, else 1024."""
     prompt_style: PromptStyle | None = None
-    """Of a checkpoint the run's, else the one for the problem's verifier."""
+    """System prompt. Default: the run's for a checkpoint, else the one that asks for an answer where the verifier looks for it."""
     system_prompt: str | None = None
-    """In place of the style's."""
+    """Your own system prompt, which replaces that of prompt_style."""
     chat_template: str | None = None
-    """A file with a Jinja template in place of the tokenizer's own, or the name of one of several that the tokenizer has."""
-    max_prompt_tokens: int | None = None
-    """Problems with a longer prompt are left out. Of a checkpoint the run's."""
+    """A file with a Jinja template that replaces the tokenizer's own, or the name of one of the templates that the tokenizer has."""
+    max_prompt_tokens: Annotated[int | None, at_least(1)] = None
+    """Longest prompt; problems with a longer one are left out. Default: the run's for a checkpoint."""
     stop_strings: tuple[str, ...] | None = None
-    """A completion also ends behind the first of these. Of a checkpoint the run's."""
+    """Texts that end a completion. Default: the run's for a checkpoint."""
+    grading: Annotated[tuple[str, ...] | None, GRADING] = None
+    """How math answers are compared, as option=value, such as decimal_comma=true; docs/grading.md lists the options. Default: the
+    run's for a checkpoint."""
     dtype: AnyDType = "auto"
-    """The engine's; auto is bfloat16 on a GPU that has it, else float32."""
+    """Data type of the sampler; "auto" is bfloat16 on a GPU that has it, else float32."""
     sampler: Literal["torch", "vllm"] = "torch"
-    """The embedded engine or vLLM in this process."""
+    """The embedded engine, or vLLM in this process."""
     seed: int = 0
-    """Of the samples."""
+    """Random seed of sampling."""
     against: str | None = None
-    """Also look for problems that share words with this data set, such as the one that was trained on."""
-    ngram: int = NGRAM
-    """That many words in a row."""
+    """Also report the problems that share a run of words with this data set, such as the one that was trained on."""
+    ngram: Annotated[int, at_least(1)] = NGRAM
+    """Length of such a run, in words."""
     allow_unsafe_code: bool = False
-    """Run programs even where this machine cannot shut them in."""
+    """Run generated programs even where this machine cannot sandbox them."""
     device: Literal["auto", "cpu"] = "auto"
+    """"auto" is a GPU if there is one."""
     out: Path | None = None
-    """A JSON file for the numbers."""
+    """JSON file to write the results to."""
 
     def __post_init__(self) -> None:
-        counts = (("size", 1), ("samples", 0), ("max_tokens", 1), ("max_prompt_tokens", 1), ("ngram", 1))
-        for name, least in counts:
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UserError(f"{name} is {value!r}: it must be at least {least}")
-        if self.temperature <= 0:
-            raise UserError(
-                f"temperature is {self.temperature}: it must be more than 0; greedy accuracy is always measured"
-            )
+        require_possible(self, declared_in=EvaluateOptions)
         if self.out is not None and (self.out.is_dir() or not self.out.parent.is_dir()):
             is_what = "it is a folder" if self.out.is_dir() else f"there is no folder {str(self.out.parent)!r}"
-            raise UserError(f"out is {str(self.out)!r}: {is_what}; name a file in a folder that is there")
+            raise UserError(f"out is {str(self.out)!r}: {is_what}; name a file in an existing folder")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanOptions:
-    """Of `plumbline plan`."""
+    """Options of `plumbline plan`. Those of a run mean the same as there."""
 
     model: str
-    """tiny, qwen2.5-0.5b, -1.5b, -3b, -7b, -32b, qwen3-0.6b, -1.7b, -4b, -8b, a folder or file of a config.json, or a hub name in
+    """tiny, qwen2.5-0.5b, -1.5b, -3b, -7b, -32b, qwen3-0.6b, -1.7b, -4b, -8b, a config.json or its folder, or a hub name that is in
     the cache."""
     algorithm: str = "grpo"
-    """A name in rl/objective/algorithms.py."""
+    """Name of an algorithm; docs/algorithms.md lists them."""
     value: CriticSource | None = None
-    """PPO's critic, a head on the policy's trunk or a model of its own. By algorithm."""
+    """PPO's critic: a value head on the policy's trunk ("shared"), or a model of its own ("separate"). Default by algorithm."""
     kl_weight: float | None = None
-    """0 keeps no reference. By algorithm."""
+    """Weight of the KL penalty; with 0 no reference is kept. Default by algorithm."""
     lora_rank: int = 0
-    """Rank of the adapters that are trained; 0 trains all weights."""
+    """Rank of the LoRA adapters; 0 trains all weights."""
     group_size: int = 8
     """Completions per problem."""
-    problems_per_step: int = 32
-    """Of all GPUs together."""
-    prompt_length: int = 512
-    """Tokens of a prompt."""
-    completion_length: int = 1024
-    """Tokens of every completion: the longest, for the most memory."""
+    problems_per_step: Annotated[int, at_least(1)] = 32
+    """Problems per step, over all GPUs."""
+    prompt_length: Annotated[int, at_least(1)] = 512
+    """Tokens of each prompt."""
+    completion_length: Annotated[int, at_least(2)] = 1024
+    """Tokens of each completion. Give the longest for the peak memory."""
     token_budget: int | Literal["auto"] = "auto"
-    """Tokens in one forward. "auto": 8192; with card, what a run would choose there."""
+    """Tokens in one forward pass. "auto": 8192, or with card what a run would choose there."""
     dtype: DType = "bfloat16"
-    """bfloat16 is autocast over float32 weights."""
+    """Data type of the computation; bfloat16 is autocast over float32 weights."""
     gradient_checkpointing: bool | None = None
-    """Run the layers again in the backward pass. None is off; with card, as a run would choose there."""
+    """Recompute activations in the backward pass. Default: off, or with card as a run would choose there."""
     lora_base: BaseDType = "auto"
-    """Precision of the frozen weights under the adapters. "auto" is dtype, nf4 is 4 bits (QLoRA)."""
+    """Data type of the frozen weights under the adapters. "auto" is dtype; nf4 is 4 bits (QLoRA)."""
     reference_dtype: ReferenceDType = "auto"
-    """Precision of a reference's weights. "auto" is dtype."""
+    """Data type of the reference model's weights. "auto" is dtype."""
     optimizer: OptimizerName = "adamw"
-    """adamw-8bit keeps its moments in 8 bits."""
+    """adamw-8bit stores its moments in 8 bits."""
     gradient_dtype: DType = "float32"
-    """bfloat16 halves the gradients' memory."""
+    """bfloat16 halves the memory of the gradients."""
     offload: Offload = "none"
-    """What waits in the host's memory: the reference, the optimiser's moments, or all, both."""
+    """What is kept in the host's memory while it is not needed: the reference, the optimizer's moments, or all, both of them."""
     sampler_rows: int | Literal["auto"] = "auto"
-    """Completions that the embedded engine decodes at once. "auto": 1024; with card, as many as fit."""
-    gpus: int = 1
-    """That the problems are shared out to."""
-    sharding: Literal["none", "full", "offload"] = "none"
-    """full divides weights, gradients and optimizer state by the GPUs (FSDP2); offload also keeps them in the host's memory."""
+    """Completions that the embedded engine decodes at once. "auto": 1024, or with card as many as fit."""
+    gpus: Annotated[int, at_least(1)] = 1
+    """GPUs that share the problems of a step."""
+    sharding: Literal["none", "full"] = "none"
+    """full spreads weights, gradients and optimizer state over the GPUs (FSDP2)."""
     sampler: Literal["torch", "vllm-server"] = "torch"
-    """The embedded one on the same GPUs, or vLLM's servers on others."""
+    """The embedded engine on the same GPUs, or vLLM servers on other GPUs."""
     card: float | str | None = None
-    """GiB of one card, or its name: 4090, a100-40, a100-80, h100, h200, b200. What fits it at the largest is printed too."""
+    """A card by its GiB or its name: 4090, a100-40, a100-80, h100, h200, b200. Also prints the largest sizes that fit it."""
     dry_run: bool = True
-    """Also run the update itself, without numbers, to count what it holds; not with sharding offload, which it cannot place."""
+    """Also run the update itself on tensors without contents, to count the memory that it holds."""
 
     def __post_init__(self) -> None:
-        for name, least in (("prompt_length", 1), ("completion_length", 2), ("problems_per_step", 1), ("gpus", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name} is {getattr(self, name)}: it must be at least {least}; give a larger one")
+        require_possible(self, declared_in=PlanOptions)
         if self.card is not None and not self.gib > 0:
             raise UserError(
                 f"card is {self.card}: it must be more than 0, the GiB of one card, or one of {', '.join(CARDS)}; give 80, for instance"
@@ -149,11 +148,12 @@ class PlanOptions:
         if self.token_budget != "auto" and longest > self.token_budget:
             raise UserError(
                 f"token_budget is {self.token_budget}: one sequence of prompt_length {self.prompt_length} and completion_length "
-                f"{self.completion_length} has {longest} tokens, and must fit one forward; raise token_budget to at least that"
+                f"{self.completion_length} has {longest} tokens, and must fit one forward pass; raise token_budget to at least that"
             )
         if self.gpus > self.problems_per_step:
             raise UserError(
-                f"gpus is {self.gpus}: it must be at most problems_per_step, {self.problems_per_step}, for each to have a problem"
+                f"gpus is {self.gpus}: it must be at most problems_per_step, {self.problems_per_step}, for each to have a problem; "
+                "lower it"
             )
         if self.shards and self.gpus == 1:
             raise UserError(
@@ -166,7 +166,7 @@ class PlanOptions:
 
     @property
     def gib(self) -> float:
-        """Of the card; 0 where its name says nothing."""
+        """Memory of the card in GiB; 0 for an unknown name."""
         name = f"{self.card:g}" if isinstance(self.card, float | int) else str(self.card).lower()
         if name in CARDS:
             return CARDS[name]
@@ -177,5 +177,5 @@ class PlanOptions:
 
     @property
     def own_problems(self) -> int:
-        """Of the GPU that has most."""
+        """Problems of the GPU that has most of them."""
         return -(-self.problems_per_step // self.gpus)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import Any, cast
 
 from tests.made_up_cuda.device import CUDA, without_contents  # isort: skip  (before torch)
@@ -18,7 +17,8 @@ from rl.policy.precision import round_frozen
 from rl.processes.runtime import Runtime
 from rl.run.build import build_learner
 from rl.settings.config import RunConfig
-from rl.update.update import update
+from rl.settings.resolve import resolve
+from rl.update.step import update
 from tests.made_up_cuda.count import Count
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -38,15 +38,15 @@ def updated(**options: Any) -> dict[str, Any]:
         "attention": "dense",
         **options,
     }
-    config = RunConfig(**settings).on("cuda")
-    runtime, none = replace(Runtime.start(dtype="bfloat16", device="cpu"), device=CUDA), cast(Any, None)
+    run = resolve(RunConfig(**settings), "cuda")
+    runtime, none = Runtime(dtype="bfloat16", device="cpu"), cast(Any, None)
     one_layer = load_config("tiny")
     one_layer.num_hidden_layers, one_layer.layer_types = 1, ["full_attention"]
     with torch.device(CUDA):
         model = AutoModelForCausalLM.from_config(one_layer, dtype=torch.float32)
-    if config.rounds_base("cuda"):
+    if run.rounds_base("cuda"):
         round_frozen(model)
-    learner = build_learner(config, model, none, runtime, none)
+    learner = build_learner(run, model, none, runtime)
     batch = equal_batch(4, 4, 24, 33)
     update(learner, batch)
     moments = [x for state in learner.optimizer.state.values() for x in state.values() if x.numel() > 1024]  # pyright: ignore

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from math_cases import CASES
 
+from rewards.errors import UserError
 from rewards.math_answer import MathVerifier
 from rewards.math_policy import MathPolicy
 from rewards.mathematics import grader as math_grader
@@ -127,6 +128,29 @@ def test_options_out_of_range_are_refused_by_name() -> None:
         MathPolicy(relative_tolerance=2)
     with pytest.raises(ValueError, match="rounding_digits=1"):
         MathPolicy(rounding_digits=1)
+
+
+def test_a_policy_is_read_from_its_texts() -> None:
+    texts = ["relative-tolerance=1e-4", "rounding_digits=4", "decimal_comma=True", "convert_units=false"]
+    policy = MathPolicy(relative_tolerance=1e-4, rounding_digits=4, decimal_comma=True, convert_units=False)
+    assert MathPolicy.parse(texts) == policy
+    assert MathPolicy.parse([]) == MathPolicy()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("comma=true", "grading is 'comma=true': it must be option=value with an option among relative_tolerance, "),
+        ("decimal_comma", "grading is 'decimal_comma': the value must be true or false"),
+        ("decimal_comma=1", "the value must be true or false"),
+        ("rounding_digits=3.5", "the value must be a whole number"),
+        ("relative_tolerance=x", "the value must be a number"),
+        ("relative_tolerance=2", r"relative_tolerance=2.0 must be in \[0, 1\)"),
+    ],
+)
+def test_a_text_that_is_no_policy_is_refused(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        MathPolicy.parse([text])
 
 
 def test_the_policy_reaches_the_workers() -> None:

@@ -27,6 +27,7 @@ from rl.run.checkpoint import checkpoints
 from rl.run.loop import train
 from rl.run.run_files import write_config
 from rl.settings.config import RunConfig
+from rl.settings.resolve import resolve
 from rl.view.metrics import read_metrics
 from tests.rl.conftest import draw_nothing
 from tests.rl.test_loop import final_weights, measured, odd_lengths, options
@@ -117,7 +118,7 @@ def test_a_kill_while_the_configuration_is_written_again_leaves_the_old_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a run does that is resumed before its first checkpoint."""
-    write_config(tmp_path, RunConfig(seed=1))
+    write_config(tmp_path, resolve(RunConfig(seed=1), "cpu").as_json())
 
     def killed(path: Path, *_: object, **__: object) -> int:
         path.open("w").close()
@@ -125,7 +126,7 @@ def test_a_kill_while_the_configuration_is_written_again_leaves_the_old_one(
 
     monkeypatch.setattr(Path, "write_text", killed)
     with pytest.raises(KeyboardInterrupt):
-        write_config(tmp_path, RunConfig(seed=2))
+        write_config(tmp_path, resolve(RunConfig(seed=2), "cpu").as_json())
     assert json.loads((tmp_path / "config.json").read_text())["seed"] == 1
 
 

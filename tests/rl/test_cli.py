@@ -18,6 +18,7 @@ from rl.objective.tokens import TokenScores
 from rl.policy.policy import Policy
 from rl.run.run_files import write_config
 from rl.settings.config import RunConfig
+from rl.settings.resolve import resolve
 from rl.view.audit import audit
 
 TASK = {"type": "function", "fn_name": "f", "tests": [{"args": [1], "expected": 2}]}
@@ -49,6 +50,12 @@ def test_verify_math_reads_the_question() -> None:
     given = ("verify", "math", "--gold", r"5\sqrt3", "--answer", r"\sqrt{75}")
     assert "outcome  correct" in plumbline(*given)[1]
     assert "outcome  wrong" in plumbline(*given, "--question", r"Simplify $\sqrt{75}$.")[1]
+
+
+def test_verify_math_compares_as_the_grading_says() -> None:
+    given = ("verify", "math", "--gold", "3.14", "--answer", "3,14", "--grading")
+    assert "outcome  correct" in plumbline(*given, "decimal_comma=true")[1]
+    assert plumbline(*given, "comma=true")[2].startswith("error: grading is 'comma=true': it must be option=value")
 
 
 @pytest.mark.parametrize(
@@ -125,9 +132,10 @@ def test_a_resumed_run_has_the_options_it_was_started_with(tmp_path: Path, monke
     """Those that are not given again, of every kind; one that is given stands."""
     monkeypatch.chdir(tmp_path)
     started = RunConfig(run_dir=tmp_path / "r", group_size=4, lora_rank=2, lora_targets=("q_proj",), algorithm="dapo")
-    started = started.resolved()
+    settings = resolve(started, "cpu")
     (tmp_path / "r").mkdir()
-    write_config(tmp_path / "r", started)
+    write_config(tmp_path / "r", settings.as_json())
+    started = replace(RunConfig.from_json(settings.as_json()), run_dir=tmp_path / "r")
     trained: list[RunConfig] = []
     monkeypatch.setattr(rl.run.loop, "train", trained.append)
     for more in ([], ["--num-steps", "900"]):

@@ -6,15 +6,19 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import tyro
 
 from rewards.combine import CombinedVerifier
 from rewards.errors import UserError
+from rewards.math_policy import MathPolicy
+from rewards.score import Outcome
 from rewards.verifiers import VerifierOptions, Verifiers
 from rl.processes.runtime import Runtime
 from rl.run.build import build_learner
 from rl.run.loop import verifier_options
 from rl.settings.config import RunConfig
-from rl.view.progress import Progress
+from rl.settings.declare import ByModel, declared
+from rl.settings.resolve import resolve
 from tests.rl.models import make
 
 
@@ -34,6 +38,7 @@ from tests.rl.models import make
         ({"stop_strings": ("</answer>", "")}, r"stop_strings is .*: it must be strings that are not empty"),
         ({"max_prompt_tokens": 0}, r"max_prompt_tokens is 0: it must be at least 1"),
         ({"max_unjudged": 2.0}, r"max_unjudged is 2.0: it must be in \[0, 1\]"),
+        ({"grading": ("commas=true",)}, r"grading is 'commas=true': it must be option=value with an option among"),
         ({"trackers": ("wandb", "x")}, r"trackers is .*among tensorboard"),
     ],
 )
@@ -55,6 +60,12 @@ def test_a_value_out_of_range_is_named(options: dict[str, object], message: str)
         ({"dataset": "x.jsonl", "eval_split": "test"}, r"eval_split is 'test': 'x.jsonl' is no data set of the hub"),
         ({"dataset": "gsm8k", "eval_config": "main"}, r"eval_config is 'main': there is no eval_dataset"),
         ({"lora_targets": ("q_proj",)}, r"lora_targets is \('q_proj',\): there are no adapters"),
+        ({"max_refills": 2}, r"max_refills is 2: grpo does not sample dynamically; leave it out, or use dapo"),
+        ({"algorithm": "rft", "importance_cap": 5.0}, r"importance_cap is 5.0: rft has no importance weights"),
+        (
+            {"one_step_ahead": True, "importance_cap": 0.0},
+            r"one_step_ahead is True: grpo with importance_cap 0 has no importance weights",
+        ),
     ],
 )
 def test_an_option_that_would_do_nothing_is_refused(options: dict[str, object], message: str) -> None:
@@ -63,9 +74,9 @@ def test_an_option_that_would_do_nothing_is_refused(options: dict[str, object], 
 
 
 def test_defaults_depend_on_the_model_and_give_way_to_options() -> None:
-    assert RunConfig().resolved().max_tokens == 32
-    assert RunConfig(model="some/model").resolved().max_tokens == 1024
-    assert RunConfig(max_tokens=7).resolved().max_tokens == 7
+    assert resolve(RunConfig(), "cpu").max_tokens == 32
+    assert resolve(RunConfig(model="some/model"), "cpu").max_tokens == 1024
+    assert resolve(RunConfig(max_tokens=7), "cpu").max_tokens == 7
 
 
 def test_options_stand_in_for_the_algorithms_own_values() -> None:
@@ -75,25 +86,57 @@ def test_options_stand_in_for_the_algorithms_own_values() -> None:
 
 def test_a_run_without_a_name_never_meets_an_older_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    first = RunConfig().resolved().run_dir
-    assert first is not None
+    first = resolve(RunConfig(), "cpu").run_dir
     first.mkdir(parents=True)
     (first / "config.json").touch()
-    second = RunConfig().resolved().run_dir
+    second = resolve(RunConfig(), "cpu").run_dir
     assert second == first.with_name(f"{first.name}-2")
-    assert RunConfig(resume=True).resolved().run_dir == first
+    assert resolve(RunConfig(resume=True), "cpu").run_dir == first
 
 
 def test_the_linear_schedule_rises_then_falls_to_zero() -> None:
     """Warm-up 2 of 10 steps: half, then 1 - 1/10 = 0.9 of the rate at step 2, 0.1 at the last."""
-    config = RunConfig(num_steps=10, learning_rate=1.0, warmup_steps=2, schedule="linear")
-    assert [config.learning_rate_at(s) for s in (1, 2, 10)] == pytest.approx([0.5, 0.9, 0.1])
+    settings = resolve(RunConfig(num_steps=10, learning_rate=1.0, warmup_steps=2, schedule="linear"), "cpu")
+    assert [settings.learning_rate_at(s) for s in (1, 2, 10)] == pytest.approx([0.5, 0.9, 0.1])
 
 
 def test_every_option_of_an_algorithm_stands_in_for_its_own_value() -> None:
     given = {"kl_weight": 0.5, "clip_low": 0.1, "clip_high": 0.3, "entropy_weight": 0.01}
     chosen = RunConfig(algorithm="rloo", **given).chosen_algorithm()  # pyright: ignore
     assert {name: getattr(chosen, name) for name in given} == given
+
+
+def test_an_importance_cap_of_0_is_none() -> None:
+    caps = [RunConfig(importance_cap=cap).chosen_algorithm().importance_cap for cap in (None, 3.0, 0.0)]
+    assert caps == [2.0, 3.0, None]
+
+
+def test_settings_leave_nothing_open() -> None:
+    """With LoRA the reference has no weights of its own; attention and fused are tried on the model."""
+    for config in (RunConfig(), RunConfig(algorithm="sft", model="m"), RunConfig(algorithm="ppo", lora_rank=4)):
+        settings = resolve(config, "cpu")
+        assert all(
+            getattr(settings, name) is not None for name in declared(RunConfig, ByModel) if name != "prompt_style"
+        )
+        is_auto = {name for name, value in vars(settings).items() if value == "auto"}
+        assert is_auto <= {"device", "attention", "fused", *(["reference_dtype"] if config.lora_rank else [])}
+
+
+def test_settings_are_options_again() -> None:
+    """As config.json has them for a resumed run: resolving them once more changes nothing."""
+    for config in (RunConfig(), RunConfig(algorithm="rft"), RunConfig(algorithm="dapo", lora_rank=4, max_refills=1)):
+        settings = resolve(config, "cpu")
+        again = resolve(RunConfig.from_json(settings.as_json()), "cpu")
+        assert again.as_json() == settings.as_json()
+
+
+def test_help_shows_the_defaults_by_model(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    with pytest.raises(SystemExit):
+        tyro.cli(RunConfig, args=["--help"])
+    shown = capsys.readouterr().out
+    assert "Training steps of the run. (default: 72 for the tiny model, 500 for others)" in shown
+    assert "(default: 96 for the tiny model (80 on small-programs), 32 for others)" in shown
 
 
 def test_every_option_of_a_critic_reaches_its_rule() -> None:
@@ -111,12 +154,12 @@ def test_options_of_the_update_reach_the_learner() -> None:
     update["max_skipped"] = 5
     adam = {"learning_rate": 1e-3, "adam_beta2": 0.9, "weight_decay": 0.1}
     rest = {"algorithm": "ppo", "gradient_checkpointing": False}
-    runtime, quiet = Runtime.start(dtype="float32", device="cpu"), Progress(0, quiet=True)
+    runtime = Runtime(dtype="float32", device="cpu")
     relative = []
     for value, rate in (("shared", None), ("shared", 3e-3), ("separate", None), ("separate", 3e-3)):
         own = {"value_trunk_scale": 0.25} if value == "shared" else {}
         config = RunConfig(value=value, value_learning_rate=rate, **own, **update, **adam, **rest)  # pyright: ignore
-        learner = build_learner(config, make("qwen2"), SimpleNamespace(), runtime, quiet)  # pyright: ignore
+        learner = build_learner(resolve(config, "cpu"), make("qwen2"), SimpleNamespace(), runtime)  # pyright: ignore
         assert {name: getattr(learner, name) for name in update} == update
         for group in learner.optimizer.param_groups:
             assert (group["betas"], group["weight_decay"]) == ((0.9, 0.9), 0.1)
@@ -129,23 +172,34 @@ def test_options_of_the_update_reach_the_learner() -> None:
 
 
 def test_a_reference_is_kept_for_any_weight_of_the_kl_and_for_none_it_is_not() -> None:
-    runtime, quiet = Runtime.start(dtype="float32", device="cpu"), Progress(0, quiet=True)
+    runtime = Runtime(dtype="float32", device="cpu")
     for weight in (0.0, 1e-6):
         config = RunConfig(kl_weight=weight, gradient_checkpointing=False)
-        learner = build_learner(config, make("qwen2"), SimpleNamespace(), runtime, quiet)  # pyright: ignore
+        learner = build_learner(resolve(config, "cpu"), make("qwen2"), SimpleNamespace(), runtime)  # pyright: ignore
         assert (learner.reference is not None) == (weight > 0)
 
 
 def test_options_of_the_verifiers_reach_them() -> None:
     config = RunConfig(
-        format=("words:1",), format_weight=0.3, gate_format=False, verifier_deadline=7.0, verifier_workers=3
+        grading=("decimal_comma=true",),
+        format=("words:1",),
+        format_weight=0.3,
+        gate_format=False,
+        verifier_deadline=7.0,
+        verifier_workers=3,
     )
     options = verifier_options(config)
     assert options == VerifierOptions(
-        num_workers=3, deadline=7.0, formats=("words:1",), format_weight=0.3, gate_format=False
+        num_workers=3,
+        deadline=7.0,
+        grading=MathPolicy(decimal_comma=True),
+        formats=("words:1",),
+        format_weight=0.3,
+        gate_format=False,
     )
     verifiers = Verifiers(options)
     try:
+        assert verifiers["math"].verify_batch(["\\boxed{3,14}"], ["3.14"])[0].outcome is Outcome.CORRECT
         made = verifiers["puzzle"]
         assert isinstance(made, CombinedVerifier)
         (score,) = made.verify_batch(["none"], [{"puzzle": "sorting", "numbers": [2, 1], "order": "ascending"}])

@@ -14,9 +14,10 @@ from rl.capacity.cost import ModelCost, Workload, decode_seconds, forward_flops,
 from rl.command.dry_run import untaught_learner
 from rl.forward.forward import packed_forward
 from rl.processes.runtime import Runtime
-from rl.run.build import must_checkpoint
+from rl.run.setup import fitted_to_memory
 from rl.settings.config import RunConfig
-from rl.update.update import update
+from rl.settings.resolve import resolve
+from rl.update.step import update
 from tests.rl.families import of_family
 from tests.rl.models import make, random_batch
 
@@ -58,7 +59,7 @@ def test_the_flops_of_an_update_are_those_that_torch_counts(
     """
     runtime = Runtime.start(dtype="float32", device="cpu")
     config = RunConfig(algorithm=algorithm, **{"gradient_checkpointing": False, **options})
-    learner, batch = untaught_learner(make("llama").config, config, runtime), random_batch()
+    learner, batch = untaught_learner(make("llama").config, resolve(config, "cpu"), runtime), random_batch()
     cost, work = ModelCost.of(learner.policy.model), Workload.of(batch.groups)
     with FlopCounterMode(display=False) as counter:
         metrics = update(learner, batch)
@@ -111,10 +112,16 @@ def test_an_optimizers_step_reads_four_numbers_and_writes_three() -> None:
 @pytest.mark.parametrize(("free", "expected"), [(1 << 40, False), (1 << 16, True)])
 def test_checkpointing_is_on_where_a_forward_would_not_fit_and_only_there(free: int, expected: bool) -> None:
     said: list[str] = []
-    runtime, progress = SimpleNamespace(free_memory=lambda: free), SimpleNamespace(message=said.append)
-    model = of_family("Llama")
-    assert must_checkpoint(RunConfig(), model, runtime, progress) is expected  # pyright: ignore
+    progress, model = SimpleNamespace(message=said.append), of_family("Llama")
+    runtime = SimpleNamespace(
+        device=torch.device("cpu"), dtype="float32", count=1, shards=False, room=lambda _: (free, free), gather=list
+    )
+
+    def checkpoints(config: RunConfig) -> bool:
+        settings, _ = fitted_to_memory(config, model, runtime, progress, 1)  # pyright: ignore
+        return settings.gradient_checkpointing
+
+    assert checkpoints(RunConfig()) is expected
     assert len(said) == expected and all("token_budget" in message for message in said)
     for chosen in (True, False):
-        config = RunConfig(gradient_checkpointing=chosen)
-        assert must_checkpoint(config, model, runtime, progress) is chosen  # pyright: ignore
+        assert checkpoints(RunConfig(gradient_checkpointing=chosen)) is chosen

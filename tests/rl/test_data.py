@@ -12,6 +12,7 @@ from rl.run.load_data import load_data, load_held_out, require_closing_token, re
 from rl.run.setup import build_collector
 from rl.run.tiny import tiny_tokenizer
 from rl.settings.config import RunConfig
+from rl.settings.resolve import resolve
 from rollout.prompts import PromptRenderer
 from rollout.records import Problem
 
@@ -52,10 +53,11 @@ def test_configurations_and_splits_reach_the_data_set_that_they_are_of(
 
     monkeypatch.setattr(rl.run.load_data, "load_problems", load)
     config = RunConfig(dataset="x/y", prompt_column="q", eval_size=2, **options)  # pyright: ignore[reportArgumentType]
-    trained, evaluated = load_data(config)
+    settings = resolve(config, "cpu")
+    trained, evaluated = load_data(settings)
     assert asked == [training, *([held_out] if held_out else [])]
     assert len(evaluated) == 2 and not {p.id for p in trained} & {p.id for p in evaluated}
-    assert load_held_out(config) == evaluated
+    assert load_held_out(settings) == evaluated
 
 
 def test_overlong_prompts_are_left_out_and_reported() -> None:
@@ -90,6 +92,12 @@ def test_a_run_stops_at_its_stop_strings_and_where_its_template_ends_a_turn() ->
     """Where the template's end is text of several tokens the engine must look for that text."""
     words = tiny_tokenizer()
     words.chat_template = "{% for m in messages %}{{ m['content'] }}\n### End\n{% endfor %}"
-    config = RunConfig(stop_strings=("</answer>",), max_tokens=7)
-    made = build_collector(config, None, {}, PromptRenderer(words, style="plain"), None)  # pyright: ignore
+    settings = resolve(RunConfig(stop_strings=("</answer>",), max_tokens=7), "cpu")
+    made = build_collector(settings, None, {}, PromptRenderer(words, style="plain"), None)  # pyright: ignore
     assert made.params.stop_strings == ("</answer>", "### End") and made.params.max_tokens == 7
+
+
+def test_the_rounds_of_dynamic_sampling_are_an_option() -> None:
+    settings = resolve(RunConfig(algorithm="dapo", max_refills=7), "cpu")
+    renderer = PromptRenderer(tiny_tokenizer(), style="plain")
+    assert build_collector(settings, None, {}, renderer, None).max_refills == 7  # pyright: ignore

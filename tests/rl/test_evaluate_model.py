@@ -12,6 +12,7 @@ import pytest
 
 from rewards.errors import UserError
 from rewards.math_answer import MathVerifier
+from rewards.math_policy import MathPolicy
 from rewards.score import Outcome, Score
 from rl.cli import app
 from rl.command.evaluate_model import (
@@ -110,7 +111,7 @@ def test_greedy_answers_that_could_not_be_graded_are_in_no_share_and_cut_ones_in
         (one,) = group(kind).rollouts
         one = replace(one, problem=problem, completion=replace(one.completion, finish_reason=reason))
         groups.append(RolloutGroup(problem=problem, prompt_ids=(1,), rollouts=(one,)))
-    found = of_greedy(groups, num_workers=1)
+    found = of_greedy(groups, MathPolicy(), num_workers=1)
     accuracy, cut = found["greedy accuracy"], found["cut by max_tokens"]
     assert accuracy is not None and (accuracy.mean, accuracy.problems) == (pytest.approx(1 / 3), 3)
     assert cut is not None and (cut.mean, cut.problems) == (0.25, 4)
@@ -142,7 +143,7 @@ def test_strict_reading_needs_a_box() -> None:
             groups.append(RolloutGroup(problem=problem, prompt_ids=(1,), rollouts=(rollout,)))
     (boxed,) = groups[0].rollouts
     groups.append(replace(groups[0], rollouts=(replace(boxed, score=Score(None, Outcome.CRASHED)),)))
-    found = of_greedy(groups, num_workers=1)
+    found = of_greedy(groups, MathPolicy(), num_workers=1)
     lenient, strict = found["greedy accuracy"], found["greedy accuracy, only \\boxed{}"]
     assert lenient is not None and lenient.mean == 0.75
     assert strict is not None and strict.mean == 0.25

@@ -24,9 +24,10 @@ from rewards.errors import UserError
 from rewards.math_answer import MathVerifier
 from rewards.score import Outcome, Score
 from rl.objective.algorithms import ALGORITHMS, GRPO_ITERATIVE
+from rl.run.load_data import load_data, require_room
 from rl.run.loop import Interrupted, train
-from rl.run.setup import load_data, require_room
 from rl.settings.config import RunConfig
+from rl.settings.resolve import resolve
 from rl.update.step_metrics import Metrics
 from rl.view.metrics import METRICS, read_metrics
 from rollout.collect import Collector
@@ -169,7 +170,7 @@ def test_of_another_data_set_the_first_are_held_out_and_never_trained_on(tmp_pat
         rows = [{"question": f"{n}?", "answer": f"{n}"} for n in numbers]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     files = {"dataset": str(tmp_path / "train.jsonl"), "eval_dataset": str(tmp_path / "test.jsonl")}
-    training, held_out = load_data(RunConfig(eval_size=2, **files))
+    training, held_out = load_data(resolve(RunConfig(eval_size=2, **files), "cpu"))
     assert [[p.reference for p in part] for part in (training, held_out)] == [["1", "2"], ["3", "9"]]
 
 
@@ -283,10 +284,10 @@ def test_references_that_cannot_be_judged_against_are_told(
     mixed = tmp_path / "mixed.jsonl"
     mixed.write_text("".join(json.dumps(row) + "\n" for row in rows))
     train(options(model, mixed, tmp_path / "run", num_steps=1))
-    assert "problems are left out, their reference cannot be judged against: problem '" in capsys.readouterr().out
+    assert "problems are left out, their reference cannot be graded: problem '" in capsys.readouterr().out
     empty = tmp_path / "empty.jsonl"
     empty.write_text("".join(json.dumps({**row, "answer": ""}) + "\n" for row in rows))
-    with pytest.raises(UserError, match="none of its 50 reference answers can be judged against"):
+    with pytest.raises(UserError, match="none of its 50 reference answers can be graded"):
         train(options(model, empty, tmp_path / "other"))
 
 

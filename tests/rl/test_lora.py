@@ -36,6 +36,7 @@ from rl.run.loop import train
 from rl.run.run_folder import resume
 from rl.run.tiny import tiny_tokenizer
 from rl.settings.config import RunConfig
+from rl.settings.resolve import resolve
 from rl.update.delivery import Delivery
 from rl.update.learner import Learner
 from rl.update.update import update
@@ -315,9 +316,9 @@ def test_what_cannot_be_merged_is_said(tmp_path: Path) -> None:
 
 def test_options_of_lora() -> None:
     """alpha is twice the rank and the rate ten times that of all weights, unless given; out of range they are named."""
-    tiny = RunConfig(lora_rank=8).resolved()
-    assert (tiny.lora_alpha, tiny.learning_rate) == (16.0, 10 * (RunConfig().resolved().learning_rate or 0))
-    given = RunConfig(lora_rank=8, lora_alpha=4.0, learning_rate=1e-5).resolved()
+    tiny = resolve(RunConfig(lora_rank=8), "cpu")
+    assert (tiny.lora_alpha, tiny.learning_rate) == (16.0, 10 * resolve(RunConfig(), "cpu").learning_rate)
+    given = resolve(RunConfig(lora_rank=8, lora_alpha=4.0, learning_rate=1e-5), "cpu")
     assert (given.lora_alpha, given.learning_rate) == (4.0, 1e-5)
     with pytest.raises(UserError, match="lora_rank is -1: it must be at least 0"):
         RunConfig(lora_rank=-1)
@@ -327,16 +328,16 @@ def test_options_of_lora() -> None:
 
 def test_a_run_of_all_weights_is_not_resumed_with_adapters(tmp_path: Path) -> None:
     """Nor one from before there were adapters, whose configuration does not speak of them."""
-    written = {k: v for k, v in RunConfig().as_json().items() if not k.startswith("lora_")}
+    written = {k: v for k, v in resolve(RunConfig(), "cpu").as_json().items() if not k.startswith("lora_")}
     (tmp_path / "config.json").write_text(json.dumps(written))
     with pytest.raises(UserError, match=r"lora_rank is 4: the run in .* has 0; resume with that"):
-        resume(RunConfig(run_dir=tmp_path, lora_rank=4), None, None, None)  # pyright: ignore[reportArgumentType]
+        resume(resolve(RunConfig(run_dir=tmp_path, lora_rank=4), "cpu"), None, None, None)  # pyright: ignore[reportArgumentType]
 
 
 def test_a_run_from_before_there_were_adapters_is_resumed(tmp_path: Path) -> None:
     """What set_up compares has its precisions written out: no adapters are a base in float32, and "auto" is younger than that."""
-    written = {k: v for k, v in RunConfig().as_json().items() if not k.startswith("lora_")}
+    written = {k: v for k, v in resolve(RunConfig(), "cpu").as_json().items() if not k.startswith("lora_")}
     (tmp_path / "config.json").write_text(json.dumps(written))
-    learner = SimpleNamespace(runtime=SimpleNamespace(broadcast_from_main=lambda make: make()))
-    config = RunConfig(run_dir=tmp_path).on("cpu")
-    assert resume(config, learner, None, SimpleNamespace(message=print)) == 0  # pyright: ignore[reportArgumentType]
+    learner = SimpleNamespace(runtime=SimpleNamespace(from_main=lambda make: make()))
+    settings = resolve(RunConfig(run_dir=tmp_path), "cpu")
+    assert resume(settings, learner, None, SimpleNamespace(message=print)) == 0  # pyright: ignore[reportArgumentType]

@@ -19,6 +19,7 @@ from rl.run.loop import train
 from rl.run.setup import require_shardable
 from rl.run.tiny import tiny_tokenizer
 from rl.settings.config import RunConfig
+from rl.settings.resolve import resolve
 from rl.update.learner import Learner
 from rl.update.streamed_optimizer import StreamedOptimizer, in_buckets
 from rl.update.update import update
@@ -43,7 +44,7 @@ def learner(runtime: Runtime, family: str = "qwen2", **asked: Any) -> Learner:
     config = RunConfig(
         **{"learning_rate": 1e-2, "kl_weight": 0.1, "gradient_checkpointing": False, "token_budget": 40, **asked}
     )
-    return build_learner(config, make(family), tiny_tokenizer(), runtime, QUIET)
+    return build_learner(resolve(config, "cpu"), make(family), tiny_tokenizer(), runtime)
 
 
 def trained(learner: Learner, steps: int = 3) -> dict[str, torch.Tensor]:
@@ -82,7 +83,7 @@ def test_gradients_in_16_bits_are_rounded_as_they_are_added_up(runtime: Runtime)
         found.append([p.grad for p in one.parameters() if p.grad is not None])
     assert {g.dtype for g in found[1]} == {torch.bfloat16}
     assert all(torch.equal(a.bfloat16(), b) for a, b in zip(*found, strict=True))
-    plain = build_optimizer(RunConfig(learning_rate=1e-2), Policy.of(exact.policy.model), None)
+    plain = build_optimizer(resolve(RunConfig(learning_rate=1e-2), "cpu"), Policy(exact.policy.model), None)
     for parameter, gradient in zip(exact.parameters(), found[1], strict=True):
         parameter.grad = gradient.float()
     plain.step()
@@ -129,7 +130,7 @@ def test_large_tensors_have_8_bits(runtime: Runtime) -> None:
     weight = torch.nn.Parameter(torch.ones(64, 64))
     policy = Policy.of(make("qwen2"))
     policy.trainable_parameters = lambda: [weight]  # pyright: ignore[reportAttributeAccessIssue]
-    optimizer = build_optimizer(RunConfig(optimizer="adamw-8bit"), policy, None)
+    optimizer = build_optimizer(resolve(RunConfig(optimizer="adamw-8bit"), "cpu"), policy, None)
     weight.grad = torch.ones_like(weight)
     optimizer.step()
     state = optimizer.state[weight]
@@ -186,7 +187,7 @@ def test_a_refreshed_reference_that_waits_elsewhere_is_saved_and_loaded(runtime:
 )
 def test_with_sharded_weights_they_are_refused(asked: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        require_shardable(RunConfig(**asked))
+        require_shardable(resolve(RunConfig(**asked), "cpu"))
 
 
 def test_what_is_missing_is_named(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:

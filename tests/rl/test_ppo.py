@@ -25,6 +25,7 @@ from rl.policy.policy import Policy
 from rl.processes.runtime import Runtime
 from rl.run.checkpoint import CHECKSUMS, load_checkpoint, save_checkpoint
 from rl.settings.config import RunConfig
+from rl.settings.resolve import resolve
 from rl.update.batch import Batch
 from rl.update.learner import Learner
 from rl.update.update import update
@@ -339,11 +340,11 @@ class SavedTokenizer(NoTokenizer):
 )
 def test_options_that_cannot_be(options: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        RunConfig(**options).resolved()  # pyright: ignore
+        resolve(RunConfig(**options), "cpu")  # pyright: ignore
 
 
 def test_ppo_may_sample_one_completion_of_each_problem() -> None:
-    assert RunConfig(algorithm="ppo", group_size=1).resolved().group_size == 1
+    assert resolve(RunConfig(algorithm="ppo", group_size=1), "cpu").group_size == 1
     assert {a.name for a in ALGORITHMS.values() if a.value_rule} == {"ppo", "ppo-separate"}
     assert PPO_SEPARATE.value_rule == ValueRule(source="separate")
 

@@ -25,6 +25,7 @@ from rl.policy.precision import round_frozen, roundable
 from rl.run.loop import train
 from rl.run.tiny import tiny_tokenizer
 from rl.settings.config import RunConfig
+from rl.settings.resolve import resolve
 from tests.rl.families import FAMILIES, of_family
 from tests.rl.models import random_batch
 from tests.rl.test_loop import final_weights, odd_lengths, options
@@ -200,7 +201,7 @@ def test_auto_is_16_bits_only_where_a_gpu_computes_in_them() -> None:
         ("float32", "cuda", "float32"),
         ("bfloat16", "cpu", "float32"),
     ):
-        assert RunConfig(dtype=dtype, lora_rank=4).on(device).lora_base == expected  # pyright: ignore
-        assert RunConfig(dtype=dtype).on(device).reference_dtype == expected  # pyright: ignore
-        assert RunConfig(dtype=dtype).on(device).lora_base == "float32"  # pyright: ignore
-    assert RunConfig(dtype="bfloat16").on("cuda", shards=True).reference_dtype == "float32"
+        assert resolve(RunConfig(dtype=dtype, lora_rank=4), device).lora_base == expected  # pyright: ignore
+        assert resolve(RunConfig(dtype=dtype), device).reference_dtype == expected  # pyright: ignore
+        assert resolve(RunConfig(dtype=dtype), device).lora_base == "float32"  # pyright: ignore
+    assert resolve(RunConfig(dtype="bfloat16"), "cuda", shards=True).reference_dtype == "float32"

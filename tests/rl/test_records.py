@@ -13,6 +13,7 @@ from rl.objective.algorithms import CreditedGroup
 from rl.run.run_files import RunRecords, write_config
 from rl.run.tiny import tiny_tokenizer
 from rl.settings.config import RunConfig
+from rl.settings.resolve import resolve
 from rl.update.step import StepResult
 from rl.view.report import write_report
 from rollout.records import Completion, FinishReason, Problem, Rollout, RolloutGroup
@@ -82,6 +83,6 @@ def test_completions_of_any_size_are_cut_line_by_line_when_a_run_resumes(tmp_pat
 def test_the_first_prompt_stands_in_the_report(tmp_path: Path) -> None:
     """With its special tokens, as text: a template may have tags in it."""
     (tmp_path / "metrics.jsonl").write_text("")
-    write_config(tmp_path, RunConfig(), {"paths": {}, "first_prompt": "<|im_start|>user\n1+1?<script>"})
+    write_config(tmp_path, {**resolve(RunConfig(), "cpu").as_json(), "first_prompt": "<|im_start|>user\n1+1?<script>"})
     page = write_report(tmp_path).read_text()
     assert page.count("&lt;|im_start|&gt;user\n1+1?&lt;script&gt;") == 1 and "First prompt" in page

@@ -13,7 +13,7 @@ import pytest
 from rewards.errors import UserError
 from rewards.math_answer import MathVerifier
 from rl.run.loop import train
-from rl.run.run_folder import FolderLock, opened
+from rl.run.run_folder import FolderLock, claim_folder
 from rl.settings.config import RunConfig
 from tests.rl.test_checkpoint import in_a_child, resumed
 from tests.rl.test_loop import measured, odd_lengths, options
@@ -28,7 +28,7 @@ def hold(config: RunConfig, here: Path, told: Connection, stop: Connection) -> N
     """Another run, which has opened its folder and is setting up."""
     os.chdir(here)
     lock = FolderLock()
-    told.send(str(opened(config, lock).run_dir))
+    told.send(str(claim_folder(config, lock)))
     stop.poll(60)
 
 
@@ -42,13 +42,13 @@ def test_two_runs_never_write_in_one_folder(tmp_path: Path, monkeypatch: pytest.
     theirs = told.recv()
     lock = FolderLock()
     assert theirs == "runs/tiny-arithmetic-grpo-seed0"
-    assert str(opened(RunConfig(), lock).run_dir) == f"{theirs}-2"
+    assert str(claim_folder(RunConfig(), lock)) == f"{theirs}-2"
     lock.release()
     with pytest.raises(UserError, match="another run is going on in it"):
-        opened(RunConfig(run_dir=Path(theirs)), lock)
+        claim_folder(RunConfig(run_dir=Path(theirs)), lock)
     stop.send(None)
     other.join()
-    assert str(opened(RunConfig(run_dir=Path(theirs)), lock).run_dir) == theirs
+    assert str(claim_folder(RunConfig(run_dir=Path(theirs)), lock)) == theirs
     lock.release()
 
 
@@ -63,7 +63,7 @@ def test_options_that_a_resume_changes_are_written_down(
     written = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (written["num_steps"], written["eval_every"], written["resume"]) == (2, 5, False)
     assert "no step is left" not in capsys.readouterr().out
-    of_run = resumed(config).of_its_run()
+    of_run = resumed(config).of_existing_run()
     assert of_run is not None and of_run.num_steps == 2
     before = measured(tmp_path / "run")
     train(of_run)
@@ -95,7 +95,7 @@ def test_a_run_is_not_resumed_on_data_of_other_contents(model: Path, digits: Pat
 def test_a_configuration_that_cannot_be_read_is_told(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(UserError, match=r"its config\.json cannot be read"):
-        RunConfig(run_dir=tmp_path, resume=True).of_its_run()
+        RunConfig(run_dir=tmp_path, resume=True).of_existing_run()
 
 
 @pytest.mark.parametrize("line", ["{broken\n", "[1]\n", '{"step": null}\n', '"text"\n'])

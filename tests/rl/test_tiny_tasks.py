@@ -15,25 +15,26 @@ from rl.processes.runtime import Runtime
 from rl.run.tiny import END, tiny_tokenizer
 from rl.run.warm_start import WarmStart, warm_started
 from rl.settings.config import RunConfig
-from rl.settings.defaults import TINY_DEFAULTS, tiny_task
+from rl.settings.defaults import TINY, TINY_TASKS, tiny_task
+from rl.settings.resolve import model_defaults, resolve
 from rl.view.progress import Progress
 from rollout.problems import BUILT_IN, load_problems
 
 
-@pytest.mark.parametrize("task", TINY_DEFAULTS)
+@pytest.mark.parametrize("task", TINY_TASKS)
 def test_every_worked_solution_fits_and_can_be_read_back(task: str) -> None:
     """One that is cut off by max_tokens could never be rewarded; one that decodes to other text would be taught wrong."""
     tokenizer = tiny_tokenizer()
     worked = [str(problem.metadata["worked"]) for problem in load_problems(task)[:2000]]
     rows = tokenizer([text + END for text in worked], add_special_tokens=False).input_ids
-    assert max(map(len, rows)) <= TINY_DEFAULTS[task]["max_tokens"]
+    assert max(map(len, rows)) <= model_defaults(TINY, task)["max_tokens"]
     assert tokenizer.batch_decode(rows, skip_special_tokens=True) == worked
 
 
 def test_a_run_on_other_data_starts_from_the_base_of_arithmetic() -> None:
-    assert set(TINY_DEFAULTS) <= set(BUILT_IN)
+    assert set(TINY_TASKS) <= set(BUILT_IN)
     assert [tiny_task(name) for name in ("small-programs", "data.jsonl")] == ["small-programs", "arithmetic"]
-    defaults = [RunConfig(dataset=name).resolved().max_tokens for name in ("small-programs", "data.jsonl")]
+    defaults = [resolve(RunConfig(dataset=name), "cpu").max_tokens for name in ("small-programs", "data.jsonl")]
     assert defaults == [24, 32]
 
 

@@ -72,7 +72,9 @@ def scripted(answers: dict[str, list[str]]) -> Noting:
     return Noting(script, {encoded(a): a for texts in answers.values() for a in texts})
 
 
-def collector(sampler: Sampler, *, size: int = SIZE, steps: bool = False, **verifiers: Verifier) -> Collector:
+def collector(
+    sampler: Sampler, *, size: int = SIZE, steps: bool = False, max_refills: int = 4, **verifiers: Verifier
+) -> Collector:
     return Collector(
         sampler=sampler,
         verifiers=verifiers or {"equal": Equal()},
@@ -81,6 +83,7 @@ def collector(sampler: Sampler, *, size: int = SIZE, steps: bool = False, **veri
         group_size=size,
         run_seed=5,
         scores_steps=steps,
+        max_refills=max_refills,
     )
 
 
@@ -186,7 +189,7 @@ def test_dynamic_sampling_ends_after_max_refills() -> None:
     """A task that is too hard, or solved, must not hang the run."""
     problems = [problem(f"p{i}") for i in range(12)]
     sampler, stream = scripted({p.id: ["2", "2"] for p in problems}), ProblemStream(problems, seed=0)
-    collected = collector(sampler).collect_with_signal(stream, 2, step=1, max_refills=3)
+    collected = collector(sampler, max_refills=3).collect_with_signal(stream, 2, step=1)
     assert collected.groups == []
     assert (collected.num_refills, stream.cursor) == (3, 8)
 
@@ -223,7 +226,7 @@ def test_a_problem_drawn_again_in_a_step_gets_other_seeds() -> None:
     """A small data set repeats within a step, or within the rounds of dynamic sampling; equal seeds would give equal answers."""
     sampler, again = scripted({"a": ["1", "1"]}), [problem("a")]
     collector(sampler).collect(again * 2, step=1)
-    collector(sampler).collect_with_signal(ProblemStream(again, seed=0), 1, step=2, max_refills=2)
+    collector(sampler, max_refills=2).collect_with_signal(ProblemStream(again, seed=0), 1, step=2)
     for step, count in ((1, 2), (2, 3)):
         asked = [seed for request in sampler.asked[:count] for seed in request.seeds]
         assert asked == [completion_seed(5, step, "a", i) for i in range(count * SIZE)]

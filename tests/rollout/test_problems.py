@@ -17,7 +17,7 @@ from rewards.equation_steps import score_steps
 from rewards.errors import UserError
 from rewards.extract import reference_answer
 from rewards.verifiers import VerifierOptions, Verifiers
-from rl.run.setup import gradable
+from rl.run.load_data import gradable
 from rl.view.progress import Progress
 from rollout.arithmetic import arithmetic_problems
 from rollout.problems import ProblemStream, load_problems, split_held_out, without_overlap
