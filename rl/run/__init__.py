@@ -1,4 +1,4 @@
-"""A run from its options to its last checkpoint: set-up, the loop, evaluation, checkpoints and the run's folder.
+"""A run from its options to its last checkpoint: data, set-up, training loop, evaluation, checkpoints and the run's folder.
 
 Imports every package before it.
 """

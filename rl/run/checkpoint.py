@@ -1,6 +1,6 @@
-"""Save and resume. A checkpoint is written aside and renamed, so that what has its name is complete.
+"""Saves and loads checkpoints. Each is written to a temporary folder and renamed, so that every named checkpoint is complete.
 
-It carries the checksums of its files (`sha256sum -c SHA256SUMS` reads them): one that was damaged later is not resumed from.
+A checkpoint has the checksums of its files (`sha256sum -c SHA256SUMS` checks them), and a damaged one is not resumed from.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from rollout.collect import Collected
 from rollout.collected_json import collected_from_json, collected_to_json
 from rollout.problems import ProblemStream
 
-WAITING = "waiting.json"  # completions that the next step will be trained on, sampled one step ahead
-CRITIC_FOLDER = "critic"  # engines read every safetensors file beside the model's as a part of it
+WAITING = "waiting.json"  # completions of the next step, sampled one step ahead
+CRITIC_FOLDER = "critic"  # a folder of its own, since engines load every safetensors file beside the model's
 CHECKSUMS = "SHA256SUMS"
 
-# Nothing else has to be saved: every random draw is a function of the run's seed and of these counters.
+# Nothing else has to be saved: every random draw is a function of the run's seed and the saved counters.
 
 
 def save_checkpoint(
@@ -42,9 +42,9 @@ def save_checkpoint(
     keep: int,
     waiting: Collected | None = None,
 ) -> None:
-    """The policy (a model, or the adapters to one), its critic, the optimiser, the place in the stream; of older checkpoints `keep` - 1 are kept.
+    """Saves policy (all weights, or the adapters), critic, optimizer and position in the stream. Keeps the `keep` newest checkpoints.
 
-    Every process must call it, and the first one writes.
+    Every process must call it; the main process writes.
     """
     every = learner.algorithm.refresh_reference_every
     reference = learner.reference if every and step >= every else None  # before its first refresh it is the base
@@ -79,7 +79,7 @@ def save_checkpoint(
 
 
 def try_saving(run_dir: Path, learner: Learner, stream: ProblemStream, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Saves once as the run will, and removes it: what cannot be saved is found before there is work to lose.
+    """Saves a checkpoint and removes it, so that a failure to save shows before there is work to lose.
 
     Every process must call it.
     """
@@ -90,30 +90,31 @@ def try_saving(run_dir: Path, learner: Learner, stream: ProblemStream, tokenizer
 
 
 def remove_old(run_dir: Path, keep: int) -> None:
+    """Removes all but the `keep` newest checkpoints."""
     for old in checkpoints(run_dir)[:-keep]:
         shutil.rmtree(old)
 
 
 @contextmanager
 def writing(run_dir: Path, aside: Path | None = None) -> Iterator[None]:
-    """What cannot be written ends the run with a message, and leaves nothing behind in `aside`."""
+    """Turns an error of the disk in the block into a UserError, and removes the temporary folder `aside`."""
     try:
         yield
-    except (OSError, SafetensorError, RuntimeError) as error:  # by Python, safetensors, torch
+    except (OSError, SafetensorError, RuntimeError) as error:  # from Python, safetensors, torch
         if aside is not None:
             shutil.rmtree(aside, ignore_errors=True)
         if not is_of_the_disk(error):
             raise
         found = checkpoints(run_dir)
-        stands = f"{found[-1].name} stands" if found else "there is no checkpoint yet"
+        stands = f"{found[-1].name} is complete" if found else "there is no checkpoint yet"
         raise UserError(
             f"run_dir is {str(run_dir)!r}: it could not be written ({first_line(error)}); {stands}. Fix that (free space, permissions) "
-            "and go on with --resume: lost steps are recomputed and give the same result"
+            "and continue with --resume: lost steps are recomputed and give the same result"
         ) from error
 
 
 def is_of_the_disk(error: BaseException | None) -> bool:
-    """Whether an OSError is at its root; safetensors tells of one in its message, torch raises another error while it handles one."""
+    """Whether an OSError is the cause: safetensors names it in its message, torch raises another error while it handles it."""
     if isinstance(error, SafetensorError):
         return "os error" in str(error)
     return isinstance(error, OSError) or (error is not None and is_of_the_disk(error.__cause__ or error.__context__))
@@ -129,7 +130,7 @@ def checksum(path: Path) -> str:
 
 
 def flush(path: Path) -> None:
-    """To the disk itself: a machine that loses power after the renaming has the files whole."""
+    """Writes cached data to the disk (fsync), so that the files are whole if the machine loses power after the rename."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -138,22 +139,22 @@ def flush(path: Path) -> None:
 
 
 def checkpoints(run_dir: Path) -> list[Path]:
-    """The complete checkpoints of a run, the oldest first."""
+    """The complete checkpoints of a run, oldest first."""
     return sorted((run_dir / "checkpoints").glob("step-*"))
 
 
 def set_aside_damaged(run_dir: Path) -> Iterator[str]:
-    """Renames, from the newest on, every checkpoint that is not as it was saved, until one is. -> what is wrong with each."""
+    """Renames damaged checkpoints, from the newest to the first undamaged one. -> a message for each."""
     for folder in reversed(checkpoints(run_dir)):
         wrong = damage(folder)
         if wrong is None:
             return
         os.replace(folder, folder.with_name(f"damaged-{folder.name}"))
-        yield f"{folder.name} is not as it was saved ({wrong}) and is left out; it is kept as damaged-{folder.name}"
+        yield f"{folder.name} is damaged ({wrong}) and is not used; it is renamed to damaged-{folder.name}"
 
 
 def damage(folder: Path) -> str | None:
-    """What is not as it was saved."""
+    """What differs from the saved checksums; None for an undamaged checkpoint."""
     try:
         lines = (folder / CHECKSUMS).read_text(encoding="utf-8").splitlines()
         expected = {name: sum for sum, _, name in (line.partition("  ") for line in lines)}
@@ -162,12 +163,12 @@ def damage(folder: Path) -> str | None:
         return str(error)
     if not expected:
         return f"{CHECKSUMS} is empty"
-    return f"checksum of {', '.join(wrong)}" if wrong else None
+    return f"wrong checksum of {', '.join(wrong)}" if wrong else None
 
 
 def load_checkpoint(folder: Path, learner: Learner, stream: ProblemStream) -> int:
-    """Puts everything back as it was saved. -> the step."""
-    if (folder / "reference").is_dir():  # it was the policy once
+    """Loads everything that save_checkpoint saved. -> the step."""
+    if (folder / "reference").is_dir():  # after a refresh the reference is a former policy
         assert learner.reference is not None
         learner.policy.load(folder / "reference")
         learner.reference = learner.policy.copy_weights_to(learner.reference)
@@ -175,7 +176,7 @@ def load_checkpoint(folder: Path, learner: Learner, stream: ProblemStream) -> in
     critic = learner.critic or learner.policy.value_head
     if critic is not None:
         of_critic = folder / CRITIC_FOLDER
-        critic.load(of_critic if of_critic.is_dir() else folder)  # where it was in earlier versions
+        critic.load(of_critic if of_critic.is_dir() else folder)  # earlier versions saved it beside the model
     state = json.loads((folder / "trainer.json").read_text())
     load_full_state(learner.optimizer, torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True))
     stream.cursor = state["cursor"]
@@ -184,6 +185,6 @@ def load_checkpoint(folder: Path, learner: Learner, stream: ProblemStream) -> in
 
 
 def load_waiting(folder: Path) -> Collected | None:
-    """What was sampled one step ahead."""
+    """The saved completions that were sampled one step ahead, if any."""
     path = folder / WAITING
     return collected_from_json(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None

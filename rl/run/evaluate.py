@@ -1,4 +1,4 @@
-"""Held-out accuracy: greedy, and of k samples whether one is right and whether their vote is."""
+"""Held-out evaluation: greedy accuracy, and pass@k and maj@k of k samples."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from rl.update.step_metrics import Metrics, mean
 from rollout.collect import Collector
 from rollout.records import FinishReason, Problem, Rollout, RolloutGroup
 
-VOTED_ON = ("math", "puzzle", "reasoning-gym")  # verifiers of answers that final_answer() finds
+VOTED_ON = ("math", "puzzle", "reasoning-gym")  # verifiers of answers that final_answer() extracts
 
 
 def evaluate(collector: Collector, problems: Sequence[Problem], num_samples: int = 0) -> Metrics:
-    """One greedy completion of each problem; accuracy is the share of the graded ones that are right.
+    """Samples one greedy completion per problem; accuracy is the share of correct ones among those that were graded.
 
-    num_samples: k > 0 also samples k of each, at the collector's temperature and with the same seeds at every evaluation, for
-    pass@k (one is right) and maj@k (the vote is, arXiv 2203.11171), over problems of which any could be graded. Programs and
-    proofs are not voted on.
+    num_samples: k > 0 also samples k completions per problem, at the collector's temperature and with the same seeds at every
+    evaluation, for pass@k (at least one is correct) and maj@k (the majority answer is correct, arXiv 2203.11171), over problems
+    with a graded completion. Programs and proofs have no majority answer.
     """
     started = time.perf_counter()
-    looking = replace(collector, scores_steps=False)
-    greedy = replace(looking, params=replace(collector.params, temperature=0.0), group_size=1)
+    evaluator = replace(collector, scores_steps=False)
+    greedy = replace(evaluator, params=replace(collector.params, temperature=0.0), group_size=1)
     rollouts = [group.rollouts[0] for group in greedy.collect(problems, step=0).groups]
     metrics: Metrics = {
         "eval/accuracy": mean(is_right(r) for r in rollouts if r.is_graded),
@@ -33,7 +33,7 @@ def evaluate(collector: Collector, problems: Sequence[Problem], num_samples: int
         "eval/truncated": mean(r.completion.finish_reason is FinishReason.LENGTH for r in rollouts),
     }
     if num_samples > 0:
-        groups = replace(looking, group_size=num_samples).collect(problems, step=0).groups
+        groups = replace(evaluator, group_size=num_samples).collect(problems, step=0).groups
         graded = [group for group in groups if any(r.is_graded for r in group.rollouts)]
         metrics["eval/pass_at_k"] = mean(any(map(is_right, group.rollouts)) for group in graded)
         metrics["eval/maj_at_k"] = mean(right_by_vote(group) for group in graded if group.problem.verifier in VOTED_ON)
@@ -46,9 +46,8 @@ def is_right(rollout: Rollout) -> bool:
 
 
 def right_by_vote(group: RolloutGroup) -> float:
-    """Whether the answer that most completions give is right; what is right in any writing is one answer.
-
-    Completions without an answer do not vote. Of k answers with equally many votes each counts 1 / k.
+    """1 if the most frequent answer is correct, else 0; 1 / m if it is one of m tied answers. All correct answers count as one answer,
+    however they are written; completions without an answer do not vote.
     """
     right = object()
     answers = (right if is_right(r) else final_answer(r.completion.text, strict=False) for r in group.rollouts)

@@ -114,14 +114,14 @@ def fitting(
 def within_limit(
     renderer: PromptRenderer, problems: Sequence[Problem], which: str, limit: int | None, report: Report
 ) -> list[Problem]:
-    """The problems whose prompt has at most `limit` tokens; the others are reported and left out."""
+    """Drops the problems whose prompt has more than `limit` tokens, and reports how many."""
     if limit is None:
         return list(problems)
     lengths = [len(renderer.render(problem)) for problem in problems]
     kept = [problem for problem, length in zip(problems, lengths, strict=True) if length <= limit]
     if not kept:
         raise UserError(
-            f"max_prompt_tokens is {limit}: the shortest prompt of the {which} problems has {min(lengths)} tokens; raise it"
+            f"max_prompt_tokens is {limit}: the shortest prompt of the {which} problems has {min(lengths)} tokens; raise max_prompt_tokens"
         )
     if len(kept) < len(problems):
         longest, length = max(zip(problems, lengths, strict=True), key=lambda pair: pair[1])
@@ -141,8 +141,8 @@ def require_room(
     token_budget: int | None = None,
     vocabulary: int | None = None,
 ) -> int:
-    """Every prompt with a full completion fits the model's context and one forward of the update, and the model has an embedding for
-    each of its tokens. -> the tokens of the longest."""
+    """Raises UserError for a prompt that with a full completion exceeds the model's context or one forward pass of the update, or that
+    has a token without an embedding. -> tokens of the longest prompt with a full completion."""
     prompts = [renderer.render(problem) for problem in problems]
     for problem, prompt in zip(problems, prompts, strict=True):
         if vocabulary is not None and max(prompt) >= vocabulary:
@@ -160,12 +160,12 @@ def require_room(
             f"{max(1, context - max_tokens)}"
         )
     if token_budget is not None and total - 1 > token_budget:
-        raise UserError(f"token_budget is {token_budget}: {what}, more than fits one forward; raise token_budget")
+        raise UserError(f"token_budget is {token_budget}: {what}, more than fits one forward pass; raise token_budget")
     return total
 
 
 def require_closing_token(renderer: PromptRenderer, vocabulary: int) -> None:
-    """The model has an embedding for the token that worked solutions end with."""
+    """Raises UserError if the model has no embedding for the token that worked solutions end with."""
     if renderer.closing_id >= vocabulary:
         raise UserError(
             f"model: worked solutions end with token {renderer.closing_id}, and the model has embeddings for {vocabulary} tokens; resize "

@@ -1,4 +1,4 @@
-"""A run from its configuration to its report: evaluate, step, save, until the end or an interruption."""
+"""A run from its options to its report: evaluates, trains and saves until the last step or an interruption."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from rollout.records import RolloutGroup
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was asked to stop, and has saved itself."""
+    """The run was interrupted and has saved a checkpoint."""
 
 
 def train(config: RunConfig) -> Path:
@@ -64,11 +64,12 @@ def train(config: RunConfig) -> Path:
     final_table(read_metrics(run_dir), progress.console)
     progress.message(f"report: {run_dir / REPORT}\nmodel:  {checkpoint_of(run)}")
     if run.step < num_steps:
-        raise Interrupted(f"stopped and saved after step {run.step}; go on with --run-dir {run_dir} --resume")
+        raise Interrupted(f"stopped and saved after step {run.step}; continue with --run-dir {run_dir} --resume")
     return run_dir
 
 
 def verifier_options(config: RunConfig) -> VerifierOptions:
+    """The options of the verifiers."""
     return VerifierOptions(
         num_workers=config.verifier_workers,
         deadline=config.verifier_deadline,
@@ -122,8 +123,8 @@ def log(run: Run, progress: Progress, metrics: Metrics, result: StepResult | Non
         run.records.write(metrics, result)
     run.learner.runtime.track(metrics, step=int(metrics["step"] or 0))
     progress.step(metrics)
-    for sign in run.watch.add(metrics):
-        progress.message(f"look at this run: {sign}")
+    for warning in run.health_checks.add(metrics):
+        progress.message(f"warning: {warning}")
 
 
 def save(run: Run) -> None:
@@ -144,10 +145,10 @@ def checkpoint_of(run: Run) -> Path:
 
 
 def require_judged(groups: Sequence[RolloutGroup], bound: float) -> None:
-    """A broken verifier must not look like a hard dataset: too many answers that could not be read stop the run."""
-    doubtful = (Outcome.UNPARSED, Outcome.TIMEOUT, Outcome.CRASHED)
+    """Stops the run if too many answers could not be parsed or graded: a verifier failure must not count as wrong answers."""
+    not_judged = (Outcome.UNPARSED, Outcome.TIMEOUT, Outcome.CRASHED)
     rollouts = [r for group in groups for r in group.rollouts]
-    unjudged = [r for r in rollouts if r.score.outcome in doubtful and not r.cut_short]
+    unjudged = [r for r in rollouts if r.score.outcome in not_judged and not r.cut_short]
     if len(unjudged) > bound * len(rollouts):
         examples = "".join(
             f"\n  {r.score.outcome.value}: {r.score.detail}\n    reference {str(r.problem.reference)[:80]!r}, "
@@ -156,32 +157,34 @@ def require_judged(groups: Sequence[RolloutGroup], bound: float) -> None:
         )
         raise UserError(
             f"max_unjudged is {bound}: {len(unjudged)} of {len(rollouts)} answers of this step were unparsed, timed out or "
-            f"crashed the verifier, so their rewards say nothing. Look at the verifier, or raise max_unjudged. Examples:{examples}"
+            f"crashed the verifier, so their rewards have no meaning. Check the verifier, or raise max_unjudged. Examples:{examples}"
         )
 
 
 @dataclass
 class StopRequest:
+    """stop: whether a signal has requested the end of the run."""
+
     stop: bool = False
 
 
 @contextmanager
 def interruption(progress: Progress) -> Iterator[StopRequest]:
-    """Ctrl-C or SIGTERM asks for a stop after the step under way; a second Ctrl-C stops at once.
+    """Ctrl-C or SIGTERM requests a stop after the current step; a second Ctrl-C stops at once.
 
-    A second SIGTERM does not: a launcher of several processes passes the first one on, and Ctrl-C too as another SIGTERM.
+    A second SIGTERM does not: a launcher of several processes forwards the first one, and forwards Ctrl-C as another SIGTERM.
     """
     request = StopRequest()
 
-    def ask(number: int, frame: FrameType | None) -> None:
+    def request_stop(number: int, frame: FrameType | None) -> None:
         if request.stop and number == signal.SIGTERM:
             return
         if request.stop:
             raise KeyboardInterrupt
         request.stop = True
-        progress.message("stopping after this step, which is then saved (once more: at once, without saving)")
+        progress.message("stopping after this step, with a checkpoint (a second Ctrl-C stops at once, without one)")
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield request
     finally:

@@ -1,4 +1,4 @@
-"""What a run writes down while it goes: config.json, metrics.jsonl, completions.jsonl."""
+"""Writes a run's files: config.json, metrics.jsonl, completions.jsonl."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ PACKAGES = ("torch", "transformers", "accelerate", "peft", "math-verify", "vllm"
 
 
 class RunRecords:
-    """The run's files. A resumed run goes on from `keep_through`; what was written of later steps is cut off.
+    """Appends to metrics.jsonl and completions.jsonl.
 
-    tokenizer: of the prompts that are written with their completions.
+    keep_through: the step that a resumed run continues from; records of later steps are removed. tokenizer: decodes the prompts of
+    completions.jsonl.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class RunRecords:
 
 
 def completion_rows(step: int, result: StepResult, tokenizer: PreTrainedTokenizerBase) -> Iterator[dict[str, Any]]:
-    """Of every group that was sampled; those that dynamic sampling left out of the update have no advantage."""
+    """Rows of completions.jsonl for every sampled group. Groups that dynamic sampling left out of the update have no advantage."""
     trained = {id(credited) for credited in result.groups}
     for credited in result.sampled:
         group, in_update = credited.group, id(credited) in trained

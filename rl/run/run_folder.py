@@ -1,4 +1,4 @@
-"""A run's folder: opened for one run at a time, and read to go on with the run that is in it."""
+"""A run's folder: locks it for one run at a time, and resumes the run in it."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ LOCK = ".lock"
 
 
 class FolderLock:
-    """Held by the one run that writes in a folder. The system releases it when the process ends, however it ends.
+    """Lock of the one run that writes in a folder. The system releases it however the process ends.
 
-    A lock of the process's own (lockf): a child that outlives it for a moment does not hold it.
+    The lock belongs to the process (lockf): a child process that outlives it for a moment does not hold it.
     """
 
     def __init__(self) -> None:
         self.file: IO[str] | None = None
 
     def take(self, run_dir: Path) -> bool:
-        """Whether nobody else has it."""
+        """Takes the lock of a folder. -> False if another process has it."""
         file = (run_dir / LOCK).open("w")
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -79,7 +79,7 @@ def claimed(run_dir: Path, is_resumed: bool, lock: FolderLock) -> bool:
 
 
 def fingerprints(training: Sequence[Problem], held_out: Sequence[Problem]) -> dict[str, str]:
-    """Of the data's contents, in order: its name may stay while they change."""
+    """Hashes of the problems' contents and order, which may change under the same name."""
     parts = {"training": training, "held_out": held_out}
     rows = {name: [(p.id, p.messages, p.reference) for p in problems] for name, problems in parts.items()}
     return {
@@ -89,12 +89,12 @@ def fingerprints(training: Sequence[Problem], held_out: Sequence[Problem]) -> di
 
 
 def require_same_data(run_dir: Path, data: Mapping[str, str]) -> None:
-    """As the run began with, if it wrote that down: else what it was trained on might be held out now."""
+    """Raises UserError if a resumed run's problems have changed: problems that it was trained on might be held out now."""
     written = read_config(run_dir).get("data", data)
     changed = " and ".join(name.replace("_", "-") for name in data if written.get(name) != data[name])
     if changed:
         raise UserError(
-            f"dataset: its {changed} problems are other ones than those that the run in {str(run_dir)!r} began with (contents or "
+            f"dataset: its {changed} problems are other ones than those that the run in {str(run_dir)!r} started with (contents or "
             "order); resume with the same data, or start a new run"
         )
 

@@ -1,4 +1,4 @@
-"""A run is put together here, and whatever can be wrong with it is found here, before any training."""
+"""Builds a run from its options. Every error in options, data, model or memory is found here, before any training."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from rl.settings.resolve import RunSettings, model_defaults, resolve
 from rl.update.delivery import EXACT, ROUNDED, Delivery
 from rl.update.learner import Learner
 from rl.update.prefetch import Ahead
-from rl.view.health_checks import Watch
+from rl.view.health_checks import HealthChecks
 from rl.view.metrics import read_metrics, write_whole
 from rl.view.progress import Progress
 from rollout.chat_template import choose_template
@@ -45,13 +45,13 @@ from rollout.sampler import Sampler, SampleRequest, SamplingParams, Text, comple
 from rollout.turn import describe_ends, turn_end_strings, vocabulary_size
 
 PROBE = "probe.json"  # in the run's folder
-PROBE_TEXTS, PROBE_TOKENS = 8, 16  # enough for a mean whose own noise is small
-PROBE_FROM, PROBE_PROMPT = 64, 64  # of as many problems the shortest prompts, the end of each
+PROBE_TEXTS, PROBE_TOKENS = 8, 16  # enough for a mean with little noise
+PROBE_FROM, PROBE_PROMPT = 64, 64  # the shortest prompts of so many problems, cut to so many last tokens
 
 
 @dataclass(kw_only=True)
 class Run:
-    """Everything a run is made of, ready for its next step. `step`: the last one that is done."""
+    """The parts of a run, ready for its next step. step: the last completed one."""
 
     settings: RunSettings
     learner: Learner
@@ -62,12 +62,12 @@ class Run:
     delivery: Delivery
     ahead: Ahead | None
     tokenizer: PreTrainedTokenizerBase
-    records: RunRecords | None  # of the main process
-    watch: Watch
+    records: RunRecords | None  # of the main process only
+    health_checks: HealthChecks
     step: int
 
     def close(self, *, at_once: bool = False) -> None:
-        """at_once: without waiting for a thread that samples one step ahead."""
+        """Ends threads and engine. at_once: without waiting for a thread that samples one step ahead."""
         if self.ahead is not None:
             self.ahead.close(wait=not at_once)
         self.collector.sampler.close()
@@ -121,14 +121,14 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
             ahead=Ahead(settings.num_steps, waiting, device=runtime.device) if settings.one_step_ahead else None,
             tokenizer=tokenizer,
             records=open_records(settings.run_dir, {**settings.as_json(), **found}, runtime, tokenizer, step),
-            watch=Watch(read_metrics(settings.run_dir)),
+            health_checks=HealthChecks(read_metrics(settings.run_dir)),
             step=step,
         )
 
 
 @contextmanager
 def closed_on_error(sampler: Sampler) -> Iterator[None]:
-    """Its threads, processes and files do not outlive what goes wrong in the block."""
+    """Closes the sampler (its threads, processes, files) if the block raises."""
     try:
         yield
     except BaseException:

@@ -1,4 +1,4 @@
-"""A language model small enough for two CPU cores, made on the spot: Qwen2 architecture, 0.7 M parameters, byte tokens."""
+"""The tiny model: a Qwen2 of 0.7 M parameters with byte tokens, small enough for two CPU cores."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 END, PAD = "<|end|>", "<|pad|>"
-# What a user says, one line; what the system says, one line before it.
+# Each message is one line.
 CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """A token a byte, so that any text can be written, and one for the opening of a box."""
+    """One token per byte, so that it covers any text, and one for the beginning of a box."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -30,7 +30,7 @@ def tiny_model(tokenizer: PreTrainedTokenizerFast, *, seed: int, device: torch.d
         hidden_size=128,
         intermediate_size=384,
         num_hidden_layers=4,
-        initializer_range=0.08,  # about 1/sqrt(hidden_size): from 0.02 so small a model takes thrice the steps
+        initializer_range=0.08,  # about 1/sqrt(hidden_size); with 0.02 a model of this size needs three times the steps
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=2048,

@@ -1,7 +1,7 @@
-"""The base of a default run: a tiny model taught worked solutions until it is mediocre, then left for RL to improve.
+"""The base model of a default run: a tiny model trained on worked solutions until half of its answers are correct.
 
-RL from a base that is right in 2 % of cases learns nothing, and one that is right in 90 % shows nothing: the warm start is
-stopped by held-out accuracy, not by a number of steps.
+RL learns nothing from a base that is correct in 2 % of cases, and has nothing to show with one that is correct in 90 %, so the warm
+start ends at a held-out accuracy and not after a number of steps.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ from rollout.torch_sampler import TorchSampler
 
 @dataclass(frozen=True, kw_only=True)
 class WarmStart:
-    """How the base is taught. Its cache is named after these values: another recipe is another base.
+    """How the base model is trained. Its cache folder is named after these values.
 
-    dataset: a built-in one whose problems have worked solutions. max_tokens, eval_size: of the looks at its accuracy.
-    lowest, highest: the held-out accuracy to stop at.
+    dataset: a built-in task whose problems have worked solutions. max_tokens, eval_size: of the accuracy checks. lowest, highest:
+    range of held-out accuracy to stop in.
     """
 
     dataset: str
@@ -60,13 +60,13 @@ class WarmStart:
         return cache / "plumbline" / f"tiny-{self.dataset}-{name}"
 
 
-COARSE, FINE = 20, 5  # steps between two looks at the accuracy, far from the window and near: it jumps within 20 steps
+COARSE, FINE = 20, 5  # steps between accuracy checks, far from the range and near it: accuracy can jump within 20 steps
 NEAR = 0.15
-FORMAT = 1  # of the tasks and the model; a change of either makes the cached base stale
+FORMAT = 1  # version of the tasks and the model: a change of either makes cached base models stale
 
 
 def warm_started(recipe: WarmStart, verifiers: Verifiers, runtime: Runtime, progress: Progress) -> Path:
-    """The folder of the base model, made now unless it is cached."""
+    """The folder of the base model, which is trained now unless it is cached."""
     folder = recipe.folder()
     if (folder / "config.json").is_file():
         progress.message(f"base model: {folder} (cached)")
@@ -96,7 +96,7 @@ def warm_started(recipe: WarmStart, verifiers: Verifiers, runtime: Runtime, prog
         run_seed=recipe.seed,
     )
     accuracy = _teach(recipe, learner, collector, ProblemStream(training, recipe.seed), held_out, progress)
-    progress.message(f"base model: {accuracy:.1%} of {len(held_out)} held-out problems, saved in {folder}")
+    progress.message(f"base model: {accuracy:.1%} of {len(held_out)} held-out problems are solved, saved in {folder}")
     aside = folder.with_name(f"{folder.name}.{os.getpid()}")
     model.save_pretrained(aside)
     tokenizer.save_pretrained(aside)
@@ -105,7 +105,7 @@ def warm_started(recipe: WarmStart, verifiers: Verifiers, runtime: Runtime, prog
     except OSError:
         if not (folder / "config.json").is_file():
             raise
-        shutil.rmtree(aside)  # another run was faster, and may be reading its own, which is equal
+        shutil.rmtree(aside)  # another run was faster; its model is equal and may be in use
     return folder
 
 
@@ -117,7 +117,7 @@ def _teach(
     held_out: Sequence[Problem],
     progress: Progress,
 ) -> float:
-    """Supervised steps until the held-out accuracy lies between the bounds. -> the accuracy."""
+    """Takes supervised steps until the held-out accuracy is within its range. -> the accuracy."""
     model = learner.policy.model
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     rate, next_check = recipe.learning_rate, COARSE
@@ -128,15 +128,13 @@ def _teach(
         if step < next_check:
             continue
         accuracy = evaluate(collector, held_out)["eval/accuracy"] or 0.0
-        progress.start(f"warming up the base model, once, to {recipe.lowest:.0%} right: step {step}, {accuracy:.1%}")
+        progress.start(f"training the base model, once, to {recipe.lowest:.0%} accuracy: step {step}, {accuracy:.1%}")
         if recipe.lowest <= accuracy <= recipe.highest:
             return accuracy
         next_check = step + (FINE if accuracy > NEAR else COARSE)
-        if accuracy > recipe.highest:  # it jumped over the window: back to the last look, and on by smaller steps
+        if accuracy > recipe.highest:  # beyond the range: back to the last check, with smaller steps
             model.load_state_dict(before)
             rate /= 4
         else:
             before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    raise UserError(
-        f"the warm start did not reach {recipe.lowest:.0%} in {recipe.max_steps} steps; it may be run again"
-    )
+    raise UserError(f"the warm start did not reach {recipe.lowest:.0%} in {recipe.max_steps} steps; run it again")

@@ -1,4 +1,4 @@
-"""What a person sees of a run: metrics and their explanations, progress, health checks, plots, the report, the audit.
+"""What a user sees of a run: metrics and their definitions, console progress, health checks, plots, the report, the audit.
 
 Imports nothing else of rl: it reads the files that a run writes.
 """

@@ -1,4 +1,4 @@
-"""A second opinion on a run's verdicts: what our own exact engine and math-verify judge differently."""
+"""Compares a run's verdicts with those of math-verify, and lists the answers that the two engines grade differently."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _JUDGED = {outcome.value for outcome in (Outcome.CORRECT, Outcome.WRONG, Outcome
 
 @dataclass(frozen=True)
 class Disagreement:
-    """One answer that is right by one engine only. `count`: completions that gave it."""
+    """An answer that only one engine grades as correct. count: completions with this answer."""
 
     reference: str
     answer: str
@@ -33,10 +33,12 @@ class Disagreement:
 
 
 def audit(run_dir: Path, *, num_workers: int = 2, deadline: float = 5.0) -> tuple[int, list[Disagreement]]:
-    """-> the number of distinct math answers in the run, and those judged differently, the most frequent first."""
+    """-> the number of distinct math answers in the run, and those that are graded differently, the most frequent first."""
     path = existing_run_dir(run_dir) / "completions.jsonl"
     if not path.is_file():
-        raise UserError(f"run folder {run_dir} has no completions.jsonl: there is nothing to audit")
+        raise UserError(
+            f"run folder {run_dir} has no completions.jsonl: there is nothing to audit; give the folder of a run that has sampled"
+        )
     answers: dict[tuple[str, str], dict[str, Any]] = {}
     counts: dict[tuple[str, str], int] = {}
     for row in _math_rows(path):
@@ -59,16 +61,16 @@ def audit(run_dir: Path, *, num_workers: int = 2, deadline: float = 5.0) -> tupl
 
 
 def _math_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Completions that were judged by comparing an answer."""
+    """Rows of completions.jsonl that were graded by comparing a final answer."""
     for row in map(json.loads, complete_lines(path)):
         if row["outcome"] in _JUDGED and isinstance(row["reference"], str):
             yield row
 
 
 def describe_audit(run_dir: Path, limit: int) -> str:
-    """The audit as text for a person."""
+    """The audit as text."""
     num_answers, found = audit(run_dir)
-    lines = [f"{num_answers:,} different answers; our engine and math-verify judge {len(found):,} of them differently."]
+    lines = [f"{num_answers:,} different answers; our engine and math-verify grade {len(found):,} of them differently."]
     for d in found[:limit]:
         lines += [
             f"reference {_short(d.reference)}, answer {_short(d.answer)}, {d.count} times",

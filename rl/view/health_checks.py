@@ -1,4 +1,4 @@
-"""Signs that a run goes wrong without failing: what changed, by how much, and what is usually behind it."""
+"""Warnings about a run that continues but goes wrong: what changed, by how much, and the usual cause."""
 
 from __future__ import annotations
 
@@ -8,159 +8,160 @@ from statistics import fmean
 
 from rl.view.metrics import Row
 
-WINDOW = 10  # steps over which a number is averaged, at the run's beginning and now
+WINDOW = 10  # steps that a mean is taken over, at the beginning of the run and now
 HELD_OUT = "eval/accuracy"
 
 
-class Course:
-    """A metric over a run: its mean over the first steps and over the last ones, nan until there are as many as both."""
+class MetricWindow:
+    """A metric's mean over the first WINDOW steps and over the last ones; nan before there are enough steps for both."""
 
     def __init__(self) -> None:
-        self.count, self.most = 0, float("-inf")
-        self.firsts: list[float] = []
-        self.lasts: deque[float] = deque(maxlen=WINDOW)
+        self.count, self.highest = 0, float("-inf")
+        self.first_values: list[float] = []
+        self.last_values: deque[float] = deque(maxlen=WINDOW)
 
     def add(self, value: float) -> None:
-        self.count, self.most = self.count + 1, max(self.most, value)
-        if len(self.firsts) < WINDOW:
-            self.firsts.append(value)
-        self.lasts.append(value)
+        self.count, self.highest = self.count + 1, max(self.highest, value)
+        if len(self.first_values) < WINDOW:
+            self.first_values.append(value)
+        self.last_values.append(value)
 
     @property
     def first(self) -> float:
-        return fmean(self.firsts) if self.count >= 2 * WINDOW else float("nan")
+        return fmean(self.first_values) if self.count >= 2 * WINDOW else float("nan")
 
     @property
     def last(self) -> float:
-        return fmean(self.lasts) if self.count >= 2 * WINDOW else float("nan")
+        return fmean(self.last_values) if self.count >= 2 * WINDOW else float("nan")
 
     def __str__(self) -> str:
         return f"from {self.first:.3g} to {self.last:.3g}"
 
 
-class Courses:
-    """Of every metric; of one that was never measured all is nan, and compares to nothing. Step 0, the base, only evaluates."""
+class MetricWindows:
+    """The windows of every metric. A metric that was never measured has nan, which no comparison holds for.
+
+    Of step 0, the base model, only the evaluation counts.
+    """
 
     def __init__(self, rows: Iterable[Row] = ()) -> None:
-        self.of: dict[str, Course] = {}
+        self.by_key: dict[str, MetricWindow] = {}
         for row in rows:
             self.add(row)
 
     def add(self, row: Row) -> None:
         for key, value in row.items():
             if value is not None and (row["step"] or key == HELD_OUT):
-                self.of.setdefault(key, Course()).add(value)
+                self.by_key.setdefault(key, MetricWindow()).add(value)
 
-    def __getitem__(self, key: str) -> Course:
-        return self.of.get(key) or Course()
+    def __getitem__(self, key: str) -> MetricWindow:
+        return self.by_key.get(key) or MetricWindow()
 
-    def signs(self) -> dict[str, str]:
-        """By metric, what looks wrong now. The thresholds are far outside of what the runs in docs/results.md do."""
-        found = {key: sign(self) for key, sign in SIGNS.items()}
+    def warnings(self) -> dict[str, str]:
+        """The warnings that hold now, by metric. Their thresholds are far from what the runs in docs/results.md reach."""
+        found = {key: check(self) for key, check in HEALTH_CHECKS.items()}
         return {key: text for key, text in found.items() if text is not None}
 
 
-class Watch:
-    """Tells each sign once, and again when it had gone."""
+class HealthChecks:
+    """Reports each warning once, and again if it comes back. rows: of the run's earlier steps, whose warnings were reported."""
 
     def __init__(self, rows: Iterable[Row]) -> None:
-        self.courses = Courses(rows)
-        self.told = set(self.courses.signs())
+        self.windows = MetricWindows(rows)
+        self.reported = set(self.windows.warnings())
 
     def add(self, row: Row) -> list[str]:
-        """-> what looks wrong since this step."""
-        self.courses.add(row)
-        found = self.courses.signs()
-        new = [text for key, text in found.items() if key not in self.told]
-        self.told = set(found)
+        """-> the warnings that are new with this step."""
+        self.windows.add(row)
+        found = self.windows.warnings()
+        new = [text for key, text in found.items() if key not in self.reported]
+        self.reported = set(found)
         return new
 
 
-def entropy(courses: Courses) -> str | None:
-    of = courses["entropy"]
-    if of.last < of.first / 10:
+def entropy(windows: MetricWindows) -> str | None:
+    window = windows["entropy"]
+    if window.last < window.first / 10:
         return (
-            f"entropy fell {of} nats: completions of a problem become alike, and what is not sampled cannot be learnt. Likely "
-            "the learning rate is too high; also try a higher clip_high, an entropy_weight, or a KL to the reference"
+            f"entropy fell {window} nats: the completions of a problem become alike, and what is not sampled cannot be learnt. The "
+            "learning rate is probably too high; also try a higher clip_high, an entropy_weight, or a kl_weight"
         )
-    if of.last > 3 * of.first and of.last > 1:
-        return f"entropy rose {of} nats: the policy dissolves into noise. Likely the learning rate is too high"
+    if window.last > 3 * window.first and window.last > 1:
+        return f"entropy rose {window} nats: the policy dissolves into noise. The learning rate is probably too high"
     return None
 
 
-def kl(courses: Courses) -> str | None:
-    of = courses["kl/reference"]
-    if of.last > 10 * of.first and of.last > 0.5:
+def kl(windows: MetricWindows) -> str | None:
+    window = windows["kl/reference"]
+    if window.last > 10 * window.first and window.last > 0.5:
         return (
-            f"kl/reference rose {of} nats a token: the policy leaves the reference behind. Look at completions; lower the "
+            f"kl/reference rose {window} nats a token: the policy leaves the reference behind. Read some completions; lower the "
             "learning rate or raise kl_weight"
         )
     return None
 
 
-def engines(courses: Courses) -> str | None:
-    of = courses["kl/sampler"]
-    if of.last > 0.05:
+def sampler_mismatch(windows: MetricWindows) -> str | None:
+    window = windows["kl/sampler"]
+    if window.last > 0.05:
         return (
-            f"kl/sampler is {of.last:.3g} nats a token (it was {of.first:.3g}): the engine samples from another policy than the "
-            "one that is trained. Look at the engine's precision, or sample in float32"
+            f"kl/sampler is {window.last:.3g} nats a token (it was {window.first:.3g}): the engine samples from another policy than the "
+            "one that is trained. Check the data type of the engine, or sample in float32"
         )
     return None
 
 
-def length(courses: Courses) -> str | None:
-    of, cut = courses["length/mean"], courses["length/truncated"]
+def length(windows: MetricWindows) -> str | None:
+    window, cut = windows["length/mean"], windows["length/truncated"]
     if cut.last > 0.5:
         return (
-            f"{cut.last:.0%} of completions are cut by max_tokens (mean length {of}): most answers never end, and count as "
-            "wrong or not at all. Raise max_tokens, or punish length"
+            f"{cut.last:.0%} of completions are cut by max_tokens (mean length {window}): most answers never end, and count as "
+            "wrong or not at all. Raise max_tokens, or penalise length"
         )
-    if of.last < of.first / 3:
+    if window.last < window.first / 3:
         return (
-            f"completions shrank, {of} tokens: the reward can be had without what was written before. Look at completions: a "
-            "reward that is too easy to get, or a penalty that is too strong"
+            f"completions shrank, {window} tokens: the policy earns the reward without the text that it wrote before. Read some "
+            "completions: the reward may be too easy to earn, or a penalty too strong"
         )
     return None
 
 
-def signal(courses: Courses) -> str | None:
-    of, right = courses["groups/no_signal"], courses["accuracy/sampled"]
-    if not of.last > 0.9:
+def signal(windows: MetricWindows) -> str | None:
+    window, right = windows["groups/no_signal"], windows["accuracy/sampled"]
+    if not window.last > 0.9:
         return None
     if right.last < 0.1:
-        why = "almost nothing is right: too hard a dataset, or a verifier that is (plumbline verify audit reads its verdicts)"
+        why = "almost nothing is right: the dataset is too hard, or the verifier too strict (check its verdicts with plumbline verify audit)"
     elif right.last > 0.9:
-        why = "almost everything is right: this dataset is used up"
+        why = "almost everything is right: there is nothing left to learn from this dataset"
     else:
-        why = (
-            "a problem is right always or never: other problems, a larger group_size or a higher temperature would help"
-        )
-    return f"{of.last:.0%} of the groups have equal rewards and teach nothing: {why}"
+        why = "each problem is solved always or never: use other problems, a larger group_size or a higher temperature"
+    return f"{window.last:.0%} of the groups have equal rewards and teach nothing: {why}"
 
 
-def form(courses: Courses) -> str | None:
-    of = courses["outcome/unparsed"]
-    if of.last > 0.2 and of.last > 3 * of.first:
-        return f"answers without a readable final answer rose {of}: the policy forgets the form. Look at completions"
+def answer_format(windows: MetricWindows) -> str | None:
+    window = windows["outcome/unparsed"]
+    if window.last > 0.2 and window.last > 3 * window.first:
+        return f"answers without a readable final answer rose {window}: the policy forgets the answer format. Read some completions"
     return None
 
 
-def hacking(courses: Courses) -> str | None:
-    reward, held_out = courses["reward/mean"], courses[HELD_OUT]
-    if held_out.count and held_out.lasts[-1] < held_out.most - 0.1 and reward.last > reward.first:
+def reward_hacking(windows: MetricWindows) -> str | None:
+    reward, held_out = windows["reward/mean"], windows[HELD_OUT]
+    if held_out.count and held_out.last_values[-1] < held_out.highest - 0.1 and reward.last > reward.first:
         return (
-            f"held-out accuracy fell from {held_out.most:.1%} to {held_out.lasts[-1]:.1%} while the reward rose {reward}: what is "
-            "learnt is the reward and not the task, or the training problems by heart"
+            f"held-out accuracy fell from {held_out.highest:.1%} to {held_out.last_values[-1]:.1%} while the reward rose {reward}: the "
+            "policy learns to earn the reward instead of the task, or learns the training problems by heart"
         )
     return None
 
 
-SIGNS: dict[str, Callable[[Courses], str | None]] = {
+HEALTH_CHECKS: dict[str, Callable[[MetricWindows], str | None]] = {
     "entropy": entropy,
     "kl/reference": kl,
-    "kl/sampler": engines,
+    "kl/sampler": sampler_mismatch,
     "length/mean": length,
     "groups/no_signal": signal,
-    "outcome/unparsed": form,
-    HELD_OUT: hacking,
+    "outcome/unparsed": answer_format,
+    HELD_OUT: reward_hacking,
 }

@@ -1,6 +1,6 @@
-"""What a run measures: every key of `metrics.jsonl` with its definition, and how the file is written and read.
+"""Metrics of a run: the definition of every key of `metrics.jsonl`, and how the file is written and read.
 
-A number that is not defined cannot be checked, so the writer refuses a key that is not registered here.
+A number without a definition cannot be checked, so the writer refuses keys that are not defined here.
 docs/metrics.md is printed from this registry: `python -m rl.view.metrics > docs/metrics.md`.
 """
 
@@ -31,137 +31,134 @@ class Metric:
 
 SECTIONS: dict[str, tuple[Metric, ...]] = {
     "Progress": (
-        Metric("step", "number", "Steps of the run that are done. Step 0 is the base model and carries only `eval/` keys and `time/evaluate`.",
-               "Grows by one a line."),
+        Metric("step", "number", "Completed steps. Step 0 is the base model and has only `eval/` keys and `time/evaluate`.",
+               "Grows by one per line."),
         Metric("eval/accuracy", "share",
-               "Held-out problems whose greedy completion is CORRECT, over all held-out problems that were graded.",
+               "Held-out problems whose greedy completion is correct, divided by the held-out problems that could be graded.",
                "The number to trust: it should rise above step 0. Its standard error is `sqrt(p (1 - p) / n)`: about "
-               "0.02 for 500 problems, so smaller steps are noise. Flat while `reward/mean` rises: reward hacking or "
-               "memorised training problems."),
+               "0.02 for 500 problems, so smaller steps are noise. Flat while `reward/mean` rises: reward hacking, or "
+               "training problems learnt by heart."),
         Metric("eval/pass_at_k", "share",
                "Held-out problems of which at least one of k = `eval_samples` sampled completions is right. Absent unless "
                "`eval_samples` is set.",
-               "Above `eval/accuracy`. RL often raises that and leaves this: it sharpens what the model could do already."),
+               "Above `eval/accuracy`. RL often raises accuracy and not pass@k: it makes likely what the model could already do."),
         Metric("eval/maj_at_k", "share",
-               "Held-out problems of which the answer that most of the same k completions give is right (a tie counts by "
-               "its share). Null where answers are not written out, as with programs.",
+               "Held-out problems for which the most frequent answer of the same k completions is right (of m tied answers each "
+               "counts 1/m). Null for problems without a final answer to vote on, such as programs.",
                "Near `eval/accuracy`, or above."),
         Metric("eval/length", "tokens", "Mean number of tokens of the greedy held-out completions.",
                "Near `length/mean`."),
-        Metric("eval/truncated", "share", "Held-out completions that were cut by the token limit.",
-               "Near 0; otherwise accuracy measures the limit, not the model: raise the limit."),
+        Metric("eval/truncated", "share", "Held-out completions that the token limit truncated.",
+               "Near 0. Otherwise accuracy measures the limit instead of the model: raise max_tokens."),
     ),
     "Reward": (
         Metric("reward/mean", "reward",
-               "Mean reward of the step's graded completions (those with a value), before any advantage: the score's value, less "
-               "what `dapo` takes for overlong completions.",
-               "Rises, noisily: every step has other problems."),
+               "Mean reward of the step's graded completions (those with a value): the score's value, minus the penalty of `dapo` "
+               "for overlong completions.",
+               "Rises, with noise: every step has other problems."),
         Metric("reward/std", "reward",
-               "Standard deviation of the same rewards, over the whole step and not within groups.",
+               "Standard deviation of the same rewards over the whole step, not within groups.",
                "`sqrt(p (1 - p))` for rewards of 0 and 1, at most 0.5. At 0 there is nothing to learn from."),
         Metric("accuracy/sampled", "share",
-               "CORRECT completions over graded completions, sampled at the training temperature.",
-               "Equals `reward/mean` when the reward is correctness alone. `reward/mean` rising without it: the policy "
-               "collects the format reward only."),
+               "Correct completions divided by graded completions, sampled at the training temperature.",
+               "Equals `reward/mean` if the reward is correctness alone. If only `reward/mean` rises, the policy improves its "
+               "format and not its answers."),
     ),
     "Policy": (
         Metric("kl/reference", "nats per token",
                "Divergence of the policy from the reference, the k3 estimate: the mean over the update's tokens of "
-               "`exp(r) - 1 - r`, `r = reference_logprob - policy_logprob`. Absent when the reference is not run (its "
-               "weight is zero).",
-               "Starts at 0 and grows slowly. A jump by a factor of ten within a few steps: lower the learning rate "
-               "or raise the weight of the penalty."),
+               "`exp(r) - 1 - r`, `r = reference_logprob - policy_logprob`. Absent without a reference "
+               "(kl_weight 0).",
+               "Starts at 0 and grows slowly. If it grows tenfold within a few steps, lower the learning rate or raise "
+               "kl_weight."),
         Metric("kl/sampler", "nats per token",
                "Mismatch between the engine that sampled and the trainer, as the k3 estimate of KL(sampler, trainer): the "
                "mean over the update's tokens of `exp(b - s) - 1 - (b - s)`, `s` the sampler's log-prob of the token and "
-               "`b` the trainer's (the old log-prob). Both are of the same weights, unless the samples are older "
+               "`b` the trainer's (the old log-prob). Both have the same weights, unless the samples are older "
                "(see `staleness`).",
                "Below 1e-6 with the embedded sampler in float32, below about 1e-2 with another engine or bfloat16. "
-               "Growth over the run: the weights do not arrive, or the engines disagree (precision, temperature)."),
+               "Growth over the run means that weights do not arrive or that the engines disagree (data type, temperature)."),
         Metric("mismatch/mean", "nats", "Mean over the update's tokens of `|b - s|`, the same two log-probs.",
                "Below 1e-5 with float32 on both sides, about 0.01 with bfloat16. See `kl/sampler`."),
         Metric("mismatch/max", "nats", "The largest `|b - s|` of the update's tokens.",
-               "A few hundred times the mean. A single token of several nats: another temperature, or a cut distribution."),
+               "A few hundred times the mean. Tokens of several nats point to another temperature or a truncated distribution."),
         Metric("entropy", "nats per token",
                "Mean over the update's tokens of `-sum_v p(v) log p(v)`, the entropy at the sampling temperature of the "
                "policy's distribution that the token is drawn from.",
-               "Falls slowly. Near 0 (collapse): all completions of a group agree and learning stops; raise the upper "
-               "clip or the temperature. A steep rise: the policy is turning to noise."),
+               "Falls slowly. Near 0 (collapse) all completions of a group agree and learning stops: raise clip_high or the "
+               "temperature. A steep rise means that the policy turns to noise."),
     ),
     "Length": (
-        Metric("length/mean", "tokens", "Mean number of tokens of the step's completions, end-of-sequence included.",
-               "Moves slowly. Growth without reward: the length bias of the reduction, see docs/algorithms.md."),
+        Metric("length/mean", "tokens", "Mean number of tokens of the step's completions, including the end-of-sequence token.",
+               "Changes slowly. Growth without more reward is the length bias of the loss reduction, see docs/algorithms.md."),
         Metric("length/max", "tokens", "Length of the longest completion of the step.",
-               "At the token limit exactly when some completion was cut."),
-        Metric("length/truncated", "share", "Completions that were cut by the token limit.",
-               "Below 0.1. Above: right answers are graded as missing; raise the limit."),
+               "Equal to the token limit exactly if a completion was truncated."),
+        Metric("length/truncated", "share", "Completions that the token limit truncated.",
+               "Below 0.1. Above that right answers are graded as missing: raise max_tokens."),
     ),
     "Parts": (
         Metric("part/<name>", "reward",
                "Mean of one named part of the scores of the graded completions: the verifier's own (`part/math`, "
                "`part/program`, ...), and one for each rule of `format`.",
-               "All rise together. A form that rises while correctness does not: the policy farms it."),
+               "All rise together. If a format rule rises without correctness, the policy earns its reward by form alone."),
         Metric("sandbox/level", "level",
-               "How well programs are shut in: 3 all layers, 2 landlock or namespaces beside seccomp, below that only "
-               "with `allow_unsafe_code`. Absent where no program is run.",
+               "Isolation of generated programs: 3 is all layers, 2 is seccomp with landlock or namespaces, less is possible only "
+               "with `allow_unsafe_code`. Absent if no program runs.",
                "2 or 3, the same in every step."),
     ),
     "Groups": (
         Metric("groups/no_signal", "share",
-               "Groups whose graded completions all have scores of the same value. Where advantages are relative to the group "
-               "all of them are 0 then, and it gives no gradient. Absent with one completion a problem.",
-               "High at both ends of training (all wrong, all right). Above 0.5 most of the sampling is wasted: choose "
-               "problems nearer to the policy's ability, larger groups, or dynamic sampling."),
+               "Groups whose graded completions all have the same score. Their advantages, where these are relative to the group, "
+               "are 0 and give no gradient. Absent with one completion per problem.",
+               "High at the beginning (all wrong) and the end (all right). Above 0.5 most of the sampling is wasted: choose "
+               "problems of a more suitable difficulty, larger groups, or dynamic sampling."),
         Metric("groups/no_signal_expected", "share",
-               "The share to expect if every problem had the step's mean pass rate p: `p^G + (1 - p)^G`, G the size of "
-               "a group.",
-               "A lower line for `groups/no_signal`: the formula is convex in p, so observed above expected means that "
-               "problems differ in difficulty."),
-        Metric("groups/trained", "number", "Groups in the update. Where the loss has no term but the surrogate, those whose advantages are all 0 are "
-               "dropped before.",
-               "0 means that this step changed nothing."),
-        Metric("groups/refilled", "number", "Extra rounds of problems that dynamic sampling drew to fill the step.",
+               "The share of such groups if every problem had the step's mean pass rate p: `p^G + (1 - p)^G` with group size G.",
+               "A lower bound of `groups/no_signal`: the formula is convex in p, so the difference shows how much problems "
+               "differ in difficulty."),
+        Metric("groups/trained", "number", "Groups in the update. If the surrogate is the only term of the loss, groups whose advantages are all 0 are "
+               "dropped before the update.",
+               "0 means that the step changed nothing."),
+        Metric("groups/refilled", "number", "Extra rounds of problems that dynamic sampling drew to fill the step, at most `max_refills`.",
                "0 without dynamic sampling. At its limit: the problems are too easy or too hard."),
     ),
     "Outcomes": (
-        Metric("outcome/correct", "share", "Completions that the verifier judged right.", "Rises."),
+        Metric("outcome/correct", "share", "Completions that the verifier graded as correct.", "Rises."),
         Metric("outcome/wrong", "share", "Completions with an answer that was read and is wrong.", "Falls."),
         Metric("outcome/no_answer", "share", "Completions in which no final answer was found.",
-               "Falls within the first steps. Steady: the prompt does not ask for the format, or answers are cut."),
+               "Falls within the first steps. If not, the prompt does not ask for the format, or answers are truncated."),
         Metric("outcome/unparsed", "share", "Completions whose answer was found but could not be read.",
-               "Below 0.05. Above: read examples in the report, the extraction may be wrong."),
-        Metric("outcome/timeout", "share", "Completions whose grading used up its time or memory.",
-               "Below 0.02. Above: the deadline is short, the machine is busy, or the policy learned to stall."),
+               "Below 0.05. Above that read examples in the report: the extraction may be wrong."),
+        Metric("outcome/timeout", "share", "Completions whose grading exceeded its time or memory limit.",
+               "Below 0.02. Above that the deadline is too short, the machine is busy, or the policy has learnt to stall."),
         Metric("outcome/crashed", "share",
-               "Completions that could not be graded because the verifier failed. They have no value and are left out.",
-               "0. Anything else is a fault of the verifier and not of the model."),
+               "Completions that could not be graded because the verifier failed. They have no value and leave their group.",
+               "0. Anything else is a failure of the verifier, not of the model."),
         Metric("outcome/truncated", "share",
-               "Completions that the token limit cut before a right answer. They are counted here and under no other "
-               "outcome.",
-               "Below 0.1. Above: the limit judges, not the verifier; raise it."),
+               "Completions without a correct answer that the token limit truncated. They count under no other outcome.",
+               "Below 0.1. Above that the limit decides the reward: raise max_tokens."),
         Metric("outcome/bad_reference", "share",
-               "Completions that could not be graded because the problem's reference is unusable. Left out as well.",
+               "Completions that could not be graded because the problem's reference is unusable. They leave their group too.",
                "0: such problems are dropped before training."),
     ),
     "Critic": (
-        Metric("value/mean", "reward", "Mean over the step's tokens of V as it was when they were sampled.",
+        Metric("value/mean", "reward", "Mean over the step's tokens of the critic's value V before the update.",
                "Follows `value/return`."),
-        Metric("value/return", "reward", "Mean over the step's tokens of what V is trained towards.",
+        Metric("value/return", "reward", "Mean over the step's tokens of the returns R that the critic is trained on.",
                "Near `reward/mean`."),
         Metric("value/explained", "share",
-               "`1 - Var(R - V) / Var(R)` over the step's tokens: how much of the returns' spread the critic foresees.",
-               "Rises from 0. Below 0: the critic is worse than a constant; raise `value_learning_rate` or warm it up."),
-        Metric("value/grad_norm", "norm", "Length of the gradient of the critic, or of the value head, before clipping, in the step's last update.", "As `grad_norm`."),
+               "`1 - Var(R - V) / Var(R)` over the step's tokens: the share of the returns' variance that the critic predicts.",
+               "Rises from 0. Below 0 the critic is worse than a constant: raise `value_learning_rate` or `critic_warmup_steps`."),
+        Metric("value/grad_norm", "norm", "Norm of the gradient of the critic or value head before clipping, in the step's last update.", "As `grad_norm`."),
     ),
     "Update": (
         Metric("loss", "loss",
-               "The sum that the optimiser minimised: surrogate, plus weighted KL, less weighted entropy, plus the value loss where "
-               "there is one, under the algorithm's reduction. The sum over mini-batches, the mean over epochs.",
-               "No measure of progress: with group-normalised advantages it starts near 0 at any reward. Only a jump "
-               "means something."),
+               "The minimised loss: surrogate plus weighted KL minus weighted entropy, plus the value loss with a critic, under the "
+               "algorithm's reduction; summed over mini-batches, averaged over epochs.",
+               "Not a measure of progress: with group-normalised advantages it starts near 0 at any reward. Only jumps matter."),
         Metric("grad_norm", "norm", "Euclidean norm of the policy's gradient before clipping, in the step's last update.",
-               "Steady within a factor of a few. Spikes go with bad steps; 0 means no signal; null means not finite."),
-        Metric("updates/skipped", "updates", "Updates of the step that were left out because their loss or gradient was not finite.",
+               "Steady within a small factor. Spikes accompany bad steps; 0 means no signal; null means not finite."),
+        Metric("updates/skipped", "updates", "Updates of the step that were skipped because their loss or gradient was not finite.",
                "0. More than `max_skipped` in a row stop the run."),
         Metric("learning_rate", "step size", "Learning rate of the policy in this step, warm-up and decay included.",
                "Follows the schedule."),
@@ -169,53 +166,53 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
                "Tokens whose ratio `exp(policy_logprob - old_logprob)`, with `gspo` their sequence's, lies outside of "
                "`[1 - clip_low, 1 + clip_high]`. Of these a token gives no gradient if its advantage would drive the ratio "
                "further out (with `cispo` it always gives one).",
-               "0 in the first update on fresh samples; below 0.2 later. Above: fewer updates a step or a lower rate."),
+               "0 in the first update on fresh samples, below 0.2 later. Above that use fewer updates per step or a lower rate."),
         Metric("ratio/max", "ratio", "Largest ratio of policy to old probability over the update's tokens.",
-               "1 in the first update on fresh samples; tens or more: the update is too large."),
+               "1 in the first update on fresh samples. At ten or more the update is too large."),
         Metric("staleness", "steps",
-               "Mean over completions of the steps made between the weights they were sampled with and this step's. Each "
-               "completion's own is in completions.jsonl, as `policy_version`.",
-               "0; 1 with `one_step_ahead`; with `rft` it grows, with `sft` it says nothing."),
+               "Mean over completions of the number of steps between the weights that sampled them and this step's weights. Each "
+               "completion's version is in completions.jsonl as `policy_version`.",
+               "0; 1 with `one_step_ahead`; with `rft` it grows; with `sft` it has no meaning."),
         Metric("tis/weight", "weight",
-               "Mean over the update's tokens of the weight of truncated importance sampling, `min(exp(b - s), C)`, C = 2: "
-               "corrects for the sampler's mismatch (see `kl/sampler`). Absent with `sft`, `rft` and `online-rft`.",
-               "Within 0.01 of 1. Below: the engines disagree or the truncation bites."),
-        Metric("tis/truncated", "share", "Tokens whose importance weight was cut at C.", "Below 0.01."),
+               "Mean over the update's tokens of the weight of truncated importance sampling, `min(exp(b - s), C)`, C = `importance_cap` "
+               "(2): it corrects for the sampler's mismatch (see `kl/sampler`). Absent with `sft`, `rft` and `online-rft`.",
+               "Within 0.01 of 1. Below that the engines disagree, or many weights are truncated."),
+        Metric("tis/truncated", "share", "Tokens whose importance weight was truncated at C.", "Below 0.01."),
     ),
     "Delivery": (
         Metric("delivery/error", "nats",
                "Mean absolute difference between the sampler's and the trainer's log-probs of short samples of the base model, "
                "after the new weights were delivered; of several servers the largest.",
-               "Rounding only: below 1e-5 in float32; in bfloat16 up to three times what it moves the model's own "
-               "log-probs by, 0.07 or so for a real model. More: the run stops."),
+               "Rounding only: below 1e-5 in float32; in bfloat16 up to three times the change that rounding makes to the model's "
+               "own log-probs, about 0.07 for a real model. With more the run stops."),
     ),
     "Cost": (
         Metric("tokens/sampled", "tokens", "Completion tokens sampled for training in this step.",
-               "Number of completions times `length/mean`."),
+               "The number of completions times `length/mean`."),
         Metric("tokens/trained", "tokens",
-               "Tokens through the forward of the update in this step, in every epoch; a prompt counts once a group.",
-               "Below `tokens/sampled` when many groups carry no signal."),
+               "Tokens in the forward passes of the update, summed over epochs; a prompt counts once per group.",
+               "Below `tokens/sampled` if many groups carry no signal."),
         Metric("tokens/per_second", "tokens per second", "`tokens/sampled / time/sample`.",
                "Steady. Falls as completions grow longer."),
         Metric("flops/update", "operations",
-               "Floating-point operations of the update, counted from shapes (rl/capacity/cost.py): reference, forward and backward of "
-               "policy and critic, every epoch.",
+               "Floating-point operations of the update, computed from shapes (rl/capacity/cost.py): the reference, and forward and "
+               "backward of policy and critic in every epoch.",
                "Falls with the groups that carry no signal."),
-        Metric("time/step", "seconds", "The whole step by the wall clock, evaluation included.", "Steady."),
-        Metric("time/sample", "seconds", "Sampling the completions. With `one_step_ahead` it goes on while the step before is trained on.",
-               "Usually the largest part."),
-        Metric("time/verify", "seconds", "Grading that was still to do when the last completion was sampled.",
-               "Small: most is done while others are sampled. Large: stalling answers, few workers."),
-        Metric("time/train", "seconds", "Forward, backward and optimiser, the reference included.",
+        Metric("time/step", "seconds", "Wall-clock time of the whole step, including an evaluation.", "Steady."),
+        Metric("time/sample", "seconds", "Sampling the completions. With `one_step_ahead` it overlaps with the update of the step before.",
+               "Usually the largest phase."),
+        Metric("time/verify", "seconds", "Grading that remained when the last completion had been sampled.",
+               "Small: most grading happens during sampling. If large, answers stall or there are too few workers."),
+        Metric("time/train", "seconds", "Forward, backward and optimizer step, including the reference.",
                "Falls with the groups that carry no signal."),
-        Metric("time/optimizer", "seconds", "Of `time/train`, clipping and the optimiser's own step.", "Steady."),
-        Metric("time/deliver", "seconds", "Handing the weights to the sampler, and the proof that they arrived; with `one_step_ahead` also the wait until "
-               "the sampler is done.", "Small."),
+        Metric("time/optimizer", "seconds", "The part of `time/train` for gradient clipping and the optimizer step.", "Steady."),
+        Metric("time/deliver", "seconds", "Sending the weights to the sampler and checking that they arrived; with `one_step_ahead` also waiting until the "
+               "sampler has finished.", "Small."),
         Metric("time/evaluate", "seconds", "The held-out evaluation, on the steps that evaluate.",
-               "If it dominates, evaluate less often."),
+               "If it is the largest phase, evaluate less often."),
         Metric("memory/peak", "bytes",
                "Peak resident memory of the trainer process; on a GPU the peak of the allocator.",
-               "Flat after the first steps. Steady growth is a leak."),
+               "Constant after the first steps. Steady growth is a memory leak."),
     ),
 }  # fmt: skip
 METRICS: dict[str, Metric] = {metric.key: metric for metrics in SECTIONS.values() for metric in metrics}
@@ -224,22 +221,22 @@ OUTCOMES = tuple(key.removeprefix("outcome/") for key in METRICS if key.startswi
 
 
 def _finite(value: float | None) -> float | None:
-    """JSON has no NaN and no infinity: they become null, which every reader already takes as "not measured"."""
+    """JSON has no NaN and no infinity: they become null, which readers treat as "not measured"."""
     return None if value is None or not math.isfinite(value) else value
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Written aside and renamed: a kill leaves the old file or the new one, and who reads meanwhile sees no half."""
+    """Writes a temporary file and renames it: a kill leaves the old file or the new one, and no reader sees half of one."""
     aside = path.with_name(f"{path.name}.tmp")
     aside.write_text(text, encoding="utf-8")
     os.replace(aside, path)
 
 
 class MetricsWriter:
-    """Appends one line a step to metrics.jsonl.
+    """Appends one line per step to metrics.jsonl.
 
-    `keep_through` is the step that a resumed run continues from: later lines are cut, since those steps run again.
-    A line that a kill cut short is dropped as well, or the next line would be glued to it.
+    `keep_through` is the step that a resumed run continues from: later lines are removed, since those steps run again.
+    A line that a kill cut short is removed as well, or the next line would continue it.
     """
 
     def __init__(self, run_dir: Path, keep_through: int | None = None) -> None:
@@ -260,7 +257,7 @@ class MetricsWriter:
 
 
 def keep_lines(path: Path, is_kept: Callable[[str], bool]) -> None:
-    """Of a file of any size the complete lines that are kept, line by line, in one move."""
+    """Rewrites a file of any size with its complete lines that is_kept holds for, line by line, and replaces it in one rename."""
     aside = path.with_name(f"{path.name}.tmp")
     with aside.open("w", encoding="utf-8") as file:
         file.writelines(line for line in complete_lines(path) if is_kept(line))
@@ -268,7 +265,7 @@ def keep_lines(path: Path, is_kept: Callable[[str], bool]) -> None:
 
 
 def complete_lines(path: Path) -> Iterator[str]:
-    """Of a file that a run appends to, if it is there: all but a last line that a kill cut short."""
+    """The lines of a file that a run appends to, without a last line that a kill cut short; none if there is no file."""
     if path.exists():
         with path.open(encoding="utf-8") as file:
             try:
@@ -278,7 +275,7 @@ def complete_lines(path: Path) -> Iterator[str]:
 
 
 def _read(path: Path) -> list[tuple[str, Row]]:
-    """Text and value of every line; a broken one is an error."""
+    """Text and parsed row of every line. Raises UserError for a broken line."""
     lines = []
     for number, line in enumerate(complete_lines(path), start=1):
         try:
@@ -292,7 +289,7 @@ def _read(path: Path) -> list[tuple[str, Row]]:
 
 
 def existing_run_dir(run_dir: Path) -> Path:
-    """The folder, if it is there."""
+    """The folder. Raises UserError if it does not exist."""
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
         raise UserError(
@@ -302,21 +299,21 @@ def existing_run_dir(run_dir: Path) -> Path:
 
 
 def read_metrics(run_dir: Path) -> list[Row]:
-    """The run's steps in order. No file or an empty one gives no rows; a last line cut by a kill is left out."""
+    """The rows of metrics.jsonl in order; none if it is missing or empty. A last line that a kill cut short is left out."""
     return [row for _, row in _read(run_dir / "metrics.jsonl")]
 
 
 def series(rows: list[Row], key: str) -> tuple[list[float], list[float]]:
-    """Steps and values of one metric, on the steps where it was measured."""
+    """(steps, values) of one metric, where it was measured."""
     points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
     return [float(step or 0) for step, _ in points], [float(value or 0) for _, value in points]
 
 
 def start_and_end(rows: list[Row], key: str) -> tuple[float, float] | None:
-    """Where a metric began and where it stands. None if it was never measured.
+    """(first, last) value of a metric; None if it was never measured.
 
-    Held-out evaluations are compared as they are; what is measured on each step's own problems is too noisy for that,
-    so there the first tenth of the measured steps is averaged, and the last tenth.
+    Evaluations are single values. Other metrics are measured on each step's own problems and are noisy, so their first and last
+    values are means over the first and the last tenth of the measured steps.
     """
     values = series(rows, key)[1]
     if not values:
@@ -326,29 +323,27 @@ def start_and_end(rows: list[Row], key: str) -> tuple[float, float] | None:
 
 
 def unsafe_programs(rows: list[Row]) -> str | None:
-    """What every summary must say of a run whose programs were not shut in."""
+    """The warning that every summary shows for a run whose programs were not sandboxed; None for other runs."""
     levels = series(rows, "sandbox/level")[1]
     if not levels or min(levels) >= MIN_LEVEL:
         return None
-    return (
-        f"UNSAFE: programs were run at isolation level {min(levels):g}, below {MIN_LEVEL}, as allow_unsafe_code permits"
-    )
+    return f"UNSAFE: programs ran at isolation level {min(levels):g}, below {MIN_LEVEL}, as allow_unsafe_code permits"
 
 
 def time_by_phase(rows: list[Row]) -> dict[str, float]:
-    """Seconds of the whole run in each phase, and in none of them ("other")."""
+    """Seconds of the whole run in each phase, and outside of all of them ("other")."""
     seconds = {phase: sum(series(rows, f"time/{phase}")[1]) for phase in PHASES}
     seconds["other"] = max(0.0, sum(series(rows, "time/step")[1]) - sum(seconds.values()))
     return seconds
 
 
 def markdown() -> str:
-    """The registry as docs/metrics.md."""
-    lines = ["# Metrics", "", "Every key of `metrics.jsonl`, one JSON object a line, one line a step. A key that was not",
-             "measured is null or absent; so is a value that is not finite. Log-probs are natural logarithms.", "",
-             "*The update's tokens* are the completion tokens that went through the update's forward, once in every epoch.",
-             "Completions whose advantage is 0 are among them only where the loss has a term beside the surrogate: a KL, an",
-             "entropy bonus or a critic.", "",
+    """The text of docs/metrics.md."""
+    lines = ["# Metrics", "", "Every key of `metrics.jsonl`, which has one JSON object per step and line. A metric that was not",
+             "measured or is not finite is null or absent. Log-probs are natural logarithms.", "",
+             "*The update's tokens* are the completion tokens in the update's forward passes, counted once per epoch.",
+             "Completions whose advantage is 0 are included only if the loss has another term than the surrogate: a KL, an",
+             "entropy bonus or a value loss.", "",
              "This page is printed from `rl/view/metrics.py`: `python -m rl.view.metrics > docs/metrics.md`."]  # fmt: skip
     for title, metrics in SECTIONS.items():
         lines += ["", f"## {title}"]

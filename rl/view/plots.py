@@ -1,4 +1,4 @@
-"""The plots of a run: as inline SVG for the report, as a PNG of several runs beside each other."""
+"""Plots of a run: inline SVG for the report, and a PNG that compares several runs."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from rl.view.metrics import OUTCOMES, PHASES, Row, existing_run_dir, read_metrics, series
 
-POINTS = 300  # a curve is averaged down to this many points: the page stays small however long the run
-INK, MUTED, GRID = "#010203", "#010204", "#010205"  # stand-ins: replaced by CSS variables, for light and dark
+POINTS = 300  # a longer curve is averaged to this many points, to keep the page small
+INK, MUTED, GRID = "#010203", "#010204", "#010205"  # placeholders that become CSS variables, for light and dark pages
 BLUE, ORANGE, GREEN, PURPLE, RED, GREY = "#3b7dd8", "#e08a2e", "#2fa37a", "#8d6bd1", "#d1495b", "#8a93a1"
 SLATE, GOLD, BROWN, LIGHT = "#75808f", "#cfa62e", "#8c5a3c", "#b9c0ca"
 OUTCOME_COLOURS: dict[str, str] = dict(
@@ -27,7 +27,7 @@ OUTCOME_COLOURS: dict[str, str] = dict(
 )
 PHASE_COLOURS: dict[str, str] = dict(zip(PHASES, (BLUE, ORANGE, GREEN, GREY, PURPLE), strict=True))
 PERCENT = FuncFormatter(lambda share, _: f"{round(100 * share, 6):g}%")
-PLAIN = FuncFormatter(lambda value, _: f"{value:g}")  # 2e-05 at the tick, no factor above the axis
+PLAIN = FuncFormatter(lambda value, _: f"{value:g}")  # 2e-05 at each tick instead of a factor above the axis
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none", "font.size": 9, "axes.labelsize": 9, "axes.spines.top": False, "axes.spines.right": False,
     "axes.edgecolor": GRID, "axes.labelcolor": MUTED, "text.color": INK, "xtick.color": MUTED, "ytick.color": MUTED,
@@ -38,20 +38,20 @@ STYLE: dict[Any, Any] = {
 
 
 def _thin(values: Sequence[float]) -> np.ndarray:
-    """Means over equal runs of steps, so that a long curve keeps its shape in a bounded number of points."""
+    """Averages equal ranges of steps, so that a curve has at most POINTS points."""
     starts = np.arange(0, len(values), max(1, math.ceil(len(values) / POINTS)))
     sums = np.add.reduceat(np.asarray(values, float), starts) if len(values) else np.array([])
     return sums / np.diff(np.append(starts, len(values)))
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Centred moving average over a twentieth of the curve, at the edges over what is there; short curves stay as is."""
+    """Centred moving average over a twentieth of the curve (at the edges over fewer points); short curves are unchanged."""
     kernel = np.ones(2 * (len(values) // 40) + 1 if len(values) > 40 else 1)
     return np.convolve(values, kernel, "same") / np.convolve(np.ones_like(values), kernel, "same")
 
 
 def _curve(axes: Axes, rows: list[Row], key: str, colour: str, label: str = "", *, noisy: bool = True) -> None:
-    """One metric: a line with its points while they are few, the raw curve behind a smoothed one when they are many."""
+    """Draws a metric: up to 40 points as a line with markers, more as a pale raw curve behind a smoothed one."""
     steps, values = (_thin(numbers) for numbers in series(rows, key))
     if not len(steps):
         return
@@ -65,7 +65,7 @@ def _curve(axes: Axes, rows: list[Row], key: str, colour: str, label: str = "", 
 
 
 def _stack(axes: Axes, rows: list[Row], colours: dict[str, str], prefix: str) -> None:
-    """Shares or seconds on top of each other. A single step is drawn one step wide, or it would have no area."""
+    """Draws a stacked area of shares or seconds. A single step is drawn one step wide, since it would have no area."""
     rows = [row for row in rows if any(row.get(prefix + name) is not None for name in colours)]
     steps = [float(row["step"] or 0) for row in rows]
     if len(rows) == 1:
@@ -78,7 +78,7 @@ def _stack(axes: Axes, rows: list[Row], colours: dict[str, str], prefix: str) ->
 
 
 def _from_zero(axes: Axes) -> None:
-    """The axis of a quantity that cannot be negative, with room above for the highest point."""
+    """Scales the axis of a non-negative quantity, with space above the highest point."""
     axes.set_ylim(0, 1.08 * max(0.0, float(axes.dataLim.y1)) or 1.0)
 
 
@@ -143,7 +143,7 @@ def _time(axes: Axes, rows: list[Row]) -> None:
     _from_zero(axes)
 
 
-# title; the metrics whose expectation is printed below; the panels, each with the metrics it shows
+# Title, metrics whose expected values are printed below, and panels with the metrics that they show.
 Panel = tuple[tuple[str, ...], Callable[[Axes, list[Row]], None]]
 PLOTS: tuple[tuple[str, tuple[str, ...], tuple[Panel, ...]], ...] = (
     ("Held-out accuracy", ("eval/accuracy",), ((("eval/accuracy", "accuracy/sampled"), _accuracy),)),
@@ -163,7 +163,7 @@ PLOTS: tuple[tuple[str, tuple[str, ...], tuple[Panel, ...]], ...] = (
 
 
 def svg_of(title: str, panels: Sequence[Panel], rows: list[Row]) -> str:
-    """The panels above each other as inline SVG whose text and colours follow the page."""
+    """Inline SVG of panels above each other, with the text and colours of the page."""
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": title}):
         figure = Figure(figsize=(4.6, 2.1 + 0.65 * len(panels)), layout="constrained")
         every = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
@@ -188,7 +188,7 @@ def svg_of(title: str, panels: Sequence[Panel], rows: list[Row]) -> str:
 
 
 def accuracy_figure(run_dirs: list[Path], path: Path) -> None:
-    """A PNG of several runs beside each other: held-out accuracy and reward against steps."""
+    """A PNG that compares runs: held-out accuracy and reward by step."""
     colours = (BLUE, ORANGE, GREEN, PURPLE, RED, GREY)
     ink = dict.fromkeys(("axes.labelcolor", "xtick.color", "ytick.color"), "#5d6878")
     style: dict[Any, Any] = {**STYLE, **ink, "text.color": "#1b2330", "axes.edgecolor": "#d5dae1", "font.size": 10,

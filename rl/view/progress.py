@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: one live line on a terminal, one plain line a step anywhere else."""
+"""Progress of a run on the console: one live line on a terminal, one plain line per step elsewhere."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from transformers.utils.logging import disable_progress_bar
 
 from rl.view.metrics import Row, series, start_and_end, time_by_phase, unsafe_programs
 
-# Everything that can steer a terminal, hide in a page or turn the direction of reading; tab and newline stay.
+# Characters that control a terminal, are invisible or change the direction of text; tab and newline are harmless.
 _CONTROL = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
 )
 
 
 def visible(text: str) -> str:
-    """Model text is hostile: control characters are spelled out (\\x1b), so that they are read and not obeyed."""
+    """Spells out control characters (\\x1b), so that model text, which is hostile, cannot control the terminal or page."""
     return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text.replace("\r\n", "\n"))
 
 
 def duration(seconds: float) -> str:
-    """45s, 12m 03s, 3h 05m: two units at most."""
+    """Formats seconds with at most two units: 45s, 12m 03s, 3h 05m."""
     total = round(seconds)
     if total < 60:
         return f"{total}s"
@@ -40,14 +40,14 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """A context manager around a run.
+    """A context manager that shows a run's progress.
 
-    On a terminal the line of the current step is rewritten in place and the lines that evaluate stay. Where the output
-    is a file (CI, nohup) every step is a plain line without control codes.
+    On a terminal the line of the current step is rewritten in place, and lines of steps that evaluate stay. If the output is a file
+    (CI, nohup), every step is a plain line without control codes.
     """
 
     def __init__(self, num_steps: int, console: Console | None = None, *, quiet: bool = False) -> None:
-        # force_terminal is stated, since FORCE_COLOR in the environment would otherwise put control codes into a log.
+        # Set explicitly: otherwise FORCE_COLOR in the environment would put control codes into a log.
         self.console = console or Console(force_terminal=sys.stdout.isatty(), quiet=quiet)
         self.num_steps = num_steps
         self._seconds: list[float] = []
@@ -60,7 +60,7 @@ class Progress:
         self._task = self._bar.add_task("", total=None) if self._bar else None
 
     def __enter__(self) -> Self:
-        disable_progress_bar()  # of transformers: its bars would break into the live line
+        disable_progress_bar()  # the progress bars of transformers would interrupt the live line
         if self._bar:
             self._bar.start()
         return self
@@ -72,23 +72,23 @@ class Progress:
             self._bar.stop()
 
     def start(self, message: str) -> None:
-        """A phase before training: shown in the live line until the next one replaces it."""
+        """Shows a phase before training in the live line, until the next one replaces it."""
         if not self._live(visible(message), None):
             self.message(message)
 
     def step(self, metrics: Mapping[str, float | None]) -> None:
-        """One step is done. The base model's line (step 0) and the lines that evaluate stay on a terminal too."""
+        """Shows a completed step. On a terminal the lines of step 0 and of steps that evaluate stay."""
         self._seconds += series([dict(metrics)], "time/step")[1]
         line = step_line(metrics, self.num_steps, self._seconds)
         evaluated = metrics.get("eval/accuracy") is not None
         if evaluated:
             self._accuracy = metrics["eval/accuracy"]
-        known = {**metrics, "eval/accuracy": self._accuracy}  # the live line keeps the last accuracy in view
+        known = {**metrics, "eval/accuracy": self._accuracy}  # the live line repeats the last accuracy
         if not self._live(step_line(known, self.num_steps, self._seconds), metrics["step"]) or evaluated:
             self.message(line)
 
     def message(self, text: str) -> None:
-        """A line that stays."""
+        """Prints a line that stays."""
         self.console.print(Text(visible(text)), soft_wrap=True)
 
     def _live(self, text: str, completed: float | None) -> bool:
@@ -100,7 +100,7 @@ class Progress:
 
 
 def step_line(metrics: Mapping[str, float | None], num_steps: int, seconds: list[float]) -> str:
-    """The step in one line; what was not measured is left out. Time left goes by the last 20 steps."""
+    """One line of a step's measured metrics, with the time left by the mean of the last 20 steps."""
     formats = (("reward/mean", "reward {:.3f}"), ("eval/accuracy", "held-out {:.1%}"), ("kl/reference", "KL {:.4f}"),
                ("entropy", "entropy {:.2f}"), ("length/mean", "length {:.0f}"), ("tokens/per_second", "{:,.0f} tok/s"),
                ("time/step", "{:.1f} s"))  # fmt: skip
@@ -114,7 +114,7 @@ def step_line(metrics: Mapping[str, float | None], num_steps: int, seconds: list
 
 
 def final_table(rows: list[Row], console: Console) -> None:
-    """Before and after, and where the time went."""
+    """Prints metrics at the start and the end of a run, and each phase's share of the time."""
     steps = max((int(row["step"] or 0) for row in rows), default=0)
     table = Table(title=f"After {steps} steps", title_justify="left", box=SIMPLE)
     for header in ("", "start", "end", "change"):
@@ -128,7 +128,9 @@ def final_table(rows: list[Row], console: Console) -> None:
             start, end = ends[0] * scale, ends[1] * scale
             table.add_row(label, f"{start:{form}}", f"{end:{form}}", f"{end - start:+{form}}")
     console.print(table)
-    console.print("Held-out: first and last evaluation. The rest: first and last tenth of the steps.")
+    console.print(
+        "Held-out accuracy: first and last evaluation. Other rows: means of the first and the last tenth of the steps."
+    )
     console.print(Text(where_time_went(rows)), soft_wrap=True)
     unsafe = unsafe_programs(rows)
     if unsafe:
@@ -136,7 +138,7 @@ def final_table(rows: list[Row], console: Console) -> None:
 
 
 def where_time_went(rows: list[Row]) -> str:
-    """Total time and the share of each phase, largest first; phases under half a percent are left out."""
+    """The total time and each phase's share of it, the largest first, without phases under half a percent."""
     phases = time_by_phase(rows)
     total = sum(phases.values())
     if not total:

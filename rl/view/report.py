@@ -1,7 +1,7 @@
-"""report.html: one file that shows a run to a person, on any screen, without a request to anywhere.
+"""Writes report.html: a run on one self-contained page that makes no network requests.
 
-Model text is hostile: every string from the run is escaped, control characters are spelled out, and the page forbids
-itself scripts and requests. What is missing (a run killed early, no reference, no completions) is said in its place.
+Model text is hostile: every string from the run is escaped, control characters are spelled out, and the page's own policy forbids
+scripts and requests. Missing parts (a run killed early, no reference, no completions) are named in their place.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rl.view.health_checks import Courses
+from rl.view.health_checks import MetricWindows
 from rl.view.metrics import (
     METRICS,
     Row,
@@ -34,7 +34,7 @@ TEXT_LIMIT = 4_000  # characters of a prompt or completion that are embedded
 
 
 def _plot_card(title: str, notes: Sequence[str], panels: Sequence[Panel], rows: list[Row]) -> str:
-    """A plot, what to expect of it, and on demand how it is measured. Empty if this run measured nothing of it."""
+    """HTML of a plot, what to expect of its metrics, and their definitions to unfold; empty if none of them was measured."""
     timed = title == "Where the time went"
     rows_drawn = [row for row in rows if row["step"]] if timed else rows  # step 0 only evaluates
     drawn = [panel for panel in panels if any(series(rows_drawn, name)[0] for name in panel[0])]
@@ -42,7 +42,7 @@ def _plot_card(title: str, notes: Sequence[str], panels: Sequence[Panel], rows: 
         return ""
     text = "".join(_note(f"`{key}` {METRICS[key].healthy}") for key in notes if series(rows, key)[0])
     if title == "Divergence" and not series(rows, "kl/reference")[0]:
-        text += _note("The reference was not run: the weight of its penalty is zero.")
+        text += _note("There is no reference: kl_weight is 0.")
     text += _note(where_time_went(rows)) if timed else ""
     terms = "".join(_note(f"`{key}` {METRICS[key].meaning}") for panel in drawn for key in panel[0])
     how = f"<details class=how><summary>How it is measured</summary>{terms}</details>"
@@ -52,7 +52,7 @@ def _plot_card(title: str, notes: Sequence[str], panels: Sequence[Panel], rows: 
 def _plots(rows: list[Row]) -> str:
     cards = {plot[0]: _plot_card(*plot, rows) for plot in PLOTS}
     missing = ", ".join(title for title, card in cards.items() if not card)
-    note = f"<p class=note>Not measured in this run so far: {missing}.</p>" if missing else ""
+    note = f"<p class=note>Not measured in this run yet: {missing}.</p>" if missing else ""
     return f"<div class=grid>{''.join(cards.values())}</div>{note}"
 
 
@@ -60,14 +60,14 @@ def _plots(rows: list[Row]) -> str:
 
 
 def _text(value: object, limit: int = TEXT_LIMIT) -> str:
-    """Any value of the run as safe HTML text; a list of chat messages or of options as JSON."""
+    """A value of the run as escaped HTML text, lists and dictionaries as JSON, cut at `limit` characters."""
     text = json.dumps(value, ensure_ascii=False, indent=1) if isinstance(value, list | dict) else str(value)
     cut = f" … [{len(text) - limit:,} more characters]" if len(text) > limit else ""
     return html.escape(visible(text[:limit])) + cut
 
 
 def _prose(text: str) -> str:
-    """Text of ours, or of the registry, with its `code` marked."""
+    """HTML of our own text (plots, metric definitions), with its `code` marked."""
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
 
 
@@ -76,7 +76,7 @@ def _note(text: str) -> str:
 
 
 def _headline(rows: list[Row], config: dict[str, Any]) -> str:
-    """The numbers a reader wants first."""
+    """HTML of the main numbers: accuracy, reward, time, tokens, steps."""
     tiles = []
     accuracy, reward = start_and_end(rows, "eval/accuracy"), start_and_end(rows, "reward/mean")
     if accuracy and len(series(rows, "eval/accuracy")[0]) == 1:
@@ -98,15 +98,19 @@ def _headline(rows: list[Row], config: dict[str, Any]) -> str:
     return "".join(f"<div class=tile><b>{value}</b><span>{label}</span></div>" for value, label in tiles)
 
 
-# What a reader should not have to find alone: metric, bound over the last tenth of the steps, what it means.
+# Problems to show at the top: metric, its bound for the last tenth of the steps, what a larger value means.
 CONCERNS = (
-    ("length/truncated", 0.1, "of the completions are cut by the token limit: right answers may be graded as missing"),
-    ("groups/no_signal", 0.5, "of the groups carry no signal: most of the sampling teaches nothing"),
-    ("outcome/unparsed", 0.05, "of the answers could not be read: check the extraction before blaming the model"),
-    ("outcome/timeout", 0.02, "of the gradings passed their deadline"),
-    ("outcome/crashed", 0.0, "of the completions could not be graded, since the verifier failed"),
-    ("outcome/bad_reference", 0.0, "of the completions could not be graded, since their reference is unusable"),
-    ("tis/truncated", 0.01, "of the tokens had their importance weight cut: sampler and trainer disagree"),
+    (
+        "length/truncated",
+        0.1,
+        "of the completions are truncated by the token limit: right answers may be graded as missing",
+    ),
+    ("groups/no_signal", 0.5, "of the groups have equal rewards: most of the sampling teaches nothing"),
+    ("outcome/unparsed", 0.05, "of the answers could not be parsed: check the extraction before you blame the model"),
+    ("outcome/timeout", 0.02, "of the answers exceeded the time or memory limit of grading"),
+    ("outcome/crashed", 0.0, "of the completions could not be graded because the verifier failed"),
+    ("outcome/bad_reference", 0.0, "of the completions could not be graded because their reference is unusable"),
+    ("tis/truncated", 0.01, "of the tokens had their importance weight truncated: sampler and trainer disagree"),
 )
 
 
@@ -115,14 +119,17 @@ def _concerns(rows: list[Row]) -> str:
     items = [f"<li><b>{end[1]:.1%}</b> {meaning} (<code>{key}</code>, last tenth of the steps).</li>"
              for end, key, bound, meaning in ends if end and end[1] > bound]  # fmt: skip
     unsafe = unsafe_programs(rows)
-    items += [f"<li>{_text(found)}.</li>" for found in (*([unsafe] if unsafe else []), *Courses(rows).signs().values())]
+    items += [
+        f"<li>{_text(found)}.</li>"
+        for found in (*([unsafe] if unsafe else []), *MetricWindows(rows).warnings().values())
+    ]
     return (
         f"<section class='card concerns'><h3>Look here first</h3><ul>{''.join(items)}</ul></section>" if items else ""
     )
 
 
 def _first_prompt(config: dict[str, Any]) -> str:
-    """As the model read it: a template or an option that does something else than was meant shows there."""
+    """HTML of the first prompt as the model reads it, which shows mistakes in the template or the options."""
     prompt = config.get("first_prompt")
     if prompt is None:
         return ""
@@ -143,7 +150,7 @@ def _config_table(config: dict[str, Any]) -> str:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Byte offset and record of every readable line. The file may hold gigabytes: one line at a time is in memory."""
+    """Byte offset and record of every readable line. The file may have gigabytes, so one line at a time is in memory."""
     with path.open("rb") as file:
         offset = 0
         for line in file:
@@ -157,7 +164,7 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _chosen_groups(path: Path) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-    """For the first, the middle and the last step: the first group whose rewards differ, and the first where not."""
+    """(step, records) of the groups to show: of the first, middle and last step one with different rewards and one with equal ones."""
     offsets: dict[int, list[int]] = {}
     for offset, record in _lines(path):
         offsets.setdefault(record["step"], []).append(offset)
@@ -179,9 +186,9 @@ def _has_signal(group: list[dict[str, Any]]) -> bool:
 
 
 def _chosen_completions(step: int, group: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
-    """Best and worst by reward, and one of the rest at random: the same one each time the report is written.
+    """The completions of a group to show: best and worst by reward, and a random one of the rest, the same for every report.
 
-    Where the rewards do not differ there is no best: one at random stands for all.
+    If all rewards are equal, only a random one.
     """
     picks: list[tuple[str, dict[str, Any]]] = []
     if _has_signal(group):
@@ -262,8 +269,10 @@ def _page(name: str, config: dict[str, Any], rows: list[Row], completions: str) 
         body = f"<div class=tiles>{_headline(rows, config)}</div>{_concerns(rows)}{_plots(rows)}"
     else:
         body = "<section class=card>No step was measured yet: metrics.jsonl is missing or empty. The run was stopped "
-        body += "before its first line, or has only just started.</section>"
-    policy = "default-src 'none'; style-src 'unsafe-inline'"  # whatever slips through: no script, no request
+        body += "before its first step, or has just started.</section>"
+    policy = (
+        "default-src 'none'; style-src 'unsafe-inline'"  # in case something is not escaped: no scripts, no requests
+    )
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{policy}"><title>{_text(name)} – Plumbline</title>
@@ -277,7 +286,7 @@ def _page(name: str, config: dict[str, Any], rows: list[Row], completions: str) 
 
 
 def _read_config(run_dir: Path) -> dict[str, Any]:
-    """The run's options; nothing if they are missing or were cut by a kill: the curves are worth showing without."""
+    """The run's config.json; {} if it is missing or incomplete, so that the curves are shown anyway."""
     try:
         config = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
@@ -286,7 +295,7 @@ def _read_config(run_dir: Path) -> dict[str, Any]:
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write report.html into the run's folder, in one move: a page that is open while the run goes on is never half."""
+    """Writes report.html into the run's folder, in one rename, so that a browser never loads half of it. -> its path."""
     run_dir = existing_run_dir(run_dir)
     completions = _completions(run_dir / "completions.jsonl")
     page = _page(run_dir.resolve().name, _read_config(run_dir), read_metrics(run_dir), completions)

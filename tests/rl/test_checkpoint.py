@@ -83,7 +83,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_is_used(
     damage(tmp_path / "run" / "checkpoints" / "step-000002")
     train(resumed(config))
     said = " ".join(capsys.readouterr().out.split())
-    assert "step-000002 is not as it was saved" in said and "kept as damaged-step-000002" in said
+    assert "step-000002 is damaged" in said and "renamed to damaged-step-000002" in said
     ours, theirs = (final_weights(tmp_path / name, 3) for name in ("run", "whole"))
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
     assert [path.name for path in checkpoints(tmp_path / "run")] == ["step-000002", "step-000003"]
@@ -155,7 +155,7 @@ def test_a_full_disk_ends_the_run_with_a_message_and_the_last_checkpoint_stands(
     assert here.poll(60)
     said = here.recv()
     child.join()
-    assert "it could not be written" in said and "step-000001 stands" in said and "--resume" in said
+    assert "it could not be written" in said and "step-000001 is complete" in said and "--resume" in said
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000001"]
     train(resumed(config))
     assert_equal_runs(tmp_path / "run", tmp_path / "whole", 3)

@@ -71,4 +71,4 @@ def test_final_table_tells_before_after_and_where_the_time_went() -> None:
     assert "8s: sample 75%, other 25%." in out.getvalue()
     assert "UNSAFE" not in out.getvalue()
     final_table([{**row, "sandbox/level": 1.0} for row in rows], Console(file=out, width=100))
-    assert "UNSAFE: programs were run at isolation level 1, below 2" in out.getvalue()
+    assert "UNSAFE: programs ran at isolation level 1, below 2" in out.getvalue()

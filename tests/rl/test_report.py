@@ -110,7 +110,7 @@ def test_a_run_killed_at_once_shows_what_there_is(tmp_path: Path) -> None:
     page = Page(write_report(folder).read_text(encoding="utf-8"))
     assert (
         page.count("svg") == 8
-        and "The reference was not run" in page.text
+        and "There is no reference: kl_weight is 0" in page.text
         and "policy from its reference" not in page.text
     )
     assert "held-out accuracy, evaluated once" in page.text and "config.json is missing or cannot be read" in page.text
@@ -126,7 +126,7 @@ def test_nothing_measured_is_said(tmp_path: Path) -> None:
 def test_the_base_model_alone_has_an_accuracy_and_the_rest_is_said_to_be_missing(tmp_path: Path) -> None:
     page = Page(_run(tmp_path / "run", _steps(0), []))
     assert page.count("svg") == 1 and "holds no completion yet" in page.text
-    missing = page.text.partition("Not measured in this run so far: ")[2].partition(".")[0].split(", ")
+    missing = page.text.partition("Not measured in this run yet: ")[2].partition(".")[0].split(", ")
     assert len(missing) == 7 and "Held-out accuracy" not in missing and "Where the time went" in missing
 
 
@@ -176,7 +176,7 @@ def test_long_runs_stay_small(tmp_path: Path) -> None:
 def test_concerns_are_raised_only_where_there_are_any(tmp_path: Path) -> None:
     assert "Look here first" not in _run(tmp_path / "run", _steps(5))
     text = Page(_run(tmp_path / "run", _steps(5, **{"outcome/crashed": 0.25}))).text
-    assert "25.0% of the completions could not be graded, since the verifier failed" in text
+    assert "25.0% of the completions could not be graded because the verifier failed" in text
 
 
 @pytest.mark.parametrize(("level", "said"), [(1.0, True), (2.0, False), (3.0, False)])
