@@ -27,7 +27,7 @@ from trl.experimental.async_grpo.async_grpo_config import AsyncGRPOConfig
 from trl.experimental.async_grpo.async_grpo_trainer import AsyncGRPOTrainer
 from trl.experimental.async_grpo.async_rollout_worker import RolloutSample
 
-from rl.forward.packed_attention import by_torch
+from rl.forward.packed_attention import torch_varlen
 from rl.update.batch import Batch
 
 GROUPS = 2  # of a micro-batch
@@ -99,7 +99,7 @@ def train(
     *,
     num_steps: int,
     after_each: Callable[[], object],
-    attend: Callable[..., Tensor] = by_torch,
+    attend: Callable[..., Tensor] = torch_varlen,
     **options: Any,
 ) -> AsyncGRPOTrainer:
     """num_steps updates on the batch, of the model in a folder; `after_each` is called once an update is done."""

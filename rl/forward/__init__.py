@@ -1,5 +1,5 @@
-"""Log-probs, entropies and values of sampled tokens under a model, without padding and without logits.
+"""The forward: log-probs, entropies and values of sampled tokens under a model, without padding and without storing the logits.
 
-Lays groups out as rows of tokens, runs the model's own layers with our attention, and applies the output layer a chunk of tokens at
-a time. Imports rl.objective.
+Packs groups into rows of tokens, runs the model's own layers with the attention functions of this package, and applies the output
+layer to a chunk of tokens at a time. Imports rl.objective.
 """

@@ -1,4 +1,4 @@
-"""Weights as autocast multiplies with them: which type that is, and how long a cast is kept."""
+"""Casts of weights under autocast: the dtype of a matrix product, and a cache of casts that outlives one forward."""
 
 from __future__ import annotations
 
@@ -12,45 +12,48 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class _Kept:
+class _CastCache:
     with_gradient: bool
-    casts: dict[Tensor, Tensor] = field(default_factory=dict)  # of weights that autocast does not see
+    casts: dict[Tensor, Tensor] = field(default_factory=dict)  # weight -> cast, for products outside autocast
 
 
-_kept: _Kept | None = None  # as autocast's own, of the whole process
+_cache: _CastCache | None = None  # global to the process, as is autocast's own cache
 
 
 @contextmanager
 def keeping_casts(device: torch.device) -> Iterator[None]:
-    """Around forwards and backwards between which no weight changes: each trained one is cast once, and not once a forward.
+    """Context for forwards and backwards between which no weight changes: each trainable weight is cast once instead of per forward.
 
-    autocast keeps its casts until the outermost autocast ends, and one that is switched off counts.
+    It is an outer, disabled autocast: autocast clears its cache when the outermost autocast context ends, even a disabled one.
     """
-    global _kept
-    before, _kept = _kept, _Kept(torch.is_grad_enabled())
+    global _cache
+    before, _cache = _cache, _CastCache(torch.is_grad_enabled())
     try:
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
-        _kept = before
+        _cache = before
 
 
 def may_keep() -> bool:
-    """Whether autocast may keep a cast that is made now. One that was made without gradient gives none to a forward that needs it."""
-    return _kept is None or _kept.with_gradient == torch.is_grad_enabled()
+    """Whether autocast may cache a cast made now.
+
+    A cast that was made without gradient would give no gradient to a later forward that needs one.
+    """
+    return _cache is None or _cache.with_gradient == torch.is_grad_enabled()
 
 
 def cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """Without gradient, for a product that autocast does not see; kept where autocast would keep it."""
-    if weight.dtype == dtype or _kept is None or not weight.requires_grad:
+    """The weight in `dtype`, without gradient, for a product outside autocast; cached under the same conditions as autocast's casts."""
+    if weight.dtype == dtype or _cache is None or not weight.requires_grad:
         return weight.detach().to(dtype)
-    if weight not in _kept.casts:
-        _kept.casts[weight] = weight.detach().to(dtype)
-    return _kept.casts[weight]
+    if weight not in _cache.casts:
+        _cache.casts[weight] = weight.detach().to(dtype)
+    return _cache.casts[weight]
 
 
 def product_dtype(*tensors: Tensor) -> torch.dtype:
-    """What autocast would cast them to for a matrix product; where there is no autocast, the least type that holds them all."""
+    """The dtype that autocast casts these tensors to for a matrix product; without autocast, the type that they promote to."""
     device = tensors[0].device.type
     if torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)

@@ -1,4 +1,4 @@
-"""Which forward a model takes here: the fastest that gives its own log-probs, found by trying them."""
+"""Selects the forward of a model on its device: the fastest one that reproduces the model's own log-probs, found by trial."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ RAGGED = {"varlen": (varlen, varlen_forward), "flash": (flash, flash_forward)}
 
 @dataclass(frozen=True)
 class ForwardChoice:
-    """passed_over: the faster ways that this model cannot take here, each with the reason."""
+    """The chosen forward. passed_over: the faster ones that this model cannot use on this device, each with the reason."""
 
     forward: Forward
     passed_over: tuple[str, ...] = ()
@@ -48,15 +48,15 @@ def choose_forward(model: PreTrainedModel, attention: Attention = "auto") -> For
 
 @torch.no_grad()
 def explain_forward(model: PreTrainedModel, attention: Attention = "auto") -> ForwardChoice:
-    """The fastest that gives this model's own log-probs, in the precision of the context it is called in.
+    """The fastest forward that reproduces this model's own log-probs, in the precision of the calling context.
 
-    It is tried rather than looked up: families differ in soft-caps, logit scales and attention sinks. Whether a forward is the
-    model's is asked in float32, where rounding hides nothing; a kernel that has 16 bits only is held against what these
-    explain (rollout/rounding.py).
+    Each forward is tried, because families differ in soft-caps, logit scales and attention sinks. The comparison is made in float32,
+    where rounding errors are negligible; for kernels that exist in 16 bits only, the bound is the model's own rounding error in 16
+    bits (rollout/rounding.py).
     """
     micro, passed_over = _example(model.config.get_text_config().vocab_size).to(model.device), list[str]()
     if not has_only_attention_layers(model):
-        passed_over.append("not packed: some layers are no plain attention")
+        passed_over.append("not packed: some layers are not plain attention")
     else:
         reasons = {name: _why_not_ragged(name, model, micro) for name in RAGGED if attention in ("auto", name)}
         ragged = {name: RAGGED[name][0] for name, reason in reasons.items() if reason is None}
@@ -69,7 +69,7 @@ def explain_forward(model: PreTrainedModel, attention: Attention = "auto") -> Fo
         if reason is None:
             return ForwardChoice(packed_forward, tuple(passed_over))
         passed_over.append(f"not packed: {reason}")
-    log.warning("%s takes the padded forward: %s", type(model).__name__, passed_over[-1])
+    log.warning("%s uses the padded forward: %s", type(model).__name__, passed_over[-1])
     reason = _difference(padded_forward, model, micro)
     if reason is None:
         return ForwardChoice(padded_forward, tuple(passed_over))
@@ -78,52 +78,59 @@ def explain_forward(model: PreTrainedModel, attention: Attention = "auto") -> Fo
 
 @torch.no_grad()
 def fuse(choice: ForwardChoice, model: PreTrainedModel, wanted: Fused = "auto") -> ForwardChoice:
-    """The same with elementwise work fused (rl/forward/fused.py), on a GPU, where that gives this model's own log-probs."""
+    """The choice with fused norms and gates (rl/forward/fused.py), on a GPU and if that reproduces this model's own log-probs."""
     if wanted == "none" or model.device.type != "cuda":
         return choice
-    reason = why_not_fused(model) or _why_not_the_same(choice.forward, model)
+    reason = why_not_fused(model) or _why_fused_differs(choice.forward, model)
     if reason is not None:
         return replace(choice, passed_over=(*choice.passed_over, f"norms and gates not fused: {reason}"))
     return replace(choice, forward=in_fused(choice.forward))
 
 
-def _why_not_the_same(forward: Forward, model: PreTrainedModel) -> str | None:
-    """Attention aside, which some kernels have in 16 bits only, in float32; and all of it as it will be run."""
+def _why_fused_differs(forward: Forward, model: PreTrainedModel) -> str | None:
+    """The reason why the fused model is not the model's own; None if it is.
+
+    It is compared in float32 with dense attention, as some attention kernels exist in 16 bits only, and under autocast with the
+    attention of `forward`. A gradient through the fused layers is compared too.
+    """
     micro = _example(model.config.get_text_config().vocab_size).to(model.device)
     reason = _difference(in_fused(packed_forward), model, micro)
     if reason is None and torch.is_autocast_enabled(model.device.type):
-        reason = _what_rounding_does_not_explain(in_fused(forward), model, micro)
+        reason = _difference_in_16_bits(in_fused(forward), model, micro)
     if reason is not None:
         return reason
-    exact, found = (_gradient_of_a_norm(f, model, micro) for f in (packed_forward, in_fused(packed_forward)))
-    share = ((found - exact).norm() / exact.norm()).item()
-    return None if share < 1e-3 else f"the gradient of its first norm is off by {share:.2g} of its length"
+    exact, found = (_gradient_of_first_norm(f, model, micro) for f in (packed_forward, in_fused(packed_forward)))
+    error = ((found - exact).norm() / exact.norm()).item()
+    return None if error < 1e-3 else f"the gradient of its first norm has a relative error of {error:.2g}"
 
 
-def _gradient_of_a_norm(forward: Forward, model: PreTrainedModel, micro: MicroBatch) -> Tensor:
-    """Of the first layer's, through all that come after it, in float32."""
+def _gradient_of_first_norm(forward: Forward, model: PreTrainedModel, micro: MicroBatch) -> Tensor:
+    """The gradient of the log-probs' sum with respect to the first layer's norm weight, through all layers, in float32."""
     weight = next(p for name, p in model.named_parameters() if name.endswith("input_layernorm.weight"))
-    trained = weight.requires_grad
+    required_grad = weight.requires_grad
     weight.requires_grad_()
     with torch.enable_grad(), in_float32(model):
         (gradient,) = torch.autograd.grad(forward.score(model, micro, 1.0).logprobs.sum(), weight)
-    weight.requires_grad_(trained)
+    weight.requires_grad_(required_grad)
     return gradient
 
 
 def _why_not_ragged(name: str, model: PreTrainedModel, micro: MicroBatch) -> str | None:
+    """The reason why a ragged attention kernel of RAGGED cannot be used; None if it can."""
     if name == "flash" and flash_package(model.device) is None:
         return "the package flash-attn is not installed (pip install 'plumbline-rl[flash]')"
     if model.device.type != "cuda":
         return f"it needs a GPU, and this is {model.device.type}"
     if not torch.is_autocast_enabled("cuda") and model.dtype != torch.bfloat16:
         return "it needs --dtype bfloat16"
-    return _what_rounding_does_not_explain(RAGGED[name][1], model, micro)
+    return _difference_in_16_bits(RAGGED[name][1], model, micro)
 
 
 def _difference(forward: Forward, model: PreTrainedModel, micro: MicroBatch) -> str | None:
-    """Why `forward` is not the model's, in float32; None where it is. Also with sliding windows narrower than the example, however
-    wide the model's are."""
+    """How the log-probs of `forward` differ from the model's own in float32; None if by rounding only.
+
+    Compared with the model's own sliding windows and again with windows of 3 tokens, as the example is shorter than most windows.
+    """
     for window in (nullcontext(), narrow_windows(model, 3)):
         with window, in_float32(model):
             found = _logprobs(forward, model, micro)
@@ -135,8 +142,8 @@ def _difference(forward: Forward, model: PreTrainedModel, micro: MicroBatch) -> 
     return None
 
 
-def _what_rounding_does_not_explain(forward: Forward, model: PreTrainedModel, micro: MicroBatch) -> str | None:
-    """The same of a forward that is there in 16 bits only."""
+def _difference_in_16_bits(forward: Forward, model: PreTrainedModel, micro: MicroBatch) -> str | None:
+    """As _difference, for a forward that computes in 16 bits: None if the model's own rounding explains the difference."""
     for window in (nullcontext(), narrow_windows(model, 3)):
         with window:
             exact, noise = rounding_noise(lambda: plain_forward.score(model, micro, 1.0).logprobs, model)
@@ -150,7 +157,8 @@ def _what_rounding_does_not_explain(forward: Forward, model: PreTrainedModel, mi
 
 
 def _logprobs(forward: Forward, model: PreTrainedModel, micro: MicroBatch) -> Tensor | str:
-    """Or why there are none: it does not hand on our arguments, has no separate decoder, or the device lacks the kernel."""
+    """The log-probs, or the error if the forward fails: the model's layers do not pass on the arguments of the attention function, the
+    model has no separate decoder, or the device lacks the kernel."""
     try:
         return forward.score(model, micro, 1.0).logprobs
     except (TypeError, AttributeError, RuntimeError, ImportError, *kernel_errors()) as error:
@@ -158,7 +166,7 @@ def _logprobs(forward: Forward, model: PreTrainedModel, micro: MicroBatch) -> Te
 
 
 def _example(vocab_size: int) -> MicroBatch:
-    """Two groups of ragged lengths, any tokens: enough of them for a mean."""
+    """Two groups of arbitrary tokens, with completions of different lengths."""
 
     def sequence(start: int, length: int) -> TrainSequence:
         return TrainSequence.to_score([(start + 7 * i) % vocab_size for i in range(length)])

@@ -1,7 +1,7 @@
-"""The one forward: log-probs of a micro-batch's completions under a model, without padding, without logits, each prompt run once.
+"""The forwards that score a micro-batch's completions under a model; the packed one runs each prompt once, without padding or logits.
 
-Every layer but attention works on the packed row of rl/forward/layouts.py as it is; attention is rl/forward/packed_attention.py's, the output layer
-rl/forward/output_head.py's. A model whose attention is something else takes a padded forward.
+The model's own layers run on the packed row of rl/forward/layouts.py, with the attention of rl/forward/packed_attention.py and the
+output layer of rl/forward/output_head.py. Models whose layers cannot run on a packed row use a padded forward.
 """
 
 from __future__ import annotations
@@ -31,40 +31,40 @@ Attention = Literal["auto", "dense", "varlen", "flash"]
 
 
 def enable_gradient_checkpointing(model: PreTrainedModel, *, fuses: bool = False) -> None:
-    """Layers are run once more in the backward pass, exactly as the forward ran them. fuses: as Forward has it."""
+    """Makes the backward pass recompute each layer, exactly as the forward computed it. fuses: see Forward."""
     if not model.supports_gradient_checkpointing:
         raise UserError(
-            f"gradient_checkpointing is True: transformers cannot run the layers of {type(model).__name__} twice; set it to False "
+            f"gradient_checkpointing is True: transformers cannot recompute the layers of {type(model).__name__}; set it to False "
             "and lower token_budget if memory is short"
         )
     model.gradient_checkpointing_enable()
     layers: list[Any] = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     for layer in layers:
-        layer.training = True  # transformers checkpoints no layer in eval mode
+        layer.training = True  # transformers does not checkpoint a layer in eval mode
         layer._gradient_checkpointing_func = partial(_checkpointed, model, layer, fuses)
 
 
 def _checkpointed(model: PreTrainedModel, layer: nn.Module, fuses: bool, run: Callable[..., Any], *args: Any) -> Any:
-    """run(*args), which is the layer's own forward; in the backward pass with the attention function that the model has now."""
+    """run(*args), the layer's own forward, checkpointed; the backward pass recomputes it with the attention function of this call."""
     attention: Any = model.config._attn_implementation
 
     def in_eval_mode(*args: Any) -> Any:
-        layer.training = False  # layers such as OPT's call dropout by their own flag
+        layer.training = False  # layers such as OPT's apply dropout if this flag is set
         try:
             return run(*args)
         finally:
             layer.training = True
 
     @contextmanager
-    def as_now() -> Iterator[None]:
+    def same_functions() -> Iterator[None]:
         with attention_implementation(model, attention), fused(model) if fuses else nullcontext():
             yield
 
-    return checkpoint(in_eval_mode, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), as_now()))
+    return checkpoint(in_eval_mode, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), same_functions()))
 
 
 def packed_states(model: PreTrainedModel, row: PackedRow, kernel: Kernel = dense) -> Float[Tensor, "S H"]:
-    """The last hidden state before each scored token; every token of the row is run once."""
+    """The last hidden state before each scored token, from one run of the packed row."""
     with attention_implementation(model, PACKED):
         out = _decoder(model)(
             input_ids=row.input_ids[None],
@@ -77,13 +77,13 @@ def packed_states(model: PreTrainedModel, row: PackedRow, kernel: Kernel = dense
 
 
 def padded_states(model: PreTrainedModel, rows: PaddedRows) -> Float[Tensor, "S H"]:
-    """The same from whole sequences, padded on the right, which no causal model reads."""
+    """As packed_states, from whole sequences padded on the right, where causal models do not see the padding."""
     states = _decoder(model)(input_ids=rows.input_ids, use_cache=False).last_hidden_state
     return states.flatten(0, 1).index_select(0, rows.score_from)
 
 
 def padded_logits(model: PreTrainedModel, rows: PaddedRows) -> Float[Tensor, "S V"]:
-    """The logits before each scored token, by the model's own forward."""
+    """The logits before each scored token, from the model's own forward."""
     logits = model(input_ids=rows.input_ids, use_cache=False).logits
     return logits.flatten(0, 1).index_select(0, rows.score_from)
 
@@ -98,9 +98,10 @@ def _decoder(model: PreTrainedModel) -> nn.Module:
 class Forward:
     """One way to score the sampled tokens of a micro-batch under a model.
 
-    lay_out: groups -> the tensors that `states` reads. num_tokens: what groups laid out together cost, for the token budget.
-    states: the hidden state before each scored token, [S, H]; or the logits, [S, V], where `gives_logits`.
-    name: for people to read. fuses: the model's norms and gates are those of rl/forward/fused.py, also where a layer runs again.
+    name: describes the forward in logs and reports. lay_out: groups -> the tensors that `states` reads. num_tokens: groups -> the
+    number of tokens that their layout costs, for the token budget. states: the model and a layout -> the hidden state before each
+    scored token, [S, H]; or the logits, [S, V], with gives_logits. fuses: norms and gates are those of rl/forward/fused.py, also when
+    gradient checkpointing recomputes a layer.
     """
 
     name: str
@@ -111,11 +112,11 @@ class Forward:
     fuses: bool = False
 
     def hidden_states(self, model: PreTrainedModel, micro: MicroBatch) -> Tensor:
-        """`states` of a micro-batch."""
+        """The hidden state before each scored token of a micro-batch, [S, H]; or the logits, [S, V], with gives_logits."""
         return self.states(model, micro.laid_out(self.lay_out))
 
     def head(self, model: PreTrainedModel) -> OutputHead | AnyHead:
-        """The output layer over `states`: log-probs, entropies, loss."""
+        """The output layer, which computes log-probs, entropies and the loss from `hidden_states`."""
         if self.gives_logits:
             return AnyHead(nn.Identity())
         plain = OutputHead.of(model)
@@ -142,7 +143,7 @@ flash_forward = Forward(
 )
 padded_forward = Forward(name="padded rows, each with its own copy of the prompt", states=padded_states, **PADDED_ROWS)
 plain_forward = Forward(
-    name="padded rows by the model's own forward, logits and all",
+    name="padded rows, the model's own forward with logits",
     states=padded_logits,
     gives_logits=True,
     **PADDED_ROWS,
@@ -150,6 +151,8 @@ plain_forward = Forward(
 
 
 def in_fused(forward: Forward) -> Forward:
+    """The forward with the model's norms and gates fused (rl/forward/fused.py)."""
+
     def states(model: PreTrainedModel, layout: Any) -> Tensor:
         with fused(model):
             return forward.states(model, layout)

@@ -1,7 +1,8 @@
-"""Elementwise work of the update in few kernels, on a GPU: the same numbers for fewer bytes.
+"""Fused norms and gates for layers of Llama's structure, on a GPU: the same numbers with less memory traffic.
 
-transformers writes a norm as six kernels, and under autocast each product that reads it casts it anew; here it is one that writes
-the type which they multiply in (rl/forward/triton_kernels.py). SiLU(gate) * up is one too. What layers add up stays float32.
+transformers computes a norm in six kernels, and under autocast each product that reads it casts it again. Here a norm is one kernel
+that writes the dtype of those products (rl/forward/triton_kernels.py), and SiLU(gate) * up is another. The residual stream stays
+float32.
 """
 
 from __future__ import annotations
@@ -20,20 +21,21 @@ from transformers.activations import SiLUActivation
 from rl.forward.casts import product_dtype
 
 Fused = Literal["auto", "none"]
-# Each norm stands before the products that read it.
+# The children of a layer in which each norm is read by the products after it.
 LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 GATED = {"gate_proj", "up_proj", "down_proj"}
 
 
 def why_not_fused(model: PreTrainedModel) -> str | None:
+    """The reason why the model's layers cannot be fused; None if they can."""
     if find_spec("triton") is None:
         return "Triton is not installed (pip install triton)"
     layers = getattr(getattr(model, "model", None), "layers", ())
-    return None if layers and all(map(_is_llamas, layers)) else "its layers are not of Llama's shape"
+    return None if layers and all(map(_is_like_llama, layers)) else "its layers do not have Llama's structure"
 
 
 def kernel_errors() -> tuple[type[Exception], ...]:
-    """What Triton raises where it cannot build a kernel for this machine."""
+    """The exceptions that Triton raises if it cannot build a kernel for this machine."""
     if find_spec("triton") is None:
         return ()
     from rl.forward.triton_kernels import TritonError
@@ -41,15 +43,15 @@ def kernel_errors() -> tuple[type[Exception], ...]:
     return (TritonError,)
 
 
-def _is_llamas(layer: Any) -> bool:
-    """By its parts. That they compute what Llama's do is tried (rl/forward/forward.py)."""
+def _is_like_llama(layer: Any) -> bool:
+    """Whether a layer has the same submodules as Llama's. rl/forward/choose_forward.py compares what they compute."""
     if _children(layer) != LAYER or _children(layer.mlp) != GATED:
         return False
     return _is_norm(layer.input_layernorm) and _is_norm(layer.post_attention_layernorm)
 
 
 def _children(module: nn.Module) -> set[str]:
-    """Those that hold parameters."""
+    """Names of the children that have parameters."""
     return {name for name, child in module.named_children() if any(True for _ in child.parameters())}
 
 
@@ -59,8 +61,11 @@ def _is_norm(module: Any) -> bool:
 
 @contextmanager
 def fused(model: PreTrainedModel) -> Iterator[None]:
-    """Inside the block the model's layers, which are of Llama's shape, run by rl/forward/triton_kernels.py. Nothing of the model is changed."""
-    parts = [(module, forward) for module, forward in _parts(model) if "forward" not in module.__dict__]
+    """Inside the block the norms and gates of the model's layers run as the kernels of rl/forward/triton_kernels.py.
+
+    The layers must have Llama's structure. The modules' own forwards are restored at the end of the block.
+    """
+    parts = [(module, forward) for module, forward in _fused_forwards(model) if "forward" not in module.__dict__]
     for module, forward in parts:
         module.forward = partial(forward, module)
     try:
@@ -70,7 +75,8 @@ def fused(model: PreTrainedModel) -> Iterator[None]:
             module.__dict__.pop("forward", None)
 
 
-def _parts(model: Any) -> Iterator[tuple[Any, Callable[..., Tensor]]]:
+def _fused_forwards(model: Any) -> Iterator[tuple[Any, Callable[..., Tensor]]]:
+    """Each module to fuse, with the forward that replaces its own."""
     for layer in model.model.layers:
         yield layer.input_layernorm, _norm_before_products
         yield layer.post_attention_layernorm, _norm_before_products
@@ -85,12 +91,12 @@ def _norm_before_products(norm: Any, x: Tensor) -> Tensor:
 
 
 def _norm_of_heads(norm: Any, x: Tensor) -> Tensor:
-    """Rotary positions come next, in the type of the weight."""
+    """A norm of queries or keys: rotary positions are applied to its result in the dtype of the weight."""
     return _norm(norm, x, torch.result_type(x, norm.weight))
 
 
 def _norm(norm: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
-    from rl.forward.triton_kernels import rms_norm  # not everywhere
+    from rl.forward.triton_kernels import rms_norm  # imported here, as Triton may not be installed
 
     return rms_norm(x, norm.weight, norm.variance_epsilon, dtype)
 

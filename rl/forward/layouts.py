@@ -1,7 +1,7 @@
-"""The two layouts of a causal model's forward: one packed row, or padded whole sequences, and what each costs in tokens.
+"""The two layouts of a causal model's forward, one packed row or padded whole sequences, and the number of tokens of each.
 
-The packed row is [prompt of group 1 | prompt of group 2 ... | completion 1 | completion 2 ...], without padding: a prompt stands once
-for its whole group. The last token of a completion is only ever predicted, so it is a target and not an input.
+The packed row is [prompt of group 1 | prompt of group 2 ... | completion 1 | completion 2 ...], without padding: it contains each
+prompt once for its whole group. The last token of a completion is predicted but predicts nothing, so it is a target and no input.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from rl.forward.row import AttentionBlock, Piece, RaggedPieces, blocks_of, piece
 class PackedRow:
     """N tokens in one row, S of which predict a scored token.
 
-    score_from: the index in the row whose hidden state predicts each scored token. prompts, completions: the pieces of the row. What
-    attention needs of them differs by kernel (rl/forward/row.py): `ragged` for one call, or `blocks` with `attended_at`, which are made
-    when they are first asked for.
+    score_from: the index in the row of the hidden state that predicts each scored token. prompts, completions: the pieces of the row.
+    Attention kernels read them in one of two forms (rl/forward/row.py): `ragged` for kernels that take all pieces in one call, or
+    padded `blocks` with `attended_at`, which are computed on first use.
     """
 
     input_ids: Int[Tensor, " N"]
@@ -46,7 +46,7 @@ class PackedRow:
         return PackedRow(
             input_ids=torch.cat(inputs),
             position_ids=torch.cat([torch.arange(len(piece.before), piece.num_keys) for piece in pieces]),
-            # The last token of the prompt predicts the first of each completion.
+            # The last token of the prompt predicts the first token of each completion.
             score_from=torch.cat(
                 [
                     piece.key_slots()[-len(s.token_ids) :][s.scored_indices()]
@@ -60,7 +60,7 @@ class PackedRow:
 
     @cached_property
     def blocks(self) -> tuple[AttentionBlock, ...]:
-        """The row's attention by padded pieces."""
+        """The pieces of the row, padded, for kernels that attend one block at a time."""
         made = (*blocks_of(self.prompts), *blocks_of(self.completions))
         tensors = {f"{i}.{name}": x for i, block in enumerate(made) for name, x in vars(block).items()}
         moved = transferred(tensors, self.device)
@@ -68,7 +68,7 @@ class PackedRow:
 
     @cached_property
     def attended_at(self) -> Int[Tensor, " N"]:
-        """The index of each token of the row in the blocks' queries, one block after the other."""
+        """The index of each token of the row in the concatenation of the blocks' queries."""
         return torch.cat([b.query_slots.flatten()[b.filled_queries] for b in self.blocks]).argsort()
 
     @property
@@ -76,11 +76,11 @@ class PackedRow:
         return self.input_ids.device
 
     def to(self, device: torch.device) -> PackedRow:
-        """In one copy."""
+        """The row on a device, transferred in one copy."""
         own = {f.name: x for f in fields(self) if isinstance(x := getattr(self, f.name), Tensor)}
-        of_ragged = {name: x for name, x in vars(self.ragged).items() if isinstance(x, Tensor)}
-        moved = transferred(own | of_ragged, device)
-        ragged = replace(self.ragged, **{name: moved[name] for name in of_ragged})
+        ragged_tensors = {name: x for name, x in vars(self.ragged).items() if isinstance(x, Tensor)}
+        moved = transferred(own | ragged_tensors, device)
+        ragged = replace(self.ragged, **{name: moved[name] for name in ragged_tensors})
         return replace(self, ragged=ragged, **{name: moved[name] for name in own})
 
 
@@ -88,7 +88,7 @@ class PackedRow:
 class PaddedRows:
     """B sequences of at most K tokens, each with its own copy of the prompt, padded on the right with token 0.
 
-    score_from: the index in the flattened rows whose hidden state predicts each scored token.
+    score_from: the index in the flattened rows of the hidden state that predicts each scored token.
     """
 
     input_ids: Int[Tensor, "B K"]
@@ -108,11 +108,11 @@ class PaddedRows:
 
 
 def packed_tokens(groups: Sequence[TrainGroup]) -> int:
-    """Tokens of the packed row."""
+    """Number of tokens of the packed row."""
     return sum(group.num_tokens for group in groups)
 
 
 def padded_tokens(groups: Sequence[TrainGroup]) -> int:
-    """Tokens of the padded rows, padding included: sequences x the longest."""
+    """Number of tokens of the padded rows, padding included: number of sequences x length of the longest."""
     lengths = [len(g.prompt_ids) + len(s.token_ids) - 1 for g in groups for s in g.sequences]
     return len(lengths) * max(lengths)

@@ -1,4 +1,4 @@
-"""The completions of one forward and backward: their tokens, and what the loss knows of each."""
+"""A micro-batch: the completions of one forward and backward, with the inputs of the loss for each."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from rl.objective.tokens import ScoredSequences
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSequence:
-    """One completion as the update sees it.
+    """One completion of T tokens in the update, U of which are in the loss.
 
-    T tokens, of which U are trained on (loss_mask; all of them unless it is said); the others are context.
-    advantages: None where a critic computes them during the update. weight: what the reduction gives each trained token. view: the completion's.
-    reward: of the whole; a critic takes it for that of the last trained token. None: the completion was cut, and the critic's
-        value before its last token, which is not trained on, stands for all that would have followed.
+    loss_mask: which tokens are in the loss; () is all of them. The others are context.
+    advantages: None if a critic computes them during the update. weight: the reduction's weight of each token in the loss.
+    view: the completion's view, for policy families that score under views.
+    reward: of the completion; GAE gives it to the last scored token. None: max_tokens truncated the completion, and the critic's
+        value before the last token, which is not in the loss, replaces the reward.
     """
 
     token_ids: tuple[int, ...]
@@ -42,16 +43,16 @@ class TrainSequence:
 
     @property
     def scored(self) -> tuple[bool, ...]:
-        """Which tokens are scored: those that are trained on, and that whose value stands for a reward."""
+        """Which tokens are scored: those in the loss, and a last token whose value replaces the reward."""
         return (*self.loss_mask[:-1], self.loss_mask[-1] or self.reward is None)
 
     def scored_indices(self) -> Int[Tensor, " S"]:
-        """Of the tokens that are scored."""
+        """Indices of the scored tokens."""
         return torch.tensor(list(compress(range(len(self.token_ids)), self.scored)), dtype=torch.long)
 
     @staticmethod
     def to_score(token_ids: Sequence[int], sampler_logprobs: Sequence[float] | None = None) -> TrainSequence:
-        """One that is scored and teaches nothing."""
+        """A sequence to be scored only: all its tokens have advantage and weight 0."""
         return TrainSequence(
             token_ids=tuple(token_ids),
             sampler_logprobs=tuple(sampler_logprobs or [0.0] * len(token_ids)),
@@ -62,19 +63,19 @@ class TrainSequence:
 
 @dataclass(frozen=True)
 class TrainGroup:
-    """Sequences that share one prompt and one view of it."""
+    """Sequences that share one prompt and one view."""
 
     prompt_ids: tuple[int, ...]
     sequences: tuple[TrainSequence, ...]
 
     @property
     def num_tokens(self) -> int:
-        """In a row in which the prompt stands once and no last token is read."""
+        """Number of tokens in a packed row, which contains the prompt once and no completion's last token."""
         return len(self.prompt_ids) + sum(len(s.token_ids) - 1 for s in self.sequences)
 
 
 class Layout(Protocol):
-    """The tokens of a micro-batch as one kind of forward reads them (rl/forward/layouts.py)."""
+    """The input tensors of one kind of forward for a micro-batch (rl/forward/layouts.py)."""
 
     def to(self, device: torch.device) -> Self: ...
 
@@ -85,9 +86,9 @@ LayOut = Callable[[Sequence[TrainGroup]], L]
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatch(ScoredSequences):
-    """The S scored tokens of some groups, sequence after sequence. targets: the tokens themselves.
+    """The S scored tokens of some groups, sequence after sequence. targets: the token ids.
 
-    How the groups are laid out for a forward is the forward's: `laid_out` makes the layout when it is first asked for.
+    The forward determines the layout of its inputs; `laid_out` computes it on first use and keeps it in `layouts`.
     """
 
     groups: tuple[TrainGroup, ...]
@@ -100,13 +101,13 @@ class MicroBatch(ScoredSequences):
         scored = [s.scored_indices() for s in sequences]
         lengths = tuple(len(indices) for indices in scored)
         mask = [m for s in sequences for m in compress(s.loss_mask, s.scored)]
-        trained = torch.tensor(list(compress(range(len(mask)), mask)), dtype=torch.long)
-        known = [s.advantages for s in sequences if s.advantages is not None]
-        assert len(known) in (0, len(sequences))
+        loss_indices = torch.tensor(list(compress(range(len(mask)), mask)), dtype=torch.long)
+        advantages = [s.advantages for s in sequences if s.advantages is not None]
+        assert len(advantages) in (0, len(sequences))
 
-        def of_trained(values: Tensor) -> Tensor:
-            """0 for a token of which only the value is read."""
-            return torch.zeros(len(mask)).index_copy(0, trained, values)
+        def over_scored(values: Tensor) -> Tensor:
+            """Values of the tokens in the loss, with 0 for the other scored tokens: [U] -> [S]."""
+            return torch.zeros(len(mask)).index_copy(0, loss_indices, values)
 
         return MicroBatch(
             groups=tuple(groups),
@@ -114,17 +115,17 @@ class MicroBatch(ScoredSequences):
             targets=torch.cat([torch.tensor(s.token_ids)[at] for s, at in zip(sequences, scored, strict=True)]),
             loss_mask=torch.tensor(mask, dtype=torch.float32),
             sequence_of=torch.cat([torch.full((n,), i) for i, n in enumerate(lengths)]),
-            sampler_logprobs=of_trained(torch.tensor([x for s in sequences for x in s.sampler_logprobs])),
-            advantages=of_trained(torch.cat(known)) if known else None,
+            sampler_logprobs=over_scored(torch.tensor([x for s in sequences for x in s.sampler_logprobs])),
+            advantages=over_scored(torch.cat(advantages)) if advantages else None,
             rewards=torch.tensor([s.reward or 0.0 for s in sequences]),
             bootstraps=torch.tensor([s.reward is None for s in sequences]),
-            weights=of_trained(torch.tensor([float(s.weight) for s in sequences for _ in s.sampler_logprobs])),
-            trained=trained,
+            weights=over_scored(torch.tensor([float(s.weight) for s in sequences for _ in s.sampler_logprobs])),
+            loss_indices=loss_indices,
             num_sequences=len(sequences),
         )
 
     def laid_out(self, lay_out: LayOut[L]) -> L:
-        """The groups as `lay_out` lays them out, on this device; kept for the next epoch."""
+        """lay_out(groups), on this device; kept for later epochs."""
         if lay_out not in self.layouts:
             self.layouts[lay_out] = lay_out(self.groups).to(self.device)
         return self.layouts[lay_out]  # pyright: ignore[reportReturnType]

@@ -1,9 +1,9 @@
-"""Log-probs, entropies and their gradients without the logits: the output layer and its softmax, a chunk of tokens at a time.
+"""Log-probs, entropies and their gradients from the output layer, for one chunk of tokens at a time.
 
-The logits of a step would be its largest tensor by far (tokens x vocabulary). Here those of one chunk exist at a time. Where the
-loss is a sum over tokens, as every loss but those with sequence-level ratios is, its derivative with respect to each log-prob is
-known as soon as the chunk's log-probs are (every denominator was counted beforehand), and one pass makes the gradient too. Where a
-token's loss needs other tokens' log-probs, the backward pass computes the logits again.
+The logits of a micro-batch (tokens x vocabulary) would be its largest tensor by far; here only those of one chunk exist at a time. If
+each token's loss depends on its own log-prob only, which holds for every loss except those with sequence-level ratios, the loss and
+its derivative are known as soon as the chunk's log-probs are (the reduction's counts were computed before), so one pass computes the
+loss and its gradient. If a token's loss needs other tokens' log-probs, the backward pass computes the logits a second time.
 """
 
 from __future__ import annotations
@@ -26,23 +26,26 @@ from rl.objective.tokens import TokenScores
 
 VALUE_HEAD = "value_head.safetensors"
 LOGITS_PER_CHUNK = 1 << 22  # 16 MiB in float32
-LEAST_TOKENS_PER_CHUNK = 128  # fewer would spend more time on adding up the weight's gradient than on computing it
-# A GPU multiplies 600 times in the time in which it reads a number: with fewer tokens it would wait for the weight.
+LEAST_TOKENS_PER_CHUNK = 128  # with fewer, summing the weight's gradient takes longer than computing it
+# A GPU does about 600 multiplications in the time in which it reads a number; with fewer tokens it would wait for the weight.
 LOGITS_PER_CHUNK_ON_CUDA, LEAST_TOKENS_PER_CHUNK_ON_CUDA = 1 << 28, 2048
 
 
 def tokens_per_chunk(vocab_size: int, device: torch.device) -> int:
+    """Number of tokens whose logits are computed at once."""
     if device.type == "cuda":
         return max(LEAST_TOKENS_PER_CHUNK_ON_CUDA, LOGITS_PER_CHUNK_ON_CUDA // vocab_size)
     return max(LEAST_TOKENS_PER_CHUNK, LOGITS_PER_CHUNK // vocab_size)
 
 
-LossOf = Callable[[TokenScores, slice], Float[Tensor, ""]]  # a part of the tokens' scores, and which part -> its loss
+LossOf = Callable[
+    [TokenScores, slice], Float[Tensor, ""]
+]  # the scores of a slice of the tokens, and the slice -> the slice's loss
 
 
 @dataclass(frozen=True)
 class ValueHead:
-    """v = w h + b, in float32. Only the share `trunk_scale` of its gradient with respect to h reaches the trunk."""
+    """v = w h + b, in float32. trunk_scale: the factor on its gradient with respect to h."""
 
     weight: Float[Tensor, " H"]
     bias: Float[Tensor, ""]
@@ -50,15 +53,15 @@ class ValueHead:
 
     @staticmethod
     def zeros(model: PreTrainedModel, trunk_scale: float = 1.0) -> ValueHead:
-        """A trainable head over the model's hidden states, whose value is 0 at the start."""
+        """A trainable head for the model's hidden states, with w = 0 and b = 0."""
         weight = torch.zeros(model.config.get_text_config().hidden_size, device=model.device)
         return ValueHead(nn.Parameter(weight), nn.Parameter(weight.new_zeros(())), trunk_scale)
 
     def __call__(self, hidden: Float[Tensor, "S H"]) -> Float[Tensor, " S"]:
         """The value of each state, with gradients, in float32 also under autocast."""
-        into_trunk = hidden if self.trunk_scale == 1 else torch.lerp(hidden.detach(), hidden, self.trunk_scale)
+        scaled = hidden if self.trunk_scale == 1 else torch.lerp(hidden.detach(), hidden, self.trunk_scale)
         with torch.autocast(hidden.device.type, enabled=False):
-            return into_trunk.float() @ self.weight + self.bias
+            return scaled.float() @ self.weight + self.bias
 
     def parameters(self) -> list[nn.Parameter]:
         return [x for x in (self.weight, self.bias) if isinstance(x, nn.Parameter)]
@@ -75,9 +78,9 @@ class ValueHead:
 
 @dataclass(frozen=True)
 class OutputHead:
-    """The plain output layer: logits z = cap tanh(scale (W h + b) / cap), or z = scale (W h + b) where there is no cap.
+    """A linear output layer: logits z = cap tanh(scale (W h + b) / cap), or z = scale (W h + b) without a cap.
 
-    Its methods take S hidden states and the S target tokens, and never hold the logits of more than one chunk of tokens.
+    Its methods take S hidden states and the S target tokens, and hold the logits of one chunk of tokens at a time.
     """
 
     weight: Float[Tensor, "V H"]
@@ -87,7 +90,7 @@ class OutputHead:
 
     @staticmethod
     def of(model: PreTrainedModel) -> OutputHead | None:
-        """The model's own output layer, or None where it is not a plain linear layer (one that LoRA adapts, for instance)."""
+        """The model's own output layer; None if it is not a plain linear layer, such as one adapted by LoRA."""
         layer, config = model.get_output_embeddings(), model.config.get_text_config()
         if type(layer) is not nn.Linear:
             return None
@@ -102,11 +105,11 @@ class OutputHead:
     def logprobs(
         self, hidden: Float[Tensor, "S H"], targets: Int[Tensor, " S"], temperature: float
     ) -> Float[Tensor, " S"]:
-        """log softmax(z / temperature) of each target, without gradients: no probabilities, no entropies."""
+        """log softmax(z / temperature) of each target, without gradients; probabilities and entropies are not computed."""
         parts = []
         for _part, chunk in _chunks(self, hidden, targets, temperature):
             parts.append(chunk.target_logprobs())
-            del chunk  # before the next one's logits are made
+            del chunk  # frees its logits before the next chunk's are computed
         return torch.cat(parts)
 
     def loss(
@@ -118,8 +121,11 @@ class OutputHead:
         *,
         token_level: bool,
     ) -> tuple[Float[Tensor, ""], TokenScores]:
-        """(loss, scores without gradient). token_level: the loss of a token depends on no other token's scores, so that the loss is
-        the sum of loss_of over the chunks and one pass makes its gradient too."""
+        """The loss of the tokens and their scores, the scores without gradient.
+
+        token_level: each token's loss depends on its own scores only. Then the loss is the sum of loss_of over the chunks, and its
+        gradient is computed in the same pass.
+        """
         if not token_level:
             scores = self.score(hidden, targets, temperature)
             return loss_of(scores, slice(None)), scores.detach()
@@ -129,7 +135,7 @@ class OutputHead:
 
 @dataclass(frozen=True)
 class AnyHead:
-    """An output layer of any kind, differentiated by autograd a chunk of tokens at a time: slower than OutputHead."""
+    """Any output layer, differentiated by autograd with checkpointing, one chunk of tokens at a time. Slower than OutputHead."""
 
     layer: Callable[[Tensor], Tensor]
 
@@ -168,12 +174,12 @@ class AnyHead:
 
 
 class _Chunk:
-    """The tokens of one chunk: their scores, then the derivative of a loss of them."""
+    """The logits of one chunk of tokens: computes scores, then the derivative of a loss with respect to the logits, in place."""
 
     def __init__(self, head: OutputHead, weight: Tensor, hidden: Tensor, targets: Tensor, temperature: float) -> None:
         self.head, self.weight, self.temperature = head, weight, temperature
         self.hidden, self.targets = hidden, targets[:, None]
-        # float32 from here on: rounded logits would bias what is learnt from them.
+        # Logits are float32 from here on, because rounding them would bias the gradient.
         logits = _product(hidden.to(weight.dtype), weight.T)
         if head.bias is not None:
             logits += head.bias
@@ -186,17 +192,18 @@ class _Chunk:
         self.normaliser, self.logits = logits.logsumexp(-1, keepdim=True), logits
 
     def target_logprobs(self) -> Tensor:
-        """Of the targets alone; of the rest of the vocabulary only the normaliser is needed."""
+        """Log-probs of the targets only: log softmax needs only the normaliser of the rest of the vocabulary."""
         return (self.logits.gather(1, self.targets) - self.normaliser)[:, 0]
 
     def scores(self) -> TokenScores:
+        """Log-probs of the targets, and entropies. Replaces the logits by the log-probs of the whole vocabulary."""
         self.logprobs = self.logits.sub_(self.normaliser)
         self.probs = self.logprobs.exp()
         self.entropies = -torch.linalg.vecdot(self.probs, self.logprobs)
         return TokenScores(self.logprobs.gather(1, self.targets)[:, 0], self.entropies)
 
     def d_logits(self, d_logprob: Tensor, d_entropy: Tensor | None) -> Tensor:
-        """dL/d(W h + b), in place of the probabilities. With y the tempered logits and p their softmax,
+        """dL/d(W h + b), written over the probabilities. With y = z / temperature and p = softmax(y),
 
         dL/dy_j = dL/dlog p_t (1[j = t] - p_j) - dL/dH p_j (log p_j + H).
         """
@@ -214,8 +221,10 @@ class _Chunk:
 
 
 class _Gradients:
-    """Gradients with respect to the hidden states, the weight and the bias, those of them that autograd asks for; chunks are added up
-    in float32."""
+    """Gradients with respect to the hidden states, the weight and the bias, summed over chunks in float32.
+
+    wanted: autograd's needs_input_grad of these three; the others are not computed.
+    """
 
     def __init__(self, head: OutputHead, hidden: Tensor, wanted: tuple[bool, ...]) -> None:
         self.head = head
@@ -227,6 +236,7 @@ class _Gradients:
         )
 
     def add(self, part: slice, chunk: _Chunk, d_logprob: Tensor, d_entropy: Tensor | None) -> None:
+        """Adds the gradients of one chunk, of which `part` is the slice of tokens."""
         d_logits = chunk.d_logits(d_logprob, d_entropy)
         if self.bias is not None:
             self.bias += d_logits.sum(0)
@@ -237,24 +247,27 @@ class _Gradients:
             _add_product(self.weight, d_logits.T, chunk.hidden.to(d_logits.dtype))
 
     def release(self, hidden: Tensor, factor: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Casts to the parameters' dtypes and drops our references, so that autograd need not copy."""
-        found = ((self.hidden, hidden), (self.weight, self.head.weight), (self.bias, self.head.bias))
+        """Returns the gradients times `factor`, in the dtypes of their tensors, and drops the references to them.
+
+        Autograd copies a gradient that is referenced elsewhere.
+        """
+        pairs = ((self.hidden, hidden), (self.weight, self.head.weight), (self.bias, self.head.bias))
         del self.hidden, self.weight, self.bias
         return tuple(
             None if g is None or like is None else (g if factor is None else g.mul_(factor)).to(like.dtype)
-            for g, like in found
+            for g, like in pairs
         )
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """In float32. Of 16-bit factors it is rounded to 16 bits on the way where the device cannot do otherwise."""
+    """a @ b in float32. With 16-bit factors a CPU rounds the product to 16 bits first, while a GPU does not round it."""
     if a.is_cuda and a.dtype != torch.float32:
         return torch.mm(a, b, out_dtype=torch.float32)
     return torch.mm(a, b).float()
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """The same, added to a total in place."""
+    """total += a @ b, in float32, with the same rounding as _product."""
     if a.dtype == torch.float32:
         total.addmm_(a, b)
     elif a.is_cuda:
@@ -264,7 +277,7 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 def _chunks(head: OutputHead, hidden: Tensor, targets: Tensor, temperature: float) -> Iterator[tuple[slice, _Chunk]]:
-    """The products in the type that autocast asks for, the weight cast once."""
+    """Yields the chunks with their slices. Products are in autocast's dtype; the weight is cast once for all chunks."""
     device, weight = hidden.device.type, cast(head.weight, product_dtype(hidden, head.weight))
     size = tokens_per_chunk(len(weight), hidden.device)
     with torch.autocast(device, enabled=False):
@@ -279,7 +292,7 @@ def _joined(parts: list[TokenScores]) -> TokenScores:
 
 
 class _OnePass(torch.autograd.Function):
-    """Loss and scores, and in the same pass over the chunks the gradient of the loss."""
+    """Computes the loss, the scores and the gradient of the loss in one pass over the chunks."""
 
     @staticmethod
     def forward(
@@ -303,7 +316,7 @@ class _OnePass(torch.autograd.Function):
                 d_logprob = torch.zeros_like(leaves.logprobs)
             gradients.add(part, chunk, d_logprob, d_entropy)
             loss += chunk_loss.detach()
-            del chunk  # before the next one's logits are made
+            del chunk  # frees its logits before the next chunk's are computed
         ctx.gradients, ctx.hidden = gradients, hidden
         scores = _joined(parts)
         ctx.mark_non_differentiable(*scores)
@@ -315,7 +328,7 @@ class _OnePass(torch.autograd.Function):
 
 
 class _TwoPasses(torch.autograd.Function):
-    """Scores; the backward pass makes each chunk's logits again."""
+    """Computes the scores; the backward pass computes each chunk's logits a second time."""
 
     @staticmethod
     def forward(
@@ -327,7 +340,7 @@ class _TwoPasses(torch.autograd.Function):
         parts = []
         for _part, chunk in _chunks(head, hidden, targets, temperature):
             parts.append(chunk.scores())
-            del chunk  # before the next one's logits are made
+            del chunk  # as in _OnePass
         return tuple(_joined(parts))
 
     @staticmethod
@@ -338,5 +351,5 @@ class _TwoPasses(torch.autograd.Function):
             for part, chunk in _chunks(ctx.head, hidden, targets, ctx.temperature):
                 chunk.scores()
                 gradients.add(part, chunk, d_logprob[part], d_entropy[part])
-                del chunk  # as above
+                del chunk  # as in _OnePass
         return None, None, None, *gradients.release(hidden, None)

@@ -1,7 +1,7 @@
-"""Attention over the packed row of rl/forward/layouts.py: each completion sees its own prompt and itself.
+"""Attention over the packed row of rl/forward/layouts.py: each completion attends to its own prompt and to itself.
 
-The one function that a model calls in place of its own attention, through the attention interface of transformers. Keys and
-values of a prompt are gathered for each of its completions, so that gradients flow back into the one prompt there is.
+`packed_attention` replaces the attention function of a model, through the attention interface of transformers. It gathers the keys
+and values of a prompt for each of its completions, so that the gradients of all completions are summed in the prompt's only copy.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from rl.forward.shapes import head_size, key_width
 from rollout.attention import grouped_attention
 
 PACKED = "plumbline_packed"
-Kernel = Callable[..., Tensor]  # of the row; query, key, value [1, H, N, D]; scale, window -> [N, H, D]
+Kernel = Callable[..., Tensor]  # row; query, key, value [1, H, N, D]; scale; window -> [N, H, D]
 
 
 def packed_attention(
@@ -48,10 +48,10 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Prompts attend to themselves, completions to their prompt and to themselves. [1, H, N, D] -> [1, N, H, D].
 
-    softcap, s_aux: Gemma 2's bound on the scores; gpt-oss's sinks, a score per head that takes weight and gives nothing.
+    softcap: Gemma 2's bound on the scores. s_aux: gpt-oss's sinks, one score per head that takes part in the softmax and has no value.
     """
-    if attention_mask is not None:  # transformers makes none for an attention function that is not its own
-        raise RuntimeError("its layers make a mask of their own")
+    if attention_mask is not None:  # transformers builds no mask for an attention function registered here
+        raise RuntimeError("its layers compute their own attention mask")
     if softcap is not None or s_aux is not None:
         kernel = partial(explicit, softcap=softcap, sinks=s_aux)
     return kernel(row, query, key, value, scaling, sliding_window)[None], None
@@ -60,8 +60,8 @@ def packed_attention(
 AttentionInterface.register(PACKED, packed_attention)
 
 
-def by_blocks(attend: Callable[..., Tensor]) -> Kernel:
-    """Of a function that attends the queries of one block: all of them, in the order of the row."""
+def block_kernel(attend: Callable[..., Tensor]) -> Kernel:
+    """Decorator: makes a kernel from a function that computes attention for the queries of one block of padded pieces."""
 
     def kernel(row: PackedRow, *states_and_options: Any, **more: Any) -> Tensor:
         outputs = [attend(block, *states_and_options, **more) for block in row.blocks]
@@ -70,11 +70,11 @@ def by_blocks(attend: Callable[..., Tensor]) -> Kernel:
     return kernel
 
 
-@by_blocks
+@block_kernel
 def dense(
     block: AttentionBlock, query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None
 ) -> Tensor:
-    """By scaled_dot_product_attention on padded pieces: any device, any precision."""
+    """scaled_dot_product_attention on padded pieces, for any device and precision."""
     out = grouped_attention(
         _gather(query, block.query_slots),
         _gather(key, block.key_slots),
@@ -86,7 +86,7 @@ def dense(
     return out.flatten(0, 1).index_select(0, block.filled_queries)
 
 
-@by_blocks
+@block_kernel
 def explicit(
     block: AttentionBlock,
     query: Tensor,
@@ -98,7 +98,7 @@ def explicit(
     softcap: float | None,
     sinks: Tensor | None,
 ) -> Tensor:
-    """What no kernel has arguments for: all scores are kept."""
+    """Attention with a soft cap or sinks, which the other kernels have no arguments for. Keeps all scores in memory."""
     grouped = _gather(query, block.query_slots).unflatten(1, (key.shape[1], -1))
     keys, values = _gather(key, block.key_slots)[:, :, None], _gather(value, block.key_slots)[:, :, None]
     scores = grouped @ keys.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
@@ -113,7 +113,7 @@ def explicit(
 
 
 def _gather(states: Tensor, slots: Int[Tensor, "B C"]) -> Tensor:
-    """[1, H, N, D] -> [B, H, C, D]. By `embedding`, whose backward adds up repeated rows fast on every device."""
+    """[1, H, N, D] -> [B, H, C, D]. Uses `embedding`, whose backward sums repeated rows fast on every device."""
     return F.embedding(slots, _rows(states).flatten(1)).unflatten(-1, (states.shape[1], -1)).transpose(1, 2)
 
 
@@ -122,11 +122,11 @@ def _rows(states: Tensor) -> Tensor:
     return states[0].transpose(0, 1)
 
 
-def in_one_call(attend: Callable[..., Tensor]) -> Kernel:
-    """Of a function that attends ragged pieces: no padding and no mask, on a GPU in 16 bits.
+def ragged_kernel(attend: Callable[..., Tensor]) -> Kernel:
+    """Decorator: makes a kernel from a function that computes attention for all ragged pieces in one call, on a GPU in 16 bits.
 
-    The queries are taken as they stand, keys and values gathered together. Kernels insist on one type for all three, while under
-    autocast rotary positions leave float32 queries and keys beside 16-bit values.
+    Needs no padding and no mask. The queries are used in the order of the row; keys and values are gathered together. All three are
+    cast to one dtype, which these functions require: under autocast rotary positions make queries and keys float32, values 16-bit.
     """
 
     def kernel(
@@ -141,10 +141,10 @@ def in_one_call(attend: Callable[..., Tensor]) -> Kernel:
     return kernel
 
 
-def by_torch(
+def torch_varlen(
     query: Tensor, key: Tensor, value: Tensor, pieces: RaggedPieces, scale: float | None, window_size: tuple[int, int]
 ) -> Tensor:
-    """By torch's flash attention."""
+    """torch's flash attention for ragged sequences."""
     from torch.nn.attention.varlen import varlen_attn
 
     group, options = query.shape[1] // key.shape[1], {}
@@ -159,31 +159,31 @@ def by_torch(
     return out
 
 
-varlen = in_one_call(by_torch)
+varlen = ragged_kernel(torch_varlen)
 
 
 @cache
 def _takes_grouped_heads(attention: Callable[..., Any]) -> bool:
-    """From torch 2.12 on."""
+    """Whether the function accepts fewer key heads than query heads, as it does from torch 2.12 on."""
     return "enable_gqa" in inspect.signature(attention).parameters
 
 
-@in_one_call
+@ragged_kernel
 def flash(
     query: Tensor, key: Tensor, value: Tensor, pieces: RaggedPieces, scale: float | None, window_size: tuple[int, int]
 ) -> Tensor:
-    """By the flash-attn package (arXiv 2307.08691), on a Hopper by its third version (2407.08608) where that is installed."""
+    """The flash-attn package (arXiv 2307.08691); on a Hopper GPU its third version (2407.08608) if that is installed."""
     module = flash_package(query.device)
     if module is None:
         raise ImportError("flash-attn is not installed")
     attend = import_module(module).flash_attn_varlen_func
     out = attend(query, key, value, *_lengths(pieces), softmax_scale=scale, causal=True, window_size=window_size)
-    return out[0] if isinstance(out, tuple) else out  # early builds of the third version give the normalisers too
+    return out[0] if isinstance(out, tuple) else out  # early builds of the third version also return the normalisers
 
 
 @cache
 def flash_package(device: torch.device) -> str | None:
-    """The third version is for Hopper alone."""
+    """The module of flash-attn to use on this device, or None if none is installed. The third version runs on Hopper GPUs only."""
     found = [name for name in ("flash_attn_interface", "flash_attn") if find_spec(name)]
     if "flash_attn_interface" in found and (device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != 9):
         found.remove("flash_attn_interface")
@@ -195,7 +195,10 @@ def _lengths(pieces: RaggedPieces) -> tuple[Tensor, Tensor, int, int]:
 
 
 def fastest(kernels: Mapping[str, Kernel], model: PreTrainedModel) -> str:
-    """By forward and backward of one layer, on the row of a full micro-batch: a group of 8 with prompts of 512 tokens."""
+    """The name of the fastest kernel, timed by forward and backward of one layer's attention.
+
+    The row is that of a full micro-batch: 8 completions of 1,024 tokens with a prompt of 512 tokens.
+    """
     if len(kernels) == 1:
         return next(iter(kernels))
     config, device = model.config.get_text_config(), model.device

@@ -1,7 +1,7 @@
-"""The packed row of a micro-batch as attention reads it: for each kernel the layout that it needs, made from lengths alone.
+"""The pieces of a packed row, and their layouts for attention kernels, computed from lengths only.
 
-A piece of the row is a prompt, or a completion without its last token. Its tokens are queries; its keys are those of the prompt
-before it and its own.
+A piece of the row is a prompt, or a completion without its last token. Its tokens are queries. Its keys are those of its prompt, for
+a completion, and its own.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 @dataclass(frozen=True)
 class Piece:
-    """own: where in the row its tokens stand. before: where those of its prompt do."""
+    """own: positions of its tokens in the row. before: positions of its prompt's tokens; empty for a prompt."""
 
     own: range
     before: range = range(0)
@@ -35,7 +35,7 @@ class Piece:
 
 
 def pieces_of(prompts: Sequence[int], completions: Sequence[int], prompt_of: Sequence[int]) -> list[Piece]:
-    """By their lengths: the prompts, one after the other, then the completions."""
+    """The pieces of a row of prompts followed by completions, from their lengths. prompt_of: the prompt index of each completion."""
     ends = list(accumulate((*prompts, *completions)))
     own = [range(end - length, end) for end, length in zip(ends, (*prompts, *completions), strict=True)]
     before = [range(0)] * len(prompts) + [own[q] for q in prompt_of]
@@ -44,10 +44,11 @@ def pieces_of(prompts: Sequence[int], completions: Sequence[int], prompt_of: Seq
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionBlock:
-    """For padded kernels, queries that are attended together: B pieces of about one length, at most C queries over at most K keys.
+    """B pieces of similar length, padded to C queries and K keys, for kernels that attend one block at a time.
 
-    A piece's keys are its context from position 0 on, and its queries the last of them. query_slots, key_slots: where in the
-    row they stand, padded with 0; filled_queries: the places in the flattened query_slots that are no padding.
+    The keys of a piece are its context from position 0 on; its queries are at the last of these positions. query_slots, key_slots:
+    positions in the row, padded with 0. num_queries, num_keys: of each piece. filled_queries: the indices of the flattened query_slots
+    that are not padding.
     """
 
     query_slots: Int[Tensor, "B C"]
@@ -57,9 +58,9 @@ class AttentionBlock:
     filled_queries: Int[Tensor, " F"]
 
     def visible(self, window: int | None) -> Bool[Tensor, "B C K"]:
-        """Keys at the query's position or before it, in a window only the last `window` of them."""
+        """Which keys each query attends to: those up to its own position; with a window only the last `window` of them."""
         queries, keys = (torch.arange(n.shape[1], device=n.device) for n in (self.query_slots, self.key_slots))
-        last = self.num_queries[:, None] - 1  # padding sees what the last query sees: never nothing
+        last = self.num_queries[:, None] - 1  # padding attends as the last query does, so that no row is empty
         position = (torch.minimum(queries, last) + (self.num_keys - self.num_queries)[:, None])[:, :, None]
         return keys <= position if window is None else (keys <= position) & (keys > position - window)
 
@@ -78,7 +79,7 @@ class AttentionBlock:
 
 
 def blocks_of(pieces: Sequence[Piece]) -> list[AttentionBlock]:
-    """Pieces of similar numbers of queries together: what a block pads is attended for nothing."""
+    """Groups pieces with similar numbers of queries into blocks, because attention over padding is wasted work."""
     blocks: list[list[Piece]] = []
     for piece in sorted((p for p in pieces if p.own), key=lambda p: len(p.own)):
         if not blocks or len(piece.own) > 1.5 * len(blocks[-1][0].own) + 16:
@@ -89,10 +90,10 @@ def blocks_of(pieces: Sequence[Piece]) -> list[AttentionBlock]:
 
 @dataclass(frozen=True, kw_only=True)
 class RaggedPieces:
-    """For kernels that take ragged pieces: all of them in one call, the queries as they stand in the row.
+    """All pieces of a row without padding, for kernels that take ragged pieces in one call. Queries are in the order of the row.
 
-    query_starts, key_starts: where each piece's begin, and where the last one's end. key_slots: where in the row the keys stand.
-    most_queries, most_keys: of one piece.
+    query_starts, key_starts: the cumulative numbers of queries and keys, from 0 to the totals. key_slots: positions of the keys in the
+    row. most_queries, most_keys: the largest numbers of one piece.
     """
 
     query_starts: Int[Tensor, " P"]
@@ -103,7 +104,7 @@ class RaggedPieces:
 
     @staticmethod
     def of(pieces: Sequence[Piece]) -> RaggedPieces:
-        pieces = [piece for piece in pieces if piece.own]  # a completion of one token asks nothing
+        pieces = [piece for piece in pieces if piece.own]  # a completion of one token has no query
         lengths = [len(piece.own) for piece in pieces], [piece.num_keys for piece in pieces]
         query_starts, key_starts = (torch.tensor([*accumulate(n, initial=0)], dtype=torch.int32) for n in lengths)
         return RaggedPieces(
@@ -116,10 +117,10 @@ class RaggedPieces:
 
 
 def transferred(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """All of them on the device by one copy that the host does not wait for; each of twenty small ones would take as long."""
+    """Copies all tensors to the device in one asynchronous transfer, which takes about as long as one for a single small tensor."""
     if device.type == "cpu":
         return {name: x.to(device) for name, x in tensors.items()}
-    names = sorted(tensors, key=lambda name: -tensors[name].element_size())  # each begins at a multiple of its size
+    names = sorted(tensors, key=lambda name: -tensors[name].element_size())  # aligns each to its element size
     flat = torch.cat([tensors[name].flatten().view(torch.uint8) for name in names])
     if device.type == "cuda" and not flat.is_cuda:
         flat = flat.pin_memory()

@@ -1,10 +1,11 @@
-"""Two pieces of a layer as one Triton kernel each way: RMSNorm, and SiLU(gate) * up. Computed in float32, whatever is read and written.
+"""RMSNorm and SiLU(gate) * up, each as one Triton kernel for the forward and one for the backward, computed in float32.
 
-They are operators to torch (`torch.ops.plumbline`), so that FakeTensorMode knows their results and what counts bytes sees them:
-each reads its arguments once and writes its results once. Imported only where Triton is.
+They are registered as torch operators (`torch.ops.plumbline`), so that FakeTensorMode knows the shapes of their results and tools
+that count memory traffic see them: each reads its arguments once and writes its results once. Import this file only if Triton is
+installed.
 """
 
-# Triton takes plain numbers for `constexpr`.
+# Triton accepts plain numbers for `constexpr` parameters.
 # pyright: reportArgumentType=false
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ from triton.errors import TritonError
 
 __all__ = ["TritonError", "rms_norm", "silu_times"]
 
-_PROGRAMS, _NUMBERS_OF_ALL = 512, 2**20  # of a backward norm: as many rows at once, more where they are short
+_PROGRAMS, _NUMBERS_AT_ONCE = (
+    512,
+    2**20,
+)  # programs of the norm's backward; more if rows are short, up to these numbers at once
 _BLOCK = 1024
 
 
@@ -36,7 +40,7 @@ def _norm_forward(x_ptr, weight_ptr, y_ptr, columns, epsilon, BLOCK: tl.constexp
 def _norm_backward(
     dy_ptr, x_ptr, weight_ptr, dx_ptr, dw_ptr, rows, columns, epsilon, WITH_DW: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """With n = x / rms(x) and g = dy weight: dx = (g - n mean(g n)) / rms(x); dw: the sum of dy n over this program's rows."""
+    """With n = x / rms(x) and g = dy weight: dx = (g - n mean(g n)) / rms(x); dw = the sum of dy n over this program's rows."""
     program, at = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     weight = tl.load(weight_ptr + at, mask=at < columns, other=0.0).to(tl.float32)
     dw = tl.zeros((BLOCK,), dtype=tl.float32)
@@ -74,12 +78,12 @@ def _gated_backward(dout_ptr, gate_ptr, up_ptr, dgate_ptr, dup_ptr, numbers, BLO
     tl.store(dup_ptr + at, dup.to(dup_ptr.dtype.element_ty), mask=at < numbers)
 
 
-def _of_rows(columns: int) -> dict[str, int]:
+def _row_options(columns: int) -> dict[str, int]:
     block = triton.next_power_of_2(columns)
     return {"BLOCK": block, "num_warps": min(max(block // 256, 1), 16)}
 
 
-def _blocks(tensor: Tensor) -> tuple[int]:
+def _grid(tensor: Tensor) -> tuple[int]:
     return (triton.cdiv(tensor.numel(), _BLOCK),)
 
 
@@ -88,35 +92,35 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float, dtype: torch.dtype) -> T
     """x / sqrt(mean(x^2) + epsilon) * weight over the last dimension, in `dtype`."""
     x, y = x.contiguous(), torch.empty(x.shape, dtype=dtype, device=x.device)
     columns = x.shape[-1]
-    _norm_forward[(x.numel() // columns,)](x, weight, y, columns, epsilon, **_of_rows(columns))
+    _norm_forward[(x.numel() // columns,)](x, weight, y, columns, epsilon, **_row_options(columns))
     return y
 
 
 @torch.library.custom_op("plumbline::rms_norm_backward", mutates_args=())
 def _rms_norm_backward(dy: Tensor, x: Tensor, weight: Tensor, epsilon: float, with_dw: bool) -> tuple[Tensor, Tensor]:
-    """-> dx, and dw in parts that are to be summed: one that is not asked for has none."""
-    x, dx, dw = x.contiguous(), torch.empty(x.shape, dtype=x.dtype, device=x.device), _parts_of_dw(x, with_dw)
+    """dx, and dw as one partial sum per program; without with_dw there are none."""
+    x, dx, dw = x.contiguous(), torch.empty(x.shape, dtype=x.dtype, device=x.device), _empty_dw(x, with_dw)
     columns, programs = x.shape[-1], _programs(x)
     _norm_backward[(programs,)](
-        dy.contiguous(), x, weight, dx, dw, x.numel() // columns, columns, epsilon, with_dw, **_of_rows(columns)
+        dy.contiguous(), x, weight, dx, dw, x.numel() // columns, columns, epsilon, with_dw, **_row_options(columns)
     )
     return dx, dw
 
 
 def _programs(x: Tensor) -> int:
-    return min(x.numel() // x.shape[-1], max(_PROGRAMS, _NUMBERS_OF_ALL // x.shape[-1]))
+    return min(x.numel() // x.shape[-1], max(_PROGRAMS, _NUMBERS_AT_ONCE // x.shape[-1]))
 
 
-def _parts_of_dw(x: Tensor, with_dw: bool) -> Tensor:
+def _empty_dw(x: Tensor, with_dw: bool) -> Tensor:
     return torch.empty(_programs(x) if with_dw else 0, x.shape[-1], dtype=torch.float32, device=x.device)
 
 
 @torch.library.custom_op("plumbline::silu_times", mutates_args=())
 def silu_times(gate: Tensor, up: Tensor) -> Tensor:
-    """SiLU(gate) * up"""
+    """SiLU(gate) * up, elementwise."""
     gate, up = gate.contiguous(), up.contiguous()
     out = torch.empty_like(gate)
-    _gated_forward[_blocks(gate)](gate, up, out, gate.numel(), BLOCK=_BLOCK)
+    _gated_forward[_grid(gate)](gate, up, out, gate.numel(), BLOCK=_BLOCK)
     return out
 
 
@@ -124,7 +128,7 @@ def silu_times(gate: Tensor, up: Tensor) -> Tensor:
 def _silu_times_backward(dout: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     gate, up = gate.contiguous(), up.contiguous()
     dgate, dup = torch.empty_like(gate), torch.empty_like(up)
-    _gated_backward[_blocks(gate)](dout.contiguous(), gate, up, dgate, dup, gate.numel(), BLOCK=_BLOCK)
+    _gated_backward[_grid(gate)](dout.contiguous(), gate, up, dgate, dup, gate.numel(), BLOCK=_BLOCK)
     return dgate, dup
 
 
@@ -135,7 +139,7 @@ def _(x: Tensor, weight: Tensor, epsilon: float, dtype: torch.dtype) -> Tensor:
 
 @_rms_norm_backward.register_fake
 def _(dy: Tensor, x: Tensor, weight: Tensor, epsilon: float, with_dw: bool) -> tuple[Tensor, Tensor]:
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device), _parts_of_dw(x, with_dw)
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device), _empty_dw(x, with_dw)
 
 
 @silu_times.register_fake
@@ -148,24 +152,24 @@ def _(dout: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     return silu_times(gate, up), silu_times(gate, up)
 
 
-def _keep_norm(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _save_norm_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, weight, ctx.epsilon, _ = inputs
     ctx.save_for_backward(x, weight)
 
 
-def _through_norm(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+def _norm_gradients(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
     x, weight = ctx.saved_tensors
     dx, parts = _rms_norm_backward(dy, x, weight, ctx.epsilon, ctx.needs_input_grad[1])
     return dx, parts.sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None, None, None
 
 
-def _keep_gated(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _save_gated_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _through_gated(ctx: Any, dout: Tensor) -> tuple[Tensor, Tensor]:
+def _gated_gradients(ctx: Any, dout: Tensor) -> tuple[Tensor, Tensor]:
     return _silu_times_backward(dout, *ctx.saved_tensors)
 
 
-rms_norm.register_autograd(_through_norm, setup_context=_keep_norm)
-silu_times.register_autograd(_through_gated, setup_context=_keep_gated)
+rms_norm.register_autograd(_norm_gradients, setup_context=_save_norm_inputs)
+silu_times.register_autograd(_gated_gradients, setup_context=_save_gated_inputs)

@@ -1,4 +1,4 @@
-"""What is optimised, as pure functions and values: advantages, losses, reductions, the critic's rule, and algorithms made of them.
+"""The objective: advantages, per-token losses, reductions, value targets, and the algorithms composed of them.
 
-Imports nothing else of rl. Tensors go in and out; no model, device or process is known here.
+Pure functions and immutable values over tensors, without models, devices or process groups. Imports no other package of rl.
 """

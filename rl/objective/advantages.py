@@ -1,4 +1,4 @@
-"""Advantages: how much better than expected. Pure functions of rewards; shapes P problems, G completions of each."""
+"""Advantage estimators, as pure functions of rewards. Shapes: P problems, G completions of each."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ Scale = Literal["std", "none"]
 
 
 def _standardise(values: Tensor, mask: Tensor, scale: Scale, eps: float) -> Tensor:
-    """(v - mean) / (std + eps) over the last dimension's masked entries; 0 where all of them are equal, and outside.
+    """(v - mean) / (std + eps) over the entries of the last dimension where mask is True.
 
-    Equal is max == min and never std == 0: in float32 seven rewards of 0.7 have a std of about 1e-9.
+    The result is 0 where mask is False, and where all masked entries of a row are equal. Equality is tested by max == min, not by
+    std == 0: in float32, seven rewards of 0.7 have a std of about 1e-9.
     """
     count = mask.sum(-1, keepdim=True)
     mean = (values * mask).sum(-1, keepdim=True) / count.clamp(min=1)
@@ -39,7 +40,8 @@ def group_normalized(
     """A_i = (r_i - mean_j r_j) / (std_j r_j + eps), std with Bessel's correction; with scale "none", r_i - mean_j r_j.
 
     GRPO, arXiv 2402.03300, section 4.1.2; scale "none" is Dr. GRPO, arXiv 2503.20783. A constant group, and a group of
-    one, has advantage 0. `mask` is False for completions that could not be graded: they leave mean and std, and get 0.
+    one, has advantage 0. `mask` is False for completions that could not be graded: mean and std leave them out, and their
+    advantage is 0.
     Differs from: verl (eps 1e-6, a group of one keeps its reward), open-instruct (population std).
     """
     if scale not in ("std", "none"):
@@ -96,10 +98,9 @@ def gae(
 ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
     """A_t = delta_t + gamma lam A_{t+1}, delta_t = r_t + gamma V_{t+1} - V_t; returns = A + V.
 
-    Generalised advantage estimation, arXiv 1506.02438, equation 16 (PPO, 1707.06347, equations 11 and 12), over each row's
-    valid tokens: t+1 is the next valid token, and after the last one V and A are 0. Advantages and returns are 0 outside the
-    mask.
-    values[:, t] is V of the state before token t.
+    Generalised advantage estimation, arXiv 1506.02438, equation 16 (PPO, 1707.06347, equations 11 and 12), over the tokens of each
+    row where mask is True: t+1 is the next such token, and after the last one V and A are 0. Advantages and returns are 0 where mask
+    is False. values[:, t] is V of the state before token t.
     """
     advantages = torch.zeros_like(values)
     next_value = torch.zeros_like(values[:, 0])

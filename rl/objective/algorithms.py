@@ -1,6 +1,6 @@
-"""Algorithms as values: what each paper's method is made of. A new one is a new value here, and nothing else.
+"""The algorithms, each an `Algorithm` value composed of functions and constants. A new algorithm is a new value in this file.
 
-docs/algorithms.md has the equation, the paper and the options of each.
+docs/algorithms.md lists the equation, the paper and the options of each.
 """
 
 from __future__ import annotations
@@ -32,13 +32,16 @@ from rl.objective.tokens import ScoredSequences, ScoredTokens, TokenScores
 from rl.objective.values import ValueRule, ValueTargets
 from rollout.records import Rollout, RolloutGroup
 
-Advantages = list[list[Tensor]]  # of each group, of each completion: Float[T], one a token
+Advantages = list[list[Tensor]]  # per group and completion: Float[T], an advantage for each of its tokens
 AdvantageRule = Callable[[Sequence[RolloutGroup], Tensor, Tensor], Advantages]  # groups, rewards [P, G], graded [P, G]
-Surrogate = Callable[..., Tensor]  # policy_logprobs, old_logprobs, advantages, clip_low=, clip_high= -> per token
+Surrogate = Callable[..., Tensor]  # policy_logprobs, old_logprobs, advantages, clip_low=, clip_high= -> per-token loss
 
 
 def outcome_supervision(normalise: Callable[..., Tensor]) -> AdvantageRule:
-    """The completion's advantage within its group, the same for all its tokens."""
+    """The advantage rule that gives every token of a completion the completion's advantage within its group.
+
+    normalise: rewards Float[P, G] and mask=graded Bool[P, G] -> advantages Float[P, G].
+    """
 
     def rule(groups: Sequence[RolloutGroup], rewards: Tensor, graded: Tensor) -> Advantages:
         rows = normalise(rewards, mask=graded)
@@ -51,7 +54,10 @@ def outcome_supervision(normalise: Callable[..., Tensor]) -> AdvantageRule:
 
 
 def process_supervision(groups: Sequence[RolloutGroup], rewards: Tensor, graded: Tensor) -> Advantages:
-    """Step rewards normalised over the group; the outcome is the reward of the last step, which ends with the completion."""
+    """GRPO with process supervision: step rewards, normalised over the group.
+
+    The outcome counts as the reward of one more step, which ends at the completion's last token.
+    """
     advantages = []
     for group, outcomes, ok in zip(groups, rewards.tolist(), graded.tolist(), strict=True):
         lengths = [len(r.completion.token_ids) for r in group.rollouts]
@@ -64,7 +70,7 @@ def process_supervision(groups: Sequence[RolloutGroup], rewards: Tensor, graded:
 
 
 def imitation(groups: Sequence[RolloutGroup], rewards: Tensor, graded: Tensor) -> Advantages:
-    """1 for what is to be imitated, 0 for the rest."""
+    """The reward itself as the advantage of every token: 1 for completions to imitate, 0 for the others."""
     return [
         [torch.full((len(r.completion.token_ids),), float(x)) for r, x in zip(group.rollouts, row, strict=True)]
         for group, row in zip(groups, rewards, strict=True)
@@ -72,21 +78,21 @@ def imitation(groups: Sequence[RolloutGroup], rewards: Tensor, graded: Tensor) -
 
 
 def token_ratio(policy_logprobs: Tensor, old_logprobs: Tensor, tokens: ScoredTokens) -> Tensor:
-    """Every token has its own ratio."""
+    """The policy log-probs unchanged, so that every token has its own ratio."""
     return policy_logprobs
 
 
 def sequence_ratio(policy_logprobs: Tensor, old_logprobs: Tensor, tokens: ScoredTokens) -> Tensor:
-    """Every token has its sequence's ratio, exp(mean over tokens of (l - b)): GSPO, arXiv 2507.18071, equation 7."""
+    """Log-probs that give every token its sequence's ratio, exp(mean over tokens of (l - b)): GSPO, arXiv 2507.18071, equation 7."""
     log_ratio = policy_logprobs - old_logprobs
     return old_logprobs + mean_over_sequence(log_ratio, tokens.loss_mask, tokens.sequence_of, tokens.num_sequences)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CreditedGroup:
-    """A group with the reward of each of its G completions and the advantage of each of their tokens.
+    """A group, the reward of each of its G completions, and the advantage of each of their tokens.
 
-    rewards: None for a completion that could not be graded. advantages: of each completion Float[T]; None where a critic computes
+    rewards: None for a completion that could not be graded. advantages: Float[T] for each completion; None if a critic computes
     them during the update.
     """
 
@@ -95,28 +101,28 @@ class CreditedGroup:
     advantages: tuple[Float[Tensor, " T"], ...] | None
 
     def rows(self) -> Iterator[tuple[Rollout, float | None, Float[Tensor, " T"] | None]]:
-        """Each rollout with its reward and its advantages."""
+        """Yields each rollout with its reward and its advantages."""
         advantages = self.advantages or (None,) * len(self.rewards)
         yield from zip(self.group.rollouts, self.rewards, advantages, strict=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Algorithm:
-    """What a step optimises.
+    """The objective of a training step.
 
     advantage_rule: groups and their rewards -> an advantage for every token. None: a critic computes them during the update.
     surrogate, clip_low, clip_high, ratio_level: the policy term of each token.
-    reduction: how much each token weighs in the sum.
-    kl_weight, kl_kind: the penalty towards the reference, inside the same sum; at 0 the reference is not run.
-    entropy_weight: of the entropy bonus, inside the same sum.
-    importance_cap: bound of the weight that corrects for the sampling engine; None is off.
-    overlong_fraction: the last share of max_tokens in which a completion is punished for its length; 0 is off.
-    dynamic_sampling: replace groups without signal by new ones before the update.
-    refresh_reference_every: steps after which the reference becomes the policy; 0 is never.
-    scores_steps: reasoning steps get rewards of their own.
-    value_rule: where a critic's values come from, and what is made of them; None is no critic.
-    samples_from: whose completions are trained on: the live policy's, those of the policy that the run began with, or the
-        problems' own worked solutions.
+    reduction: the weight of each token in the sum.
+    kl_weight, kl_kind: the KL penalty towards the reference, a term of the same sum; with weight 0 the reference is not run.
+    entropy_weight: the weight of the entropy bonus, a term of the same sum.
+    importance_cap: the upper bound of the importance weight that corrects for the sampling engine; None disables the weight.
+    overlong_fraction: the last fraction of max_tokens in which the overlong penalty grows; 0 disables the penalty.
+    dynamic_sampling: groups without signal are replaced by new ones before the update.
+    refresh_reference_every: the number of steps after which the policy is copied to the reference; 0 is never.
+    scores_steps: each reasoning step gets a reward.
+    value_rule: the critic's trunk and its targets; None is no critic.
+    samples_from: the source of the completions: the current policy ("live"), the policy at the start of the run ("start"), or the
+        solutions in the data set ("dataset").
     """
 
     name: str
@@ -143,11 +149,11 @@ class Algorithm:
 
     @property
     def compares_within_groups(self) -> bool:
-        """Whether one completion alone would have no advantage."""
+        """Whether a completion's advantage depends on the others of its group, so that a group of one has none."""
         return self.advantage_rule not in (imitation, None)
 
     def reward(self, rollout: Rollout, max_tokens: int) -> float:
-        """The score's value, less what an overlong completion costs; 0 stands in for what could not be graded."""
+        """The score's value plus the overlong penalty. A completion that could not be graded has value 0."""
         value = rollout.score.value or 0.0
         if self.overlong_fraction > 0:
             buffer = max(1, round(self.overlong_fraction * max_tokens))
@@ -156,20 +162,21 @@ class Algorithm:
 
     @property
     def token_level(self) -> bool:
-        """Whether the loss of a token depends on no other token's log-prob."""
+        """Whether each token's loss depends on its own log-prob only."""
         return self.ratio_level is token_ratio
 
     @property
     def drops_zero_advantages(self) -> bool:
-        """Whether a completion whose advantages are all zero adds nothing to the loss."""
+        """Whether a completion whose advantages are all zero contributes nothing to the loss."""
         return self.kl_weight == 0 and self.entropy_weight == 0 and self.value_rule is None
 
     @property
     def bootstraps_cut(self) -> bool:
+        """Whether the critic's value replaces what follows a completion that max_tokens truncated."""
         return self.value_rule is not None and self.value_rule.bootstrap_cut
 
     def assign_credit(self, groups: Sequence[RolloutGroup], max_tokens: int) -> list[CreditedGroup]:
-        """The reward of each completion, and what these make of each token where no critic does."""
+        """The rewards of the groups' completions, and the advantages of their tokens unless a critic computes these."""
         if not groups:  # dynamic sampling found none with signal
             return []
         rewards = torch.tensor([[self.reward(r, max_tokens) for r in group.rollouts] for group in groups])
@@ -180,9 +187,9 @@ class Algorithm:
             CreditedGroup(
                 group=group,
                 rewards=tuple(x if ok else None for x, ok in zip(row, is_graded, strict=True)),
-                advantages=None if of_group is None else tuple(of_group),
+                advantages=None if token_advantages is None else tuple(token_advantages),
             )
-            for group, row, is_graded, of_group in zip(
+            for group, row, is_graded, token_advantages in zip(
                 groups, rewards.tolist(), graded.tolist(), advantages, strict=True
             )
         ]
@@ -197,7 +204,7 @@ class Algorithm:
     ) -> Float[Tensor, ""]:
         """sum_t weight_t (w_t surrogate_t + kl_weight KL_t - entropy_weight H_t): these tokens' part of the step's policy loss.
 
-        advantages: a critic's; otherwise those that the tokens carry.
+        advantages: from the critic; without a critic None, and those of `tokens` are used.
         """
         advantages = tokens.advantages if advantages is None else advantages
         policy_logprobs = self.ratio_level(scores.logprobs, old_logprobs, tokens)
@@ -213,7 +220,7 @@ class Algorithm:
         return (tokens.weights * terms).sum()
 
     def value_loss(self, values: Float[Tensor, " S"], targets: ValueTargets, tokens: ScoredTokens) -> Float[Tensor, ""]:
-        """sum_t weight_t of the loss of each value: these tokens' part of the critic's loss."""
+        """sum_t weight_t value_loss_t: these tokens' part of the critic's loss."""
         assert self.value_rule is not None
         terms = value_loss(values, targets.values, targets.returns, clip=self.value_rule.value_clip)
         return (tokens.weights * terms).sum()
@@ -225,7 +232,7 @@ class Algorithm:
         old_logprobs: Float[Tensor, " S"] | None,
         reference_logprobs: Float[Tensor, " S"] | None,
     ) -> ValueTargets:
-        """GAE of the rewards and the critic's values. The log-probs are needed where the KL is part of the reward."""
+        """GAE of the rewards and the critic's values. If the KL is part of the reward, the log-probs are needed for it."""
         assert self.value_rule is not None
         if not self.kl_in_reward or reference_logprobs is None:
             return self.value_rule.targets(sequences, values)
@@ -235,14 +242,16 @@ class Algorithm:
 
     @property
     def whitens(self) -> bool:
+        """Whether advantages are standardised over the whole step."""
         return self.value_rule is not None and self.value_rule.whiten
 
     @property
     def kl_in_reward(self) -> bool:
+        """Whether the KL penalty is subtracted from each token's reward instead of being a term of the loss."""
         return self.value_rule is not None and self.value_rule.kl_in_reward
 
 
-GROUP_EPS = 1e-4  # added to the group's std, as in TRL
+GROUP_EPS = 1e-4  # added to the group's std; TRL adds the same
 
 _group_normalized = outcome_supervision(partial(group_normalized, scale="std", eps=GROUP_EPS))
 _group_centred = outcome_supervision(partial(group_normalized, scale="none", eps=0.0))
@@ -279,7 +288,7 @@ CISPO = Algorithm(
     clip_high=0.28,
     reduction=token_mean,
 )
-# Supervised learning is the same step with every demonstration worth 1.
+# Supervised fine-tuning is the same step with advantage 1 for every demonstration.
 SFT = Algorithm(
     name="sft",
     advantage_rule=imitation,
@@ -288,7 +297,8 @@ SFT = Algorithm(
     importance_cap=None,
     samples_from="dataset",
 )
-# Of the start policy's completions those that are right, or of the live policy's; wrong ones count in the mean.
+# Rejection fine-tuning imitates the correct completions of the policy at the start of the run, or of the current one (online). Wrong
+# completions have advantage 0 but count in the mean.
 RFT = Algorithm(name="rft", advantage_rule=imitation, surrogate=likelihood, importance_cap=None, samples_from="start")
 ONLINE_RFT = replace(RFT, name="online-rft", samples_from="live")
 PPO = Algorithm(name="ppo", advantage_rule=None, reduction=token_mean, kl_weight=0.04, value_rule=ValueRule())

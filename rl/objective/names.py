@@ -1,4 +1,4 @@
-"""Names of choices that the command line shows; importing them must not import torch."""
+"""Literal types that the command line shows. This file must not import torch, which would make `--help` slow."""
 
 from __future__ import annotations
 

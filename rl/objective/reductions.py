@@ -1,8 +1,8 @@
-"""How per-token terms become one number.
+"""Reductions: the weight of each token in the loss of a step.
 
-A reduction gives every token of a sequence of length |o| its weight; the loss of a step is the weighted sum over all
-tokens of all its micro-batches and ranks. Weights depend on the counts of the whole step and on nothing smaller, so the
-gradient does not depend on how a step is cut. The counts are of what is summed: a completion masked out leaves both.
+A reduction gives every token of a sequence of length |o| its weight; the loss of a step is the weighted sum over all tokens of all
+its micro-batches and ranks. A weight depends on |o| and on counts over the whole step only, so the gradient does not depend on how
+the step is divided into micro-batches. The counts cover what is summed: a masked-out completion is in neither the sum nor the counts.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class StepCounts:
-    """Counts over all micro-batches and ranks of a step; groups that are skipped because they carry no gradient count too."""
+    """Counts over all micro-batches and ranks of a step, including groups that are not run because their gradient is zero."""
 
     num_tokens: int
     num_sequences: int
-    max_tokens: int  # the sampling limit: the constant length of Dr. GRPO
+    max_tokens: int  # the sampling limit, Dr. GRPO's constant length
 
 
 Reduction = Callable[[int, StepCounts], float]
 
 
 def token_mean(length: int, counts: StepCounts) -> float:
-    """1 / (all tokens of the step): every token weighs the same. DAPO, arXiv 2503.14476, equation 8."""
+    """1 / (number of tokens of the step): every token has the same weight. DAPO, arXiv 2503.14476, equation 8."""
     return 1 / counts.num_tokens
 
 
@@ -34,7 +34,7 @@ def mean_of_token_means(length: int, counts: StepCounts) -> float:
 
 
 def constant_length(length: int, counts: StepCounts) -> float:
-    """1 / (N L), L the sampling limit: length does not change a token's weight. Dr. GRPO, arXiv 2503.20783, section 3.2."""
+    """1 / (N L), L the sampling limit: a token's weight is independent of its sequence's length. Dr. GRPO, arXiv 2503.20783, 3.2."""
     return 1 / (counts.num_sequences * counts.max_tokens)
 
 

@@ -1,4 +1,4 @@
-"""What the loss knows of tokens: records of tensors, one number a token."""
+"""Inputs of the loss: records of tensors with one number per token."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredTokens:
-    """What the loss knows of S tokens, sequence after sequence. loss_mask: 0 for one of which only the value is asked.
-    advantages: None until a critic has computed them."""
+    """Per-token inputs of the loss for S tokens, sequence after sequence.
+
+    loss_mask: 0 for a token that is scored only because its value bootstraps its sequence's reward. sequence_of: the index of each
+    token's sequence. advantages: None if a critic computes them during the update. weights: from the reduction.
+    """
 
     loss_mask: Float[Tensor, " S"]
     sequence_of: Int[Tensor, " S"]
@@ -22,7 +25,7 @@ class ScoredTokens:
     num_sequences: int
 
     def tokens(self, part: slice) -> ScoredTokens:
-        """Some of the scored tokens; sequences that are cut stay what they were."""
+        """The tokens of a slice. Numbers of sequences stay the same even if the slice divides one."""
         return ScoredTokens(
             loss_mask=self.loss_mask[part],
             sequence_of=self.sequence_of[part],
@@ -35,20 +38,20 @@ class ScoredTokens:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredSequences(ScoredTokens):
-    """Whole sequences, B of them, with what a critic knows of each.
+    """Per-token inputs of the loss for B whole sequences, with the per-sequence inputs of a critic.
 
-    lengths: in scored tokens. rewards: of the whole sequence. bootstraps: whether the value of a sequence's last scored token stands
-    in its reward's place. trained: the indices of the scored tokens that are trained on.
+    lengths: the number of scored tokens of each sequence. rewards: of each sequence. bootstraps: whether the value of the sequence's
+    last scored token replaces its reward. loss_indices: the indices of the scored tokens whose loss_mask is 1.
     """
 
     lengths: tuple[int, ...]
     rewards: Float[Tensor, " B"]
     bootstraps: Bool[Tensor, " B"]
-    trained: Int[Tensor, " U"]
+    loss_indices: Int[Tensor, " U"]
 
 
 class TokenScores(NamedTuple):
-    """What a policy gives S tokens: log-probs, and the entropy of each whole distribution in nats."""
+    """A policy's log-probs of S tokens, and the entropy in nats of its distribution at each of them."""
 
     logprobs: Float[Tensor, " S"]
     entropies: Float[Tensor, " S"]
@@ -57,5 +60,5 @@ class TokenScores(NamedTuple):
         return TokenScores(self.logprobs.detach(), self.entropies.detach())
 
     def as_leaves(self) -> TokenScores:
-        """Detached copies that require gradients, to differentiate a loss with respect to them."""
+        """Detached tensors that require gradients, so that a loss can be differentiated with respect to them."""
         return TokenScores(*(x.requires_grad_() for x in self.detach()))

@@ -1,7 +1,7 @@
-"""PPO's advantages and returns: what values make of rewards.
+"""PPO's value targets: advantages and returns from rewards and a critic's values.
 
-The value V_t is read before token t, from the last hidden state at t - 1: of the policy's own trunk (shared) or of the
-critic's (separate).
+The value V_t is that of the state before token t. It is computed from the last hidden state at t - 1: of the policy's own trunk
+("shared") or of a second model's ("separate").
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rollout.processes import Processes, SingleProcess
 
 
 class ValueTargets(NamedTuple):
-    """What GAE makes of S tokens' rewards and a critic's values before the first update: fixed while both are trained on them."""
+    """The critic's values of S tokens, and GAE's advantages and returns from them; computed before the first update, then fixed."""
 
     values: Float[Tensor, " S"]
     advantages: Float[Tensor, " S"]
@@ -30,10 +30,10 @@ class ValueTargets(NamedTuple):
 
 @dataclass(frozen=True)
 class FrozenTargets:
-    """Per-token values of a micro-batch that are fixed before the first update: old log-probs, reference log-probs, value targets.
+    """Per-token targets of a micro-batch that are fixed before the first update: old log-probs, reference log-probs, value targets.
 
-    old_logprobs: None until the first training forward has computed them, in which the policy still is the old one.
-    reference_logprobs: None where the KL has no weight. values: None until the critic has been run, or where there is none.
+    old_logprobs: None until a forward before the first update has computed them. reference_logprobs: None without a reference.
+    values: None until the critic has been run, and without a critic.
     """
 
     old_logprobs: Float[Tensor, " S"] | None = None
@@ -43,16 +43,16 @@ class FrozenTargets:
 
 @dataclass(frozen=True, kw_only=True)
 class ValueRule:
-    """How PPO turns rewards and values into advantages and returns, and how values are trained.
+    """How PPO computes advantages and returns from rewards and values, and how it trains the values.
 
-    source: the policy's own trunk, or one of the critic's own.
-    gamma, lam: of the advantages, arXiv 1506.02438. lam_critic: of the returns that values are trained towards (VC-PPO, arXiv
-        2503.01491, section 3.3: with a long chain a lower lam serves the policy and 1 the critic).
-    value_clip: how far a value counts as moved from what it was when sampled; None is off.
-    value_weight: of the value loss beside the policy's, where they share a trunk.
-    kl_in_reward: the algorithm's kl_weight x (b - f) is taken from each token's reward, in place of a term in the loss.
-    whiten: advantages are centred and scaled to std 1 over the whole step.
-    bootstrap_cut: a completion cut by the token limit goes on as its value says; otherwise the cut is its end.
+    source: the critic's trunk: the policy's own ("shared") or a second model ("separate").
+    gamma, lam: discount and GAE lambda of the advantages, arXiv 1506.02438. lam_critic: GAE lambda of the returns, the targets of the
+        values (VC-PPO, arXiv 2503.01491, section 3.3: for long chains of thought the policy needs a lower lambda, the critic 1).
+    value_clip: the largest change of a value, from the old value, that the loss rewards; None disables clipping.
+    value_weight: the weight of the value loss relative to the policy loss, with a shared trunk.
+    kl_in_reward: subtracts kl_weight x (b - f) from each token's reward, instead of adding a KL term to the loss.
+    whiten: advantages are shifted to mean 0 and scaled to std 1 over the whole step.
+    bootstrap_cut: the critic's value replaces what follows a completion that max_tokens truncated; otherwise the completion ends there.
     """
 
     source: Literal["shared", "separate"] = "shared"
@@ -68,29 +68,28 @@ class ValueRule:
     def targets(
         self, tokens: ScoredSequences, values: Float[Tensor, " S"], penalties: Float[Tensor, " S"] | None = None
     ) -> ValueTargets:
-        """GAE over each sequence of its own. The sequence's reward is its last token's; penalties are taken from every token's.
+        """GAE over each sequence. The last token gets the sequence's reward; penalties are subtracted from every token's reward.
 
-        Of a sequence that goes on, V before the last token stands for all that would have followed from there, in place of the
-        reward.
+        A sequence that bootstraps has no reward: V before its last token stands for everything from that token on.
         """
         rewards = torch.zeros_like(values) if penalties is None else -penalties
         last = torch.tensor(tokens.lengths, device=values.device).cumsum(0) - 1
-        # A value for a reward leaves the last token no advantage, and is what the token before it is followed by.
+        # With its own value as reward the last token has advantage 0, and the token before it is followed by that value.
         rewards = rewards.index_copy(
             0, last, torch.where(tokens.bootstraps, values[last], tokens.rewards + rewards[last])
         )
 
-        def by_sequence(flat: Tensor) -> Tensor:
+        def padded(flat: Tensor) -> Tensor:
             return pad_sequence(list(flat.split(tokens.lengths)), batch_first=True)
 
-        def flat(rows: Tensor) -> Tensor:
+        def flattened(rows: Tensor) -> Tensor:
             return torch.cat([row[:n] for row, n in zip(rows, tokens.lengths, strict=True)])
 
-        rows = by_sequence(rewards), by_sequence(values), by_sequence(torch.ones_like(values)) > 0
+        rows = padded(rewards), padded(values), padded(torch.ones_like(values)) > 0
         advantages, returns = gae(*rows, gamma=self.gamma, lam=self.lam)
         if self.lam_critic != self.lam:
             _, returns = gae(*rows, gamma=self.gamma, lam=self.lam_critic)
-        return ValueTargets(values, flat(advantages), flat(returns))
+        return ValueTargets(values, flattened(advantages), flattened(returns))
 
 
 def whitened(
@@ -98,8 +97,11 @@ def whitened(
     sequences: Sequence[ScoredSequences],
     processes: Processes = SingleProcess(),  # noqa: B008
 ) -> list[ValueTargets]:
-    """Advantages of a whole step, in all processes, less their mean and over their std. Returns stay as they were."""
-    mine = [e.advantages.index_select(0, m.trained) for e, m in zip(targets, sequences, strict=True)]
-    trained = torch.cat(processes.gather(mine))
-    mean, std = trained.mean(), trained.std(correction=0)  # of no dimension: on the host they mix with any device
-    return [e._replace(advantages=(e.advantages - mean) / (std + 1e-8)) for e in targets]
+    """(A - mean) / (std + 1e-8), with mean and std over the tokens in the loss of the whole step, in all processes.
+
+    Returns and values stay unchanged.
+    """
+    local = [t.advantages.index_select(0, s.loss_indices) for t, s in zip(targets, sequences, strict=True)]
+    gathered = torch.cat(processes.gather(local))
+    mean, std = gathered.mean(), gathered.std(correction=0)  # scalar tensors, which combine with tensors of any device
+    return [t._replace(advantages=(t.advantages - mean) / (std + 1e-8)) for t in targets]

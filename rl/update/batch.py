@@ -37,7 +37,7 @@ class Batch:
         group = self.groups[0]
         micro = MicroBatch.of([TrainGroup(group.prompt_ids, group.sequences[:1])])
         nothing = torch.zeros_like(micro.weights)
-        return replace(micro, weights=nothing, loss_mask=nothing, trained=micro.trained[:0])
+        return replace(micro, weights=nothing, loss_mask=nothing, loss_indices=micro.loss_indices[:0])
 
     def viewed(self, view_at: Callable[[int, int], int] | None, epoch: int) -> Batch:
         """The completions under the views that they are scored under in an epoch; sequences share a prompt only under one view.

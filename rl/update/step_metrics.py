@@ -44,11 +44,11 @@ class TokenMeans:
 
     @torch.no_grad()
     def add(self, algorithm: Algorithm, scores: TokenScores, targets: FrozenTargets, micro: MicroBatch) -> None:
-        if len(micro.trained) == 0:  # Batch.idle()
+        if len(micro.loss_indices) == 0:  # Batch.idle()
             return
 
         def of_trained(values: Tensor) -> Tensor:
-            return values.index_select(0, micro.trained)
+            return values.index_select(0, micro.loss_indices)
 
         assert targets.old_logprobs is not None
         ratios = algorithm.ratio_level(scores.logprobs, targets.old_logprobs, micro)

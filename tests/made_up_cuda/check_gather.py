@@ -55,7 +55,7 @@ class Beside:
 def seen_on(device: str) -> tuple[TokenMeans, ValueTargets, Any]:
     means, some = TokenMeans(), torch.ones(5, device=device)
     means.num_tokens, means.valued = 5, [(some, some)]
-    return means, ValueTargets(some, some, some), SimpleNamespace(trained=torch.arange(5, device=device))
+    return means, ValueTargets(some, some, some), SimpleNamespace(loss_indices=torch.arange(5, device=device))
 
 
 def main() -> None:

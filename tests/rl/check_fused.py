@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from rl.forward.choose_forward import _why_not_the_same
+from rl.forward.choose_forward import _why_fused_differs
 from rl.forward.forward import enable_gradient_checkpointing, in_fused, packed_forward, plain_forward
 from rl.forward.fused import fused, why_not_fused
 from rl.forward.triton_kernels import rms_norm, silu_times
@@ -89,7 +89,7 @@ def of_a_model(family: str, *, lora: bool) -> dict[str, Any]:
                 nn.init.normal_(parameter, std=0.1)
     exact, own = (scored(plain_forward, model, autocast=autocast) for autocast in (False, True))
     found = scored(ours, model, autocast=True)
-    reason = _why_not_the_same(packed_forward, model)
+    reason = _why_fused_differs(packed_forward, model)
     in_float32 = relative(scored(ours, model, autocast=False), exact)
     enable_gradient_checkpointing(model, fuses=True)
     return {
@@ -135,7 +135,7 @@ def of_another_norm() -> str | None:
 
     for layer in model.model.layers:
         layer.input_layernorm.__class__ = Other
-    return _why_not_the_same(packed_forward, model)
+    return _why_fused_differs(packed_forward, model)
 
 
 def main() -> None:

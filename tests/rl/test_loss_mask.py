@@ -75,7 +75,7 @@ KNOWN = (
     "weights",
     "rewards",
     "bootstraps",
-    "trained",
+    "loss_indices",
     "targets",
 )
 
@@ -127,7 +127,7 @@ def test_what_is_only_asked_for_its_value_is_in_no_mean_of_a_sequence() -> None:
     """The last token of a cut completion: its log-prob moves no ratio of GSPO's and no metric, and has gradient zero."""
     algorithm = CASES["gspo with a critic"]
     micro = micro_of(algorithm, both(seed=2)[1])
-    outside = torch.ones(len(micro.targets)).index_fill(0, micro.trained, 0.0)
+    outside = torch.ones(len(micro.targets)).index_fill(0, micro.loss_indices, 0.0)
     assert outside.sum() == micro.bootstraps.sum() > 0
     old, values = micro.sampler_logprobs.clone(), torch.linspace(0, 1, len(micro.targets))
 
@@ -138,7 +138,7 @@ def test_what_is_only_asked_for_its_value_is_in_no_mean_of_a_sequence() -> None:
     logprobs = (old + 1e-4 * torch.randn(len(old), generator=torch.Generator().manual_seed(0))).requires_grad_()
     loss = loss_of(logprobs)
     (gradient,) = torch.autograd.grad(loss, logprobs)
-    assert gradient[micro.trained].any() and not gradient[outside > 0].any()
+    assert gradient[micro.loss_indices].any() and not gradient[outside > 0].any()
     assert torch.equal(loss_of(logprobs.detach() + 5 * outside), loss.detach())
 
     def means_of(logprobs: Tensor) -> dict[str, float | None]:

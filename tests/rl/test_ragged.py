@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from rewards.errors import UserError
-from rl.forward.choose_forward import RAGGED, _what_rounding_does_not_explain, choose_forward
+from rl.forward.choose_forward import RAGGED, _difference_in_16_bits, choose_forward
 from rl.forward.forward import Forward, flash_forward, packed_forward, plain_forward, varlen_forward
 from rl.forward.layouts import PackedRow, packed_tokens
 from rl.forward.packed_attention import fastest, flash_package
@@ -162,7 +162,7 @@ def test_where_there_is_no_such_kernel_it_is_said(install) -> None:
 def test_of_several_kernels_that_agree_the_fastest_is_taken(install, monkeypatch: pytest.MonkeyPatch) -> None:
     install("flash_attn", flash_2)
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", torch_2_13)
-    as_on_a_gpu = lambda name, model, micro: _what_rounding_does_not_explain(RAGGED[name][1], model, micro)  # noqa: E731
+    as_on_a_gpu = lambda name, model, micro: _difference_in_16_bits(RAGGED[name][1], model, micro)  # noqa: E731
     monkeypatch.setattr("rl.forward.choose_forward._why_not_ragged", as_on_a_gpu)
     compared: list[list[str]] = []
     monkeypatch.setattr(

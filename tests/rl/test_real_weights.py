@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from rl.forward.choose_forward import _example, _what_rounding_does_not_explain, explain_forward
+from rl.forward.choose_forward import _difference_in_16_bits, _example, explain_forward
 from rl.forward.forward import packed_forward, packed_states
 from rl.forward.packed_attention import dense
 from rl.policy.load import load_pretrained
@@ -226,10 +226,8 @@ def test_a_kernel_of_16_bits_is_held_against_what_these_explain() -> None:
         return dense(block, query, key, value, 1.1 * (scale or query.shape[-1] ** -0.5), window)
 
     with bfloat16(), torch.no_grad():
-        assert _what_rounding_does_not_explain(packed_forward, model, micro) is None
-        wrong = _what_rounding_does_not_explain(
-            replace(packed_forward, states=partial(packed_states, kernel=off)), model, micro
-        )
+        assert _difference_in_16_bits(packed_forward, model, micro) is None
+        wrong = _difference_in_16_bits(replace(packed_forward, states=partial(packed_states, kernel=off)), model, micro)
     assert wrong is not None and "on average" in wrong
 
 
