@@ -1,4 +1,4 @@
-"""Models that are trained or score: loading, the policy and its frozen references, LoRA adapters, the critic, saving.
+"""Models: loading and saving, the policy and its frozen references, LoRA adapters, the critic.
 
 Imports rl.objective, rl.forward, rl.settings and rl.processes.
 """

@@ -1,4 +1,4 @@
-"""A critic with a trunk of its own."""
+"""A critic that does not share the policy's trunk."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ CRITIC = "critic.safetensors"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Critic:
-    """V_t = w h_{t-1} + b over a language model's trunk, trained by itself. `Critic.of` makes one of a model of its own.
+    """V_t = w h_{t-1} + b, where h are the hidden states of a language model. `Critic.of` makes one from a model that only the critic uses.
 
-    trunk: its hidden states are read, and it scores no tokens. trunk_parameters: those that are trained, by name.
-    activate: context factory in which the trunk has the critic's weights, for its forward and its backward.
+    trunk: computes the hidden states. trunk_parameters: its trainable parameters, by name.
+    activate: factory of a context in which the trunk has the critic's weights, needed for the forward and the backward.
     """
 
     trunk: Policy
@@ -35,16 +35,17 @@ class Critic:
 
     @staticmethod
     def of(trunk: Policy) -> Critic:
-        """A critic whose value is 0 at the start. The trunk's output layer is dropped."""
+        """A critic whose values are 0 at first. Removes the trunk's output layer."""
         if trunk.forward.gives_logits:
             raise UserError(
-                f"critic_model: {type(trunk.model).__name__} does not show its last hidden states; name another model"
+                f"critic_model: {type(trunk.model).__name__} does not return its last hidden states; name another model"
             )
         trunk.model.set_output_embeddings(nn.Identity())
         parameters = dict(trunk.model.named_parameters())
         return Critic(trunk=trunk, head=ValueHead.zeros(trunk.model), trunk_parameters=parameters)
 
     def values(self, micro: MicroBatch) -> Float[Tensor, " S"]:
+        """The value of the state before each scored token, with gradients. Inside `activate` only."""
         with self.trunk.autocast():
             states = self.trunk.hidden_states(micro)
         return self.head(states)

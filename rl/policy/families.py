@@ -1,4 +1,4 @@
-"""Kinds of policy, as values. A new kind is a new file with its functions, and a line of FAMILIES."""
+"""Policy families, each a `PolicyFamily` value. A new family is a new file with its functions, and an entry in FAMILIES."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from rollout.torch_sampler import TorchSampler
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyFamily:
-    """Everything that differs between kinds of policy: the loss, the advantages, the verifiers and the loop know nothing of it.
+    """The functions that differ between kinds of policy. The loss, advantages, verifiers and training loop do not depend on the family.
 
     recognises: whether a model with this config belongs to the family.
-    load: load_pretrained's arguments -> the model and its tokenizer. save: save_model's arguments.
-    choose_forward: how this model lays groups out, what they cost in tokens, and how it scores them (rl/forward/forward.py).
-    plain: the slow forward that is right by definition; what rounding does to it bounds what a delivery may differ by.
-    sampler: TorchSampler's arguments -> the engine in this process. runs_in_vllm: whether vLLM can be the engine instead.
-    view_at: a completion's view and an epoch -> the view that it is scored under in that epoch. None: the family reads no views.
-    probe: prompts with completions -> what the proof of delivery scores (rl/update/delivery.py).
+    load: takes load_pretrained's arguments, returns the model and its tokenizer. save: takes save_model's arguments.
+    choose_forward: the forward of a model: the layout of groups, its number of tokens, and the scoring (rl/forward/forward.py).
+    plain: the slow forward that defines the right log-probs; its rounding error bounds the differences after a weight delivery.
+    sampler: takes TorchSampler's arguments, returns the engine in this process. runs_in_vllm: whether vLLM can be the engine instead.
+    view_at: a completion's view and an epoch -> the view that the completion is scored under in that epoch. None: the family does not
+        support views.
+    probe: prompts with completions -> the groups that are scored to check a weight delivery (rl/update/delivery.py).
     """
 
     name: str
@@ -43,24 +44,24 @@ class PolicyFamily:
 
 
 def causal_forward(model: PreTrainedModel, attention: Attention = "auto", fused: Fused = "auto") -> ForwardChoice:
-    """Packed rows where that gives the model's own log-probs, padded rows otherwise."""
+    """Packed rows if they reproduce the model's own log-probs, padded rows otherwise."""
     return fuse(explain_forward(model, attention), model, fused)
 
 
 def causal_probe(texts: Sequence[Text]) -> list[TrainGroup]:
-    """Every token of each completion, behind its prompt."""
+    """Groups in which every token of each completion is scored after its prompt."""
     return [TrainGroup(prompt, (TrainSequence.to_score(completion),)) for prompt, completion in texts]
 
 
 CAUSAL = PolicyFamily(name="causal", recognises=lambda config: True, choose_forward=causal_forward, probe=causal_probe)
-FAMILIES = (CAUSAL,)  # the first that recognises a config
+FAMILIES = (CAUSAL,)  # family_of takes the first that recognises a config
 
 
 def family_of(model: str) -> PolicyFamily:
-    """The family of a folder in Hugging Face format or a hub name."""
+    """The family of a model, given as a folder in Hugging Face format or a hub name."""
     require_folder(model)
     try:
         config = AutoConfig.from_pretrained(model)
     except (OSError, ValueError):
-        return CAUSAL  # whose loading says what is wrong
+        return CAUSAL  # its `load` reports the error
     return next(family for family in FAMILIES if family.recognises(config))

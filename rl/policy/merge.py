@@ -1,4 +1,4 @@
-"""`plumbline merge`: a plain model in place of adapters and their base."""
+"""`plumbline merge`: merges adapters into their base and saves the resulting plain model."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from rl.policy.save_model import model_state, save_model, stored_dtype
 
 
 def merge_adapters(checkpoint: Path, out: Path) -> Path:
-    """Writes the adapted model as a plain one, in the type of its base, with its tokenizer. -> out."""
+    """Writes the merged model, in the dtype that its base is stored in, and its tokenizer to `out`. Returns `out`."""
     if not (checkpoint / "adapter_config.json").is_file():
         raise UserError(
             f"checkpoint is {str(checkpoint)!r}: it holds no adapter (adapter_config.json); "
             "give a checkpoint of a run with lora_rank, such as runs/mine/checkpoints/step-000050"
         )
     if out.exists():
-        raise UserError(f"out is {str(out)!r}: it is there already; name a new folder")
+        raise UserError(f"out is {str(out)!r}: it exists already; name a new folder")
     merged, tokenizer = load_merged(checkpoint)
     aside = out.with_name(f".{out.name}.partial")
     try:
@@ -45,25 +45,26 @@ def merge_adapters(checkpoint: Path, out: Path) -> Path:
 
 
 def load_merged(checkpoint: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The plain model that a folder of adapters makes of its base, by peft's own merge, and its tokenizer.
+    """The base of a folder of adapters with these merged into it by peft, and its tokenizer.
 
-    Any adapters of peft's, not only those of a run: the merged model must have the logits of the adapted one.
+    The adapters may be any that peft can merge, not only those of a run. Raises a UserError if the logits of the merged model differ
+    from those of the adapted one.
     """
     config = adapter_config(checkpoint)
     base, tokenizer = load_adapted_base(checkpoint, config)
-    adapted = adapted_by(checkpoint, base)
+    adapted = load_adapters(checkpoint, base)
     if config.is_prompt_learning or not hasattr(adapted.base_model, "merge_and_unload"):
         raise UserError(
-            f"checkpoint is {str(checkpoint)!r}: adapters of its peft_type ({config.peft_type!s}) are no change of weights, so a plain "
-            "model cannot have them; give adapters of another kind, such as LORA"
+            f"checkpoint is {str(checkpoint)!r}: adapters of its peft_type ({config.peft_type!s}) cannot be merged into weights; "
+            "give adapters of another kind, such as LORA"
         )
-    expected = some_logits(adapted)
-    base, _ = load_adapted_base(checkpoint, config)  # peft changes a base that it adapts
-    before = some_logits(base)
+    expected = probe_logits(adapted)
+    base, _ = load_adapted_base(checkpoint, config)  # loaded again, as peft modifies the base that it adapts
+    before = probe_logits(base)
     was_tied = untie(base)
-    adapted = adapted_by(checkpoint, base)
+    adapted = load_adapters(checkpoint, base)
     try:
-        with warnings.catch_warnings(action="ignore"):  # of tied embeddings, which are looked after here
+        with warnings.catch_warnings(action="ignore"):  # about tied embeddings, which untie and tie_again handle
             merged: Any = adapted.merge_and_unload(safe_merge=True)  # pyright: ignore[reportCallIssue]
     except (ValueError, RuntimeError) as error:
         raise UserError(
@@ -71,23 +72,24 @@ def load_merged(checkpoint: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerB
         ) from error
     if was_tied:
         tie_again(merged)
-    require_same_logits(checkpoint, some_logits(merged), expected, before)
-    has_own = any((checkpoint / name).is_file() for name in tokenizer.vocab_files_names.values())
-    return merged, AutoTokenizer.from_pretrained(checkpoint) if has_own else tokenizer
+    require_same_logits(checkpoint, probe_logits(merged), expected, before)
+    has_tokenizer = any((checkpoint / name).is_file() for name in tokenizer.vocab_files_names.values())
+    return merged, AutoTokenizer.from_pretrained(checkpoint) if has_tokenizer else tokenizer
 
 
 def adapter_config(checkpoint: Path) -> PeftConfig:
+    """The folder's adapter_config.json."""
     try:
         return PeftConfig.from_pretrained(str(checkpoint))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"checkpoint is {str(checkpoint)!r}: its adapter_config.json cannot be read by this peft ({first_line(error)}); give "
-            "adapters that it opens"
+            f"checkpoint is {str(checkpoint)!r}: its adapter_config.json cannot be read by this version of peft ({first_line(error)}); "
+            "give adapters that it can read"
         ) from None
 
 
 def load_adapted_base(checkpoint: Path, config: PeftConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """What the adapters were trained on, in float32: of a base in 4 bits what these stand for."""
+    """The weights that the adapters were trained on, in float32, and their tokenizer. A 4-bit base is dequantized."""
     source, cpu = str(config.base_model_name_or_path), torch.device("cpu")
     try:
         base, tokenizer = load_pretrained(source, cpu)
@@ -101,8 +103,8 @@ def load_adapted_base(checkpoint: Path, config: PeftConfig) -> tuple[PreTrainedM
     return base, tokenizer
 
 
-def adapted_by(checkpoint: Path, base: PreTrainedModel) -> PeftModel:
-    """The base with all adapters of the folder. peft only warns of weights that are not there and would be random."""
+def load_adapters(checkpoint: Path, base: PreTrainedModel) -> PeftModel:
+    """The base with all adapters of the folder. Raises a UserError for missing adapter weights, of which peft only warns."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -120,7 +122,10 @@ def adapted_by(checkpoint: Path, base: PreTrainedModel) -> PeftModel:
 
 
 def untie(model: PreTrainedModel) -> bool:
-    """An output layer of its own, so that what adapts one of input and output embeddings is not merged into both. -> whether it had none."""
+    """Gives the model an output layer separate from its input embeddings, so that an adapter of one is not merged into both.
+
+    Returns whether the two were tied before.
+    """
     was_tied = model.config.get_text_config().tie_word_embeddings
     if was_tied:
         head: Any = model.get_output_embeddings()
@@ -129,7 +134,7 @@ def untie(model: PreTrainedModel) -> bool:
 
 
 def tie_again(model: PreTrainedModel) -> None:
-    """One tensor if both are still equal; the configuration says which."""
+    """Ties input and output embeddings again if they are still equal, and records in the config whether they are."""
     head: Any = model.get_output_embeddings()
     embedding: Any = model.get_input_embeddings()
     is_tied = torch.equal(head.weight, embedding.weight)
@@ -139,17 +144,21 @@ def tie_again(model: PreTrainedModel) -> None:
 
 
 @torch.no_grad()
-def some_logits(model: Any) -> Tensor:
+def probe_logits(model: Any) -> Tensor:
+    """The model's logits of 48 random tokens, the same for each call: Float[1, 48, V]."""
     vocabulary = model.get_input_embeddings().weight.shape[0]
     tokens = torch.randint(vocabulary, (1, 48), generator=torch.Generator().manual_seed(0))
     return model(input_ids=tokens, use_cache=False).logits
 
 
 def require_same_logits(checkpoint: Path, merged: Tensor, adapted: Tensor, base: Tensor) -> None:
-    """Within a hundredth of what the adapters change, and a rounding error of float32 (2^-24) grown a thousandfold by the layers."""
-    differ, change = (merged - adapted).norm(), (adapted - base).norm()
-    if not differ <= 0.01 * change + 1e3 * 2**-24 * adapted.norm():
+    """Raises a UserError if the merged logits differ from the adapted model's by more than rounding.
+
+    The bound is a hundredth of what the adapters change, plus a float32 rounding error (2^-24) amplified a thousandfold by the layers.
+    """
+    difference, change = (merged - adapted).norm(), (adapted - base).norm()
+    if not difference <= 0.01 * change + 1e3 * 2**-24 * adapted.norm():
         raise UserError(
-            f"checkpoint is {str(checkpoint)!r}: peft's merge makes another model of it, whose logits differ by {differ:.3g} from those "
-            f"with adapters, which change the base's by {change:.3g}; use the adapters with peft as they are"
+            f"checkpoint is {str(checkpoint)!r}: the logits of peft's merge differ by {difference:.3g} from those with adapters, which "
+            f"change the base's by {change:.3g}; use the adapters with peft as they are"
         )

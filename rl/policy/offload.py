@@ -1,6 +1,6 @@
-"""What is not needed where the run computes waits in the host's memory: a reference, an optimiser's moments.
+"""Offloading of tensors between uses to the host's memory: the weights of a reference, the moments of an optimizer.
 
-On a GPU it waits in pinned memory, which copies to and from run at the full speed of the bus.
+Tensors from a GPU are kept in pinned memory, so that copies run at the full speed of the bus.
 """
 
 from __future__ import annotations
@@ -11,30 +11,31 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-# Numbers that an optimiser steps at once where its gradients are in 16 bits or its moments wait elsewhere.
+# Number of elements that StreamedOptimizer steps at once.
 BUCKET = 1 << 26
 
 
 def pinned(tensor: Tensor) -> Tensor:
+    """A copy of a host tensor in pinned memory."""
     return tensor.pin_memory()
 
 
 @torch.no_grad()
-def send_home(model: nn.Module) -> None:
-    """All weights."""
+def to_host(model: nn.Module) -> None:
+    """Moves all weights of a model to the host's memory."""
     for parameter in model.parameters():
-        home = parameter.data.cpu()
-        parameter.data = pinned(home) if parameter.is_cuda else home
+        on_host = parameter.data.cpu()
+        parameter.data = pinned(on_host) if parameter.is_cuda else on_host
 
 
 @contextmanager
-def visiting(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Inside the block weights that wait at home are copied to the device; they are not changed there."""
-    homes = [(p, p.data) for p in model.parameters()]
-    for parameter, home in homes:
-        parameter.data = home.to(device, non_blocking=True)
+def on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Inside the block an offloaded model has a copy of its weights on the device. Changes to the copy are lost."""
+    host_weights = [(p, p.data) for p in model.parameters()]
+    for parameter, weight in host_weights:
+        parameter.data = weight.to(device, non_blocking=True)
     try:
         yield
     finally:
-        for parameter, home in homes:
-            parameter.data = home
+        for parameter, weight in host_weights:
+            parameter.data = weight

@@ -1,4 +1,4 @@
-"""The policy and its frozen copies: a Hugging Face model and the forward that scores with it."""
+"""The policy and its frozen copies: a Hugging Face model with the forward that scores tokens under it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rl.forward.micro_batch import MicroBatch
 from rl.forward.output_head import AnyHead, OutputHead, ValueHead
 from rl.objective.tokens import TokenScores
 from rl.policy.families import CAUSAL, PolicyFamily
-from rl.policy.offload import send_home, visiting
+from rl.policy.offload import on_device, to_host
 from rl.policy.precision import ROUNDED, return_float32, roundable
 from rl.policy.save_model import model_state, save_tensors
 from rl.processes.sharding import compute_device, full_tensor, shard_like
@@ -31,22 +31,22 @@ from rollout.rounding import rounding_noise
 
 T = TypeVar("T")
 ContextFactory = Callable[[], AbstractContextManager[Any]]
-EXACT_WEIGHTS = "exact_weights.pt"  # in a checkpoint whose model is stored in 16 bits: what training goes on from
+EXACT_WEIGHTS = "exact_weights.pt"  # the float32 weights in a checkpoint whose model is stored in 16 bits
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Policy:
-    """A model that scores tokens: the policy that is trained, or a frozen copy of it. `Policy.of` makes one.
+    """A model that scores tokens: the trained policy, or a frozen copy of it. `Policy.of` makes one.
 
     The model is always in eval mode: dropout would make the ratio differ from 1 before the first update.
 
-    choice: how the model is laid out and scored, and why not faster.
-    autocast: context factory for the forward. activate: context factory in which the model has this policy's weights; a reference may
-        share the policy's model. on_device: context factory in which weights that rest in the host's memory are on the device.
+    choice: the forward, and why faster ones cannot be used.
+    autocast: factory of the forward's autocast context. activate: factory of a context in which the model has this policy's weights,
+        for a reference that shares the policy's model. on_device: factory of a context in which offloaded weights are on the device.
     run_in_root: executes a function inside the FSDP root, where sharded weights are gathered.
-    value_head: over the policy's own states, where a critic shares its trunk.
-    stored_dtype: the dtype in which the base was stored, and checkpoints are.
-    freezes_base: whether the model's own weights stay as they are.
+    value_head: computes values from the policy's hidden states, for a critic that shares the policy's trunk.
+    stored_dtype: the dtype of the base's files and of checkpoints.
+    freezes_base: whether the model's own weights are frozen, as with LoRA.
     """
 
     model: PreTrainedModel
@@ -72,7 +72,7 @@ class Policy:
         family: PolicyFamily = CAUSAL,
         **fields: Any,
     ) -> Self:
-        """The policy of a loaded model, scored as its family chooses. fields: of the dataclass."""
+        """The policy of a loaded model, with the forward that its family chooses. fields: further fields of the dataclass."""
         with autocast():
             choice = family.choose_forward(model.eval(), attention, fused)
         if gradient_checkpointing:
@@ -84,7 +84,7 @@ class Policy:
         return self.choice.forward
 
     def run(self, compute: Callable[[], T]) -> T:
-        """compute(), with this policy's weights in the model, gathered, under autocast."""
+        """Returns compute(), executed under autocast with this policy's weights in the model, gathered if they are sharded."""
 
         def in_autocast() -> T:
             with self.autocast():
@@ -94,12 +94,12 @@ class Policy:
             return self.run_in_root(in_autocast)
 
     def hidden_states(self, micro: MicroBatch) -> Float[Tensor, "S H"]:
-        """The state before each scored token, with gradients. Inside `run` only, as `head`."""
+        """The last hidden state before each scored token, with gradients. Inside `run` only."""
         return self.forward.hidden_states(self.model, micro)
 
     @property
     def head(self) -> OutputHead | AnyHead:
-        """The output layer over the hidden states."""
+        """The output layer, which reads `hidden_states`. Inside `run` only."""
         return self.forward.head(self.model)
 
     def score(self, micro: MicroBatch, temperature: float) -> TokenScores:
@@ -110,7 +110,7 @@ class Policy:
     def logprobs_and_values(
         self, micro: MicroBatch, temperature: float
     ) -> tuple[Float[Tensor, " S"], Float[Tensor, " S"] | None]:
-        """Log-probs of the scored tokens, and their values where there is a value head; without gradients."""
+        """Log-probs of the scored tokens, and their values if there is a value head; without gradients."""
 
         def compute() -> tuple[Tensor, Tensor | None]:
             states = self.hidden_states(micro)
@@ -120,7 +120,7 @@ class Policy:
         return self.run(compute)
 
     def rounding_noise(self, micro: MicroBatch) -> float:
-        """The mean by which bfloat16 moves the model's log-probs of these tokens, in nats (rollout/rounding.py)."""
+        """The mean change in nats of the model's log-probs of these tokens under bfloat16 rounding (rollout/rounding.py)."""
 
         def logprobs() -> Tensor:
             return self.family.plain.score(self.model, micro, 1.0).logprobs
@@ -129,42 +129,43 @@ class Policy:
             return self.run_in_root(lambda: rounding_noise(logprobs, self.model)[1])
 
     def with_value_head(self, trunk_scale: float) -> Self:
-        """The same policy with a critic on its own trunk. trunk_scale: the share of the critic's gradient that the trunk gets."""
+        """The policy with a value head on its own trunk. trunk_scale: the factor on the value loss's gradient into the trunk."""
         if self.forward.gives_logits:
             raise UserError(
-                f"value is 'shared': {type(self.model).__name__} does not show its last hidden states; use separate or none"
+                f"value is 'shared': {type(self.model).__name__} does not return its last hidden states; use separate or none"
             )
         return replace(self, value_head=ValueHead.zeros(self.model, trunk_scale))
 
     def frozen_copy(self, *, rounded: bool = False, offloaded: bool = False) -> Policy:
-        """The policy as it is now, not trained. rounded: kept in 16 bits (rl/policy/precision.py). offloaded: in the host's memory."""
-        parts = roundable(self.model) if rounded else []
-        already = {id(p): nn.Parameter(p.detach().to(ROUNDED), requires_grad=False) for p in parts}
-        model = copy.deepcopy(self.model, already).requires_grad_(False)
+        """A frozen copy of the policy. rounded: stored in 16 bits (rl/policy/precision.py). offloaded: in the host's memory."""
+        to_round = roundable(self.model) if rounded else []
+        copied = {id(p): nn.Parameter(p.detach().to(ROUNDED), requires_grad=False) for p in to_round}
+        model = copy.deepcopy(self.model, copied).requires_grad_(False)
         if rounded:
             return_float32(model)
         if offloaded:
             device = self.device
-            send_home(model)
-            return replace(self, model=model, value_head=None, on_device=partial(visiting, model, device))
+            to_host(model)
+            return replace(self, model=model, value_head=None, on_device=partial(on_device, model, device))
         return replace(self, model=model, value_head=None)
 
     @torch.no_grad()
     def copy_weights_to(self, reference: Policy) -> Policy:
-        """Makes an earlier frozen copy the policy as it is now."""
+        """Copies the policy's weights to an earlier frozen copy, in place. Returns the copy."""
         for theirs, ours in zip(reference.model.parameters(), self.model.parameters(), strict=True):
             theirs.copy_(ours)
         return reference
 
     def trainable_parameters(self) -> list[nn.Parameter]:
+        """The model's parameters that require gradients, without the value head's."""
         return [p for p in self.model.parameters() if p.requires_grad]
 
     def state(self) -> dict[str, Tensor]:
-        """What save() writes. All processes must ask for it."""
+        """The tensors that save() writes. All processes must call it."""
         return model_state(self.model)
 
     def save(self, folder: Path, state: dict[str, Tensor] | None = None) -> None:
-        """In Hugging Face format and stored_dtype; where that rounds, the exact weights beside it."""
+        """Writes the model in Hugging Face format and stored_dtype; if that rounds weights, also the exact ones (EXACT_WEIGHTS)."""
         state = state or self.state()
         self.family.save(self.model, folder, state, self.stored_dtype)
         if any(t.is_floating_point() and t.dtype != self.stored_dtype for t in state.values()):
@@ -172,6 +173,7 @@ class Policy:
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
+        """Loads what save() wrote."""
         if (folder / EXACT_WEIGHTS).is_file():
             saved = torch.load(folder / EXACT_WEIGHTS, map_location="cpu", weights_only=True)
         else:
@@ -182,9 +184,9 @@ class Policy:
             own[name].copy_(shard_like(tensor, own[name]))
 
     def named_tensors(self, *, merged: bool = False) -> Iterator[tuple[str, Tensor]]:
-        """Every parameter under every name it has, tied ones too: an engine may keep an output head of its own.
+        """Every parameter under each of its names: an engine may not tie parameters that are tied here.
 
-        merged: as a plain model has them, adapters added to what they adapt.
+        merged: as the parameters of a plain model, with adapters merged.
         """
         for name, tensor in self.model.named_parameters(remove_duplicate=False):
             yield name, full_tensor(tensor)

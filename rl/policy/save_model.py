@@ -1,4 +1,4 @@
-"""Writes models in Hugging Face format as their base was stored: in its floating type and with its generation settings."""
+"""Saves models in Hugging Face format, with the floating-point dtype and the generation settings of their base."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ GENERATION_CONFIG = "generation_config.json"
 
 
 def save_tensors(tensors: Any, path: Path) -> None:
-    """torch.save through a file of Python's: what the disk refuses is then an OSError at the root, and not a RuntimeError alone."""
+    """torch.save to a file object, so that a disk error has an OSError as its cause; torch alone raises a bare RuntimeError."""
     with path.open("wb") as file:
         torch.save(tensors, file)
 
 
 def stored_dtype(source: str | Path) -> torch.dtype:
-    """The floating type that a model's config.json names; float32 where it names none."""
+    """The floating-point dtype in a model's config.json; float32 if it has none."""
     config = AutoConfig.from_pretrained(source)
     named = config.dtype or config.get_text_config().dtype or torch.float32
     return getattr(torch, named) if isinstance(named, str) else named
 
 
 def model_state(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The model's tensors, each once: tied ones under their first name. All processes must ask for it."""
+    """The model's tensors, tied ones once under their first name. All processes must call it."""
     every, once = (dict(model.named_parameters(remove_duplicate=d)).keys() for d in (False, True))
     state = model.state_dict(keep_vars=True)
     return {name: full_on_main(t).detach() for name, t in state.items() if name not in every - once}
 
 
 def save_model(model: PreTrainedModel, folder: Path, state: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-    """state: of model_state(). dtype: the type to store floating tensors in.
+    """Writes a model and its generation settings. state: from model_state(). dtype: of the floating-point tensors in the files.
 
-    transformers loads generation settings that it calls invalid, and refuses to save them: they are written as they are.
+    The generation settings are written separately and unchanged: transformers loads invalid ones but refuses to save them.
     """
     settings, model.generation_config = model.generation_config, GenerationConfig()
     try:

@@ -305,7 +305,7 @@ def test_what_cannot_be_merged_is_said(tmp_path: Path) -> None:
     adapted(AutoModelForCausalLM.from_pretrained(tmp_path / "base")).save(tmp_path / "saved")
     with pytest.raises(UserError, match=r"checkpoint is '.*empty': it holds no adapter"):
         merge_adapters(tmp_path / "empty", tmp_path / "out")
-    with pytest.raises(UserError, match=r"out is '.*there': it is there already"):
+    with pytest.raises(UserError, match=r"out is '.*there': it exists already"):
         merge_adapters(tmp_path / "saved", tmp_path / "there")
     (tmp_path / "base").rename(tmp_path / "moved")
     with pytest.raises(

@@ -20,7 +20,7 @@ from rl.forward.output_head import ValueHead
 from rl.objective.algorithms import ALGORITHMS, PPO, PPO_SEPARATE, Algorithm
 from rl.objective.values import ValueRule
 from rl.policy.critic import Critic
-from rl.policy.lora import CRITIC_ADAPTERS, LoraPolicy, adapters_of, add_adapters, lora_critic
+from rl.policy.lora import CRITIC_ADAPTERS, LoraPolicy, adapter_parameters, add_adapters, lora_critic
 from rl.policy.policy import Policy
 from rl.processes.runtime import Runtime
 from rl.run.checkpoint import CHECKSUMS, load_checkpoint, save_checkpoint
@@ -377,7 +377,7 @@ def test_layers_are_run_again_with_the_adapters_of_whoever_is_trained(num_miniba
         update(trained, *batches(num_minibatches))
         update(trained, *batches(num_minibatches))  # both sets of adapters add something by now
         after.append(state(trained))
-        assert all(p.any() for p in adapters_of(trained.policy.model, CRITIC_ADAPTERS).values())
+        assert all(p.any() for p in adapter_parameters(trained.policy.model, CRITIC_ADAPTERS).values())
     assert torch.equal(*after)
 
 
