@@ -96,24 +96,24 @@ def step_flops(
     *,
     critic: CriticSource,
     has_reference: bool = False,
-    looks_ahead: bool = False,
+    needs_old_logprobs: bool = False,
     num_epochs: int = 1,
     frozen: bool = False,
     checkpointed: bool = False,
 ) -> dict[str, float]:
     """Of a step's whole update, by what is run. Prompts that are run twice because their group was split are counted once.
 
-    looks_ahead: a forward of the policy, and of a critic of its own, before the first update. checkpointed: layers are run
+    needs_old_logprobs: a forward of the policy, and of a critic of its own, before the first update. checkpointed: layers are run
     again in the backward pass. A shared trunk whose values are not known beforehand runs the output layer again, 2 V H S:
     its advantages need all values before the loss.
     """
     trunk = replace(cost, head=0)
     again = forward_flops(trunk, work) if checkpointed else 0.0
-    second_head = 2 * cost.head * work.scored if critic == "shared" and not looks_ahead else 0.0
+    second_head = 2 * cost.head * work.scored if critic == "shared" and not needs_old_logprobs else 0.0
     critics = int(critic == "separate")
     return {
         "reference": has_reference * forward_flops(cost, work),
-        "look ahead": looks_ahead * (forward_flops(cost, work) + critics * forward_flops(trunk, work)),
+        "look ahead": needs_old_logprobs * (forward_flops(cost, work) + critics * forward_flops(trunk, work)),
         "forward/backward, policy": num_epochs * (update_flops(cost, work, frozen=frozen) + again) + second_head,
         "forward/backward, critic": critics * num_epochs * (trunk_update_flops(cost, work, frozen=frozen) + again),
     }

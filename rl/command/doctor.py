@@ -22,7 +22,7 @@ from rl.processes.runtime import Runtime, cpu_cores
 from rl.run.tiny import tiny_model, tiny_tokenizer
 from rl.settings.defaults import resolved_dtype
 from rl.settings.options import AnyDType
-from rl.update.delivery import EXACT, odd_texts
+from rl.update.delivery import FLOAT32_TOLERANCE, arbitrary_texts
 from rollout.sampler import SampleRequest, SamplingParams
 from rollout.torch_sampler import TorchSampler
 
@@ -83,7 +83,11 @@ def self_test() -> str:
         trained = Policy.of(model).score(micro, temperature=0.7).logprobs
     difference = (trained - micro.sampler_logprobs).abs().max().item()
     text = f"sampler and trainer differ by {difference:.1e} nats at most, over {len(micro.targets):,} tokens"
-    verdict = "agree" if difference < EXACT else f"DISAGREE (bound {EXACT:g}): no run on this machine can be trusted"
+    verdict = (
+        "agree"
+        if difference < FLOAT32_TOLERANCE
+        else f"DISAGREE (bound {FLOAT32_TOLERANCE:g}): no run on this machine can be trusted"
+    )
     return f"{verdict}: {text}, {time.perf_counter() - started:.1f} s"
 
 
@@ -92,7 +96,7 @@ def _paths(name: str, dtype: AnyDType) -> dict[str, str]:
     model, tokenizer = load_pretrained(name, runtime.device)
     policy = Policy.of(model, autocast=runtime.autocast)
     sampler = TorchSampler(model, tokenizer, decode_dtype=getattr(torch, runtime.dtype), autocast=runtime.autocast)
-    probe = MicroBatch.of(policy.family.probe(odd_texts(policy.vocab_size)))
+    probe = MicroBatch.of(policy.family.probe(arbitrary_texts(policy.vocab_size)))
     noise = policy.rounding_noise(probe.to(policy.device))
     return {
         f"{name}, update": f"{runtime.dtype}: {policy.choice}",

@@ -98,7 +98,7 @@ def run_steps(run: Run, progress: Progress, stop_request: StopRequest) -> None:
             step=step,
             num_problems=settings.problems_per_step,
             trains_policy=step > settings.critic_warmup_steps,
-            ahead=run.ahead,
+            prefetcher=run.prefetcher,
         )
         require_judged([c.group for c in result.sampled], settings.max_unjudged)
         metrics: Metrics = {"step": step, **result.metrics}
@@ -134,7 +134,7 @@ def save(run: Run) -> None:
         learner=run.learner,
         stream=run.stream,
         tokenizer=run.tokenizer,
-        waiting=run.ahead.wait() if run.ahead else None,
+        waiting=run.prefetcher.wait() if run.prefetcher else None,
         keep=run.settings.save_total_limit,
     )
     run.learner.runtime.wait()

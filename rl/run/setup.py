@@ -30,9 +30,9 @@ from rl.run.warm_start import WarmStart, warm_started
 from rl.settings.config import RunConfig
 from rl.settings.defaults import TINY, tiny_task
 from rl.settings.resolve import RunSettings, model_defaults, resolve
-from rl.update.delivery import EXACT, ROUNDED, Delivery
+from rl.update.delivery import BFLOAT16_TOLERANCE, FLOAT32_TOLERANCE, Delivery
 from rl.update.learner import Learner
-from rl.update.prefetch import Ahead
+from rl.update.prefetch import Prefetcher
 from rl.view.health_checks import HealthChecks
 from rl.view.metrics import read_metrics, write_whole
 from rl.view.progress import Progress
@@ -60,7 +60,7 @@ class Run:
     stream: ProblemStream
     held_out: list[Problem]
     delivery: Delivery
-    ahead: Ahead | None
+    prefetcher: Prefetcher | None
     tokenizer: PreTrainedTokenizerBase
     records: RunRecords | None  # of the main process only
     health_checks: HealthChecks
@@ -68,8 +68,8 @@ class Run:
 
     def close(self, *, at_once: bool = False) -> None:
         """Ends threads and engine. at_once: without waiting for a thread that samples one step ahead."""
-        if self.ahead is not None:
-            self.ahead.close(wait=not at_once)
+        if self.prefetcher is not None:
+            self.prefetcher.close(wait=not at_once)
         self.collector.sampler.close()
 
 
@@ -118,7 +118,9 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
             stream=stream,
             held_out=held_out,
             delivery=delivery,
-            ahead=Ahead(settings.num_steps, waiting, device=runtime.device) if settings.one_step_ahead else None,
+            prefetcher=Prefetcher(settings.num_steps, waiting, device=runtime.device)
+            if settings.one_step_ahead
+            else None,
             tokenizer=tokenizer,
             records=open_records(settings.run_dir, {**settings.as_json(), **found}, runtime, tokenizer, step),
             health_checks=HealthChecks(read_metrics(settings.run_dir)),
@@ -169,7 +171,8 @@ def proven_delivery(
     texts = runtime.broadcast_from_main(
         lambda: probe_texts(settings.run_dir, sampler, renderer, problems, settings.seed)
     )
-    tolerance = EXACT if settings.dtype == settings.sampler_dtype == "float32" else ROUNDED
+    is_exact = settings.dtype == settings.sampler_dtype == "float32"
+    tolerance = FLOAT32_TOLERANCE if is_exact else BFLOAT16_TOLERANCE
     delivery = Delivery(policy, sampler, tolerance=tolerance, texts=texts, processes=runtime)
     delivery.deliver(version=step)
     return delivery

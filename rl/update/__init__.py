@@ -1,4 +1,4 @@
-"""One step: pack credited groups, differentiate the loss, step the optimiser, deliver the weights, measure.
+"""One training step: packs credited groups, differentiates the loss, steps the optimizer, delivers the weights, computes metrics.
 
-Imports rl.objective, rl.forward, rl.processes, rl.policy and rl.capacity. It knows no options: what it needs is passed in.
+Imports rl.objective, rl.forward, rl.processes, rl.policy and rl.capacity. It does not read a run's options; functions take arguments.
 """

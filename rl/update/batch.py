@@ -1,4 +1,4 @@
-"""A step's groups as whole parts: what is counted, what is run, and how it is cut into micro-batches and shared by processes."""
+"""The batch of an update: selects completions, counts tokens, and divides groups over processes and into micro-batches."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ from rollout.records import FinishReason, Rollout
 
 @dataclass(frozen=True)
 class Batch:
-    """A step's groups that carry gradient, and the counts of all its groups."""
+    """The groups of a step that contribute gradient, and the counts of all its groups."""
 
     groups: tuple[TrainGroup, ...]
     counts: StepCounts
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that go through the update's forward."""
+        """Number of tokens in packed rows of all groups."""
         return sum(g.num_tokens for g in self.groups)
 
-    def share(self, rank: int, count: int) -> Batch:
-        """What one of several processes trains on: parts of about equally many tokens. The counts stay those of the whole."""
+    def shard(self, rank: int, count: int) -> Batch:
+        """The groups of one of `count` processes, with similar numbers of tokens for each. The counts stay those of all groups."""
         by_size = sorted(self.groups, key=lambda g: -g.num_tokens)
         return Batch(self.groups if count == 1 else tuple(by_size[rank::count]), self.counts)
 
-    def idle(self) -> MicroBatch:
-        """A dummy for a process that has none left while others have: a sequence that nothing is learnt from."""
+    def dummy(self) -> MicroBatch:
+        """A micro-batch of one sequence with zero gradient, for a process that has fewer micro-batches than others."""
         group = self.groups[0]
         micro = MicroBatch.of([TrainGroup(group.prompt_ids, group.sequences[:1])])
-        nothing = torch.zeros_like(micro.weights)
-        return replace(micro, weights=nothing, loss_mask=nothing, loss_indices=micro.loss_indices[:0])
+        zeros = torch.zeros_like(micro.weights)
+        return replace(micro, weights=zeros, loss_mask=zeros, loss_indices=micro.loss_indices[:0])
 
     def viewed(self, view_at: Callable[[int, int], int] | None, epoch: int) -> Batch:
-        """The completions under the views that they are scored under in an epoch; sequences share a prompt only under one view.
+        """The batch with each completion under the view that it is scored under in this epoch. Sequences of one view share a prompt.
 
-        view_at: PolicyFamily.view_at; None is a family that reads no views, and so refuses completions that have one.
+        view_at: PolicyFamily.view_at. None is a family without views, for which a completion with a view raises a ValueError.
         """
         if view_at is None:
             if any(s.view is not None for g in self.groups for s in g.sequences):
                 raise ValueError(
-                    "a completion has a view, and this policy reads none: sampler and policy are of two families"
+                    "a completion has a view, and the policy's family has none: sampler and policy are of different families"
                 )
             return self
         groups: list[TrainGroup] = []
@@ -56,14 +56,14 @@ class Batch:
             for s in group.sequences:
                 view = None if s.view is None else view_at(s.view, epoch)
                 by_view.setdefault(view, []).append(replace(s, view=view))
-            groups += [TrainGroup(group.prompt_ids, tuple(of_view)) for of_view in by_view.values()]
+            groups += [TrainGroup(group.prompt_ids, tuple(sequences)) for sequences in by_view.values()]
         return Batch(tuple(groups), self.counts)
 
     def micro_batches(self, token_budget: int, num_tokens: TokenCount = packed_tokens) -> Iterator[MicroBatch]:
-        """Micro-batches that cost at most token_budget tokens, as the forward's `num_tokens` counts them.
+        """Yields micro-batches of at most token_budget tokens each. num_tokens: Forward.num_tokens, which counts a layout's tokens.
 
-        Each part goes into the first that has room, the largest parts first: at most about 11/9 as many as there must be (first-fit
-        decreasing).
+        First-fit decreasing: the parts of groups, largest first, go into the first micro-batch that has space. This yields at most
+        about 11/9 of the smallest possible number of micro-batches.
         """
         rows: list[list[TrainGroup]] = []
         parts = [part for group in self.groups for part in split_to_fit(group, token_budget, num_tokens)]
@@ -80,14 +80,14 @@ TokenCount = Callable[[Sequence[TrainGroup]], int]
 
 
 def split_to_fit(group: TrainGroup, token_budget: int, num_tokens: TokenCount = packed_tokens) -> list[TrainGroup]:
-    """A group larger than the budget becomes several, each with its prompt; the gradient is the same."""
+    """Divides a group larger than the budget into several with the same prompt. The gradient stays the same."""
     parts: list[TrainGroup] = []
     sequences: list[TrainSequence] = []
     for sequence in sorted(group.sequences, key=lambda s: len(s.token_ids)):
-        alone = num_tokens([TrainGroup(group.prompt_ids, (sequence,))])
-        if alone > token_budget:
+        length = num_tokens([TrainGroup(group.prompt_ids, (sequence,))])
+        if length > token_budget:
             raise UserError(
-                f"token_budget is {token_budget}, smaller than one sequence of {alone} tokens: raise token_budget, or lower max_tokens"
+                f"token_budget is {token_budget}, smaller than one sequence of {length} tokens: raise token_budget, or lower max_tokens"
             )
         if sequences and num_tokens([TrainGroup(group.prompt_ids, (*sequences, sequence))]) > token_budget:
             parts.append(TrainGroup(group.prompt_ids, tuple(sequences)))
@@ -97,22 +97,22 @@ def split_to_fit(group: TrainGroup, token_budget: int, num_tokens: TokenCount = 
 
 
 def pack(credited: Sequence[CreditedGroup], algorithm: Algorithm, max_tokens: int) -> Batch:
-    """Count over all graded completions, then keep those that carry gradient.
+    """The batch of credited groups: counts are over all graded completions, and those that contribute gradient are kept.
 
-    Completions without a reward, or in which nothing is trained on, are in neither sum nor count. Where the loss has no term but the
-    advantages', completions whose advantages are all zero are counted and not run.
+    A completion without a reward, or without a token in the loss, is in neither the sum nor the counts. If every term of the loss is
+    proportional to the advantage, completions whose advantages are all zero are counted but not kept.
     """
     drops = algorithm.drops_zero_advantages
 
     def bootstraps(rollout: Rollout) -> bool:
         return algorithm.bootstraps_cut and rollout.completion.finish_reason is FinishReason.LENGTH
 
-    def trained_on(rollout: Rollout) -> tuple[bool, ...]:
+    def loss_mask(rollout: Rollout) -> tuple[bool, ...]:
         mask = rollout.completion.loss_mask
         return (*mask[:-1], False) if bootstraps(rollout) else mask
 
     graded = [
-        [(r, reward, a, mask) for r, reward, a in c.rows() if reward is not None and any(mask := trained_on(r))]
+        [(r, reward, a, mask) for r, reward, a in c.rows() if reward is not None and any(mask := loss_mask(r))]
         for c in credited
     ]
     lengths = [sum(mask) for rows in graded for *_, mask in rows]

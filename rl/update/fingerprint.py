@@ -1,7 +1,7 @@
-"""Tells the weights that an engine holds from the policy's: what each tensor makes of a fixed direction.
+"""Fingerprints of a model's tensors, W @ v for a fixed random v, to compare an engine's weights with the policy's.
 
-An engine that computes in 16 bits holds rounded weights. How each number rounds is known, so the policy's tensor is compared as
-it is and as bfloat16 rounds it: a step that moves a weight by less than a rounding still moves some of the rounded ones.
+An engine that computes in 16 bits holds rounded weights. Its fingerprints are compared with those of the policy's exact tensors and of
+the same tensors rounded to bfloat16: even an update smaller than the rounding step of most weights changes some of the rounded ones.
 """
 
 from __future__ import annotations
@@ -14,26 +14,28 @@ from torch import Tensor
 
 from rollout.sampler import fingerprint
 
-NUMBERS = 4  # of a sketch, a tensor
+SKETCH_SIZE = 4  # numbers of a sketch per tensor
 
 
 class Fingerprint:
-    """Of a model's tensors, by name. rounds: an engine may hold them in bfloat16."""
+    """The fingerprints of a model's tensors, by name. rounds: an engine may hold them rounded to bfloat16."""
 
     def __init__(self, *, rounds: bool) -> None:
         self.rounds = rounds
-        self.images: dict[str, Tensor] = {}  # [as it is, as bfloat16 has it]
+        self.fingerprints: dict[
+            str, Tensor
+        ] = {}  # name -> [variants, rows]: exact, and with `rounds` rounded to bfloat16
 
     def add(self, name: str, tensor: Tensor) -> None:
-        kinds = (tensor, tensor.bfloat16()) if self.rounds else (tensor,)
-        self.images[name] = torch.stack([fingerprint(kind).flatten().cpu() for kind in kinds])
+        variants = (tensor, tensor.bfloat16()) if self.rounds else (tensor,)
+        self.fingerprints[name] = torch.stack([fingerprint(variant).flatten().cpu() for variant in variants])
 
     def is_comparable(self, held: Mapping[str, Tensor]) -> bool:
-        """Whether any of it goes by the name of one of these tensors."""
+        """Whether an engine's fingerprints include one with a name and size of these tensors."""
         return bool(self._shared(held))
 
     def differing(self, held: Mapping[str, Tensor], rounding: float) -> list[str]:
-        """The held tensors that are not these, by more than a share `rounding` of their length."""
+        """Names of the engine's tensors whose fingerprints differ from these by more than `rounding`, relative to their norm."""
         return [
             name
             for name, ours in self._shared(held).items()
@@ -41,25 +43,29 @@ class Fingerprint:
         ]
 
     def sketch(self, held: Mapping[str, Tensor]) -> Tensor:
-        """A few sums of each of these images, as shares of their lengths, to be kept: float64[kinds, tensors x NUMBERS]."""
-        parts = [x.double() @ _signs(x.shape[1]) / self._length(name) for name, x in self._shared(held).items()]
+        """Random projections of these fingerprints, divided by their norms: float64[variants, tensors x SKETCH_SIZE].
+
+        Small enough to be kept for many versions. held: an engine's fingerprints, whose tensors are included.
+        """
+        parts = [x.double() @ _projection(x.shape[1]) / self._norm(name) for name, x in self._shared(held).items()]
         return torch.cat(parts, dim=1)
 
     def sketch_of(self, held: Mapping[str, Tensor]) -> Tensor:
-        """The same of what is held. float64[tensors x NUMBERS]"""
+        """The sketch of an engine's fingerprints: float64[tensors x SKETCH_SIZE]."""
         shared = self._shared(held)
         parts = [
-            held[name].flatten().cpu().double() @ _signs(x.shape[1]) / self._length(name) for name, x in shared.items()
+            held[name].flatten().cpu().double() @ _projection(x.shape[1]) / self._norm(name)
+            for name, x in shared.items()
         ]
         return torch.cat(parts)
 
-    def _length(self, name: str) -> Tensor:
-        return self.images[name][0].double().norm() + 1e-6
+    def _norm(self, name: str) -> Tensor:
+        return self.fingerprints[name][0].double().norm() + 1e-6
 
     def _shared(self, held: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: x for name, x in self.images.items() if name in held and held[name].numel() == x.shape[1]}
+        return {name: x for name, x in self.fingerprints.items() if name in held and held[name].numel() == x.shape[1]}
 
 
 @cache
-def _signs(size: int) -> Tensor:
-    return torch.randn(size, NUMBERS, generator=torch.Generator().manual_seed(1), dtype=torch.float64) / size**0.5
+def _projection(size: int) -> Tensor:
+    return torch.randn(size, SKETCH_SIZE, generator=torch.Generator().manual_seed(1), dtype=torch.float64) / size**0.5

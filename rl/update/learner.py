@@ -20,12 +20,13 @@ from rl.processes.sharding import Optimizer, shard
 
 @dataclass(kw_only=True)
 class Learner:
-    """What a step changes: the policy, its reference, its critic, their optimiser.
+    """The state that a training step changes: policy, reference, critic, and their optimizer.
 
-    initial_policy: the policy as the run began, where the algorithm samples from that.
-    optimizer: its first group is the policy's, a second one the critic's or the value head's. Each is clipped by itself.
-    num_minibatches: updates in an epoch, each on its part of the step's groups.
-    max_skipped: updates in a row that may be left out because their loss or gradient is not finite.
+    initial_policy: the policy at the start of the run, for algorithms that sample from it.
+    optimizer: its first parameter group is the policy's, a second one the critic's or the value head's. The gradient norm of each group
+        is clipped separately.
+    num_minibatches: updates per epoch, each on a part of the step's groups.
+    max_skipped: the largest number of consecutive updates that may be skipped because their loss or gradient is not finite.
     """
 
     policy: Policy
@@ -48,7 +49,7 @@ class Learner:
         return self.optimizer.param_groups[0]["lr"]
 
     def set_learning_rate(self, rate: float) -> None:
-        """The policy's; the critic's stays in proportion."""
+        """Sets the policy's learning rate; the critic's keeps its ratio to it."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("relative_rate", 1.0)
 
@@ -56,14 +57,14 @@ class Learner:
     def cost(self) -> ModelCost:
         return ModelCost.of(self.policy.model)
 
-    def flops(self, work: Workload, *, looks_ahead: bool) -> float:
-        """Of an update on that."""
+    def flops(self, work: Workload, *, needs_old_logprobs: bool) -> float:
+        """Floating-point operations of a step's update. needs_old_logprobs: old log-probs are computed before the first update."""
         parts = step_flops(
             self.cost,
             work,
             critic=self.algorithm.critic,
             has_reference=self.reference is not None,
-            looks_ahead=looks_ahead,
+            needs_old_logprobs=needs_old_logprobs,
             num_epochs=self.num_epochs,
             frozen=self.policy.freezes_base,
             checkpointed=self.policy.model.is_gradient_checkpointing,
@@ -74,15 +75,17 @@ class Learner:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def needs_old_logprobs(self, num_minibatches: int) -> bool:
-        """Whether log-probs and values are computed before the first update: some micro-batch is first trained on after it, or the
-        advantages of the whole step are whitened."""
+        """Whether old log-probs and values must be computed before the first update.
+
+        They must if some micro-batch is first trained on after that update, or if advantages are whitened over the whole step.
+        """
         redraws = self.policy.family.view_at is not None and self.num_epochs > 1
         return num_minibatches > 1 or self.algorithm.whitens or redraws
 
     def step_if_finite(self, loss: float, *, trains_policy: bool = True) -> tuple[bool, list[float]]:
-        """Steps the optimiser; an update whose loss or gradient is not finite is skipped.
+        """Steps the optimizer, unless the loss or the gradient is not finite.
 
-        -> whether it was made, the gradient norm of each group.
+        Returns whether it did, and the gradient norm of each parameter group. trains_policy: False leaves the policy unchanged.
         """
         groups = self.optimizer.param_groups
         if not trains_policy:
@@ -100,19 +103,19 @@ class Learner:
         if self.skipped_in_a_row > self.max_skipped:
             raise UserError(
                 f"max_skipped is {self.max_skipped}: loss is {loss} and the gradient's norm {norms[0]}, {self.skipped_in_a_row} "
-                f"updates in a row: training has diverged. None of them was made: lower learning_rate (now "
+                f"updates in a row: training has diverged. These updates were skipped: lower learning_rate (now "
                 f"{self.learning_rate:g}) and resume"
             )
         return False, norms
 
     def refresh_reference(self, step: int) -> None:
-        """Iterative GRPO: at the end of an outer iteration the policy becomes the reference."""
+        """Iterative GRPO: copies the policy to the reference at the end of an outer iteration."""
         every = self.algorithm.refresh_reference_every
         if every and step % every == 0 and self.reference is not None:
             self.reference = self.policy.copy_weights_to(self.reference)
 
     def shard(self, make_optimizer: Callable[[Policy], Optimizer]) -> None:
-        """Shards the weights over the processes, before the first step. make_optimizer: makes the optimizer of the shards."""
+        """Shards the weights over the processes, before the first step. make_optimizer: returns an optimizer of the sharded policy."""
         runtime = self.runtime
         policies = [p for p in (self.policy, self.reference, self.initial_policy) if p is not None]
         assert runtime.mesh is not None and not self.optimizer.state_dict()["state"]

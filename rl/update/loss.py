@@ -1,4 +1,4 @@
-"""The loss of one micro-batch, from its hidden states to its gradient, and what is frozen before the first update."""
+"""The loss of one micro-batch and its gradient, and the targets that are computed before the first update."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rl.update.learner import Learner
 
 
 class Differentiated(NamedTuple):
-    """losses: [2], of the policy and of a critic with a trunk of its own. scores: detached."""
+    """losses: [2], of the policy and of a separate critic (0 without one). scores: detached. targets: completed."""
 
     losses: Tensor
     scores: TokenScores
@@ -26,7 +26,10 @@ class Differentiated(NamedTuple):
 def differentiate(
     learner: Learner, micro: MicroBatch, targets: FrozenTargets, *, trains_policy: bool = True
 ) -> Differentiated:
-    """Adds the gradient of a micro-batch's part of the loss. What `targets` lacks is completed from this forward."""
+    """Adds the gradient of a micro-batch's part of the loss to the parameters' gradients.
+
+    Targets that are None are computed from this forward; the result contains them. trains_policy: False trains the critic only.
+    """
     critic_loss = torch.zeros((), device=micro.device)
     if learner.critic is not None:
         critic_loss, targets = differentiate_critic(learner, micro, targets)
@@ -42,7 +45,10 @@ def differentiate(
 
 
 def differentiate_critic(learner: Learner, micro: MicroBatch, targets: FrozenTargets) -> tuple[Tensor, FrozenTargets]:
-    """The same for a critic with a trunk of its own, before the policy's forward: its activations are freed by then."""
+    """Adds the gradient of a separate critic's loss, and computes its value targets if they are None.
+
+    It runs before the policy's forward, so that its activations are freed by then.
+    """
     critic, algorithm = learner.critic, learner.algorithm
     assert critic is not None
     with critic.activate():
@@ -59,9 +65,9 @@ def differentiate_critic(learner: Learner, micro: MicroBatch, targets: FrozenTar
 def policy_loss(
     learner: Learner, micro: MicroBatch, targets: FrozenTargets, trains_policy: bool
 ) -> tuple[Tensor, TokenScores, FrozenTargets]:
-    """One forward: hidden states, then values and their GAE where the trunk is shared, then the loss of every token.
+    """One forward: the hidden states, with a shared trunk the values and their GAE, and the loss of every token.
 
-    At the first update the policy still is the one that sampled: where `targets` has no old log-probs they are this forward's own.
+    If `targets` has no old log-probs, this forward's own are used: the policy has not been updated since it sampled.
     """
     policy, algorithm, temperature = learner.policy, learner.algorithm, learner.temperature
     states, head = policy.hidden_states(micro), policy.head
@@ -76,7 +82,7 @@ def policy_loss(
     advantages = None if targets.values is None else targets.values.advantages
 
     def loss_of(scores: TokenScores, part: slice) -> Tensor:
-        """Of some of the micro-batch's tokens: the output layer is applied to a chunk of them at a time."""
+        """The loss of one slice of the tokens, as the output layer is applied to a chunk of tokens at a time."""
         return algorithm.loss(
             scores,
             scores.logprobs.detach() if old is None else old[part],
@@ -94,7 +100,7 @@ def policy_loss(
 
 
 def with_old_logprobs(targets: FrozenTargets, scores: TokenScores) -> FrozenTargets:
-    """Completes the targets with the log-probs of a forward before the first update."""
+    """The targets with `scores`, from a forward before the first update, as old log-probs if they have none."""
     return targets if targets.old_logprobs is not None else replace(targets, old_logprobs=scores.logprobs)
 
 
@@ -102,39 +108,39 @@ def with_old_logprobs(targets: FrozenTargets, scores: TokenScores) -> FrozenTarg
 def complete_values(
     learner: Learner, micro: MicroBatch, targets: FrozenTargets, values: Tensor, old_logprobs: Tensor | None
 ) -> FrozenTargets:
-    """Completes the targets with GAE on the critic's values. Where the KL is part of the rewards it needs the old log-probs."""
+    """The targets with advantages and returns from the critic's values. Computes old log-probs if the KL in the rewards needs them."""
     if learner.algorithm.kl_in_reward and old_logprobs is None:
         old_logprobs, _ = learner.policy.logprobs_and_values(micro, learner.temperature)
-    made = learner.algorithm.value_targets(micro, values, old_logprobs, targets.reference_logprobs)
-    return replace(targets, values=made)
+    value_targets = learner.algorithm.value_targets(micro, values, old_logprobs, targets.reference_logprobs)
+    return replace(targets, values=value_targets)
 
 
 @torch.no_grad()
 def compute_old_logprobs(
     learner: Learner, micros: Sequence[MicroBatch], targets: Sequence[FrozenTargets]
 ) -> list[FrozenTargets]:
-    """The targets of all micro-batches of a step, completed before the first update: old log-probs, values, whitened advantages."""
-    with learner.runtime.keeping_casts():  # of the policy's weights alone
+    """The targets of all micro-batches of a step with old log-probs, values and whitened advantages, before the first update."""
+    with learner.runtime.keeping_casts():  # without the critic's forwards, whose casts would be kept too
         found = [learner.policy.logprobs_and_values(micro, learner.temperature) for micro in micros]
     completed = []
-    for micro, of_micro, (logprobs, values) in zip(micros, targets, found, strict=True):
+    for micro, target, (logprobs, values) in zip(micros, targets, found, strict=True):
         if learner.critic is not None:
             with learner.critic.activate():
                 values = learner.critic.values(micro)
-        of_micro = replace(of_micro, old_logprobs=logprobs)
-        completed.append(of_micro if values is None else complete_values(learner, micro, of_micro, values, logprobs))
+        target = replace(target, old_logprobs=logprobs)
+        completed.append(target if values is None else complete_values(learner, micro, target, values, logprobs))
     if not learner.algorithm.whitens:
         return completed
-    white = whitened([t.values for t in completed if t.values is not None], micros, learner.runtime)
-    return [replace(t, values=values) for t, values in zip(completed, white, strict=True)]
+    standardised = whitened([t.values for t in completed if t.values is not None], micros, learner.runtime)
+    return [replace(t, values=values) for t, values in zip(completed, standardised, strict=True)]
 
 
 @torch.no_grad()
 def reference_targets(learner: Learner, micros: Sequence[MicroBatch]) -> list[FrozenTargets]:
-    """Targets with the log-probs under the reference, of all micro-batches of a step: no later part of the step needs its weights."""
+    """Targets with the reference's log-probs, for all micro-batches of a step at once, so that its weights are needed only here."""
     reference = learner.reference
     if reference is None:
         return [FrozenTargets() for _ in micros]
     with reference.on_device():
         logprobs = [reference.logprobs_and_values(micro, learner.temperature)[0] for micro in micros]
-    return [FrozenTargets(reference_logprobs=of_micro) for of_micro in logprobs]
+    return [FrozenTargets(reference_logprobs=x) for x in logprobs]

@@ -1,8 +1,8 @@
-"""One step ahead: while a step is trained on, the completions of the next one are sampled, with the weights from before it.
+"""Sampling one step ahead: during the update of a step, a thread samples the next step's completions with the weights from before it.
 
-What a completion was sampled with is one update old when it is trained on. The weight of truncated importance sampling,
-min(pi(t) / s(t), C) with the policy as it is before the update and the engine's own log-prob, corrects for that as it does
-for an engine that rounds otherwise (arXiv 2410.18252 trains so).
+Completions are then trained on one update after the weights that sampled them (as in arXiv 2410.18252). The truncated importance
+weight min(exp(b - s), C), with the policy's log-prob b before the update and the engine's s, corrects for that, as it does for
+rounding differences between engine and trainer.
 """
 
 from __future__ import annotations
@@ -15,43 +15,47 @@ import torch
 from rollout.collect import Collected
 
 
-class Ahead:
-    """last_step: after which nothing more is sampled. waiting: completions of the step to come, where a resumed run has them.
+class Prefetcher:
+    """Samples the completions of the next step in a thread.
 
-    On a GPU the thread works on a stream of its own, or its kernels would only take turns with the update's. It begins when what
-    the trainer has asked for until then is done, weights that are delivered among it, and the trainer waits for it in turn.
+    last_step: the last step to sample for. prefetched: completions of the first step, from the checkpoint of a resumed run.
+
+    On a GPU the thread has its own CUDA stream, so that its kernels run concurrently with the update's. The stream first waits for the
+    work that the trainer has queued, such as a delivery of weights, and `wait` makes the trainer's stream wait for it.
     """
 
-    def __init__(self, last_step: int, waiting: Collected | None = None, *, device: torch.device | None = None) -> None:
+    def __init__(
+        self, last_step: int, prefetched: Collected | None = None, *, device: torch.device | None = None
+    ) -> None:
         self.last_step = last_step
         self.stream = torch.cuda.Stream(device) if device is not None and device.type == "cuda" else None
         self.thread = ThreadPoolExecutor(1)
-        self.coming: Future[Collected] | None = None
-        if waiting is not None:
-            self.coming = Future()
-            self.coming.set_result(waiting)
+        self.pending: Future[Collected] | None = None
+        if prefetched is not None:
+            self.pending = Future()
+            self.pending.set_result(prefetched)
 
     def take(self, step: int, sample: Callable[[int], Collected]) -> Collected:
-        """This step's completions; sampling of the next step's begins."""
-        now = self.wait() or sample(step)
+        """Returns this step's completions, and starts to sample the next step's."""
+        collected = self.wait() or sample(step)
         if self.stream is not None:
             self.stream.wait_stream(torch.cuda.current_stream())
-        self.coming = self.thread.submit(self._aside, sample, step + 1) if step < self.last_step else None
-        return now
+        self.pending = self.thread.submit(self._sample_on_stream, sample, step + 1) if step < self.last_step else None
+        return collected
 
-    def _aside(self, sample: Callable[[int], Collected], step: int) -> Collected:
-        with torch.cuda.stream(self.stream):  # None changes nothing
+    def _sample_on_stream(self, sample: Callable[[int], Collected], step: int) -> Collected:
+        with torch.cuda.stream(self.stream):  # no effect if it is None
             return sample(step)
 
     def wait(self) -> Collected | None:
-        """Until the engine is free for new weights. -> what the next step will take."""
-        if self.coming is None:
+        """Waits until sampling has ended, so that the engine can get new weights. Returns the next step's completions, if any."""
+        if self.pending is None:
             return None
-        collected = self.coming.result()
+        collected = self.pending.result()
         if self.stream is not None:
             torch.cuda.current_stream().wait_stream(self.stream)
         return collected
 
     def close(self, *, wait: bool = True) -> None:
-        """wait: for the sampling under way, which nothing can end early."""
+        """Ends the thread. wait: returns only when the sampling in progress, which cannot be interrupted, has ended."""
         self.thread.shutdown(wait=wait, cancel_futures=True)

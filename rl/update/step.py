@@ -1,4 +1,4 @@
-"""The algorithm box: one step from problems to a better policy."""
+"""One training step: sampling, verification, credit assignment, update and weight delivery."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rl.objective.algorithms import CreditedGroup
 from rl.update.batch import pack
 from rl.update.delivery import Delivery
 from rl.update.learner import Learner
-from rl.update.prefetch import Ahead
+from rl.update.prefetch import Prefetcher
 from rl.update.step_metrics import Metrics, describe, mean, timed
 from rl.update.update import update
 from rollout.collect import Collected, Collector
@@ -18,7 +18,7 @@ from rollout.problems import ProblemStream
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """sampled: every group that was sampled. groups: those of them that went into the update."""
+    """sampled: all groups that were sampled. groups: those that were used in the update."""
 
     groups: list[CreditedGroup]
     sampled: list[CreditedGroup]
@@ -34,11 +34,11 @@ def train_step(
     step: int,
     num_problems: int,
     trains_policy: bool = True,
-    ahead: Ahead | None = None,
+    prefetcher: Prefetcher | None = None,
 ) -> StepResult:
-    """Sample and verify, compare within groups, pack, update, deliver.
+    """Samples and verifies completions, assigns credit, packs a batch, updates the policy, delivers its weights.
 
-    trains_policy: False while the critic is warmed up. ahead: samples the next step's completions meanwhile.
+    trains_policy: False while the critic is warmed up. prefetcher: samples the next step's completions during the update.
     """
     algorithm, max_tokens = learner.algorithm, collector.params.max_tokens
 
@@ -51,7 +51,7 @@ def train_step(
 
     if learner.initial_policy is not None:
         delivery.deliver(version=0, policy=learner.initial_policy)
-    collected = ahead.take(step, sample) if ahead else sample(step)
+    collected = prefetcher.take(step, sample) if prefetcher else sample(step)
     sampled = algorithm.assign_credit(collected.sampled, max_tokens)
     in_update = {id(group) for group in collected.groups}
     credited = [c for c in sampled if id(c.group) in in_update]
@@ -61,13 +61,13 @@ def train_step(
     metrics = describe(collected, sampled)
     versions = [r.completion.policy_version for c in credited for r in c.group.rollouts]
     metrics["staleness"] = mean(step - 1 - version for version in versions)
-    if ahead is None:
+    if prefetcher is None:
         collector.sampler.sleep()
     with timed(metrics, "time/train"):
         metrics |= update(learner, *batches, trains_policy=trains_policy)
         learner.refresh_reference(step)
     with timed(metrics, "time/deliver"):
-        if ahead is not None:
-            ahead.wait()
+        if prefetcher is not None:
+            prefetcher.wait()
         metrics["delivery/error"] = delivery.deliver(version=step)
     return StepResult(groups=credited, sampled=sampled, metrics=metrics)

@@ -1,4 +1,4 @@
-"""What was sampled and what the update saw, in numbers: the values of rl/view/metrics.py that come out of a step."""
+"""Metrics of a step's rollouts and of its update. rl/view/metrics.py describes each metric."""
 
 from __future__ import annotations
 
@@ -25,43 +25,45 @@ TRUNCATED = "truncated"
 
 @contextmanager
 def timed(metrics: Metrics, key: str) -> Iterator[None]:
-    """metrics[key]: the seconds that the block took."""
+    """Stores the seconds that the block takes in metrics[key]."""
     started = time.perf_counter()
     yield
     metrics[key] = time.perf_counter() - started
 
 
 class TokenMeans:
-    """Means over the tokens that went through the update."""
+    """Accumulates means over the tokens in the loss of an update, without waiting for the device."""
 
     def __init__(self) -> None:
         self.sums: dict[str, float] = {}
         self.num_tokens = 0
         self.ratio_max = self.mismatch_max = 0.0
-        self.valued: list[tuple[Tensor, Tensor]] = []  # values and returns, of the trained tokens
-        self.unread: list[Tensor] = []  # of each micro-batch the sums in the order of `keys`, then both maxima
+        self.values_and_returns: list[tuple[Tensor, Tensor]] = []  # of the tokens in the loss, by micro-batch
+        self.unread: list[
+            Tensor
+        ] = []  # on the device, by micro-batch: the sums in the order of `keys`, then both maxima
         self.keys: tuple[str, ...] = ()
 
     @torch.no_grad()
     def add(self, algorithm: Algorithm, scores: TokenScores, targets: FrozenTargets, micro: MicroBatch) -> None:
-        if len(micro.loss_indices) == 0:  # Batch.idle()
+        if len(micro.loss_indices) == 0:  # Batch.dummy()
             return
 
-        def of_trained(values: Tensor) -> Tensor:
+        def in_loss(values: Tensor) -> Tensor:
             return values.index_select(0, micro.loss_indices)
 
         assert targets.old_logprobs is not None
         ratios = algorithm.ratio_level(scores.logprobs, targets.old_logprobs, micro)
-        policy, old, sampler = map(of_trained, (scores.logprobs, targets.old_logprobs, micro.sampler_logprobs))
-        ratio = probability_ratio(of_trained(ratios), old)
+        policy, old, sampler = map(in_loss, (scores.logprobs, targets.old_logprobs, micro.sampler_logprobs))
+        ratio = probability_ratio(in_loss(ratios), old)
         terms = {
-            "entropy": of_trained(scores.entropies),
+            "entropy": in_loss(scores.entropies),
             "kl/sampler": kl_estimate(sampler, old, "k3"),
             "mismatch/mean": (old - sampler).abs(),
             "ratio/clipped": (ratio < 1 - algorithm.clip_low) | (ratio > 1 + algorithm.clip_high),
         }
         if targets.reference_logprobs is not None:
-            terms["kl/reference"] = kl_estimate(policy, of_trained(targets.reference_logprobs), "k3")
+            terms["kl/reference"] = kl_estimate(policy, in_loss(targets.reference_logprobs), "k3")
         if algorithm.importance_cap is not None:
             weight = truncated_importance_weight(old, sampler, algorithm.importance_cap)
             terms |= {"tis/weight": weight, "tis/truncated": weight >= algorithm.importance_cap}
@@ -70,11 +72,11 @@ class TokenMeans:
         self.unread.append(torch.stack([*sums, ratio.max(), terms["mismatch/mean"].max()]))
         self.num_tokens += len(old)
         if targets.values is not None:
-            values, _, returns = map(of_trained, targets.values)
-            self.valued.append((values, returns))
+            values, _, returns = map(in_loss, targets.values)
+            self.values_and_returns.append((values, returns))
 
     def read(self) -> TokenMeans:
-        """The host waits for the device once, for all that was added."""
+        """Transfers all pending sums from the device at once. Returns self."""
         for *sums, ratio_max, mismatch_max in torch.stack(self.unread).cpu().tolist() if self.unread else []:
             for key, total in zip(self.keys, sums, strict=True):
                 self.sums[key] = self.sums.get(key, 0.0) + total
@@ -85,24 +87,25 @@ class TokenMeans:
 
     @staticmethod
     def merged(parts: Iterable[TokenMeans]) -> TokenMeans:
-        """Over the tokens of all of them."""
-        whole = TokenMeans()
+        """The means over the tokens of all parts."""
+        total_means = TokenMeans()
         for part in map(TokenMeans.read, parts):
             for key, total in part.sums.items():
-                whole.sums[key] = whole.sums.get(key, 0.0) + total
-            whole.num_tokens += part.num_tokens
-            whole.ratio_max = max(whole.ratio_max, part.ratio_max)
-            whole.mismatch_max = max(whole.mismatch_max, part.mismatch_max)
-            whole.valued += part.valued
-        return whole
+                total_means.sums[key] = total_means.sums.get(key, 0.0) + total
+            total_means.num_tokens += part.num_tokens
+            total_means.ratio_max = max(total_means.ratio_max, part.ratio_max)
+            total_means.mismatch_max = max(total_means.mismatch_max, part.mismatch_max)
+            total_means.values_and_returns += part.values_and_returns
+        return total_means
 
     def means(self) -> Metrics:
+        """The metrics; empty without tokens."""
         if self.num_tokens == 0:
             return {}
         self.read()
         means: Metrics = {key: total / self.num_tokens for key, total in self.sums.items()}
-        if self.valued:
-            values, returns = map(torch.cat, zip(*self.valued, strict=True))
+        if self.values_and_returns:
+            values, returns = map(torch.cat, zip(*self.values_and_returns, strict=True))
             error, spread = (returns - values).var(correction=0), returns.var(correction=0)
             means |= {
                 "value/mean": values.mean().item(),
@@ -113,7 +116,7 @@ class TokenMeans:
 
 
 def describe(collected: Collected, credited: Sequence[CreditedGroup]) -> Metrics:
-    """Metrics of what was sampled. credited: all of it."""
+    """Metrics of a step's sampled groups. credited: the same groups with their rewards."""
     rollouts = [r for group in collected.sampled for r in group.rollouts]
     rewards = torch.tensor([reward for c in credited for reward in c.rewards if reward is not None])
     lengths = [r.completion.num_chosen for r in rollouts]
@@ -144,7 +147,7 @@ def describe(collected: Collected, credited: Sequence[CreditedGroup]) -> Metrics
 
 
 def outcome_shares(rollouts: Sequence[Rollout]) -> Metrics:
-    """The share of each outcome; completions that were cut short are none of them but counted apart."""
+    """The fraction of each outcome. Truncated completions count as TRUNCATED instead of their outcome."""
     kinds = [TRUNCATED if r.cut_short else r.score.outcome.value for r in rollouts]
     return {f"outcome/{kind}": kinds.count(kind) / len(kinds) for kind in (*(o.value for o in Outcome), TRUNCATED)}
 
@@ -156,5 +159,6 @@ def part_means(rollouts: Sequence[Rollout]) -> Metrics:
 
 
 def mean(values: Iterable[Any]) -> float | None:
+    """The arithmetic mean; None without values."""
     listed = [float(v) for v in values]
     return sum(listed) / len(listed) if listed else None

@@ -1,4 +1,4 @@
-"""The update: epochs over mini-batches, each a sum of micro-batches' gradients and one optimiser step."""
+"""The update of a step: epochs over mini-batches, each with the summed gradient of its micro-batches and one optimizer step."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from rl.update.step_metrics import Metrics, TokenMeans
 
 
 def update(learner: Learner, *minibatches: Batch, trains_policy: bool = True) -> Metrics:
-    """num_epochs times a gradient step on each mini-batch.
+    """Makes an optimizer step on each mini-batch, num_epochs times. Returns the update's metrics.
 
-    With one mini-batch nothing is computed beforehand: the training forward of the first epoch gives the log-probs and the values as
-    they were when it was sampled. trains_policy: False while the critic is warmed up.
+    With one mini-batch and without whitening or views, old log-probs and values are those of the first epoch's training forward;
+    otherwise they are computed beforehand. trains_policy: False while the critic is warmed up.
     """
     tracker, runtime = TokenMeans(), learner.runtime
     minibatches = tuple(batch for batch in minibatches if batch.groups)
@@ -34,27 +34,27 @@ def update(learner: Learner, *minibatches: Batch, trains_policy: bool = True) ->
     }
     needs_old_logprobs = learner.needs_old_logprobs(len(minibatches))
     targets = frozen_targets(learner, micros, needs_old_logprobs)
-    loss_sum, norms, num_skipped, seconds_of_optimizer = 0.0, [0.0], 0, 0.0
+    loss_sum, norms, num_skipped, optimizer_seconds = 0.0, [0.0], 0, 0.0
     for view in views:
         for n in range(len(minibatches)):
             losses: list[Tensor] = []
             with runtime.keeping_casts():
                 for i, micro in enumerate(micros[view, n]):
-                    part, scores, known = differentiate(
+                    part, scores, completed = differentiate(
                         learner, micro, targets[view, n][i], trains_policy=trains_policy
                     )
-                    targets[view, n][i] = known
+                    targets[view, n][i] = completed
                     losses.append(part)
-                    tracker.add(learner.algorithm, scores, known, micro)
+                    tracker.add(learner.algorithm, scores, completed, micro)
             runtime.sum_gradients(learner.parameters())
-            # The host reads once, when all is under way.
-            mine = sum(map(sum, torch.stack(losses).cpu().tolist())) if losses else 0.0
-            loss = sum(runtime.gather([mine]))
+            # The host waits for the device once, after all work of the mini-batch is queued.
+            local_loss = sum(map(sum, torch.stack(losses).cpu().tolist())) if losses else 0.0
+            loss = sum(runtime.gather([local_loss]))
             started = time.perf_counter()
-            is_made, norms = learner.step_if_finite(loss, trains_policy=trains_policy)
-            num_skipped += not is_made
+            was_stepped, norms = learner.step_if_finite(loss, trains_policy=trains_policy)
+            num_skipped += not was_stepped
             loss_sum += loss / learner.num_epochs
-            seconds_of_optimizer += time.perf_counter() - started
+            optimizer_seconds += time.perf_counter() - started
     groups = [group for batch in minibatches for group in batch.groups]
     metrics: Metrics = {
         "loss": loss_sum if minibatches else None,
@@ -63,8 +63,8 @@ def update(learner: Learner, *minibatches: Batch, trains_policy: bool = True) ->
         "learning_rate": learner.learning_rate,
         "groups/trained": len(groups),
         "tokens/trained": sum(batch.num_tokens for batch in minibatches) * learner.num_epochs,
-        "flops/update": learner.flops(Workload.of(groups), looks_ahead=needs_old_logprobs),
-        "time/optimizer": seconds_of_optimizer,
+        "flops/update": learner.flops(Workload.of(groups), needs_old_logprobs=needs_old_logprobs),
+        "time/optimizer": optimizer_seconds,
         **TokenMeans.merged(runtime.gather([tracker.read()])).means(),
     }
     if len(norms) > 1:
@@ -73,27 +73,29 @@ def update(learner: Learner, *minibatches: Batch, trains_policy: bool = True) ->
 
 
 def own_micro_batches(learner: Learner, batch: Batch, epoch: int) -> list[MicroBatch]:
-    """Of a mini-batch, as the policy's family views it in this epoch, what this process makes the gradient of."""
+    """This process's micro-batches of a mini-batch, under the views that the policy's family gives completions in this epoch."""
     runtime, forward = learner.runtime, learner.policy.forward
     viewed = batch.viewed(learner.policy.family.view_at, epoch)
-    micros = list(viewed.share(runtime.rank, runtime.count).micro_batches(learner.token_budget, forward.num_tokens))
-    if runtime.shards:  # forwards and backwards are made together, so all processes have as many
+    micros = list(viewed.shard(runtime.rank, runtime.count).micro_batches(learner.token_budget, forward.num_tokens))
+    if runtime.shards:  # forwards and backwards are collective, so every process needs the same number of micro-batches
         most = max(runtime.gather([len(micros)]))
-        micros += [viewed.idle()] * (most - len(micros))
+        micros += [viewed.dummy()] * (most - len(micros))
     return [micro.to(learner.policy.device) for micro in micros]
 
 
-Key = tuple[int, int]  # the epoch whose views the micro-batches have, and the mini-batch
+Key = tuple[int, int]  # (the epoch whose views the micro-batches have, the index of the mini-batch)
 
 
 def frozen_targets(
     learner: Learner, micros: Mapping[Key, Sequence[MicroBatch]], needs_old_logprobs: bool
 ) -> dict[Key, list[FrozenTargets]]:
-    """What is fixed before the first update, for every micro-batch of the step under the views of every epoch (d1, arXiv 2504.12216,
-    Algorithm 1: old log-probs are taken anew under each epoch's mask)."""
-    every = [micro for of_key in micros.values() for micro in of_key]
-    targets = reference_targets(learner, every)
+    """The targets of every micro-batch of the step under the views of every epoch, before the first update.
+
+    d1, arXiv 2504.12216, Algorithm 1: old log-probs are computed under each epoch's mask.
+    """
+    all_micros = [micro for group in micros.values() for micro in group]
+    targets = reference_targets(learner, all_micros)
     if needs_old_logprobs:
-        targets = compute_old_logprobs(learner, every, targets)
-    found = iter(targets)
-    return {key: [next(found) for _ in of_key] for key, of_key in micros.items()}
+        targets = compute_old_logprobs(learner, all_micros, targets)
+    remaining = iter(targets)
+    return {key: [next(remaining) for _ in group] for key, group in micros.items()}

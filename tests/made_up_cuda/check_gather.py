@@ -54,7 +54,7 @@ class Beside:
 
 def seen_on(device: str) -> tuple[TokenMeans, ValueTargets, Any]:
     means, some = TokenMeans(), torch.ones(5, device=device)
-    means.num_tokens, means.valued = 5, [(some, some)]
+    means.num_tokens, means.values_and_returns = 5, [(some, some)]
     return means, ValueTargets(some, some, some), SimpleNamespace(loss_indices=torch.arange(5, device=device))
 
 

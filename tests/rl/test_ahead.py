@@ -12,7 +12,7 @@ from rewards.errors import UserError
 from rewards.math_answer import MathVerifier
 from rl.run.loop import train
 from rl.settings.config import RunConfig
-from rl.update.prefetch import Ahead
+from rl.update.prefetch import Prefetcher
 from rl.view.metrics import read_metrics
 from rollout.collect import Collected
 from tests.rl.test_loop import odd_lengths, options
@@ -33,15 +33,15 @@ def test_the_next_step_is_sampled_before_it_is_asked_for_and_the_one_after_the_l
             assert may_end.wait(10)
         return collected(step)
 
-    ahead = Ahead(last_step=2)
-    assert ahead.take(1, sample).num_sampled_tokens == 1
+    prefetcher = Prefetcher(last_step=2)
+    assert prefetcher.take(1, sample).num_sampled_tokens == 1
     assert begun.wait(10)  # nobody has asked for step 2 yet, and it is not held up by it
     may_end.set()
-    waiting = ahead.wait()
+    waiting = prefetcher.wait()
     assert waiting is not None and waiting.num_sampled_tokens == 2
-    assert ahead.take(2, sample).num_sampled_tokens == 2
-    assert ahead.wait() is None
-    ahead.close()
+    assert prefetcher.take(2, sample).num_sampled_tokens == 2
+    assert prefetcher.wait() is None
+    prefetcher.close()
 
 
 def test_completions_are_one_update_old_but_for_the_first(

@@ -13,7 +13,7 @@ import rl.run.setup
 from rewards.math_answer import MathVerifier
 from rl.run.loop import train
 from rl.run.setup import Run
-from rl.update.prefetch import Ahead
+from rl.update.prefetch import Prefetcher
 from rollout.torch_sampler import TorchSampler
 from tests.rl.test_loop import odd_lengths, options
 
@@ -34,8 +34,8 @@ def test_the_engine_and_the_threads_end_with_an_error(
 
     def fail(run: Run, *_: object) -> None:
         if where == "run_steps":
-            assert run.ahead is not None
-            run.ahead.take(1, lambda step: (_ for _ in ()).throw(AnError))
+            assert run.prefetcher is not None
+            run.prefetcher.take(1, lambda step: (_ for _ in ()).throw(AnError))
         raise AnError
 
     monkeypatch.setattr(rl.run.setup if where == "proven_delivery" else rl.run.loop, where, fail)
@@ -47,16 +47,16 @@ def test_the_engine_and_the_threads_end_with_an_error(
 
 
 def test_closing_at_once_does_not_wait_for_what_is_sampled_ahead() -> None:
-    ahead, ended = Ahead(last_step=3), threading.Event()
+    prefetcher, ended = Prefetcher(last_step=3), threading.Event()
 
     def sample(step: int) -> int:
         if step > 1:
             ended.wait(20)
         return step
 
-    ahead.take(1, sample)  # pyright: ignore[reportArgumentType]
+    prefetcher.take(1, sample)  # pyright: ignore[reportArgumentType]
     started = time.monotonic()
-    ahead.close(wait=False)
+    prefetcher.close(wait=False)
     assert time.monotonic() - started < 5  # of the twenty seconds
     ended.set()
-    ahead.close()
+    prefetcher.close()

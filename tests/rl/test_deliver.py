@@ -93,7 +93,7 @@ def test_a_damaged_tensor_is_named() -> None:
     delivery.deliver(0)
     move(policy, 1e-3)
     with pytest.raises(
-        DeliveryError, match=rf"differ from the trainer's by .*tensors of it differ: {re.escape(damaged)}$"
+        DeliveryError, match=rf"differ from the trainer's by .*Tensors that differ: {re.escape(damaged)}$"
     ):
         delivery.deliver(1)
 
@@ -106,7 +106,7 @@ def test_a_tensor_that_never_takes_what_is_sent_is_named() -> None:
     delivery = Delivery(policy, sampler, tolerance=1e-3)
     delivery.deliver(0)
     move(policy, 1e-2)
-    with pytest.raises(DeliveryError, match=rf"tensors of it differ: {re.escape(head)}$"):
+    with pytest.raises(DeliveryError, match=rf"Tensors that differ: {re.escape(head)}$"):
         delivery.deliver(1)
 
 

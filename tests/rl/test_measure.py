@@ -77,12 +77,12 @@ def test_each_part_has_its_mean_over_the_scores_that_have_it() -> None:
 
 
 def test_what_a_process_does_only_to_keep_step_is_not_measured() -> None:
-    """Batch.idle(): tokens that no other process has, for the sake of a forward."""
+    """Batch.dummy(): tokens that no other process has, for the sake of a forward."""
     batch = random_batch()
     (micro,) = batch.micro_batches(10_000)
-    assert not batch.idle().weights.any()  # nor learnt from
+    assert not batch.dummy().weights.any()  # nor learnt from
     tokens = TokenMeans(), TokenMeans()
-    for of, micros in zip(tokens, ([micro], [micro, batch.idle()]), strict=True):
+    for of, micros in zip(tokens, ([micro], [micro, batch.dummy()]), strict=True):
         for one in micros:
             logprobs = torch.linspace(-2, -1, len(one.targets))
             of.add(GRPO, TokenScores(logprobs, -logprobs), FrozenTargets(logprobs, None, None), one)

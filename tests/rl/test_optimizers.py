@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-import rl.policy.offload
+import rl.update.streamed_optimizer
 from rewards.errors import UserError
 from rewards.math_answer import MathVerifier
 from rl.policy.policy import Policy
@@ -61,14 +61,14 @@ def test_what_waits_elsewhere_changes_no_bit(
     asked: dict[str, Any], offload: str, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A step by buckets is that of all at once: AdamW treats each number by itself."""
-    monkeypatch.setattr(rl.policy.offload, "BUCKET", 2000)
-    monkeypatch.setattr(rl.policy.offload, "MOVED", 1)
+    monkeypatch.setattr(rl.update.streamed_optimizer, "BUCKET", 2000)
+    monkeypatch.setattr(rl.update.streamed_optimizer, "MIN_OFFLOADED", 1)
     here, away = (trained(learner(runtime, offload=o, **asked)) for o in ("none", offload))
     assert all(torch.equal(here[name], away[name]) for name in here)
 
 
 def test_a_bucket_holds_no_more_than_it_may_and_all_are_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rl.policy.offload, "BUCKET", 5)
+    monkeypatch.setattr(rl.update.streamed_optimizer, "BUCKET", 5)
     parameters = [torch.nn.Parameter(torch.zeros(n)) for n in (3, 2, 1, 9, 4)]
     assert [[p.numel() for p in bucket] for bucket in in_buckets(parameters)] == [[3, 2], [1], [9], [4]]
 

@@ -25,7 +25,7 @@ from rl.policy.load import load_pretrained
 from rl.policy.lora import LoraPolicy, add_adapters
 from rl.policy.policy import Policy
 from rl.run.tiny import tiny_tokenizer
-from rl.update.delivery import ROUNDED, Delivery, DeliveryError
+from rl.update.delivery import BFLOAT16_TOLERANCE, Delivery, DeliveryError
 from rollout.engine.decoders import CachedDecoder
 from rollout.engine.fused_decoder import FusedDecoder
 from rollout.problems import load_problems
@@ -79,7 +79,7 @@ def policy_of(which: str, *, lora: bool = False) -> Policy:
 
 def delivery_of(policy: Policy, which: str) -> tuple[Delivery, Engine]:
     engine, texts = engine_of(which)
-    return Delivery(policy, engine, tolerance=ROUNDED, texts=texts), engine
+    return Delivery(policy, engine, tolerance=BFLOAT16_TOLERANCE, texts=texts), engine
 
 
 MODELS = ["stand-in", pytest.param("real", marks=pytest.mark.skipif(REAL is None, reason="no PLUMBLINE_REAL_MODEL"))]
@@ -165,7 +165,7 @@ def test_what_the_engine_decodes_with_is_looked_at_and_not_the_trainers_module()
     policy = policy_of("stand-in")
     engine = TorchSampler(policy.model, tiny_tokenizer(), decode_dtype=torch.bfloat16, autocast=bfloat16)
     _, texts = engine_of("stand-in")
-    delivery = Delivery(policy, engine, tolerance=ROUNDED, texts=texts)
+    delivery = Delivery(policy, engine, tolerance=BFLOAT16_TOLERANCE, texts=texts)
     delivery.deliver(0)
     assert engine.fused is not None
     engine.fused.refresh = lambda: True

@@ -186,7 +186,7 @@ def test_delivery_notices_a_sampler_with_one_other_tensor() -> None:
     sampler.update_weights = lambda named, version: TorchSampler.update_weights(  # drops one tensor
         sampler, ((n, t) for n, t in named if "layers.1.mlp.up_proj" not in n), version
     )
-    with pytest.raises(DeliveryError, match=r"tensors of it differ: model\.layers.1.mlp.up_proj.weight"):
+    with pytest.raises(DeliveryError, match=r"Tensors that differ: model\.layers.1.mlp.up_proj.weight"):
         delivery.deliver(2)
 
 
@@ -259,7 +259,7 @@ def test_micro_batches_fill_the_token_budget_and_no_more() -> None:
 def test_every_group_is_the_share_of_one_process() -> None:
     batch = random_batch()
     for count in (1, 2, 3, 7):
-        shares = [batch.share(rank, count) for rank in range(count)]
+        shares = [batch.shard(rank, count) for rank in range(count)]
         assert sorted(id(g) for share in shares for g in share.groups) == sorted(map(id, batch.groups))
         assert all(share.counts == batch.counts for share in shares)
 

@@ -17,7 +17,7 @@ from rl.run.checkpoint import load_checkpoint, save_checkpoint
 from rl.run.loop import train
 from rl.run.tiny import tiny_tokenizer
 from rl.update.delivery import Delivery
-from rl.update.prefetch import Ahead
+from rl.update.prefetch import Prefetcher
 from rollout.problems import ProblemStream
 from rollout.records import Problem
 from rollout.torch_sampler import TorchSampler
@@ -120,7 +120,7 @@ def test_weights_are_delivered_when_nothing_is_sampled_meanwhile(
 
     monkeypatch.setattr(MathVerifier, "verify_batch", odd_lengths)
     monkeypatch.setattr(rl.update.step, "update", noted("update", rl.update.step.update))
-    monkeypatch.setattr(Ahead, "wait", noted("wait", Ahead.wait))
+    monkeypatch.setattr(Prefetcher, "wait", noted("wait", Prefetcher.wait))
     monkeypatch.setattr(Delivery, "deliver", noted("deliver", Delivery.deliver))
     train(options(model, digits, tmp_path / "run", one_step_ahead=True, num_steps=2))
     after = [events[i + 1 : i + 3] for i, event in enumerate(events) if event == "update"]

@@ -80,7 +80,7 @@ def test_a_damaged_tensor_is_named(damaged: str, vllm: Sampler) -> None:
     policy = Policy.of(model_of(0))
     delivery = Delivery(policy, Faulty(vllm, fault), tolerance=1e-3)  # pyright: ignore
     delivery.deliver(0)
-    with pytest.raises(DeliveryError, match=rf"tensors of it differ: {re.escape(damaged)}$"):
+    with pytest.raises(DeliveryError, match=rf"Tensors that differ: {re.escape(damaged)}$"):
         delivery.deliver(1)
 
 
@@ -97,7 +97,7 @@ def test_an_output_head_that_stays_behind_is_named(vllm: Sampler, tmp_path: Path
     delivery = Delivery(policy, Faulty(vllm, by_file), tolerance=1e-3)  # pyright: ignore
     delivery.deliver(0)
     move(policy, 1e-2)
-    with pytest.raises(DeliveryError, match=r"tensors of it differ: lm_head\.weight$"):
+    with pytest.raises(DeliveryError, match=r"Tensors that differ: lm_head\.weight$"):
         delivery.deliver(1)
 
 
