@@ -107,24 +107,24 @@ def table() -> str:
     return PAGE.format(rows="\n".join(rows))
 
 
-PAGE = """# Which model takes which path
+PAGE = """# Which model uses which forward
 
-The update scores completions by one packed row in which each prompt stands once ([rl/forward/forward.py](../rl/forward/forward.py)). Every layer
-but attention is the model's own; attention is ours, entered through the attention interface of transformers. When a model is
-loaded the path is tried on a short example, sliding windows narrowed so that they show, and taken where its log-probs are the
-model's own. Other models (recurrent layers, convolutions, position biases or masks made inside attention) run whole sequences padded on
-the right, which no causal model can see; that is said once.
+The update scores completions in one packed row that contains each prompt once ([rl/forward/forward.py](../rl/forward/forward.py)). All layers
+except attention are the model's own; attention is replaced through the attention interface of transformers. When a model is loaded, the packed
+forward is tried on a short example, also with narrow sliding windows, and used if it reproduces the model's own log-probs. Other models (with recurrent
+layers, convolutions, or position biases and masks computed inside attention) use the padded forward: whole sequences, padded on the right, where
+causal models do not see the padding. A warning in the log then names the reason.
 
-Made by `python -m tests.rl.families` from tiny random models; tests hold log-probs, entropies and every gradient of each
-to those of sequences run alone: all weights trained or adapters (LoRA), with gradient checkpointing and without.
+`python -m tests.rl.families` writes this table from tiny random models. Tests compare the log-probs, entropies and all gradients of each family with those
+of sequences run separately: with all weights trained or LoRA adapters, with gradient checkpointing and without.
 
-| family | path |
+| family | forward |
 | --- | --- |
 {rows}
 
-Attention sinks (gpt-oss) and capped scores (Gemma 2) are packed by explicit attention, which keeps all scores in memory. Experts are
-routed token by token, so packing does not change them. A rotary scale that depends on the longest position of a batch (dynamic NTK,
-LongRoPE) depends on it in transformers too: there the numbers are those of whichever sequences stand in one micro-batch.
+Packed attention with sinks (gpt-oss) or capped scores (Gemma 2) is computed explicitly, with all scores in memory. Experts are routed token by token,
+so packing does not change them. A rotary scale that depends on the longest position of a batch (dynamic NTK, LongRoPE) does so in transformers
+too: with such a model log-probs depend on which sequences share a micro-batch.
 """
 
 
