@@ -83,11 +83,8 @@ def self_test() -> str:
         trained = Policy.of(model).score(micro, temperature=0.7).logprobs
     difference = (trained - micro.sampler_logprobs).abs().max().item()
     text = f"sampler and trainer differ by {difference:.1e} nats at most, over {len(micro.targets):,} tokens"
-    verdict = (
-        "agree"
-        if difference < FLOAT32_TOLERANCE
-        else f"DISAGREE (bound {FLOAT32_TOLERANCE:g}): no run on this machine can be trusted"
-    )
+    agrees, bound = difference < FLOAT32_TOLERANCE, f"{FLOAT32_TOLERANCE:g}"
+    verdict = "agree" if agrees else f"DISAGREE (bound {bound}): no run on this machine can be trusted"
     return f"{verdict}: {text}, {time.perf_counter() - started:.1f} s"
 
 

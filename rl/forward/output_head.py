@@ -38,9 +38,7 @@ def tokens_per_chunk(vocab_size: int, device: torch.device) -> int:
     return max(LEAST_TOKENS_PER_CHUNK, LOGITS_PER_CHUNK // vocab_size)
 
 
-LossOf = Callable[
-    [TokenScores, slice], Float[Tensor, ""]
-]  # the scores of a slice of the tokens, and the slice -> the slice's loss
+LossOf = Callable[[TokenScores, slice], Float[Tensor, ""]]  # scores of a slice of the tokens, the slice -> its loss
 
 
 @dataclass(frozen=True)

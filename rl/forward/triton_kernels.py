@@ -20,10 +20,8 @@ from triton.errors import TritonError
 
 __all__ = ["TritonError", "rms_norm", "silu_times"]
 
-_PROGRAMS, _NUMBERS_AT_ONCE = (
-    512,
-    2**20,
-)  # programs of the norm's backward; more if rows are short, up to these numbers at once
+# The norm's backward runs 512 programs, or more if rows are short, up to 2^20 numbers at once.
+_PROGRAMS, _NUMBERS_AT_ONCE = 512, 2**20
 _BLOCK = 1024
 
 

@@ -48,7 +48,7 @@ class ValueRule:
     source: the critic's trunk: the policy's own ("shared") or a second model ("separate").
     gamma, lam: discount and GAE lambda of the advantages, arXiv 1506.02438. lam_critic: GAE lambda of the returns, the targets of the
         values (VC-PPO, arXiv 2503.01491, section 3.3: for long chains of thought the policy needs a lower lambda, the critic 1).
-    value_clip: the largest change of a value, from the old value, that the loss rewards; None disables clipping.
+    value_clip: the range around its old value to which the value loss clips a value (value_loss); None disables clipping.
     value_weight: the weight of the value loss relative to the policy loss, with a shared trunk.
     kl_in_reward: subtracts kl_weight x (b - f) from each token's reward, instead of adding a KL term to the loss.
     whiten: advantages are shifted to mean 0 and scaled to std 1 over the whole step.

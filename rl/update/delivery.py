@@ -19,7 +19,7 @@ from rollout.rounding import LEAST, bound_of
 from rollout.sampler import Sampler, Tensors, Text
 
 MAX_RECORDS = 64  # earlier deliveries that a delivery is compared with
-# The largest ratio of a delivery's error to the first delivery's, which is of untrained weights.
+# The largest ratio of a delivery's error to the first delivery's, which precedes any update.
 MAX_ERROR_RATIO = 30
 FLOAT32_TOLERANCE = 1e-3  # nats: the largest tolerance that float32 needs
 BFLOAT16_TOLERANCE = math.inf  # the model's own rounding error is the bound (rollout/rounding.py)

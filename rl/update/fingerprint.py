@@ -22,9 +22,7 @@ class Fingerprint:
 
     def __init__(self, *, rounds: bool) -> None:
         self.rounds = rounds
-        self.fingerprints: dict[
-            str, Tensor
-        ] = {}  # name -> [variants, rows]: exact, and with `rounds` rounded to bfloat16
+        self.fingerprints: dict[str, Tensor] = {}  # [variants, rows]: exact, and with `rounds` of rounded tensors
 
     def add(self, name: str, tensor: Tensor) -> None:
         variants = (tensor, tensor.bfloat16()) if self.rounds else (tensor,)
@@ -45,7 +43,7 @@ class Fingerprint:
     def sketch(self, held: Mapping[str, Tensor]) -> Tensor:
         """Random projections of these fingerprints, divided by their norms: float64[variants, tensors x SKETCH_SIZE].
 
-        Small enough to be kept for many versions. held: an engine's fingerprints, whose tensors are included.
+        Small enough to be kept for many versions. held: an engine's fingerprints; the sketch covers the tensors in both.
         """
         parts = [x.double() @ _projection(x.shape[1]) / self._norm(name) for name, x in self._shared(held).items()]
         return torch.cat(parts, dim=1)

@@ -39,9 +39,7 @@ class TokenMeans:
         self.num_tokens = 0
         self.ratio_max = self.mismatch_max = 0.0
         self.values_and_returns: list[tuple[Tensor, Tensor]] = []  # of the tokens in the loss, by micro-batch
-        self.unread: list[
-            Tensor
-        ] = []  # on the device, by micro-batch: the sums in the order of `keys`, then both maxima
+        self.unread: list[Tensor] = []  # on the device, by micro-batch: sums in the order of `keys`, then both maxima
         self.keys: tuple[str, ...] = ()
 
     @torch.no_grad()

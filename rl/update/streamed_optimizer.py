@@ -75,9 +75,8 @@ class StreamedOptimizer:
     def _moments(self, parameter: nn.Parameter) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
         """The offloaded tensors of a parameter's optimizer state, each with the state and its name there."""
         state = self.state.get(parameter, {}) if self.offloads else {}
-        yield from [
-            (state, name, x) for name, x in state.items() if isinstance(x, Tensor) and x.numel() > MIN_OFFLOADED
-        ]
+        tensors = [(name, x) for name, x in state.items() if isinstance(x, Tensor)]
+        yield from [(state, name, x) for name, x in tensors if x.numel() > MIN_OFFLOADED]
 
     def _moments_to_device(self, parameter: nn.Parameter) -> None:
         for state, name, moment in self._moments(parameter):
