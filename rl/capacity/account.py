@@ -1,7 +1,7 @@
-"""What a run holds on one device at its fullest, known before anything of it is taken.
+"""Peak memory of a run on one device, predicted before it allocates anything.
 
-One account for everybody who asks: rl/capacity/choose.py, which picks what is "auto" by it, and `plumbline plan` (rl/command/plan.py). The
-activations and the output layer are rl/capacity/memory.py's.
+rl/capacity/choose.py chooses the values of "auto" options by it, and `plumbline plan` (rl/command/plan.py) prints it. Activations and the
+output layer are computed by rl/capacity/memory.py.
 """
 
 from __future__ import annotations
@@ -24,25 +24,29 @@ from rl.settings.resolve import RunSettings, resolve
 from rollout.engine.fused_decoder import Capacity
 
 GIB = 1 << 30
-ROUNDED = 2  # bytes of a number in bfloat16
-MOMENTS = {"adamw": 2.0 * FLOAT32, "adamw-8bit": 2 * (1 + FLOAT32 / 256)}  # in 8 bits a scale for each 256
-# NF4: half a byte, a scale of 8 bits for each 64 numbers, and one in float32 for each 256 of these (arXiv 2305.14314).
+ROUNDED = 2  # bytes of a bfloat16 number
+MOMENTS = {
+    "adamw": 2.0 * FLOAT32,
+    "adamw-8bit": 2 * (1 + FLOAT32 / 256),
+}  # 8-bit moments have one float32 scale per 256
+# NF4: half a byte per number, an 8-bit scale per 64 numbers, and a float32 scale per 256 of these scales (arXiv 2305.14314).
 NF4 = 0.5 + 1 / 64 + FLOAT32 / (64 * 256)
-# Of a token that may be drawn: its logit and probability, the sum of these in float64.
+# Per vocabulary entry of a row: logit and probability in float32, cumulative sum in float64.
 CANDIDATE_BYTES = 2 * FLOAT32 + 8
-CUDA_CONTEXT = 0.8 * GIB  # of CUDA, cuBLAS and the kernels, outside of the allocator; 0.5 to 0.8 by card
-# Between tensors torch's allocator leaves a rest of each block of 2 MiB and more; of few sizes that repeat it is some percent.
+CUDA_CONTEXT = 0.8 * GIB  # CUDA, cuBLAS and kernels, outside of the allocator; 0.5 to 0.8 GiB depending on the card
+# torch's allocator leaves part of each block of 2 MiB or more unused; with few, repeating sizes that is some percent.
 FRAGMENTATION = 1.05
 
 
 @dataclass(frozen=True, kw_only=True)
 class Account:
-    """Bytes on one device of a run, whose options `asked` may leave values to the device ("auto").
+    """Predicted bytes of a run on one device.
 
-    problems: of a step, that this process trains on. evaluated: completions of an evaluation. prompt_length, completion_length:
-    the longest. per_rank: numbers of adapters of rank 1. rounded: numbers that rl/policy/precision.py may keep in 16 bits. shards:
-    processes that weights are spread over. engine: what samples on this device; vLLM in this process takes its share by itself.
-    critic_shape: of a critic that is another model than the policy.
+    asked: the options as given, of which some may depend on the device (RunConfig.on). problems: problems per step of this process.
+    evaluated: completions of an evaluation in this process. prompt_length, completion_length: the longest, in tokens. per_rank:
+    parameters of LoRA adapters of rank 1. rounded: parameters that rl/policy/precision.py can store in 16 bits. engine: the sampler on
+    this device; vLLM in this process reserves its own memory. shards: processes that the weights are sharded over. cpu_offload: sharded
+    weights, gradients and moments rest in the host's memory. critic_shape: size of a critic that is another model than the policy.
     """
 
     asked: RunConfig
@@ -73,7 +77,7 @@ class Account:
         cpu_offload: bool = False,
         critic: PreTrainedModel | None = None,
     ) -> Account:
-        """model: without adapters yet; a skeleton on torch's device "meta" does. critic: where that is another model."""
+        """model: without adapters; one on torch's device "meta" is enough. critic: the critic where it is another model."""
         run = resolve(asked, device, shards=shards)
         evaluated = run.eval_size * max(1, run.eval_samples)
         return Account(
@@ -94,7 +98,7 @@ class Account:
         )
 
     def with_options(self, **options: object) -> Account:
-        """The same with other options of the run."""
+        """The account of the same run with other options."""
         return replace(self, asked=replace(self.asked, **options))  # pyright: ignore[reportArgumentType]
 
     @cached_property
@@ -152,7 +156,7 @@ class Account:
 
     @property
     def base(self) -> float:
-        """The model's own weights."""
+        """Bytes of the model's own weights."""
         run, every = self.run, self.cost.all_parameters
         in_4_bits = self.cost.block if run.lora_base == "nf4" else 0
         in_16_bits = self.rounded - in_4_bits if run.rounds_base(self.device) else 0
@@ -160,7 +164,7 @@ class Account:
 
     @property
     def reference(self) -> float:
-        """A model of its own, or under LoRA a copy of the adapters."""
+        """Bytes of the reference: a second model, or with LoRA a copy of the adapters."""
         if not self.has_reference:
             return 0.0
         if self.run.lora_rank:
@@ -170,10 +174,11 @@ class Account:
 
     @property
     def engine_copy(self) -> float:
-        """What the embedded engine multiplies with beside the trainer's own weights.
+        """Bytes of the embedded engine's own weights, beside the trainer's.
 
-        None of the trainer's type, whose adapters it adds by themselves where the base is in 16 or 4 bits; over a base in float32
-        they are merged. A whole float32 model where other weights than the policy's as it is are sampled with, or not all are here.
+        The engine uses the trainer's weights where both have one type; with a base in 16 or 4 bits it computes the adapters separately,
+        with a float32 base it merges them into a copy. It has a full float32 model of its own where it samples from other weights than
+        the current policy's, and where the trainer's are sharded.
         """
         run, every = self.run, self.cost.all_parameters
         if self.engine != "torch":
@@ -188,11 +193,11 @@ class Account:
 
     @property
     def rows(self) -> int:
-        """Completions that the embedded engine decodes at once."""
+        """Number of completions that the embedded engine decodes at once."""
         return self.rows_of(max(self.problems * self.group_size, self.evaluated))
 
     def rows_of(self, asked: int) -> int:
-        """A group is never split."""
+        """Rows decoded at once of `asked` completions. A group is never split."""
         return min(asked, max(self.run.sampler_rows, self.least_rows))
 
     @property
@@ -201,8 +206,8 @@ class Account:
 
     @property
     def keys_and_values(self) -> float:
-        """Of a step's rows and an evaluation's, which share one cache: every prompt once for its group, each field as large as the
-        larger needs, on a GPU rounded up to buckets. None while the update runs."""
+        """Bytes of the key-value cache while sampling. Training and evaluation share it, so each dimension is the larger of the two, on
+        a GPU rounded up to buckets. A prompt is stored once for its group."""
         width = ROUNDED if self.run.sampler_dtype == "bfloat16" else FLOAT32
         asked = [(self.problems * self.group_size, self.group_size), (self.evaluated, max(1, self.run.eval_samples))]
         rows, groups = (max(sizes) for sizes in zip(*((self.rows_of(n), ceil(self.rows_of(n) / g)) for n, g in asked)))
@@ -213,7 +218,7 @@ class Account:
 
     @property
     def critic_parameters(self) -> int:
-        """Numbers that are trained beside the policy's."""
+        """Trained parameters beside the policy's."""
         return self.value_head + (self.critic.trained if self.critic else 0)
 
     @property
@@ -225,10 +230,10 @@ class Account:
         return self.run.offload in (what, "all")
 
     def parts(self) -> dict[str, float]:
-        """Bytes on one GPU. Sharding divides what is kept, not what a micro-batch needs.
+        """Bytes on one GPU, by name. Sharding divides weights, gradients and moments, but not what a micro-batch needs.
 
         critic: weights, gradients and moments of its trunk and head; with LoRA a second set of adapters on the policy's base.
-        gathered: with sharding, what is outside of the layers and two of them.
+        gathered: with sharding, the weights outside of the layers and those of two layers.
         """
         row, trained, resident = self.micro_batches.largest, self.policy.trained, self.resident
         gradient = self.policy.gradient_width
@@ -254,23 +259,23 @@ class Account:
         }
 
     def kept(self) -> float:
-        """What is there between updates: weights, moments, reference, the critic's."""
+        """Bytes held between updates: weights, moments, reference, and the critic's weights and moments."""
         parts = self.parts()
         named = ("parameters", "optimiser", "reference", "critic")
         return sum(parts[name] for name in named) - self.policy.gradient_width * self.critic_parameters * self.resident
 
     @property
     def stepped(self) -> float:
-        """What an optimiser holds of the numbers that it steps at once, where their gradients or moments come from elsewhere."""
+        """Bytes of the bucket that StreamedOptimizer steps at once: float32 gradients and moments that are stored otherwise."""
         bytes_each = FLOAT32 if self.run.gradient_dtype == "bfloat16" else 0
         bytes_each += MOMENTS[self.run.optimizer] if self.offloads("optimizer") else 0
         most = BUCKET if self.run.lora_rank else max(BUCKET, self.cost.head)
         return bytes_each * min(most, self.policy.trained)
 
     def peak_of_update(self) -> float:
-        """kept + the most of: the reference's pass, where it is elsewhere meanwhile; the critic's; the policy's with the critic's
-        gradients beside it; the optimiser's step. From a second micro-batch on there are all gradients beforehand. The sampler's
-        copy stays meanwhile; one step ahead it samples meanwhile.
+        """kept() and the engine's copy, plus the largest of: the pass of an offloaded reference; the critic's pass; the policy's pass
+        beside the critic's gradients; the optimizer step. From the second micro-batch on all gradients exist before a pass. With
+        one_step_ahead sampling runs at the same time.
         """
         parts, row, is_first = self.parts(), self.micro_batches.largest, self.micro_batches.count == 1
         critic_gradients = self.policy.gradient_width * self.critic_parameters * self.resident
@@ -292,18 +297,18 @@ class Account:
 
     @staticmethod
     def sampled_with(parts: Mapping[str, float]) -> float:
-        """What is there while completions are sampled only."""
+        """Bytes that only sampling holds."""
         return parts["key-value cache"] + parts["sampler's logits"]
 
     def peak(self) -> float:
         return max(self.peak_of_update(), self.peak_of_sampling())
 
     def needed(self, peak: float) -> float:
-        """With what the allocator leaves unused between tensors; CUDA_CONTEXT comes to it."""
+        """The peak with the allocator's fragmentation, without CUDA_CONTEXT."""
         return FRAGMENTATION * peak
 
 
 def rounded_numbers(model: PreTrainedModel) -> int:
-    """Of linear layers and plain tables, whatever they are kept in now."""
+    """Number of parameters of linear layers and embedding tables, in whatever type they are stored now."""
     read = (m for m in model.modules() if isinstance(m, nn.Linear | Conv1D) or type(m) is nn.Embedding)
     return sum(map(size, {p for m in read for p in m.parameters(recurse=False)}))

@@ -1,7 +1,7 @@
-"""What is "auto" and costs memory, chosen by the account of rl/capacity/account.py: so that a run fits before it begins, or is refused.
+"""Chooses the "auto" options that cost memory by the prediction of rl/capacity/account.py, or refuses a run that does not fit.
 
-On a GPU gradient_checkpointing, token_budget and sampler_rows are the fastest that fit. On a CPU, where memory can be swapped
-and was never counted so closely, nothing is refused.
+On a GPU it takes the fastest gradient_checkpointing, token_budget and sampler_rows that fit. On a CPU, where memory can be swapped and
+the prediction is coarser, it refuses nothing.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from rl.capacity.account import CANDIDATE_BYTES, CUDA_CONTEXT, FRAGMENTATION, GI
 from rl.capacity.cost import FLOAT32, ModelCost, key_value_bytes
 from rl.settings.defaults import MAX_ROWS
 
-MOST_TOKENS = 16_384  # products of as many rows gain nothing by more
-# A part of a group runs the prompt again; of fewer tokens than that it costs more than to run layers again.
+MOST_TOKENS = 16_384  # larger matrix products are no faster per token
+# Each part of a split group runs the prompt again; with fewer tokens per part that costs more than checkpointing.
 LEAST_TOKENS = 4096
 
 
 @dataclass(frozen=True)
 class DeviceMemory:
-    """Bytes of a device that this run may take, what it has taken already included, and all that the device has."""
+    """Bytes. available: what this run may use, its present allocations included. total: the device's whole memory."""
 
     available: float
     total: float
 
     @staticmethod
     def of_card(gib: float) -> DeviceMemory:
-        """An empty one."""
+        """An unused card."""
         return DeviceMemory(gib * GIB - CUDA_CONTEXT, gib * GIB)
 
 
 def choose(account: Account, room: DeviceMemory) -> Account:
-    """The account of the run as it will be, nothing in it "auto"; UserError with the options that would fit where it cannot be.
+    """The account with all "auto" options chosen. Raises UserError, with options that would fit, where none fits.
 
-    Layers are run again only where no budget down to LEAST_TOKENS does without; of the budgets that are left the largest is taken.
+    Gradient checkpointing is chosen only where no token budget down to LEAST_TOKENS fits without it; then the largest budget that fits.
     """
     if account.device != "cuda":
         return on_a_cpu(account, room)
@@ -50,19 +50,19 @@ def choose(account: Account, room: DeviceMemory) -> Account:
 
 
 def fitting(account: Account, room: DeviceMemory) -> Account | None:
-    """The best that fits: the fastest update, and with it as many rows as there is room for."""
+    """The fastest update that fits, with as many sampler rows as fit beside it; None where nothing fits."""
     return next((a for update in updating(account) for a in sampling(update) if fits(a, room)), None)
 
 
 def fits(account: Account, room: DeviceMemory) -> bool:
-    """vLLM in this process gives its share back for an update, unless it samples one step ahead meanwhile."""
+    """vLLM in this process frees its share during an update, except with one_step_ahead, where it samples at the same time."""
     vllms = account.run.vllm_memory * room.total if account.engine == "vllm" else 0.0
     update = account.needed(account.peak_of_update()) + account.run.one_step_ahead * vllms
     return max(update, account.needed(account.peak_of_sampling()) + vllms) <= room.available
 
 
 def updating(account: Account) -> Iterator[Account]:
-    """Every way to update that is left open, the best first."""
+    """Accounts for every checkpointing and token budget that the options leave open, the fastest first."""
     for checkpointed, tokens in settings(account):
         yield account.with_options(gradient_checkpointing=checkpointed, token_budget=tokens)
 
@@ -85,8 +85,8 @@ def rows_with_room(
     group_size: int,
     width: int,
 ) -> int:
-    """Completions that the embedded engine can decode at once in `free` bytes where nothing is trained: a power of two, at most
-    MAX_ROWS and at least a group."""
+    """Number of completions that the embedded engine can decode at once in `free` bytes without training: a power of two, at most
+    MAX_ROWS, or a group if that is more."""
 
     def needed(rows: int) -> float:
         groups = ceil(rows / group_size)
@@ -109,7 +109,7 @@ def settings(account: Account) -> Iterator[tuple[bool, int]]:
 
 
 def budgets(account: Account) -> Iterator[int]:
-    """As asked for; else of whole groups, then of parts of one, down to a single completion with its prompt."""
+    """Token budgets: the given one, or whole groups, then parts of a group, down to one completion with its prompt."""
     prompt, own, size = account.prompt_length, account.completion_length - 1, account.group_size
     asked = account.asked.token_budget
     if asked != "auto":
@@ -126,7 +126,7 @@ def budgets(account: Account) -> Iterator[int]:
 
 
 def with_defaults(account: Account) -> Account:
-    """With fixed defaults for what is "auto": on a CPU, and where the memory is not known."""
+    """The account with fixed defaults in place of "auto", for a CPU and for unknown memory."""
     run, one = account.run, account.prompt_length + account.completion_length - 1
     is_open = account.asked.token_budget == "auto"
     return account.with_options(
@@ -143,7 +143,7 @@ def on_a_cpu(account: Account, room: DeviceMemory) -> Account:
     return found
 
 
-# What takes less memory, what costs least first; each is tried with the best of what is "auto".
+# Options that need less memory, the cheapest first; the open options are chosen anew for each.
 REMEDIES: tuple[dict[str, Any], ...] = (
     {},
     {"dtype": "bfloat16"},
@@ -163,12 +163,12 @@ REMEDIES: tuple[dict[str, Any], ...] = (
     {"lora_rank": 16, "lora_base": "nf4", "reference_dtype": "auto", "offload": "none"},
 )
 OPEN = {"gradient_checkpointing": None, "token_budget": "auto", "sampler_rows": "auto"}
-SHARDED = {"dtype", "kl_weight", *OPEN}  # what sharded weights permit of these
-MAX_REMEDIES = 3  # of those that fit
+SHARDED = {"dtype", "kl_weight", *OPEN}  # of these, those that sharded weights support
+MAX_REMEDIES = 3  # shown in a message
 
 
 def remedies(account: Account, room: DeviceMemory) -> Iterator[tuple[dict[str, Any], Account]]:
-    """Options that differ from the run's and fit, and the run with them; none that contains what fits already."""
+    """Changes of options with which the run fits, and its account with them; none that contains an earlier one."""
     asked, named = account.asked, []
     for remedy in REMEDIES:
         wanted = {**OPEN, **remedy}
@@ -179,7 +179,7 @@ def remedies(account: Account, room: DeviceMemory) -> Iterator[tuple[dict[str, A
             continue
         try:
             changed = account.with_options(**changes)
-        except UserError:  # options that cannot be together
+        except UserError:  # an invalid combination
             continue
         if (found := fitting(changed, room)) is not None:
             named.append(changes)
@@ -187,12 +187,12 @@ def remedies(account: Account, room: DeviceMemory) -> Iterator[tuple[dict[str, A
 
 
 def described(account: Account, room: DeviceMemory) -> str:
-    """What was chosen, for a person."""
+    """The choice as a line of text."""
     run, again = account.run, "on" if account.run.gradient_checkpointing else "off"
     rows = f", {account.rows:,} completions decoded at once" if account.engine == "torch" else ""
     return (
         f"memory: an update takes about {account.peak_of_update() / GIB:.1f} GiB and sampling {account.peak_of_sampling() / GIB:.1f} of "
-        f"the {room.available / GIB:.1f} that are there: token_budget {run.token_budget:,}, gradient checkpointing {again}{rows}"
+        f"the {room.available / GIB:.1f} available: token_budget {run.token_budget:,}, gradient checkpointing {again}{rows}"
     )
 
 
@@ -200,21 +200,21 @@ def refusal(account: Account, room: DeviceMemory) -> str:
     least = list(sampling(min(updating(account), key=Account.peak_of_update)))[-1]
     beside = f", beside vLLM's {account.run.vllm_memory * room.total / GIB:.1f}" if account.engine == "vllm" else ""
     said = (
-        f"model is {account.run.model!r}: this run does not fit. At the least an update would take {least.peak_of_update() / GIB:.1f} "
-        f"GiB and sampling {least.peak_of_sampling() / GIB:.1f}{beside}, with what is lost between tensors "
-        f"{least.needed(least.peak()) / GIB:.1f}, and {room.available / GIB:.1f} of {room.total / GIB:.1f} GiB are there"
+        f"model is {account.run.model!r}: this run does not fit. An update needs at least {least.peak_of_update() / GIB:.1f} "
+        f"GiB and sampling {least.peak_of_sampling() / GIB:.1f}{beside}, with the allocator's fragmentation "
+        f"{least.needed(least.peak()) / GIB:.1f}, and {room.available / GIB:.1f} of {room.total / GIB:.1f} GiB are available"
     )
     fitting = [
         f"{as_options(changes)} ({a.needed(a.peak()) / GIB:.1f} GiB)"
         for changes, a in islice(remedies(account, room), MAX_REMEDIES)
     ]
     if not fitting:
-        return f"{said}. No option would do: use a smaller model, a larger GPU, or several (docs/scale.md)"
+        return f"{said}. No option is enough: use a smaller model, a larger GPU, or several (docs/scale.md)"
     return f"{said}. It would fit with {', or with '.join(fitting)}"
 
 
 def as_options(changes: dict[str, Any]) -> str:
-    """As they are typed; what is None is left out again."""
+    """The options as they are typed on the command line."""
     texts = {
         name: "None" if value is None else f"{value:g}" if isinstance(value, float) else value
         for name, value in changes.items()
@@ -223,7 +223,7 @@ def as_options(changes: dict[str, Any]) -> str:
 
 
 def require_vllms_share(account: Account, room: DeviceMemory) -> None:
-    """Of the memory that vLLM takes for itself: its weights and one sequence's keys and values must fit in it, and it beside us."""
+    """Raises UserError unless vllm_memory holds vLLM's weights and one sequence's keys and values, and fits beside the trainer."""
     if account.engine != "vllm":
         return
     share, total = account.run.vllm_memory, room.total
@@ -236,9 +236,9 @@ def require_vllms_share(account: Account, room: DeviceMemory) -> None:
         return
     what = f"vllm_memory is {share:g}, {share * total / GIB:.1f} of the GPU's {total / GIB:.1f} GiB"
     needs = f"vLLM's weights take {weights / GIB:.1f} and the keys and values of one sequence {keys / GIB:.2f}"
-    beside = f"beside what the trainer keeps {most * total / GIB:.1f} are left"
+    beside = f"beside what the trainer keeps {most * total / GIB:.1f} are free"
     if least <= most:
         raise UserError(f"{what}: {needs}, {beside}; give {ceil(100 * least) / 100:.2f} to {int(100 * most) / 100:.2f}")
     raise UserError(
-        f"{what}: {needs}, {beside}, so no share would do; use --sampler torch, or vllm-server on another GPU"
+        f"{what}: {needs}, {beside}, so no share is enough; use --sampler torch, or vllm-server on another GPU"
     )

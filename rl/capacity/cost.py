@@ -1,7 +1,7 @@
-"""What a step costs at least: floating-point operations and bytes, counted from shapes. Nothing here is measured.
+"""Lower bounds of a step's cost: floating-point operations and bytes, derived from shapes. Nothing here is measured.
 
 A matrix product of m x k and k x n is 2 m k n operations. A weight matrix costs 2 a parameter and token forward, and twice
-that backward: once for the gradient by its input, once by itself.
+that backward: once for the gradient of its input, once for its own.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ FLOAT32 = 4  # bytes
 
 
 def size(parameter: nn.Parameter) -> int:
-    """Numbers in it; of one that is kept in 4 bits those that it stands for."""
+    """Number of elements; of a parameter packed in 4 bits, those of the unpacked one."""
     return prod((getattr(parameter, "quant_state", None) or parameter).shape)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCost:
-    """block: parameters of the layers' matrices, N_b. head: those of the output layer, V H. attention: layers x width of
-    the queries; key_value: numbers that a token's keys and values take in all layers."""
+    """Sizes of a model that its cost depends on. block: parameters of the layers' matrices, N_b. head: those of the output layer, V H.
+    attention: layers x width of the queries. key_value: numbers in the keys and values of one token, all layers."""
 
     block: int
     head: int
@@ -53,7 +53,7 @@ class ModelCost:
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """Tokens that go through the layers, tokens that are scored, and pairs of a query and a key that it sees."""
+    """tokens: tokens that run through the layers. scored: tokens that get a log-prob. pairs: pairs of a query and a key that it attends to."""
 
     tokens: int
     scored: int
@@ -86,7 +86,7 @@ def update_flops(cost: ModelCost, work: Workload, *, frozen: bool = False) -> fl
 
 
 def trunk_update_flops(cost: ModelCost, work: Workload, *, frozen: bool = False) -> float:
-    """The same of a critic, whose output layer is one row: u N_b T + 12 L H_q pairs, u = 6 (frozen weights: 4)."""
+    """Forward and backward of a critic, whose output layer is one row: u N_b T + 12 L H_q pairs, u = 6 (frozen weights: 4)."""
     return update_flops(replace(cost, head=0), work, frozen=frozen)
 
 
@@ -100,16 +100,18 @@ def step_flops(
     num_epochs: int = 1,
     frozen: bool = False,
     checkpointed: bool = False,
+    kl_in_reward: bool = False,
 ) -> dict[str, float]:
-    """Of a step's whole update, by what is run. Prompts that are run twice because their group was split are counted once.
+    """Operations of a step's update, by pass. Prompts that run twice because their group was split are counted once.
 
-    needs_old_logprobs: a forward of the policy, and of a critic of its own, before the first update. checkpointed: layers are run
-    again in the backward pass. A shared trunk whose values are not known beforehand runs the output layer again, 2 V H S:
-    its advantages need all values before the loss.
+    needs_old_logprobs: the policy, and a critic with its own trunk, run forward before the first update. checkpointed: layers run
+    again in the backward pass. kl_in_reward: a shared trunk whose old log-probs are not known yet then applies the output layer twice,
+    2 V H S more: its rewards need them before the loss.
     """
     trunk = replace(cost, head=0)
     again = forward_flops(trunk, work) if checkpointed else 0.0
-    second_head = 2 * cost.head * work.scored if critic == "shared" and not needs_old_logprobs else 0.0
+    applies_head_twice = critic == "shared" and kl_in_reward and not needs_old_logprobs
+    second_head = 2 * cost.head * work.scored * applies_head_twice
     critics = int(critic == "separate")
     return {
         "reference": has_reference * forward_flops(cost, work),
@@ -133,11 +135,11 @@ def decode_seconds(
     bytes_per_second: float,
     bytes_per_number: int = FLOAT32,
 ) -> float:
-    """The least time of decoding all rows together, prompts prefilled once a group, without a row that has ended.
+    """Lower bound of the seconds to decode all rows as one batch, which ended rows leave, with each prompt prefilled once per group.
 
     Each step reads the weights and the live keys and values (a prompt's once for its group), and computes 2 (N_b + V H) per
-    live row and 4 L H_q per row and visible key; the slower of the two bounds it. Reading is bounded by memory, though what
-    lies in a cache may come faster.
+    live row and 4 L H_q per row and visible key; the slower of the two is the bound. Data that
+    already lies in a processor cache may be read faster.
     """
     seconds = 0.0
     for step in range(max(max(lengths) for lengths in completion_lengths)):
@@ -155,5 +157,5 @@ def decode_seconds(
 def key_value_bytes(
     cost: ModelCost, groups: int, rows: int, prompt_length: int, completion_length: int, width: int
 ) -> int:
-    """2 L H_kv b (Q p + R c), for the rows that are decoded at once."""
+    """Bytes of the key-value cache, 2 L H_kv b (Q p + R c), of the rows that are decoded at once. width: b, bytes of a number."""
     return width * cost.key_value * (groups * prompt_length + rows * completion_length)

@@ -1,8 +1,8 @@
-"""The memory of an update in closed form, for models of Llama's shape: every term is counted from shapes.
+"""The memory of an update in closed form, for models of Llama's shape: each term is derived from shapes.
 
 Symbols: L layers, H hidden, H_q and H_kv the width of all query and key heads, h query heads of D, I the MLP's inner width, V
-the vocabulary; N_b, N as in rl/capacity/cost.py. rl/command/dry_run.py is the other source: the update itself. rl/capacity/account.py adds up what a run
-holds of these.
+the vocabulary; N_b, N as in rl/capacity/cost.py. rl/command/dry_run.py measures the same by running the update
+without contents. rl/capacity/account.py adds up the memory of a run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rl.settings.options import ALL_LINEAR
 
 @dataclass(frozen=True, kw_only=True)
 class UniformBatch:
-    """A micro-batch of Q prompts of p tokens and R completions of c tokens, R / Q of each prompt (rl/update/batch.py lays it out)."""
+    """A packed micro-batch of equal lengths: Q prompts of p tokens and R completions of c tokens, R / Q for each prompt."""
 
     prompts: int
     sequences: int
@@ -41,18 +41,18 @@ class UniformBatch:
 
     @property
     def gathered(self) -> int:
-        """K = Q p + R (p + c - 1): tokens whose keys attention gathers, a prompt's for itself and each completion."""
+        """K = Q p + R (p + c - 1): keys that attention gathers: a prompt's for itself and for each of its completions."""
         return self.tokens + self.sequences * self.prompt_length
 
     @property
     def mask(self) -> int:
-        """M = Q p^2 + R (c - 1) (p + c - 1): pairs that a dense mask has."""
+        """M = Q p^2 + R (c - 1) (p + c - 1): entries of a dense mask."""
         own = self.completion_length - 1
         return self.prompts * self.prompt_length**2 + self.sequences * own * (self.prompt_length + own)
 
     @property
     def workload(self) -> Workload:
-        """p^2 / 2 pairs of a prompt, p c + c^2 / 2 of a completion."""
+        """Pairs of a query and a key: p^2 / 2 for a prompt, p c + c^2 / 2 for a completion."""
         p, c = self.prompt_length, self.completion_length
         pairs = self.prompts * p * p / 2 + self.sequences * (p * c + c * c / 2)
         return Workload(tokens=self.tokens, scored=self.scored, pairs=pairs)
@@ -60,7 +60,10 @@ class UniformBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatchPlan:
-    """A step in micro-batches: the largest, how many there are, and all of them in one row."""
+    """How a step of equal lengths is split into micro-batches.
+
+    largest: the one with the most tokens. count: how many there are. whole: all of them as one.
+    """
 
     largest: UniformBatch
     count: int
@@ -70,11 +73,11 @@ class MicroBatchPlan:
     def of(
         problems: int, group_size: int, prompt_length: int, completion_length: int, token_budget: int
     ) -> MicroBatchPlan:
-        """Whole groups as many as the budget takes. A group that it does not take in parts, each with the prompt: full ones, alone
-        in a row, and the rests of several groups together."""
+        """As many whole groups as fit the budget. A group that does not fit is split into parts that each repeat the prompt: parts of the
+        largest size, one per micro-batch, and the remainders, several per micro-batch."""
         own = completion_length - 1
         lengths = {"prompt_length": prompt_length, "completion_length": completion_length}
-        # parts of equal numbers of sequences: how many sequences, how many parts
+        # (sequences per part, number of parts)
         most = min(group_size, (token_budget - prompt_length) // own)
         kinds = [(most, problems * (group_size // most)), (group_size % most, problems)]
         rows, count, prompts = [], 0, 0
@@ -89,11 +92,11 @@ class MicroBatchPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedTrunk:
-    """What a forward and backward of a model of Llama's shape hold, in bytes; b is 4, or 2 under bfloat16 autocast.
+    """Bytes that a forward and backward of a model of Llama's shape hold. b is 4, or 2 under bfloat16 autocast.
 
-    adapters: numbers in LoRA's, 0 where all weights are trained. base_rounded: its frozen weights are kept in 16 or 4 bits, so
-    that autocast makes no copy of them; head_rounded: nor of the output layer. gradient_width: bytes of a gradient's number.
-    has_head: the policy; a critic has none. two_passes: of the head, see rl/forward/output_head.py.
+    adapters: parameters of the LoRA adapters, 0 where all weights are trained. base_rounded: the frozen weights are stored in 16 or 4
+    bits, so that autocast copies none of them; head_rounded: the same for the output layer. gradient_width: bytes of a gradient's number.
+    has_head: False for a critic. two_passes: the output layer runs twice (rl/forward/output_head.py).
     """
 
     cost: ModelCost
@@ -112,7 +115,7 @@ class TrainedTrunk:
 
     @property
     def trained(self) -> int:
-        """n: adapters, or all parameters (a critic has no output layer of its own)."""
+        """n, the number of trained parameters: the adapters, or all (a critic has no output layer of its own)."""
         if self.lora_rank:
             return self.adapters
         return self.cost.all_parameters - (0 if self.has_head or self.is_tied else self.cost.head)
@@ -122,7 +125,7 @@ class TrainedTrunk:
         return bool(getattr(self.config, "tie_word_embeddings", True))
 
     def layer(self, row: UniformBatch) -> int:
-        """What one layer keeps. With h heads, h D = H_q wide, H_kv of the keys:
+        """Activations that one layer keeps for its backward. With h heads, h D = H_q wide, H_kv of the keys:
 
         float32: 4 (T (6 H + 3 H_q + 4 I + h + 2) + 2 K H_kv + M). Each norm keeps its input and the normalised; q, k, v and
         gate, up read its output (6 H); attention its gathered queries, keys and values, output and that in the row's order
@@ -146,9 +149,9 @@ class TrainedTrunk:
         return 2 if self.is_bfloat16 else FLOAT32
 
     def kept(self, row: UniformBatch) -> int:
-        """All layers, or 4 L T H, their inputs, where they are run again; then 4 ((2 H + 2 D) T + H S): the last norm, the
-        rotary tables, the states that are scored. Under autocast the weights' copies too, 2 N_b, and 2 V H of a trained output layer; of
-        one layer, 2 N_b / L, where they are frozen and layers are run again; none of weights that are kept rounded."""
+        """Activations of all layers, or 4 L T H, their inputs, where they are checkpointed; then 4 ((2 H + 2 D) T + H S): the last norm, the
+        rotary tables, the hidden states that are scored. Under autocast also its copies of the weights, 2 N_b, and 2 V H for a trained
+        output layer; those of one layer, 2 N_b / L, where weights are frozen and layers checkpointed; none of weights stored in 16 bits."""
         c, layers = self.config, self.config.num_hidden_layers
         inner = layers * (FLOAT32 * row.tokens * c.hidden_size if self.checkpointed else self.layer(row))
         last_norm = c.hidden_size * (1 if self.lora_rank else 2)
@@ -181,14 +184,14 @@ class TrainedTrunk:
         return self.cost.all_parameters - self.cost.block
 
     def peak(self, row: UniformBatch, *, is_first: bool, sharded: bool = False) -> int:
-        """The most beyond weights and gradients that were there before, those of all n unless is_first: the largest of
+        """Peak beyond the weights and, unless is_first, the gradients of all n that exist before: the largest of
 
         the head:      kept + chunk + its gradients
-        its backward:  kept + its gradients + 2 b T I: the MLP's product and branches have gradients before they are let go
+        its backward:  kept + its gradients + 2 b T I: the MLP's product and branches have gradients before they are freed
         the last:      gradients, of n if is_first, and those of embedding and head, 4 V H each, before they are added up
 
-        Where weights are sharded, those outside of the layers are whole meanwhile, and two layers in the forward; in the
-        backward three, a gradient among them.
+        Where weights are sharded, those outside of the layers are gathered, and two layers in the forward; in the backward three
+        layers, one of them a gradient.
         """
         kept, head = self.kept(row), self.head(row)
         of_mlp = 2 * self.width * row.tokens * inner_width(self.config)
@@ -204,7 +207,7 @@ class TrainedTrunk:
 
 
 def adapter_numbers(model: PreTrainedModel, rank: int, targets: Sequence[str] = (ALL_LINEAR,)) -> int:
-    """LoRA on linear layers by the end of their names, or on all of them but the output layer: sum of r (in + out)."""
+    """Parameters of LoRA adapters, sum of r (in + out) over the linear layers whose names end with a target, or all but the output layer."""
     head, everywhere = model.get_output_embeddings(), tuple(targets) == (ALL_LINEAR,)
     ends = tuple(f".{target}" for target in targets)
     linear = [

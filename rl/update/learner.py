@@ -68,6 +68,7 @@ class Learner:
             num_epochs=self.num_epochs,
             frozen=self.policy.freezes_base,
             checkpointed=self.policy.model.is_gradient_checkpointing,
+            kl_in_reward=self.algorithm.kl_in_reward,
         )
         return sum(parts.values())
 

@@ -24,7 +24,7 @@ from rl.objective.reductions import StepCounts
 from rl.policy.families import CAUSAL
 from rl.policy.lora import LoraPolicy, add_adapters
 from rl.policy.policy import Policy
-from rl.processes.runtime import Runtime
+from rl.processes.runtime import Runtime, prepare_device
 from rl.update.batch import Batch
 from rl.update.learner import Learner
 from rl.update.loss import reference_targets
@@ -148,6 +148,7 @@ def path() -> str:
 
 
 def main() -> None:
+    prepare_device(CUDA, "bfloat16")
     with without_contents():
         micro = max(batch(6).micro_batches(TOKEN_BUDGET), key=lambda m: packed_tokens(m.groups)).to(CUDA)
         found: dict[str, Any] = {"tokens": packed_tokens(micro.groups), "scored": len(micro.targets)}

@@ -172,7 +172,7 @@ def test_vllms_share_must_hold_its_weights_and_leave_room_for_ours() -> None:
     for share in (0.02, 0.8):
         with pytest.raises(UserError, match=rf"vllm_memory is {share}.* GiB.*; give 0.04 to 0.7\d"):
             choose(account.with_options(vllm_memory=share), room)
-    with pytest.raises(UserError, match="no share would do; use --sampler torch, or vllm-server"):
+    with pytest.raises(UserError, match="no share is enough; use --sampler torch, or vllm-server"):
         choose(replace(planned("qwen3-4b").open_account, engine="vllm"), DeviceMemory.of_card(39.4))
 
 
@@ -202,7 +202,7 @@ def test_one_step_ahead_vllm_keeps_its_share_meanwhile() -> None:
 
 def test_a_card_smaller_than_the_model_is_said_with_numbers() -> None:
     with pytest.raises(
-        UserError, match=r"model is 'qwen2.5-32b'.* GiB.*23.5 GiB.*No option would do: use a smaller model"
+        UserError, match=r"model is 'qwen2.5-32b'.* GiB.*23.5 GiB.*No option is enough: use a smaller model"
     ):
         choose(planned("qwen2.5-32b").open_account, DeviceMemory.of_card(23.5))
 
