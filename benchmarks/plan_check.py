@@ -22,7 +22,7 @@ from benchmarks.machine import describe_machine, write_result
 from benchmarks.models import LARGE, SMALL
 from benchmarks.update_memory import PeakMemory, in_fresh_process
 from rl.capacity.cost import forward_flops
-from rl.command.dry_run import equal_batch, make_state, untaught_learner
+from rl.command.dry_run import equal_batch, make_state, untrained_learner
 from rl.command.plan import Plan
 from rl.processes.runtime import Runtime
 from rl.settings.options import PlanOptions
@@ -59,7 +59,7 @@ def planned(size: str, algorithm: str, lora_rank: int, token_budget: int = 1024)
 def real_learner(plan: Plan) -> Learner:
     runtime = Runtime.start(dtype="float32", device="cpu")
     torch.set_num_threads(1)
-    return untaught_learner(plan.config, plan.run, runtime)
+    return untrained_learner(plan.config, plan.run, runtime)
 
 
 def measured_bytes(plan: Plan) -> int:

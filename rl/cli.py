@@ -1,4 +1,4 @@
-"""The `plumbline` command, and how recipes start: options in, one clear message out where something is wrong."""
+"""The `plumbline` command and the start of recipes: parses options, and ends with one clear message for a user's mistake."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from rl.settings.options import AnyDType, EvaluateOptions, PlanOptions
 
 
 def run_safely(action: Callable[[], object]) -> None:
-    """A mistake of the user ends with its message and exit status 2, an interruption with 130; bugs keep their traces."""
+    """Runs the action. A user's mistake exits with its message and status 2, an interruption with 130; bugs keep their traceback."""
     try:
         action()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         end_launcher()
         sys.exit(2)
-    except SystemExit as ended:  # of tyro: an option that is not there, or a value that cannot be
+    except SystemExit as ended:  # from tyro: an unknown option or an impossible value
         if ended.code == 2:
             end_launcher()
         raise
     except KeyboardInterrupt as stop:
-        print(str(stop) or "interrupted before this step was saved", file=sys.stderr)
-        if not str(stop):  # at once: Python would wait for a thread that samples
+        print(str(stop) or "interrupted, without a checkpoint of this step", file=sys.stderr)
+        if not str(stop):  # without cleanup: Python would wait for a thread that samples
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(130)
@@ -40,9 +40,9 @@ def run_safely(action: Callable[[], object]) -> None:
 
 
 def end_launcher() -> None:
-    """`accelerate launch` answers a script that failed with a trace of its own, which would bury the message: end it first.
+    """Ends an `accelerate launch` of one process, which would print a traceback of its own under the message.
 
-    That of several processes would only write another trace. A script that reads the status uses `plumbline launch`.
+    With several processes the launcher would only print another traceback. Scripts that need the exit status use `plumbline launch`.
     """
     command = launcher_command()
     if Path(command[1] if len(command) > 1 else "").name == "accelerate" and "WORLD_SIZE" not in os.environ:
@@ -50,7 +50,7 @@ def end_launcher() -> None:
 
 
 def launcher_command() -> list[str]:
-    """Of the `accelerate launch` or `plumbline launch` that started this process; empty where none did."""
+    """The command line of the `accelerate launch` or `plumbline launch` that started this process; [] without one."""
     try:
         command = Path(f"/proc/{os.getppid()}/cmdline").read_text(errors="replace").split("\0")
     except OSError:
@@ -60,19 +60,19 @@ def launcher_command() -> list[str]:
 
 
 def require_all_processes() -> None:
-    """Without a GPU accelerate starts one process whatever is asked for, and says nothing of it."""
-    asked = re.search(r"--num_processes[ =](\d+)", " ".join(launcher_command()))
-    if asked and int(asked[1]) > 1 and os.environ.get("WORLD_SIZE", "1") == "1":
+    """Raises UserError if accelerate has started one process instead of several, which it does silently without a GPU."""
+    requested = re.search(r"--num_processes[ =](\d+)", " ".join(launcher_command()))
+    if requested and int(requested[1]) > 1 and os.environ.get("WORLD_SIZE", "1") == "1":
         raise UserError(
-            f"num_processes is {asked[1]}: accelerate has started 1, as it finds no GPUs; add --multi_gpu, which starts them on "
+            f"num_processes is {requested[1]}: accelerate has started 1, as it finds no GPUs; add --multi_gpu, which starts them on "
             "a CPU too (without --cpu)"
         )
 
 
 def run_recipe(description: str, **defaults: Any) -> None:
-    """Parse RunConfig from the command line and train. `defaults`: options of which the recipe has its own."""
-    # Read when torch loads OpenMP: threads that wait spin for some microseconds, then sleep. Sleeping at once costs a fifth of
-    # a step of short operations; spinning on makes a step ten times slower beside one other busy process.
+    """Parses RunConfig from the command line and trains. defaults: the recipe's own defaults of options."""
+    # OpenMP reads this when torch loads it: waiting threads spin for some microseconds, then sleep. Without spinning a step of
+    # short operations takes a fifth longer; with endless spinning it is ten times slower beside another busy process.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
@@ -81,9 +81,9 @@ def run_recipe(description: str, **defaults: Any) -> None:
 
         require_all_processes()
         config = tyro.cli(RunConfig, description=description, default=RunConfig(**defaults))
-        if config.resume and (of_run := config.of_existing_run()):  # what is not given is as it was
+        if config.resume and (of_run := config.of_existing_run()):  # options that are not given keep the run's values
             config = tyro.cli(RunConfig, description=description, default=of_run)
-        from rl.run.loop import train  # takes seconds, and a mistake is told before
+        from rl.run.loop import train  # takes seconds; mistakes in options are reported before
 
         train(config)
 
@@ -95,7 +95,7 @@ app = tyro.extras.SubcommandApp()
 
 @app.command
 def report(run_dir: tyro.conf.Positional[Path]) -> None:
-    """Write report.html of a run folder anew."""
+    """Write report.html of a run folder again."""
     from rl.view.report import write_report
 
     print(write_report(run_dir))
@@ -116,7 +116,7 @@ def merge(checkpoint: tyro.conf.Positional[Path], out: tyro.conf.Positional[Path
 
 @app.command
 def evaluate(options: Annotated[EvaluateOptions, tyro.conf.arg(name="")]) -> None:
-    """Measure a model on a data set: greedy accuracy, pass@k, the vote of k, each with the interval that it is known to."""
+    """Evaluate a model on a data set: greedy accuracy, pass@k and maj@k with 95 % confidence intervals."""
     from rl.command.evaluate_model import as_json, describe, evaluate_model
     from rl.view.progress import Progress
 
@@ -129,12 +129,12 @@ def evaluate(options: Annotated[EvaluateOptions, tyro.conf.arg(name="")]) -> Non
 
 @app.command
 def doctor(model: str | None = None, dtype: AnyDType = "auto") -> None:
-    """Print what this machine offers: GPU, engines, how well programs can be shut in, and why what is missing is.
+    """Report hardware, engines and sandbox level, with the reason for anything missing.
 
     Args:
-        model: A folder in Hugging Face format or a hub name: also print which ways there are to train and sample it here, and
-            why a faster one is not taken.
-        dtype: What it would compute in; auto is bfloat16 on a GPU that has it, else float32.
+        model: A folder in Hugging Face format or a hub name: also report how this machine trains and samples it, and why it
+            does not use a faster implementation.
+        dtype: Data type of the computation; auto is bfloat16 on a GPU that has it, else float32.
     """
     from rl.command.doctor import examine
 
@@ -143,7 +143,7 @@ def doctor(model: str | None = None, dtype: AnyDType = "auto") -> None:
 
 @app.command
 def plan(options: Annotated[PlanOptions, tyro.conf.arg(name="")]) -> None:
-    """Print what a step needs, before a run: memory, operations, and whether a card has room for it."""
+    """Print the memory and operations of a training step before a run, and whether it fits a card."""
     from rl.command.plan import describe, make_plan
 
     made = make_plan(options)
@@ -161,11 +161,11 @@ def serve_vllm(
     """Serve a model with vLLM for runs with --sampler vllm-server, until it is stopped.
 
     Args:
-        model: tiny, a folder in Hugging Face format or a hub name; the policy that the run starts from.
-        port: Of http://127.0.0.1, where the run looks for it by default.
-        dtype: Of the weights there: the run's. auto is bfloat16 on a GPU that has it, else float32.
-        max_length: Tokens of a prompt and its completion; the model's context otherwise.
-        max_rows: Completions that are decoded at once, and that a run asks for at once; vLLM's own choice otherwise.
+        model: The model that the run starts from: tiny, a folder in Hugging Face format or a hub name.
+        port: Port at http://127.0.0.1; runs use 8000 by default.
+        dtype: Data type of the weights, the same as the run's; auto is bfloat16 on a GPU that has it, else float32.
+        max_length: Most tokens of a prompt and its completion together. Default: the model's context.
+        max_rows: Completions that are decoded at once. Default: vLLM's own choice.
     """
     from rl.command.serve import serve
 
@@ -174,10 +174,10 @@ def serve_vllm(
 
 @app.command
 def launch(arguments: tyro.conf.Positional[tuple[str, ...]]) -> None:
-    """Start a recipe by `accelerate launch`, and end with its status: 2 for a mistake, 130 for an interruption.
+    """Start a recipe with `accelerate launch`, and exit with its status: 2 for a user's mistake, 130 for an interruption.
 
     Args:
-        arguments: Those of `accelerate launch`: its options, the recipe, the recipe's options.
+        arguments: As for `accelerate launch`: its options, the recipe, the recipe's options.
     """
     from rl.command.launch import launch as launch_by_accelerate
 
@@ -185,17 +185,17 @@ def launch(arguments: tyro.conf.Positional[tuple[str, ...]]) -> None:
 
 
 verify = tyro.extras.SubcommandApp()
-app.command(verify, name="verify", help="Judge one answer or program, or a run's verdicts once more.")
+app.command(verify, name="verify", help="Grade one answer or program, or compare a run's verdicts with math-verify's.")
 
 
 @verify.command
 def math(gold: str, answer: str, question: str = "", grading: tuple[str, ...] = ()) -> None:
-    """Judge a math answer. One without a box, tags or #### is the final answer itself.
+    """Grade a math answer. A text without a box, tags or #### counts as the final answer itself.
 
     Args:
-        gold: The reference.
+        gold: The reference answer.
         answer: A completion, or a bare answer.
-        question: The problem. An answer that only repeats an expression of it is wrong.
+        question: The problem. An answer that only repeats one of its expressions is wrong.
         grading: How answers are compared, as option=value, such as decimal_comma=true; docs/grading.md lists the options.
     """
     from rewards.extract import final_answer
@@ -210,12 +210,12 @@ def math(gold: str, answer: str, question: str = "", grading: tuple[str, ...] = 
 
 @verify.command
 def program(task: Path, program: Path, allow_unsafe_code: bool = False) -> None:
-    """Judge a program.
+    """Grade a program.
 
     Args:
-        task: A JSON file with one task, see rewards/program.py.
-        program: A file of Python source.
-        allow_unsafe_code: Run it even where this machine cannot shut it in.
+        task: A JSON file with one task, as rewards/program.py describes.
+        program: A Python source file.
+        allow_unsafe_code: Run it even where this machine cannot sandbox it.
     """
     from rewards.program import ProgramVerifier
 
@@ -223,18 +223,18 @@ def program(task: Path, program: Path, allow_unsafe_code: bool = False) -> None:
     try:
         parsed = json.loads(_text(task, "task"))
     except json.JSONDecodeError as error:
-        raise UserError(f"task is {str(task)!r}: it is not JSON ({error}); mend it") from None
+        raise UserError(f"task is {str(task)!r}: it is not JSON ({error}); fix it") from None
     with ProgramVerifier(num_workers=1, allow_unsafe_code=allow_unsafe_code) as verifier:
         _print(verifier.verify_batch([source], [parsed])[0])
 
 
 @verify.command
 def audit(run_dir: tyro.conf.Positional[Path], limit: int = 50) -> None:
-    """Print the answers of a run that our own engine and math-verify judge differently.
+    """Print the answers of a run that our own engine and math-verify grade differently.
 
     Args:
         run_dir: The run's folder.
-        limit: Answers to print.
+        limit: Most answers to print.
     """
     from rl.view.audit import describe_audit
 
@@ -255,7 +255,7 @@ def _text(path: Path, option: str) -> str:
 
 def main() -> None:
     is_launch = sys.argv[1:2] == ["launch"] and sys.argv[2:] not in (["-h"], ["--help"])
-    if is_launch:  # whose options are accelerate's
+    if is_launch:  # accelerate parses its options
         run_safely(lambda: launch(tuple(sys.argv[2:])))
     else:
         description = "Reinforcement learning on rewards that can be checked."

@@ -135,7 +135,7 @@ class Account:
             head_rounded=run.rounds_base(self.device),
             gradient_width=ROUNDED if run.gradient_dtype == "bfloat16" else FLOAT32,
             device=self.device,
-            two_passes=run.chosen_algorithm().critic == "shared",
+            two_passes=not run.chosen_algorithm().token_level,
         )
 
     @cached_property

@@ -1,4 +1,4 @@
-"""What `plumbline` runs besides training: plan, doctor, evaluate, launch, serve-vllm.
+"""The `plumbline` commands besides training: plan, doctor, evaluate, launch, serve-vllm.
 
 Imports every package of rl; none imports it but rl.cli.
 """

@@ -1,4 +1,4 @@
-"""What this machine offers to a run, the reason for what it does not, and whether sampler and trainer agree on it."""
+"""`plumbline doctor`: hardware, engines and sandbox of this machine, reasons for what is missing, and a self-test of sampler and trainer."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ _GIB = 1 << 30
 
 
 def examine(model: str | None = None, dtype: AnyDType = "auto") -> str:
-    """One line for each thing, as text for a person. Takes some seconds: the escapes of programs and the self-test are really tried.
+    """The report as text, one line per item. It takes some seconds, since it tries the sandbox and runs the self-test.
 
-    model: also which ways this machine has to run it in `dtype`, and why not faster ones.
+    model: also report how this machine runs this model in `dtype`, and why it does not use faster implementations.
     """
     lines = [
         (
@@ -65,23 +65,23 @@ def examine(model: str | None = None, dtype: AnyDType = "auto") -> str:
 
 
 def self_test() -> str:
-    """The embedded engine's log-probs of what it samples, against the trainer's own forward, on the device that runs would use."""
+    """Compares the embedded engine's log-probs of its own samples with the trainer's, on the device that a run would use."""
     started = time.perf_counter()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = tiny_tokenizer()
     model = tiny_model(tokenizer, seed=0, device=device)
     requests = [SampleRequest(tuple(range(5, 9 + i)), tuple(range(8 * i, 8 * i + 8))) for i in range(16)]
-    found = TorchSampler(model, tokenizer).sample(requests, SamplingParams(max_tokens=48, temperature=0.7))
+    sampled = TorchSampler(model, tokenizer).sample(requests, SamplingParams(max_tokens=48, temperature=0.7))
     groups = [
         TrainGroup(
             request.prompt_ids, tuple(TrainSequence.to_score(c.token_ids, c.sampler_logprobs) for c in completions)
         )
-        for request, completions in zip(requests, found, strict=True)
+        for request, completions in zip(requests, sampled, strict=True)
     ]
     micro = MicroBatch.of(groups).to(device)
     with torch.no_grad():
-        trained = Policy.of(model).score(micro, temperature=0.7).logprobs
-    difference = (trained - micro.sampler_logprobs).abs().max().item()
+        trainer_logprobs = Policy.of(model).score(micro, temperature=0.7).logprobs
+    difference = (trainer_logprobs - micro.sampler_logprobs).abs().max().item()
     text = f"sampler and trainer differ by {difference:.1e} nats at most, over {len(micro.targets):,} tokens"
     agrees, bound = difference < FLOAT32_TOLERANCE, f"{FLOAT32_TOLERANCE:g}"
     verdict = "agree" if agrees else f"DISAGREE (bound {bound}): no run on this machine can be trusted"
@@ -89,6 +89,7 @@ def self_test() -> str:
 
 
 def _paths(name: str, dtype: AnyDType) -> dict[str, str]:
+    """How the update and the sampler run a model, and how much bfloat16 rounds its log-probs."""
     runtime = Runtime.start(dtype=resolved_dtype(dtype))
     model, tokenizer = load_pretrained(name, runtime.device)
     policy = Policy.of(model, autocast=runtime.autocast)
@@ -98,13 +99,13 @@ def _paths(name: str, dtype: AnyDType) -> dict[str, str]:
     return {
         f"{name}, update": f"{runtime.dtype}: {policy.choice}",
         f"{name}, sampling": sampler.path,
-        f"{name}, rounding": f"bfloat16 moves the log-probs of odd tokens by {noise:.2g} nats on average",
+        f"{name}, rounding": f"bfloat16 changes the log-probs of arbitrary tokens by {noise:.2g} nats on average",
     }
 
 
 def _gpus() -> str:
     if not torch.cuda.is_available():
-        return "none: everything runs on the CPU, --vllm-transfer nccl and attention varlen are not there"
+        return "none: everything runs on the CPU, without --vllm-transfer nccl and --attention varlen"
     named = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     return ", ".join(f"{gpu.name} ({gpu.total_memory / _GIB:.0f} GiB)" for gpu in named)
 
@@ -114,7 +115,7 @@ def _disk(folder: Path) -> str:
 
 
 def _installed(package: str, without: str) -> str:
-    for name in (package, f"{package}-cpu"):  # as vLLM's build for CPUs is called
+    for name in (package, f"{package}-cpu"):  # the name of vLLM's build for CPUs
         with suppress(PackageNotFoundError):
             return version(name)
     return f"not installed: {without}"
@@ -124,7 +125,7 @@ def _isolation() -> str:
     try:
         isolation = measure()
     except SandboxError as error:
-        return f"cannot be run: {error}"
+        return f"unavailable: {error}"
     verdict = (
         "safe to run"
         if isolation.rank >= MIN_LEVEL

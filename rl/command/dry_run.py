@@ -1,6 +1,6 @@
-"""The update of rl/update/step.py, run without numbers: how much memory it holds at most, of any model, on any machine.
+"""Measures the peak memory of an update (rl/update/step.py) for any model on any machine, without its numbers.
 
-Tensors have shapes and sizes but no contents (FakeTensorMode), and every one that is made and let go is counted (MemTracker).
+Tensors have shapes and sizes but no contents (FakeTensorMode), and every allocation is counted (MemTracker).
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ from rl.update.step import update
 
 @dataclass(frozen=True)
 class DryRun:
-    """Bytes. kept: what is there before an update, weights and optimiser state; peak: the most that an update holds."""
+    """Bytes. kept: before an update (weights, optimizer state); peak: the most during an update."""
 
     kept: int
     peak: int
 
 
-class MadeUpReads(TorchFunctionMode):
-    """What the host reads of a tensor without contents: 0, or True."""
+class PlaceholderReads(TorchFunctionMode):
+    """Gives the host 0 or True where it reads a tensor without contents."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (Tensor.item, Tensor.__float__):
             return 0.0
         if func is Tensor.__bool__:
             return True
-        if func is Tensor.__deepcopy__:  # torch's would copy the bytes, of which there are none
+        if func is Tensor.__deepcopy__:  # torch's own would copy bytes, and there are none
             tensor, memo = args
             copied = tensor.detach().clone()
             if isinstance(tensor, nn.Parameter):
@@ -59,7 +59,7 @@ class MadeUpReads(TorchFunctionMode):
 
 
 class TotalMemory(MemTracker):
-    """Without statistics of each module, which may then be called as often as an update calls it."""
+    """A MemTracker without statistics per module, so that a module may run several times in an update."""
 
     def _nothing(self, *_: Any) -> None:
         pass
@@ -71,7 +71,7 @@ class TotalMemory(MemTracker):
 
 
 def equal_batch(problems: int, group_size: int, prompt_length: int, completion_length: int) -> Batch:
-    """A step whose prompts and completions are all of one length."""
+    """A batch in which all prompts have one length and all completions another."""
     sequence = TrainSequence.to_score([0] * completion_length)
     group = TrainGroup((0,) * prompt_length, (sequence,) * group_size)
     return Batch((group,) * problems, StepCounts(num_tokens=1, num_sequences=1, max_tokens=1))
@@ -80,30 +80,31 @@ def equal_batch(problems: int, group_size: int, prompt_length: int, completion_l
 def dry_run(
     model: PretrainedConfig, settings: RunSettings, batch: Batch, *, device: str = "cuda", shards: int = 1
 ) -> DryRun:
-    """An update on `batch`, and not the first of its run, in one of as many processes as the weights are spread over.
+    """The memory of an update on `batch` that is not the run's first, in one of `shards` processes.
 
-    device: whose chunks the output layer is cut into, and whose roundings; all is computed as on a CPU.
+    device: decides the chunk size of the output layer and which weights are rounded; the computation itself is the CPU's.
     """
     runtime = Runtime.start(dtype=settings.dtype, device="cpu")
     tracker = TotalMemory()
     without_contents = FakeTensorMode(allow_non_fake_inputs=True)
-    # It keeps a weak reference to what it makes; a parameter with one could not be moved between types, as peft does.
+    # The converter keeps a weak reference to its tensors, and peft could not change the type of a parameter that has one.
     without_contents.fake_tensor_converter.set_tensor_memo = lambda *_: None  # pyright: ignore
-    spread = others(shards) if shards > 1 else nullcontext()
-    with spread as mesh, chunks_of(device), without_contents, MadeUpReads():
+    spread = fake_processes(shards) if shards > 1 else nullcontext()
+    with spread as mesh, chunks_of(device), without_contents, PlaceholderReads():
         with tracker:
-            learner = untaught_learner(model, settings, replace(runtime, mesh=mesh), device=device)
+            learner = untrained_learner(model, settings, replace(runtime, mesh=mesh), device=device)
             if mesh is not None:
                 learner.shard(lambda policy: build_optimizer(settings, policy, None))
             make_state(learner)
         kept = tracker.total("current")
-        with tracker:  # its peak begins anew
+        with tracker:  # starts a new peak
             update(learner, batch)
     return DryRun(kept, tracker.total("peak"))
 
 
 @contextmanager
 def chunks_of(device: str) -> Iterator[None]:
+    """The output layer is cut into the chunks that it has on this device."""
     own = rl.forward.output_head.tokens_per_chunk
     rl.forward.output_head.tokens_per_chunk = lambda vocab, _: own(vocab, torch.device(device))
     try:
@@ -113,8 +114,8 @@ def chunks_of(device: str) -> Iterator[None]:
 
 
 @contextmanager
-def others(count: int) -> Iterator[DeviceMesh]:
-    """As if there were as many processes: what they would send is made up."""
+def fake_processes(count: int) -> Iterator[DeviceMesh]:
+    """A device mesh of `count` processes whose communication is simulated."""
     torch.distributed.init_process_group("fake", rank=0, world_size=count, store=FakeStore())
     try:
         yield init_device_mesh("cpu", (count,))
@@ -123,24 +124,24 @@ def others(count: int) -> Iterator[DeviceMesh]:
 
 
 def make_state(learner: Learner) -> None:
-    """The optimiser's, as the first step of a run does."""
+    """Creates the optimizer's state, as the first step of a run does."""
     for parameter in learner.parameters():
         parameter.grad = torch.zeros_like(parameter, dtype=parameter.grad_dtype)
     learner.optimizer.step()
     learner.optimizer.zero_grad()
 
 
-def untaught_learner(
+def untrained_learner(
     model: PretrainedConfig, settings: RunSettings, runtime: Runtime, *, device: str = "cpu"
 ) -> Learner:
-    """As rl/run/setup.py does, with a model that nobody has taught anything."""
-    no_tokenizer = cast(Any, None)  # only a critic of another model is compared by it
+    """A learner as rl/run/setup.py builds it, of a model with random weights."""
+    no_tokenizer = cast(Any, None)  # only a critic_model needs it
     made = AutoModelForCausalLM.from_config(model, dtype=torch.float32)
     if settings.rounds_base(device):
         round_frozen(made)
     learner = build_learner(
         replace(settings, attention="dense"), made, no_tokenizer, runtime
-    )  # a CPU has no other to try
+    )  # a CPU has no other attention to try
     if settings.attention == "varlen":
         ragged = ForwardChoice(varlen_forward)
         learner.policy = replace(learner.policy, choice=ragged)

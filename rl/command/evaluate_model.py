@@ -1,4 +1,4 @@
-"""`plumbline evaluate`: what a model can do on a data set, and how sure that is."""
+"""`plumbline evaluate`: accuracy, pass@k and maj@k of a model on a data set, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ RESAMPLES, AT_ONCE = 10_000, 100
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A mean over problems, and where it lies in 95 of 100 data sets like this one: by bootstrap over problems.
+    """A mean over problems with its 95 % confidence interval, by bootstrap over problems.
 
-    Where all problems are 0, or all 1, every resample is the same; the exact bound of a binomial share stands in, (0.05 / 2)^(1/n)
+    If all values are 0, or all 1, every resample is the same, and the exact bound of a binomial share is used instead: (0.05 / 2)^(1/n)
     from the other end (Clopper and Pearson 1934).
     """
 
@@ -76,12 +76,12 @@ class Estimate:
 
 
 def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
-    """1 - C(n - c, k) / C(n, k): the chance that one of k of the n samples is right. Unbiased (arXiv 2107.03374, eq. 1)."""
+    """1 - C(n - c, k) / C(n, k), the probability that at least one of k samples is correct: unbiased (arXiv 2107.03374, eq. 1)."""
     return 1.0 - comb(num_samples - num_right, k) / comb(num_samples, k)
 
 
 def evaluate_model(options: EvaluateOptions, progress: Progress) -> dict[str, Estimate | None]:
-    """By measure: greedy accuracy with lenient and strict extraction, pass@k at powers of two, maj@n, what was cut."""
+    """Estimates by measure: greedy accuracy with lenient and strict extraction, pass@k at powers of two, maj@n, share of truncated answers."""
     require_folder(options.model)
     run = run_of(options)
     names = ("max_tokens", "prompt_style", "system_prompt", "max_prompt_tokens", "stop_strings", "grading")
@@ -101,10 +101,10 @@ def evaluate_model(options: EvaluateOptions, progress: Progress) -> dict[str, Es
         collector, problems = make_collector(options, problems, verifiers, runtime, progress)
         progress.start(f"{len(problems)} problems, greedy")
         greedy = replace(collector, params=replace(collector.params, temperature=0.0), group_size=1)
-        found = of_greedy(greedy.collect(problems, step=0).groups, grading, num_workers=runtime.cores)
+        found = greedy_estimates(greedy.collect(problems, step=0).groups, grading, num_workers=runtime.cores)
         if options.samples > 0:
             progress.start(f"{len(problems)} problems, {options.samples} samples of each")
-            found |= of_samples(collector.collect(problems, step=0).groups, options.samples)
+            found |= sample_estimates(collector.collect(problems, step=0).groups, options.samples)
         collector.sampler.close()
         return found
     finally:
@@ -113,7 +113,7 @@ def evaluate_model(options: EvaluateOptions, progress: Progress) -> dict[str, Es
 
 
 def run_of(options: EvaluateOptions) -> dict[str, Any]:
-    """The configuration of the run that the model is a checkpoint of, or would be trained with; {} where there is none."""
+    """config.json of the run that the model is a checkpoint of, or the defaults of the tiny model; {} for other models."""
     if options.model == TINY:
         return resolve(RunConfig(dataset=options.dataset or RunConfig().dataset), "cpu").as_json()
     written = Path(options.model).parent.parent / "config.json"
@@ -124,13 +124,13 @@ def run_of(options: EvaluateOptions) -> dict[str, Any]:
 def problems_of(
     options: EvaluateOptions, run: Mapping[str, Any], report: Report = log.warning
 ) -> tuple[list[Problem], str]:
-    """On the run's own data what it held out, else all of the split; and what that is."""
+    """The problems to evaluate on and a description: what the run held out of its own data, or else all of the split."""
     if options.dataset is not None and options.dataset != run.get("dataset"):
         problems = load_problems(options.dataset, config=options.dataset_config, split=options.split, report=report)
         return problems[: options.size], f"{options.dataset}, {options.split}"
     if not run:
         raise UserError(
-            f"dataset is None: {options.model!r} is no checkpoint of a run, which would name one; add --dataset"
+            f"dataset is None: {options.model!r} is not a checkpoint of a run, which would name one; add --dataset"
         )
     settings = resolve(RunConfig.from_json(run), "cpu")
     problems = load_held_out(settings, report)
@@ -145,7 +145,7 @@ def problems_of(
 def make_collector(
     options: EvaluateOptions, problems: Sequence[Problem], verifiers: Verifiers, runtime: Runtime, progress: Progress
 ) -> tuple[Collector, list[Problem]]:
-    """With room for those of the problems whose prompts are short enough; and these."""
+    """A collector for the problems whose prompts are short enough, and these problems."""
     source = options.model
     if source == TINY:
         source = str(tiny_base(options.dataset or RunConfig().dataset, verifiers, runtime, progress))
@@ -169,7 +169,10 @@ def make_collector(
             max_rows=rows_at_once(model, runtime, longest - max_tokens, max_tokens, max(1, options.samples)),
         )
     else:
-        from rollout.vllm_sampler import VLLMOptions, VLLMSampler  # takes ten seconds, and is not everywhere
+        from rollout.vllm_sampler import (
+            VLLMOptions,
+            VLLMSampler,
+        )  # importing it takes ten seconds, and vLLM is optional
 
         engine = VLLMOptions(dtype=runtime.dtype, max_length=longest, key_values=ModelCost.of(model).key_value)
         folder = model.config._name_or_path if is_adapted else source
@@ -191,7 +194,7 @@ def make_collector(
 def rows_at_once(
     model: PreTrainedModel, runtime: Runtime, prompt_length: int, completion_length: int, group_size: int
 ) -> int:
-    """As many as a GPU has memory for beside the model and, in 16 bits, the engine's copy of it; on a CPU as many as ever."""
+    """Completions to decode at once: as many as fit a GPU beside the model and the engine's copy in 16 bits; on a CPU MAX_ROWS."""
     if runtime.device.type != "cuda":
         return MAX_ROWS
     cost, width = ModelCost.of(model), ROUNDED if runtime.dtype == "bfloat16" else FLOAT32
@@ -207,14 +210,17 @@ def rows_at_once(
     )
 
 
-def of_greedy(groups: Sequence[RolloutGroup], grading: MathPolicy, *, num_workers: int) -> dict[str, Estimate | None]:
+def greedy_estimates(
+    groups: Sequence[RolloutGroup], grading: MathPolicy, *, num_workers: int
+) -> dict[str, Estimate | None]:
+    """Accuracy and truncation of greedy completions, for math also with strict extraction (only \\boxed{})."""
     rollouts = [group.rollouts[0] for group in groups]
     found = {"greedy accuracy": Estimate.of([is_right(r) for r in rollouts if r.is_graded])}
     math = [r for r in rollouts if r.problem.verifier == "math"]
     if math:
         strict: Verifier = MathVerifier(strict=True, policy=grading, num_workers=num_workers)
-        texts, asked = [r.completion.text for r in math], [r.problem for r in math]
-        scores = verify(strict, texts, [p.reference for p in asked], [p.question for p in asked])
+        texts, problems = [r.completion.text for r in math], [r.problem for r in math]
+        scores = verify(strict, texts, [p.reference for p in problems], [p.question for p in problems])
         strict.close()
         right = [s.outcome is Outcome.CORRECT for r, s in zip(math, scores, strict=True) if r.is_graded]
         found["greedy accuracy, only \\boxed{}"] = Estimate.of(right)
@@ -222,8 +228,8 @@ def of_greedy(groups: Sequence[RolloutGroup], grading: MathPolicy, *, num_worker
     return found
 
 
-def of_samples(groups: Sequence[RolloutGroup], num_samples: int) -> dict[str, Estimate | None]:
-    """Over the graded samples of each problem; problems with fewer than k of them are not in pass@k."""
+def sample_estimates(groups: Sequence[RolloutGroup], num_samples: int) -> dict[str, Estimate | None]:
+    """pass@k and maj@n over the graded samples of each problem. pass@k leaves out problems with fewer than k graded samples."""
     graded = [[r for r in group.rollouts if r.is_graded] for group in groups]
     found: dict[str, Estimate | None] = {}
     for k in sorted({2**i for i in range(num_samples.bit_length())} | {num_samples}):
@@ -248,7 +254,7 @@ def describe_contamination(problems: Sequence[Problem], options: EvaluateOptions
 def describe(found: dict[str, Estimate | None]) -> str:
     width = max(map(len, found))
     lines = [f"{name:<{width}}  {'not measured' if x is None else x}" for name, x in found.items()]
-    return "\n".join([*lines, "In brackets: 95 % intervals, bootstrap over problems."])
+    return "\n".join([*lines, "In brackets: 95 % confidence intervals, by bootstrap over problems."])
 
 
 def as_json(found: dict[str, Estimate | None]) -> str:

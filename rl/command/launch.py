@@ -1,4 +1,4 @@
-"""`plumbline launch`: `accelerate launch` in this process, which ends with the run's own status and without a trace of the launcher."""
+"""`plumbline launch`: runs `accelerate launch` in this process, and exits with the run's own status and without the launcher's trace."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 
 def launch(arguments: Sequence[str]) -> None:
-    """arguments: of `accelerate launch`. Exits with 2 for a mistake, 130 for an interruption, as the recipe itself does."""
-    signal.signal(
-        signal.SIGINT, lambda *_: None
-    )  # the run gets Ctrl-C as well, and is waited for while it saves itself
+    """Runs `accelerate launch` with these arguments. Exits as the recipe does: 2 for a user's mistake, 130 for an interruption."""
+    signal.signal(signal.SIGINT, lambda *_: None)  # the run gets Ctrl-C too; wait until it has saved a checkpoint
     try:
         launch_command(launch_command_parser().parse_args(arguments))
     except CalledProcessError as ended:
@@ -29,5 +27,5 @@ def launch(arguments: Sequence[str]) -> None:
 
 
 def shell_status(returncode: int) -> int:
-    """-n, for a process that signal n has ended, as a shell has it."""
+    """The exit status that a shell reports: 128 + n for a process that signal n ended, which Python reports as -n."""
     return 128 - returncode if returncode < 0 else returncode

@@ -1,4 +1,4 @@
-"""What a step of a run needs, before the run: memory and floating-point operations, from a model's config alone."""
+"""`plumbline plan`: memory and floating-point operations of a step, computed from a model's config before the run."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from rl.settings.options import PlanOptions
 from rl.settings.resolve import RunSettings
 
 CONFIGS = Path(__file__).parent / "model_configs"
-SAMPLED_TOKEN = 14.0  # bytes of a completion's token, its log-prob and its text, as one process tells them to another
+SAMPLED_TOKEN = 14.0  # bytes per sampled token when rollouts are exchanged between processes: token, log-prob and text
 
 
 def known_models() -> list[str]:
@@ -45,7 +45,7 @@ def known_models() -> list[str]:
 
 
 def load_config(model: str) -> PretrainedConfig:
-    """Of a folder, a file, one of known_models(), or a hub name that is in the cache. Nothing is downloaded."""
+    """The config of a model: a folder, a file, one of known_models(), or a hub name that is in the cache. Nothing is downloaded."""
     if model == TINY:
         return tiny_model(tiny_tokenizer(), seed=0, device=torch.device("cpu")).config
     path, known = Path(model).expanduser(), CONFIGS / f"{model.lower()}.json"
@@ -71,7 +71,7 @@ def load_config(model: str) -> PretrainedConfig:
 
 @dataclass(frozen=True)
 class Plan:
-    """Bytes on one GPU and operations of one step, all GPUs together. device: "cpu" for a run that is measured on one."""
+    """Memory on one GPU, in bytes, and operations of one step over all GPUs. device: "cpu" to compare with a run on one."""
 
     options: PlanOptions
     config: PretrainedConfig
@@ -83,15 +83,17 @@ class Plan:
 
     @property
     def asked(self) -> RunConfig:
-        """The options of the run that is planned; those that cannot be are refused there."""
+        """The options of the planned run. RunConfig refuses impossible ones."""
         o = self.options
         same = {f.name for f in fields(PlanOptions)} & {f.name for f in fields(RunConfig)} - {"sampler"}
         return RunConfig(
             **{name: getattr(o, name) for name in same},
             lora_alpha=2.0 * o.lora_rank or None,
             max_tokens=o.completion_length,
-            eval_size=1,  # a plan is of a step, without the completions of an evaluation
-            attention="varlen" if o.dtype == "bfloat16" else "dense",  # what a GPU has for these
+            eval_size=1,  # a plan covers a training step, not an evaluation
+            attention="varlen"
+            if o.dtype == "bfloat16"
+            else "dense",  # the attention that a GPU uses for these data types
         )
 
     @cached_property
@@ -101,7 +103,7 @@ class Plan:
 
     @cached_property
     def open_account(self) -> Account:
-        """What is "auto" is left so."""
+        """The account in which options that are "auto" are still open."""
         o = self.options
         return Account.of(
             self.asked,
@@ -116,7 +118,7 @@ class Plan:
 
     @cached_property
     def account(self) -> Account:
-        """Of the run as it would be: on the card, if one is named that it fits, else with what stands for "auto" elsewhere."""
+        """The account of the planned run: "auto" is what a run would choose on the card, or its fixed default without a card that fits."""
         if self.options.card is not None:
             with suppress(UserError):
                 return choose(self.open_account, DeviceMemory.of_card(self.options.gib))
@@ -157,9 +159,9 @@ class Plan:
     def traffic(self) -> dict[str, float]:
         """Bytes that one GPU receives in a step.
 
-        A sum over n GPUs in a ring is 2 (n - 1) / n of the numbers, putting together or taking apart (n - 1) / n. Sharded weights are
-        put together for each forward and each backward of a micro-batch, under bfloat16 the layers' matrices in 16 bits, and gradients
-        taken apart after each in float32. To servers, in their type: what the first process sends, which each of them receives.
+        An all-reduce over n GPUs in a ring receives 2 (n - 1) / n of the tensor, an all-gather or reduce-scatter (n - 1) / n. Sharded
+        weights are gathered for each forward and each backward of a micro-batch (with bfloat16 the layers' matrices in 16 bits), and
+        gradients are reduce-scattered in float32 after each backward. Servers receive the weights in their own data type.
         """
         o, trained, every = self.options, self.policy.trained, self.cost.all_parameters
         rounds = self.run.dtype == "bfloat16"
@@ -176,7 +178,7 @@ class Plan:
         }
 
     def flops(self) -> dict[str, float]:
-        """sampling 2 (N_b T + V H S) + attention, every prompt once for its group; the update by rl/capacity/cost.py."""
+        """Operations of sampling, 2 (N_b T + V H S) + attention with each prompt once per group, and of the update (rl/capacity/cost.py)."""
         o = self.options
         whole = replace(
             self.micro_batches.whole,
@@ -195,7 +197,7 @@ class Plan:
         return {"sampling": forward_flops(self.cost, sampled), **updated}
 
     def dry(self) -> DryRun:
-        """The update itself, run without numbers, on at most two micro-batches: any further one is like the second."""
+        """The memory of the update, run on tensors without contents; on at most two micro-batches, since further ones equal the second."""
         o = self.options
         problems = min(o.own_problems, 2 * self.micro_batches.largest.prompts)
         batch = equal_batch(problems, o.group_size, o.prompt_length, o.completion_length)
@@ -203,7 +205,7 @@ class Plan:
 
 
 def describe(plan: Plan, dry: DryRun | None) -> str:
-    """As text for a person."""
+    """The plan as text."""
     o, row = plan.options, plan.micro_batches.largest
     sampler = plan.memory()["sampler's weights"]
 
@@ -234,25 +236,25 @@ def describe(plan: Plan, dry: DryRun | None) -> str:
 
 
 def on_the_card(plan: Plan, also: Sequence[float]) -> Iterator[str]:
-    """The verdict, what was chosen, and the largest that would fit. also: peaks from another source than the account."""
+    """Whether the run fits the card, what was chosen, and the largest sizes that fit. also: peaks measured by the dry run."""
     o, account, room = plan.options, plan.account, DeviceMemory.of_card(plan.options.gib)
     need = (max(account.peak(), *also) if also else account.peak()) * FRAGMENTATION + CUDA_CONTEXT
     verdict = "fits" if need <= room.total else "does not fit"
     yield (
-        f"{verdict} a card of {o.gib:g} GiB: {need / GIB:.1f} GiB are needed, {FRAGMENTATION - 1:.0%} that is lost between tensors and "
-        f"{CUDA_CONTEXT / GIB:g} GiB of CUDA's own among them"
+        f"{verdict} a card of {o.gib:g} GiB: {need / GIB:.1f} GiB are needed, including {FRAGMENTATION - 1:.0%} for fragmentation and "
+        f"{CUDA_CONTEXT / GIB:g} GiB for CUDA itself"
     )
     if need > room.total:
         for changes, found in islice(remedies(plan.open_account, room), MAX_REMEDIES):
             yield f"  it would fit with {as_options(changes)}: {(found.needed(found.peak()) + CUDA_CONTEXT) / GIB:.1f} GiB"
     else:
         yield f"  {described(account, room)}"
-    yield "the largest there, all else as planned:"
+    yield "the largest sizes that fit it, with all else as planned:"
     yield from (f"  {name:<25}{found}" for name, found in largest(plan, room).items())
 
 
 def largest(plan: Plan, room: DeviceMemory) -> dict[str, str]:
-    """The largest known model, group and completion that fit, one changed at a time; auto is chosen anew for each."""
+    """The largest known model, group size and completion length that fit, changing one at a time; "auto" is chosen anew for each."""
     account, context = plan.open_account, getattr(plan.config, "max_position_embeddings", None) or 1 << 17
 
     def fits(changed: Account) -> bool:
@@ -270,7 +272,7 @@ def largest(plan: Plan, room: DeviceMemory) -> dict[str, str]:
 
 
 def most(holds: Callable[[int], bool], bound: int) -> int:
-    """The largest of 2 ... bound that it holds for, with all below; 0 where it holds for none."""
+    """The largest n in 2 ... bound with holds(n), for a condition that holds up to some n; 0 if it holds for none."""
     found = bisect_left(range(2, bound + 1), True, key=lambda n: not holds(n)) + 1
     return found if found > 1 else 0
 

