@@ -158,7 +158,7 @@ def test_old_log_probs_are_kept_for_each_epochs_view() -> None:
 def test_a_family_without_views_refuses_completions_that_have_some() -> None:
     groups = sampled(make("qwen2"))
     learner = learner_of(Policy.of(make("qwen2")))
-    with pytest.raises(ValueError, match="reads none"):
+    with pytest.raises(ValueError, match="has none"):
         update(learner, pack(learner.algorithm.assign_credit(groups, LENGTH), learner.algorithm, LENGTH))
 
 
