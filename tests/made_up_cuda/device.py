@@ -43,7 +43,7 @@ import torch.cuda.amp.common as _common  # noqa: E402
 from torch import Tensor  # noqa: E402
 from torch._subclasses import FakeTensorMode  # noqa: E402
 
-from rl.command.dry_run import MadeUpReads  # noqa: E402
+from rl.command.dry_run import PlaceholderReads  # noqa: E402
 
 _made_up: Any = torch.cuda
 _common.amp_definitely_not_available = lambda: False
@@ -58,7 +58,7 @@ def _zeros(shape: Sequence[int]) -> Any:
     return [_zeros(shape[1:]) for _ in range(shape[0])] if shape else 0
 
 
-class _CountedReads(MadeUpReads):
+class _CountedReads(PlaceholderReads):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (Tensor.item, Tensor.__float__, Tensor.__bool__, Tensor.__int__) and args[0].is_cuda:
             host_reads[func.__name__] += 1

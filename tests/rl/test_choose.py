@@ -186,7 +186,7 @@ def test_one_step_ahead_an_update_and_sampling_fit_together() -> None:
     copy = ahead.engine_copy - alone.engine_copy  # of the weights that are sampled with
     assert ahead.peak_of_update() == pytest.approx(alone.peak_of_update() + copy + meanwhile)
     assert FRAGMENTATION * (alone.peak_of_update() + copy + meanwhile) <= room.available
-    assert live.rows > ahead.rows or live.run.tokens_at_once > ahead.run.tokens_at_once
+    assert live.rows > ahead.rows or live.run.token_budget > ahead.run.token_budget
 
 
 def test_one_step_ahead_vllm_keeps_its_share_meanwhile() -> None:

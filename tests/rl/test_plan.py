@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 from rewards.errors import UserError
 from rl.capacity.cost import Workload
 from rl.capacity.memory import MicroBatchPlan
-from rl.command.dry_run import MadeUpReads, equal_batch
+from rl.command.dry_run import PlaceholderReads, equal_batch
 from rl.command.plan import Plan, describe, known_models, load_config, make_plan
 from rl.forward.forward import packed_forward
 from rl.forward.layouts import PackedRow, packed_tokens
@@ -193,7 +193,7 @@ def test_what_a_plan_prints_names_every_part_and_the_verdict() -> None:
 
 def test_reads_are_made_up_and_copies_are_apart() -> None:
     tensor = torch.nn.Parameter(torch.tensor([3.0]))
-    with MadeUpReads():
+    with PlaceholderReads():
         assert tensor.item() == float(tensor) == 0.0 and bool(tensor.sum() < 0)
         copied = copy.deepcopy(tensor)
     assert isinstance(copied, torch.nn.Parameter) and copied.data_ptr() != tensor.data_ptr()
