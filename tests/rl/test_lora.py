@@ -246,7 +246,7 @@ def test_a_run_trains_adapters_that_can_be_merged(
             assert (exported[name] - (weight + 2.0 * b @ a)).abs().max() < 1e-6
     assert len(tensors) == 4 * 7 * 2  # layers x linear layers x (A, B)
     assert AutoTokenizer.from_pretrained(out)("a+b").input_ids == AutoTokenizer.from_pretrained(model)("a+b").input_ids
-    with pytest.raises(UserError, match=r"model is .* holds adapters and no model; `plumbline merge"):
+    with pytest.raises(UserError, match=r"model is .* holds adapters and no model; run `plumbline merge"):
         train(options(saved, digits, tmp_path / "again"))
 
 
