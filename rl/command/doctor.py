@@ -16,7 +16,7 @@ from rewards.proof import available_provers
 from rewards.sandbox.client import SandboxError
 from rewards.sandbox.isolation import MIN_LEVEL, measure
 from rl.forward.micro_batch import MicroBatch, TrainGroup, TrainSequence
-from rl.policy.load import load_pretrained
+from rl.policy.families import family_of
 from rl.policy.policy import Policy
 from rl.processes.runtime import Runtime, cpu_cores
 from rl.run.tiny import tiny_model, tiny_tokenizer
@@ -91,10 +91,11 @@ def self_test() -> str:
 def _paths(name: str, dtype: AnyDType) -> dict[str, str]:
     """How the update and the sampler run a model, and how much bfloat16 rounds its log-probs."""
     runtime = Runtime.start(dtype=resolved_dtype(dtype))
-    model, tokenizer = load_pretrained(name, runtime.device)
-    policy = Policy.of(model, autocast=runtime.autocast)
-    sampler = TorchSampler(model, tokenizer, decode_dtype=getattr(torch, runtime.dtype), autocast=runtime.autocast)
-    probe = MicroBatch.of(policy.family.probe(arbitrary_texts(policy.vocab_size)))
+    family = family_of(name)
+    model, tokenizer = family.load(name, runtime.device)
+    policy = Policy.of(model, family=family, autocast=runtime.autocast)
+    sampler = family.sampler(model, tokenizer, decode_dtype=getattr(torch, runtime.dtype), autocast=runtime.autocast)
+    probe = MicroBatch.of(family.probe(arbitrary_texts(policy.vocab_size)))
     noise = policy.rounding_noise(probe.to(policy.device))
     return {
         f"{name}, update": f"{runtime.dtype}: {policy.choice}",

@@ -21,7 +21,8 @@ from rewards.verifiers import VerifierOptions, Verifiers
 from rl.capacity.account import ROUNDED
 from rl.capacity.choose import rows_with_room
 from rl.capacity.cost import FLOAT32, ModelCost
-from rl.policy.load import context_length, load_pretrained, require_folder
+from rl.policy.families import CAUSAL, family_of
+from rl.policy.load import context_length, require_folder
 from rl.policy.merge import load_merged
 from rl.processes.runtime import Runtime
 from rl.run.evaluate import VOTED_ON, is_right, right_by_vote
@@ -39,7 +40,6 @@ from rollout.problems import is_on_hub, load_problems
 from rollout.prompts import PromptRenderer
 from rollout.records import Problem, RolloutGroup
 from rollout.sampler import Sampler, SamplingParams
-from rollout.torch_sampler import TorchSampler
 from rollout.turn import stop_token_ids, turn_end_strings, vocabulary_size
 
 RESAMPLES, AT_ONCE = 10_000, 100
@@ -150,7 +150,8 @@ def make_collector(
     if source == TINY:
         source = str(tiny_base(options.dataset or RunConfig().dataset, verifiers, runtime, progress))
     is_adapted = (Path(source) / "adapter_config.json").is_file()
-    model, tokenizer = load_merged(Path(source)) if is_adapted else load_pretrained(source, runtime.device)
+    family = CAUSAL if is_adapted else family_of(source)
+    model, tokenizer = load_merged(Path(source)) if is_adapted else family.load(source, runtime.device)
     model = model.to(runtime.device)  # pyright: ignore[reportArgumentType]  the stubs lose `self`
     choose_template(tokenizer, options.chat_template)
     style, system_prompt = options.prompt_style, options.system_prompt
@@ -161,7 +162,7 @@ def make_collector(
     longest = require_room(renderer, problems, max_tokens, context=context, vocabulary=vocabulary)
     sampler: Sampler
     if options.sampler == "torch":
-        sampler = TorchSampler(
+        sampler = family.sampler(
             model,
             tokenizer,
             decode_dtype=getattr(torch, runtime.dtype),
@@ -169,10 +170,8 @@ def make_collector(
             max_rows=rows_at_once(model, runtime, longest - max_tokens, max_tokens, max(1, options.samples)),
         )
     else:
-        from rollout.vllm_sampler import (
-            VLLMOptions,
-            VLLMSampler,
-        )  # importing it takes ten seconds, and vLLM is optional
+        # Importing it takes ten seconds, and vLLM is optional.
+        from rollout.vllm_sampler import VLLMOptions, VLLMSampler
 
         engine = VLLMOptions(dtype=runtime.dtype, max_length=longest, key_values=ModelCost.of(model).key_value)
         folder = model.config._name_or_path if is_adapted else source

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rl.forward.choose_forward import ForwardChoice, explain_forward, fuse
 from rl.forward.forward import Attention, Forward, plain_forward
@@ -17,12 +20,18 @@ from rollout.sampler import Sampler, Text
 from rollout.torch_sampler import TorchSampler
 
 
+def read_causal(folder: Path) -> dict[str, Tensor]:
+    """The float32 tensors of a causal LM in Hugging Face format."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
+
+
 @dataclass(frozen=True, kw_only=True)
 class PolicyFamily:
     """The functions that differ between kinds of policy. The loss, advantages, verifiers and training loop do not depend on the family.
 
     recognises: whether a model with this config belongs to the family.
-    load: takes load_pretrained's arguments, returns the model and its tokenizer. save: takes save_model's arguments.
+    load: takes load_pretrained's arguments, returns the model and its tokenizer. save: takes save_model's arguments. read: returns the
+        float32 tensors of a folder that `save` wrote.
     choose_forward: the forward of a model: the layout of groups, its number of tokens, and the scoring (rl/forward/forward.py).
     plain: the slow forward that defines the right log-probs; its rounding error bounds the differences after a weight delivery.
     sampler: takes TorchSampler's arguments, returns the engine in this process. runs_in_vllm: whether vLLM can be the engine instead.
@@ -35,6 +44,7 @@ class PolicyFamily:
     recognises: Callable[[PretrainedConfig], bool]
     load: Callable[..., tuple[PreTrainedModel, PreTrainedTokenizerBase]] = load_pretrained
     save: Callable[..., None] = save_model
+    read: Callable[[Path], dict[str, Tensor]] = read_causal
     choose_forward: Callable[[PreTrainedModel, Attention, Fused], ForwardChoice]
     plain: Forward = plain_forward
     sampler: Callable[..., Sampler] = TorchSampler

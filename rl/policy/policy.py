@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Self, TypeVar
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from rewards.errors import UserError
 from rl.forward.choose_forward import ForwardChoice
@@ -177,7 +177,7 @@ class Policy:
         if (folder / EXACT_WEIGHTS).is_file():
             saved = torch.load(folder / EXACT_WEIGHTS, map_location="cpu", weights_only=True)
         else:
-            saved = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
+            saved = self.family.read(folder)
         assert model_state(self.model).keys() <= saved.keys()
         own = self.model.state_dict()
         for name, tensor in saved.items():
