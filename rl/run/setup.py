@@ -289,8 +289,8 @@ def require_shardable(settings: RunSettings) -> None:
     ):
         if is_unsupported:
             raise UserError(
-                f"{name} is {value!r}: this is not supported for weights that FSDP2 spreads over processes; use --multi_gpu, with "
-                "the whole model in each process (docs/scale.md lists what each supports)"
+                f"{name} is {value!r}: it is unavailable with weights that FSDP2 shards over the processes; use --multi_gpu, with the "
+                "whole model in each process (docs/scale.md; in place of --offload sharded weights have --fsdp_offload_params true)"
             )
 
 

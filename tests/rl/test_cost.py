@@ -114,7 +114,13 @@ def test_checkpointing_is_on_where_a_forward_would_not_fit_and_only_there(free: 
     said: list[str] = []
     progress, model = SimpleNamespace(message=said.append), of_family("Llama")
     runtime = SimpleNamespace(
-        device=torch.device("cpu"), dtype="float32", count=1, shards=False, room=lambda _: (free, free), gather=list
+        device=torch.device("cpu"),
+        dtype="float32",
+        count=1,
+        shards=False,
+        offloads=False,
+        room=lambda _: (free, free),
+        gather=list,
     )
 
     def checkpoints(config: RunConfig) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -78,12 +79,12 @@ def test_gradients_in_16_bits_are_rounded_as_they_are_added_up(runtime: Runtime)
     exact, rounded = (learner(runtime, "llama", gradient_dtype=d, token_budget=10_000) for d in ("float32", "bfloat16"))
     found: list[list[torch.Tensor]] = []
     for one in (exact, rounded):
-        one.step_if_finite = lambda loss: (True, [0.0])  # pyright: ignore
+        one.step_if_finite = lambda loss, *, trains_policy: (True, [0.0])  # pyright: ignore
         update(one, random_batch())
         found.append([p.grad for p in one.parameters() if p.grad is not None])
     assert {g.dtype for g in found[1]} == {torch.bfloat16}
     assert all(torch.equal(a.bfloat16(), b) for a, b in zip(*found, strict=True))
-    plain = build_optimizer(resolve(RunConfig(learning_rate=1e-2), "cpu"), Policy(exact.policy.model), None)
+    plain = build_optimizer(resolve(RunConfig(learning_rate=1e-2), "cpu"), Policy.of(exact.policy.model), None)
     for parameter, gradient in zip(exact.parameters(), found[1], strict=True):
         parameter.grad = gradient.float()
     plain.step()
@@ -128,9 +129,8 @@ def test_moments_in_8_bits_take_nearly_the_same_step(asked: dict[str, Any], runt
 def test_large_tensors_have_8_bits(runtime: Runtime) -> None:
     """Two bytes and a scale for 256 numbers each; those of less than 4,096 numbers stay in float32, as published."""
     weight = torch.nn.Parameter(torch.ones(64, 64))
-    policy = Policy.of(make("qwen2"))
-    policy.trainable_parameters = lambda: [weight]  # pyright: ignore[reportAttributeAccessIssue]
-    optimizer = build_optimizer(resolve(RunConfig(optimizer="adamw-8bit"), "cpu"), policy, None)
+    policy = SimpleNamespace(trainable_parameters=lambda: [weight], value_head=None)
+    optimizer = build_optimizer(resolve(RunConfig(optimizer="adamw-8bit"), "cpu"), policy, None)  # pyright: ignore
     weight.grad = torch.ones_like(weight)
     optimizer.step()
     state = optimizer.state[weight]
