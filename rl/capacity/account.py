@@ -211,10 +211,10 @@ class Account:
         width = ROUNDED if self.run.sampler_dtype == "bfloat16" else FLOAT32
         asked = [(self.problems * self.group_size, self.group_size), (self.evaluated, max(1, self.run.eval_samples))]
         rows, groups = (max(sizes) for sizes in zip(*((self.rows_of(n), ceil(self.rows_of(n) / g)) for n, g in asked)))
-        room = Capacity(rows, groups, self.prompt_length, self.completion_length)
+        cache = Capacity(rows, groups, self.prompt_length, self.completion_length)
         if self.device == "cuda":
-            room = room._replace(width=room.width + 1).bucketed()
-        return float(key_value_bytes(self.cost, room.groups, room.rows, room.shared_width, room.width, width))
+            cache = cache._replace(width=cache.width + 1).bucketed()
+        return float(key_value_bytes(self.cost, cache.groups, cache.rows, cache.shared_width, cache.width, width))
 
     @property
     def critic_parameters(self) -> int:

@@ -35,30 +35,30 @@ class DeviceMemory:
         return DeviceMemory(gib * GIB - CUDA_CONTEXT, gib * GIB)
 
 
-def choose(account: Account, room: DeviceMemory) -> Account:
+def choose(account: Account, memory: DeviceMemory) -> Account:
     """The account with all "auto" options chosen. Raises UserError, with options that would fit, where none fits.
 
     Gradient checkpointing is chosen only where no token budget down to LEAST_TOKENS fits without it; then the largest budget that fits.
     """
     if account.device != "cuda":
-        return on_a_cpu(account, room)
-    require_vllms_share(account, room)
-    found = fitting(account, room)
+        return on_a_cpu(account, memory)
+    require_vllms_share(account, memory)
+    found = fitting(account, memory)
     if found is None:
-        raise UserError(refusal(account, room))
+        raise UserError(refusal(account, memory))
     return found
 
 
-def fitting(account: Account, room: DeviceMemory) -> Account | None:
+def fitting(account: Account, memory: DeviceMemory) -> Account | None:
     """The fastest update that fits, with as many sampler rows as fit beside it; None where nothing fits."""
-    return next((a for update in updating(account) for a in sampling(update) if fits(a, room)), None)
+    return next((a for update in updating(account) for a in sampling(update) if fits(a, memory)), None)
 
 
-def fits(account: Account, room: DeviceMemory) -> bool:
+def fits(account: Account, memory: DeviceMemory) -> bool:
     """vLLM in this process frees its share during an update, except with one_step_ahead, where it samples at the same time."""
-    vllms = account.run.vllm_memory * room.total if account.engine == "vllm" else 0.0
+    vllms = account.run.vllm_memory * memory.total if account.engine == "vllm" else 0.0
     update = account.needed(account.peak_of_update()) + account.run.one_step_ahead * vllms
-    return max(update, account.needed(account.peak_of_sampling()) + vllms) <= room.available
+    return max(update, account.needed(account.peak_of_sampling()) + vllms) <= memory.available
 
 
 def updating(account: Account) -> Iterator[Account]:
@@ -136,9 +136,9 @@ def with_defaults(account: Account) -> Account:
     )
 
 
-def on_a_cpu(account: Account, room: DeviceMemory) -> Account:
+def on_a_cpu(account: Account, memory: DeviceMemory) -> Account:
     found = with_defaults(account)
-    if account.asked.gradient_checkpointing is None and found.peak_of_update() > room.available:
+    if account.asked.gradient_checkpointing is None and found.peak_of_update() > memory.available:
         return found.with_options(gradient_checkpointing=True)
     return found
 
@@ -167,7 +167,7 @@ SHARDED = {"dtype", "kl_weight", *OPEN}  # of these, those that sharded weights 
 MAX_REMEDIES = 3  # shown in a message
 
 
-def remedies(account: Account, room: DeviceMemory) -> Iterator[tuple[dict[str, Any], Account]]:
+def remedies(account: Account, memory: DeviceMemory) -> Iterator[tuple[dict[str, Any], Account]]:
     """Changes of options with which the run fits, and its account with them; none that contains an earlier one."""
     asked, named = account.asked, []
     for remedy in REMEDIES:
@@ -181,32 +181,32 @@ def remedies(account: Account, room: DeviceMemory) -> Iterator[tuple[dict[str, A
             changed = account.with_options(**changes)
         except UserError:  # an invalid combination
             continue
-        if (found := fitting(changed, room)) is not None:
+        if (found := fitting(changed, memory)) is not None:
             named.append(changes)
             yield changes, found
 
 
-def described(account: Account, room: DeviceMemory) -> str:
+def described(account: Account, memory: DeviceMemory) -> str:
     """The choice as a line of text."""
     run, again = account.run, "on" if account.run.gradient_checkpointing else "off"
     rows = f", {account.rows:,} completions decoded at once" if account.engine == "torch" else ""
     return (
         f"memory: an update takes about {account.peak_of_update() / GIB:.1f} GiB and sampling {account.peak_of_sampling() / GIB:.1f} of "
-        f"the {room.available / GIB:.1f} available: token_budget {run.token_budget:,}, gradient checkpointing {again}{rows}"
+        f"the {memory.available / GIB:.1f} available: token_budget {run.token_budget:,}, gradient checkpointing {again}{rows}"
     )
 
 
-def refusal(account: Account, room: DeviceMemory) -> str:
+def refusal(account: Account, memory: DeviceMemory) -> str:
     least = list(sampling(min(updating(account), key=Account.peak_of_update)))[-1]
-    beside = f", beside vLLM's {account.run.vllm_memory * room.total / GIB:.1f}" if account.engine == "vllm" else ""
+    beside = f", beside vLLM's {account.run.vllm_memory * memory.total / GIB:.1f}" if account.engine == "vllm" else ""
     said = (
         f"model is {account.run.model!r}: this run does not fit. An update needs at least {least.peak_of_update() / GIB:.1f} "
         f"GiB and sampling {least.peak_of_sampling() / GIB:.1f}{beside}, with the allocator's fragmentation "
-        f"{least.needed(least.peak()) / GIB:.1f}, and {room.available / GIB:.1f} of {room.total / GIB:.1f} GiB are available"
+        f"{least.needed(least.peak()) / GIB:.1f}, and {memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB are available"
     )
     fitting = [
         f"{as_options(changes)} ({a.needed(a.peak()) / GIB:.1f} GiB)"
-        for changes, a in islice(remedies(account, room), MAX_REMEDIES)
+        for changes, a in islice(remedies(account, memory), MAX_REMEDIES)
     ]
     if not fitting:
         return f"{said}. No option is enough: use a smaller model, a larger GPU, or several (docs/scale.md)"
@@ -222,16 +222,16 @@ def as_options(changes: dict[str, Any]) -> str:
     return " ".join(f"--{name.replace('_', '-')} {text}" for name, text in texts.items())
 
 
-def require_vllms_share(account: Account, room: DeviceMemory) -> None:
+def require_vllms_share(account: Account, memory: DeviceMemory) -> None:
     """Raises UserError unless vllm_memory holds vLLM's weights and one sequence's keys and values, and fits beside the trainer."""
     if account.engine != "vllm":
         return
-    share, total = account.run.vllm_memory, room.total
+    share, total = account.run.vllm_memory, memory.total
     width = ROUNDED if account.run.sampler_dtype == "bfloat16" else FLOAT32
     lengths = (account.prompt_length, account.completion_length)
     weights, keys = width * account.cost.all_parameters, key_value_bytes(account.cost, 1, 1, *lengths, width)
     least = FRAGMENTATION * (weights + keys) / total
-    most = (room.available - account.kept()) / total
+    most = (memory.available - account.kept()) / total
     if least <= share <= most:
         return
     what = f"vllm_memory is {share:g}, {share * total / GIB:.1f} of the GPU's {total / GIB:.1f} GiB"

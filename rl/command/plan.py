@@ -237,28 +237,28 @@ def describe(plan: Plan, dry: DryRun | None) -> str:
 
 def on_the_card(plan: Plan, also: Sequence[float]) -> Iterator[str]:
     """Whether the run fits the card, what was chosen, and the largest sizes that fit. also: peaks measured by the dry run."""
-    o, account, room = plan.options, plan.account, DeviceMemory.of_card(plan.options.gib)
+    o, account, memory = plan.options, plan.account, DeviceMemory.of_card(plan.options.gib)
     need = (max(account.peak(), *also) if also else account.peak()) * FRAGMENTATION + CUDA_CONTEXT
-    verdict = "fits" if need <= room.total else "does not fit"
+    verdict = "fits" if need <= memory.total else "does not fit"
     yield (
         f"{verdict} a card of {o.gib:g} GiB: {need / GIB:.1f} GiB are needed, including {FRAGMENTATION - 1:.0%} for fragmentation and "
         f"{CUDA_CONTEXT / GIB:g} GiB for CUDA itself"
     )
-    if need > room.total:
-        for changes, found in islice(remedies(plan.open_account, room), MAX_REMEDIES):
+    if need > memory.total:
+        for changes, found in islice(remedies(plan.open_account, memory), MAX_REMEDIES):
             yield f"  it would fit with {as_options(changes)}: {(found.needed(found.peak()) + CUDA_CONTEXT) / GIB:.1f} GiB"
     else:
-        yield f"  {described(account, room)}"
+        yield f"  {described(account, memory)}"
     yield "the largest sizes that fit it, with all else as planned:"
-    yield from (f"  {name:<25}{found}" for name, found in largest(plan, room).items())
+    yield from (f"  {name:<25}{found}" for name, found in largest(plan, memory).items())
 
 
-def largest(plan: Plan, room: DeviceMemory) -> dict[str, str]:
+def largest(plan: Plan, memory: DeviceMemory) -> dict[str, str]:
     """The largest known model, group size and completion length that fit, changing one at a time; "auto" is chosen anew for each."""
     account, context = plan.open_account, getattr(plan.config, "max_position_embeddings", None) or 1 << 17
 
     def fits(changed: Account) -> bool:
-        return fitting(changed, room) is not None
+        return fitting(changed, memory) is not None
 
     others = {name: Plan(replace(plan.options, model=name), load_config(name)) for name in known_models()}
     by_size = sorted(others, key=lambda name: others[name].open_account.cost.all_parameters, reverse=True)

@@ -57,11 +57,14 @@ def claim_folder(config: RunConfig, lock: FolderLock) -> Path:
         if claimed(run_dir, config.resume, lock):
             return run_dir
     run_dir = next(config.possible_run_dirs())  # the only one: it is given, or it is the one to resume
-    raise UserError(f"run_dir is {str(run_dir)!r}: another run is going on in it; wait for it, or name another folder")
+    raise UserError(f"run_dir is {str(run_dir)!r}: another run is using it; wait until it ends, or name another folder")
 
 
 def claimed(run_dir: Path, is_resumed: bool, lock: FolderLock) -> bool:
-    """Whether the lock on the folder is ours now. Raises UserError where it holds a run that is not to be resumed, or none to resume."""
+    """Takes the lock on the folder if it is free. -> whether this process has it.
+
+    Raises UserError if the folder holds a run without --resume, or none with --resume.
+    """
     is_taken = holds_run(run_dir)
     if is_resumed and not is_taken:
         raise UserError(f"run_dir is {str(run_dir)!r}: it holds no run to resume; run it without --resume")

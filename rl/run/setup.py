@@ -207,21 +207,21 @@ def fitted_to_memory(
         cpu_offload=runtime.offloads,
         critic=critic_skeleton(asked.critic_model),
     )
-    room = DeviceMemory(*map(min, zip(*runtime.gather([runtime.room(model)]), strict=True)))
-    found = choose(account, room)
+    memory = DeviceMemory(*map(min, zip(*runtime.gather([runtime.room(model)]), strict=True)))
+    found = choose(account, memory)
     if found.device == "cuda":
-        progress.message(described(found, room))
+        progress.message(described(found, memory))
     elif found.run.gradient_checkpointing and config.gradient_checkpointing is None:
-        progress.message(checkpointing_message(found.with_options(gradient_checkpointing=False), room))
-    beside_an_update = found.needed(found.peak_of_update() + found.keys_and_values) <= room.available
+        progress.message(checkpointing_message(found.with_options(gradient_checkpointing=False), memory))
+    beside_an_update = found.needed(found.peak_of_update() + found.keys_and_values) <= memory.available
     return found.run, found.device == "cuda" and beside_an_update
 
 
-def checkpointing_message(account: Account, room: DeviceMemory) -> str:
+def checkpointing_message(account: Account, memory: DeviceMemory) -> str:
     """Why gradient checkpointing is on. account: of the run without it."""
     return (
         f"gradient checkpointing is on: without it an update of {account.run.token_budget} tokens at once would take about "
-        f"{account.peak_of_update() / GIB:.1f} GiB, weights included, and {room.available / GIB:.1f} GiB are available; a lower "
+        f"{account.peak_of_update() / GIB:.1f} GiB, weights included, and {memory.available / GIB:.1f} GiB are available; a lower "
         "token_budget would make it unnecessary"
     )
 

@@ -69,7 +69,7 @@ def one_of(names: Iterable[str]) -> Bound:
 
 
 def any_of(*names: str) -> Bound:
-    """Of an option with several values."""
+    """The bound of an option with several values, each of which must be among the names."""
     return Bound(lambda values: set(values) <= set(names), "among " + ", ".join(names))
 
 

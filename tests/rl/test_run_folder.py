@@ -44,7 +44,7 @@ def test_two_runs_never_write_in_one_folder(tmp_path: Path, monkeypatch: pytest.
     assert theirs == "runs/tiny-arithmetic-grpo-seed0"
     assert str(claim_folder(RunConfig(), lock)) == f"{theirs}-2"
     lock.release()
-    with pytest.raises(UserError, match="another run is going on in it"):
+    with pytest.raises(UserError, match="another run is using it"):
         claim_folder(RunConfig(run_dir=Path(theirs)), lock)
     stop.send(None)
     other.join()
