@@ -7,7 +7,7 @@ import torch
 
 from rl.forward.choose_forward import choose_forward
 from rl.forward.forward import Forward, packed_forward, varlen_forward
-from rl.forward.output_head import OutputHead, loss_in_one_pass
+from rl.forward.output_head import OutputHead
 from rl.objective.tokens import TokenScores
 from rl.run.tiny import tiny_model, tiny_tokenizer
 from rollout.sampler import SampleRequest, SamplingParams
@@ -28,7 +28,8 @@ def gradient(forward: Forward, family: str) -> torch.Tensor:
         return (tokens.weights * tokens.advantages * scores.logprobs).sum()
 
     with torch.autocast("cuda", torch.bfloat16, enabled=forward is not packed_forward):
-        loss, _ = forward.loss(model, micro, 1.0, loss_of, token_level=True)
+        states, head = forward.hidden_states(model, micro), forward.head(model)
+        loss, _ = head.loss(states, micro.targets, 1.0, loss_of, token_level=True)
     loss.backward()
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
@@ -51,7 +52,8 @@ def test_logits_of_16_bit_products_are_not_rounded() -> None:
     """The loss is that of products of rounded factors, summed and kept in float32."""
     hidden, weight = (torch.randn(shape, device=CUDA).bfloat16() for shape in ((64, 256), (1000, 256)))
     targets = torch.arange(64, device=CUDA)
-    loss, _ = loss_in_one_pass(OutputHead(weight), hidden, targets, 1.0, lambda scores, part: scores.logprobs.sum())
+    head = OutputHead(weight)
+    loss, _ = head.loss(hidden, targets, 1.0, lambda scores, part: scores.logprobs.sum(), token_level=True)
     exact = (hidden.double() @ weight.double().T).log_softmax(-1).gather(-1, targets[:, None]).sum()
     assert abs(loss - exact) < 1e-5 * abs(exact)
 

@@ -39,7 +39,7 @@ def updated(**options: Any) -> dict[str, Any]:
         **options,
     }
     run = resolve(RunConfig(**settings), "cuda")
-    runtime, none = Runtime(dtype="bfloat16", device="cpu"), cast(Any, None)
+    runtime, none = Runtime.start(dtype="bfloat16", device="cpu"), cast(Any, None)
     one_layer = load_config("tiny")
     one_layer.num_hidden_layers, one_layer.layer_types = 1, ["full_attention"]
     with torch.device(CUDA):

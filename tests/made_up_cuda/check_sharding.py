@@ -19,19 +19,20 @@ from rl.processes.runtime import Runtime
 from rl.processes.sharding import compute_device, full_tensor
 from rl.run.build import build_learner, build_optimizer
 from rl.settings.config import RunConfig
+from rl.settings.resolve import resolve
 from rl.update.learner import Learner
-from rl.update.step import own_parts, update
+from rl.update.update import own_micro_batches, update
 
 
 def sharded_learner(mesh: DeviceMesh, *, offloads: bool) -> Learner:
     config = RunConfig(dtype="bfloat16", token_budget=300, gradient_checkpointing=False, attention="dense")
-    config = config.on("cuda", shards=True)
+    settings = resolve(config, "cuda", shards=True)
     runtime = replace(Runtime.start(dtype="bfloat16", device="cpu"), device=CUDA, mesh=mesh, offloads=offloads)
-    none: Any = None  # a tokenizer to compare with, a display
+    none: Any = None  # a tokenizer to compare with
     with torch.device(CUDA):
         model = AutoModelForCausalLM.from_config(load_config("tiny"), dtype=torch.float32)
-    learner = build_learner(config, model, none, runtime, none)
-    learner.shard(lambda policy: build_optimizer(config, policy, None))
+    learner = build_learner(settings, model, none, runtime)
+    learner.shard(lambda policy: build_optimizer(settings, policy, None))
     return learner
 
 
@@ -42,7 +43,7 @@ def kept(learner: Learner) -> dict[str, list[str]]:
     update(learner, batch)
     policy, reference = learner.policy.model, learner.reference
     assert reference is not None
-    (micro, *_), *_ = own_parts(learner, [batch])
+    micro, *_ = own_micro_batches(learner, batch, 0)
     policy_loss = learner.policy.score(micro, 1.0).logprobs.sum()
     policy_loss.backward()
     parameters = list(policy.parameters())
@@ -53,7 +54,7 @@ def kept(learner: Learner) -> dict[str, list[str]]:
         "moments": moments,
         "reference": list(reference.model.parameters()),
         "gathered": [full_tensor(p) for p in parameters],
-        "micro-batch": [micro.input_ids],
+        "micro-batch": [micro.targets],
     }
     return {name: sorted({x.device.type for x in some}) for name, some in tensors.items()} | {
         "computes on": [compute_device(policy).type]

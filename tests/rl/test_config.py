@@ -154,7 +154,7 @@ def test_options_of_the_update_reach_the_learner() -> None:
     update["max_skipped"] = 5
     adam = {"learning_rate": 1e-3, "adam_beta2": 0.9, "weight_decay": 0.1}
     rest = {"algorithm": "ppo", "gradient_checkpointing": False}
-    runtime = Runtime(dtype="float32", device="cpu")
+    runtime = Runtime.start(dtype="float32", device="cpu")
     relative = []
     for value, rate in (("shared", None), ("shared", 3e-3), ("separate", None), ("separate", 3e-3)):
         own = {"value_trunk_scale": 0.25} if value == "shared" else {}
@@ -172,7 +172,7 @@ def test_options_of_the_update_reach_the_learner() -> None:
 
 
 def test_a_reference_is_kept_for_any_weight_of_the_kl_and_for_none_it_is_not() -> None:
-    runtime = Runtime(dtype="float32", device="cpu")
+    runtime = Runtime.start(dtype="float32", device="cpu")
     for weight in (0.0, 1e-6):
         config = RunConfig(kl_weight=weight, gradient_checkpointing=False)
         learner = build_learner(resolve(config, "cpu"), make("qwen2"), SimpleNamespace(), runtime)  # pyright: ignore

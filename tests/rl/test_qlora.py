@@ -57,9 +57,9 @@ def test_in_float32_layers_in_4_bits_round_nothing(folder: Path) -> None:
     exact, rounds = (load_pretrained(folder, CPU, nf4=dtype)[0] for dtype in (torch.float32, torch.bfloat16))
     with torch.no_grad():
         with in_float32(rounds):
-            found = plain_forward(rounds, MICRO, 1.0).logprobs
-        assert torch.equal(found, plain_forward(exact, MICRO, 1.0).logprobs)
-        assert not torch.equal(found, plain_forward(rounds, MICRO, 1.0).logprobs)
+            found = plain_forward.score(rounds, MICRO, 1.0).logprobs
+        assert torch.equal(found, plain_forward.score(exact, MICRO, 1.0).logprobs)
+        assert not torch.equal(found, plain_forward.score(rounds, MICRO, 1.0).logprobs)
 
 
 def test_scores_and_gradients_are_those_of_the_merged_weights(folder: Path) -> None:
@@ -68,7 +68,10 @@ def test_scores_and_gradients_are_those_of_the_merged_weights(folder: Path) -> N
     twin = dense_twin(folder, policy)
     losses = []
     for scorer in (policy, twin):
-        loss, scores = scorer.loss(MICRO, 1.0, lambda s, part: (s.logprobs**2).sum(), token_level=True)
+        states = scorer.hidden_states(MICRO)
+        loss, scores = scorer.head.loss(
+            states, MICRO.targets, 1.0, lambda s, part: (s.logprobs**2).sum(), token_level=True
+        )
         loss.backward()
         losses.append(scores.logprobs.detach())
     assert (losses[0] - losses[1]).abs().max() < 1e-4
@@ -117,7 +120,7 @@ def test_a_run_trains_saves_and_resumes(
 def test_what_it_needs_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"lora_base is 'nf4': there are no adapters; set lora_rank"):
         RunConfig(lora_base="nf4")
-    monkeypatch.setattr("rl.policy.policy.find_spec", lambda name: None)
+    monkeypatch.setattr("rl.policy.load.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"needs bitsandbytes, which is not installed; pip install"):
         load_pretrained(folder, CPU, nf4=torch.float32)
 
