@@ -186,7 +186,7 @@ def demonstrable(
         scores |= {p.id: s for p, s in zip(asking, judged, strict=True)}
     right = [p for p in worked if scores[p.id].outcome is Outcome.CORRECT]
     kept = [p for p in right if len(demonstration(p, renderer).rollouts[0].completion.token_ids) <= max_tokens]
-    why = f"{len(problems) - len(worked)} have no worked solution, of {len(worked) - len(right)} it is graded as wrong, of "
+    why = f"{len(problems) - len(worked)} have no worked solution, of {len(worked) - len(right)} it is not graded as correct, of "
     why += f"{len(right) - len(kept)} it is longer than max_tokens {max_tokens}"
     wrong = next((f"; problem {i!r}: {s.detail}" for i, s in scores.items() if s.outcome is not Outcome.CORRECT), "")
     if not kept:

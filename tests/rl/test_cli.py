@@ -90,7 +90,7 @@ def test_the_doctor_tells_the_level_and_what_is_missing() -> None:
 
 def test_the_doctor_sees_a_sampler_that_disagrees(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of another temperature than it says, as when log-probs are taken before it."""
-    monkeypatch.setattr(rl.command.doctor, "Policy", lambda model: SharperPolicy(model))
+    monkeypatch.setattr(rl.command.doctor, "Policy", SharperPolicy)
     assert rl.command.doctor.self_test().startswith("DISAGREE (bound 0.001): no run on this machine")
 
 

@@ -63,11 +63,14 @@ def test_solutions_that_are_wrong_or_too_long_are_left_out_and_told(
     assert not {"3", "4"} & {row["problem_id"] for row in rows}
     said = " ".join(capsys.readouterr().out.split())
     assert (
-        "2 of 58 problems are left out: 0 have no worked solution, of 1 it is not judged right, of 1 it is longer"
+        "2 of 58 problems are left out: 0 have no worked solution, of 1 it is not graded as correct, of 1 it is longer"
         in said
     )
 
 
 def test_bare_answers_are_no_demonstrations(model: Path, digits: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"sft has nothing to learn from its 50 problems: 0 have no .* of 50 it is not"):
+    with pytest.raises(
+        UserError,
+        match=r"sft has nothing to learn from its 50 problems: 0 have no .* of 50 it is not graded as correct",
+    ):
         train(options(model, digits, tmp_path, algorithm="sft", group_size=None))
