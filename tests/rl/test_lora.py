@@ -338,6 +338,6 @@ def test_a_run_from_before_there_were_adapters_is_resumed(tmp_path: Path) -> Non
     """What set_up compares has its precisions written out: no adapters are a base in float32, and "auto" is younger than that."""
     written = {k: v for k, v in resolve(RunConfig(), "cpu").as_json().items() if not k.startswith("lora_")}
     (tmp_path / "config.json").write_text(json.dumps(written))
-    learner = SimpleNamespace(runtime=SimpleNamespace(from_main=lambda make: make()))
+    learner = SimpleNamespace(runtime=SimpleNamespace(broadcast_from_main=lambda make: make()))
     settings = resolve(RunConfig(run_dir=tmp_path), "cpu")
     assert resume(settings, learner, None, SimpleNamespace(message=print)) == 0  # pyright: ignore[reportArgumentType]
