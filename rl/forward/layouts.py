@@ -114,5 +114,4 @@ def packed_tokens(groups: Sequence[TrainGroup]) -> int:
 
 def padded_tokens(groups: Sequence[TrainGroup]) -> int:
     """Number of tokens of the padded rows, padding included: number of sequences x length of the longest."""
-    lengths = [len(g.prompt_ids) + len(s.token_ids) - 1 for g in groups for s in g.sequences]
-    return len(lengths) * max(lengths)
+    return sum(len(group.sequences) for group in groups) * max(group.longest for group in groups)

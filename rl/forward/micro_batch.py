@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from itertools import compress
 from typing import Protocol, Self, TypeVar
 
@@ -68,10 +69,15 @@ class TrainGroup:
     prompt_ids: tuple[int, ...]
     sequences: tuple[TrainSequence, ...]
 
-    @property
+    @cached_property
     def num_tokens(self) -> int:
         """Number of tokens in a packed row, which contains the prompt once and no completion's last token."""
         return len(self.prompt_ids) + sum(len(s.token_ids) - 1 for s in self.sequences)
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest sequence with its prompt, without its last token."""
+        return len(self.prompt_ids) + max(len(s.token_ids) - 1 for s in self.sequences)
 
 
 class Layout(Protocol):
