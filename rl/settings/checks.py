@@ -10,7 +10,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from rewards.errors import UserError
-from rl.objective.algorithms import ALGORITHMS
+from rl.objective.algorithms import ALGORITHMS, OutcomeSupervision
 from rl.objective.losses import likelihood
 from rl.objective.values import ValueRule
 from rollout.problems import is_on_hub
@@ -39,6 +39,7 @@ def check(config: RunConfig) -> None:
         require_unset(config, ("max_refills",), f"{named.name} does not sample dynamically; leave it out, or use dapo")
     if config.lora_rank == 0:
         require_unset(config, LORA_OPTIONS, "there are no adapters; set lora_rank, or leave it out")
+    check_rewards(config)
     check_precision(config)
     if config.top_p != 1:
         raise UserError(
@@ -70,6 +71,29 @@ def check_data(config: RunConfig) -> None:
                 names,
                 f"{dataset!r} is no data set of the hub and has no configurations or splits; leave it out",
             )
+
+
+def check_rewards(config: RunConfig) -> None:
+    """Options of several rewards: each can be normalised only where an algorithm normalises one reward for each completion."""
+    if config.reward_normalization == "sum":
+        return
+    what = "reward_normalization is 'each'"
+    if len(config.reward) < 2:
+        raise UserError(f"{what}: it needs at least two rewards; name them with reward, or leave it out")
+    if config.format:
+        raise UserError(
+            f"{what}: format changes the sum of the rewards; name the rules as rewards too, such as --reward ... boxed=0.1"
+        )
+    can = {
+        name
+        for name, algorithm in ALGORITHMS.items()
+        if isinstance(algorithm.advantage_rule, OutcomeSupervision) and not algorithm.dynamic_sampling
+    }
+    if config.algorithm not in can:
+        raise UserError(
+            f"{what}: {config.algorithm} does not normalise rewards over a group, or refills groups by their sums; use sum, or one of "
+            + ", ".join(sorted(can))
+        )
 
 
 def check_precision(config: RunConfig) -> None:
