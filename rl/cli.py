@@ -15,7 +15,7 @@ import tyro
 
 from rewards.errors import UserError
 from rewards.score import Score
-from rl.settings.options import AnyDType, EvaluateOptions, PlanOptions
+from rl.settings.options import AnyDType, EvaluateOptions, PlanOptions, TryRewardOptions
 
 
 def run_safely(action: Callable[[], object]) -> None:
@@ -125,6 +125,17 @@ def evaluate(options: Annotated[EvaluateOptions, tyro.conf.arg(name="")]) -> Non
     print(describe(found))
     if options.out is not None:
         options.out.write_text(as_json(found) + "\n", encoding="utf-8")
+
+
+@app.command
+def try_reward(options: Annotated[TryRewardOptions, tyro.conf.arg(name="")]) -> None:
+    """Try rewards on references, on answers that deserve nothing, and on samples of a model."""
+    from rl.command.try_reward import try_rewards
+    from rl.view.progress import Progress
+
+    with Progress(0) as progress:
+        found = try_rewards(options, progress)
+    print(found)
 
 
 @app.command

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("rl", "rollout", "rewards")  # each may import itself and what stands to its right
+ROOMS = ("plumbline", "rl", "rollout", "rewards")  # each may import itself and what stands to its right
 DOORS = {
     "accelerate": "rl/processes/runtime.py rl/command/launch.py",
     "peft": "rl/policy/lora.py rl/policy/merge.py",

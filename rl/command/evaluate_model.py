@@ -16,8 +16,9 @@ from transformers import PreTrainedModel
 from rewards.errors import UserError
 from rewards.math_answer import MathVerifier
 from rewards.math_policy import MathPolicy
+from rewards.reward_spec import parse_rewards
 from rewards.score import Outcome, Verifier, verify
-from rewards.verifiers import VerifierOptions, Verifiers
+from rewards.verifiers import REWARD, VerifierOptions, Verifiers
 from rl.capacity.account import ROUNDED
 from rl.capacity.choose import rows_with_room
 from rl.capacity.cost import FLOAT32, ModelCost
@@ -26,7 +27,7 @@ from rl.policy.load import context_length, require_folder
 from rl.policy.merge import load_merged
 from rl.processes.runtime import Runtime
 from rl.run.evaluate import VOTED_ON, is_right, right_by_vote
-from rl.run.load_data import Report, gradable, load_held_out, log, require_room, within_limit
+from rl.run.load_data import Report, gradable, load_held_out, log, require_room, rewarded, within_limit
 from rl.run.setup import tiny_base
 from rl.settings.config import RunConfig
 from rl.settings.defaults import MAX_ROWS, TINY, resolved_dtype
@@ -57,21 +58,26 @@ class Estimate:
     low: float
     high: float
     problems: int
+    is_share: bool = True
 
     @staticmethod
-    def of(values: Sequence[float]) -> Estimate | None:
+    def of(values: Sequence[float], *, is_share: bool = True) -> Estimate | None:
         if not values:
             return None
         dice, numbers, n = np.random.default_rng(0), np.asarray(values, float), len(values)
         means = [numbers[dice.integers(n, size=(AT_ONCE, n))].mean(1) for _ in range(RESAMPLES // AT_ONCE)]
         low, high = np.quantile(means, [0.025, 0.975])
-        if low == high == 0:
+        if is_share and low == high == 0:
             high = 1 - 0.025 ** (1 / len(values))
-        elif low == high == 1:
+        elif is_share and low == high == 1:
             low = 0.025 ** (1 / len(values))
-        return Estimate(mean=float(np.mean(values)), low=float(low), high=float(high), problems=len(values))
+        return Estimate(
+            mean=float(np.mean(values)), low=float(low), high=float(high), problems=len(values), is_share=is_share
+        )
 
     def __str__(self) -> str:
+        if not self.is_share:
+            return f"{self.mean:6.3g}  [{self.low:.3g}, {self.high:.3g}]  of {self.problems}"
         return f"{self.mean:6.1%}  [{self.low:.1%}, {self.high:.1%}]  of {self.problems}"
 
 
@@ -84,20 +90,26 @@ def evaluate_model(options: EvaluateOptions, progress: Progress) -> dict[str, Es
     """Estimates by measure: greedy accuracy with lenient and strict extraction, pass@k at powers of two, maj@n, share of truncated answers."""
     require_folder(options.model)
     run = run_of(options)
-    names = ("max_tokens", "prompt_style", "system_prompt", "max_prompt_tokens", "stop_strings", "grading")
+    names = ("max_tokens", "prompt_style", "system_prompt", "max_prompt_tokens", "stop_strings", "reward", "grading")
     given = {name: getattr(options, name) for name in names}
     options = replace(options, **{name: run.get(name) for name, value in given.items() if value is None})
     problems, where = problems_of(options, run, progress.message)
     runtime = Runtime.start(dtype=resolved_dtype(options.dtype, options.device), device=options.device)
     grading = MathPolicy.parse(options.grading or ())
     verifiers = Verifiers(
-        VerifierOptions(num_workers=runtime.cores, grading=grading, allow_unsafe_code=options.allow_unsafe_code)
+        VerifierOptions(
+            num_workers=runtime.cores,
+            deadline=run.get("verifier_deadline", VerifierOptions.deadline),
+            grading=grading,
+            allow_unsafe_code=options.allow_unsafe_code,
+            rewards=parse_rewards(options.reward or ()),
+        )
     )
     try:
         progress.message(f"{options.model} on {where}")
         if options.against is not None:
             progress.message(describe_contamination(problems, options))
-        problems = gradable(problems, "held-out", verifiers, progress)
+        problems = gradable(rewarded(problems, options.reward or ()), "held-out", verifiers, progress)
         collector, problems = make_collector(options, problems, verifiers, runtime, progress)
         progress.start(f"{len(problems)} problems, greedy")
         greedy = replace(collector, params=replace(collector.params, temperature=0.0), group_size=1)
@@ -215,6 +227,10 @@ def greedy_estimates(
     """Accuracy and truncation of greedy completions, for math also with strict extraction (only \\boxed{})."""
     rollouts = [group.rollouts[0] for group in groups]
     found = {"greedy accuracy": Estimate.of([is_right(r) for r in rollouts if r.is_graded])}
+    if any(r.problem.verifier == REWARD for r in rollouts):
+        found["greedy reward"] = Estimate.of(
+            [r.score.value for r in rollouts if r.score.value is not None], is_share=False
+        )
     math = [r for r in rollouts if r.problem.verifier == "math"]
     if math:
         strict: Verifier = MathVerifier(strict=True, policy=grading, num_workers=num_workers)

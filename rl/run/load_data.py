@@ -11,7 +11,6 @@ from rewards.sandbox.isolation import MIN_LEVEL
 from rewards.score import Outcome, Score, check_references
 from rewards.verifier_contract import checked_scores
 from rewards.verifiers import REWARD, Verifiers
-from rl.settings.config import RunConfig
 from rl.settings.resolve import RunSettings
 from rl.view.progress import Progress
 from rollout.demonstrations import demonstration
@@ -33,7 +32,7 @@ def load_data(settings: RunSettings, report: Report = log.warning) -> tuple[list
         **settings.columns,
         report=report,
     )
-    problems = rewarded(problems, settings)
+    problems = rewarded(problems, settings.reward)
     if not settings.has_eval_data:
         return split_held_out(problems, settings.eval_size)
     held_out = load_held_out(settings, report)
@@ -59,12 +58,12 @@ def load_held_out(settings: RunSettings, report: Report = log.warning) -> list[P
         **settings.columns,
         report=report,
     )
-    return rewarded(problems[: settings.eval_size], settings)
+    return rewarded(problems[: settings.eval_size], settings.reward)
 
 
-def rewarded(problems: Sequence[Problem], settings: RunConfig) -> list[Problem]:
-    """The problems, graded by the rewards of the run if it names any."""
-    return [replace(p, verifier=REWARD) for p in problems] if settings.reward else list(problems)
+def rewarded(problems: Sequence[Problem], reward: Sequence[str]) -> list[Problem]:
+    """The problems, graded by these rewards if there are any."""
+    return [replace(p, verifier=REWARD) for p in problems] if reward else list(problems)
 
 
 def gradable_data(

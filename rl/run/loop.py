@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,11 +32,28 @@ from rl.view.report import REPORT, write_report
 from rollout.records import RolloutGroup
 
 
+@dataclass(frozen=True, kw_only=True)
+class Callbacks:
+    """Functions of the user that the main process calls as the run goes on. An exception of theirs ends the run.
+
+    on_step: gets the metrics of each step and its sampled groups. on_evaluation: gets the metrics of each evaluated step.
+    """
+
+    on_step: Callable[[Metrics, Sequence[RolloutGroup]], None] | None = None
+    on_evaluation: Callable[[Metrics], None] | None = None
+
+    def call(self, metrics: Metrics, result: StepResult | None) -> None:
+        if self.on_step is not None and result is not None:
+            self.on_step(dict(metrics), [c.group for c in result.sampled])
+        if self.on_evaluation is not None and "eval/accuracy" in metrics:
+            self.on_evaluation(dict(metrics))
+
+
 class Interrupted(KeyboardInterrupt):
     """The run was interrupted and has saved a checkpoint."""
 
 
-def train(config: RunConfig) -> Path:
+def train(config: RunConfig, callbacks: Callbacks = Callbacks()) -> Path:
     """Trains, and writes metrics, completions, checkpoints and a report into the run's folder. -> the folder."""
     runtime = Runtime.start(
         dtype=resolved_dtype(config.dtype, config.device), trackers=config.trackers, device=config.device
@@ -51,7 +69,7 @@ def train(config: RunConfig) -> Path:
                 runtime.start_trackers("plumbline", run.settings.as_json(), run_dir)
                 progress.message(f"run folder: {run_dir}")
                 with interruption(progress) as stop_request:
-                    run_steps(run, progress, stop_request)
+                    run_steps(run, progress, stop_request, callbacks)
                 if runtime.is_main:
                     with writing(run_dir):
                         write_report(run_dir)
@@ -82,12 +100,13 @@ def verifier_options(config: RunConfig) -> VerifierOptions:
     )
 
 
-def run_steps(run: Run, progress: Progress, stop_request: StopRequest) -> None:
+def run_steps(run: Run, progress: Progress, stop_request: StopRequest, callbacks: Callbacks) -> None:
     """Runs the steps that are left, with evaluations and checkpoints between, until the last one or a request to stop."""
     settings, num_steps = run.settings, run.settings.num_steps
     if run.step == 0:
         progress.start("evaluating the base model")
-        log(run, progress, {"step": 0, **evaluate(run.collector, run.held_out, settings.eval_samples)}, None)
+        metrics = {"step": 0, **evaluate(run.collector, run.held_out, settings.eval_samples)}
+        log(run, progress, metrics, None, callbacks)
     while run.step < num_steps:
         step, started = run.step + 1, time.perf_counter()
         run.learner.set_learning_rate(settings.learning_rate_at(step))
@@ -108,7 +127,7 @@ def run_steps(run: Run, progress: Progress, stop_request: StopRequest) -> None:
         if step % settings.eval_every == 0 or step == num_steps:
             metrics |= evaluate(run.collector, run.held_out, settings.eval_samples)
         metrics |= {"time/step": time.perf_counter() - started, "memory/peak": run.learner.runtime.peak_memory()}
-        log(run, progress, metrics, result)
+        log(run, progress, metrics, result, callbacks)
         run.step = step
         stops = run.learner.runtime.any_rank(stop_request.stop)
         if step % settings.save_every == 0 or step == num_steps or stops:
@@ -117,7 +136,7 @@ def run_steps(run: Run, progress: Progress, stop_request: StopRequest) -> None:
             break
 
 
-def log(run: Run, progress: Progress, metrics: Metrics, result: StepResult | None) -> None:
+def log(run: Run, progress: Progress, metrics: Metrics, result: StepResult | None, callbacks: Callbacks) -> None:
     if run.records is None:
         return
     with writing(run.settings.run_dir):
@@ -126,6 +145,7 @@ def log(run: Run, progress: Progress, metrics: Metrics, result: StepResult | Non
     progress.step(metrics)
     for warning in run.health_checks.add(metrics):
         progress.message(f"warning: {warning}")
+    callbacks.call(metrics, result)
 
 
 def save(run: Run) -> None:
@@ -179,8 +199,12 @@ def interruption(progress: Progress) -> Iterator[StopRequest]:
     """Ctrl-C or SIGTERM requests a stop after the current step; a second Ctrl-C stops at once.
 
     A second SIGTERM does not: a launcher of several processes forwards the first one, and forwards Ctrl-C as another SIGTERM.
+    Only the main thread of a program gets signals; in another one nothing requests a stop.
     """
     request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
 
     def request_stop(number: int, frame: FrameType | None) -> None:
         if request.stop and number == signal.SIGTERM:

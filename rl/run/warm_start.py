@@ -55,9 +55,13 @@ class WarmStart:
     max_steps: int = 3000
 
     def folder(self) -> Path:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         name = hashlib.blake2b(json.dumps([FORMAT, asdict(self)]).encode(), digest_size=6).hexdigest()
-        return cache / "plumbline" / f"tiny-{self.dataset}-{name}"
+        return cache_folder() / f"tiny-{self.dataset}-{name}"
+
+
+def cache_folder() -> Path:
+    """Where runs keep what other runs can use again: base models, rows of data."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "plumbline"
 
 
 COARSE, FINE = 20, 5  # steps between accuracy checks, far from the range and near it: accuracy can jump within 20 steps

@@ -11,7 +11,7 @@ import tyro
 from rewards.errors import UserError
 from rewards.math_policy import MathPolicy
 from rl.objective.names import CriticSource
-from rl.settings.declare import Bound, at_least, require_possible
+from rl.settings.declare import POSITIVE, Bound, at_least, require_possible
 from rollout.contamination import NGRAM
 from rollout.records import PromptStyle
 
@@ -59,6 +59,8 @@ class EvaluateOptions:
     """Longest prompt; problems with a longer one are left out. Default: the run's for a checkpoint."""
     stop_strings: tuple[str, ...] | None = None
     """Texts that end a completion. Default: the run's for a checkpoint."""
+    reward: tuple[str, ...] | None = None
+    """Rewards that replace the verifiers of the problems, named as for a run. Default: the run's for a checkpoint."""
     grading: Annotated[tuple[str, ...] | None, GRADING] = None
     """How math answers are compared, as option=value, such as decimal_comma=true; docs/grading.md lists the options. Default: the
     run's for a checkpoint."""
@@ -84,6 +86,41 @@ class EvaluateOptions:
         if self.out is not None and (self.out.is_dir() or not self.out.parent.is_dir()):
             is_what = "it is a folder" if self.out.is_dir() else f"there is no folder {str(self.out.parent)!r}"
             raise UserError(f"out is {str(self.out)!r}: {is_what}; name a file in an existing folder")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TryRewardOptions:
+    """Options of `plumbline try-reward`."""
+
+    reward: tyro.conf.Positional[tuple[str, ...]]
+    """Rewards, named as for a run: file.py:function, module:function, math, boxed ..., each also with =weight."""
+    dataset: str
+    """Problems, named as in training."""
+    dataset_config: str | None = None
+    """Configuration of a hub data set that has several."""
+    split: str = "train"
+    """Split of a hub data set."""
+    prompt_column: str | None = None
+    """Column of the question. If not given, it is found by its usual names."""
+    answer_column: str | None = None
+    """Column of the reference answer. If not given, it is found by its usual names."""
+    size: Annotated[int, at_least(1)] = 20
+    """Number of problems, the first ones."""
+    model: str | None = None
+    """Also try ten samples of this model: tiny, a folder in Hugging Face format or a hub name."""
+    max_tokens: Annotated[int, at_least(1)] = 256
+    """Longest sample, in tokens."""
+    deadline: Annotated[float, POSITIVE] = 2.0
+    """Seconds for one call of a reward function."""
+    grading: Annotated[tuple[str, ...], GRADING] = ()
+    """How math answers are compared, as option=value; docs/grading.md lists the options."""
+    allow_unsafe_code: bool = False
+    """Run generated programs even where this machine cannot sandbox them."""
+
+    def __post_init__(self) -> None:
+        require_possible(self, declared_in=TryRewardOptions)
+        if not self.reward:
+            raise UserError("reward is missing: name one, such as keyword.py:reward")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,71 @@
+"""`train`: the options of a run as keyword arguments, with functions and rows in place of files."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from plumbline.finished_run import Run
+from plumbline.rows import written_rows
+from rewards.errors import UserError
+from rewards.functions.source import reference_to
+from rl.run.loop import Callbacks
+from rl.run.loop import train as train_run
+from rl.settings.config import RunConfig
+from rl.settings.defaults import TINY
+from rollout.records import RolloutGroup
+
+Reward = str | Callable[..., Any]
+Dataset = str | Path | Iterable[Mapping[str, Any]]
+
+
+def train(
+    *,
+    model: str = TINY,
+    dataset: Dataset | Sequence[str] = "arithmetic",
+    reward: Reward | Sequence[Reward] | Mapping[Reward, float] = (),
+    eval_dataset: Dataset | None = None,
+    on_step: Callable[[Mapping[str, float | None], Sequence[RolloutGroup]], None] | None = None,
+    on_evaluation: Callable[[Mapping[str, float | None]], None] | None = None,
+    **options: Any,
+) -> Run:
+    """Trains, as a recipe does from the command line. -> the finished run.
+
+    model: "tiny", a folder in Hugging Face format, or a hub name.
+    dataset, eval_dataset: a name or file as for --dataset, or the rows themselves: a list of dicts or a datasets.Dataset.
+        Rows are written to a file in the cache folder, which is named after their content, so that a run can be resumed.
+    reward: a function or a name as for --reward, several of them, or a mapping of them to weights. Without it the
+        verifiers of the problems grade.
+    on_step: called after each step with its metrics and its sampled groups. on_evaluation: called after each evaluation
+        with the metrics of its step. Both in the main process only; an exception ends the run.
+    options: every other option of a run by its name, such as num_steps=20, lora_rank=8.
+
+    Raises UserError for a mistake in the options, the data or the model, before any training.
+    """
+    known = {field.name for field in dataclasses.fields(RunConfig)}
+    for name in sorted(options.keys() - known):
+        near = get_close_matches(name, known, n=1)
+        raise UserError(
+            f"{name} is not an option" + (f"; did you mean {near[0]}?" if near else "; docs/python.md lists them")
+        )
+    lists = {name: tuple(value) for name, value in options.items() if isinstance(value, list)}
+    given = {**options, **lists, "model": model, "dataset": written_rows(dataset), "reward": _named(reward)}
+    if eval_dataset is not None:
+        given["eval_dataset"] = written_rows(eval_dataset)
+    if given.get("run_dir") is not None:
+        given["run_dir"] = Path(given["run_dir"])
+    config = RunConfig(**given)
+    return Run(train_run(config, Callbacks(on_step=on_step, on_evaluation=on_evaluation)))
+
+
+def _named(reward: Reward | Sequence[Reward] | Mapping[Reward, float]) -> tuple[str, ...]:
+    """The rewards as --reward names them."""
+    if isinstance(reward, str) or callable(reward):
+        reward = (reward,)
+    named = [one if isinstance(one, str) else reference_to(one) for one in reward]
+    if isinstance(reward, Mapping):
+        named = [f"{name}={weight!r}" for name, weight in zip(named, reward.values())]
+    return tuple(named)
