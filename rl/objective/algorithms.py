@@ -46,7 +46,7 @@ class OutcomeSupervision:
     normalise: rewards Float[P, G] and mask=graded Bool[P, G] -> advantages Float[P, G].
     weights: of rewards by their names in the scores' parts; without any only the completion's whole reward is normalised.
         Otherwise A = Z(sum_k w_k normalise(r_k) + normalise(r - sum_k w_k r_k)), where the rest holds what is not a named reward
-        (the overlong penalty), and Z standardises over all graded completions of the step: GDPO, arXiv 2601.05242, section 3.1.
+        (the overlong penalty), and Z standardises over all graded completions of the step: GDPO, arXiv 2601.05242.
     """
 
     normalise: Callable[..., Tensor]

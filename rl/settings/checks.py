@@ -29,6 +29,7 @@ def check(config: RunConfig) -> None:
     """Raises UserError for options that contradict each other or would have no effect."""
     named = ALGORITHMS[config.algorithm]
     check_data(config)
+    check_rewards(config)
     check_critic(config)
     check_samples(config)
     if named.surrogate is likelihood:
@@ -39,7 +40,6 @@ def check(config: RunConfig) -> None:
         require_unset(config, ("max_refills",), f"{named.name} does not sample dynamically; leave it out, or use dapo")
     if config.lora_rank == 0:
         require_unset(config, LORA_OPTIONS, "there are no adapters; set lora_rank, or leave it out")
-    check_rewards(config)
     check_precision(config)
     if config.top_p != 1:
         raise UserError(
