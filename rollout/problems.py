@@ -1,4 +1,4 @@
-"""Loads problems from built-in generators, files and hub data sets, and deals them in a seeded, resumable order."""
+"""Loads problems from built-in generators, files and hub data sets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,29 +39,6 @@ _WORD = re.compile(r"(?!(?:yes|no|true|false)$)[^\W\d_]{3,}", re.IGNORECASE)
 _MANY_ALIKE = 20  # problems; fewer may have the same word as their answer by chance
 ANSWER_COLUMNS = ("answer", "solution", "reference")
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class ProblemStream:
-    """Deals a list of problems in an order fixed by the seed, each once an epoch. Its only state is `cursor`."""
-
-    problems: Sequence[Problem]
-    seed: int
-    cursor: int = 0
-    _epoch: tuple[int, list[int]] = field(default=(-1, []), repr=False)
-
-    def take(self, count: int) -> list[Problem]:
-        taken = [self._at(self.cursor + i) for i in range(count)]
-        self.cursor += count
-        return taken
-
-    def _at(self, index: int) -> Problem:
-        epoch, position = divmod(index, len(self.problems))
-        if self._epoch[0] != epoch:
-            order = list(range(len(self.problems)))
-            random.Random(f"{self.seed}/{epoch}").shuffle(order)
-            self._epoch = (epoch, order)
-        return self.problems[self._epoch[1][position]]
 
 
 def is_on_hub(dataset: str) -> bool:

@@ -131,6 +131,8 @@ def check_samples(config: RunConfig) -> None:
         raise UserError(
             f"one_step_ahead is True: {without} has no importance weights, which correct for older samples; leave it out"
         )
+    if named.samples_from == "dataset":
+        require_unset(config, ("drop_mastered",), f"{algorithm} samples nothing and has no pass rates; leave it out")
     if config.group_size not in (None, 1) and named.samples_from == "dataset":
         raise UserError(
             f"group_size is {config.group_size}: {algorithm} has one worked solution of each problem; leave group_size out"

@@ -46,6 +46,7 @@ from rl.settings.options import (
     OptimizerName,
     ReferenceDType,
 )
+from rollout.problem_memory import parse_difficulty
 from rollout.records import PromptStyle
 
 NOT_EMPTY = Bound(lambda texts: "" not in texts, "strings that are not empty: an empty one is in every text")
@@ -53,6 +54,8 @@ LAYERS = Bound(lambda names: names and all(names), "names of linear layers, or a
 ADDRESSES = Bound(lambda urls: urls and all(u.startswith("http") for u in urls), "addresses such as http://host:8000")
 FORMAT_RULES = Bound(lambda names: all(map(format_rule, names)), "names of rules")
 SEED = Bound(lambda seed: -(2**63) <= seed < 2**63, "a number of 64 bits, from -2^63 to 2^63 - 1")
+MASTERED = Bound(lambda rate: 0 < rate <= 1, "more than 0 and at most 1")
+DIFFICULTY = Bound(parse_difficulty, "LOW:HIGH")
 DECAY = Bound(lambda decay: 0 <= decay < 1, "in [0, 1)")
 
 
@@ -92,6 +95,11 @@ class RunConfig:
     """A file with a Jinja template that replaces the tokenizer's own, or the name of one of the templates that the tokenizer has."""
     max_prompt_tokens: Annotated[int | None, at_least(1)] = None
     """Longest prompt; problems with a longer one are left out."""
+    drop_mastered: Annotated[float | None, MASTERED] = None
+    """Never draw a problem again whose pass rate was at least this when it was last drawn, such as 0.9."""
+    difficulty: Annotated[str | None, DIFFICULTY] = None
+    """Draw only problems whose pass rate is within these bounds, such as 0.1:0.9, or unknown. It is the rate of the last time that the
+    problem was drawn, before that the data set's column pass_rate, which plumbline census writes."""
 
     algorithm: Annotated[str, one_of(ALGORITHMS), FIXED_ON_RESUME] = "grpo"
     """Name of an algorithm; docs/algorithms.md lists them with their equations."""
