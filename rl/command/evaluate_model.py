@@ -28,8 +28,8 @@ from rl.processes.runtime import Runtime
 from rl.run.evaluate import VOTED_ON, is_right, right_by_vote
 from rl.run.load_data import Report, gradable, load_held_out, log, require_room, within_limit
 from rl.run.setup import tiny_base
-from rl.settings.config import RunConfig
-from rl.settings.defaults import MAX_ROWS, TINY, resolved_dtype
+from rl.settings.config import RunConfig, with_list_of_datasets
+from rl.settings.defaults import MAX_ROWS, TINY, TINY_TASKS, resolved_dtype
 from rl.settings.options import EvaluateOptions
 from rl.settings.resolve import model_defaults, resolve
 from rl.view.progress import Progress
@@ -115,17 +115,17 @@ def evaluate_model(options: EvaluateOptions, progress: Progress) -> dict[str, Es
 def run_of(options: EvaluateOptions) -> dict[str, Any]:
     """config.json of the run that the model is a checkpoint of, or the defaults of the tiny model; {} for other models."""
     if options.model == TINY:
-        return resolve(RunConfig(dataset=options.dataset or RunConfig().dataset), "cpu").as_json()
+        return resolve(RunConfig(dataset=(options.dataset or TINY_TASKS[0],)), "cpu").as_json()
     written = Path(options.model).parent.parent / "config.json"
     found = json.loads(written.read_text(encoding="utf-8")) if written.is_file() else {}
-    return found if "problems_per_step" in found else {}
+    return with_list_of_datasets(found) if "problems_per_step" in found else {}
 
 
 def problems_of(
     options: EvaluateOptions, run: Mapping[str, Any], report: Report = log.warning
 ) -> tuple[list[Problem], str]:
     """The problems to evaluate on and a description: what the run held out of its own data, or else all of the split."""
-    if options.dataset is not None and options.dataset != run.get("dataset"):
+    if options.dataset is not None and [options.dataset] != run.get("dataset"):
         problems = load_problems(options.dataset, config=options.dataset_config, split=options.split, report=report)
         return problems[: options.size], f"{options.dataset}, {options.split}"
     if not run:
@@ -134,7 +134,7 @@ def problems_of(
         )
     settings = resolve(RunConfig.from_json(run), "cpu")
     problems = load_held_out(settings, report)
-    dataset = settings.eval_dataset or settings.dataset
+    dataset = settings.eval_dataset or " ".join(settings.dataset)
     if settings.has_eval_data and is_on_hub(dataset):
         where = f"{dataset}, {settings.eval_split or 'test'}"
     else:
@@ -148,7 +148,7 @@ def make_collector(
     """A collector for the problems whose prompts are short enough, and these problems."""
     source = options.model
     if source == TINY:
-        source = str(tiny_base(options.dataset or RunConfig().dataset, verifiers, runtime, progress))
+        source = str(tiny_base(str(options.dataset), verifiers, runtime, progress))
     is_adapted = (Path(source) / "adapter_config.json").is_file()
     family = CAUSAL if is_adapted else family_of(source)
     model, tokenizer = load_merged(Path(source)) if is_adapted else family.load(source, runtime.device)

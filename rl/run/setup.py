@@ -23,7 +23,7 @@ from rl.policy.save_model import stored_dtype
 from rl.processes.runtime import Runtime
 from rl.run.build import build_learner, build_optimizer, build_sampler, critic_skeleton
 from rl.run.checkpoint import checkpoints, load_waiting, try_saving, writing
-from rl.run.load_data import fitting, gradable_data, load_data, require_room
+from rl.run.load_data import fitting, gradable_data, joined, load_data, require_room
 from rl.run.run_files import RunRecords, write_config
 from rl.run.run_folder import fingerprints, require_same_data, resume
 from rl.run.warm_start import WarmStart, warm_started
@@ -79,14 +79,15 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
     if runtime.shards:
         require_shardable(settings)
     loaded = load_data(settings, progress.message)
-    data = fingerprints(*loaded)
+    data = fingerprints(joined(loaded[0]), loaded[1])
     if settings.resume:
         require_same_data(settings.run_dir, data)
     loaded = gradable_data(loaded, verifiers, progress)
     source, family, model, tokenizer = load_base(settings, runtime, verifiers, progress)
     style, system_prompt = settings.prompt_style, settings.system_prompt
     renderer = PromptRenderer(tokenizer, style=style, system_prompt=system_prompt, report=progress.message)
-    training, held_out = fitting(settings, renderer, verifiers, loaded, vocabulary_size(model), progress)
+    sources, held_out = fitting(settings, renderer, verifiers, loaded, vocabulary_size(model), progress)
+    training = joined(sources)
     longest = require_room(
         renderer,
         [*training, *held_out],
@@ -232,8 +233,9 @@ def load_base(
     """What the run starts from: its folder or hub name, its family, the model (the same weights in every process), its tokenizer."""
     source = settings.model
     if source == TINY:
+        task = tiny_task(*(dataset.name for dataset in settings.datasets))
         source = runtime.broadcast_from_main(
-            lambda: str(tiny_base(settings.dataset, verifiers, runtime.single_process(), progress))
+            lambda: str(tiny_base(task, verifiers, runtime.single_process(), progress))
         )
     nf4 = getattr(torch, settings.dtype) if settings.lora_base == "nf4" else None
     rounded = settings.rounds_base(runtime.device.type)
