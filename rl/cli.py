@@ -15,7 +15,7 @@ import tyro
 
 from rewards.errors import UserError
 from rewards.score import Score
-from rl.settings.options import AnyDType, EvaluateOptions, PlanOptions
+from rl.settings.options import AnyDType, CensusOptions, EvaluateOptions, PlanOptions
 
 
 def run_safely(action: Callable[[], object]) -> None:
@@ -125,6 +125,17 @@ def evaluate(options: Annotated[EvaluateOptions, tyro.conf.arg(name="")]) -> Non
     print(describe(found))
     if options.out is not None:
         options.out.write_text(as_json(found) + "\n", encoding="utf-8")
+
+
+@app.command
+def census(options: Annotated[CensusOptions, tyro.conf.arg(name="")]) -> None:
+    """Measure how often a model solves each problem of a data set, and write the data set with these pass rates."""
+    from rl.command.census import describe, take_census
+    from rl.view.progress import Progress
+
+    with Progress(0) as progress:
+        found = take_census(options, progress)
+    print(describe(found, options.samples))
 
 
 @app.command

@@ -15,7 +15,7 @@ from rollout.records import Problem, RolloutGroup
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Problems under one name. weight: their share of the draws, relative to the weights of the other sources."""
+    """A data set's training problems. weight: their share of the draws, relative to the weights of the other data sets."""
 
     name: str
     problems: Sequence[Problem]
@@ -43,7 +43,7 @@ class ProblemStream:
     """
 
     def __init__(self, sources: Sequence[Source], seed: int, selection: Selection | None = None) -> None:
-        self.sources = tuple(sources)
+        self.sources = tuple(source for source in sources if source.weight > 0)
         self.seed = seed
         self.selection = selection or Selection()
         self.positions = [Position() for _ in self.sources]
@@ -141,16 +141,9 @@ class ProblemStream:
 
 
 def indexed(sources: Sequence[Source]) -> dict[str, int]:
-    """The index of each problem's source, by the problem's id.
-
-    Raises UserError for sources that cannot be mixed: without weight, or with problems of equal ids, on which seeds depend.
-    """
+    """The index of each problem's source, by the problem's id. Raises UserError where two sources have the same id."""
     found: dict[str, int] = {}
     for index, source in enumerate(sources):
-        if not 0 < source.weight < float("inf"):
-            raise UserError(
-                f"dataset: the weight of {source.name!r} is {source.weight}: it must be more than 0; leave the data set out, or change its weight"
-            )
         for problem in source.problems:
             other = found.setdefault(problem.id, index)
             if other != index:

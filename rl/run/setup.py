@@ -23,7 +23,7 @@ from rl.policy.save_model import stored_dtype
 from rl.processes.runtime import Runtime
 from rl.run.build import build_learner, build_optimizer, build_sampler, critic_skeleton
 from rl.run.checkpoint import checkpoints, load_waiting, try_saving, writing
-from rl.run.load_data import fitting, gradable_data, load_data, require_room
+from rl.run.load_data import fitting, gradable_data, joined, load_data, require_room
 from rl.run.run_files import RunRecords, write_config
 from rl.run.run_folder import fingerprints, require_same_data, resume
 from rl.run.warm_start import WarmStart, warm_started
@@ -86,15 +86,16 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
     if runtime.shards:
         require_shardable(settings)
     loaded = load_data(settings, progress.message)
-    data = fingerprints(*loaded)
+    data = fingerprints(joined(loaded[0]), loaded[1])
     if settings.resume:
         require_same_data(settings.run_dir, data)
     loaded = gradable_data(loaded, verifiers, progress)
     source, family, model, tokenizer = load_base(settings, runtime, verifiers, progress)
     style, system_prompt = settings.prompt_style, settings.system_prompt
     renderer = PromptRenderer(tokenizer, style=style, system_prompt=system_prompt, report=progress.message)
-    training, held_out = fitting(settings, renderer, verifiers, loaded, vocabulary_size(model), progress)
-    stream = build_stream(settings, training)
+    sources, held_out = fitting(settings, renderer, verifiers, loaded, vocabulary_size(model), progress)
+    training = joined(sources)
+    stream = build_stream(settings, sources)
     longest = require_room(
         renderer,
         [*training, *held_out],
@@ -147,14 +148,14 @@ def closed_on_error(sampler: Sampler) -> Iterator[None]:
         raise
 
 
-def build_stream(settings: RunSettings, training: Sequence[Problem]) -> ProblemStream:
+def build_stream(settings: RunSettings, sources: Sequence[Source]) -> ProblemStream:
     """The stream of the training problems. Raises UserError where the bounds of their difficulty leave none to draw."""
     difficulty = None if settings.difficulty is None else parse_difficulty(settings.difficulty)
     selection = Selection(drop_mastered=settings.drop_mastered, difficulty=difficulty)
-    stream = ProblemStream([Source(name=settings.dataset, problems=training)], settings.seed, selection)
+    stream = ProblemStream(sources, settings.seed, selection)
     if stream.num_left == 0:
         raise UserError(
-            f"difficulty is {settings.difficulty!r}: the {PASS_RATE} of each of the {len(training)} training problems is outside of it; "
+            f"difficulty is {settings.difficulty!r}: the {PASS_RATE} of each of the {len(joined(sources))} training problems is outside of it; "
             "widen it, or give other problems"
         )
     return stream
@@ -254,8 +255,9 @@ def load_base(
     """What the run starts from: its folder or hub name, its family, the model (the same weights in every process), its tokenizer."""
     source = settings.model
     if source == TINY:
+        task = tiny_task(*(dataset.name for dataset in settings.datasets))
         source = runtime.broadcast_from_main(
-            lambda: str(tiny_base(settings.dataset, verifiers, runtime.single_process(), progress))
+            lambda: str(tiny_base(task, verifiers, runtime.single_process(), progress))
         )
     nf4 = getattr(torch, settings.dtype) if settings.lora_base == "nf4" else None
     rounded = settings.rounds_base(runtime.device.type)

@@ -11,18 +11,13 @@ from typing import Any
 
 import pytest
 
-import rl.run.setup
 from rewards.errors import UserError
 from rewards.math_answer import MathVerifier
 from rewards.score import Outcome, Score
 from rl.run.checkpoint import checksum
 from rl.run.loop import Interrupted, train
 from rl.settings.config import RunConfig
-from rl.settings.resolve import RunSettings
 from rl.view.metrics import read_metrics
-from rollout.problem_memory import Selection
-from rollout.problem_stream import ProblemStream, Source
-from rollout.records import Problem
 from tests.rl.test_checkpoint import assert_equal_runs, resumed
 from tests.rl.test_loop import interrupt_at, odd_lengths, options
 from tests.rl.test_processes import assert_same_run, train_by
@@ -70,23 +65,26 @@ MIXED: list[dict[str, object]] = [
 ]
 
 
-def mixing(settings: RunSettings, training: Sequence[Problem]) -> ProblemStream:
-    """In place of a data set of two names: twice as many draws from the even problems as from the odd ones."""
-    parts = {name: [p for p in training if int(p.id) % 2 == rest] for name, rest in (("even", 0), ("odd", 1))}
-    sources = [Source(name=name, problems=parts[name], weight=w) for name, w in (("even", 2), ("odd", 1))]
-    return ProblemStream(sources, settings.seed, Selection(drop_mastered=settings.drop_mastered))
+@pytest.fixture
+def even_and_odd(tmp_path: Path) -> tuple[str, str]:
+    """Two data sets of 30 problems each, twice as many draws from the first."""
+    for name, rest in (("even", 0), ("odd", 1)):
+        rows = [{"question": f"{i}+{i}=", "answer": f"{2 * i}"} for i in range(rest, 60, 2)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return f"{tmp_path}/even.jsonl=2", f"{tmp_path}/odd.jsonl=1"
 
 
 @pytest.mark.parametrize("changed", MIXED, ids=lambda c: "-".join(map(str, c.values())))
 def test_a_resumed_run_with_a_mix_and_a_memory_equals_one_that_was_not_interrupted(
-    changed: dict[str, object], model: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    changed: dict[str, object], model: Path, even_and_odd: tuple[str, str], tmp_path: Path
 ) -> None:
     """Problems are drawn several times and some are mastered, so that every draw depends on the memory. SIGINT in step 3 of 6."""
-    monkeypatch.setattr(rl.run.setup, "build_stream", mixing)
     usual = {"eval_size": 40, "num_steps": 6, "drop_mastered": 0.25, "eval_every": 6, "schedule": "constant", **changed}
-    whole = options(model, digits, tmp_path / "whole", **usual)
+    whole = options(model, Path(), tmp_path / "whole", **{**usual, "dataset": even_and_odd})
     train(whole)
     assert (read_metrics(tmp_path / "whole")[-1]["problems/mastered"] or 0) > 0
+    counts = Counter(Path(name.partition(":")[0]).stem for _, name, _ in visits(tmp_path / "whole")[:12])
+    assert counts == {"even": 8, "odd": 4}
     parted = replace(whole, run_dir=tmp_path / "parted")
     with pytest.raises(Interrupted, match="saved after step 3"):
         interrupt_at(3, parted)
@@ -158,19 +156,15 @@ def test_two_processes_remember_the_same(changed: dict[str, object], model: Path
     assert (read_metrics(tmp_path / "one")[-1]["problems/mastered"] or 0) > 0
 
 
-def test_where_no_problem_is_within_the_difficulty_the_run_does_not_begin(
-    model: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    inner = rl.run.setup.load_data
-
-    def all_easy(*given: Any) -> tuple[list[Problem], list[Problem]]:
-        training, held_out = inner(*given)
-        return [replace(p, metadata={"pass_rate": 0.95}) for p in training], held_out
-
-    monkeypatch.setattr(rl.run.setup, "load_data", all_easy)
+def test_where_no_problem_is_within_the_difficulty_the_run_does_not_begin(model: Path, tmp_path: Path) -> None:
+    easy = tmp_path / "easy.jsonl"
+    rows = [{"question": f"{i}+{i}=", "answer": f"{2 * i}", "pass_rate": 0.95} for i in range(60)]
+    easy.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(UserError, match=r"difficulty is '0.1:0.9': the pass_rate of each of the 50 training problems"):
-        train(options(model, digits, tmp_path / "run", difficulty="0.1:0.9"))
-    train(options(model, digits, tmp_path / "run", difficulty="0.1:0.95", num_steps=1))
+        train(options(model, easy, tmp_path / "run", difficulty="0.1:0.9"))
+    easy.write_text(easy.read_text().replace("0.95", "0.9", 25))
+    run_dir = train(options(model, easy, tmp_path / "other", difficulty="0.1:0.9", num_steps=1))
+    assert all(int(name) < 25 for _, name, _ in visits(run_dir))
 
 
 def test_a_checkpoint_of_an_earlier_version_is_resumed_in_its_order(model: Path, digits: Path, tmp_path: Path) -> None:

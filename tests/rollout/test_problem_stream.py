@@ -193,10 +193,16 @@ def test_bounds_of_difficulty_that_are_none_are_refused(text: str) -> None:
     assert parse_difficulty("0:1") == (0.0, 1.0) and parse_difficulty("0.1:0.9") == (0.1, 0.9)
 
 
-def test_sources_that_cannot_be_mixed_are_refused() -> None:
-    for weight in (0.0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(UserError, match=r"dataset: the weight of 'b' is .*: it must be more than 0"):
-            mix(1.0, weight)
+def test_a_source_without_weight_is_never_drawn_from() -> None:
+    stream = mix(1, 0, selection=Selection(drop_mastered=1.0))
+    drawn = stream.take(14)
+    assert {name[0] for name in names(drawn)} == {"a"} and stream.num_left == 7
+    stream.remember([visit(p, "rr") for p in drawn[:7]])
+    assert stream.num_left == 0
+
+
+def test_sources_with_problems_of_equal_ids_are_refused() -> None:
+    """Seeds and pass rates go by the id."""
     twice = [Source(name=name, problems=problems("a", 2)) for name in ("one", "other")]
     with pytest.raises(UserError, match="'one' and 'other' both have a problem 'a0'"):
         ProblemStream(twice, 0)
