@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from rewards.score import Outcome, Reference, Score
-from rollout.problems import ProblemStream
+from rollout.problem_stream import ProblemStream, Source
 from rollout.records import Problem
 
 END, PAD = "<|end|>", "<|pad|>"
@@ -133,12 +133,11 @@ def random_problems(
     return [Problem(id=str(i), prompt=p, reference=p, verifier="hash") for i, p in enumerate(prompts)]
 
 
-@dataclass
 class InOrder(ProblemStream):
-    """Deals the problems as they stand."""
+    """Draws the problems as they stand."""
 
-    def _at(self, index: int) -> Problem:
-        return self.problems[index % len(self.problems)]
+    def order(self, source: Source, epoch: int) -> list[int]:
+        return list(range(len(source.problems)))
 
 
 def has_signal(prompt: str, share_without_signal: float) -> bool:

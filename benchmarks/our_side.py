@@ -17,7 +17,7 @@ from rl.update.delivery import Delivery
 from rl.update.learner import Learner
 from rl.update.step import train_step
 from rollout.collect import Collector
-from rollout.problems import ProblemStream
+from rollout.problem_stream import ProblemStream
 from rollout.sampler import SamplingParams
 from rollout.torch_sampler import TorchSampler
 

@@ -29,7 +29,8 @@ from rl.run.setup import tiny_base
 from rl.settings.defaults import TINY_KL_WEIGHT
 from rl.settings.resolve import model_defaults
 from rl.view.progress import Progress
-from rollout.problems import ProblemStream, load_problems, split_held_out
+from rollout.problem_stream import ProblemStream
+from rollout.problems import load_problems, split_held_out
 from rollout.prompts import PromptRenderer
 from rollout.records import Problem
 
@@ -192,7 +193,7 @@ def given(shape: Shape, runtime: Runtime, *, num_problems: int, seed: int = 0) -
         make_model=make_model,
         tokenizer=tokenizer,
         renderer=PromptRenderer(tokenizer, style="plain"),
-        stream=lambda: InOrder(problems, seed),
+        stream=lambda: InOrder.of(problems, seed),
         held_out=[],
         verifiers={"hash": HashVerifier(shape.share_without_signal)},
         seed=seed,
@@ -209,7 +210,7 @@ def _tiny(runtime: Runtime, seed: int) -> Given:
         make_model=lambda: load_pretrained(folder, runtime.device)[0],
         tokenizer=tokenizer,
         renderer=PromptRenderer(tokenizer, style="plain"),
-        stream=lambda: ProblemStream(training, seed),
+        stream=lambda: ProblemStream.of(training, seed),
         held_out=held_out,
         verifiers=verifiers,
         seed=seed,

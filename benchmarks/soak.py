@@ -33,7 +33,7 @@ LOOKS = 2.0  # seconds between two
 def one_run(run_dir: Path, steps: int, dataset: str) -> None:
     train(
         RunConfig(
-            dataset=dataset,
+            dataset=(dataset,),
             run_dir=run_dir,
             num_steps=steps,
             problems_per_step=4,

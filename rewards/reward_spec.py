@@ -30,11 +30,6 @@ class RewardSpec:
     weight: float
     function: Source | None
 
-    @property
-    def needs_reference(self) -> bool:
-        """Whether it cannot grade a problem that has no reference answer."""
-        return self.source in BUILT_IN
-
 
 def parse_rewards(texts: Sequence[str]) -> tuple[RewardSpec, ...]:
     """The rewards that `--reward` names, with distinct names. Raises UserError."""
@@ -47,6 +42,11 @@ def parse_rewards(texts: Sequence[str]) -> tuple[RewardSpec, ...]:
     if specs and all(spec.weight == 0 for spec in specs):
         raise UserError(f"reward is {' '.join(texts)!r}: all weights are 0; give one of the rewards another weight")
     return tuple(specs)
+
+
+def need_references(texts: Sequence[str]) -> bool:
+    """Whether problems need a reference answer: for a verifier they do, for functions and format rules they do not."""
+    return not texts or any(_split_weight(text)[0] in BUILT_IN for text in texts)
 
 
 def _split_weight(text: str) -> tuple[str, float]:

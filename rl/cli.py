@@ -15,7 +15,7 @@ import tyro
 
 from rewards.errors import UserError
 from rewards.score import Score
-from rl.settings.options import AnyDType, EvaluateOptions, PlanOptions, TryRewardOptions
+from rl.settings.options import AnyDType, CensusOptions, EvaluateOptions, PlanOptions, TryRewardOptions
 
 
 def run_safely(action: Callable[[], object]) -> None:
@@ -136,6 +136,17 @@ def try_reward(options: Annotated[TryRewardOptions, tyro.conf.arg(name="")]) -> 
     with Progress(0) as progress:
         found = try_rewards(options, progress)
     print(found)
+
+
+@app.command
+def census(options: Annotated[CensusOptions, tyro.conf.arg(name="")]) -> None:
+    """Measure how often a model solves each problem of a data set, and write the data set with these pass rates."""
+    from rl.command.census import describe, take_census
+    from rl.view.progress import Progress
+
+    with Progress(0) as progress:
+        found = take_census(options, progress)
+    print(describe(found, options.samples))
 
 
 @app.command

@@ -11,7 +11,7 @@ from functools import partial
 
 from rewards.errors import UserError
 from rewards.score import Score, Verifier
-from rollout.problems import ProblemStream
+from rollout.problem_stream import ProblemStream
 from rollout.processes import Processes, SingleProcess
 from rollout.prompts import PromptRenderer
 from rollout.records import Completion, Problem, Rollout, RolloutGroup
@@ -151,16 +151,25 @@ class Collector:
             verify_seconds=verified - sampled,
         )
 
+    def collect_from(
+        self, stream: ProblemStream, count: int, *, step: int, drawn: Counter[str] | None = None
+    ) -> Collected:
+        """The groups of the next `count` problems of the stream, which remembers their pass rates. The next draw depends on them."""
+        collected = self.collect(stream.take(count), step=step, drawn=drawn)
+        stream.remember(collected.sampled)
+        return collected
+
     def collect_with_signal(self, stream: ProblemStream, count: int, *, step: int) -> Collected:
-        """Dynamic sampling: draws further problems until `count` groups have differing rewards, in at most max_refills further rounds.
+        """Dynamic sampling: draws further problems until `count` groups have differing rewards, in at most max_refills further rounds,
+        and while there are problems left to draw.
 
         DAPO, arXiv 2503.14476, section 3.2. Groups beyond `count` are dropped, the latest first.
         """
         parts: list[Collected] = []
         groups: list[RolloutGroup] = []
         drawn: Counter[str] = Counter()
-        while len(groups) < count and len(parts) <= self.max_refills:
-            parts.append(self.collect(stream.take(count), step=step, drawn=drawn))
+        while len(groups) < count and len(parts) <= self.max_refills and stream.num_left > 0:
+            parts.append(self.collect_from(stream, count, step=step, drawn=drawn))
             groups += [group for group in parts[-1].groups if has_signal(group)]
         return Collected(
             groups=groups[:count],

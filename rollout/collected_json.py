@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from rewards.score import Outcome, Score
 from rollout.collect import Collected
-from rollout.records import Completion, FinishReason, Problem, Rollout, RolloutGroup
+from rollout.records import SOLUTION, Completion, FinishReason, Problem, Rollout, RolloutGroup
 
 NUMBERS = ("num_refills", "num_sampled_tokens", "sample_seconds", "verify_seconds")
 
@@ -30,6 +30,8 @@ def collected_from_json(read: dict[str, Any]) -> Collected:
 
 
 def group_to_json(group: RolloutGroup) -> dict[str, Any]:
+    """Of a problem's metadata only the worked solution: the other columns of its row served to grade it, which is done."""
+    kept = {name: value for name, value in group.problem.metadata.items() if name == SOLUTION}
     rollouts = []
     for rollout in group.rollouts:
         completion, score = rollout.completion, rollout.score
@@ -41,7 +43,11 @@ def group_to_json(group: RolloutGroup) -> dict[str, Any]:
                 "step_ends": rollout.step_ends,
             }
         )
-    return {"problem": asdict(group.problem), "prompt_ids": group.prompt_ids, "rollouts": rollouts}
+    return {
+        "problem": asdict(replace(group.problem, metadata=kept)),
+        "prompt_ids": group.prompt_ids,
+        "rollouts": rollouts,
+    }
 
 
 def group_from_json(read: dict[str, Any]) -> RolloutGroup:

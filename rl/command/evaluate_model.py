@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from math import comb
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from transformers import PreTrainedModel
 from rewards.errors import UserError
 from rewards.math_answer import MathVerifier
 from rewards.math_policy import MathPolicy
-from rewards.reward_spec import parse_rewards
+from rewards.reward_spec import need_references, parse_rewards
 from rewards.score import Outcome, Verifier, verify
 from rewards.verifiers import REWARD, VerifierOptions, Verifiers
 from rl.capacity.account import ROUNDED
@@ -25,13 +26,13 @@ from rl.capacity.cost import FLOAT32, ModelCost
 from rl.policy.families import CAUSAL, family_of
 from rl.policy.load import context_length, require_folder
 from rl.policy.merge import load_merged
-from rl.processes.runtime import Runtime
+from rl.processes.runtime import Runtime, cores_per_process
 from rl.run.evaluate import VOTED_ON, is_right, right_by_vote
 from rl.run.load_data import Report, gradable, load_held_out, log, require_room, rewarded, within_limit
 from rl.run.setup import tiny_base
-from rl.settings.config import RunConfig
-from rl.settings.defaults import MAX_ROWS, TINY, resolved_dtype
-from rl.settings.options import EvaluateOptions
+from rl.settings.config import RunConfig, with_list_of_datasets
+from rl.settings.defaults import MAX_ROWS, TINY, TINY_TASKS, resolved_dtype
+from rl.settings.options import EvaluateOptions, SamplingOptions
 from rl.settings.resolve import model_defaults, resolve
 from rl.view.progress import Progress
 from rollout.chat_template import choose_template
@@ -44,6 +45,7 @@ from rollout.sampler import Sampler, SamplingParams
 from rollout.turn import stop_token_ids, turn_end_strings, vocabulary_size
 
 RESAMPLES, AT_ONCE = 10_000, 100
+Options = TypeVar("Options", bound=SamplingOptions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,55 +92,77 @@ def evaluate_model(options: EvaluateOptions, progress: Progress) -> dict[str, Es
     """Estimates by measure: greedy accuracy with lenient and strict extraction, pass@k at powers of two, maj@n, share of truncated answers."""
     require_folder(options.model)
     run = run_of(options)
-    names = ("max_tokens", "prompt_style", "system_prompt", "max_prompt_tokens", "stop_strings", "reward", "grading")
-    given = {name: getattr(options, name) for name in names}
-    options = replace(options, **{name: run.get(name) for name, value in given.items() if value is None})
+    options = with_values_of(run, options)
     problems, where = problems_of(options, run, progress.message)
+    progress.message(f"{options.model} on {where}")
+    if options.against is not None:
+        progress.message(describe_contamination(problems, options))
+    with opened(options, problems, "held-out", progress) as (collector, problems):
+        progress.start(f"{len(problems)} problems, greedy")
+        greedy = replace(collector, params=replace(collector.params, temperature=0.0), group_size=1)
+        grading = MathPolicy.parse(options.grading or ())
+        found = greedy_estimates(greedy.collect(problems, step=0).groups, grading, num_workers=cores_per_process())
+        if options.samples > 0:
+            progress.start(f"{len(problems)} problems, {options.samples} samples of each")
+            found |= sample_estimates(collector.collect(problems, step=0).groups, options.samples)
+    return found
+
+
+def with_values_of(run: Mapping[str, Any], options: Options) -> Options:
+    """The options, with the values of the model's own run where none are given. run: as run_of returns it."""
+    names = ("max_tokens", "prompt_style", "system_prompt", "max_prompt_tokens", "stop_strings", "grading")
+    names += ("reward", "verifier_deadline")
+    return replace(options, **{name: run.get(name) for name in names if getattr(options, name) is None})
+
+
+@contextmanager
+def opened(
+    options: SamplingOptions, problems: Sequence[Problem], which: str, progress: Progress
+) -> Iterator[tuple[Collector, list[Problem]]]:
+    """A collector for the problems that can be graded and whose prompts are short enough, and these problems. It is closed at the end of
+    the block. which: what messages call the problems."""
     runtime = Runtime.start(dtype=resolved_dtype(options.dtype, options.device), device=options.device)
     grading = MathPolicy.parse(options.grading or ())
     verifiers = Verifiers(
         VerifierOptions(
             num_workers=runtime.cores,
-            deadline=run.get("verifier_deadline", VerifierOptions.deadline),
+            deadline=options.verifier_deadline or VerifierOptions.deadline,
             grading=grading,
             allow_unsafe_code=options.allow_unsafe_code,
             rewards=parse_rewards(options.reward or ()),
         )
     )
     try:
-        progress.message(f"{options.model} on {where}")
-        if options.against is not None:
-            progress.message(describe_contamination(problems, options))
-        problems = gradable(rewarded(problems, options.reward or ()), "held-out", verifiers, progress)
-        collector, problems = make_collector(options, problems, verifiers, runtime, progress)
-        progress.start(f"{len(problems)} problems, greedy")
-        greedy = replace(collector, params=replace(collector.params, temperature=0.0), group_size=1)
-        found = greedy_estimates(greedy.collect(problems, step=0).groups, grading, num_workers=runtime.cores)
-        if options.samples > 0:
-            progress.start(f"{len(problems)} problems, {options.samples} samples of each")
-            found |= sample_estimates(collector.collect(problems, step=0).groups, options.samples)
+        problems = gradable(rewarded(problems, options.reward or ()), which, verifiers, progress)
+        collector, problems = make_collector(options, problems, verifiers, runtime, progress, which)
+        yield collector, problems
         collector.sampler.close()
-        return found
     finally:
         verifiers.close()
         runtime.close()
 
 
-def run_of(options: EvaluateOptions) -> dict[str, Any]:
+def run_of(options: SamplingOptions) -> dict[str, Any]:
     """config.json of the run that the model is a checkpoint of, or the defaults of the tiny model; {} for other models."""
     if options.model == TINY:
-        return resolve(RunConfig(dataset=options.dataset or RunConfig().dataset), "cpu").as_json()
+        return resolve(RunConfig(dataset=(options.dataset or TINY_TASKS[0],)), "cpu").as_json()
     written = Path(options.model).parent.parent / "config.json"
     found = json.loads(written.read_text(encoding="utf-8")) if written.is_file() else {}
-    return found if "problems_per_step" in found else {}
+    return with_list_of_datasets(found) if "problems_per_step" in found else {}
 
 
 def problems_of(
     options: EvaluateOptions, run: Mapping[str, Any], report: Report = log.warning
 ) -> tuple[list[Problem], str]:
     """The problems to evaluate on and a description: what the run held out of its own data, or else all of the split."""
-    if options.dataset is not None and options.dataset != run.get("dataset"):
-        problems = load_problems(options.dataset, config=options.dataset_config, split=options.split, report=report)
+    if options.dataset is not None and [options.dataset] != run.get("dataset"):
+        problems = load_problems(
+            options.dataset,
+            config=options.dataset_config,
+            split=options.split,
+            needs_reference=need_references(options.reward or ()),
+            report=report,
+        )
         return problems[: options.size], f"{options.dataset}, {options.split}"
     if not run:
         raise UserError(
@@ -146,7 +170,7 @@ def problems_of(
         )
     settings = resolve(RunConfig.from_json(run), "cpu")
     problems = load_held_out(settings, report)
-    dataset = settings.eval_dataset or settings.dataset
+    dataset = settings.eval_dataset or " ".join(settings.dataset)
     if settings.has_eval_data and is_on_hub(dataset):
         where = f"{dataset}, {settings.eval_split or 'test'}"
     else:
@@ -155,12 +179,17 @@ def problems_of(
 
 
 def make_collector(
-    options: EvaluateOptions, problems: Sequence[Problem], verifiers: Verifiers, runtime: Runtime, progress: Progress
+    options: SamplingOptions,
+    problems: Sequence[Problem],
+    verifiers: Verifiers,
+    runtime: Runtime,
+    progress: Progress,
+    which: str = "held-out",
 ) -> tuple[Collector, list[Problem]]:
-    """A collector for the problems whose prompts are short enough, and these problems."""
+    """A collector for the problems whose prompts are short enough, and these problems. which: what messages call them."""
     source = options.model
     if source == TINY:
-        source = str(tiny_base(options.dataset or RunConfig().dataset, verifiers, runtime, progress))
+        source = str(tiny_base(str(options.dataset), verifiers, runtime, progress))
     is_adapted = (Path(source) / "adapter_config.json").is_file()
     family = CAUSAL if is_adapted else family_of(source)
     model, tokenizer = load_merged(Path(source)) if is_adapted else family.load(source, runtime.device)
@@ -169,7 +198,7 @@ def make_collector(
     style, system_prompt = options.prompt_style, options.system_prompt
     renderer = PromptRenderer(tokenizer, style=style, system_prompt=system_prompt, report=progress.message)
     max_tokens = options.max_tokens or model_defaults(options.model, str(options.dataset))["max_tokens"]
-    problems = within_limit(renderer, problems, "held-out", options.max_prompt_tokens, progress.message)
+    problems = within_limit(renderer, problems, which, options.max_prompt_tokens, progress.message)
     context, vocabulary = context_length(model), vocabulary_size(model)
     longest = require_room(renderer, problems, max_tokens, context=context, vocabulary=vocabulary)
     sampler: Sampler

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rewards.math_policy import MathPolicy
-from rewards.reward_spec import parse_rewards
+from rewards.reward_spec import need_references, parse_rewards
 from rewards.score import Score
 from rewards.verifiers import REWARD, VerifierOptions, Verifiers
 from rl.command.evaluate_model import make_collector
@@ -67,6 +67,7 @@ def try_rewards(options: TryRewardOptions, progress: Progress) -> str:
             split=options.split,
             prompt_column=options.prompt_column,
             answer_column=options.answer_column,
+            needs_reference=need_references(options.reward),
             report=progress.message,
         )
         problems = gradable(rewarded(problems[: options.size], options.reward), "tried", verifiers, progress)

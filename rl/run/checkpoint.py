@@ -23,9 +23,11 @@ from rl.processes.sharding import full_state, load_full_state
 from rl.update.learner import Learner
 from rollout.collect import Collected
 from rollout.collected_json import collected_from_json, collected_to_json
-from rollout.problems import ProblemStream
+from rollout.problem_memory import ProblemMemory
+from rollout.problem_stream import ProblemStream
 
 WAITING = "waiting.json"  # completions of the next step, sampled one step ahead
+PASS_RATES = "pass_rates.jsonl"  # the memory of the stream, a line for each problem that was drawn
 CRITIC_FOLDER = "critic"  # a folder of its own, since engines load every safetensors file beside the model's
 CHECKSUMS = "SHA256SUMS"
 
@@ -42,7 +44,8 @@ def save_checkpoint(
     keep: int,
     waiting: Collected | None = None,
 ) -> None:
-    """Saves policy (all weights, or the adapters), critic, optimizer and position in the stream. Keeps the `keep` newest checkpoints.
+    """Saves policy (all weights, or the adapters), critic, optimizer, and the stream's positions and memory. Keeps the `keep` newest
+    checkpoints.
 
     Every process must call it; the main process writes.
     """
@@ -66,7 +69,8 @@ def save_checkpoint(
             reference.save(aside / "reference", reference_state)
         if waiting is not None:
             (aside / WAITING).write_text(json.dumps(collected_to_json(waiting)), encoding="utf-8")
-        counters = {"step": step, "cursor": stream.cursor, "skipped_in_a_row": learner.skipped_in_a_row}
+        (aside / PASS_RATES).write_text(stream.memory.to_lines(), encoding="utf-8")
+        counters = {"step": step, "cursor": stream.state(), "skipped_in_a_row": learner.skipped_in_a_row}
         (aside / "trainer.json").write_text(json.dumps(counters))
         sums = {path: checksum(path) for path in files_of(aside)}
         (aside / CHECKSUMS).write_text("".join(f"{s}  {path.relative_to(aside)}\n" for path, s in sums.items()))
@@ -179,7 +183,9 @@ def load_checkpoint(folder: Path, learner: Learner, stream: ProblemStream) -> in
         critic.load(of_critic if of_critic.is_dir() else folder)  # earlier versions saved it beside the model
     state = json.loads((folder / "trainer.json").read_text())
     load_full_state(learner.optimizer, torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True))
-    stream.cursor = state["cursor"]
+    rates = folder / PASS_RATES  # earlier versions had none
+    memory = ProblemMemory.from_lines(rates.read_text(encoding="utf-8")) if rates.is_file() else ProblemMemory()
+    stream.load_state(state["cursor"], memory)
     learner.skipped_in_a_row = state["skipped_in_a_row"]
     return state["step"]
 

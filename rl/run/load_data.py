@@ -5,56 +5,109 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import accumulate, pairwise
 
 from rewards.errors import UserError
+from rewards.reward_spec import need_references
 from rewards.sandbox.isolation import MIN_LEVEL
 from rewards.score import Outcome, Score, check_references
 from rewards.verifier_contract import checked_scores
 from rewards.verifiers import REWARD, Verifiers
 from rl.settings.resolve import RunSettings
 from rl.view.progress import Progress
+from rollout.dataset_names import HubName
 from rollout.demonstrations import demonstration
+from rollout.problem_stream import Source
 from rollout.problems import load_problems, repeated_word, split_held_out, without_overlap
 from rollout.prompts import PromptRenderer
 from rollout.records import SOLUTION, Problem
 from rollout.verify import grade, row_of
 
 Report = Callable[[str], None]
+Data = tuple[list[Source], list[Problem]]  # training, held-out
 log = logging.getLogger(__name__)
 
 
-def load_data(settings: RunSettings, report: Report = log.warning) -> tuple[list[Problem], list[Problem]]:
-    """(training, held-out) problems, without overlap."""
-    problems = load_problems(
-        settings.dataset,
-        config=settings.dataset_config,
-        split=settings.dataset_split,
-        **settings.columns,
-        report=report,
-    )
-    problems = rewarded(problems, settings.reward)
-    if not settings.has_eval_data:
-        return split_held_out(problems, settings.eval_size)
-    held_out = load_held_out(settings, report)
-    training = without_overlap(problems, held_out)
-    if not training:
-        raise UserError(
-            f"dataset is {settings.dataset!r}: every problem of it is among the {len(held_out)} held-out ones; name another "
-            "eval_dataset"
+def load_data(settings: RunSettings, report: Report = log.warning) -> Data:
+    """The training problems of each data set and the held-out problems of all, without overlap.
+
+    Of several data sets each gives its share of the held-out problems, and a problem's id begins with its data set's name.
+    """
+    names = [dataset.name for dataset in settings.datasets]
+    loaded = [
+        load_problems(
+            name,
+            config=settings.dataset_config,
+            split=settings.dataset_split,
+            needs_reference=need_references(settings.reward),
+            **settings.columns,
+            report=report,
         )
-    return training, held_out
+        for name in names
+    ]
+    loaded = [rewarded(own, settings.reward) for own in loaded]
+    if len(names) > 1:
+        loaded = [[replace(p, id=f"{name}:{p.id}") for p in own] for name, own in zip(names, loaded, strict=True)]
+    if settings.has_eval_data:
+        held_out = load_held_out(settings, report)
+    else:
+        loaded, held_out = hold_out(names, loaded, settings.eval_size)
+    if settings.has_eval_data or len(names) > 1:
+        loaded = [without_overlap(own, held_out) for own in loaded]
+    for name, own in zip(names, loaded, strict=True):
+        if not own:
+            raise UserError(
+                f"dataset is {name!r}: every problem of it is among the {len(held_out)} held-out ones; name another eval_dataset"
+            )
+    return weighted(settings, loaded), held_out
+
+
+def hold_out(
+    names: Sequence[str], loaded: Sequence[Sequence[Problem]], count: int
+) -> tuple[list[list[Problem]], list[Problem]]:
+    """(training problems of each data set, `count` held-out problems, of each data set in proportion to its problems)."""
+    if len(loaded) == 1:
+        training, held_out = split_held_out(loaded[0], count)
+        return [training], held_out
+    ends = [count * total // sum(map(len, loaded)) for total in accumulate(map(len, loaded))]
+    counts = [end - start for start, end in pairwise([0, *ends])]
+    for name, own, part in zip(names, loaded, counts, strict=True):
+        if part >= len(own):
+            raise UserError(
+                f"eval_size is {count}: {part} of them would be held out of the {len(own)} problems of {name!r}, which leaves none to "
+                "train on; lower eval_size, or name an eval_dataset"
+            )
+    parts = [split_held_out(own, part) for own, part in zip(loaded, counts, strict=True)]
+    return [training for training, _ in parts], [problem for _, held_out in parts for problem in held_out]
+
+
+def weighted(settings: RunSettings, problems: Sequence[Sequence[Problem]]) -> list[Source]:
+    """The data sets with these problems of theirs, and weights that sum to 1: those that are given, else the share of the problems, so
+    that mixing is concatenation."""
+    weights = [len(own) if d.weight is None else d.weight for d, own in zip(settings.datasets, problems, strict=True)]
+    return [
+        Source(name=dataset.name, problems=own, weight=weight / sum(weights))
+        for dataset, own, weight in zip(settings.datasets, problems, weights, strict=True)
+    ]
+
+
+def joined(sources: Sequence[Source]) -> list[Problem]:
+    """The problems of all sources, one source after the other."""
+    return [problem for source in sources for problem in source.problems]
 
 
 def load_held_out(settings: RunSettings, report: Report = log.warning) -> list[Problem]:
     """The problems that a run evaluates on: from eval_dataset or another split, else those held out of the training data."""
     if not settings.has_eval_data:
         return load_data(settings, report)[1]
-    dataset = settings.eval_dataset or settings.dataset
-    of_same = settings.dataset_config if dataset == settings.dataset else None
+    first = settings.datasets[0].name  # of several none has another split that is named: there is an eval_dataset
+    dataset = settings.eval_dataset or HubName.read(first).without_split
+    of_same = settings.dataset_config if dataset == first else None
     problems = load_problems(
         dataset,
         config=settings.eval_config or of_same,
         split=settings.eval_split or "test",
+        needs_reference=need_references(settings.reward),
         **settings.columns,
         report=report,
     )
@@ -66,11 +119,12 @@ def rewarded(problems: Sequence[Problem], reward: Sequence[str]) -> list[Problem
     return [replace(p, verifier=REWARD) for p in problems] if reward else list(problems)
 
 
-def gradable_data(
-    data: tuple[list[Problem], list[Problem]], verifiers: Verifiers, progress: Progress
-) -> tuple[list[Problem], list[Problem]]:
-    """(training, held-out) problems whose reference can be graded. Reports how generated programs are sandboxed, if there are any."""
-    training = gradable(data[0], "training", verifiers, progress)
+def gradable_data(data: Data, verifiers: Verifiers, progress: Progress) -> Data:
+    """The problems whose reference can be graded. Reports how generated programs are sandboxed, if there are any."""
+    training = [
+        replace(source, problems=gradable(source.problems, which, verifiers, progress))
+        for source, which in zip(data[0], described(data[0]), strict=True)
+    ]
     held_out = gradable(data[1], "held-out", verifiers, progress)
     if verifiers.isolation:
         unsafe = "UNSAFE, as allow_unsafe_code permits: " if verifiers.isolation.rank < MIN_LEVEL else ""
@@ -107,17 +161,26 @@ def fitting(
     settings: RunSettings,
     renderer: PromptRenderer,
     verifiers: Verifiers,
-    data: tuple[list[Problem], list[Problem]],
+    data: Data,
     vocabulary: int,
     progress: Progress,
-) -> tuple[list[Problem], list[Problem]]:
-    """(training, held-out) problems whose prompt is short enough; for supervised training those with a usable worked solution."""
-    training = within_limit(renderer, data[0], "training", settings.max_prompt_tokens, progress.message)
-    held_out = within_limit(renderer, data[1], "held-out", settings.max_prompt_tokens, progress.message)
+) -> Data:
+    """The problems whose prompt is short enough; for supervised training those with a usable worked solution."""
+    limit, report = settings.max_prompt_tokens, progress.message
+    training = [
+        within_limit(renderer, source.problems, which, limit, report)
+        for source, which in zip(data[0], described(data[0]), strict=True)
+    ]
+    held_out = within_limit(renderer, data[1], "held-out", limit, report)
     if settings.chosen_algorithm().samples_from == "dataset":
         require_closing_token(renderer, vocabulary)
-        training = demonstrable(training, verifiers, renderer, settings.max_tokens, progress)
-    return training, held_out
+        training = [demonstrable(own, verifiers, renderer, settings.max_tokens, progress) for own in training]
+    return weighted(settings, training), held_out
+
+
+def described(sources: Sequence[Source]) -> list[str]:
+    """What messages call the problems of each source."""
+    return ["training"] if len(sources) == 1 else [f"{source.name!r} training" for source in sources]
 
 
 def within_limit(

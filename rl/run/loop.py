@@ -29,6 +29,7 @@ from rl.update.step_metrics import Metrics
 from rl.view.metrics import read_metrics
 from rl.view.progress import Progress, final_table, visible
 from rl.view.report import REPORT, write_report
+from rollout.problem_stream import ProblemStream
 from rollout.records import RolloutGroup
 
 
@@ -81,7 +82,7 @@ def train(config: RunConfig, callbacks: Callbacks = Callbacks()) -> Path:
         lock.release()
     final_table(read_metrics(run_dir), progress.console)
     progress.message(f"report: {run_dir / REPORT}\nmodel:  {checkpoint_of(run)}")
-    if run.step < num_steps:
+    if run.step < num_steps and not run.is_exhausted:
         raise Interrupted(f"stopped and saved after step {run.step}; continue with --run-dir {run_dir} --resume")
     return run_dir
 
@@ -101,13 +102,13 @@ def verifier_options(config: RunConfig) -> VerifierOptions:
 
 
 def run_steps(run: Run, progress: Progress, stop_request: StopRequest, callbacks: Callbacks) -> None:
-    """Runs the steps that are left, with evaluations and checkpoints between, until the last one or a request to stop."""
+    """Runs the steps that are left, with evaluations and checkpoints between, until the last one, a request to stop, or the last problem."""
     settings, num_steps = run.settings, run.settings.num_steps
     if run.step == 0:
         progress.start("evaluating the base model")
         metrics = {"step": 0, **evaluate(run.collector, run.held_out, settings.eval_samples)}
         log(run, progress, metrics, None, callbacks)
-    while run.step < num_steps:
+    while run.step < num_steps and not run.is_exhausted:
         step, started = run.step + 1, time.perf_counter()
         run.learner.set_learning_rate(settings.learning_rate_at(step))
         result = train_step(
@@ -124,16 +125,40 @@ def run_steps(run: Run, progress: Progress, stop_request: StopRequest, callbacks
         metrics: Metrics = {"step": step, **result.metrics}
         if run.verifiers.isolation:
             metrics["sandbox/level"] = run.verifiers.isolation.rank
-        if step % settings.eval_every == 0 or step == num_steps:
+        metrics |= problem_metrics(run.stream)
+        is_last = step == num_steps or run.is_exhausted
+        if step % settings.eval_every == 0 or is_last:
             metrics |= evaluate(run.collector, run.held_out, settings.eval_samples)
         metrics |= {"time/step": time.perf_counter() - started, "memory/peak": run.learner.runtime.peak_memory()}
         log(run, progress, metrics, result, callbacks)
         run.step = step
         stops = run.learner.runtime.any_rank(stop_request.stop)
-        if step % settings.save_every == 0 or step == num_steps or stops:
+        if step % settings.save_every == 0 or is_last or stops:
             save(run)
         if stops:
             break
+    if run.is_exhausted:
+        progress.message(nothing_left(run))
+
+
+def problem_metrics(stream: ProblemStream) -> Metrics:
+    """Counts of the training problems, as of what was sampled: one step ahead, the next step's completions are in them too."""
+    if not stream.memory.records:  # of an algorithm that samples nothing
+        return {}
+    metrics: Metrics = {"problems/drawn": len(stream.memory.records), "problems/left": stream.num_left}
+    if stream.selection.drop_mastered is not None:
+        metrics["problems/mastered"] = stream.num_mastered
+    return metrics
+
+
+def nothing_left(run: Run) -> str:
+    """Why the run ends before its last step."""
+    options = {name: getattr(run.settings, name) for name in ("drop_mastered", "difficulty")}
+    given = " and ".join(f"{name} is {value!r}" for name, value in options.items() if value is not None)
+    return (
+        f"{given}: no problem is left to draw after step {run.step} of {run.settings.num_steps}, {run.stream.num_mastered} are mastered, "
+        "and the run ends. To go on, resume it with other bounds, or start from this model with other problems"
+    )
 
 
 def log(run: Run, progress: Progress, metrics: Metrics, result: StepResult | None, callbacks: Callbacks) -> None:

@@ -16,7 +16,7 @@ from rl.settings.declare import FixedOnResume, declared
 from rl.settings.resolve import RunSettings, resolve
 from rl.update.learner import Learner
 from rl.view.progress import Progress
-from rollout.problems import ProblemStream
+from rollout.problem_stream import ProblemStream
 from rollout.records import Problem
 
 LOCK = ".lock"

@@ -23,7 +23,7 @@ from rl.policy.save_model import stored_dtype
 from rl.processes.runtime import Runtime
 from rl.run.build import build_learner, build_optimizer, build_sampler, critic_skeleton
 from rl.run.checkpoint import checkpoints, load_waiting, try_saving, writing
-from rl.run.load_data import fitting, gradable_data, load_data, require_room
+from rl.run.load_data import fitting, gradable_data, joined, load_data, require_room
 from rl.run.run_files import RunRecords, write_config
 from rl.run.run_folder import fingerprints, require_same_data, resume
 from rl.run.warm_start import WarmStart, warm_started
@@ -38,7 +38,8 @@ from rl.view.metrics import read_metrics, write_whole
 from rl.view.progress import Progress
 from rollout.chat_template import choose_template
 from rollout.collect import Collector
-from rollout.problems import ProblemStream
+from rollout.problem_memory import PASS_RATE, Selection, parse_difficulty
+from rollout.problem_stream import ProblemStream, Source
 from rollout.prompts import PromptRenderer
 from rollout.records import Problem
 from rollout.sampler import Sampler, SampleRequest, SamplingParams, Text, completion_seed
@@ -66,6 +67,12 @@ class Run:
     health_checks: HealthChecks
     step: int
 
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether no problem is left to draw, and none that was drawn ahead waits for its step."""
+        waits = self.prefetcher is not None and self.prefetcher.pending is not None
+        return self.stream.num_left == 0 and not waits
+
     def close(self, *, at_once: bool = False) -> None:
         """Ends threads and engine. at_once: without waiting for a thread that samples one step ahead."""
         if self.prefetcher is not None:
@@ -79,14 +86,16 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
     if runtime.shards:
         require_shardable(settings)
     loaded = load_data(settings, progress.message)
-    data = fingerprints(*loaded)
+    data = fingerprints(joined(loaded[0]), loaded[1])
     if settings.resume:
         require_same_data(settings.run_dir, data)
     loaded = gradable_data(loaded, verifiers, progress)
     source, family, model, tokenizer = load_base(settings, runtime, verifiers, progress)
     style, system_prompt = settings.prompted_style, settings.system_prompt
     renderer = PromptRenderer(tokenizer, style=style, system_prompt=system_prompt, report=progress.message)
-    training, held_out = fitting(settings, renderer, verifiers, loaded, vocabulary_size(model), progress)
+    sources, held_out = fitting(settings, renderer, verifiers, loaded, vocabulary_size(model), progress)
+    training = joined(sources)
+    stream = build_stream(settings, sources)
     longest = require_room(
         renderer,
         [*training, *held_out],
@@ -99,7 +108,6 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
     learner = build_learner(settings, model, tokenizer, runtime, family=family, stored_dtype=stored_dtype(source))
     sampler = build_sampler(settings, source, model, tokenizer, learner, runtime, progress, longest, keeps_caches)
     with closed_on_error(sampler):
-        stream = ProblemStream(training, settings.seed)
         if runtime.shards:
             learner.shard(lambda policy: build_optimizer(settings, policy, None))
         step = resume(settings, learner, stream, progress) if settings.resume else 0
@@ -118,7 +126,9 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
             stream=stream,
             held_out=held_out,
             delivery=delivery,
-            prefetcher=Prefetcher(settings.num_steps, waiting, device=runtime.device)
+            prefetcher=Prefetcher(
+                settings.num_steps, waiting, device=runtime.device, can_sample=lambda: stream.num_left > 0
+            )
             if settings.one_step_ahead
             else None,
             tokenizer=tokenizer,
@@ -136,6 +146,19 @@ def closed_on_error(sampler: Sampler) -> Iterator[None]:
     except BaseException:
         sampler.close()
         raise
+
+
+def build_stream(settings: RunSettings, sources: Sequence[Source]) -> ProblemStream:
+    """The stream of the training problems. Raises UserError where the bounds of their difficulty leave none to draw."""
+    difficulty = None if settings.difficulty is None else parse_difficulty(settings.difficulty)
+    selection = Selection(drop_mastered=settings.drop_mastered, difficulty=difficulty)
+    stream = ProblemStream(sources, settings.seed, selection)
+    if stream.num_left == 0:
+        raise UserError(
+            f"difficulty is {settings.difficulty!r}: the {PASS_RATE} of each of the {len(joined(sources))} training problems is outside of it; "
+            "widen it, or give other problems"
+        )
+    return stream
 
 
 def build_collector(
@@ -232,8 +255,9 @@ def load_base(
     """What the run starts from: its folder or hub name, its family, the model (the same weights in every process), its tokenizer."""
     source = settings.model
     if source == TINY:
+        task = tiny_task(*(dataset.name for dataset in settings.datasets))
         source = runtime.broadcast_from_main(
-            lambda: str(tiny_base(settings.dataset, verifiers, runtime.single_process(), progress))
+            lambda: str(tiny_base(task, verifiers, runtime.single_process(), progress))
         )
     nf4 = getattr(torch, settings.dtype) if settings.lora_base == "nf4" else None
     rounded = settings.rounds_base(runtime.device.type)

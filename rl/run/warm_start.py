@@ -29,7 +29,8 @@ from rl.update.step import update
 from rl.view.progress import Progress
 from rollout.collect import Collector
 from rollout.demonstrations import demonstrate
-from rollout.problems import ProblemStream, load_problems, split_held_out
+from rollout.problem_stream import ProblemStream
+from rollout.problems import load_problems, split_held_out
 from rollout.prompts import PromptRenderer
 from rollout.records import Problem
 from rollout.sampler import SamplingParams
@@ -99,7 +100,7 @@ def warm_started(recipe: WarmStart, verifiers: Verifiers, runtime: Runtime, prog
         group_size=1,
         run_seed=recipe.seed,
     )
-    accuracy = _teach(recipe, learner, collector, ProblemStream(training, recipe.seed), held_out, progress)
+    accuracy = _teach(recipe, learner, collector, ProblemStream.of(training, recipe.seed), held_out, progress)
     progress.message(f"base model: {accuracy:.1%} of {len(held_out)} held-out problems are solved, saved in {folder}")
     aside = folder.with_name(f"{folder.name}.{os.getpid()}")
     model.save_pretrained(aside)

@@ -13,6 +13,7 @@ from rewards.errors import UserError
 from rl.objective.algorithms import ALGORITHMS, OutcomeSupervision
 from rl.objective.losses import likelihood
 from rl.objective.values import ValueRule
+from rollout.dataset_names import HubName
 from rollout.problems import is_on_hub
 
 if TYPE_CHECKING:
@@ -57,20 +58,28 @@ def require_unset(config: RunConfig, names: Iterable[str], why: str) -> None:
 
 
 def check_data(config: RunConfig) -> None:
-    """Configurations and splits exist on the hub only."""
+    """Data sets that can be mixed. Configurations and splits exist on the hub only, and each is named once."""
+    first, *others = (dataset.name for dataset in config.datasets)
+    if others:
+        why = f"there are {1 + len(others)} data sets; name each with its own, as in {first}:config/split, and leave it out"
+        require_unset(config, ("dataset_config", "dataset_split"), why)
     if config.eval_dataset is None:
         require_unset(config, ("eval_config",), "there is no eval_dataset; name one, or leave it out")
-    held_out = config.eval_dataset or config.dataset
-    for dataset, names in (
-        (config.dataset, ("dataset_config", "dataset_split")),
-        (held_out, ("eval_config", "eval_split")),
-    ):
-        if not is_on_hub(dataset):
+        if others:
             require_unset(
-                config,
-                names,
-                f"{dataset!r} is no data set of the hub and has no configurations or splits; leave it out",
+                config, ("eval_split",), f"there are {1 + len(others)} data sets; name an eval_dataset, or leave it out"
             )
+    for dataset, of_config, of_split in (
+        (first, "dataset_config", "dataset_split"),
+        (config.eval_dataset, "eval_config", "eval_split"),
+    ):
+        if not is_on_hub(dataset or first):
+            why = f"{dataset or first!r} is no data set of the hub and has no configurations or splits; leave it out"
+            require_unset(config, (of_config, of_split), why)
+        elif dataset is not None:
+            hub = HubName.read(dataset)
+            given = [option for option, value in ((of_config, hub.config), (of_split, hub.split)) if value is not None]
+            require_unset(config, given, f"{dataset!r} names its own; leave it out")
 
 
 def check_rewards(config: RunConfig) -> None:
@@ -155,6 +164,8 @@ def check_samples(config: RunConfig) -> None:
         raise UserError(
             f"one_step_ahead is True: {without} has no importance weights, which correct for older samples; leave it out"
         )
+    if named.samples_from == "dataset":
+        require_unset(config, ("drop_mastered",), f"{algorithm} samples nothing and has no pass rates; leave it out")
     if config.group_size not in (None, 1) and named.samples_from == "dataset":
         raise UserError(
             f"group_size is {config.group_size}: {algorithm} has one worked solution of each problem; leave group_size out"

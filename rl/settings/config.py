@@ -47,6 +47,8 @@ from rl.settings.options import (
     OptimizerName,
     ReferenceDType,
 )
+from rollout.dataset_names import DatasetName, read_names
+from rollout.problem_memory import parse_difficulty
 from rollout.records import STYLE_OF, PromptStyle
 
 NOT_EMPTY = Bound(lambda texts: "" not in texts, "strings that are not empty: an empty one is in every text")
@@ -55,7 +57,10 @@ ADDRESSES = Bound(lambda urls: urls and all(u.startswith("http") for u in urls),
 REWARDS = Bound(lambda texts: parse_rewards(texts) or not texts, "rewards")
 FORMAT_RULES = Bound(lambda names: all(map(format_rule, names)), "names of rules")
 SEED = Bound(lambda seed: -(2**63) <= seed < 2**63, "a number of 64 bits, from -2^63 to 2^63 - 1")
+MASTERED = Bound(lambda rate: 0 < rate <= 1, "more than 0 and at most 1")
+DIFFICULTY = Bound(parse_difficulty, "LOW:HIGH")
 DECAY = Bound(lambda decay: 0 <= decay < 1, "in [0, 1)")
+LONGEST_NAME = 100  # characters of the data sets' names in the name of a run's folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +72,10 @@ class RunConfig:
 
     model: Annotated[str, FIXED_ON_RESUME] = TINY
     """"tiny" (a small model made on the spot), a local folder in Hugging Face format, or a hub name."""
-    dataset: Annotated[str, FIXED_ON_RESUME] = "arithmetic"
-    """Training problems: a built-in task ("arithmetic", "small-programs", "countdown" ..., docs/tasks.md), "gsm8k", "math", a .jsonl
-    or .json file, a hub name (its train split), or "reasoning-gym:<task>"."""
+    dataset: Annotated[tuple[str, ...], FIXED_ON_RESUME] = ("arithmetic",)
+    """Training problems: a built-in task ("arithmetic", "small-programs", "countdown" ..., docs/tasks.md), "gsm8k", "math", a .jsonl,
+    .json, .csv or .parquet file, a hub name (name:config/split), or "reasoning-gym:<task>". Several are mixed, by weights if they have
+    them: a.jsonl=0.7 gsm8k=0.3 (docs/data.md)."""
     eval_dataset: Annotated[str | None, FIXED_ON_RESUME] = None
     """Held-out problems, named as in dataset. Without it eval_size problems of dataset are held out."""
     dataset_config: str | None = None
@@ -85,6 +91,8 @@ class RunConfig:
     """Column of the question. If not given, it is found by its usual names."""
     answer_column: str | None = None
     """Column of the reference answer. If not given, it is found by its usual names."""
+    system_column: str | None = None
+    """Column of a row's own system message. If not given, it is "system" or "system_prompt", where there is one."""
     prompt_style: Annotated[PromptStyle | None, *by_model("plain", None)] = None
     """System prompt: "plain" (none), "boxed", "r1" (think and answer tags) or "code". If not given, models other than the tiny one
     get the one that asks for an answer where the problem's verifier looks for it."""
@@ -94,6 +102,11 @@ class RunConfig:
     """A file with a Jinja template that replaces the tokenizer's own, or the name of one of the templates that the tokenizer has."""
     max_prompt_tokens: Annotated[int | None, at_least(1)] = None
     """Longest prompt; problems with a longer one are left out."""
+    drop_mastered: Annotated[float | None, MASTERED] = None
+    """Never draw a problem again whose pass rate was at least this when it was last drawn, such as 0.9."""
+    difficulty: Annotated[str | None, DIFFICULTY] = None
+    """Draw only problems whose pass rate is within these bounds, such as 0.1:0.9, or unknown. It is the rate of the last time that the
+    problem was drawn, before that the data set's column pass_rate, which plumbline census writes."""
 
     algorithm: Annotated[str, one_of(ALGORITHMS), FIXED_ON_RESUME] = "grpo"
     """Name of an algorithm; docs/algorithms.md lists them with their equations."""
@@ -277,6 +290,8 @@ class RunConfig:
     """Also log to any of tensorboard, wandb, trackio, through accelerate."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.dataset, str):  # a single one, in Python or in the config.json of an earlier run
+            object.__setattr__(self, "dataset", (self.dataset,))
         require_possible(self, declared_in=RunConfig)
         check(self)
 
@@ -285,7 +300,8 @@ class RunConfig:
 
         Without run_dir these are the folders runs/<name>, runs/<name>-2 ... that hold no run; to resume, the last one that does.
         """
-        name = f"{Path(self.model).name}-{Path(self.dataset).stem}-{self.algorithm}-seed{self.seed}"
+        datasets = "+".join(dataset.stem for dataset in self.datasets)[:LONGEST_NAME]
+        name = f"{Path(self.model).name}-{datasets}-{self.algorithm}-seed{self.seed}"
         folders = (Path("runs") / (name if number == 1 else f"{name}-{number}") for number in count(1))
         if self.run_dir is not None:
             yield self.run_dir
@@ -296,14 +312,19 @@ class RunConfig:
             yield from filterfalse(holds_run, folders)
 
     @property
+    def datasets(self) -> tuple[DatasetName, ...]:
+        """The data sets of the training problems, with their weights."""
+        return read_names(self.dataset)
+
+    @property
     def has_eval_data(self) -> bool:
         """Whether the held-out problems come from another data set or split than the training problems."""
         return self.eval_dataset is not None or self.eval_split is not None
 
     @property
-    def columns(self) -> dict[str, str | None]:
+    def columns(self) -> dict[str, Any]:
         """The named columns, as rollout.problems.load_problems takes them."""
-        return {"prompt_column": self.prompt_column, "answer_column": self.answer_column}
+        return {name: getattr(self, name) for name in ("prompt_column", "answer_column", "system_column")}
 
     @property
     def rewards(self) -> tuple[RewardSpec, ...]:
@@ -365,7 +386,13 @@ def read_config(run_dir: Path) -> dict[str, Any]:
         raise unreadable(run_dir, error) from None
     if not isinstance(written, dict):
         raise unreadable(run_dir, TypeError("it is not a JSON object"))
-    return written
+    return with_list_of_datasets(written)
+
+
+def with_list_of_datasets(written: dict[str, Any]) -> dict[str, Any]:
+    """A config.json as it is written today: earlier runs had one data set, as text."""
+    one = isinstance(written.get("dataset"), str)
+    return {**written, "dataset": [written["dataset"]]} if one else written
 
 
 def unreadable(run_dir: Path, error: Exception) -> UserError:

@@ -12,9 +12,9 @@ TOKEN_BUDGET = 8192  # tokens in one forward pass where the device's memory does
 MAX_ROWS = 1024  # completions that the embedded engine decodes at once, at most
 
 
-def tiny_task(dataset: str) -> str:
-    """The built-in task that the tiny model is taught before a run on `dataset`: that task itself, or else arithmetic."""
-    return dataset if dataset in TINY_TASKS else "arithmetic"
+def tiny_task(*datasets: str) -> str:
+    """The built-in task that the tiny model is taught before a run on these data sets: the first that it can be, or else arithmetic."""
+    return next((dataset for dataset in datasets if dataset in TINY_TASKS), "arithmetic")
 
 
 def resolved_dtype(dtype: AnyDType, device: str = "auto") -> DType:

@@ -1,4 +1,4 @@
-"""Types of options, and the options of `plumbline evaluate` and `plumbline plan`. Imports nothing heavy, so that `--help` is quick."""
+"""Types of options, and the options of `plumbline evaluate`, `census` and `plan`. Imports nothing heavy, so that `--help` is quick."""
 
 from __future__ import annotations
 
@@ -30,21 +30,22 @@ ABOVE_0 = Bound(lambda value: value > 0, "more than 0; greedy accuracy is always
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions:
-    """Options of `plumbline evaluate`. For a checkpoint of a run, None takes the run's own value where the help says so."""
+class SamplingOptions:
+    """Options of the commands that sample completions of a data set. For a checkpoint of a run, None takes the run's own value where the
+    help says so."""
 
-    model: tyro.conf.Positional[str]
+    model: str
     """tiny, a checkpoint of a run (LoRA adapters too), a folder in Hugging Face format or a hub name."""
-    dataset: str | None = None
-    """Problems, named as in training. Default for a checkpoint: the problems that its run held out."""
+    dataset: str | None
+    """Problems, named as in training."""
     dataset_config: str | None = None
     """Configuration of a hub data set that has several, such as main of openai/gsm8k."""
-    split: str = "test"
+    split: str
     """Split of a hub data set."""
     size: Annotated[int | None, at_least(1)] = None
     """Number of problems, the first ones. Default: all."""
-    samples: Annotated[int, at_least(0)] = 0
-    """Completions n sampled of each problem beside the greedy one, for pass@1, 2, 4 ... n and maj@n."""
+    samples: int
+    """Completions sampled of each problem."""
     temperature: Annotated[float, ABOVE_0] = 1.0
     """Sampling temperature."""
     max_tokens: Annotated[int | None, at_least(1)] = None
@@ -61,6 +62,8 @@ class EvaluateOptions:
     """Texts that end a completion. Default: the run's for a checkpoint."""
     reward: tuple[str, ...] | None = None
     """Rewards that replace the verifiers of the problems, named as for a run. Default: the run's for a checkpoint."""
+    verifier_deadline: Annotated[float | None, POSITIVE] = None
+    """Seconds for grading one answer or one call of a reward function. Default: the run's for a checkpoint, else 2."""
     grading: Annotated[tuple[str, ...] | None, GRADING] = None
     """How math answers are compared, as option=value, such as decimal_comma=true; docs/grading.md lists the options. Default: the
     run's for a checkpoint."""
@@ -70,22 +73,63 @@ class EvaluateOptions:
     """The embedded engine, or vLLM in this process."""
     seed: int = 0
     """Random seed of sampling."""
-    against: str | None = None
-    """Also report the problems that share a run of words with this data set, such as the one that was trained on."""
-    ngram: Annotated[int, at_least(1)] = NGRAM
-    """Length of such a run, in words."""
     allow_unsafe_code: bool = False
     """Run generated programs even where this machine cannot sandbox them."""
     device: Literal["auto", "cpu"] = "auto"
     """"auto" is a GPU if there is one."""
     out: Path | None = None
-    """JSON file to write the results to."""
+    """File to write the results to."""
 
     def __post_init__(self) -> None:
-        require_possible(self, declared_in=EvaluateOptions)
+        require_possible(self, declared_in=type(self))
         if self.out is not None and (self.out.is_dir() or not self.out.parent.is_dir()):
             is_what = "it is a folder" if self.out.is_dir() else f"there is no folder {str(self.out.parent)!r}"
             raise UserError(f"out is {str(self.out)!r}: {is_what}; name a file in an existing folder")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(SamplingOptions):
+    """Options of `plumbline evaluate`. For a checkpoint of a run, None takes the run's own value where the help says so."""
+
+    model: tyro.conf.Positional[str]
+    """tiny, a checkpoint of a run (LoRA adapters too), a folder in Hugging Face format or a hub name."""
+    dataset: str | None = None
+    """Problems, named as in training. Default for a checkpoint: the problems that its run held out."""
+    split: str = "test"
+    """Split of a hub data set."""
+    samples: Annotated[int, at_least(0)] = 0
+    """Completions n sampled of each problem beside the greedy one, for pass@1, 2, 4 ... n and maj@n."""
+    against: str | None = None
+    """Also report the problems that share a run of words with this data set, such as the one that was trained on."""
+    ngram: Annotated[int, at_least(1)] = NGRAM
+    """Length of such a run, in words."""
+    out: Path | None = None
+    """JSON file to write the results to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CensusOptions(SamplingOptions):
+    """Options of `plumbline census`. For a checkpoint of a run, None takes the run's own value where the help says so."""
+
+    dataset: str
+    """Problems, named as in training."""
+    split: str = "train"
+    """Split of a hub data set."""
+    prompt_column: str | None = None
+    """Column of the question. If not given, it is found by its usual names."""
+    answer_column: str | None = None
+    """Column of the reference answer. If not given, it is found by its usual names."""
+    system_column: str | None = None
+    """Column of a row's own system message. If not given, it is "system" or "system_prompt", where there is one."""
+    samples: Annotated[int, at_least(1)] = 8
+    """Completions sampled of each problem."""
+    out: Path | None = None
+    """.jsonl file to write the problems to, with their pass rates. It is a data set for --dataset of a run with --difficulty."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.out is not None and self.out.suffix != ".jsonl":
+            raise UserError(f"out is {str(self.out)!r}: it must end in .jsonl, to be read as a data set; rename it")
 
 
 @dataclass(frozen=True, kw_only=True)

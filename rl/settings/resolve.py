@@ -101,7 +101,7 @@ def model_defaults(model: str, dataset: str) -> dict[str, Any]:
 
 def run_defaults(config: RunConfig) -> dict[str, Any]:
     """What stands for options that are None, by the model, the algorithm and the other options."""
-    defaults = model_defaults(config.model, config.dataset)
+    defaults = model_defaults(config.model, tiny_task(*(dataset.name for dataset in config.datasets)))
     defaults |= {"gradient_checkpointing": False, "run_dir": next(config.possible_run_dirs())}
     if config.model == TINY and ALGORITHMS[config.algorithm].kl_weight > 0:
         defaults["kl_weight"] = TINY_KL_WEIGHT

@@ -19,15 +19,22 @@ class Prefetcher:
     """Samples the completions of the next step in a thread.
 
     last_step: the last step to sample for. prefetched: completions of the first step, from the checkpoint of a resumed run.
+    can_sample: whether there are problems left to sample; it is asked once a step's completions are graded.
 
     On a GPU the thread has its own CUDA stream, so that its kernels run concurrently with the update's. The stream first waits for the
     work that the trainer has queued, such as a delivery of weights, and `wait` makes the trainer's stream wait for it.
     """
 
     def __init__(
-        self, last_step: int, prefetched: Collected | None = None, *, device: torch.device | None = None
+        self,
+        last_step: int,
+        prefetched: Collected | None = None,
+        *,
+        device: torch.device | None = None,
+        can_sample: Callable[[], bool] = lambda: True,
     ) -> None:
         self.last_step = last_step
+        self.can_sample = can_sample
         self.stream = torch.cuda.Stream(device) if device is not None and device.type == "cuda" else None
         self.thread = ThreadPoolExecutor(1)
         self.pending: Future[Collected] | None = None
@@ -40,7 +47,8 @@ class Prefetcher:
         collected = self.wait() or sample(step)
         if self.stream is not None:
             self.stream.wait_stream(torch.cuda.current_stream())
-        self.pending = self.thread.submit(self._sample_on_stream, sample, step + 1) if step < self.last_step else None
+        goes_on = step < self.last_step and self.can_sample()
+        self.pending = self.thread.submit(self._sample_on_stream, sample, step + 1) if goes_on else None
         return collected
 
     def _sample_on_stream(self, sample: Callable[[int], Collected], step: int) -> Collected:

@@ -13,7 +13,7 @@ from rl.update.step_metrics import Metrics, describe, mean, timed
 from rl.update.update import update
 from rollout.collect import Collected, Collector
 from rollout.demonstrations import demonstrate
-from rollout.problems import ProblemStream
+from rollout.problem_stream import ProblemStream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ def train_step(
             return demonstrate(stream.take(num_problems), collector.renderer)
         if algorithm.dynamic_sampling:
             return collector.collect_with_signal(stream, num_problems, step=step)
-        return collector.collect(stream.take(num_problems), step=step)
+        return collector.collect_from(stream, num_problems, step=step)
 
     if learner.initial_policy is not None:
         delivery.deliver(version=0, policy=learner.initial_policy)

@@ -124,6 +124,18 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
         Metric("groups/refilled", "number", "Extra rounds of problems that dynamic sampling drew to fill the step, at most `max_refills`.",
                "0 without dynamic sampling. At its limit: the problems are too easy or too hard."),
     ),
+    "Problems": (
+        Metric("problems/drawn", "number",
+               "Training problems that were drawn at least once in the run; with `one_step_ahead` those of the next step included, as in "
+               "the other two. Their pass rates are in the checkpoints' `pass_rates.jsonl`.",
+               "Rises by `problems_per_step` in each step of the first epoch."),
+        Metric("problems/left", "number", "Training problems that may still be drawn under `drop_mastered` and `difficulty`.",
+               "Constant without these options. At 0 the run ends."),
+        Metric("problems/mastered", "number",
+               "Training problems that are not drawn again, because at least the share `drop_mastered` of their completions was correct "
+               "when they were last drawn. Absent without that option.",
+               "Rises. Near the number of problems: the data set is learnt."),
+    ),
     "Outcomes": (
         Metric("outcome/correct", "share", "Completions that the verifier graded as correct.", "Rises."),
         Metric("outcome/wrong", "share", "Completions with an answer that was read and is wrong.", "Falls."),

@@ -30,6 +30,7 @@ from rl.view.plots import GREY, OUTCOME_COLOURS, PLOTS, Panel, svg_of
 from rl.view.progress import duration, visible, where_time_went
 
 REPORT = "report.html"
+TITLE = ("model", "dataset", "algorithm")  # options below the run's name
 TEXT_LIMIT = 4_000  # characters of a prompt or completion that are embedded
 
 
@@ -263,7 +264,8 @@ th{font-weight:500;color:var(--muted);width:40%}
 
 
 def _page(name: str, config: dict[str, Any], rows: list[Row], completions: str) -> str:
-    lede = " · ".join(_text(config[key], 120) for key in ("model", "dataset", "algorithm") if key in config)
+    shown = {k: " ".join(config[k]) if isinstance(config[k], list) else config[k] for k in TITLE if k in config}
+    lede = " · ".join(_text(value, 120) for value in shown.values())
     lede += f" · seed {_text(config['seed'], 40)}" if "seed" in config else ""
     if rows:
         body = f"<div class=tiles>{_headline(rows, config)}</div>{_concerns(rows)}{_plots(rows)}"

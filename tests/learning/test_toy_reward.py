@@ -25,7 +25,7 @@ from rl.update.delivery import Delivery
 from rl.update.learner import Learner
 from rl.update.step import train_step
 from rollout.collect import Collector
-from rollout.problems import ProblemStream
+from rollout.problem_stream import ProblemStream
 from rollout.prompts import Prompt
 from rollout.records import Problem
 from rollout.sampler import SamplingParams
@@ -104,7 +104,7 @@ def mean_rewards(name: str, seed: int, run_dir: Path, *, steps: int = 25) -> lis
         max_grad_norm=1.0,
     )
     problems = [Problem(id=str(i), prompt=c, reference=WANTED, verifier="letters") for i, c in enumerate(LETTERS)]
-    stream, delivery = ProblemStream(problems, seed), Delivery(policy, sampler, tolerance=1e-3)
+    stream, delivery = ProblemStream.of(problems, seed), Delivery(policy, sampler, tolerance=1e-3)
     run = [train_step(learner, collector, stream, delivery, step=s, num_problems=8) for s in range(1, steps + 1)]
     return [statistics.mean(r.score.value or 0.0 for c in result.groups for r in c.group.rollouts) for result in run]
 

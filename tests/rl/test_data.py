@@ -8,7 +8,14 @@ import pytest
 
 import rl.run.load_data
 from rewards.errors import UserError
-from rl.run.load_data import load_data, load_held_out, require_closing_token, require_room, within_limit
+from rl.run.load_data import (
+    joined,
+    load_data,
+    load_held_out,
+    require_closing_token,
+    require_room,
+    within_limit,
+)
 from rl.run.setup import build_collector
 from rl.run.tiny import tiny_tokenizer
 from rl.settings.config import RunConfig
@@ -56,7 +63,7 @@ def test_configurations_and_splits_reach_the_data_set_that_they_are_of(
     settings = resolve(config, "cpu")
     trained, evaluated = load_data(settings)
     assert asked == [training, *([held_out] if held_out else [])]
-    assert len(evaluated) == 2 and not {p.id for p in trained} & {p.id for p in evaluated}
+    assert len(evaluated) == 2 and not {p.id for p in joined(trained)} & {p.id for p in evaluated}
     assert load_held_out(settings) == evaluated
 
 

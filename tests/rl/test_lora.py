@@ -40,7 +40,7 @@ from rl.settings.resolve import resolve
 from rl.update.delivery import Delivery
 from rl.update.learner import Learner
 from rl.update.update import update
-from rollout.problems import ProblemStream
+from rollout.problem_stream import ProblemStream
 from rollout.records import Problem
 from rollout.torch_sampler import TorchSampler
 from tests.rl.models import SIZES, make, random_batch
@@ -182,7 +182,7 @@ def test_steps_change_the_adapters_and_nothing_else(runtime: Runtime) -> None:
 def test_a_checkpoint_keeps_the_policy_apart_from_its_refreshed_reference(
     lora: bool, runtime: Runtime, tmp_path: Path
 ) -> None:
-    stream = ProblemStream([Problem(id="a", prompt="1+1=", reference="2")], 0)
+    stream = ProblemStream.of([Problem(id="a", prompt="1+1=", reference="2")], 0)
     saved, restored = (
         learner_of(
             adapted(base("qwen2"), trained=False) if lora else Policy.of(base("qwen2")), runtime, refresh_every=1

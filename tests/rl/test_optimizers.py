@@ -25,7 +25,7 @@ from rl.update.learner import Learner
 from rl.update.streamed_optimizer import StreamedOptimizer, in_buckets
 from rl.update.update import update
 from rl.view.progress import Progress
-from rollout.problems import ProblemStream
+from rollout.problem_stream import ProblemStream
 from rollout.records import Problem
 from tests.rl.models import make, random_batch
 from tests.rl.test_loop import final_weights, odd_lengths, options
@@ -161,7 +161,7 @@ def test_a_resumed_run_ends_where_the_whole_one_does(
 
 
 def test_a_refreshed_reference_that_waits_elsewhere_is_saved_and_loaded(runtime: Runtime, tmp_path: Path) -> None:
-    stream = ProblemStream([Problem(id="a", prompt="1+1=", reference="2")], 0)
+    stream = ProblemStream.of([Problem(id="a", prompt="1+1=", reference="2")], 0)
     folder = tmp_path / "checkpoints" / "step-000020"
     saved, restored = (learner(runtime, algorithm="grpo-iterative", offload="all") for _ in range(2))
     trained(saved, 1)

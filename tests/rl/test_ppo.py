@@ -29,7 +29,7 @@ from rl.settings.resolve import resolve
 from rl.update.batch import Batch
 from rl.update.learner import Learner
 from rl.update.update import update
-from rollout.problems import ProblemStream
+from rollout.problem_stream import ProblemStream
 from tests.rl.models import cut, make, random_batch
 from tests.rl.test_casts import batches, make_learner
 from tests.rl.test_step import NoTokenizer
@@ -307,7 +307,7 @@ def test_each_of_the_two_gradients_is_scaled_down_to_its_bound(source: str, runt
 def test_checkpoints_hold_the_critic(source: str, runtime: Runtime, tmp_path: Path) -> None:
     ours, fresh = learner(runtime, ppo(source)), learner(runtime, ppo(source))
     update(ours, rewarded(random_batch()))
-    stream = ProblemStream([], 0)
+    stream = ProblemStream.of([], 0)
     folder = tmp_path / "checkpoints" / "step-000001"
     save_checkpoint(folder, step=1, learner=ours, stream=stream, tokenizer=SavedTokenizer(), keep=1)  # pyright: ignore
     listed = {line.partition("  ")[2] for line in (folder / CHECKSUMS).read_text().splitlines()}

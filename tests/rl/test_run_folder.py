@@ -87,8 +87,9 @@ def test_a_run_is_not_resumed_on_data_of_other_contents(model: Path, digits: Pat
     data.write_text(digits.read_text())
     train(resumed(config))
     written = json.loads((tmp_path / "run" / "config.json").read_text())
+    (written["dataset"],) = written["dataset"]
     (tmp_path / "run" / "config.json").write_text(json.dumps({k: v for k, v in written.items() if k != "data"}))
-    train(resumed(config))  # a run from before fingerprints were written
+    train(resumed(config))  # a run from before fingerprints were written, when there was one data set
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"group_size": "x"}', "\udcff"], ids=repr)

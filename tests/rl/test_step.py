@@ -27,7 +27,7 @@ from rl.update.step import train_step
 from rl.update.step_metrics import describe
 from rl.update.update import update
 from rollout.collect import Collected
-from rollout.problems import ProblemStream
+from rollout.problem_stream import ProblemStream
 from rollout.records import Completion, FinishReason, Problem, Rollout, RolloutGroup
 from rollout.sampler import SamplingParams
 from rollout.torch_sampler import TorchSampler
@@ -301,7 +301,7 @@ def test_offline_rft_samples_from_where_it_began_and_is_evaluated_where_it_is(ru
         sampler = held_by
         params = SamplingParams(max_tokens=10)
 
-        def collect(self, problems: list[Problem], *, step: int) -> Collected:
+        def collect_from(self, stream: ProblemStream, count: int, *, step: int) -> Collected:
             held.append(sampler.model.get_input_embeddings().weight.detach().clone())  # pyright: ignore
             groups = [group("a", 1.0, 0.0), group("b", 1.0, 1.0)]
             return Collected(
@@ -313,7 +313,7 @@ def test_offline_rft_samples_from_where_it_began_and_is_evaluated_where_it_is(ru
                 verify_seconds=0.0,
             )
 
-    stream = ProblemStream([Problem(id="a", prompt="a", reference="1")], 0)
+    stream = ProblemStream.of([Problem(id="a", prompt="a", reference="1")], 0)
     start = weights(trained)
     for step in (1, 2):
         train_step(trained, Collects(), stream, delivery, step=step, num_problems=1)  # pyright: ignore
@@ -334,11 +334,11 @@ def test_every_group_is_in_one_minibatch_with_its_own_advantages(
     )
     sampler = SimpleNamespace(sleep=lambda: None)
     collector = SimpleNamespace(
-        sampler=sampler, params=SamplingParams(max_tokens=10), collect=lambda problems, *, step: collected
+        sampler=sampler, params=SamplingParams(max_tokens=10), collect_from=lambda stream, count, *, step: collected
     )
     seen: list[Batch] = []
     monkeypatch.setattr(rl.update.step, "update", lambda learner, *batches, trains_policy: seen.extend(batches) or {})
-    stream = ProblemStream([groups[0].problem], 0)
+    stream = ProblemStream.of([groups[0].problem], 0)
     delivery = SimpleNamespace(deliver=lambda version: 0.0)
     train_step(learner(runtime, num_minibatches=2), collector, stream, delivery, step=1, num_problems=3)  # pyright: ignore
     assert [[g.prompt_ids for g in batch.groups] for batch in seen] == [[(0,), (2,)], [(1,)]]

@@ -18,7 +18,7 @@ from rl.run.loop import train
 from rl.run.tiny import tiny_tokenizer
 from rl.update.delivery import Delivery
 from rl.update.prefetch import Prefetcher
-from rollout.problems import ProblemStream
+from rollout.problem_stream import ProblemStream
 from rollout.records import Problem
 from rollout.torch_sampler import TorchSampler
 from tests.rl.families import of_family
@@ -65,7 +65,7 @@ def test_the_engine_gives_its_memory_back_before_an_update_unless_it_samples_mea
 def test_a_resumed_run_knows_how_many_updates_in_a_row_were_skipped(tmp_path: Path) -> None:
     """Else a run that diverges and is restarted again and again would never be stopped."""
     stream, runtime = (
-        ProblemStream([Problem(id="a", prompt="1+1=", reference="2")], 0),
+        ProblemStream.of([Problem(id="a", prompt="1+1=", reference="2")], 0),
         Runtime.start(dtype="float32", device="cpu"),
     )
     saved, restored = make_learner(runtime, "grpo"), make_learner(runtime, "grpo")

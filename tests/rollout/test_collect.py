@@ -12,7 +12,7 @@ from rewards.errors import UserError
 from rewards.score import Outcome, Score, Verifier
 from rl.run.tiny import tiny_tokenizer
 from rollout.collect import Collector, has_signal
-from rollout.problems import ProblemStream
+from rollout.problem_stream import ProblemStream, Source
 from rollout.prompts import PromptRenderer
 from rollout.records import Completion, Problem, RolloutGroup
 from rollout.sampler import (
@@ -160,11 +160,17 @@ def test_right_answers_of_different_worth_are_a_signal() -> None:
     assert has_signal(replace(group, rollouts=(first, worth_less))) and not has_signal(group)
 
 
-def twelve(differing: set[int]) -> tuple[ProblemStream, Noting]:
+class InOrder(ProblemStream):
+    """Draws the problems as they stand."""
+
+    def order(self, source: Source, epoch: int) -> list[int]:
+        return list(range(len(source.problems)))
+
+
+def twelve(differing: set[int]) -> tuple[InOrder, Noting]:
     """A stream of p0 to p11 in this order; only the answers to those in `differing` differ."""
     answers = {f"p{i}": ["1", "2"] if i in differing else ["1", "1"] for i in range(12)}
-    stream = ProblemStream([problem(name) for name in answers], seed=0)
-    stream._epoch = (0, list(range(12)))  # in the order of the list
+    stream = InOrder.of([problem(name) for name in answers], seed=0)
     return stream, scripted(answers)
 
 
@@ -173,7 +179,7 @@ def test_dynamic_sampling_draws_on_until_enough_groups_differ() -> None:
     stream, sampler = twelve({0, 3, 4})
     collected = collector(sampler).collect_with_signal(stream, 2, step=1)
     assert [group.problem.id for group in collected.groups] == ["p0", "p3"]
-    assert (collected.num_refills, stream.cursor, len(sampler.asked)) == (1, 4, 4)
+    assert (collected.num_refills, stream.num_drawn, len(sampler.asked)) == (1, 4, 4)
     assert collected.num_sampled_tokens == 4 * SIZE
 
 
@@ -182,16 +188,16 @@ def test_dynamic_sampling_gives_back_no_more_groups_than_asked_for() -> None:
     stream, sampler = twelve({0, 4, 5, 6, 7})
     collected = collector(sampler).collect_with_signal(stream, 4, step=1)
     assert [group.problem.id for group in collected.groups] == ["p0", "p4", "p5", "p6"]
-    assert (collected.num_refills, stream.cursor) == (1, 8)
+    assert (collected.num_refills, stream.num_drawn) == (1, 8)
 
 
 def test_dynamic_sampling_ends_after_max_refills() -> None:
     """A task that is too hard, or solved, must not hang the run."""
     problems = [problem(f"p{i}") for i in range(12)]
-    sampler, stream = scripted({p.id: ["2", "2"] for p in problems}), ProblemStream(problems, seed=0)
+    sampler, stream = scripted({p.id: ["2", "2"] for p in problems}), ProblemStream.of(problems, seed=0)
     collected = collector(sampler, max_refills=3).collect_with_signal(stream, 2, step=1)
     assert collected.groups == []
-    assert (collected.num_refills, stream.cursor) == (3, 8)
+    assert (collected.num_refills, stream.num_drawn) == (3, 8)
 
 
 def test_steps_end_at_the_token_that_completes_their_line() -> None:
@@ -226,7 +232,7 @@ def test_a_problem_drawn_again_in_a_step_gets_other_seeds() -> None:
     """A small data set repeats within a step, or within the rounds of dynamic sampling; equal seeds would give equal answers."""
     sampler, again = scripted({"a": ["1", "1"]}), [problem("a")]
     collector(sampler).collect(again * 2, step=1)
-    collector(sampler, max_refills=2).collect_with_signal(ProblemStream(again, seed=0), 1, step=2)
+    collector(sampler, max_refills=2).collect_with_signal(ProblemStream.of(again, seed=0), 1, step=2)
     for step, count in ((1, 2), (2, 3)):
         asked = [seed for request in sampler.asked[:count] for seed in request.seeds]
         assert asked == [completion_seed(5, step, "a", i) for i in range(count * SIZE)]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from datetime import date
 
 from rewards.score import Outcome, Score
 from rollout.collect import Collected
-from rollout.collected_json import collected_from_json, collected_to_json
+from rollout.collected_json import collected_from_json, collected_to_json, group_to_json
 from rollout.records import Completion, FinishReason, Problem, Rollout, RolloutGroup
 
 
@@ -41,3 +43,11 @@ def test_every_field_comes_back_and_groups_are_still_among_the_sampled() -> None
     again = collected_from_json(json.loads(json.dumps(collected_to_json(collected))))
     assert again == collected
     assert again.groups[0] is again.sampled[1]
+
+
+def test_the_other_columns_of_a_problems_row_are_not_written() -> None:
+    """A checkpoint does not grow with them, and a date or bytes are no JSON."""
+    one = group("a", Outcome.CORRECT)
+    wide = replace(one.problem, metadata={"worked": "w", "seen": date(2024, 1, 1), "image": b"x"})
+    row = replace(one, problem=wide, rollouts=tuple(replace(r, problem=wide) for r in one.rollouts))
+    assert json.dumps(group_to_json(row)) == json.dumps(group_to_json(one))

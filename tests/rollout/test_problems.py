@@ -20,7 +20,9 @@ from rewards.verifiers import VerifierOptions, Verifiers
 from rl.run.load_data import gradable
 from rl.view.progress import Progress
 from rollout.arithmetic import arithmetic_problems
-from rollout.problems import ProblemStream, load_problems, split_held_out, without_overlap
+from rollout.problem_memory import ProblemMemory
+from rollout.problem_stream import ProblemStream
+from rollout.problems import load_problems, split_held_out, without_overlap
 from rollout.records import Problem
 
 
@@ -45,7 +47,7 @@ def written(tmp_path: Path) -> Callable[..., str]:
 
 
 def test_every_epoch_deals_each_problem_once_in_an_order_of_its_own() -> None:
-    stream = ProblemStream(numbered(7), seed=3)
+    stream = ProblemStream.of(numbered(7), seed=3)
     dealt = ids(stream.take(5)) + ids(stream.take(5)) + ids(stream.take(11))
     epochs = [dealt[i : i + 7] for i in (0, 7, 14)]
     assert all(sorted(epoch) == ids(numbered(7)) for epoch in epochs)
@@ -53,20 +55,21 @@ def test_every_epoch_deals_each_problem_once_in_an_order_of_its_own() -> None:
 
 
 def test_the_cursor_alone_takes_the_stream_up_again() -> None:
-    """A checkpoint stores it: a resumed run must get the same problems as one that was not interrupted."""
-    stream = ProblemStream(numbered(7), seed=3)
+    """Checkpoints stored nothing else before there were mixes: a resumed run must get the same problems as one that was not interrupted."""
+    stream = ProblemStream.of(numbered(7), seed=3)
     dealt = [ids(stream.take(3)) for _ in range(9)]
     for done in range(9):
-        again = ProblemStream(numbered(7), seed=3, cursor=3 * done)
+        again = ProblemStream.of(numbered(7), seed=3)
+        again.load_state(3 * done, ProblemMemory())
         assert [ids(again.take(3)) for _ in range(done, 9)] == dealt[done:]
-    back = ProblemStream(numbered(7), seed=3)
+    back = ProblemStream.of(numbered(7), seed=3)
     back.take(20)
-    back.cursor = 3  # as when a checkpoint is loaded into a used stream
+    back.load_state(3, ProblemMemory())  # as when a checkpoint is loaded into a used stream
     assert ids(back.take(3)) == dealt[1]
 
 
 def test_the_seed_decides_the_order() -> None:
-    orders = {tuple(ids(ProblemStream(numbered(9), seed=seed).take(9))) for seed in range(6)}
+    orders = {tuple(ids(ProblemStream.of(numbered(9), seed=seed).take(9))) for seed in range(6)}
     assert len(orders) == 6
 
 

@@ -22,7 +22,7 @@ from rl.update.learner import Learner
 from rl.update.step import train_step
 from rollout.chat_template import text_between_turns
 from rollout.collect import Collector
-from rollout.problems import ProblemStream
+from rollout.problem_stream import ProblemStream
 from rollout.prompts import PromptRenderer
 from rollout.records import Completion, FinishReason
 from rollout.rollouts import Episode, Fixed, RolloutFunction, Turns
@@ -218,7 +218,7 @@ def test_a_step_is_trained_on_what_the_policy_chose() -> None:
         token_budget=10_000,
         max_grad_norm=1.0,
     )
-    stream = ProblemStream([problem(name) for name in ("a+b", "the", "12")], seed=0)
+    stream = ProblemStream.of([problem(name) for name in ("a+b", "the", "12")], seed=0)
     delivery = Delivery(policy, sampler, tolerance=1e-3)
     result = train_step(learner, collecting, stream, delivery, step=1, num_problems=3)
     completions = [rollout.completion for credited in result.groups for rollout in credited.group.rollouts]

@@ -7,7 +7,8 @@ from transformers import Qwen2ForCausalLM
 
 from rl.run.tiny import tiny_model, tiny_tokenizer
 from rollout.demonstrations import demonstrate
-from rollout.problems import ProblemStream, load_problems
+from rollout.problem_stream import ProblemStream
+from rollout.problems import load_problems
 from rollout.prompts import PromptRenderer
 from tests.rl.stand_in import FOLDER
 
@@ -21,7 +22,7 @@ def main() -> None:
     torch.manual_seed(0)
     model = Qwen2ForCausalLM(config)
     optimizer = torch.optim.AdamW(model.parameters(), RATE, (0.9, 0.99), weight_decay=0.0, fused=True)
-    stream, renderer = ProblemStream(load_problems("arithmetic"), 0), PromptRenderer(tokenizer, style="plain")
+    stream, renderer = ProblemStream.of(load_problems("arithmetic"), 0), PromptRenderer(tokenizer, style="plain")
     for step in range(1, STEPS + 1):
         texts = [
             (g.prompt_ids, g.rollouts[0].completion.token_ids)

@@ -1,0 +1,111 @@
+"""`plumbline census`: how often a model solves each problem of a data set, and the data set with these pass rates."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rewards.reward_spec import need_references
+from rewards.verifiers import REWARD
+from rl.command.evaluate_model import opened, run_of, with_values_of
+from rl.policy.load import require_folder
+from rl.settings.options import CensusOptions
+from rl.view.metrics import write_whole
+from rl.view.progress import Progress
+from rollout.collect import Collector
+from rollout.messages import messages_in
+from rollout.problem_memory import PASS_RATE, Record
+from rollout.problems import load_problems
+from rollout.records import Problem
+from rollout.row_problem import PROMPT_COLUMNS
+
+AT_ONCE = 512  # problems, whose completions are in memory at the same time
+BINS = 5  # between never and always solved
+BAR = 40  # characters of the longest bar
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profiled:
+    """A problem, and what its samples showed."""
+
+    problem: Problem
+    record: Record
+
+    @property
+    def rate(self) -> float | None:
+        """The share of correct completions among the graded ones; None where none could be graded."""
+        return self.record.correct / self.record.graded if self.record.graded else None
+
+
+def take_census(options: CensusOptions, progress: Progress) -> list[Profiled]:
+    """Samples and grades completions of each problem. Writes the problems with their pass rates to options.out, if it is given."""
+    require_folder(options.model)
+    options = with_values_of(run_of(options), options)
+    problems = load_problems(
+        options.dataset,
+        config=options.dataset_config,
+        split=options.split,
+        prompt_column=options.prompt_column,
+        answer_column=options.answer_column,
+        system_column=options.system_column,
+        needs_reference=need_references(options.reward or ()),
+        report=progress.message,
+    )[: options.size]
+    with opened(options, problems, "profiled", progress) as (collector, problems):
+        found = list(profiled(collector, problems, progress))
+    if options.out is not None:
+        write_whole(options.out, "".join(json.dumps(as_row(one), default=str) + "\n" for one in found))
+    return found
+
+
+def profiled(collector: Collector, problems: Sequence[Problem], progress: Progress) -> Iterator[Profiled]:
+    """The problems with the outcome of their samples, in their order."""
+    for start in range(0, len(problems), AT_ONCE):
+        progress.start(f"{start} of {len(problems)} problems, {collector.group_size} samples of each")
+        for group in collector.collect(problems[start : start + AT_ONCE], step=0).groups:
+            record = Record()
+            record.add(group)
+            yield Profiled(problem=group.problem, record=record)
+
+
+def as_row(found: Profiled) -> dict[str, Any]:
+    """The problem as load_problems reads it back, with all its other columns, the pass rate, and the number of graded samples."""
+    problem = found.problem
+    others = {name: value for name, value in problem.metadata.items() if name not in PROMPT_COLUMNS}
+    grading = {"answer": problem.reference}
+    if problem.verifier not in ("math", REWARD):  # a sum of rewards grades the row as it stands
+        grading = {"verifier": problem.verifier, "reference": problem.reference}
+    measured = {PASS_RATE: found.rate, "samples": found.record.graded}
+    return {**others, "id": problem.id, "prompt": prompt_cell(problem), **grading, **measured}
+
+
+def prompt_cell(problem: Problem) -> Any:
+    """The prompt as a cell: text where it is one question, which would be read as that question again, else messages."""
+    is_question = [message["role"] for message in problem.messages] == ["user"]
+    return problem.question if is_question and messages_in(problem.question) is None else list(problem.messages)
+
+
+def describe(found: Sequence[Profiled], samples: int) -> str:
+    """A histogram of the pass rates."""
+    rates = [one.rate for one in found if one.rate is not None]
+    labels = ["never", *(f"{i / BINS:.0%} to {(i + 1) / BINS:.0%}" for i in range(BINS)), "always"]
+    counts = Counter(bin_of(rate) for rate in rates)
+    width, longest = max(map(len, labels)), max(counts.values(), default=1)
+    lines = [f"solved, of {samples} samples"]
+    for number, label in enumerate(labels):
+        count = counts[number]
+        bar = "#" * -(-BAR * count // longest)
+        lines.append(f"{label:<{width}}  {count:>7}  {count / max(1, len(rates)):6.1%}  {bar}".rstrip())
+    mean = sum(rates) / len(rates) if rates else 0.0
+    lines.append(f"{len(rates)} problems, solved in {mean:.1%} of the samples")
+    if ungraded := len(found) - len(rates):
+        lines.append(f"{ungraded} more have no sample that could be graded: their {PASS_RATE} is empty")
+    return "\n".join(lines)
+
+
+def bin_of(rate: float) -> int:
+    """0 for never, BINS + 1 for always, else the number of the fifth that the rate is in, its lower bound included."""
+    return 0 if rate == 0 else BINS + 1 if rate == 1 else 1 + int(rate * BINS)
