@@ -54,6 +54,13 @@ ADDRESSES = Bound(lambda urls: urls and all(u.startswith("http") for u in urls),
 FORMAT_RULES = Bound(lambda names: all(map(format_rule, names)), "names of rules")
 SEED = Bound(lambda seed: -(2**63) <= seed < 2**63, "a number of 64 bits, from -2^63 to 2^63 - 1")
 DECAY = Bound(lambda decay: 0 <= decay < 1, "in [0, 1)")
+OF_ALGORITHM = (
+    "kl_weight",
+    "clip_low",
+    "clip_high",
+    "entropy_weight",
+    "importance_cap",
+)  # None is the algorithm's own value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,8 +307,7 @@ class RunConfig:
     def chosen_algorithm(self) -> Algorithm:
         """The named algorithm, with the options that are given in place of its own values. importance_cap 0 is none."""
         named = ALGORITHMS[self.algorithm]
-        options = ("kl_weight", "clip_low", "clip_high", "entropy_weight", "importance_cap")
-        given: dict[str, Any] = {k: getattr(self, k) for k in options if getattr(self, k) is not None}
+        given: dict[str, Any] = {k: getattr(self, k) for k in OF_ALGORITHM if getattr(self, k) is not None}
         if self.importance_cap == 0:
             given["importance_cap"] = None
         return replace(named, **given, value_rule=self._value_rule(named))
