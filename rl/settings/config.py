@@ -272,8 +272,10 @@ class RunConfig:
     """Checkpoints to keep."""
     resume: bool = False
     """Continue from the last checkpoint in the run's folder, with its options unless they are given anew."""
-    trackers: Annotated[tuple[str, ...], any_of("tensorboard", "wandb", "trackio")] = ()
-    """Also log to any of tensorboard, wandb, trackio, through accelerate."""
+    trackers: Annotated[tuple[str, ...], any_of("tensorboard", "wandb", "trackio", "swanlab", "mlflow")] = ()
+    """Also log to any of tensorboard, wandb, trackio, swanlab, mlflow, through accelerate."""
+    push_to_hub: str | None = None
+    """Name of a repository of the Hugging Face hub, such as me/model, that the final model is uploaded to; a new one is private."""
 
     def __post_init__(self) -> None:
         require_possible(self, declared_in=RunConfig)

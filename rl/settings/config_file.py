@@ -79,8 +79,9 @@ def option_value(name: str, node: yaml.Node, where: str) -> Any:
         if spec.choices is not None and not set(texts) <= set(spec.choices):
             raise ValueError(texts)
         value = spec.instance_from_str(texts)
+        values = value if isinstance(value, tuple) else (value,)
         # Any word is text to tyro; an unquoted true or null is none to YAML, and was probably not meant as text.
-        if any(is_word(each) and isinstance(v, str | Path) for each, v in zip(nodes, value if many else [value])):
+        if any(is_word(each) and isinstance(v, str | Path) for each, v in zip(nodes, values)):
             raise ValueError(texts)
     except ValueError:
         kind = "a list" if isinstance(node, yaml.SequenceNode) else "a mapping"
