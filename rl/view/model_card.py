@@ -26,10 +26,10 @@ def model_card(run_dir: Path, step: int) -> str:
 {metadata(config).to_yaml()}
 ---
 
-# {Path(config["model"]).name}, after {step} steps of {config["algorithm"]}
+# {Path(config["model"]).name}, trained by {config["algorithm"]}
 
-Trained from `{config["model"]}` on {", ".join(f"`{name}`" for name in datasets(config))} with Plumbline{adapters}: {step} of
-{config["num_steps"]} steps, each of {config["problems_per_step"]} problems with {config["group_size"]} completions.
+Trained from `{config["model"]}` on {", ".join(f"`{name}`" for name in datasets(config))} with Plumbline{adapters}.
+This is step {step} of {config["num_steps"]}. A step has {config["problems_per_step"]} problems with {config["group_size"]} completions each.
 
 {figures(config, rows)}
 

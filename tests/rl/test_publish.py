@@ -45,7 +45,7 @@ def test_a_saved_model_has_a_card_with_its_figures_and_the_options_that_repeat_i
     before, after = rows[0]["eval/accuracy"], rows[2]["eval/accuracy"]
     assert before is not None and after is not None
     assert f"| held-out accuracy, greedy, of 10 problems | {before:.1%} | {after:.1%} (step 2) |" in card.text
-    assert f"{before:.1%} (step 0)" in earlier.text and "1 of\n2 steps" in earlier.text
+    assert f"{before:.1%} (step 0)" in earlier.text and "This is step 1 of 2." in earlier.text
     assert f"{config['hardware']['cpu_cores']} CPU cores" in card.text and config["versions"]["torch"] in card.text
     (tmp_path / "again.yaml").write_text(card.text.partition("```yaml\n")[2].partition("```")[0])
     assert read_options(tmp_path / "again.yaml") == read_options(run_dir / "config.yaml")
