@@ -59,6 +59,7 @@ class WorkerPool:
         not affected.
     memory_limit: bytes of address space of one worker.
     max_chunk: the most items sent to a worker at once.
+    max_reason: characters of a verdict's reason; longer ones are cut off.
     timeout_outcome: TIMEOUT if only the item can cause the delay; CRASHED if the grader limits the time of items
     itself.
     """
@@ -73,10 +74,17 @@ class WorkerPool:
         memory_limit: int,
         max_chunk: int = 64,
         timeout_outcome: Outcome = Outcome.TIMEOUT,
+        max_reason: int = 200,
     ) -> None:
         _check_limits(num_workers, deadline, memory_limit)
         self._options = json.dumps(
-            {"task": task, "arguments": arguments, "deadline": deadline, "memory_limit": memory_limit}
+            {
+                "task": task,
+                "arguments": arguments,
+                "deadline": deadline,
+                "memory_limit": memory_limit,
+                "max_reason": max_reason,
+            }
         )
         self._num_workers, self._deadline = num_workers, deadline
         self._max_chunk, self._timeout_outcome = max_chunk, timeout_outcome

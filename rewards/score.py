@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any, Protocol
@@ -19,19 +19,19 @@ class Outcome(enum.Enum):
     TIMEOUT = "timeout"  # grading this answer exceeded its limit of time or memory
     CRASHED = "crashed"  # the verifier failed: not gradable
     BAD_REFERENCE = "bad_reference"  # answers cannot be graded against the reference: not gradable
+    NOT_GRADED = "not_graded"  # a reward function returned None for this answer: not gradable
 
     @property
     def gradable(self) -> bool:
-        return self not in (Outcome.CRASHED, Outcome.BAD_REFERENCE)
+        return self not in (Outcome.CRASHED, Outcome.BAD_REFERENCE, Outcome.NOT_GRADED)
 
 
 @dataclass(frozen=True)
 class Score:
     """The score of one answer.
 
-    value: the reward, a finite number; or None with the outcomes CRASHED and BAD_REFERENCE, and only with them: the
-    answer
-        could not be graded, is masked out of its group and counted. rewards.verifier_contract enforces this.
+    value: the reward, a finite number; or None with the outcomes that are not gradable, and only with them: the answer
+        is masked out of its group and counted. rewards.verifier_contract enforces this.
     parts: the named components of the value, e.g. {"math": 1.0, "format": 0.5}.
     detail: one line for users: what decided, and why.
     """
@@ -62,9 +62,36 @@ class Verifier(Protocol):
 
 
 def verify(
-    verifier: Verifier, answers: Sequence[str], references: Sequence[Reference], prompts: Sequence[str]
+    verifier: Verifier,
+    answers: Sequence[str],
+    references: Sequence[Reference],
+    prompts: Sequence[str],
+    rows: Sequence[Mapping[str, Any]] | None = None,
+    groups: Sequence[int] | None = None,
 ) -> list[Score]:
-    """The score of each answer. A verifier whose verify_batch has a parameter `prompts` also gets the question of each
-    answer, for example to detect answers that copy it."""
-    more: dict[str, Any] = {"prompts": prompts} if "prompts" in signature(verifier.verify_batch).parameters else {}
-    return verifier.verify_batch(answers, references, **more)
+    """The score of each answer. A verifier gets what else its verify_batch has a parameter for:
+
+    prompts: the question of each answer, for example to detect answers that copy it.
+    rows: the id of each answer's problem, and the columns of its row in the data set.
+    groups: a number for each answer; answers to one problem that are compared have the same.
+    """
+    more = {"prompts": prompts, "rows": rows or [{}] * len(answers), "groups": groups or [0] * len(answers)}
+    return verifier.verify_batch(answers, references, **_taken(verifier.verify_batch, more))
+
+
+def check_references(
+    verifier: Verifier, references: Sequence[Reference], prompts: Sequence[str], rows: Sequence[Mapping[str, Any]]
+) -> list[Score]:
+    """The verifier's check of the references. It gets prompts and rows if its method has parameters for them."""
+    more = {"prompts": prompts, "rows": rows}
+    return verifier.check_references(references, **_taken(verifier.check_references, more))
+
+
+def compares_group(verifier: Verifier) -> bool:
+    """Whether the verifier has to see all completions of a problem's group in one call of verify_batch."""
+    return bool(getattr(verifier, "compares_group", False))
+
+
+def _taken(method: Callable[..., Any], offered: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the offered arguments that the method has a parameter for."""
+    return {name: value for name, value in offered.items() if name in signature(method).parameters}

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from rewards.combine import CombinedVerifier
+from rewards.function_verifier import FunctionVerifier
 from rewards.math_answer import MathVerifier
 from rewards.math_policy import MathPolicy
 from rewards.program import ProgramVerifier
 from rewards.proof import ProofVerifier
 from rewards.puzzle_answer import PuzzleVerifier
 from rewards.reasoning_gym_tasks import ReasoningGymVerifier
+from rewards.reward_spec import RewardSpec
 from rewards.sandbox.isolation import Isolation
 from rewards.score import Verifier
+from rewards.weighted import FormatVerifier, Weighted, WeightedVerifier
+
+REWARD = "reward"  # name of the sum of the rewards that --reward names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +30,7 @@ class VerifierOptions:
     grading: how the math verifier compares answers.
     allow_unsafe_code: run programs even if they cannot be sandboxed.
     formats, format_weight, gate_format: format rules and their weight, see rewards.combine.
+    rewards: what the verifier named REWARD sums; without them there is none of this name.
     """
 
     num_workers: int = 2
@@ -33,6 +40,7 @@ class VerifierOptions:
     formats: tuple[str, ...] = ()
     format_weight: float = 0.1
     gate_format: bool = True
+    rewards: tuple[RewardSpec, ...] = ()
 
 
 def _math(options: VerifierOptions) -> Verifier:
@@ -78,15 +86,36 @@ class Verifiers(dict[str, Verifier]):
         self.isolation: Isolation | None = None
 
     def __missing__(self, name: str) -> Verifier:
-        options, verifier = self._options, VERIFIERS[name](self._options)
-        if isinstance(verifier, ProgramVerifier):
-            self.isolation = verifier.isolation
+        options = self._options
+        verifier = self._sum_of_rewards() if name == REWARD and options.rewards else self._built_in(name)
         if options.formats:
             verifier = CombinedVerifier(
                 verifier, options.formats, weight=options.format_weight, gated=options.gate_format
             )
         self[name] = verifier
         return verifier
+
+    def _built_in(self, name: str) -> Verifier:
+        verifier = VERIFIERS[name](self._options)
+        if isinstance(verifier, ProgramVerifier):
+            self.isolation = verifier.isolation
+        return verifier
+
+    def _sum_of_rewards(self) -> Verifier:
+        with ExitStack() as on_error:
+            rewards = []
+            for spec in self._options.rewards:
+                verifier = self._one_reward(spec)
+                on_error.callback(verifier.close)
+                rewards.append(Weighted(name=spec.name, verifier=verifier, weight=spec.weight))
+            on_error.pop_all()
+        return WeightedVerifier(rewards)
+
+    def _one_reward(self, spec: RewardSpec) -> Verifier:
+        if spec.function is None:
+            return self._built_in(spec.source) if spec.source in VERIFIERS else FormatVerifier(spec.source)
+        workers, deadline = self._options.num_workers, self._options.deadline
+        return FunctionVerifier(spec.source, spec.function, num_workers=workers, deadline=deadline)
 
     def close(self) -> None:
         """Ends all worker processes. Safe to call twice."""

@@ -1,4 +1,4 @@
-"""The worker process: reads chunks of items, each as one JSON line, and writes one JSON line for each item.
+"""The worker process: reads its options and chunks of items, each as one JSON line, and writes one JSON line for each item.
 
 rewards.worker_process starts it as a separate interpreter. Since it reads untrusted text of a model, it can be killed
 at any moment, and its address space is limited.
@@ -12,19 +12,17 @@ import json
 import os
 import resource
 import signal
-import sys
 from collections.abc import Callable
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from rewards.verdict import Verdict, crashed, timeout
 
-_DETAIL_LENGTH = 200  # characters of a reply's detail; bounds what the parent has to read
 Grade = Callable[..., Verdict]
 
 
 def main() -> None:
-    options = json.loads(sys.argv[1])
     requests, replies = _private_pipes()
+    options = json.loads(requests.readline())
     _limit(resource.RLIMIT_AS, options["memory_limit"])
     _limit(resource.RLIMIT_CORE, 0)
     # If the parent dies while an item hangs, nobody kills this process. The default action of an alarm is performed by
@@ -33,18 +31,18 @@ def main() -> None:
     try:
         grade = _load(options["task"], options["arguments"])
     except Exception as error:  # noqa: BLE001  the parent raises it, since no item can be graded
-        _write(replies, ["failed", f"{type(error).__name__}: {error}"[:_DETAIL_LENGTH]])
+        _write(replies, ["failed", f"{type(error).__name__}: {error}"[: options["max_reason"]]])
         return
     _write(replies, ["ready", ""])
     for line in requests:
         for item in json.loads(line):
             signal.setitimer(signal.ITIMER_REAL, 2 * options["deadline"])
-            outcome, detail = _graded(grade, item)
+            outcome, reason = _graded(grade, item)
             signal.setitimer(signal.ITIMER_REAL, 0)
-            _write(replies, [outcome.value, detail[:_DETAIL_LENGTH]])
+            _write(replies, [outcome.value, reason[: options["max_reason"]]])
 
 
-def _graded(grade: Grade, item: list[str]) -> Verdict:
+def _graded(grade: Grade, item: list[Any]) -> Verdict:
     try:
         return grade(*item)
     except MemoryError:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -10,7 +12,8 @@ from collections import deque
 from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parent.parent  # the folder of the package, installed or not
-_MAX_REPLY = 1 << 16
+_READ = 1 << 16  # bytes read at once
+_MAX_REPLY = 1 << 22  # bytes of a line; a worker that sends more is ended
 
 
 class WorkerProcess:
@@ -18,7 +21,7 @@ class WorkerProcess:
 
     def __init__(self, options: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "rewards.worker", options],
+            [sys.executable, "-m", "rewards.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -29,6 +32,9 @@ class WorkerProcess:
         assert self.process.stdin
         assert self.process.stdout
         self.stdin, self.stdout = self.process.stdin.fileno(), self.process.stdout.fileno()
+        with contextlib.suppress(BrokenPipeError):  # the worker died, which receive() reports
+            self.process.stdin.write(options.encode() + b"\n")
+            self.process.stdin.flush()
         os.set_blocking(self.stdin, False)
         os.set_blocking(self.stdout, False)
         self.ready = False
@@ -39,11 +45,15 @@ class WorkerProcess:
         self.num_graded = 0
 
     def kill(self) -> None:
-        self.process.kill()
+        """Kills the worker and the processes that it has started."""
+        if self.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
-                pipe.close()
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
 
     def send(self) -> None:
         try:
@@ -56,11 +66,11 @@ class WorkerProcess:
     def receive(self) -> list[bytes] | None:
         """The complete lines that have arrived; None if the worker has ended or sent too much."""
         try:
-            data = os.read(self.stdout, _MAX_REPLY)
+            data = os.read(self.stdout, _READ)
         except BlockingIOError:
             return []
         self.inbox += data
-        if not data or len(self.inbox) > 2 * _MAX_REPLY:
+        if not data or len(self.inbox) > _MAX_REPLY:
             return None
         *lines, self.inbox = self.inbox.split(b"\n")
         return lines

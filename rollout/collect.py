@@ -121,7 +121,10 @@ class Collector:
         completions: dict[tuple[int, int], Completion] = {}
         problems = [group[0].problem for group in episodes]
         rollouts = [[self.rollout(episode) for episode in group] for group in episodes]
-        with BackgroundVerifier(problems, self.verifiers, self._step_scorer(episodes)) as verifier:
+        grading = BackgroundVerifier(
+            problems, self.verifiers, group_size=self.group_size, steps_of=self._step_scorer(episodes)
+        )
+        with grading as verifier:
             for i, j, completion in run_rollouts(rollouts, self.sampler, self.params):
                 completions[i, j] = replace(completion, text=episodes[i][j].answer_prefix + completion.text)
                 verifier.put(i, j, completions[i, j])

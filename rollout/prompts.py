@@ -14,7 +14,7 @@ from rewards.errors import UserError
 from rollout.answer_prefix import find_answer_prefix
 from rollout.chat_template import TEMPLATE_ERRORS, template_turn_end
 from rollout.messages import read_messages, require_encodable
-from rollout.records import Problem, PromptStyle
+from rollout.records import STYLE_OF, Problem, PromptStyle
 
 SYSTEM_PROMPTS: dict[str, str | None] = {
     "plain": None,
@@ -25,10 +25,6 @@ SYSTEM_PROMPTS: dict[str, str | None] = {
     ),
     "code": "Solve the task in Python, and put the whole program in one ```python block.",
 }
-STYLE_OF: dict[str, PromptStyle] = {
-    "math": "boxed",
-    "program": "code",
-}  # by verifier; other problems state the form themselves
 _SHOWN = 120  # characters of a message that is shown as an example
 log = logging.getLogger(__name__)
 Messages = list[dict[str, str]]

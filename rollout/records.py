@@ -11,6 +11,10 @@ from rewards.score import Outcome, Reference, Score
 
 Message = Mapping[str, str]  # {"role": "user", "content": "..."}
 PromptStyle = Literal["plain", "boxed", "r1", "code"]  # how a prompt asks for the answer, see rollout/prompts.py
+STYLE_OF: Mapping[str, PromptStyle] = {
+    "math": "boxed",
+    "program": "code",
+}  # by verifier; other problems state the form themselves
 SOLUTION = "worked"  # key of a problem's metadata: its written-out solution
 
 

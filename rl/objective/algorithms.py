@@ -5,7 +5,7 @@ docs/algorithms.md lists the equation, the paper and the options of each.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -32,25 +32,51 @@ from rl.objective.tokens import ScoredSequences, ScoredTokens, TokenScores
 from rl.objective.values import ValueRule, ValueTargets
 from rollout.records import Rollout, RolloutGroup
 
+GROUP_EPS = 1e-4  # added to the group's std; TRL adds the same
+REST_EPS = 1e-6  # relative to the sum of the rewards' sizes; ten times what float32 rounds
 Advantages = list[list[Tensor]]  # per group and completion: Float[T], an advantage for each of its tokens
 AdvantageRule = Callable[[Sequence[RolloutGroup], Tensor, Tensor], Advantages]  # groups, rewards [P, G], graded [P, G]
 Surrogate = Callable[..., Tensor]  # policy_logprobs, old_logprobs, advantages, clip_low=, clip_high= -> per-token loss
 
 
-def outcome_supervision(normalise: Callable[..., Tensor]) -> AdvantageRule:
+@dataclass(frozen=True, kw_only=True)
+class OutcomeSupervision:
     """The advantage rule that gives every token of a completion the completion's advantage within its group.
 
     normalise: rewards Float[P, G] and mask=graded Bool[P, G] -> advantages Float[P, G].
+    weights: of rewards by their names in the scores' parts; without any only the completion's whole reward is normalised.
+        Otherwise A = Z(sum_k w_k normalise(r_k) + normalise(r - sum_k w_k r_k)), where the rest holds what is not a named reward
+        (the overlong penalty), and Z standardises over all graded completions of the step: GDPO, arXiv 2601.05242, section 3.1.
     """
 
-    def rule(groups: Sequence[RolloutGroup], rewards: Tensor, graded: Tensor) -> Advantages:
-        rows = normalise(rewards, mask=graded)
+    normalise: Callable[..., Tensor]
+    weights: tuple[tuple[str, float], ...] = ()
+
+    def __call__(self, groups: Sequence[RolloutGroup], rewards: Tensor, graded: Tensor) -> Advantages:
+        rows = self._each(groups, rewards, graded) if self.weights else self.normalise(rewards, mask=graded)
         return [
             [a.expand(len(r.completion.token_ids)) for r, a in zip(group.rollouts, row, strict=True)]
             for group, row in zip(groups, rows, strict=True)
         ]
 
-    return rule
+    def _each(self, groups: Sequence[RolloutGroup], rewards: Tensor, graded: Tensor) -> Tensor:
+        total, rest, size = torch.zeros_like(rewards), rewards.double(), rewards.abs().double()
+        for name, weight in self.weights:
+            reward = torch.tensor([[r.score.parts.get(name, 0.0) for r in group.rollouts] for group in groups])
+            total += weight * self.normalise(reward, mask=graded)
+            rest, size = rest - weight * reward.double(), size + (weight * reward).abs()
+        rest = torch.where(
+            rest.abs() <= REST_EPS * size, 0.0, rest
+        ).float()  # rounding must not become a unit of variance
+        total += self.normalise(rest, mask=graded)
+        scores = group_normalized(total.flatten()[None], scale="std", eps=GROUP_EPS, mask=graded.flatten()[None])
+        return scores.view_as(total)
+
+
+def each_reward(rule: AdvantageRule | None, weights: Mapping[str, float]) -> AdvantageRule:
+    """The rule with each of these rewards normalised on its own."""
+    assert isinstance(rule, OutcomeSupervision)
+    return replace(rule, weights=tuple(weights.items()))
 
 
 def process_supervision(groups: Sequence[RolloutGroup], rewards: Tensor, graded: Tensor) -> Advantages:
@@ -251,10 +277,8 @@ class Algorithm:
         return self.value_rule is not None and self.value_rule.kl_in_reward
 
 
-GROUP_EPS = 1e-4  # added to the group's std; TRL adds the same
-
-_group_normalized = outcome_supervision(partial(group_normalized, scale="std", eps=GROUP_EPS))
-_group_centred = outcome_supervision(partial(group_normalized, scale="none", eps=0.0))
+_group_normalized = OutcomeSupervision(normalise=partial(group_normalized, scale="std", eps=GROUP_EPS))
+_group_centred = OutcomeSupervision(normalise=partial(group_normalized, scale="none", eps=0.0))
 
 GRPO = Algorithm(name="grpo", advantage_rule=_group_normalized, kl_weight=0.04)
 GRPO_PROCESS = Algorithm(name="grpo-process", advantage_rule=process_supervision, kl_weight=0.04, scores_steps=True)
@@ -275,7 +299,7 @@ GSPO = Algorithm(
 )
 RLOO = Algorithm(
     name="rloo",
-    advantage_rule=outcome_supervision(leave_one_out),
+    advantage_rule=OutcomeSupervision(normalise=leave_one_out),
     reduction=sequence_sum,
     kl_weight=0.03,
     kl_kind="k2",

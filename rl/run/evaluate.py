@@ -29,6 +29,7 @@ def evaluate(collector: Collector, problems: Sequence[Problem], num_samples: int
     rollouts = [group.rollouts[0] for group in greedy.collect(problems, step=0).groups]
     metrics: Metrics = {
         "eval/accuracy": mean(is_right(r) for r in rollouts if r.is_graded),
+        "eval/reward": mean(r.score.value for r in rollouts if r.is_graded),
         "eval/length": mean(r.completion.num_chosen for r in rollouts),
         "eval/truncated": mean(r.completion.finish_reason is FinishReason.LENGTH for r in rollouts),
     }

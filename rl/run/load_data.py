@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from rewards.errors import UserError
 from rewards.sandbox.isolation import MIN_LEVEL
-from rewards.score import Outcome, Score, verify
+from rewards.score import Outcome, Score, check_references
 from rewards.verifier_contract import checked_scores
-from rewards.verifiers import Verifiers
+from rewards.verifiers import REWARD, Verifiers
+from rl.settings.config import RunConfig
 from rl.settings.resolve import RunSettings
 from rl.view.progress import Progress
 from rollout.demonstrations import demonstration
 from rollout.problems import load_problems, repeated_word, split_held_out, without_overlap
 from rollout.prompts import PromptRenderer
 from rollout.records import SOLUTION, Problem
+from rollout.verify import grade, row_of
 
 Report = Callable[[str], None]
 log = logging.getLogger(__name__)
@@ -30,6 +33,7 @@ def load_data(settings: RunSettings, report: Report = log.warning) -> tuple[list
         **settings.columns,
         report=report,
     )
+    problems = rewarded(problems, settings)
     if not settings.has_eval_data:
         return split_held_out(problems, settings.eval_size)
     held_out = load_held_out(settings, report)
@@ -55,7 +59,12 @@ def load_held_out(settings: RunSettings, report: Report = log.warning) -> list[P
         **settings.columns,
         report=report,
     )
-    return problems[: settings.eval_size]
+    return rewarded(problems[: settings.eval_size], settings)
+
+
+def rewarded(problems: Sequence[Problem], settings: RunConfig) -> list[Problem]:
+    """The problems, graded by the rewards of the run if it names any."""
+    return [replace(p, verifier=REWARD) for p in problems] if settings.reward else list(problems)
 
 
 def gradable_data(
@@ -75,7 +84,8 @@ def gradable(problems: Sequence[Problem], which: str, verifiers: Verifiers, prog
     scores: dict[str, Score] = {}
     for name in sorted({p.verifier for p in problems}):
         asking = [p for p in problems if p.verifier == name]
-        checked = verifiers[name].check_references([p.reference for p in asking])
+        references, questions = [p.reference for p in asking], [p.question for p in asking]
+        checked = check_references(verifiers[name], references, questions, [row_of(p) for p in asking])
         checked = checked_scores(checked, verifier=name, problems=[p.id for p in asking])
         scores |= {p.id: s for p, s in zip(asking, checked, strict=True)}
     bad = [(p, scores[p.id]) for p in problems if scores[p.id].outcome is not Outcome.CORRECT]
@@ -181,8 +191,7 @@ def demonstrable(
     scores: dict[str, Score] = {}
     for name in sorted({p.verifier for p in worked}):
         asking = [p for p in worked if p.verifier == name]
-        solutions, references = [str(p.metadata[SOLUTION]) for p in asking], [p.reference for p in asking]
-        judged = verify(verifiers[name], solutions, references, [p.question for p in asking])
+        judged = grade(verifiers[name], [str(p.metadata[SOLUTION]) for p in asking], asking)
         scores |= {p.id: s for p, s in zip(asking, judged, strict=True)}
     right = [p for p in worked if scores[p.id].outcome is Outcome.CORRECT]
     kept = [p for p in right if len(demonstration(p, renderer).rollouts[0].completion.token_ids) <= max_tokens]

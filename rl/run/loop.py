@@ -84,6 +84,7 @@ def verifier_options(config: RunConfig) -> VerifierOptions:
         formats=config.format,
         format_weight=config.format_weight,
         gate_format=config.gate_format,
+        rewards=config.rewards,
     )
 
 
@@ -155,6 +156,11 @@ def require_judged(groups: Sequence[RolloutGroup], bound: float) -> None:
     """Stops the run if too many answers could not be parsed or graded: a verifier failure must not count as wrong answers."""
     not_judged = (Outcome.UNPARSED, Outcome.TIMEOUT, Outcome.CRASHED)
     rollouts = [r for group in groups for r in group.rollouts]
+    if all(r.score.outcome is Outcome.NOT_GRADED for r in rollouts):
+        raise UserError(
+            f"reward returned None for all {len(rollouts)} answers of this step, so that there is nothing to learn from; return a "
+            "number for the answers that it can grade"
+        )
     unjudged = [r for r in rollouts if r.score.outcome in not_judged and not r.cut_short]
     if len(unjudged) > bound * len(rollouts):
         examples = "".join(

@@ -10,7 +10,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from rewards.errors import UserError
-from rl.objective.algorithms import ALGORITHMS
+from rl.objective.algorithms import ALGORITHMS, OutcomeSupervision
 from rl.objective.losses import likelihood
 from rl.objective.values import ValueRule
 from rollout.problems import is_on_hub
@@ -31,6 +31,7 @@ def check(config: RunConfig) -> None:
     for names, why in without_effect(config):
         require_unset(config, names, why)
     check_samples(config)
+    check_rewards(config)
     check_precision(config)
     if config.top_p != 1:
         raise UserError(
@@ -73,6 +74,29 @@ def without_effect_on_data(config: RunConfig) -> Iterator[tuple[tuple[str, ...],
     ):
         if not is_on_hub(dataset):
             yield names, f"{dataset!r} is no data set of the hub and has no configurations or splits; leave it out"
+
+
+def check_rewards(config: RunConfig) -> None:
+    """Options of several rewards: each can be normalised only where an algorithm normalises one reward for each completion."""
+    if config.reward_normalization == "sum":
+        return
+    what = "reward_normalization is 'each'"
+    if len(config.reward) < 2:
+        raise UserError(f"{what}: it needs at least two rewards; name them with reward, or leave it out")
+    if config.format:
+        raise UserError(
+            f"{what}: format changes the sum of the rewards; name the rules as rewards too, such as --reward ... boxed=0.1"
+        )
+    can = {
+        name
+        for name, algorithm in ALGORITHMS.items()
+        if isinstance(algorithm.advantage_rule, OutcomeSupervision) and not algorithm.dynamic_sampling
+    }
+    if config.algorithm not in can:
+        raise UserError(
+            f"{what}: {config.algorithm} does not normalise rewards over a group, or refills groups by their sums; use sum, or one of "
+            + ", ".join(sorted(can))
+        )
 
 
 def check_precision(config: RunConfig) -> None:

@@ -14,9 +14,10 @@ from typing import Annotated, Any, Literal
 
 from rewards.answer_format import format_rule
 from rewards.errors import UserError, first_line
+from rewards.reward_spec import RewardSpec, parse_rewards
 from rl.forward.forward import Attention
 from rl.forward.fused import Fused
-from rl.objective.algorithms import ALGORITHMS, Algorithm
+from rl.objective.algorithms import ALGORITHMS, Algorithm, each_reward
 from rl.objective.names import CriticSource
 from rl.objective.values import ValueRule
 from rl.settings.checks import RULE_OPTIONS, check
@@ -46,11 +47,12 @@ from rl.settings.options import (
     OptimizerName,
     ReferenceDType,
 )
-from rollout.records import PromptStyle
+from rollout.records import STYLE_OF, PromptStyle
 
 NOT_EMPTY = Bound(lambda texts: "" not in texts, "strings that are not empty: an empty one is in every text")
 LAYERS = Bound(lambda names: names and all(names), "names of linear layers, or all-linear")
 ADDRESSES = Bound(lambda urls: urls and all(u.startswith("http") for u in urls), "addresses such as http://host:8000")
+REWARDS = Bound(lambda texts: parse_rewards(texts) or not texts, "rewards")
 FORMAT_RULES = Bound(lambda names: all(map(format_rule, names)), "names of rules")
 SEED = Bound(lambda seed: -(2**63) <= seed < 2**63, "a number of 64 bits, from -2^63 to 2^63 - 1")
 DECAY = Bound(lambda decay: 0 <= decay < 1, "in [0, 1)")
@@ -239,6 +241,12 @@ class RunConfig:
     GPU."""
     vllm_patience: Annotated[float, POSITIVE] = 600.0
     """Seconds to wait for a server that does not answer."""
+    reward: Annotated[tuple[str, ...], REWARDS, FIXED_ON_RESUME] = ()
+    """Rewards that replace the verifiers of the problems, as name or name=weight, summed: functions (file.py:function, module:function),
+    verifiers (math, program ...), format rules (boxed ...), or those of installed packages. docs/rewards.md describes them."""
+    reward_normalization: Annotated[Literal["sum", "each"], FIXED_ON_RESUME] = "sum"
+    """Whether a group's advantages come from its summed rewards, or each reward is normalised in the group before they are summed
+    (GDPO, arXiv 2601.05242), so that rewards of other scales count by their weights."""
     grading: Annotated[tuple[str, ...], GRADING] = ()
     """How math answers are compared, as option=value, such as decimal_comma=true; docs/grading.md lists the options."""
     format: Annotated[tuple[str, ...], FORMAT_RULES] = ()
@@ -250,9 +258,9 @@ class RunConfig:
     allow_unsafe_code: bool = False
     """Run generated programs even where this machine cannot sandbox them (see plumbline doctor)."""
     verifier_workers: Annotated[int, at_least(1)] = 2
-    """Worker processes of each kind of verifier."""
+    """Worker processes of each kind of verifier and of each reward function."""
     verifier_deadline: Annotated[float, POSITIVE] = 2.0
-    """Seconds for grading one answer; programs have limits of their own."""
+    """Seconds for grading one answer or one call of a reward function; programs have limits of their own."""
     max_unjudged: Annotated[float, SHARE] = 0.5
     """The run stops when a larger share of a step's answers could not be parsed, timed out or crashed the verifier."""
 
@@ -306,12 +314,25 @@ class RunConfig:
         """The named columns, as rollout.problems.load_problems takes them."""
         return {"prompt_column": self.prompt_column, "answer_column": self.answer_column}
 
+    @property
+    def rewards(self) -> tuple[RewardSpec, ...]:
+        """The rewards that replace the verifiers of the problems; () if there are none."""
+        return parse_rewards(self.reward)
+
+    @property
+    def prompted_style(self) -> PromptStyle | None:
+        """prompt_style, or with rewards the style that asks for an answer where the first verifier among them looks for it."""
+        by_reward: Iterator[PromptStyle] = (STYLE_OF[r.source] for r in self.rewards if r.source in STYLE_OF)
+        return self.prompt_style or next(by_reward, None)
+
     def chosen_algorithm(self) -> Algorithm:
         """The named algorithm, with the options that are given in place of its own values. importance_cap 0 is none."""
         named = ALGORITHMS[self.algorithm]
         given: dict[str, Any] = {k: getattr(self, k) for k in OF_ALGORITHM if getattr(self, k) is not None}
         if self.importance_cap == 0:
             given["importance_cap"] = None
+        if self.reward_normalization == "each":
+            given["advantage_rule"] = each_reward(named.advantage_rule, {r.name: r.weight for r in self.rewards})
         return replace(named, **given, value_rule=self._value_rule(named))
 
     def _value_rule(self, named: Algorithm) -> ValueRule | None:

@@ -38,6 +38,8 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
                "The number to trust: it should rise above step 0. Its standard error is `sqrt(p (1 - p) / n)`: about "
                "0.02 for 500 problems, so smaller steps are noise. Flat while `reward/mean` rises: reward hacking, or "
                "training problems learnt by heart."),
+        Metric("eval/reward", "reward", "Mean reward of the graded greedy held-out completions.",
+               "Rises. The number to watch where a reward function returns other numbers than 0 and 1."),
         Metric("eval/pass_at_k", "share",
                "Held-out problems of which at least one of k = `eval_samples` sampled completions is right. Absent unless "
                "`eval_samples` is set.",
@@ -99,7 +101,7 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
     "Parts": (
         Metric("part/<name>", "reward",
                "Mean of one named part of the scores of the graded completions: the verifier's own (`part/math`, "
-               "`part/program`, ...), and one for each rule of `format`.",
+               "`part/program`, ...), one for each reward of `reward`, before its weight, and one for each rule of `format`.",
                "All rise together. If a format rule rises without correctness, the policy earns its reward by form alone."),
         Metric("sandbox/level", "level",
                "Isolation of generated programs: 3 is all layers, 2 is seccomp with landlock or namespaces, less is possible only "
@@ -140,6 +142,9 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
         Metric("outcome/bad_reference", "share",
                "Completions that could not be graded because the problem's reference is unusable. They leave their group too.",
                "0: such problems are dropped before training."),
+        Metric("outcome/not_graded", "share",
+               "Completions for which a reward function returned None. They have no value and leave their group.",
+               "0, unless the reward is made to leave out answers."),
     ),
     "Critic": (
         Metric("value/mean", "reward", "Mean over the step's tokens of the critic's value V before the update.",

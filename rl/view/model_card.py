@@ -22,6 +22,7 @@ def model_card(run_dir: Path, step: int) -> str:
     config = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
     rows = [row for row in read_metrics(run_dir) if (row["step"] or 0) <= step]
     adapters = f", as LoRA adapters of rank {config['lora_rank']}" if config["lora_rank"] else ""
+    rewards = f" Rewards: {', '.join(f'`{reward}`' for reward in config['reward'])}." if config.get("reward") else ""
     return f"""---
 {metadata(config).to_yaml()}
 ---
@@ -29,7 +30,7 @@ def model_card(run_dir: Path, step: int) -> str:
 # {Path(config["model"]).name}, trained by {config["algorithm"]}
 
 Trained from `{config["model"]}` on {", ".join(f"`{name}`" for name in datasets(config))} with Plumbline{adapters}.
-This is step {step} of {config["num_steps"]}. A step has {config["problems_per_step"]} problems with {config["group_size"]} completions each.
+This is step {step} of {config["num_steps"]}. A step has {config["problems_per_step"]} problems with {config["group_size"]} completions each.{rewards}
 
 {figures(config, rows)}
 

@@ -7,6 +7,7 @@ import io
 import math
 import re
 from collections.abc import Callable, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,9 @@ from rl.view.metrics import OUTCOMES, PHASES, Row, existing_run_dir, read_metric
 POINTS = 300  # a longer curve is averaged to this many points, to keep the page small
 INK, MUTED, GRID = "#010203", "#010204", "#010205"  # placeholders that become CSS variables, for light and dark pages
 BLUE, ORANGE, GREEN, PURPLE, RED, GREY = "#3b7dd8", "#e08a2e", "#2fa37a", "#8d6bd1", "#d1495b", "#8a93a1"
-SLATE, GOLD, BROWN, LIGHT = "#75808f", "#cfa62e", "#8c5a3c", "#b9c0ca"
+SLATE, GOLD, BROWN, LIGHT, PALE = "#75808f", "#cfa62e", "#8c5a3c", "#b9c0ca", "#dde1e7"
 OUTCOME_COLOURS: dict[str, str] = dict(
-    zip(OUTCOMES, (GREEN, SLATE, ORANGE, GOLD, PURPLE, RED, LIGHT, BROWN), strict=True)
+    zip(OUTCOMES, (GREEN, SLATE, ORANGE, GOLD, PURPLE, RED, LIGHT, BROWN, PALE), strict=True)
 )
 PHASE_COLOURS: dict[str, str] = dict(zip(PHASES, (BLUE, ORANGE, GREEN, GREY, PURPLE), strict=True))
 PERCENT = FuncFormatter(lambda share, _: f"{round(100 * share, 6):g}%")
@@ -89,6 +90,10 @@ def _reward(axes: Axes, rows: list[Row]) -> None:
         steps = _thin(series(both, "step")[1])
         axes.fill_between(steps, mean - std, mean + std, color=BLUE, alpha=0.12, linewidth=0, label="± 1 std")
     _curve(axes, rows, "reward/mean", BLUE, "mean")
+    parts = sorted({key for row in rows for key in row if key.startswith("part/")})
+    if len(parts) > 1:
+        for key, colour in zip(parts, cycle((ORANGE, GREEN, PURPLE, RED, GOLD, BROWN))):
+            _curve(axes, rows, key, colour, key.removeprefix("part/"))
     axes.set_ylabel("reward")
 
 

@@ -162,7 +162,7 @@ def test_a_run_passes_the_question_to_the_verifier(verifier: MathVerifier) -> No
         Problem(id="1", prompt=r"Simplify $\sqrt{75}$.", reference=r"5\sqrt3", verifier="other"),
     ]
     for math in (verifier, CombinedVerifier(verifier, ["boxed"])):
-        with BackgroundVerifier(problems, {"math": math, "other": Recorder()}) as grading:
+        with BackgroundVerifier(problems, {"math": math, "other": Recorder()}, group_size=1) as grading:
             for index in (0, 1):
                 grading.put(index, 0, _completion(r"\boxed{\sqrt{75}}"))
             grading.put(0, 1, _completion(r"\boxed{5\sqrt{3}}"))

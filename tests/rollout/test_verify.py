@@ -78,7 +78,7 @@ def test_scores_belong_to_their_completions() -> None:
     problems = [problem("a", reference="1"), problem("b", reference="2", verifier="other"), problem("c", reference="3")]
     answers = {(2, 1): "?", (0, 1): "3", (1, 0): "2", (2, 0): "1", (0, 0): "1", (2, 2): "3"}
     made = ScriptedSampler({}, {encoded(a): a for a in answers.values()})
-    with BackgroundVerifier(problems, {"equal": equal, "other": other}) as verifier:
+    with BackgroundVerifier(problems, {"equal": equal, "other": other}, group_size=1) as verifier:
         for (i, j), answer in answers.items():
             verifier.put(i, j, made._completion(encoded(answer), seed=0))
         scores = verifier.scores()
@@ -98,7 +98,7 @@ def test_all_pending_completions_are_one_batch() -> None:
             return verifier.verify_batch(answers, references)
 
     made = ScriptedSampler({}, {encoded("1"): "1"})
-    with BackgroundVerifier([problem("a")], {"equal": Slow()}) as background:
+    with BackgroundVerifier([problem("a")], {"equal": Slow()}, group_size=1) as background:
         background.put(0, 0, made._completion(encoded("1"), seed=0))
         assert entered.wait(TIMEOUT)
         for j in range(1, 9):
@@ -160,7 +160,7 @@ def test_the_worker_pool_works_from_the_thread() -> None:
         verifier._pool._workers[0].process.kill()
         made = ScriptedSampler({}, {(1,): "\\boxed{1}"})
         for _ in range(2):
-            with BackgroundVerifier([problem("a", verifier="math")], {"math": verifier}) as background:
+            with BackgroundVerifier([problem("a", verifier="math")], {"math": verifier}, group_size=1) as background:
                 background.put(0, 0, made._completion((1,), seed=0))
                 assert background.scores()[0, 0].outcome is Outcome.CORRECT
             assert all(worker.process.poll() is None for worker in verifier._pool._workers)

@@ -1,0 +1,102 @@
+"""What a reward function declares: the arguments that it asks for, by name, and options of how it is called."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from rewards.errors import UserError
+
+GROUP_ARGUMENTS = ("answers", "completions")  # lists, of a whole group of completions of one problem
+SINGLE_ARGUMENTS = ("answer", "completion")
+ROW_ARGUMENTS = ("prompt", "reference", "problem")
+_OPTIONS = "__plumbline_reward__"
+_WAITING_DEADLINE = 60.0  # seconds for one call of an async function, which waits for something else than the answer
+
+AnyFunction = TypeVar("AnyFunction", bound=Callable[..., Any])
+
+
+def reward(
+    *, in_process: bool = False, deadline: float | None = None, concurrency: int = 16
+) -> Callable[[AnyFunction], AnyFunction]:
+    """Decorator with the options of a reward function.
+
+    in_process: call it in the trainer's process, which no deadline or memory limit protects; for functions that need an
+        object of that process, such as a loaded model.
+    deadline: seconds for one call. Default: --verifier-deadline; 60 for an async function.
+    concurrency: calls of an async function that wait at once, over all worker processes.
+    """
+    if deadline is not None and not 0 < deadline < 3600:
+        raise UserError(f"deadline is {deadline!r}: it must be between 0 and 3600, the seconds for one call")
+    if concurrency < 1:
+        raise UserError(f"concurrency is {concurrency!r}: it must be at least 1, the calls that wait at once")
+
+    def mark(function: AnyFunction) -> AnyFunction:
+        setattr(function, _OPTIONS, {"in_process": in_process, "deadline": deadline, "concurrency": concurrency})
+        return function
+
+    return mark
+
+
+@dataclass(frozen=True, kw_only=True)
+class Declaration:
+    """arguments: the names of the function's parameters. required: those without a default. takes_all: it has **kwargs.
+
+    is_async, in_process, deadline, concurrency: see `reward`. deadline: None if the function leaves it to the run.
+    """
+
+    arguments: tuple[str, ...]
+    required: tuple[str, ...]
+    takes_all: bool = False
+    is_async: bool = False
+    in_process: bool = False
+    deadline: float | None = None
+    concurrency: int = 16
+
+    @property
+    def takes_group(self) -> bool:
+        """Whether one call grades all completions of a problem's group."""
+        return any(name in GROUP_ARGUMENTS for name in self.arguments)
+
+    @staticmethod
+    def of(function: Callable[..., Any]) -> Declaration:
+        """Raises UserError for parameters that cannot be passed by name, or that ask for one and for all answers."""
+        parameters = inspect.signature(function).parameters.values()
+        positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.VAR_POSITIONAL)]
+        if positional:
+            raise UserError(f"its parameter {positional[0]!r} cannot be passed by name; write it without / and *")
+        named = [p for p in parameters if p.kind is not p.VAR_KEYWORD]
+        names = tuple(p.name for p in named)
+        group = [name for name in names if name in GROUP_ARGUMENTS]
+        single = [name for name in names if name in SINGLE_ARGUMENTS]
+        if group and single:
+            raise UserError(
+                f"it asks for {single[0]!r}, of one completion, and for {group[0]!r}, of the whole group; ask for one of the two"
+            )
+        is_async = inspect.iscoroutinefunction(function)
+        options: dict[str, Any] = {"deadline": _WAITING_DEADLINE if is_async else None}
+        options |= {k: v for k, v in getattr(function, _OPTIONS, {}).items() if v is not None}
+        return Declaration(
+            arguments=names,
+            required=tuple(p.name for p in named if p.default is p.empty),
+            takes_all=len(named) < len(parameters),
+            is_async=is_async,
+            **options,
+        )
+
+    @staticmethod
+    def from_json(written: Mapping[str, Any]) -> Declaration:
+        names = {"arguments": tuple(written["arguments"]), "required": tuple(written["required"])}
+        return Declaration(**{**written, **names})
+
+    def chosen(self, offered: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of the offered arguments that the function asks for."""
+        if self.takes_all:
+            return dict(offered)
+        return {name: offered[name] for name in self.arguments if name in offered}
+
+    def missing(self, offered: Mapping[str, Any]) -> list[str]:
+        """The required arguments that are not offered."""
+        return [name for name in self.required if name not in offered]

@@ -1,0 +1,155 @@
+"""Where a reward function comes from: a file, a module, or its pickled value."""
+
+from __future__ import annotations
+
+import ast
+import base64
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.machinery import PathFinder
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from rewards.errors import UserError
+from rewards.functions.declaration import Declaration
+
+NOTEBOOK = "__main__"  # module of functions that are defined in a notebook or in the script that runs
+# Functions of NOTEBOOK that this process was given, by name: as base64 of the cloudpickle, or themselves if they run here.
+_BY_VALUE: dict[str, str] = {}
+_LIVE: dict[str, Callable[..., Any]] = {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """module: a path that ends in .py, or a dotted name. name: of the function in it, with dots for attributes.
+
+    by_value: base64 of the function as cloudpickle writes it, in place of the module.
+    folders: searched for modules before the installed ones.
+    """
+
+    module: str
+    name: str
+    by_value: str | None = None
+    folders: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.module}:{self.name}"
+
+    @staticmethod
+    def parse(text: str) -> Source:
+        """The source that "file.py:name" or "package.module:name" names. Raises UserError if there is no such file."""
+        module, _, name = text.rpartition(":")
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise UserError(
+                f"reward is {text!r}: {name!r} is not the name of a function; write file.py:function or module:function"
+            )
+        if module == NOTEBOOK:
+            if name not in {**_BY_VALUE, **_LIVE}:
+                raise UserError(
+                    f"reward is {text!r}: it was defined in a notebook or a script, which this process does not have; pass "
+                    "the function again with plumbline.train(reward=...), or put it into a file"
+                )
+            return Source(module=module, name=name, by_value=_BY_VALUE.get(name))
+        if module.endswith(".py"):
+            path = Path(module)
+            if not path.is_file():
+                raise UserError(f"reward is {text!r}: there is no file {module!r} in {os.getcwd()!r}; give its path")
+            folder = str(path.resolve().parent)
+            return Source(module=str(path.resolve()), name=name, folders=(folder, os.getcwd()))
+        if not all(part.isidentifier() for part in module.split(".")):
+            raise UserError(f"reward is {text!r}: {module!r} is neither a .py file nor the dotted name of a module")
+        return Source(module=module, name=name, folders=(os.getcwd(),))
+
+    @property
+    def runs_in_process(self) -> bool:
+        """Whether the function is marked with in_process=True. The module is only read: importing it may load a model."""
+        if self.module == NOTEBOOK:
+            return self.by_value is None
+        try:
+            text = _text_of(self.module, self.folders)
+            tree = ast.parse(text)
+        except (OSError, ValueError, SyntaxError, ImportError):
+            return False  # loading it gives the reason
+        defined = (node for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+        calls = (
+            d for node in defined if node.name == self.name for d in node.decorator_list if isinstance(d, ast.Call)
+        )
+        keywords = (keyword for call in calls for keyword in call.keywords if keyword.arg == "in_process")
+        return any(isinstance(keyword.value, ast.Constant) and keyword.value.value is True for keyword in keywords)
+
+    def load(self) -> Callable[..., Any]:
+        """The function. Raises whatever the import raises, and UserError if the module has no function of this name."""
+        if self.module == NOTEBOOK and self.by_value is None:
+            return _LIVE[self.name]
+        if self.by_value is not None:
+            import cloudpickle  # the only user is a notebook
+
+            return cloudpickle.loads(base64.b64decode(self.by_value))
+        sys.path[:0] = [folder for folder in self.folders if folder not in sys.path]
+        module = _file_module(self.module) if self.module.endswith(".py") else importlib.import_module(self.module)
+        found: Any = module
+        for part in self.name.split("."):
+            found = getattr(found, part, None)
+        if not callable(found):
+            functions = [
+                n for n, f in inspect.getmembers(module, inspect.isfunction) if f.__module__ == module.__name__
+            ]
+            has = f"its functions are {', '.join(functions)}" if functions else "it defines no function"
+            raise UserError(f"it has no function {self.name!r}; {has}")
+        return found
+
+
+def _text_of(module: str, folders: Sequence[str]) -> str:
+    if module.endswith(".py"):
+        return Path(module).read_text(encoding="utf-8")
+    found = (
+        PathFinder.find_spec(module, [*folders, *sys.path]) if "." not in module else importlib.util.find_spec(module)
+    )
+    return Path((found and found.origin) or "").read_text(encoding="utf-8")
+
+
+def _file_module(path: str) -> ModuleType:
+    """The module of a file, registered under a name of its own: the file may be called like an installed package."""
+    name = f"plumbline_reward_{Path(path).stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None  # the path ends in .py
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickle look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def reference_to(function: Callable[..., Any]) -> str:
+    """The text by which `--reward` names the function: module:name, or __main__:name for one that is kept by value.
+
+    A function of an importable module is named by it. One that is defined in a notebook, a script, or inside another
+    function is pickled by value; one that runs in this process is kept as it is. Raises UserError for a function that
+    cannot be pickled.
+    """
+    name, module = function.__qualname__, function.__module__
+    kept_as = name.rpartition(".")[2].replace("<lambda>", "reward")
+    if Declaration.of(function).in_process:
+        _LIVE[kept_as] = function
+        return f"{NOTEBOOK}:{kept_as}"
+    found: Any = sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if module != NOTEBOOK and found is function and importlib.util.find_spec(module) is not None:
+        return f"{module}:{name}"
+    import cloudpickle
+
+    try:
+        pickled = cloudpickle.dumps(function)
+    except (TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"reward is the function {function.__name__!r}, which cannot be pickled for the worker processes ({error}): it uses an object "
+            "of this process; create that object inside the function, or mark the function with @plumbline.reward(in_process=True)"
+        ) from None
+    _BY_VALUE[kept_as] = base64.b64encode(pickled).decode()
+    return f"{NOTEBOOK}:{kept_as}"

@@ -1,0 +1,50 @@
+"""Reward functions in a worker process of `rewards.pool`.
+
+An item is ("declare",), or ("call", calls) with the arguments and the number of completions of each call. The verdict is
+CORRECT, with the function's declaration or the results of each call as JSON in place of a reason; or CRASHED, with the
+reason why the function could not be loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rewards.errors import UserError
+from rewards.functions.call import call, call_waiting, result_of_error
+from rewards.functions.declaration import Declaration
+from rewards.functions.source import Source
+from rewards.verdict import Verdict, crashed, right
+
+
+def load(source: Mapping[str, Any], folder: str, deadline: float) -> Callable[..., Verdict]:
+    """Imports the function in the trainer's working folder. A worker calls this once.
+
+    A failed import is the answer to "declare", with the line that it ends in.
+    """
+    os.chdir(folder)
+    found = Source(**{**source, "folders": tuple(source["folders"])})
+    try:
+        function = found.load()
+        declaration = Declaration.of(function)
+    except (Exception, SystemExit) as error:  # noqa: BLE001  the user's file may raise anything
+        reason = str(error) if isinstance(error, UserError) else result_of_error(error).detail
+        return lambda *item: crashed(reason)
+    process, declared = os.getpid(), json.dumps(asdict(declaration))
+    seconds = deadline if declaration.deadline is None else declaration.deadline
+
+    def grade(what: str, calls: Sequence[tuple[Mapping[str, Any], int | None]] = ()) -> Verdict:
+        if what == "declare":
+            return right(declared)
+        if declaration.is_async:
+            results = call_waiting(function, calls, deadline=seconds, concurrency=len(calls))
+        else:
+            results = [call(function, arguments, count) for arguments, count in calls]
+        if os.getpid() != process:  # the function has forked, and this is the child: only the parent replies
+            os._exit(0)
+        return right(json.dumps(results))
+
+    return grade
