@@ -21,16 +21,21 @@ from accelerate.utils import LoggerType
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import LocalTokenNotFoundError
 
+import rl.view.report
 from rewards.errors import UserError
 from rewards.math_answer import MathVerifier
 from rl.policy.merge import merge_adapters
 from rl.run.checkpoint import damage
 from rl.run.loop import train
 from rl.run.publish import NOT_UPLOADED, require_uploadable
+from rl.settings.config import RunConfig
 from rl.settings.config_file import read_options
 from rl.view.metrics import read_metrics
 from rl.view.model_card import metadata
+from tests.rl.conftest import draw_nothing
+from tests.rl.test_checkpoint import in_a_child
 from tests.rl.test_loop import final_weights, odd_lengths, options
+from tests.rl.test_processes import be, free_port
 
 LAST = Path("checkpoints") / "step-000002"
 
@@ -147,6 +152,30 @@ def test_a_failed_upload_is_told_with_the_command_that_does_it_by_hand(
     hub(monkeypatch, calls)
     train(replace(config, resume=True))  # no step is left
     assert [name for name, _ in calls] == ["me/sums", "upload_folder"]
+
+
+def upload_by(rank: int, port: int, config: RunConfig, notes: Path) -> None:
+    """One of two processes. Each call of the hub is noted with the rank that made it."""
+
+    def note(call: str) -> Any:
+        return lambda *args, **given: notes.open("a").write(f"{call} {rank}\n")
+
+    be(rank, port)
+    huggingface_hub.constants.HF_HUB_OFFLINE = False
+    for name in ("whoami", "create_repo", "upload_folder"):
+        setattr(huggingface_hub, name, note(name))
+    rl.view.report.svg_of = draw_nothing
+    train(config)
+
+
+def test_of_two_processes_the_main_one_uploads(model: Path, digits: Path, tmp_path: Path) -> None:
+    port, config = free_port(), options(model, digits, tmp_path / "run", num_steps=1, push_to_hub="me/sums")
+    children = [in_a_child(upload_by, rank, port, config, tmp_path / "notes") for rank in range(2)]
+    for child in children:
+        child.join(300)
+    assert [child.exitcode for child in children] == [0, 0]
+    assert (tmp_path / "notes").read_text().splitlines() == ["whoami 0", "create_repo 0", "upload_folder 0"]
+    assert "This is step 1 of 1." in (tmp_path / "run" / "checkpoints" / "step-000001" / "README.md").read_text()
 
 
 def refuse() -> None:
