@@ -77,12 +77,10 @@ def run_recipe(description: str, **defaults: Any) -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
     def action() -> None:
-        from rl.settings.config import RunConfig
+        from rl.settings.command_line import run_options
 
         require_all_processes()
-        config = tyro.cli(RunConfig, description=description, default=RunConfig(**defaults))
-        if config.resume and (of_run := config.of_existing_run()):  # options that are not given keep the run's values
-            config = tyro.cli(RunConfig, description=description, default=of_run)
+        config = run_options(sys.argv[1:], description, defaults)
         from rl.run.loop import train  # takes seconds; mistakes in options are reported before
 
         train(config)

@@ -34,6 +34,8 @@ _OPTIONAL = {
     "tensorboard": "no --trackers tensorboard",
     "wandb": "no --trackers wandb",
     "trackio": "no --trackers trackio",
+    "swanlab": "no --trackers swanlab",
+    "mlflow": "no --trackers mlflow",
 }
 _GIB = 1 << 30
 

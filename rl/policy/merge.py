@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import ModelCard
 from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from yaml import YAMLError
 
 from rewards.errors import UserError, first_line
 from rl.policy.load import UNREADABLE, load_pretrained
@@ -34,6 +36,8 @@ def merge_adapters(checkpoint: Path, out: Path) -> Path:
     try:
         save_model(merged, aside, model_state(merged), stored_dtype(str(merged.name_or_path)))
         tokenizer.save_pretrained(aside)
+        if (card := merged_card(checkpoint)) is not None:
+            card.save(aside / "README.md")
         os.replace(aside, out)
     except (OSError, SafetensorError) as error:
         raise UserError(
@@ -42,6 +46,18 @@ def merge_adapters(checkpoint: Path, out: Path) -> Path:
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return out
+
+
+def merged_card(checkpoint: Path) -> ModelCard | None:
+    """The card of the adapters with the metadata of a plain model; None without one, or if its metadata cannot be read."""
+    try:
+        card = ModelCard.load(checkpoint / "README.md")
+    except (OSError, ValueError, YAMLError):
+        return None
+    data: Any = card.data
+    data.library_name = "transformers"
+    data.tags = [tag for tag in data.get("tags") or [] if tag != "lora"] or None
+    return card
 
 
 def load_merged(checkpoint: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

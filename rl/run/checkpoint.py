@@ -21,6 +21,7 @@ from rewards.errors import UserError, first_line
 from rl.policy.save_model import save_tensors
 from rl.processes.sharding import full_state, load_full_state
 from rl.update.learner import Learner
+from rl.view.model_card import CARD
 from rollout.collect import Collected
 from rollout.collected_json import collected_from_json, collected_to_json
 from rollout.problem_memory import ProblemMemory
@@ -29,6 +30,7 @@ from rollout.problem_stream import ProblemStream
 WAITING = "waiting.json"  # completions of the next step, sampled one step ahead
 PASS_RATES = "pass_rates.jsonl"  # the memory of the stream, a line for each problem that was drawn
 CRITIC_FOLDER = "critic"  # a folder of its own, since engines load every safetensors file beside the model's
+REFERENCE_FOLDER = "reference"
 CHECKSUMS = "SHA256SUMS"
 
 # Nothing else has to be saved: every random draw is a function of the run's seed and the saved counters.
@@ -43,11 +45,12 @@ def save_checkpoint(
     tokenizer: PreTrainedTokenizerBase,
     keep: int,
     waiting: Collected | None = None,
+    card: str = "",
 ) -> None:
     """Saves policy (all weights, or the adapters), critic, optimizer, and the stream's positions and memory. Keeps the `keep` newest
     checkpoints.
 
-    Every process must call it; the main process writes.
+    card: text of the model card, which has no checksum, because people edit it. Every process must call it; the main process writes.
     """
     every = learner.algorithm.refresh_reference_every
     reference = learner.reference if every and step >= every else None  # before its first refresh it is the base
@@ -66,14 +69,17 @@ def save_checkpoint(
         tokenizer.save_pretrained(aside)
         save_tensors(optimizer_state, aside / "optimizer.pt")
         if reference is not None:
-            reference.save(aside / "reference", reference_state)
+            reference.save(aside / REFERENCE_FOLDER, reference_state)
         if waiting is not None:
             (aside / WAITING).write_text(json.dumps(collected_to_json(waiting)), encoding="utf-8")
         (aside / PASS_RATES).write_text(stream.memory.to_lines(), encoding="utf-8")
         counters = {"step": step, "cursor": stream.state(), "skipped_in_a_row": learner.skipped_in_a_row}
         (aside / "trainer.json").write_text(json.dumps(counters))
+        (aside / CARD).unlink(missing_ok=True)  # peft's template of one
         sums = {path: checksum(path) for path in files_of(aside)}
         (aside / CHECKSUMS).write_text("".join(f"{s}  {path.relative_to(aside)}\n" for path, s in sums.items()))
+        if card:
+            (aside / CARD).write_text(card, encoding="utf-8")
         for path in (*files_of(aside), aside):
             flush(path)
         shutil.rmtree(folder, ignore_errors=True)
@@ -172,9 +178,9 @@ def damage(folder: Path) -> str | None:
 
 def load_checkpoint(folder: Path, learner: Learner, stream: ProblemStream) -> int:
     """Loads everything that save_checkpoint saved. -> the step."""
-    if (folder / "reference").is_dir():  # after a refresh the reference is a former policy
+    if (folder / REFERENCE_FOLDER).is_dir():  # after a refresh the reference is a former policy
         assert learner.reference is not None
-        learner.policy.load(folder / "reference")
+        learner.policy.load(folder / REFERENCE_FOLDER)
         learner.reference = learner.policy.copy_weights_to(learner.reference)
     learner.policy.load(folder)
     critic = learner.critic or learner.policy.value_head

@@ -19,6 +19,7 @@ from rewards.verifiers import VerifierOptions, Verifiers
 from rl.processes.runtime import Runtime
 from rl.run.checkpoint import save_checkpoint, writing
 from rl.run.evaluate import evaluate
+from rl.run.publish import require_uploadable, upload
 from rl.run.run_folder import FolderLock, claim_folder
 from rl.run.setup import Run, set_up
 from rl.settings.config import RunConfig
@@ -27,6 +28,7 @@ from rl.settings.resolve import resolve
 from rl.update.step import StepResult, train_step
 from rl.update.step_metrics import Metrics
 from rl.view.metrics import read_metrics
+from rl.view.model_card import model_card
 from rl.view.progress import Progress, final_table, visible
 from rl.view.report import REPORT, write_report
 from rollout.problem_stream import ProblemStream
@@ -60,6 +62,8 @@ def train(config: RunConfig, callbacks: Callbacks = Callbacks()) -> Path:
         dtype=resolved_dtype(config.dtype, config.device), trackers=config.trackers, device=config.device
     )
     num_steps = resolve(config, runtime.device.type).num_steps
+    if (hub_name := config.push_to_hub) is not None:
+        runtime.broadcast_from_main(lambda: require_uploadable(hub_name))
     lock = FolderLock()
     run_dir = runtime.broadcast_from_main(lambda: claim_folder(config, lock))
     verifiers = Verifiers(verifier_options(config))
@@ -84,6 +88,8 @@ def train(config: RunConfig, callbacks: Callbacks = Callbacks()) -> Path:
     progress.message(f"report: {run_dir / REPORT}\nmodel:  {checkpoint_of(run)}")
     if run.step < num_steps and not run.is_exhausted:
         raise Interrupted(f"stopped and saved after step {run.step}; continue with --run-dir {run_dir} --resume")
+    if hub_name is not None and runtime.is_main:
+        upload(checkpoint_of(run), hub_name, progress.message)
     return run_dir
 
 
@@ -182,6 +188,7 @@ def save(run: Run) -> None:
         tokenizer=run.tokenizer,
         waiting=run.prefetcher.wait() if run.prefetcher else None,
         keep=run.settings.save_total_limit,
+        card=model_card(run.settings.run_dir, run.step) if run.learner.runtime.is_main else "",
     )
     run.learner.runtime.wait()
 

@@ -28,6 +28,7 @@ from rl.run.run_files import RunRecords, write_config
 from rl.run.run_folder import fingerprints, require_same_data, resume
 from rl.run.warm_start import WarmStart, warm_started
 from rl.settings.config import RunConfig
+from rl.settings.config_file import CONFIG_FILE, repeating
 from rl.settings.defaults import TINY, tiny_task
 from rl.settings.resolve import RunSettings, model_defaults, resolve
 from rl.update.delivery import BFLOAT16_TOLERANCE, FLOAT32_TOLERANCE, Delivery
@@ -132,7 +133,7 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
             if settings.one_step_ahead
             else None,
             tokenizer=tokenizer,
-            records=open_records(settings.run_dir, {**settings.as_json(), **found}, runtime, tokenizer, step),
+            records=open_records(settings, found, runtime, tokenizer, step),
             health_checks=HealthChecks(read_metrics(settings.run_dir)),
             step=step,
         )
@@ -269,13 +270,17 @@ def load_base(
 
 
 def open_records(
-    run_dir: Path, config: dict[str, Any], runtime: Runtime, tokenizer: PreTrainedTokenizerBase, step: int
+    settings: RunSettings, found: dict[str, Any], runtime: Runtime, tokenizer: PreTrainedTokenizerBase, step: int
 ) -> RunRecords | None:
-    """The run's files, in the main process only. Writes config.json and removes what was recorded of steps after `step`."""
-    records = None
+    """The run's files, in the main process only. Writes config.json and config.yaml, and removes what was recorded of steps after `step`.
+
+    found: what config.json holds beside the options.
+    """
+    records, run_dir = None, settings.run_dir
     if runtime.is_main:
         with writing(run_dir):
-            write_config(run_dir, config)
+            write_config(run_dir, {**settings.as_json(), **found})
+            write_whole(run_dir / CONFIG_FILE, repeating(settings))
             records = RunRecords(run_dir, keep_through=step or -1, tokenizer=tokenizer)
     runtime.wait()
     return records

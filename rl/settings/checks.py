@@ -5,7 +5,7 @@ It runs before anything is loaded. The bounds of each option stand beside it in 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
@@ -28,25 +28,32 @@ CRITIC_OPTIONS += ("critic_model", "critic_warmup_steps", "kl_in")
 
 def check(config: RunConfig) -> None:
     """Raises UserError for options that contradict each other or would have no effect."""
-    named = ALGORITHMS[config.algorithm]
-    check_data(config)
-    check_rewards(config)
     check_critic(config)
+    for names, why in without_effect(config):
+        require_unset(config, names, why)
+    check_rewards(config)
     check_samples(config)
-    if named.surrogate is likelihood:
-        require_unset(config, ("clip_low", "clip_high"), f"{named.name} has no ratio to clip; leave it out")
-    if named.importance_cap is None:
-        require_unset(config, ("importance_cap",), f"{named.name} has no importance weights; leave it out")
-    if not named.dynamic_sampling:
-        require_unset(config, ("max_refills",), f"{named.name} does not sample dynamically; leave it out, or use dapo")
-    if config.lora_rank == 0:
-        require_unset(config, LORA_OPTIONS, "there are no adapters; set lora_rank, or leave it out")
     check_precision(config)
     if config.top_p != 1:
         raise UserError(
             f"top_p is {config.top_p}: training needs 1, for log-probs of a truncated distribution are renormalised and "
             "the ratio against the full softmax would be biased; lower the temperature instead"
         )
+
+
+def without_effect(config: RunConfig) -> Iterator[tuple[tuple[str, ...], str]]:
+    """-> names of options that have no effect beside the others, and the reason with what to do."""
+    named = ALGORITHMS[config.algorithm]
+    yield from without_effect_on_data(config)
+    yield from without_effect_on_critic(config)
+    if named.surrogate is likelihood:
+        yield ("clip_low", "clip_high"), f"{named.name} has no ratio to clip; leave it out"
+    if named.importance_cap is None:
+        yield ("importance_cap",), f"{named.name} has no importance weights; leave it out"
+    if not named.dynamic_sampling:
+        yield ("max_refills",), f"{named.name} does not sample dynamically; leave it out, or use dapo"
+    if config.lora_rank == 0:
+        yield LORA_OPTIONS, "there are no adapters; set lora_rank, or leave it out"
 
 
 def require_unset(config: RunConfig, names: Iterable[str], why: str) -> None:
@@ -57,29 +64,27 @@ def require_unset(config: RunConfig, names: Iterable[str], why: str) -> None:
             raise UserError(f"{name} is {getattr(config, name)!r}: {why}")
 
 
-def check_data(config: RunConfig) -> None:
-    """Data sets that can be mixed. Configurations and splits exist on the hub only, and each is named once."""
+def without_effect_on_data(config: RunConfig) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Configurations and splits exist on the hub only, and each is named once."""
     first, *others = (dataset.name for dataset in config.datasets)
     if others:
         why = f"there are {1 + len(others)} data sets; name each with its own, as in {first}:config/split, and leave it out"
-        require_unset(config, ("dataset_config", "dataset_split"), why)
+        yield ("dataset_config", "dataset_split"), why
     if config.eval_dataset is None:
-        require_unset(config, ("eval_config",), "there is no eval_dataset; name one, or leave it out")
+        yield ("eval_config",), "there is no eval_dataset; name one, or leave it out"
         if others:
-            require_unset(
-                config, ("eval_split",), f"there are {1 + len(others)} data sets; name an eval_dataset, or leave it out"
-            )
+            yield ("eval_split",), f"there are {1 + len(others)} data sets; name an eval_dataset, or leave it out"
     for dataset, of_config, of_split in (
         (first, "dataset_config", "dataset_split"),
         (config.eval_dataset, "eval_config", "eval_split"),
     ):
         if not is_on_hub(dataset or first):
             why = f"{dataset or first!r} is no data set of the hub and has no configurations or splits; leave it out"
-            require_unset(config, (of_config, of_split), why)
+            yield (of_config, of_split), why
         elif dataset is not None:
             hub = HubName.read(dataset)
             given = [option for option, value in ((of_config, hub.config), (of_split, hub.split)) if value is not None]
-            require_unset(config, given, f"{dataset!r} names its own; leave it out")
+            yield tuple(given), f"{dataset!r} names its own; leave it out"
 
 
 def check_rewards(config: RunConfig) -> None:
@@ -127,18 +132,23 @@ def check_precision(config: RunConfig) -> None:
 
 
 def check_critic(config: RunConfig) -> None:
-    """Options of a critic against the algorithm and the kind of critic."""
-    rule, algorithm = ALGORITHMS[config.algorithm].value_rule, config.algorithm
+    """Raises UserError where an algorithm with a critic is to have none."""
+    if ALGORITHMS[config.algorithm].value_rule is not None and config.value == "none":
+        raise UserError(
+            f"value is 'none': {config.algorithm} needs a critic; use shared or separate, or another algorithm"
+        )
+
+
+def without_effect_on_critic(config: RunConfig) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Options of a critic, by the algorithm and the kind of critic."""
+    rule = ALGORITHMS[config.algorithm].value_rule
     if rule is None:
-        why = f"{algorithm} has no critic; leave it out, or choose an algorithm that has one: {with_critic()}"
-        require_unset(config, CRITIC_OPTIONS, why)
-    elif config.value == "none":
-        raise UserError(f"value is 'none': {algorithm} needs a critic; use shared or separate, or another algorithm")
+        why = f"{config.algorithm} has no critic; leave it out, or choose an algorithm that has one: {with_critic()}"
+        yield CRITIC_OPTIONS, why
     elif (config.value or rule.source) == "separate":
-        why = "the critic has a trunk of its own; leave it out, or use --value shared"
-        require_unset(config, SHARED_TRUNK_OPTIONS, why)
+        yield SHARED_TRUNK_OPTIONS, "the critic has a trunk of its own; leave it out, or use --value shared"
     else:
-        require_unset(config, ("critic_model",), "the critic shares the policy's trunk; use --value separate")
+        yield ("critic_model",), "the critic shares the policy's trunk; use --value separate"
 
 
 def with_critic() -> str:

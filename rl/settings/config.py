@@ -61,6 +61,13 @@ MASTERED = Bound(lambda rate: 0 < rate <= 1, "more than 0 and at most 1")
 DIFFICULTY = Bound(parse_difficulty, "LOW:HIGH")
 DECAY = Bound(lambda decay: 0 <= decay < 1, "in [0, 1)")
 LONGEST_NAME = 100  # characters of the data sets' names in the name of a run's folder
+OF_ALGORITHM = (
+    "kl_weight",
+    "clip_low",
+    "clip_high",
+    "entropy_weight",
+    "importance_cap",
+)  # None is the algorithm's own value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,8 +293,10 @@ class RunConfig:
     """Checkpoints to keep."""
     resume: bool = False
     """Continue from the last checkpoint in the run's folder, with its options unless they are given anew."""
-    trackers: Annotated[tuple[str, ...], any_of("tensorboard", "wandb", "trackio")] = ()
-    """Also log to any of tensorboard, wandb, trackio, through accelerate."""
+    trackers: Annotated[tuple[str, ...], any_of("tensorboard", "wandb", "trackio", "swanlab", "mlflow")] = ()
+    """Also log to any of tensorboard, wandb, trackio, swanlab, mlflow, through accelerate."""
+    push_to_hub: str | None = None
+    """Name of a repository of the Hugging Face hub, such as me/model, that the final model is uploaded to; a new one is private."""
 
     def __post_init__(self) -> None:
         if isinstance(self.dataset, str):  # a single one, in Python or in the config.json of an earlier run
@@ -340,8 +349,7 @@ class RunConfig:
     def chosen_algorithm(self) -> Algorithm:
         """The named algorithm, with the options that are given in place of its own values. importance_cap 0 is none."""
         named = ALGORITHMS[self.algorithm]
-        options = ("kl_weight", "clip_low", "clip_high", "entropy_weight", "importance_cap")
-        given: dict[str, Any] = {k: getattr(self, k) for k in options if getattr(self, k) is not None}
+        given: dict[str, Any] = {k: getattr(self, k) for k in OF_ALGORITHM if getattr(self, k) is not None}
         if self.importance_cap == 0:
             given["importance_cap"] = None
         if self.reward_normalization == "each":

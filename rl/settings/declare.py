@@ -88,7 +88,12 @@ def declared(options: type, kind: type[Mark]) -> dict[str, Mark]:
 
 def require_possible(options: object, declared_in: type) -> None:
     """Raises UserError for a value outside of the bound that its field of the class `declared_in` declares."""
-    for name, bound in declared(declared_in, Bound).items():
-        value = getattr(options, name)
-        if value is not None and not bound.holds(value):
-            raise UserError(f"{name} is {value!r}: it must be {bound.possible}")
+    for name in declared(declared_in, Bound):
+        require_possible_value(name, getattr(options, name), declared_in)
+
+
+def require_possible_value(name: str, value: object, declared_in: type) -> None:
+    """Raises UserError if the value is outside of the bound that the field of the class `declared_in` declares, if it has one."""
+    bound = declared(declared_in, Bound).get(name)
+    if value is not None and bound is not None and not bound.holds(value):
+        raise UserError(f"{name} is {value!r}: it must be {bound.possible}")
