@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from rewards.combine import CombinedVerifier
+from rewards.extract import AnswerForm
 from rewards.math_answer import MathVerifier
 from rewards.math_policy import MathPolicy
 from rewards.program import ProgramVerifier
@@ -21,13 +22,14 @@ class VerifierOptions:
     """Options of all verifiers.
 
     num_workers: worker processes of each verifier. deadline: seconds for one answer.
-    grading: how the math verifier compares answers.
+    answer_form, grading: where the math verifier finds answers, and how it compares them.
     allow_unsafe_code: run programs even if they cannot be sandboxed.
     formats, format_weight, gate_format: format rules and their weight, see rewards.combine.
     """
 
     num_workers: int = 2
     deadline: float = 2.0
+    answer_form: AnswerForm | None = None
     grading: MathPolicy = field(default_factory=MathPolicy)
     allow_unsafe_code: bool = False
     formats: tuple[str, ...] = ()
@@ -36,7 +38,12 @@ class VerifierOptions:
 
 
 def _math(options: VerifierOptions) -> Verifier:
-    return MathVerifier(policy=options.grading, num_workers=options.num_workers, deadline=options.deadline)
+    return MathVerifier(
+        form=options.answer_form,
+        policy=options.grading,
+        num_workers=options.num_workers,
+        deadline=options.deadline,
+    )
 
 
 def _program(options: VerifierOptions) -> Verifier:

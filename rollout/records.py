@@ -10,7 +10,9 @@ from typing import Any, Literal
 from rewards.score import Outcome, Reference, Score
 
 Message = Mapping[str, str]  # {"role": "user", "content": "..."}
-PromptStyle = Literal["plain", "boxed", "r1", "code"]  # how a prompt asks for the answer, see rollout/prompts.py
+PromptStyle = Literal[
+    "plain", "boxed", "r1", "hashes", "code"
+]  # how a prompt asks for the answer, see rollout/prompts.py
 SOLUTION = "worked"  # key of a problem's metadata: its written-out solution
 
 

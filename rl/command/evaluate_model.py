@@ -14,9 +14,10 @@ import torch
 from transformers import PreTrainedModel
 
 from rewards.errors import UserError
+from rewards.extract import AnswerForm, Reading
 from rewards.math_answer import MathVerifier
 from rewards.math_policy import MathPolicy
-from rewards.score import Outcome, Verifier, verify
+from rewards.score import Outcome, verify
 from rewards.verifiers import VerifierOptions, Verifiers
 from rl.capacity.account import ROUNDED
 from rl.capacity.choose import rows_with_room
@@ -43,6 +44,8 @@ from rollout.sampler import Sampler, SamplingParams
 from rollout.turn import stop_token_ids, turn_end_strings, vocabulary_size
 
 RESAMPLES, AT_ONCE = 10_000, 100
+# How the greedy completions of math problems are also read, beside as the run reads them.
+MEASURED_FORMS: dict[Reading, str] = {"boxed": "only \\boxed{}", "flexible": "flexible extract"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,14 +87,27 @@ def evaluate_model(options: EvaluateOptions, progress: Progress) -> dict[str, Es
     """Estimates by measure: greedy accuracy with lenient and strict extraction, pass@k at powers of two, maj@n, share of truncated answers."""
     require_folder(options.model)
     run = run_of(options)
-    names = ("max_tokens", "prompt_style", "system_prompt", "max_prompt_tokens", "stop_strings", "grading")
+    names = (
+        "max_tokens",
+        "answer_form",
+        "prompt_style",
+        "system_prompt",
+        "max_prompt_tokens",
+        "stop_strings",
+        "grading",
+    )
     given = {name: getattr(options, name) for name in names}
     options = replace(options, **{name: run.get(name) for name, value in given.items() if value is None})
     problems, where = problems_of(options, run, progress.message)
     runtime = Runtime.start(dtype=resolved_dtype(options.dtype, options.device), device=options.device)
     grading = MathPolicy.parse(options.grading or ())
     verifiers = Verifiers(
-        VerifierOptions(num_workers=runtime.cores, grading=grading, allow_unsafe_code=options.allow_unsafe_code)
+        VerifierOptions(
+            num_workers=runtime.cores,
+            answer_form=options.answer_form,
+            grading=grading,
+            allow_unsafe_code=options.allow_unsafe_code,
+        )
     )
     try:
         progress.message(f"{options.model} on {where}")
@@ -104,7 +120,7 @@ def evaluate_model(options: EvaluateOptions, progress: Progress) -> dict[str, Es
         found = greedy_estimates(greedy.collect(problems, step=0).groups, grading, num_workers=runtime.cores)
         if options.samples > 0:
             progress.start(f"{len(problems)} problems, {options.samples} samples of each")
-            found |= sample_estimates(collector.collect(problems, step=0).groups, options.samples)
+            found |= sample_estimates(collector.collect(problems, step=0).groups, options.samples, options.answer_form)
         collector.sampler.close()
         return found
     finally:
@@ -155,7 +171,13 @@ def make_collector(
     model = model.to(runtime.device)  # pyright: ignore[reportArgumentType]  the stubs lose `self`
     choose_template(tokenizer, options.chat_template)
     style, system_prompt = options.prompt_style, options.system_prompt
-    renderer = PromptRenderer(tokenizer, style=style, system_prompt=system_prompt, report=progress.message)
+    renderer = PromptRenderer(
+        tokenizer,
+        style=style,
+        system_prompt=system_prompt,
+        answer_form=options.answer_form,
+        report=progress.message,
+    )
     max_tokens = options.max_tokens or model_defaults(options.model, str(options.dataset))["max_tokens"]
     problems = within_limit(renderer, problems, "held-out", options.max_prompt_tokens, progress.message)
     context, vocabulary = context_length(model), vocabulary_size(model)
@@ -212,22 +234,26 @@ def rows_at_once(
 def greedy_estimates(
     groups: Sequence[RolloutGroup], grading: MathPolicy, *, num_workers: int
 ) -> dict[str, Estimate | None]:
-    """Accuracy and truncation of greedy completions, for math also with strict extraction (only \\boxed{})."""
+    """Accuracy and truncation of greedy completions. Of math problems also with strict extraction (only \\boxed{}), and with the
+    flexible extraction that is usual for base models (rewards.extract.answer_by_form)."""
     rollouts = [group.rollouts[0] for group in groups]
     found = {"greedy accuracy": Estimate.of([is_right(r) for r in rollouts if r.is_graded])}
     math = [r for r in rollouts if r.problem.verifier == "math"]
     if math:
-        strict: Verifier = MathVerifier(strict=True, policy=grading, num_workers=num_workers)
-        texts, problems = [r.completion.text for r in math], [r.problem for r in math]
-        scores = verify(strict, texts, [p.reference for p in problems], [p.question for p in problems])
-        strict.close()
-        right = [s.outcome is Outcome.CORRECT for r, s in zip(math, scores, strict=True) if r.is_graded]
-        found["greedy accuracy, only \\boxed{}"] = Estimate.of(right)
+        for form, name in MEASURED_FORMS.items():
+            verifier = MathVerifier(form=form, policy=grading, num_workers=num_workers)
+            texts, problems = [r.completion.text for r in math], [r.problem for r in math]
+            scores = verify(verifier, texts, [p.reference for p in problems], [p.question for p in problems])
+            verifier.close()
+            right = [s.outcome is Outcome.CORRECT for r, s in zip(math, scores, strict=True) if r.is_graded]
+            found[f"greedy accuracy, {name}"] = Estimate.of(right)
     found["cut by max_tokens"] = Estimate.of([r.cut_short for r in rollouts])
     return found
 
 
-def sample_estimates(groups: Sequence[RolloutGroup], num_samples: int) -> dict[str, Estimate | None]:
+def sample_estimates(
+    groups: Sequence[RolloutGroup], num_samples: int, answer_form: AnswerForm | None = None
+) -> dict[str, Estimate | None]:
     """pass@k and maj@n over the graded samples of each problem. pass@k leaves out problems with fewer than k graded samples."""
     graded = [[r for r in group.rollouts if r.is_graded] for group in groups]
     found: dict[str, Estimate | None] = {}
@@ -237,7 +263,7 @@ def sample_estimates(groups: Sequence[RolloutGroup], num_samples: int) -> dict[s
         )
     voted = [g for g, rollouts in zip(groups, graded, strict=True) if rollouts and g.problem.verifier in VOTED_ON]
     if voted:
-        found[f"maj@{num_samples}"] = Estimate.of([right_by_vote(group) for group in voted])
+        found[f"maj@{num_samples}"] = Estimate.of([right_by_vote(group, answer_form) for group in voted])
     return found
 
 

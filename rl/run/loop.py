@@ -73,6 +73,7 @@ def verifier_options(config: RunConfig) -> VerifierOptions:
     return VerifierOptions(
         num_workers=config.verifier_workers,
         deadline=config.verifier_deadline,
+        answer_form=config.answer_form,
         grading=MathPolicy.parse(config.grading),
         allow_unsafe_code=config.allow_unsafe_code,
         formats=config.format,
@@ -86,7 +87,12 @@ def run_steps(run: Run, progress: Progress, stop_request: StopRequest) -> None:
     settings, num_steps = run.settings, run.settings.num_steps
     if run.step == 0:
         progress.start("evaluating the base model")
-        log(run, progress, {"step": 0, **evaluate(run.collector, run.held_out, settings.eval_samples)}, None)
+        log(
+            run,
+            progress,
+            {"step": 0, **evaluate(run.collector, run.held_out, settings.eval_samples, settings.answer_form)},
+            None,
+        )
     while run.step < num_steps:
         step, started = run.step + 1, time.perf_counter()
         run.learner.set_learning_rate(settings.learning_rate_at(step))
@@ -105,7 +111,7 @@ def run_steps(run: Run, progress: Progress, stop_request: StopRequest) -> None:
         if run.verifiers.isolation:
             metrics["sandbox/level"] = run.verifiers.isolation.rank
         if step % settings.eval_every == 0 or step == num_steps:
-            metrics |= evaluate(run.collector, run.held_out, settings.eval_samples)
+            metrics |= evaluate(run.collector, run.held_out, settings.eval_samples, settings.answer_form)
         metrics |= {"time/step": time.perf_counter() - started, "memory/peak": run.learner.runtime.peak_memory()}
         log(run, progress, metrics, result)
         run.step = step

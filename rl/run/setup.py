@@ -85,7 +85,13 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
     loaded = gradable_data(loaded, verifiers, progress)
     source, family, model, tokenizer = load_base(settings, runtime, verifiers, progress)
     style, system_prompt = settings.prompt_style, settings.system_prompt
-    renderer = PromptRenderer(tokenizer, style=style, system_prompt=system_prompt, report=progress.message)
+    renderer = PromptRenderer(
+        tokenizer,
+        style=style,
+        system_prompt=system_prompt,
+        answer_form=settings.answer_form,
+        report=progress.message,
+    )
     sources, held_out = fitting(settings, renderer, verifiers, loaded, vocabulary_size(model), progress)
     training = joined(sources)
     longest = require_room(

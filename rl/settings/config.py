@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from rewards.answer_format import format_rule
 from rewards.errors import UserError, first_line
+from rewards.extract import AnswerForm
 from rl.forward.forward import Attention
 from rl.forward.fused import Fused
 from rl.objective.algorithms import ALGORITHMS, Algorithm
@@ -88,9 +89,12 @@ class RunConfig:
     """Column of the reference answer. If not given, it is found by its usual names."""
     system_column: str | None = None
     """Column of a row's own system message. If not given, it is "system" or "system_prompt", where there is one."""
+    answer_form: AnswerForm | None = None
+    """Where the final answer to a math problem stands, and the system prompt that asks for it: boxed, tags (<answer>), hashes (behind
+    ####), last-number or text (all of it; both without a prompt). If not given: the last box, else tags, else hashes."""
     prompt_style: Annotated[PromptStyle | None, *by_model("plain", None)] = None
-    """System prompt: "plain" (none), "boxed", "r1" (think and answer tags) or "code". If not given, models other than the tiny one
-    get the one that asks for an answer where the problem's verifier looks for it."""
+    """System prompt: "plain" (none), "boxed", "r1" (think and answer tags), "hashes" or "code". If not given, models other than the
+    tiny one get the one that asks for an answer where the problem's verifier looks for it."""
     system_prompt: str | None = None
     """Your own system prompt, which replaces that of prompt_style."""
     chat_template: str | None = None
