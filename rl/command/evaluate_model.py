@@ -37,6 +37,7 @@ from rl.view.progress import Progress
 from rollout.chat_template import choose_template
 from rollout.collect import Collector
 from rollout.contamination import contaminated
+from rollout.dataset_names import HubName
 from rollout.problems import is_on_hub, load_problems
 from rollout.prompts import PromptRenderer
 from rollout.records import Problem, RolloutGroup
@@ -143,7 +144,8 @@ def problems_of(
     """The problems to evaluate on and a description: what the run held out of its own data, or else all of the split."""
     if options.dataset is not None and [options.dataset] != run.get("dataset"):
         problems = load_problems(options.dataset, config=options.dataset_config, split=options.split, report=report)
-        return problems[: options.size], f"{options.dataset}, {options.split}"
+        has_split = is_on_hub(options.dataset) and HubName.read(options.dataset).split is None
+        return problems[: options.size], options.dataset + (f", {options.split}" if has_split else "")
     if not run:
         raise UserError(
             f"dataset is None: {options.model!r} is not a checkpoint of a run, which would name one; add --dataset"
@@ -269,7 +271,8 @@ def sample_estimates(
 
 def describe_contamination(problems: Sequence[Problem], options: EvaluateOptions) -> str:
     assert options.against is not None
-    shared = contaminated(problems, load_problems(options.against, split="train"), options.ngram)
+    others = load_problems(options.against, split="train", needs_reference=False)
+    shared = contaminated(problems, others, options.ngram)
     shown = "".join(f"\n  {name}: {words}" for name, words in list(shared.items())[:5])
     return (
         f"{len(shared)} of {len(problems)} problems share {options.ngram} words in a row with {options.against}{shown}"

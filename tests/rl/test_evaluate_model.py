@@ -184,6 +184,13 @@ def test_problems_that_stand_in_another_data_set_are_found() -> None:
     assert template == {}
 
 
+def test_only_a_data_set_of_the_hub_has_a_split_to_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rl.command.evaluate_model.load_problems", lambda *_, **__: [])
+    names = ("x.csv", "arithmetic", "x/y", "x/y:main/dev")
+    shown = [problems_of(EvaluateOptions(model="m", dataset=name), {})[1] for name in names]
+    assert shown == ["x.csv", "arithmetic", "x/y, test", "x/y:main/dev"]
+
+
 def test_the_last_words_of_a_prompt_are_looked_for_too() -> None:
     """Three words have two sequences of two."""
     problem = Problem(id="0", prompt="one two three", reference="1")
