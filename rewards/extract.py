@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Literal, NamedTuple
+
+AnswerForm = Literal["boxed", "tags", "hashes", "last-number", "text"]  # in which a completion states its final answer
+# Evaluation also reads flexibly. Training does not: a policy would learn to end with numbers that it has not worked out.
+Reading = Literal[AnswerForm, "flexible"]
 
 # Tokens that end or pad a turn in chat templates.
 _END_TOKEN = (
@@ -32,6 +36,10 @@ _JOINT = re.compile(
     re.IGNORECASE,
 )
 
+_NUMBER = re.compile(r"(?:(?<![\w.,)\]}])[-−])?(?<![\w.])(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+|/\d+)?")
+# The rest of a sentence that states the answer in words.
+_STATED = re.compile(r"\banswer[\s*]*(?:is|:|=)[\s:*]*([^\n]*?)(?:\.(?!\d)|\n|$)", re.IGNORECASE)
+
 
 def final_answer(text: str, *, strict: bool) -> str | None:
     r"""The text of the final answer, or None if nothing is marked as one.
@@ -41,13 +49,30 @@ def final_answer(text: str, *, strict: bool) -> str | None:
     never closed has no answer. Adjacent boxes with only punctuation, "and" or "or" between them form one list, so that
     two guesses do not pass as one answer; otherwise the last box counts.
     """
-    text = after_reasoning(text)
-    answer = _last_box(text)
-    if answer is None and not strict:
-        answer = _last_tag(text)
-        if answer is None:
-            answer = _last_hashes(text)
+    return _found(_last_box if strict else _marked, text)
+
+
+def answer_by_form(text: str, form: Reading | None) -> str | None:
+    """The text of the final answer in a completion that states it in this form, or None if it has none; a blank one is none.
+
+    boxed: the last box. tags: the last <answer>...</answer>. hashes: the rest of the line after the last ####. In either, a
+    box stands for its content. last-number: the last number, with its sign, thousands and decimals, or a fraction of
+    integers. text: all of the text. None: as `final_answer` without `strict`. flexible: the same, else the rest of the last
+    sentence with "the answer is", else the last number. Only text after the reasoning counts.
+    """
+    return _found(_marked if form is None else _READINGS[form], text)
+
+
+def _found(reading: Callable[[str], str | None], text: str) -> str | None:
+    answer = reading(after_reasoning(text))
     return None if answer is None or is_blank(answer) else answer.strip()
+
+
+def _marked(text: str) -> str | None:
+    for reading in (_last_box, _last_tag, _last_hashes):
+        if (answer := reading(text)) is not None:
+            return answer
+    return None
 
 
 def reference_answer(reference: str) -> str:
@@ -148,3 +173,33 @@ def _last_tag(text: str) -> str | None:
 def _last_hashes(text: str) -> str | None:
     start = text.rfind("####")
     return text[start + 4 :].lstrip("# \t").split("\n", 1)[0].strip("* \t\r") if start >= 0 else None
+
+
+def _inner(answer: str | None) -> str | None:
+    """The content of a box in a marked answer, or the answer itself."""
+    return answer and (_last_box(answer) or answer)
+
+
+def _stated(text: str) -> str | None:
+    found = [stated.strip(" *,;!") for stated in _STATED.findall(text)]
+    return next(filter(None, reversed(found)), None)
+
+
+def _last_number(text: str) -> str | None:
+    found = _NUMBER.findall(text)
+    return found[-1] if found else None
+
+
+def _flexible(text: str) -> str | None:
+    answers = (reading(text) for reading in (_marked, _stated, _last_number))
+    return next((answer for answer in answers if answer is not None and not is_blank(answer)), None)
+
+
+_READINGS: Mapping[Reading, Callable[[str], str | None]] = {
+    "boxed": _last_box,
+    "tags": lambda text: _inner(_last_tag(text)),
+    "hashes": lambda text: _inner(_last_hashes(text)),
+    "last-number": _last_number,
+    "text": str,
+    "flexible": _flexible,
+}

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from rewards.errors import UserError
-from rewards.extract import final_answer, own_turn
+from rewards.extract import AnswerForm, answer_by_form, own_turn
 from rewards.functions.call import Call, Result, call, call_waiting
 from rewards.functions.declaration import GROUP_ARGUMENTS, ROW_ARGUMENTS, SINGLE_ARGUMENTS, Declaration
 from rewards.functions.source import Source
@@ -31,7 +31,7 @@ class FunctionVerifier:
 
     The function asks for what it needs by the names of its parameters:
 
-        answer        the final answer where the text marks one (a box, tags, ####), else the whole text
+        answer        the final answer where the text states one in the answer form, else the whole text
         completion    the whole text, up to the end of the model's turn
         prompt        the last message of the user
         reference     the problem's reference answer; "" if it has none
@@ -41,12 +41,21 @@ class FunctionVerifier:
     or for `answers` or `completions`, lists over the whole group, for which it returns a list. It may be async. What it
     may return: rewards.functions.call.result_of. An exception is CRASHED and a call that is too slow is TIMEOUT.
 
-    spec: its name in messages. deadline: seconds for one call, unless `rewards.functions.declaration.reward` says others.
+    spec: its name in messages. answer_form: see rewards.extract.answer_by_form. deadline: seconds for one call, unless `rewards.functions.declaration.reward` says others.
     Raises UserError for a function that cannot be imported or called.
     """
 
-    def __init__(self, spec: str, source: Source, *, num_workers: int = 2, deadline: float = 2.0) -> None:
+    def __init__(
+        self,
+        spec: str,
+        source: Source,
+        *,
+        answer_form: AnswerForm | None = None,
+        num_workers: int = 2,
+        deadline: float = 2.0,
+    ) -> None:
         self._spec, self._source, self._num_workers = spec, source, num_workers
+        self._form: AnswerForm | None = answer_form
         self._function: Callable[..., Any] | None = None
         self._pool: WorkerPool | None = None
         if source.runs_in_process:
@@ -80,7 +89,9 @@ class FunctionVerifier:
             require_one_per_answer(what, given, answers)
         offered = [self._row(*one) for one in zip(references, prompts, rows)]
         if not self.compares_group:
-            calls: list[Call] = [(self._chosen({**row, **_texts(t)}), None) for row, t in zip(offered, answers)]
+            calls: list[Call] = [
+                (self._chosen({**row, **_texts(t, self._form)}), None) for row, t in zip(offered, answers)
+            ]
             return [result.score() for (result,) in self._results(calls)]
         members: dict[int, list[int]] = {}
         for index, group in enumerate(groups or [0] * len(answers)):
@@ -158,7 +169,7 @@ class FunctionVerifier:
         return {**row, **columns, "problem": {**row, **columns}}
 
     def _group(self, texts: Sequence[str], row: Row) -> dict[str, Any]:
-        both = [_texts(text) for text in texts]
+        both = [_texts(text, self._form) for text in texts]
         lists = {f"{name}s": [one[name] for one in both] for name in SINGLE_ARGUMENTS}
         return self._chosen({**row, **lists})
 
@@ -183,7 +194,7 @@ class FunctionVerifier:
         if self.compares_group:
             calls: list[Call] = [(self._group([a, ""], row), 2) for a, row in zip(answers, offered)]
         else:
-            calls = [(self._chosen({**row, **_texts(a)}), None) for a, row in zip(answers, offered)]
+            calls = [(self._chosen({**row, **_texts(a, self._form)}), None) for a, row in zip(answers, offered)]
         found = [results[0] for results in self._results(calls)]
         refused = [result for result in found if result.refused]
         failed = [result for result in found if result.outcome in (Outcome.CRASHED.value, Outcome.TIMEOUT.value)]
@@ -215,9 +226,9 @@ def _of_item(item: Sequence[Call], verdict: Verdict) -> list[list[Result]]:
     return [[Result(*result) for result in results] for results in json.loads(verdict.reason)]
 
 
-def _texts(text: str) -> dict[str, str]:
+def _texts(text: str, form: AnswerForm | None) -> dict[str, str]:
     completion = own_turn(text)
-    return {"completion": completion, "answer": final_answer(text, strict=False) or completion}
+    return {"completion": completion, "answer": answer_by_form(text, form) or completion}
 
 
 def _is_json(value: Any) -> bool:

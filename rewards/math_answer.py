@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from rewards.extract import Reading
 from rewards.math_policy import MathPolicy
 from rewards.pool import WorkerPool
 from rewards.pooled_verifier import PooledVerifier, require_one_per_answer
@@ -16,7 +17,9 @@ _DEFAULT_POLICY = MathPolicy()
 class MathVerifier(PooledVerifier):
     """Grades the final answers of completions against references; a `rewards.score.Verifier`.
 
-    strict: only a \\boxed{} answer counts. Otherwise <answer>...</answer> and "#### x" count too if there is no box.
+    strict: only a \\boxed{} answer counts, as with the form "boxed".
+    form: where the answer is looked for (rewards.extract.answer_by_form). None: in the last box; if there is none, in
+        <answer>...</answer> and after "####".
     policy: grading options on which people differ.
     num_workers: worker processes.
     deadline: seconds for one answer. An answer that needs more gets the outcome TIMEOUT and the value 0.
@@ -30,6 +33,7 @@ class MathVerifier(PooledVerifier):
         self,
         *,
         strict: bool = False,
+        form: Reading | None = None,
         policy: MathPolicy = _DEFAULT_POLICY,
         num_workers: int = 2,
         deadline: float = 2.0,
@@ -37,7 +41,7 @@ class MathVerifier(PooledVerifier):
     ) -> None:
         pool = WorkerPool(
             "rewards.mathematics.grader:load",
-            {"strict": strict, "policy": asdict(policy)},
+            {"form": "boxed" if strict else form, "policy": asdict(policy)},
             num_workers=num_workers,
             deadline=deadline,
             memory_limit=memory_limit,

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from rewards.combine import CombinedVerifier
+from rewards.extract import AnswerForm
 from rewards.function_verifier import FunctionVerifier
 from rewards.math_answer import MathVerifier
 from rewards.math_policy import MathPolicy
@@ -27,7 +28,7 @@ class VerifierOptions:
     """Options of all verifiers.
 
     num_workers: worker processes of each verifier. deadline: seconds for one answer.
-    grading: how the math verifier compares answers.
+    answer_form, grading: where the math verifier finds answers, and how it compares them.
     allow_unsafe_code: run programs even if they cannot be sandboxed.
     formats, format_weight, gate_format: format rules and their weight, see rewards.combine.
     rewards: what the verifier named REWARD sums; without them there is none of this name.
@@ -35,6 +36,7 @@ class VerifierOptions:
 
     num_workers: int = 2
     deadline: float = 2.0
+    answer_form: AnswerForm | None = None
     grading: MathPolicy = field(default_factory=MathPolicy)
     allow_unsafe_code: bool = False
     formats: tuple[str, ...] = ()
@@ -44,7 +46,12 @@ class VerifierOptions:
 
 
 def _math(options: VerifierOptions) -> Verifier:
-    return MathVerifier(policy=options.grading, num_workers=options.num_workers, deadline=options.deadline)
+    return MathVerifier(
+        form=options.answer_form,
+        policy=options.grading,
+        num_workers=options.num_workers,
+        deadline=options.deadline,
+    )
 
 
 def _program(options: VerifierOptions) -> Verifier:
@@ -114,8 +121,14 @@ class Verifiers(dict[str, Verifier]):
     def _one_reward(self, spec: RewardSpec) -> Verifier:
         if spec.function is None:
             return self._built_in(spec.source) if spec.source in VERIFIERS else FormatVerifier(spec.source)
-        workers, deadline = self._options.num_workers, self._options.deadline
-        return FunctionVerifier(spec.source, spec.function, num_workers=workers, deadline=deadline)
+        options = self._options
+        return FunctionVerifier(
+            spec.source,
+            spec.function,
+            answer_form=options.answer_form,
+            num_workers=options.num_workers,
+            deadline=options.deadline,
+        )
 
     def close(self) -> None:
         """Ends all worker processes. Safe to call twice."""

@@ -106,12 +106,14 @@ _READERS: dict[str, Callable[[bytes, str], Rows]] = {
 
 
 def hub_rows(dataset: str, config: str | None, split: str, built_in: str) -> Rows:
-    """The rows of a data set of the hub or of a folder in its format. A configuration and a split in its name come before the others.
+    """The rows of a data set of the hub or of a folder in its format. split: where its name has none.
 
     built_in: what else the name may be, for the message of a name that leads nowhere.
     """
     hub = HubName.read(dataset)
     _require_no_path(hub.name)
+    if hub.config and config and hub.config != config:
+        raise UserError(f"dataset_config is {config!r}: {dataset!r} names its own; leave one of them out")
     import datasets  # half a second, and only hub names need it
 
     name, usual = HUB_NAMES.get(hub.name, (hub.name, None))

@@ -11,10 +11,11 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rewards.errors import UserError
+from rewards.extract import AnswerForm
 from rollout.answer_prefix import find_answer_prefix
 from rollout.chat_template import TEMPLATE_ERRORS, template_turn_end
 from rollout.messages import read_messages, require_encodable
-from rollout.records import STYLE_OF, Problem, PromptStyle
+from rollout.records import STYLE_OF, STYLE_OF_FORM, Problem, PromptStyle
 
 SYSTEM_PROMPTS: dict[str, str | None] = {
     "plain": None,
@@ -23,6 +24,7 @@ SYSTEM_PROMPTS: dict[str, str | None] = {
         "First think about the problem, then answer it. Enclose the reasoning in <think> </think> and the final answer "
         "in <answer> </answer>, i.e., <think> reasoning </think> <answer> answer </answer>."
     ),
+    "hashes": "Reason step by step, and end with a line that has your final answer behind four hashes: #### answer",
     "code": "Solve the task in Python, and put the whole program in one ```python block.",
 }
 _SHOWN = 120  # characters of a message that is shown as an example
@@ -46,6 +48,7 @@ class PromptRenderer:
     """Renders by the tokenizer's chat template; without one (a base model) the messages' texts are joined by empty lines.
 
     style: the system prompt before a problem; None chooses the one that names the form in which the problem's verifier reads answers.
+    answer_form: that form for math problems, if it is not the usual one.
     report: called once, with an example, for each way in which prompts differ from the options or the data.
     """
 
@@ -55,10 +58,12 @@ class PromptRenderer:
         *,
         style: PromptStyle | None,
         system_prompt: str | None = None,
+        answer_form: AnswerForm | None = None,
         report: Callable[[str], None] = log.warning,
     ) -> None:
         self.tokenizer = tokenizer
         self._style, self._system_prompt = style, system_prompt
+        self._style_of = STYLE_OF if answer_form is None else {**STYLE_OF, "math": STYLE_OF_FORM[answer_form]}
         self._report = report
         self._reported: set[str] = set()
         self._left_out_of: dict[tuple[str, ...], tuple[int, ...]] = {}
@@ -100,7 +105,7 @@ class PromptRenderer:
     def _with_system(self, problem: Problem) -> Messages:
         """The problem's messages with a system message before them; a system message of the row's own takes precedence."""
         messages = [dict(m) for m in read_messages(problem.prompt, f"problem {problem.id!r}")]
-        style = self._style or STYLE_OF.get(problem.verifier) or "plain"
+        style = self._style or self._style_of.get(problem.verifier) or "plain"
         system = SYSTEM_PROMPTS[style] if self._system_prompt is None else self._system_prompt
         if system is None:
             return messages

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from rewards.extract import AnswerForm
+from rewards.reward_spec import RewardSpec
 from rewards.score import Outcome, Reference, Score
 
 Message = Mapping[str, str]  # {"role": "user", "content": "..."}
-PromptStyle = Literal["plain", "boxed", "r1", "code"]  # how a prompt asks for the answer, see rollout/prompts.py
-STYLE_OF: Mapping[str, PromptStyle] = {
-    "math": "boxed",
-    "program": "code",
-}  # by verifier; other problems state the form themselves
+PromptStyle = Literal[
+    "plain", "boxed", "r1", "hashes", "code"
+]  # how a prompt asks for the answer, see rollout/prompts.py
+# The style of problems by their verifier, and of math problems by the form of their answers; others state the form themselves.
+STYLE_OF: Mapping[str, PromptStyle] = {"math": "boxed", "program": "code"}
+STYLE_OF_FORM: Mapping[AnswerForm, PromptStyle] = {
+    "boxed": "boxed",
+    "tags": "r1",
+    "hashes": "hashes",
+    "last-number": "plain",
+    "text": "plain",
+}
 SOLUTION = "worked"  # key of a problem's metadata: its written-out solution
 
 
@@ -37,6 +46,13 @@ class Problem:
     def question(self) -> str:
         """The content of the last user message: the prompt without a system message or worked examples before it."""
         return next((m["content"] for m in reversed(self.messages) if m["role"] == "user"), "")
+
+
+def style_of_rewards(rewards: Sequence[RewardSpec], answer_form: AnswerForm | None) -> PromptStyle | None:
+    """The style that asks for an answer where a sum of rewards looks for it; None if it does not say where."""
+    if rewards and answer_form is not None:
+        return STYLE_OF_FORM[answer_form]
+    return next((STYLE_OF[reward.source] for reward in rewards if reward.source in STYLE_OF), None)
 
 
 class FinishReason(enum.Enum):

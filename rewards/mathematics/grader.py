@@ -15,7 +15,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from rewards.extract import final_answer, reference_answer
+from rewards.extract import Reading, answer_by_form, reference_answer
 from rewards.math_policy import MathPolicy
 from rewards.mathematics.collection_stages import compare_elements, compare_matrices, compare_written
 from rewards.mathematics.comparison import Comparison, Stage
@@ -50,10 +50,13 @@ _STAGES: tuple[Stage, ...] = (
 
 
 class MathGrader:
-    """Grades answers under one policy. Caches verdicts by normalised answer and reference."""
+    """Grades answers under one policy. Caches verdicts by normalised answer and reference.
 
-    def __init__(self, *, strict: bool, policy: MathPolicy) -> None:
-        self._strict = strict
+    strict: only boxed answers count, whatever the form. form: where an answer is looked for.
+    """
+
+    def __init__(self, *, strict: bool, policy: MathPolicy, form: Reading | None = None) -> None:
+        self._form: Reading | None = "boxed" if strict else form
         self._policy = policy
         # One cache per grader, since a verdict depends on the policy.
         self._compare = lru_cache(MAX_CACHED)(self._compare_normalised)
@@ -64,7 +67,7 @@ class MathGrader:
             expected = _read(reference)
         except BadReference as error:
             return bad_reference(str(error))
-        answer = final_answer(completion, strict=self._strict)
+        answer = answer_by_form(completion, self._form)
         if answer is None:
             return NOTHING_MARKED
         given_number, expected_number = plain_number(answer), plain_number(expected)
@@ -142,9 +145,9 @@ def _roundings(reference: str) -> list[str]:
     return [side for side in sides if not has_unknowns(side)] or sides or [reference]
 
 
-def load(*, strict: bool, policy: dict[str, float | int | bool]) -> Callable[..., Verdict]:
+def load(*, form: Reading | None, policy: dict[str, float | int | bool]) -> Callable[..., Verdict]:
     """Builds the grading function. A worker calls this once."""
     # The import takes 0.6 s, which must not count towards the deadline of the first answer that needs it.
     importlib.import_module("rewards.mathematics.symbolic")
-    grader = MathGrader(strict=strict, policy=MathPolicy(**policy))  # type: ignore[arg-type]
+    grader = MathGrader(strict=False, policy=MathPolicy(**policy), form=form)  # type: ignore[arg-type]
     return grade_or_check(grader.grade, grader.check_reference)

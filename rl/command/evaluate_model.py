@@ -15,10 +15,11 @@ import torch
 from transformers import PreTrainedModel
 
 from rewards.errors import UserError
+from rewards.extract import AnswerForm, Reading
 from rewards.math_answer import MathVerifier
 from rewards.math_policy import MathPolicy
 from rewards.reward_spec import need_references, parse_rewards
-from rewards.score import Outcome, Verifier, verify
+from rewards.score import Outcome, verify
 from rewards.verifiers import REWARD, VerifierOptions, Verifiers
 from rl.capacity.account import ROUNDED
 from rl.capacity.choose import rows_with_room
@@ -38,14 +39,17 @@ from rl.view.progress import Progress
 from rollout.chat_template import choose_template
 from rollout.collect import Collector
 from rollout.contamination import contaminated
+from rollout.dataset_names import HubName
 from rollout.problems import is_on_hub, load_problems
 from rollout.prompts import PromptRenderer
-from rollout.records import Problem, RolloutGroup
+from rollout.records import Problem, RolloutGroup, style_of_rewards
 from rollout.sampler import Sampler, SamplingParams
 from rollout.turn import stop_token_ids, turn_end_strings, vocabulary_size
 
 RESAMPLES, AT_ONCE = 10_000, 100
 Options = TypeVar("Options", bound=SamplingOptions)
+# How the greedy completions of math problems are also read, beside as the run reads them.
+MEASURED_FORMS: dict[Reading, str] = {"boxed": "only \\boxed{}", "flexible": "flexible extract"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,14 +108,14 @@ def evaluate_model(options: EvaluateOptions, progress: Progress) -> dict[str, Es
         found = greedy_estimates(greedy.collect(problems, step=0).groups, grading, num_workers=cores_per_process())
         if options.samples > 0:
             progress.start(f"{len(problems)} problems, {options.samples} samples of each")
-            found |= sample_estimates(collector.collect(problems, step=0).groups, options.samples)
+            found |= sample_estimates(collector.collect(problems, step=0).groups, options.samples, options.answer_form)
     return found
 
 
 def with_values_of(run: Mapping[str, Any], options: Options) -> Options:
     """The options, with the values of the model's own run where none are given. run: as run_of returns it."""
-    names = ("max_tokens", "prompt_style", "system_prompt", "max_prompt_tokens", "stop_strings", "grading")
-    names += ("reward", "verifier_deadline")
+    names = ("max_tokens", "answer_form", "prompt_style", "system_prompt", "max_prompt_tokens", "stop_strings")
+    names += ("grading", "reward", "verifier_deadline")
     return replace(options, **{name: run.get(name) for name in names if getattr(options, name) is None})
 
 
@@ -122,12 +126,12 @@ def opened(
     """A collector for the problems that can be graded and whose prompts are short enough, and these problems. It is closed at the end of
     the block. which: what messages call the problems."""
     runtime = Runtime.start(dtype=resolved_dtype(options.dtype, options.device), device=options.device)
-    grading = MathPolicy.parse(options.grading or ())
     verifiers = Verifiers(
         VerifierOptions(
             num_workers=runtime.cores,
             deadline=options.verifier_deadline or VerifierOptions.deadline,
-            grading=grading,
+            answer_form=options.answer_form,
+            grading=MathPolicy.parse(options.grading or ()),
             allow_unsafe_code=options.allow_unsafe_code,
             rewards=parse_rewards(options.reward or ()),
         )
@@ -163,7 +167,8 @@ def problems_of(
             needs_reference=need_references(options.reward or ()),
             report=report,
         )
-        return problems[: options.size], f"{options.dataset}, {options.split}"
+        has_split = is_on_hub(options.dataset) and HubName.read(options.dataset).split is None
+        return problems[: options.size], options.dataset + (f", {options.split}" if has_split else "")
     if not run:
         raise UserError(
             f"dataset is None: {options.model!r} is not a checkpoint of a run, which would name one; add --dataset"
@@ -195,8 +200,14 @@ def make_collector(
     model, tokenizer = load_merged(Path(source)) if is_adapted else family.load(source, runtime.device)
     model = model.to(runtime.device)  # pyright: ignore[reportArgumentType]  the stubs lose `self`
     choose_template(tokenizer, options.chat_template)
-    style, system_prompt = options.prompt_style, options.system_prompt
-    renderer = PromptRenderer(tokenizer, style=style, system_prompt=system_prompt, report=progress.message)
+    style = options.prompt_style or style_of_rewards(parse_rewards(options.reward or ()), options.answer_form)
+    renderer = PromptRenderer(
+        tokenizer,
+        style=style,
+        system_prompt=options.system_prompt,
+        answer_form=options.answer_form,
+        report=progress.message,
+    )
     max_tokens = options.max_tokens or model_defaults(options.model, str(options.dataset))["max_tokens"]
     problems = within_limit(renderer, problems, which, options.max_prompt_tokens, progress.message)
     context, vocabulary = context_length(model), vocabulary_size(model)
@@ -253,7 +264,8 @@ def rows_at_once(
 def greedy_estimates(
     groups: Sequence[RolloutGroup], grading: MathPolicy, *, num_workers: int
 ) -> dict[str, Estimate | None]:
-    """Accuracy and truncation of greedy completions, for math also with strict extraction (only \\boxed{})."""
+    """Accuracy and truncation of greedy completions. Of math problems also with strict extraction (only \\boxed{}), and with the
+    flexible extraction that is usual for base models (rewards.extract.answer_by_form)."""
     rollouts = [group.rollouts[0] for group in groups]
     found = {"greedy accuracy": Estimate.of([is_right(r) for r in rollouts if r.is_graded])}
     if any(r.problem.verifier == REWARD for r in rollouts):
@@ -262,17 +274,20 @@ def greedy_estimates(
         )
     math = [r for r in rollouts if r.problem.verifier == "math"]
     if math:
-        strict: Verifier = MathVerifier(strict=True, policy=grading, num_workers=num_workers)
-        texts, problems = [r.completion.text for r in math], [r.problem for r in math]
-        scores = verify(strict, texts, [p.reference for p in problems], [p.question for p in problems])
-        strict.close()
-        right = [s.outcome is Outcome.CORRECT for r, s in zip(math, scores, strict=True) if r.is_graded]
-        found["greedy accuracy, only \\boxed{}"] = Estimate.of(right)
+        for form, name in MEASURED_FORMS.items():
+            verifier = MathVerifier(form=form, policy=grading, num_workers=num_workers)
+            texts, problems = [r.completion.text for r in math], [r.problem for r in math]
+            scores = verify(verifier, texts, [p.reference for p in problems], [p.question for p in problems])
+            verifier.close()
+            right = [s.outcome is Outcome.CORRECT for r, s in zip(math, scores, strict=True) if r.is_graded]
+            found[f"greedy accuracy, {name}"] = Estimate.of(right)
     found["cut by max_tokens"] = Estimate.of([r.cut_short for r in rollouts])
     return found
 
 
-def sample_estimates(groups: Sequence[RolloutGroup], num_samples: int) -> dict[str, Estimate | None]:
+def sample_estimates(
+    groups: Sequence[RolloutGroup], num_samples: int, answer_form: AnswerForm | None = None
+) -> dict[str, Estimate | None]:
     """pass@k and maj@n over the graded samples of each problem. pass@k leaves out problems with fewer than k graded samples."""
     graded = [[r for r in group.rollouts if r.is_graded] for group in groups]
     found: dict[str, Estimate | None] = {}
@@ -282,13 +297,14 @@ def sample_estimates(groups: Sequence[RolloutGroup], num_samples: int) -> dict[s
         )
     voted = [g for g, rollouts in zip(groups, graded, strict=True) if rollouts and g.problem.verifier in VOTED_ON]
     if voted:
-        found[f"maj@{num_samples}"] = Estimate.of([right_by_vote(group) for group in voted])
+        found[f"maj@{num_samples}"] = Estimate.of([right_by_vote(group, answer_form) for group in voted])
     return found
 
 
 def describe_contamination(problems: Sequence[Problem], options: EvaluateOptions) -> str:
     assert options.against is not None
-    shared = contaminated(problems, load_problems(options.against, split="train"), options.ngram)
+    others = load_problems(options.against, split="train", needs_reference=False)
+    shared = contaminated(problems, others, options.ngram)
     shown = "".join(f"\n  {name}: {words}" for name, words in list(shared.items())[:5])
     return (
         f"{len(shared)} of {len(problems)} problems share {options.ngram} words in a row with {options.against}{shown}"

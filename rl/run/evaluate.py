@@ -7,21 +7,26 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from rewards.extract import final_answer
+from rewards.extract import AnswerForm, answer_by_form
 from rewards.score import Outcome
 from rl.update.step_metrics import Metrics, mean
 from rollout.collect import Collector
 from rollout.records import FinishReason, Problem, Rollout, RolloutGroup
 
-VOTED_ON = ("math", "puzzle", "reasoning-gym")  # verifiers of answers that final_answer() extracts
+VOTED_ON = ("math", "puzzle", "reasoning-gym")  # verifiers of answers that can be extracted
 
 
-def evaluate(collector: Collector, problems: Sequence[Problem], num_samples: int = 0) -> Metrics:
+def evaluate(
+    collector: Collector,
+    problems: Sequence[Problem],
+    num_samples: int = 0,
+    answer_form: AnswerForm | None = None,
+) -> Metrics:
     """Samples one greedy completion per problem; accuracy is the share of correct ones among those that were graded.
 
     num_samples: k > 0 also samples k completions per problem, at the collector's temperature and with the same seeds at every
     evaluation, for pass@k (at least one is correct) and maj@k (the majority answer is correct, arXiv 2203.11171), over problems
-    with a graded completion. Programs and proofs have no majority answer.
+    with a graded completion. Programs and proofs have no majority answer. answer_form: of math problems, in which they are voted on.
     """
     started = time.perf_counter()
     evaluator = replace(collector, scores_steps=False)
@@ -37,7 +42,8 @@ def evaluate(collector: Collector, problems: Sequence[Problem], num_samples: int
         groups = replace(evaluator, group_size=num_samples).collect(problems, step=0).groups
         graded = [group for group in groups if any(r.is_graded for r in group.rollouts)]
         metrics["eval/pass_at_k"] = mean(any(map(is_right, group.rollouts)) for group in graded)
-        metrics["eval/maj_at_k"] = mean(right_by_vote(group) for group in graded if group.problem.verifier in VOTED_ON)
+        voted = [group for group in graded if group.problem.verifier in VOTED_ON]
+        metrics["eval/maj_at_k"] = mean(right_by_vote(group, answer_form) for group in voted)
     metrics["time/evaluate"] = time.perf_counter() - started
     return metrics
 
@@ -46,12 +52,13 @@ def is_right(rollout: Rollout) -> bool:
     return rollout.score.outcome is Outcome.CORRECT
 
 
-def right_by_vote(group: RolloutGroup) -> float:
+def right_by_vote(group: RolloutGroup, answer_form: AnswerForm | None = None) -> float:
     """1 if the most frequent answer is correct, else 0; 1 / m if it is one of m tied answers. All correct answers count as one answer,
-    however they are written; completions without an answer do not vote.
+    however they are written; completions without an answer do not vote. answer_form: where the answers to a math problem stand.
     """
+    form = answer_form if group.problem.verifier == "math" else None
     right = object()
-    answers = (right if is_right(r) else final_answer(r.completion.text, strict=False) for r in group.rollouts)
+    answers = (right if is_right(r) else answer_by_form(r.completion.text, form) for r in group.rollouts)
     votes = Counter(answer for answer in answers if answer is not None)
     most = [answer for answer, count in votes.items() if count == max(votes.values())]
     return (right in most) / max(1, len(most))

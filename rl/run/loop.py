@@ -98,6 +98,7 @@ def verifier_options(config: RunConfig) -> VerifierOptions:
     return VerifierOptions(
         num_workers=config.verifier_workers,
         deadline=config.verifier_deadline,
+        answer_form=config.answer_form,
         grading=MathPolicy.parse(config.grading),
         allow_unsafe_code=config.allow_unsafe_code,
         formats=config.format,
@@ -112,8 +113,8 @@ def run_steps(run: Run, progress: Progress, stop_request: StopRequest, callbacks
     settings, num_steps = run.settings, run.settings.num_steps
     if run.step == 0:
         progress.start("evaluating the base model")
-        metrics = {"step": 0, **evaluate(run.collector, run.held_out, settings.eval_samples)}
-        log(run, progress, metrics, None, callbacks)
+        measured = evaluate(run.collector, run.held_out, settings.eval_samples, settings.answer_form)
+        log(run, progress, {"step": 0, **measured}, None, callbacks)
     while run.step < num_steps and not run.is_exhausted:
         step, started = run.step + 1, time.perf_counter()
         run.learner.set_learning_rate(settings.learning_rate_at(step))
@@ -134,7 +135,7 @@ def run_steps(run: Run, progress: Progress, stop_request: StopRequest, callbacks
         metrics |= problem_metrics(run.stream)
         is_last = step == num_steps or run.is_exhausted
         if step % settings.eval_every == 0 or is_last:
-            metrics |= evaluate(run.collector, run.held_out, settings.eval_samples)
+            metrics |= evaluate(run.collector, run.held_out, settings.eval_samples, settings.answer_form)
         metrics |= {"time/step": time.perf_counter() - started, "memory/peak": run.learner.runtime.peak_memory()}
         log(run, progress, metrics, result, callbacks)
         run.step = step

@@ -92,8 +92,13 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
         require_same_data(settings.run_dir, data)
     loaded = gradable_data(loaded, verifiers, progress)
     source, family, model, tokenizer = load_base(settings, runtime, verifiers, progress)
-    style, system_prompt = settings.prompted_style, settings.system_prompt
-    renderer = PromptRenderer(tokenizer, style=style, system_prompt=system_prompt, report=progress.message)
+    renderer = PromptRenderer(
+        tokenizer,
+        style=settings.prompted_style,
+        system_prompt=settings.system_prompt,
+        answer_form=settings.answer_form,
+        report=progress.message,
+    )
     sources, held_out = fitting(settings, renderer, verifiers, loaded, vocabulary_size(model), progress)
     training = joined(sources)
     stream = build_stream(settings, sources)

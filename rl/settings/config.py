@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from rewards.answer_format import format_rule
 from rewards.errors import UserError, first_line
+from rewards.extract import AnswerForm
 from rewards.reward_spec import RewardSpec, parse_rewards
 from rl.forward.forward import Attention
 from rl.forward.fused import Fused
@@ -49,7 +50,7 @@ from rl.settings.options import (
 )
 from rollout.dataset_names import DatasetName, read_names
 from rollout.problem_memory import parse_difficulty
-from rollout.records import STYLE_OF, PromptStyle
+from rollout.records import PromptStyle, style_of_rewards
 
 NOT_EMPTY = Bound(lambda texts: "" not in texts, "strings that are not empty: an empty one is in every text")
 LAYERS = Bound(lambda names: names and all(names), "names of linear layers, or all-linear")
@@ -100,9 +101,12 @@ class RunConfig:
     """Column of the reference answer. If not given, it is found by its usual names."""
     system_column: str | None = None
     """Column of a row's own system message. If not given, it is "system" or "system_prompt", where there is one."""
+    answer_form: AnswerForm | None = None
+    """Where the final answer to a math problem stands, and the system prompt that asks for it: boxed, tags (<answer>), hashes (behind
+    ####), last-number or text (all of it; both without a prompt). If not given: the last box, else tags, else hashes."""
     prompt_style: Annotated[PromptStyle | None, *by_model("plain", None)] = None
-    """System prompt: "plain" (none), "boxed", "r1" (think and answer tags) or "code". If not given, models other than the tiny one
-    get the one that asks for an answer where the problem's verifier looks for it."""
+    """System prompt: "plain" (none), "boxed", "r1" (think and answer tags), "hashes" or "code". If not given, models other than the
+    tiny one get the one that asks for an answer where the problem's verifier looks for it."""
     system_prompt: str | None = None
     """Your own system prompt, which replaces that of prompt_style."""
     chat_template: str | None = None
@@ -342,9 +346,8 @@ class RunConfig:
 
     @property
     def prompted_style(self) -> PromptStyle | None:
-        """prompt_style, or with rewards the style that asks for an answer where the first verifier among them looks for it."""
-        by_reward: Iterator[PromptStyle] = (STYLE_OF[r.source] for r in self.rewards if r.source in STYLE_OF)
-        return self.prompt_style or next(by_reward, None)
+        """prompt_style; None leaves it to the verifier of each problem."""
+        return self.prompt_style or style_of_rewards(self.rewards, self.answer_form)
 
     def chosen_algorithm(self) -> Algorithm:
         """The named algorithm, with the options that are given in place of its own values. importance_cap 0 is none."""

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from rewards.errors import UserError
+from rewards.extract import AnswerForm
 from rewards.math_policy import MathPolicy
 from rl.objective.names import CriticSource
 from rl.settings.declare import POSITIVE, Bound, at_least, require_possible
@@ -50,6 +51,8 @@ class SamplingOptions:
     """Sampling temperature."""
     max_tokens: Annotated[int | None, at_least(1)] = None
     """Longest completion, in tokens. Default: the run's for a checkpoint, else 1024."""
+    answer_form: AnswerForm | None = None
+    """Where the final answer to a math problem stands, as in training. Default: the run's for a checkpoint."""
     prompt_style: PromptStyle | None = None
     """System prompt. Default: the run's for a checkpoint, else the one that asks for an answer where the verifier looks for it."""
     system_prompt: str | None = None

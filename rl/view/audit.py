@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rewards.errors import UserError
-from rewards.extract import final_answer
+from rewards.extract import AnswerForm, answer_by_form
 from rewards.pool import WorkerPool
 from rewards.score import Outcome
 from rl.view.metrics import complete_lines, existing_run_dir
@@ -39,10 +39,11 @@ def audit(run_dir: Path, *, num_workers: int = 2, deadline: float = 5.0) -> tupl
         raise UserError(
             f"run folder {run_dir} has no completions.jsonl: there is nothing to audit; give the folder of a run that has sampled"
         )
+    form = _answer_form(run_dir)
     answers: dict[tuple[str, str], dict[str, Any]] = {}
     counts: dict[tuple[str, str], int] = {}
     for row in _math_rows(path):
-        key = row["reference"], final_answer(row["completion"], strict=False) or ""
+        key = row["reference"], answer_by_form(row["completion"], form) or ""
         answers.setdefault(key, row)
         counts[key] = counts.get(key, 0) + 1
     pool = WorkerPool(
@@ -58,6 +59,12 @@ def audit(run_dir: Path, *, num_workers: int = 2, deadline: float = 5.0) -> tupl
         if (row["outcome"] == Outcome.CORRECT.value) != (theirs is Outcome.CORRECT)
     ]
     return len(answers), sorted(found, key=lambda d: -d.count)
+
+
+def _answer_form(run_dir: Path) -> AnswerForm | None:
+    """Where the run's math answers stand; None in a run from before that was an option."""
+    config = run_dir / "config.json"
+    return json.loads(config.read_text(encoding="utf-8")).get("answer_form") if config.is_file() else None
 
 
 def _math_rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -122,6 +122,15 @@ def test_the_audit_prints_what_the_two_engines_judge_differently(tmp_path: Path)
     ]
 
 
+def test_the_audit_reads_answers_where_the_run_had_them(tmp_path: Path) -> None:
+    """By its config.json; math-verify agrees on the last number, which nothing marks."""
+    row = {"step": 1, "detail": "", "reference": "42", "completion": "6*7 is 42", "outcome": "correct"}
+    (tmp_path / "completions.jsonl").write_text(json.dumps(row) + "\n")
+    assert [d.answer for d in audit(tmp_path)[1]] == [""]
+    (tmp_path / "config.json").write_text('{"answer_form": "last-number"}')
+    assert audit(tmp_path) == (1, [])
+
+
 def test_an_audit_of_nothing_says_so(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "nowhere"):
         status, _, err = plumbline("verify", "audit", str(folder))

@@ -181,6 +181,7 @@ def test_a_reference_is_kept_for_any_weight_of_the_kl_and_for_none_it_is_not() -
 
 def test_options_of_the_verifiers_reach_them() -> None:
     config = RunConfig(
+        answer_form="hashes",
         grading=("decimal_comma=true",),
         format=("words:1",),
         format_weight=0.3,
@@ -192,6 +193,7 @@ def test_options_of_the_verifiers_reach_them() -> None:
     assert options == VerifierOptions(
         num_workers=3,
         deadline=7.0,
+        answer_form="hashes",
         grading=MathPolicy(decimal_comma=True),
         formats=("words:1",),
         format_weight=0.3,
@@ -199,7 +201,8 @@ def test_options_of_the_verifiers_reach_them() -> None:
     )
     verifiers = Verifiers(options)
     try:
-        assert verifiers["math"].verify_batch(["\\boxed{3,14}"], ["3.14"])[0].outcome is Outcome.CORRECT
+        hashes, box = verifiers["math"].verify_batch(["#### 3,14", "\\boxed{3,14}"], ["3.14", "3.14"])
+        assert (hashes.outcome, box.outcome) == (Outcome.CORRECT, Outcome.NO_ANSWER)
         made = verifiers["puzzle"]
         assert isinstance(made, CombinedVerifier)
         (score,) = made.verify_batch(["none"], [{"puzzle": "sorting", "numbers": [2, 1], "order": "ascending"}])

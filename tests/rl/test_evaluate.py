@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -48,6 +49,17 @@ RIGHT, WRONG, NONE = Outcome.CORRECT, Outcome.WRONG, Outcome.NO_ANSWER
 )
 def test_the_vote_is_that_of_answers_and_not_of_texts(judged: list[tuple[str, Outcome]], expected: float) -> None:
     assert right_by_vote(group(*judged)) == pytest.approx(expected)
+
+
+def test_the_vote_is_on_answers_where_the_runs_form_has_them() -> None:
+    """A puzzle's answers stand where they always do."""
+    judged = group(("It is 3 #### 4", WRONG), ("So 3.", WRONG), ("Or 1/2", RIGHT))
+    assert right_by_vote(judged, "hashes") == 0.5  # 4, and the right one; the second text has no answer of that form
+    assert right_by_vote(judged, "last-number") == pytest.approx(1 / 3)
+    assert right_by_vote(group(("3", WRONG), ("3", WRONG), ("Or 1/2", RIGHT)), "last-number") == 0.0
+    puzzle = replace(judged.problem, verifier="puzzle")
+    rollouts = tuple(replace(rollout, problem=puzzle) for rollout in judged.rollouts)
+    assert right_by_vote(replace(judged, problem=puzzle, rollouts=rollouts), "last-number") == 0.5
 
 
 class Knows:

@@ -149,6 +149,23 @@ def test_strict_reading_needs_a_box() -> None:
     assert strict is not None and strict.mean == 0.25
 
 
+def test_flexible_reading_finds_answers_that_nothing_marks() -> None:
+    """Of four right answers one is boxed, two stand in words; the last states none. Programs are not read so."""
+    groups = []
+    texts = ["\\boxed{2}", "5 - 1 = 4", "3 or so. The answer is 6 apples.", "It is eight."]
+    for i, text in enumerate(texts, 1):
+        problem = Problem(id=str(i), prompt="?", reference=str(2 * i), verifier="math")
+        rollout = Rollout(problem=problem, completion=completion(text), score=Score(0.0, Outcome.NO_ANSWER))
+        groups.append(RolloutGroup(problem=problem, prompt_ids=(1,), rollouts=(rollout,)))
+    found = greedy_estimates(groups, MathPolicy(), num_workers=1)
+    means = {name: estimate and estimate.mean for name, estimate in found.items() if name.startswith("greedy")}
+    assert means == {
+        "greedy accuracy": 0.0,
+        "greedy accuracy, only \\boxed{}": 0.25,
+        "greedy accuracy, flexible extract": 0.75,
+    }
+
+
 def test_problems_that_stand_in_another_data_set_are_found() -> None:
     def problem(number: int, text: str) -> Problem:
         return Problem(id=str(number), prompt=text, reference="1", verifier="math")
@@ -165,6 +182,13 @@ def test_problems_that_stand_in_another_data_set_are_found() -> None:
     assert list(short) == ["0"]  # shorter than n words: the whole of it
     template = contaminated(ours, [problem(i, ours[0].prompt[:90]) for i in range(20)])  # pyright: ignore[reportArgumentType]
     assert template == {}
+
+
+def test_only_a_data_set_of_the_hub_has_a_split_to_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rl.command.evaluate_model.load_problems", lambda *_, **__: [])
+    names = ("x.csv", "arithmetic", "x/y", "x/y:main/dev")
+    shown = [problems_of(EvaluateOptions(model="m", dataset=name), {})[1] for name in names]
+    assert shown == ["x.csv", "arithmetic", "x/y, test", "x/y:main/dev"]
 
 
 def test_the_last_words_of_a_prompt_are_looked_for_too() -> None:

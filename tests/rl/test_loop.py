@@ -24,7 +24,7 @@ from rewards.errors import UserError
 from rewards.math_answer import MathVerifier
 from rewards.score import Outcome, Score
 from rl.objective.algorithms import ALGORITHMS, GRPO_ITERATIVE
-from rl.run.load_data import load_data, require_room
+from rl.run.load_data import joined, load_data, require_room
 from rl.run.loop import Interrupted, train
 from rl.settings.config import RunConfig
 from rl.settings.resolve import resolve
@@ -171,7 +171,7 @@ def test_of_another_data_set_the_first_are_held_out_and_never_trained_on(tmp_pat
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     files = {"dataset": str(tmp_path / "train.jsonl"), "eval_dataset": str(tmp_path / "test.jsonl")}
     training, held_out = load_data(resolve(RunConfig(eval_size=2, **files), "cpu"))
-    assert [[p.reference for p in part] for part in (training, held_out)] == [["1", "2"], ["3", "9"]]
+    assert [[p.reference for p in part] for part in (joined(training), held_out)] == [["1", "2"], ["3", "9"]]
 
 
 RESUMED: list[dict[str, object]] = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -10,14 +11,20 @@ from typing import Any, cast
 import pytest
 
 from rewards.errors import UserError
+from rewards.extract import answer_by_form
 from rewards.verifiers import VerifierOptions, Verifiers
+from rl.command.evaluate_model import evaluate_model
 from rl.run.load_data import fitting, gradable_data, joined, load_data, load_held_out
+from rl.run.loop import Interrupted, train
 from rl.run.tiny import tiny_tokenizer
 from rl.settings.config import RunConfig
+from rl.settings.options import EvaluateOptions
 from rl.settings.resolve import RunSettings, resolve
+from rl.view.metrics import read_metrics
 from rl.view.progress import Progress
 from rollout.problems import load_problems, split_held_out
 from rollout.prompts import PromptRenderer
+from tests.rl.test_loop import interrupt_at, measured, options
 
 
 @pytest.fixture
@@ -112,6 +119,31 @@ def test_a_data_set_that_would_have_nothing_left_to_train_on_is_named(files: dic
 def test_options_that_cannot_hold_for_the_data_sets_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         RunConfig(**options)
+
+
+def test_a_mixed_run_resumes_to_the_bit_and_is_evaluated_as_it_was(model: Path, digits: Path, tmp_path: Path) -> None:
+    """Its form of answers reaches training, completions.jsonl, and the evaluation of its checkpoint."""
+    rows = "".join(f"{n}-{n}=,0,easy\n" for n in range(20))
+    (tmp_path / "minus.csv").write_text("question,answer,level\n" + rows)
+    mixed = (f"{digits}=0.5", f"{tmp_path / 'minus.csv'}=0.5")
+    own = {"dataset": mixed, "answer_form": "last-number", "max_unjudged": 1.0, "lora_rank": 2, "num_steps": 2}
+    whole = options(model, digits, tmp_path / "whole", **own)
+    train(whole)
+    parted = replace(whole, run_dir=tmp_path / "parted")
+    with pytest.raises(Interrupted, match="saved after step 1"):
+        interrupt_at(1, parted)
+    train(replace(parted, resume=True))
+    assert measured(tmp_path / "parted") == measured(tmp_path / "whole")
+    texts = [(tmp_path / name / "completions.jsonl").read_text() for name in ("parted", "whole")]
+    assert texts[0] == texts[1]
+    graded = [json.loads(line) for line in texts[0].splitlines()]
+    assert all(row["problem_id"].startswith((f"{digits}:", f"{tmp_path / 'minus.csv'}:")) for row in graded)
+    found = [answer_by_form(row["completion"], "last-number") is not None for row in graded]
+    assert found == [row["outcome"] != "no_answer" for row in graded] and any(found)
+    saved = EvaluateOptions(model=str(tmp_path / "whole" / "checkpoints" / "step-000002"), device="cpu")
+    accuracy = evaluate_model(saved, Progress(0, quiet=True))["greedy accuracy"]
+    assert accuracy is not None and accuracy.problems == 10
+    assert accuracy.mean == read_metrics(tmp_path / "whole")[-1]["eval/accuracy"]
 
 
 def test_one_name_is_a_list_of_one_in_python_and_in_an_earlier_runs_config() -> None:

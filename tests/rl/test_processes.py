@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -203,10 +203,17 @@ def test_the_shipped_configuration_shards_what_every_process_has_loaded(
     changed |= {"prompt_style", "max_unjudged", "learning_rate", "eval_every"}
     command = [*LAUNCH, "--config_file", "recipes/accelerate/fsdp2.yaml", "--num_processes", "2"]
     command += ["recipes/grpo_math.py"]
-    command += [x for name in sorted(changed) for x in ("--" + name.replace("_", "-"), str(getattr(one, name)))]
+    command += arguments(one, changed)
     done = run_command([*command, "--run-dir", str(tmp_path / "two")])
     assert done.returncode == 0, done.stderr[-2000:]
     assert_same_run(tmp_path / "two", tmp_path / "one", 1)
+
+
+def arguments(config: RunConfig, names: Collection[str]) -> list[str]:
+    """These options as they are given on a command line."""
+    values = {name: getattr(config, name) for name in sorted(names)}
+    words = {name: value if isinstance(value, tuple) else (value,) for name, value in values.items()}
+    return [x for name, given in words.items() for x in ("--" + name.replace("_", "-"), *map(str, given))]
 
 
 def run_command(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
@@ -235,8 +242,7 @@ def test_the_documented_command_starts_one_run_of_two_processes(model: Path, dig
         "eval_every",
     }
     given |= {"prompt_style", "max_unjudged", "learning_rate"}
-    small = [x for name in sorted(given) for x in ("--" + name.replace("_", "-"), str(getattr(one, name)))]
-    done = run_command([*LAUNCH, *documented[2:], *small, "--run-dir", str(tmp_path / "two")])
+    done = run_command([*LAUNCH, *documented[2:], *arguments(one, given), "--run-dir", str(tmp_path / "two")])
     assert done.returncode == 0, done.stderr[-2000:]
     assert_same_run(tmp_path / "two", tmp_path / "one", 2)
 

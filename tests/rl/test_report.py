@@ -80,6 +80,14 @@ def test_the_page_asks_nothing_of_anybody(tmp_path: Path) -> None:
     assert any("default-src 'none'" in (attrs.get("content") or "") for _, attrs in page.tags)
 
 
+def test_all_data_sets_of_a_run_are_named(tmp_path: Path) -> None:
+    """An earlier run had one, as text."""
+    for dataset in (["a.jsonl=0.7", "gsm8k=0.3"], "gsm8k"):
+        (tmp_path / "config.json").write_text(json.dumps({"model": "m", "dataset": dataset}))
+        shown = dataset if isinstance(dataset, str) else " ".join(dataset)
+        assert f"<p class=lede>m · {shown}</p>" in write_report(tmp_path).read_text("utf-8")
+
+
 def test_model_text_is_read_and_not_obeyed(tmp_path: Path) -> None:
     clean = Page(_run(tmp_path / "run", _steps(2), [_completion(1, 1.0), _completion(1, 0.0)]))
     lines = [_completion(1, 1.0, HOSTILE), {**_completion(1, 0.0), "prompt": HOSTILE, "reference": HOSTILE,

@@ -65,6 +65,11 @@ def test_nested_cells_of_parquet_are_messages(tmp_path: Path) -> None:
     assert (problem.prompt, problem.reference) == ((messages[0],), "2")
 
 
+def test_two_configurations_of_one_data_set_are_refused() -> None:
+    with pytest.raises(UserError, match=r"dataset_config is 'main': 'x/y:other' names its own; leave one of them out"):
+        load_problems("x/y:other", config="main")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

@@ -9,6 +9,7 @@ from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from rewards.errors import UserError
+from rewards.extract import AnswerForm
 from rl.run.tiny import tiny_tokenizer
 from rollout.demonstrations import demonstration
 from rollout.prompts import SYSTEM_PROMPTS, PromptRenderer
@@ -50,7 +51,7 @@ def test_a_base_model_gets_the_text_alone(problem: Problem) -> None:
     assert rendered(adding_bos(None), problem) == "<|begin|>1+1?\n"
 
 
-@pytest.mark.parametrize("style", ["plain", "boxed", "r1", "code"])
+@pytest.mark.parametrize("style", ["plain", "boxed", "r1", "hashes", "code"])
 def test_the_system_prompt_says_where_the_answer_goes(style: str) -> None:
     """It names the form in which the answer is graded, and no other."""
     system = SYSTEM_PROMPTS[style]
@@ -62,6 +63,7 @@ def test_the_system_prompt_says_where_the_answer_goes(style: str) -> None:
         "plain": (),
         "boxed": (r"\boxed{}",),
         "r1": ("<think>", "</think>", "<answer>", "</answer>"),
+        "hashes": ("#### answer",),
         "code": ("```python",),
     }[style]
     assert all(marker in (system or "") for marker in named)
@@ -72,6 +74,23 @@ def test_without_a_style_the_verifier_decides(verifier: str, style: str) -> None
     """A model that is to write a program must not be instructed to put a number in a box."""
     problem = Problem(id="p", prompt="1+1?", reference="2", verifier=verifier)
     assert rendered(adding_bos(TEMPLATE), problem, None) == rendered(adding_bos(TEMPLATE), problem, style)
+
+
+@pytest.mark.parametrize(
+    ("form", "style"),
+    [("boxed", "boxed"), ("tags", "r1"), ("hashes", "hashes"), ("last-number", "plain"), ("text", "plain")],
+)
+def test_the_form_of_the_answer_decides_for_math_problems(form: AnswerForm, style: str) -> None:
+    """The style still comes first, and a program is not asked for in another form."""
+
+    def shown(verifier: str, form: AnswerForm | None, style: str | None = None) -> str:
+        renderer = PromptRenderer(adding_bos(TEMPLATE), style=style, answer_form=form)  # pyright: ignore[reportArgumentType]
+        problem = Problem(id="p", prompt="1+1?", reference="2", verifier=verifier)
+        return renderer.tokenizer.decode(list(renderer.render(problem)))
+
+    assert shown("math", form) == shown("math", None, style)
+    assert shown("math", form, "r1") == shown("math", None, "r1")
+    assert shown("program", form) == shown("program", None)
 
 
 def test_a_system_prompt_of_ones_own_replaces_the_styles() -> None:
