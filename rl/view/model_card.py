@@ -18,9 +18,8 @@ CARD = "README.md"
 
 
 def model_card(run_dir: Path, step: int) -> str:
-    """The card of the model after a step, from what stands in the run's folder: config.json, config.yaml and metrics.jsonl."""
+    """The card of the model after a run's newest step, from what stands in its folder: config.json, config.yaml and metrics.jsonl."""
     config = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
-    rows = [row for row in read_metrics(run_dir) if (row["step"] or 0) <= step]
     adapters = f", as LoRA adapters of rank {config['lora_rank']}" if config["lora_rank"] else ""
     rewards = f" Rewards: {', '.join(f'`{reward}`' for reward in config['reward'])}." if config.get("reward") else ""
     return f"""---
@@ -32,7 +31,7 @@ def model_card(run_dir: Path, step: int) -> str:
 Trained from `{config["model"]}` on {", ".join(f"`{name}`" for name in datasets(config))} with Plumbline{adapters}.
 This is step {step} of {config["num_steps"]}. A step has {config["problems_per_step"]} problems with {config["group_size"]} completions each.{rewards}
 
-{figures(config, rows)}
+{figures(config, read_metrics(run_dir))}
 
 Hardware: {hardware(config)}. Versions: {", ".join(f"{name} {version}" for name, version in config["versions"].items())}.
 
