@@ -23,7 +23,7 @@ from rollout.records import Problem
 from rollout.row_problem import PROMPT_COLUMNS
 
 AT_ONCE = 512  # problems, whose completions are in memory at the same time
-BINS = 5  # between never and always solved
+MAX_BINS = 10  # of the histogram, beside the one for never
 BAR = 40  # characters of the longest bar
 
 
@@ -89,12 +89,13 @@ def prompt_cell(problem: Problem) -> Any:
 
 
 def describe(found: Sequence[Profiled], samples: int) -> str:
-    """A histogram of the pass rates."""
+    """A histogram of the pass rates: a line for each possible one, or for each tenth. Never and always are exact."""
+    bins = min(samples, MAX_BINS)
     rates = [one.rate for one in found if one.rate is not None]
-    labels = ["never", *(f"{i / BINS:.0%} to {(i + 1) / BINS:.0%}" for i in range(BINS)), "always"]
-    counts = Counter(bin_of(rate) for rate in rates)
+    labels = ["never", *(f"{number / bins:.0%}" for number in range(1, bins)), "always"]
+    counts = Counter(nearest_bin(rate, bins) for rate in rates)
     width, longest = max(map(len, labels)), max(counts.values(), default=1)
-    lines = [f"solved, of {samples} samples"]
+    lines = ["pass rate and problems"]
     for number, label in enumerate(labels):
         count = counts[number]
         bar = "#" * -(-BAR * count // longest)
@@ -106,6 +107,6 @@ def describe(found: Sequence[Profiled], samples: int) -> str:
     return "\n".join(lines)
 
 
-def bin_of(rate: float) -> int:
-    """0 for never, BINS + 1 for always, else the number of the fifth that the rate is in, its lower bound included."""
-    return 0 if rate == 0 else BINS + 1 if rate == 1 else 1 + int(rate * BINS)
+def nearest_bin(rate: float, bins: int) -> int:
+    """The bin whose rate, bin / bins, is the nearest; the first and the last are for 0 and 1 only."""
+    return round(rate * bins) if rate in (0, 1) else min(max(1, round(rate * bins)), max(1, bins - 1))
