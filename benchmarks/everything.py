@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {  # by result file; what is timed on bot
     "code_run": ("benchmarks.learning_runs", "code_run"),
     "vllm_run": ("benchmarks.learning_runs", "vllm_run"),
     "ahead_run": ("benchmarks.learning_runs", "ahead_run"),
+    "sentence_run": ("benchmarks.learning_runs", "sentence_run"),
     "grpo_vs_ppo": ("benchmarks.grpo_vs_ppo",),
     "soak": ("benchmarks.soak",),
     "vram_table": ("benchmarks.vram_table",),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,17 +18,36 @@ from typing import Any, Literal
 import tyro
 
 from benchmarks.machine import describe_machine, head_commit, write_result
+from benchmarks.one_sentence import write_rows
+from benchmarks.real_model import make
 from rl.view.metrics import read_metrics, series, start_and_end, time_by_phase
 from rl.view.plots import accuracy_figure
 
-Name = Literal["default_run", "code_run", "vllm_run", "ahead_run"]
+Name = Literal["default_run", "code_run", "vllm_run", "ahead_run", "sentence_run"]
 
 
 @dataclass(frozen=True)
 class Recipe:
+    """options: {folder} stands for the runs' folder. prepare: makes there what the options name."""
+
     script: str
     seeds: tuple[int, ...]
     options: tuple[str, ...] = ()
+    prepare: Callable[[Path], None] = lambda folder: None
+
+
+def prepare_sentences(folder: Path) -> None:
+    write_rows(folder / "sentences.jsonl")
+    if not (folder / "smollm2").exists():
+        make(folder / "smollm2")
+
+
+# SmolLM2-135M-Instruct in bfloat16, on rows and with a reward of our own: what docs/rewards.md describes, on a real model.
+SENTENCES = (
+    "--model {folder}/smollm2 --dataset {folder}/sentences.jsonl --reward benchmarks/one_sentence.py:reward --dtype bfloat16 "
+    "--num-steps 24 --problems-per-step 16 --group-size 8 --max-tokens 32 --eval-size 200 --eval-every 6 --learning-rate 1e-5 "
+    "--warmup-steps 4 --kl-weight 0"
+)
 
 
 RUNS: dict[Name, Recipe] = {
@@ -35,6 +55,7 @@ RUNS: dict[Name, Recipe] = {
     "code_run": Recipe("grpo_code.py", (0, 1, 2)),
     "vllm_run": Recipe("grpo_math.py", (0,), ("--sampler", "vllm")),
     "ahead_run": Recipe("grpo_math.py", (0, 1), ("--one-step-ahead",)),
+    "sentence_run": Recipe("grpo_math.py", (0, 1, 2), tuple(SENTENCES.split()), prepare_sentences),
 }
 
 
@@ -43,7 +64,8 @@ def made(name: Name, seed: int, folder: Path) -> dict[str, Any]:
     recipe, run_dir, clock = RUNS[name], folder / f"{name}-{seed}", folder / f"{name}-{seed}.seconds"
     if not clock.exists():
         command = ["accelerate", "launch", f"recipes/{recipe.script}", "--seed", str(seed), "--run-dir", str(run_dir)]
-        command += [*recipe.options, *(["--resume"] if (run_dir / "config.json").exists() else [])]
+        command += [option.format(folder=folder) for option in recipe.options]
+        command += [*(["--resume"] if (run_dir / "config.json").exists() else [])]
         environment = {**os.environ, "XDG_CACHE_HOME": str((folder / "cache").resolve())}
         started = time.monotonic()
         subprocess.run(command, check=True, env=environment)
@@ -65,6 +87,7 @@ def made(name: Name, seed: int, folder: Path) -> dict[str, Any]:
 def main(name: tyro.conf.Positional[Name], runs: Path | None = None) -> None:
     folder = runs or Path("runs") / head_commit()
     folder.mkdir(parents=True, exist_ok=True)
+    RUNS[name].prepare(folder)
     found = [made(name, seed, folder) for seed in RUNS[name].seeds]
     accuracy_figure([folder / f"{name}-{seed}" for seed in RUNS[name].seeds], Path(f"docs/{name}.png"))
     write_result(name, __doc__ or "", {**describe_machine(), "runs": found})

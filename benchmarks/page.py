@@ -242,6 +242,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "code_run": learning,
     "vllm_run": learning,
     "ahead_run": learning,
+    "sentence_run": learning,
     "verifier_throughput": verifiers,
     "rollout_throughput": sampler,
     "percent_of_limit_b_float32": limits,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from rewards.functions.source import reference_to
 from rl.run.loop import Callbacks
 from rl.run.loop import train as train_run
 from rl.settings.config import RunConfig
+from rl.settings.config_file import SPECS, nearest, python_value
 from rl.settings.defaults import TINY
 from rollout.records import RolloutGroup
 
@@ -45,18 +44,12 @@ def train(
 
     Raises UserError for a mistake in the options, the data or the model, before any training.
     """
-    known = {field.name for field in dataclasses.fields(RunConfig)}
-    for name in sorted(options.keys() - known):
-        near = get_close_matches(name, known, n=1)
-        raise UserError(
-            f"{name} is not an option" + (f"; did you mean {near[0]}?" if near else "; docs/python.md lists them")
-        )
-    lists = {name: tuple(value) for name, value in options.items() if isinstance(value, list)}
-    given = {**options, **lists, "model": model, "dataset": written_rows(dataset), "reward": _named(reward)}
+    for name in sorted(options.keys() - SPECS.keys()):
+        raise UserError(f"{name} is not an option; {nearest(name)}")
+    given = {name: python_value(name, value) for name, value in options.items()}
+    given |= {"model": str(model), "dataset": written_rows(dataset), "reward": _named(reward)}
     if eval_dataset is not None:
         given["eval_dataset"] = written_rows(eval_dataset)
-    if given.get("run_dir") is not None:
-        given["run_dir"] = Path(given["run_dir"])
     config = RunConfig(**given)
     return Run(train_run(config, Callbacks(on_step=on_step, on_evaluation=on_evaluation)))
 

@@ -72,9 +72,9 @@ def try_rewards(options: TryRewardOptions, progress: Progress) -> str:
         )
         problems = gradable(rewarded(problems[: options.size], options.reward), "tried", verifiers, progress)
         trials, seconds = trials_of(problems, verifiers)
+        milliseconds = 1000 * seconds / sum(len(trial.scores) for trial in trials)
         if options.model is not None:
             trials.append(sampled(options, problems, verifiers, progress))
-        milliseconds = 1000 * seconds / (4 * len(problems))
         return describe(
             trials, milliseconds, f"{' '.join(options.reward)} on {len(problems)} problems of {options.dataset}"
         )
@@ -84,8 +84,9 @@ def try_rewards(options: TryRewardOptions, progress: Progress) -> str:
 
 def trials_of(problems: Sequence[Problem], verifiers: Verifiers) -> tuple[list[Trial], float]:
     """The trials of answers that need no model, and the seconds of their grading."""
+    answered = all(p.reference for p in problems)
     kinds = {
-        REFERENCE: [_reference(p) for p in problems],
+        **({REFERENCE: [_reference(p) for p in problems]} if answered else {}),
         EMPTY: [""] * len(problems),
         PROMPT: [p.question for p in problems],
         NONSENSE: [JUNK] * len(problems),
@@ -144,17 +145,19 @@ def describe(trials: Sequence[Trial], milliseconds: float, what: str) -> str:
 
 def warnings(trials: Sequence[Trial]) -> list[str]:
     """What a policy would exploit, or could not learn from."""
-    (reference,) = (trial for trial in trials if trial.kind == REFERENCE)
-    if reference.mean is None:
+    references = [trial for trial in trials if trial.kind == REFERENCE]
+    best = max((trial.mean for trial in references if trial.mean is not None), default=None)
+    if references and best is None:
         return ["it could grade no reference"]
     found = []
     for trial in trials:
-        as_much = sum(value >= reference.mean for value in trial.graded)
-        if trial.kind in (EMPTY, PROMPT, NONSENSE) and as_much:
+        paid = sum(value > 0 if best is None else value >= best for value in trial.graded)
+        if trial.kind in (EMPTY, PROMPT, NONSENSE) and paid:
+            what = "it pays" if best is None else f"it pays as much as for the references ({best:.3g})"
             found.append(
-                f"it pays as much for {trial.kind} as for the references ({reference.mean:.3g}) on {as_much} of "
-                f"{len(trial.scores)} problems: a policy may learn to answer like that"
+                f"{what} for {trial.kind} on {paid} of {len(trial.scores)} problems: a policy may learn to answer like that"
             )
-    if len({value for trial in trials for value in trial.graded}) == 1:
-        found.append(f"it pays {reference.mean:.3g} for everything that was tried: there is nothing to learn from")
+    values = {value for trial in trials for value in trial.graded}
+    if len(values) == 1:
+        found.append(f"it pays {values.pop():.3g} for everything that was tried: there may be nothing to learn from")
     return found

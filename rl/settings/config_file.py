@@ -90,6 +90,16 @@ def option_value(name: str, node: yaml.Node, where: str) -> Any:
     return value
 
 
+def python_value(name: str, value: Any) -> Any:
+    """A value that a Python program gives to an option, as the command line would have it. Raises UserError for another type."""
+    spec, many = SPECS[name], SPECS[name].nargs == "*"
+    values = list(value) if many and isinstance(value, list | tuple) else [value]
+    try:
+        return spec.instance_from_str([str(each) for each in values])
+    except ValueError:
+        raise UserError(f"{name} is {value!r}: it must be {possible(spec)}") from None
+
+
 def argument(node: yaml.Node) -> str:
     """What the command line would have in place of a value in the file. Raises ValueError for a list, a mapping or a tag of one's own."""
     if not isinstance(node, yaml.ScalarNode) or not node.tag.startswith(STANDARD_TAG):
