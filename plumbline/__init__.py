@@ -25,4 +25,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'plumbline' has no attribute {name!r}; it has {', '.join(__all__)}")
     from importlib import import_module
 
+    from rl.cli import limit_spinning
+
+    limit_spinning()
     return getattr(import_module(_LOADED_LATER[name]), name)

@@ -13,8 +13,7 @@ from rewards.functions.source import reference_to
 from rl.run.loop import Callbacks
 from rl.run.loop import train as train_run
 from rl.settings.config import RunConfig
-from rl.settings.config_file import SPECS, nearest, python_value
-from rl.settings.defaults import TINY
+from rl.settings.config_file import SPECS, nearest, python_value, read_options
 from rollout.records import RolloutGroup
 
 Reward = str | Callable[..., Any]
@@ -23,21 +22,23 @@ Dataset = str | Path | Iterable[Mapping[str, Any]]
 
 def train(
     *,
-    model: str = TINY,
-    dataset: Dataset | Sequence[str] = "arithmetic",
-    reward: Reward | Sequence[Reward] | Mapping[Reward, float] = (),
+    model: str | None = None,
+    dataset: Dataset | Sequence[str] | None = None,
+    reward: Reward | Sequence[Reward] | Mapping[Reward, float] | None = None,
     eval_dataset: Dataset | None = None,
+    config: str | Path | None = None,
     on_step: Callable[[Mapping[str, float | None], Sequence[RolloutGroup]], None] | None = None,
     on_evaluation: Callable[[Mapping[str, float | None]], None] | None = None,
     **options: Any,
 ) -> Run:
     """Trains, as a recipe does from the command line. -> the finished run.
 
-    model: "tiny", a folder in Hugging Face format, or a hub name.
+    model: "tiny" (the default), a folder in Hugging Face format, or a hub name.
     dataset, eval_dataset: a name or file as for --dataset, or the rows themselves: a list of dicts or a datasets.Dataset.
         Rows are written to a file in the cache folder, which is named after their content, so that a run can be resumed.
     reward: a function or a name as for --reward, several of them, or a mapping of them to weights. Without it the
         verifiers of the problems grade.
+    config: a YAML file of options as for --config. What is given here wins over it.
     on_step: called after each step with its metrics and its sampled groups. on_evaluation: called after each evaluation
         with the metrics of its step. Both in the main process only; an exception ends the run.
     options: every other option of a run by its name, such as num_steps=20, lora_rank=8.
@@ -46,12 +47,18 @@ def train(
     """
     for name in sorted(options.keys() - SPECS.keys()):
         raise UserError(f"{name} is not an option; {nearest(name)}")
-    given = {name: python_value(name, value) for name, value in options.items()}
-    given |= {"model": str(model), "dataset": written_rows(dataset), "reward": _named(reward)}
-    if eval_dataset is not None:
-        given["eval_dataset"] = written_rows(eval_dataset)
-    config = RunConfig(**given)
-    return Run(train_run(config, Callbacks(on_step=on_step, on_evaluation=on_evaluation)))
+    given = {} if config is None else read_options(Path(config))
+    given |= {name: python_value(name, value) for name, value in options.items()}
+    data = {"dataset": dataset, "eval_dataset": eval_dataset}
+    given |= {name: written_rows(value) for name, value in data.items() if value is not None}
+    if model is not None:
+        given["model"] = str(model)
+    if reward is not None:
+        given["reward"] = _named(reward)
+    chosen = RunConfig(**given)
+    if chosen.resume and (of_run := chosen.of_existing_run()):  # options that are not given keep the run's values
+        chosen = RunConfig(**{**vars(of_run), **given})
+    return Run(train_run(chosen, Callbacks(on_step=on_step, on_evaluation=on_evaluation)))
 
 
 def _named(reward: Reward | Sequence[Reward] | Mapping[Reward, float]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rewards.answer_format import format_rule
 from rewards.errors import UserError
-from rewards.functions.source import Source
+from rewards.functions.source import NOTEBOOK, Source
 
 ENTRY_POINTS = "plumbline.rewards"  # group in which installed packages name their reward functions
 BUILT_IN = ("math", "program", "proof", "puzzle", "reasoning-gym")  # the verifiers of rewards.verifiers
@@ -68,7 +68,8 @@ def _spec(source: str, weight: float, taken: set[str]) -> RewardSpec:
     if ":" in source:
         function = Source.parse(source)
         stem = Path(function.module).stem if function.module.endswith(".py") else function.module.rpartition(".")[2]
-        short = stem if function.name == "reward" else function.name
+        is_named_by_module = function.name == "reward" and function.module != NOTEBOOK
+        short = stem if is_named_by_module else function.name
     else:
         installed = {entry.name: entry.value for entry in entry_points(group=ENTRY_POINTS)}
         if source not in installed:

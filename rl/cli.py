@@ -69,12 +69,19 @@ def require_all_processes() -> None:
         )
 
 
-def run_recipe(description: str, **defaults: Any) -> None:
-    """Parses RunConfig from the command line and trains. defaults: the recipe's own defaults of options."""
-    # OpenMP reads this when torch loads it: waiting threads spin for some microseconds, then sleep. Without spinning a step of
-    # short operations takes a fifth longer; with endless spinning it is ten times slower beside another busy process.
+def limit_spinning() -> None:
+    """Makes OpenMP's waiting threads spin for some microseconds and then sleep, if torch is not loaded yet.
+
+    Without spinning a step of short operations takes a fifth longer; with endless spinning it is ten times slower beside another busy
+    process.
+    """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+
+def run_recipe(description: str, **defaults: Any) -> None:
+    """Parses RunConfig from the command line and trains. defaults: the recipe's own defaults of options."""
+    limit_spinning()
 
     def action() -> None:
         from rl.settings.command_line import run_options

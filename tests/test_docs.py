@@ -14,7 +14,7 @@ from rl.objective.algorithms import ALGORITHMS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
-SOURCE = "\n".join(p.read_text("utf-8") for room in ("rl", "rollout", "rewards") for p in (ROOT / room).rglob("*.py"))
+SOURCE = "\n".join(p.read_text("utf-8") for room in ("plumbline", "rl", "rollout", "rewards") for p in (ROOT / room).rglob("*.py"))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

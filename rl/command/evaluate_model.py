@@ -31,10 +31,11 @@ from rl.processes.runtime import Runtime, cores_per_process
 from rl.run.evaluate import VOTED_ON, is_right, right_by_vote
 from rl.run.load_data import Report, gradable, load_held_out, log, require_room, rewarded, within_limit
 from rl.run.setup import tiny_base
-from rl.settings.config import RunConfig, with_list_of_datasets
+from rl.settings.config import RunConfig
 from rl.settings.defaults import MAX_ROWS, TINY, TINY_TASKS, resolved_dtype
 from rl.settings.options import EvaluateOptions, SamplingOptions
 from rl.settings.resolve import model_defaults, resolve
+from rl.settings.written_config import with_list_of_datasets
 from rl.view.progress import Progress
 from rollout.chat_template import choose_template
 from rollout.collect import Collector

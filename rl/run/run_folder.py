@@ -11,9 +11,10 @@ from typing import IO
 
 from rewards.errors import UserError
 from rl.run.checkpoint import checkpoints, load_checkpoint, remove_old, set_aside_damaged
-from rl.settings.config import RunConfig, holds_run, read_config
+from rl.settings.config import RunConfig
 from rl.settings.declare import FixedOnResume, declared
 from rl.settings.resolve import RunSettings, resolve
+from rl.settings.written_config import holds_run, read_config
 from rl.update.learner import Learner
 from rl.view.progress import Progress
 from rollout.problem_stream import ProblemStream

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from rewards.answer_format import format_rule
-from rewards.errors import UserError, first_line
 from rewards.extract import AnswerForm
 from rewards.reward_spec import RewardSpec, parse_rewards
 from rl.forward.forward import Attention
@@ -48,6 +47,7 @@ from rl.settings.options import (
     OptimizerName,
     ReferenceDType,
 )
+from rl.settings.written_config import holds_run, read_config, unreadable
 from rollout.dataset_names import DatasetName, read_names
 from rollout.problem_memory import parse_difficulty
 from rollout.records import PromptStyle, style_of_rewards
@@ -387,30 +387,3 @@ class RunConfig:
         known = {f.name: written[f.name] for f in fields(RunConfig) if f.name in written}
         lists = {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
         return RunConfig(**{**known, **lists})
-
-
-def read_config(run_dir: Path) -> dict[str, Any]:
-    """A run's config.json: its options, versions and what was found out at set-up."""
-    try:
-        written = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise unreadable(run_dir, error) from None
-    if not isinstance(written, dict):
-        raise unreadable(run_dir, TypeError("it is not a JSON object"))
-    return with_list_of_datasets(written)
-
-
-def with_list_of_datasets(written: dict[str, Any]) -> dict[str, Any]:
-    """A config.json as it is written today: earlier runs had one data set, as text."""
-    one = isinstance(written.get("dataset"), str)
-    return {**written, "dataset": [written["dataset"]]} if one else written
-
-
-def unreadable(run_dir: Path, error: Exception) -> UserError:
-    return UserError(
-        f"run_dir is {str(run_dir)!r}: its config.json cannot be read ({first_line(error)}); restore it from a copy, or start a new run"
-    )
-
-
-def holds_run(folder: Path) -> bool:
-    return (folder / "config.json").exists()
