@@ -41,7 +41,9 @@ class FunctionVerifier:
     or for `answers` or `completions`, lists over the whole group, for which it returns a list. It may be async. What it
     may return: rewards.functions.call.result_of. An exception is CRASHED and a call that is too slow is TIMEOUT.
 
-    spec: its name in messages. answer_form: see rewards.extract.answer_by_form. deadline: seconds for one call, unless `rewards.functions.declaration.reward` says others.
+    spec: its name in messages. answer_form: see rewards.extract.answer_by_form. deadline: seconds for one call, unless
+        `rewards.functions.declaration.reward` says others.
+
     Raises UserError for a function that cannot be imported or called.
     """
 
@@ -64,9 +66,9 @@ class FunctionVerifier:
             self._pool = self._started(deadline, Outcome.TIMEOUT)
             self._declaration = self._declared(self._pool.run([("declare",)])[0])
         self._deadline = self._declaration.deadline or deadline
-        if self._pool is not None and self._deadline != deadline:
+        is_async = self._declaration.is_async
+        if self._pool is not None and (is_async or self._deadline != deadline):
             self._pool.close()
-            is_async = self._declaration.is_async
             late = Outcome.CRASHED if is_async else Outcome.TIMEOUT
             self._pool = self._started(self._deadline + is_async * _GRACE, late)
 

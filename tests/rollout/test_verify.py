@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from rewards.errors import UserError
 from rewards.math_answer import MathVerifier
-from rewards.score import Outcome, Score
+from rewards.score import Outcome, Reference, Score
 from rollout.records import Completion
 from rollout.sampler import Requests, SamplingParams, ScriptedSampler, Stream
 from rollout.verify import BackgroundVerifier
@@ -85,6 +89,52 @@ def test_scores_belong_to_their_completions() -> None:
     expected = {(0, 0): 1.0, (0, 1): 0.0, (1, 0): 1.0, (2, 0): 0.0, (2, 1): None, (2, 2): 1.0}
     assert {place: score.value for place, score in scores.items()} == expected
     assert [pair for batch in other.batches for pair in batch] == [("2", "2")]
+
+
+class Longest:
+    """Compares the completions of a group: 1 for the longest ones."""
+
+    compares_group = True
+
+    def __init__(self) -> None:
+        self.calls: list[list[tuple[int, str]]] = []
+
+    def verify_batch(
+        self,
+        answers: Sequence[str],
+        references: Sequence[Reference],
+        rows: Sequence[Mapping[str, Any]],
+        groups: Sequence[int],
+    ) -> list[Score]:
+        assert [row["colour"] for row in rows] == ["red"] * len(answers)
+        self.calls.append(list(zip(groups, answers)))
+        longest = {g: max(len(a) for a, of in zip(answers, groups) if of == g) for g in groups}
+        return [Score(float(len(a) == longest[g]), Outcome.CORRECT) for a, g in zip(answers, groups)]
+
+    def check_references(self, references: Sequence[Reference]) -> list[Score]:
+        return [Score(1.0, Outcome.CORRECT)] * len(references)
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_verifier_that_compares_a_group_gets_it_whole() -> None:
+    """However the completions come in, beside a verifier that does not wait. The same problem drawn twice is two groups."""
+    red = [replace(problem(name, verifier="longest"), metadata={"colour": "red"}) for name in ("a", "b")]
+    problems = [*red, red[0], problem("c", reference="1")]
+    longest = Longest()
+    lengths = {(0, 0): 1, (1, 1): 4, (2, 0): 3, (1, 0): 2, (3, 0): 1, (2, 1): 3, (0, 1): 2, (3, 1): 1}
+    made = ScriptedSampler({}, {encoded("1" * n): "1" * n for n in lengths.values()})
+    with BackgroundVerifier(problems, {"equal": Equal(), "longest": longest}, group_size=2) as verifier:
+        for (i, j), length in lengths.items():
+            verifier.put(i, j, made._completion(encoded("1" * length), seed=0))
+            time.sleep(0.05)  # the thread takes it up alone; if it is later than that, the test only checks less
+        scores = verifier.scores()
+    found = {place: score.value for place, score in scores.items()}
+    assert found == {(0, 0): 0, (0, 1): 1, (1, 0): 0, (1, 1): 1, (2, 0): 1, (2, 1): 1, (3, 0): 1, (3, 1): 1}
+    for call in longest.calls:
+        counts = Counter(group for group, _ in call)
+        assert set(counts.values()) == {2}
 
 
 def test_all_pending_completions_are_one_batch() -> None:
