@@ -64,7 +64,7 @@ class Source:
             return Source(module=str(path.resolve()), name=name, folders=(folder, os.getcwd()))
         if not all(part.isidentifier() for part in module.split(".")):
             raise UserError(f"reward is {text!r}: {module!r} is neither a .py file nor the dotted name of a module")
-        return Source(module=module, name=name, folders=(os.getcwd(),))
+        return Source(module=module, name=name, folders=(os.getcwd(), *filter(None, sys.path)))
 
     @property
     def runs_in_process(self) -> bool:
