@@ -12,6 +12,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from rl.view.metrics import Row, read_metrics, series, start_and_end
+from rollout.dataset_names import DatasetName
 from rollout.problems import HUB_NAMES, is_on_hub
 
 CARD = "README.md"
@@ -63,7 +64,7 @@ def metadata(config: Mapping[str, Any]) -> ModelCardData:
 def datasets(config: Mapping[str, Any]) -> list[str]:
     """The names of the training data, without a weight (name=0.7) and without a configuration of the hub (name:config/split)."""
     given = config["dataset"]
-    names = [name.partition("=")[0] for name in ([given] if isinstance(given, str) else given)]
+    names = [DatasetName.read(name).name for name in ([given] if isinstance(given, str) else given)]
     return [name.partition(":")[0] if is_on_hub(name) else name for name in names]
 
 
