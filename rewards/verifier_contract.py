@@ -66,14 +66,15 @@ def _checked(score: Any, where: str) -> Score:
 
 
 def _number(value: Any, what: str) -> float:
-    if not isinstance(value, Real) or not _is_finite(value):
+    if not isinstance(value, Real) or not is_finite(value):
         raise UserError(
             f"{what} is {_shown(value)}: it must be a finite number such as 0.0 or 1.0 (use item() for a tensor)"
         )
     return float(value)
 
 
-def _is_finite(value: Real) -> bool:
+def is_finite(value: Any) -> bool:
+    """Whether a number is finite as a float."""
     try:
         return math.isfinite(value)
     except OverflowError:  # an integer too large for a float

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import inspect
 import io
-import math
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rewards.score import Outcome, Score
+from rewards.verifier_contract import is_finite
 
 Function = Callable[..., Any]
 Call = tuple[Mapping[str, Any], int | None]  # arguments, and the number of completions if one call grades a group
@@ -46,7 +46,7 @@ def result_of(returned: Any) -> Result:
     if isinstance(returned, Score):
         return _result_of_score(returned)
     value = _unwrapped(returned)
-    if not isinstance(value, Real) or not _is_finite(value):
+    if not isinstance(value, Real) or not is_finite(value):
         return _refused(returned)
     number = float(value)
     outcome = Outcome.CORRECT if number >= 1 else Outcome.WRONG
@@ -121,7 +121,7 @@ def _result_of_score(score: Score) -> Result:
     parts = score.parts if isinstance(score.parts, Mapping) else {}
     numbers = [*parts.values(), *([] if value is None else [value])]
     is_valid = isinstance(outcome, Outcome) and outcome.gradable == (value is not None)
-    if not is_valid or not all(isinstance(n, Real) and _is_finite(n) for n in numbers):
+    if not is_valid or not all(isinstance(n, Real) and is_finite(n) for n in numbers):
         return _refused(score)
     plain = {str(name): float(part) for name, part in parts.items()}
     return Result(outcome.value, None if value is None else float(value), plain, str(score.detail)[:_DETAIL])
@@ -138,13 +138,6 @@ def _unwrapped(value: Any) -> Any:
         with contextlib.suppress(Exception):
             return value.item()
     return value
-
-
-def _is_finite(value: Any) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an integer too large for a float
-        return False
 
 
 def _shown(value: Any) -> str:
