@@ -11,16 +11,16 @@ from typing import Any
 
 from rewards.errors import UserError
 from rewards.extract import AnswerForm, answer_by_form, own_turn
-from rewards.functions.call import Call, Result, call, call_waiting
+from rewards.functions.call import Call, Result, call, call_waiting, result_of_error
 from rewards.functions.declaration import GROUP_ARGUMENTS, ROW_ARGUMENTS, SINGLE_ARGUMENTS, Declaration
 from rewards.functions.source import Source
+from rewards.functions.worker import MAX_RESULTS
 from rewards.pool import WorkerPool
 from rewards.pooled_verifier import require_one_per_answer
 from rewards.score import Outcome, Reference, Score
 from rewards.verdict import Verdict
 
 _MEMORY_LIMIT = 8 << 30  # bytes of address space, of which libraries such as torch reserve several GiB
-_MAX_RESULTS = 1 << 21  # characters of the results of one item
 _TRIED = 8  # problems that a function is tried on before training
 _GRACE = 5.0  # seconds beyond the deadline that an async function has for itself
 Row = Mapping[str, Any]
@@ -65,6 +65,10 @@ class FunctionVerifier:
         else:
             self._pool = self._started(deadline, Outcome.TIMEOUT)
             self._declaration = self._declared(self._pool.run([("declare",)])[0])
+            if self._declaration.in_process:  # marked in a way that reading the file does not show
+                self._pool.close()
+                self._pool = None
+                self._function, self._declaration = self._loaded_here()
         self._deadline = self._declaration.deadline or deadline
         is_async = self._declaration.is_async
         if self._pool is not None and (is_async or self._deadline != deadline):
@@ -149,15 +153,18 @@ class FunctionVerifier:
             deadline=deadline,
             memory_limit=_MEMORY_LIMIT,
             timeout_outcome=timeout_outcome,
-            max_reason=_MAX_RESULTS,
+            max_reason=MAX_RESULTS,
         )
 
     def _loaded_here(self) -> tuple[Callable[..., Any], Declaration]:
         try:
             function = self._source.load()
             return function, Declaration.of(function)
-        except (ImportError, SyntaxError, UserError) as error:
+        except UserError as error:
             raise UserError(f"reward is {self._spec!r}: it cannot be loaded: {error}") from None
+        except (Exception, SystemExit) as error:
+            reason = result_of_error(error).detail
+            raise UserError(f"reward is {self._spec!r}: it cannot be loaded: {reason}") from error
 
     def _declared(self, verdict: Verdict) -> Declaration:
         if not verdict.is_correct:

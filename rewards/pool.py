@@ -197,16 +197,22 @@ class WorkerPool:
         if lines is None:
             self._handle_exit(worker, batch)
             return
-        for line in lines:
-            outcome, detail = json.loads(line)
-            if worker.ready:
-                batch.decide(worker.chunk.popleft(), Verdict(Outcome(outcome), detail))
-                worker.num_graded += 1
-            elif outcome == "ready":
-                worker.ready, self._num_failed_starts = True, 0
-            else:
-                raise RuntimeError(f"the verifier cannot run: its worker failed to start: {detail}")
-            worker.started_at = time.monotonic()
+        try:
+            for line in lines:
+                self._take(worker, batch, *json.loads(line))
+        except (ValueError, TypeError, IndexError, RecursionError):  # graded code wrote into the pipe of the replies
+            self._handle_exit(worker, batch)
+
+    def _take(self, worker: WorkerProcess, batch: _Batch, outcome: str, detail: str) -> None:
+        if worker.ready:
+            verdict = Verdict(Outcome(outcome), detail)
+            batch.decide(worker.chunk.popleft(), verdict)
+            worker.num_graded += 1
+        elif outcome == "ready":
+            worker.ready, self._num_failed_starts = True, 0
+        else:
+            raise RuntimeError(f"the verifier cannot run: its worker failed to start: {detail}")
+        worker.started_at = time.monotonic()
 
     def _handle_exit(self, worker: WorkerProcess, batch: _Batch) -> None:
         """Handles a worker that ended by itself: retries its current item once and requeues the rest of its chunk."""

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from itertools import chain, count
 from pathlib import Path
 
 from rewards.answer_format import format_rule
@@ -51,7 +52,7 @@ def need_references(texts: Sequence[str]) -> bool:
 
 def _split_weight(text: str) -> tuple[str, float]:
     source, equals, written = text.rpartition("=")
-    if not equals:
+    if not equals or ":" in written:  # the = is in the path of the file
         return text, 1.0
     try:
         weight = float(written)
@@ -64,8 +65,8 @@ def _split_weight(text: str) -> tuple[str, float]:
 
 def _spec(source: str, weight: float, taken: set[str]) -> RewardSpec:
     if source in BUILT_IN or _is_format_rule(source):
-        return RewardSpec(source=source, name=source, weight=weight, function=None)
-    if ":" in source:
+        function, short = None, source
+    elif ":" in source:
         function = Source.parse(source)
         stem = Path(function.module).stem if function.module.endswith(".py") else function.module.rpartition(".")[2]
         is_named_by_module = function.name == "reward" and function.module != NOTEBOOK
@@ -79,7 +80,8 @@ def _spec(source: str, weight: float, taken: set[str]) -> RewardSpec:
                 + "".join(f", or {name} of an installed package" for name in sorted(installed))
             )
         function, short = Source.parse(installed[source]), source
-    name = short if short not in taken else source.replace("/", ".").replace(":", ".")
+    possible = chain((short, source.replace("/", ".").replace(":", ".")), (f"{short}-{n}" for n in count(2)))
+    name = next(name for name in possible if name not in taken)
     return RewardSpec(source=source, name=name, weight=weight, function=function)
 
 

@@ -45,7 +45,7 @@ class Weighted:
 class WeightedVerifier:
     """Scores each answer by a sum of rewards, sum_k w_k r_k; a `rewards.score.Verifier`.
 
-    `parts` has every r_k by its name. The outcome is that of the first reward, which decides what counts as correct. An
+    `parts` has every r_k by its name, and the parts that it has itself, of several rewards as name.part. The outcome is that of the first reward, which decides what counts as correct. An
     answer that one of them could not grade has the value None and that reward's outcome.
     """
 
@@ -94,6 +94,12 @@ class WeightedVerifier:
             if score.value is None:
                 return Score(None, score.outcome, {}, f"{one.name}: {score.detail}")
         value = sum(one.weight * (score.value or 0.0) for one, score in named)
-        parts = {name: part for one, score in named for name, part in score.parts.items() if name != one.name}
+        alone = len(named) == 1
+        parts = {
+            name if alone else f"{one.name}.{name}": part
+            for one, score in named
+            for name, part in score.parts.items()
+            if name != one.name
+        }
         parts |= {one.name: score.value or 0.0 for one, score in named}
         return Score(value, scores[0].outcome, parts, detail)

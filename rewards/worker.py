@@ -49,7 +49,7 @@ def _graded(grade: Grade, item: list[Any]) -> Verdict:
         return timeout("the answer needs more memory than memory_limit")
     except RecursionError:
         return timeout("the answer is nested too deeply")
-    except Exception as error:  # noqa: BLE001  a bug of the grader is reported, and never scored as 0
+    except BaseException as error:  # noqa: BLE001  a bug of the grader is reported, and never scored as 0
         return crashed(f"{type(error).__name__}: {error}")
 
 

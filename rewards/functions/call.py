@@ -8,6 +8,7 @@ import inspect
 import io
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
 from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ Call = tuple[Mapping[str, Any], int | None]  # arguments, and the number of comp
 _SHOWN = 80  # characters of a returned value in a message
 _DETAIL = 160  # characters of a detail
 _PRINTED = 120  # characters of the last that was printed
+_MAX_PARTS = 100  # of a Score; each becomes a curve
 
 
 class Result(NamedTuple):
@@ -45,10 +47,9 @@ def result_of(returned: Any) -> Result:
         return Result(Outcome.NOT_GRADED.value, None, {}, "returned None")
     if isinstance(returned, Score):
         return _result_of_score(returned)
-    value = _unwrapped(returned)
-    if not isinstance(value, Real) or not is_finite(value):
+    number = _number(returned)
+    if number is None:
         return _refused(returned)
-    number = float(value)
     outcome = Outcome.CORRECT if number >= 1 else Outcome.WRONG
     return Result(outcome.value, number, {}, f"returned {_shown(returned)}")
 
@@ -56,18 +57,21 @@ def result_of(returned: Any) -> Result:
 def results_of(returned: Any, count: int) -> list[Result]:
     """The results for the list that a function of a whole group returned for `count` completions."""
     listed = returned.tolist() if hasattr(returned, "tolist") else returned
-    if not isinstance(listed, Sequence) or isinstance(listed, str) or len(listed) != count:
+    if not isinstance(listed, Sequence) or isinstance(listed, str | bytes | bytearray) or len(listed) != count:
         why = f"returned {_shown(returned)}, not a list with one reward for each of {count} completions"
         return [Result(Outcome.CRASHED.value, None, {}, why, refused=True)] * count
     return [result_of(one) for one in listed]
 
 
 def result_of_error(error: BaseException) -> Result:
-    """The result for a call that raised: the last line of its traceback, and where it was raised."""
-    (last, *_) = traceback.format_exception_only(error)[-1].strip().splitlines()
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-    return Result(Outcome.CRASHED.value, None, {}, last[:_DETAIL] + where)
+    """The result for a call that raised: the last line of its traceback without notes, and where it was raised."""
+    frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError) and error.filename:
+        what, frames = f"{type(error).__name__}: {error.msg}", [(error.filename, error.lineno)]
+    else:
+        what = " ".join(traceback.format_exception_only(error)[0].split())
+    where = f" ({Path(frames[-1][0]).name}, line {frames[-1][1]})" if frames else ""
+    return Result(Outcome.CRASHED.value, None, {}, what[:_DETAIL] + where)
 
 
 def call(function: Function, arguments: Mapping[str, Any], count: int | None) -> list[Result]:
@@ -76,7 +80,9 @@ def call(function: Function, arguments: Mapping[str, Any], count: int | None) ->
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         try:
             results = _read(function(**arguments), count)
-        except (Exception, SystemExit) as error:  # noqa: BLE001  whatever the user's function raises is a result
+        except KeyboardInterrupt:  # Ctrl-C, where the function runs in the trainer's process
+            raise
+        except BaseException as error:  # noqa: BLE001  whatever the user's function raises is a result
             results = [result_of_error(error)] * (count or 1)
     return [r._replace(detail=r.detail + printed.shown()) for r in results]
 
@@ -97,7 +103,9 @@ def call_waiting(function: Function, calls: Sequence[Call], *, deadline: float, 
                     Outcome.CRASHED.value, None, {}, f"no result within {deadline:g} s, or it raised TimeoutError"
                 )
                 return [late] * (count or 1)
-            except (Exception, SystemExit) as error:  # noqa: BLE001  as in `call`
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # noqa: BLE001  as in `call`; CancelledError too is no Exception
                 return [result_of_error(error)] * (count or 1)
 
     async def all_of_them() -> list[list[Result]]:
@@ -112,32 +120,37 @@ def _read(returned: Any, count: int | None) -> list[Result]:
     if inspect.isawaitable(returned):  # a lambda or a partial that hides an async function
         if inspect.iscoroutine(returned):
             returned.close()
-        return [_refused(returned)] * (count or 1)
+        return [_refused(returned, "write the function itself with async def")] * (count or 1)
     return [result_of(returned)] if count is None else results_of(returned, count)
 
 
 def _result_of_score(score: Score) -> Result:
-    outcome, value = score.outcome, score.value
-    parts = score.parts if isinstance(score.parts, Mapping) else {}
-    numbers = [*parts.values(), *([] if value is None else [value])]
-    is_valid = isinstance(outcome, Outcome) and outcome.gradable == (value is not None)
-    if not is_valid or not all(isinstance(n, Real) and is_finite(n) for n in numbers):
-        return _refused(score)
-    plain = {str(name): float(part) for name, part in parts.items()}
-    return Result(outcome.value, None if value is None else float(value), plain, str(score.detail)[:_DETAIL])
+    if not isinstance(score.outcome, Outcome):
+        return _refused(score, f"its outcome is {_shown(score.outcome)}, which is not a plumbline.Outcome")
+    value = None if score.value is None else _number(score.value)
+    if score.outcome.gradable != (value is not None) or (value is None) != (score.value is None):
+        why = "a finite number" if score.outcome.gradable else "None"
+        return _refused(score, f"its value is {_shown(score.value)}: with {score.outcome} it must be {why}")
+    if not isinstance(score.parts, Mapping) or len(score.parts) > _MAX_PARTS:
+        return _refused(score, f"its parts must be a dict with at most {_MAX_PARTS} names")
+    parts = {str(name): _number(part) for name, part in score.parts.items()}
+    if bad := [name for name, part in parts.items() if part is None or len(name) > _SHOWN]:
+        return _refused(score, f"part {_shown(bad[0])}: a name has at most {_SHOWN} characters, and a finite number")
+    plain = {name: part for name, part in parts.items() if part is not None}
+    return Result(score.outcome.value, value, plain, str(score.detail)[:_DETAIL])
 
 
-def _refused(returned: Any) -> Result:
-    what = f"returned {_shown(returned)}, which is not a reward: return True, False, a finite number, a Score or None"
+def _refused(returned: Any, why: str = "return True, False, a finite number, a Score or None") -> Result:
+    what = f"returned {_shown(returned)}, which is not a reward: {why}"
     return Result(Outcome.CRASHED.value, None, {}, what, refused=True)
 
 
-def _unwrapped(value: Any) -> Any:
-    """The Python number in a number of numpy or torch."""
-    if not isinstance(value, Real) and getattr(value, "size", None) is not None and hasattr(value, "item"):
+def _number(value: Any) -> float | None:
+    """The finite number in a number of Python, numpy or torch; None if it is none."""
+    if not isinstance(value, Real | Decimal) and getattr(value, "size", None) is not None and hasattr(value, "item"):
         with contextlib.suppress(Exception):
-            return value.item()
-    return value
+            value = value.item()
+    return float(value) if isinstance(value, Real | Decimal) and is_finite(value) else None
 
 
 def _shown(value: Any) -> str:

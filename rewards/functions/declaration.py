@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from rewards.errors import UserError
 
@@ -18,10 +18,25 @@ _WAITING_DEADLINE = 60.0  # seconds for one call of an async function, which wai
 AnyFunction = TypeVar("AnyFunction", bound=Callable[..., Any])
 
 
+@overload
+def reward(function: AnyFunction, /) -> AnyFunction: ...
+
+
+@overload
 def reward(
     *, in_process: bool = False, deadline: float | None = None, concurrency: int = 16
-) -> Callable[[AnyFunction], AnyFunction]:
-    """Decorator with the options of a reward function.
+) -> Callable[[AnyFunction], AnyFunction]: ...
+
+
+def reward(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    in_process: bool = False,
+    deadline: float | None = None,
+    concurrency: int = 16,
+) -> Any:
+    """Decorator with the options of a reward function; without brackets it leaves all as they are.
 
     in_process: call it in the trainer's process, which no deadline or memory limit protects; for functions that need an
         object of that process, such as a loaded model.
@@ -37,7 +52,7 @@ def reward(
         setattr(function, _OPTIONS, {"in_process": in_process, "deadline": deadline, "concurrency": concurrency})
         return function
 
-    return mark
+    return mark if function is None else mark(function)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +90,7 @@ class Declaration:
             raise UserError(
                 f"it asks for {single[0]!r}, of one completion, and for {group[0]!r}, of the whole group; ask for one of the two"
             )
-        is_async = inspect.iscoroutinefunction(function)
+        is_async = any(map(inspect.iscoroutinefunction, (function, getattr(function, "__call__", None))))  # noqa: B004
         options: dict[str, Any] = {"deadline": _WAITING_DEADLINE if is_async else None}
         options |= {k: v for k, v in getattr(function, _OPTIONS, {}).items() if v is not None}
         return Declaration(

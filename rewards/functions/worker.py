@@ -19,6 +19,8 @@ from rewards.functions.declaration import Declaration
 from rewards.functions.source import Source
 from rewards.verdict import Verdict, crashed, right
 
+MAX_RESULTS = 1 << 20  # characters of the results of one item
+
 
 def load(source: Mapping[str, Any], folder: str, deadline: float) -> Callable[..., Verdict]:
     """Imports the function in the trainer's working folder. A worker calls this once.
@@ -26,14 +28,17 @@ def load(source: Mapping[str, Any], folder: str, deadline: float) -> Callable[..
     A failed import is the answer to "declare", with the line that it ends in.
     """
     os.chdir(folder)
+    process = os.getpid()
     found = Source(**{**source, "folders": tuple(source["folders"])})
     try:
         function = found.load()
         declaration = Declaration.of(function)
-    except (Exception, SystemExit) as error:  # noqa: BLE001  the user's file may raise anything
+    except BaseException as error:  # noqa: BLE001  the user's file may raise anything
         reason = str(error) if isinstance(error, UserError) else result_of_error(error).detail
         return lambda *item: crashed(reason)
-    process, declared = os.getpid(), json.dumps(asdict(declaration))
+    if os.getpid() != process:  # the import has forked, and this is the child
+        os._exit(0)
+    declared = json.dumps(asdict(declaration))
     seconds = deadline if declaration.deadline is None else declaration.deadline
 
     def grade(what: str, calls: Sequence[tuple[Mapping[str, Any], int | None]] = ()) -> Verdict:
@@ -45,6 +50,7 @@ def load(source: Mapping[str, Any], folder: str, deadline: float) -> Callable[..
             results = [call(function, arguments, count) for arguments, count in calls]
         if os.getpid() != process:  # the function has forked, and this is the child: only the parent replies
             os._exit(0)
-        return right(json.dumps(results))
+        written = json.dumps(results)
+        return right(written) if len(written) <= MAX_RESULTS else crashed(f"results of {len(written)} characters")
 
     return grade

@@ -19,7 +19,8 @@ from rewards.score import Outcome, Score
 from rewards.weighted import WeightedVerifier
 
 FUNCTIONS = """
-import asyncio, os, sys, time
+import asyncio, functools, os, sys, time
+from decimal import Decimal
 from rewards.functions.declaration import reward
 from rewards.score import Outcome, Score
 
@@ -75,6 +76,36 @@ def nan(answer): return float("nan")
 def text(answer): return "good"
 def huge(answer): return 10 ** 400
 def relative_file(answer): return open("words.txt").read() == answer
+def decimal(answer): return Decimal("0.5")
+def numpy_score(answer):
+    import numpy
+    return Score(numpy.bool_(True), Outcome.CORRECT, {"tone": numpy.ones(1)})
+def interrupts(answer): raise KeyboardInterrupt("now")
+def base(answer): raise BaseException("an outcome of a test library")
+def noted(answer):
+    error = ValueError("\\nthe message")
+    error.add_note("a note")
+    raise error
+def unknown_outcome(answer): return Score(1.0, "correct")
+def unfit_value(answer): return Score(None, Outcome.CORRECT)
+def many_parts(answer): return Score(1.0, Outcome.CORRECT, {f"part {n}": 1.0 for n in range(200_000)})
+def long_name(answer): return Score(1.0, Outcome.CORRECT, {"x" * 5_000_000: 1.0})
+def bytes_of_group(answers): return bytes(len(answers))
+def hides_async(answer): return waits(answer)
+def writes_into_pipes(answer):
+    for descriptor in range(3, 12):
+        try: os.write(descriptor, b"junk\\n" * 2)
+        except OSError: pass
+    return True
+class Waits:
+    async def __call__(self, answer): return 0.5
+async_object = Waits()
+partly = functools.partial(by_default, colour="blue")
+async def cancels(answer): raise asyncio.CancelledError
+@reward
+def without_brackets(answer): return 0.5
+def process(answer): return os.getpid()
+marked_later = reward(in_process=True)(process)
 
 async def waits(answer):
     await asyncio.sleep(0.3)
@@ -144,6 +175,10 @@ def test_a_verdict_in_one_line_scores_each_answer_against_its_reference(graded) 
         ("numpy_number", 0.25, Outcome.WRONG),
         ("torch_like", 0.125, Outcome.WRONG),
         ("whole_score", 0.25, Outcome.NO_ANSWER),
+        ("decimal", 0.5, Outcome.WRONG),
+        ("numpy_score", 1.0, Outcome.CORRECT),
+        ("async_object", 0.5, Outcome.WRONG),
+        ("without_brackets", 0.5, Outcome.WRONG),
     ],
 )
 def test_what_a_function_returns_becomes_the_score(graded, name: str, value: float | None, outcome: Outcome) -> None:
@@ -179,13 +214,24 @@ def test_a_function_of_the_group_sees_the_answers_of_one_problem_together(folder
 @pytest.mark.parametrize(
     ("name", "detail"),
     [
-        ("raises", "KeyError: 'reward' (given.py, line 28)"),
-        ("exits", "SystemExit: 3 (given.py, line 29)"),
+        ("raises", "KeyError: 'reward' (given.py, line 29)"),
+        ("exits", "SystemExit: 3 (given.py, line 30)"),
         ("dies", "the worker died twice, last with status 3"),
-        ("needs_memory", "MemoryError (given.py, line 53)"),
+        ("needs_memory", "MemoryError (given.py, line 54)"),
         ("nan", "returned nan, which is not a reward"),
         ("text", "returned 'good', which is not a reward"),
         ("huge", "which is not a reward"),
+        ("interrupts", "KeyboardInterrupt: now"),
+        ("base", "BaseException: an outcome of a test library (given.py, line"),
+        ("cancels", "CancelledError (given.py, line"),
+        ("noted", "ValueError: the message (given.py, line"),
+        ("unknown_outcome", "its outcome is 'correct', which is not a plumbline.Outcome"),
+        ("unfit_value", "its value is None: with Outcome.CORRECT it must be a finite number"),
+        ("many_parts", "its parts must be a dict with at most 100 names"),
+        ("long_name", "a name has at most 80 characters"),
+        ("bytes_of_group", "not a list with one reward for each of 2 completions"),
+        ("hides_async", "which is not a reward: write the function itself with async def"),
+        ("writes_into_pipes", "the worker died twice"),
         ("one_too_few", "returned [1.0], not a list with one reward for each of 2 completions"),
     ],
 )
@@ -266,12 +312,31 @@ def test_a_function_that_needs_this_process_runs_in_it_on_copies(graded) -> None
     assert ROW == {"id": "7", "colour": "red"}
 
 
+def test_a_function_may_be_marked_in_any_way(graded) -> None:
+    assert graded("marked_later", "a pear")[0].value == os.getpid()
+
+
+def test_ctrl_c_ends_a_function_in_this_process(folder: Path, verifiers) -> None:
+    (folder / "stopped.py").write_text(
+        "import plumbline\n@plumbline.reward(in_process=True)\ndef reward(answer): raise KeyboardInterrupt\n"
+    )
+    verifiers.append(FunctionVerifier("stopped.py:reward", Source.parse("stopped.py:reward")))
+    with pytest.raises(KeyboardInterrupt):
+        verifiers[0].verify_batch(["a"], [""])
+
+
+def test_a_file_that_forks_as_it_is_imported_replies_once(folder: Path, verifiers) -> None:
+    (folder / "forking.py").write_text("import os\nos.fork()\ndef reward(answer): return 0.5\n")
+    verifiers.append(FunctionVerifier("forking.py:reward", Source.parse("forking.py:reward"), num_workers=1))
+    assert [s.value for s in verifiers[0].verify_batch(["a", "b"], ["", ""])] == [0.5, 0.5]
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("nan", "returned nan, which is not a reward: return True, False, a finite number"),
         ("text", "returned 'good', which is not a reward"),
-        ("raises", "it fails on each of the first 2 problems: KeyError: 'reward' (given.py, line 28)"),
+        ("raises", "it fails on each of the first 2 problems: KeyError: 'reward' (given.py, line 29)"),
         ("needs_size", "it asks for 'size', which no problem offers; it can ask for answer, colour, completion"),
     ],
 )
@@ -302,7 +367,13 @@ def test_a_row_without_a_column_that_others_have_is_left_out(folder: Path, verif
             "import no_such_package\n",
             "ModuleNotFoundError: No module named 'no_such_package' (broken.py, line 1)",
         ),
-        ("here", "def here(answer:\n", "SyntaxError"),
+        ("here", "def here(answer:\n", "SyntaxError: '(' was never closed (broken.py, line 1)"),
+        ("here", "raise KeyboardInterrupt\n", "KeyboardInterrupt (broken.py, line 1)"),
+        (
+            "here",
+            "from plumbline import reward\nx = {}['x']\n@reward(in_process=True)\ndef here(answer): return 1\n",
+            "KeyError: 'x' (broken.py, line 2)",
+        ),
         ("here", "raise SystemExit(4)\n", "SystemExit: 4"),
         ("here", "def here(answer, /): return 1\n", "its parameter 'answer' cannot be passed by name"),
         ("here", "def here(answer, answers): return 1\n", "it asks for 'answer', of one completion, and for 'answers'"),
@@ -371,9 +442,13 @@ def test_mistakes_in_the_names_of_rewards(folder: Path, given: tuple[str, ...], 
 
 def test_names_and_weights_of_rewards(folder: Path) -> None:
     (folder / "other.py").write_text("def reward(answer): return 1\n")
-    specs = parse_rewards(["math", "other.py:reward=0.2", "given.py:half=-1e-1", "words:20=0.5", "os.path:exists"])
+    (folder / "a=b").mkdir()
+    (folder / "a=b" / "mine.py").write_text("def boxed(answer): return 1\n")
+    named = ["math", "other.py:reward=0.2", "given.py:half=-1e-1", "words:20=0.5", "os.path:exists"]
+    specs = parse_rewards([*named, "a=b/mine.py:boxed", "boxed=2"])
     assert [(s.name, s.weight) for s in specs] == [
-        ("math", 1.0), ("other", 0.2), ("half", -0.1), ("words:20", 0.5), ("exists", 1.0)
+        ("math", 1.0), ("other", 0.2), ("half", -0.1), ("words:20", 0.5), ("exists", 1.0),
+        ("boxed", 1.0), ("boxed-2", 2.0),
     ]  # fmt: skip
 
 
@@ -391,6 +466,20 @@ def test_a_sum_keeps_each_reward_and_the_first_decides_the_outcome(folder: Path)
         assert unboxed.value == pytest.approx(1 + 0.2 * 0.5)
         (empty,) = verifier.check_references([""])
         assert empty.outcome is Outcome.BAD_REFERENCE
+    finally:
+        verifiers.close()
+
+
+def test_parts_of_several_rewards_that_have_one_name_stay_apart(folder: Path) -> None:
+    from rewards.verifiers import REWARD, VerifierOptions, Verifiers
+
+    rewards = parse_rewards(["given.py:whole_score", "given.py:numpy_score"])
+    verifiers = Verifiers(VerifierOptions(num_workers=1, rewards=rewards))
+    try:
+        (score,) = verifiers[REWARD].verify_batch(["a pear"], [""])
+        assert score.parts == {
+            "whole_score": 0.25, "whole_score.tone": 0.5, "numpy_score": 1.0, "numpy_score.tone": 1.0
+        }  # fmt: skip
     finally:
         verifiers.close()
 
