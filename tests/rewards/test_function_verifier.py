@@ -89,6 +89,7 @@ def noted(answer):
 def unknown_outcome(answer): return Score(1.0, "correct")
 def unfit_value(answer): return Score(None, Outcome.CORRECT)
 def many_parts(answer): return Score(1.0, Outcome.CORRECT, {f"part {n}": 1.0 for n in range(200_000)})
+def unprintable_name(answer): return Score(1.0, Outcome.CORRECT, {"\\ud800": 1.0})
 def long_name(answer): return Score(1.0, Outcome.CORRECT, {"x" * 5_000_000: 1.0})
 def bytes_of_group(answers): return bytes(len(answers))
 def hides_async(answer): return waits(answer)
@@ -228,7 +229,8 @@ def test_a_function_of_the_group_sees_the_answers_of_one_problem_together(folder
         ("unknown_outcome", "its outcome is 'correct', which is not a plumbline.Outcome"),
         ("unfit_value", "its value is None: with Outcome.CORRECT it must be a finite number"),
         ("many_parts", "its parts must be a dict with at most 100 names"),
-        ("long_name", "a name has at most 80 characters"),
+        ("long_name", "a name has at most 80 printable characters"),
+        ("unprintable_name", "a name has at most 80 printable characters"),
         ("bytes_of_group", "not a list with one reward for each of 2 completions"),
         ("hides_async", "which is not a reward: write the function itself with async def"),
         ("writes_into_pipes", "the worker died twice"),
