@@ -121,7 +121,7 @@ class FunctionVerifier:
         lacking = [self._declaration.missing({**row, **dict.fromkeys(self._text_arguments)}) for row in offered]
         good = [row for row, missing in zip(offered, lacking) if not missing]
         if offered and not good:
-            has = [*self._text_arguments, *ROW_ARGUMENTS, *(set(rows[0]) - {"id", *ROW_ARGUMENTS})]
+            has = {*self._text_arguments, *ROW_ARGUMENTS, *rows[0]} - {"id"}
             raise UserError(
                 f"reward is {self._spec!r}: it asks for {', '.join(map(repr, lacking[0]))}, which no problem offers; it can ask "
                 f"for {', '.join(sorted(has))}"

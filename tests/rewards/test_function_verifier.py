@@ -351,6 +351,12 @@ def test_what_can_never_work_is_refused_before_training(folder: Path, verifiers,
     assert message in str(error.value)
 
 
+def test_a_column_named_like_an_argument_is_listed_once(folder: Path, verifiers) -> None:
+    verifiers.append(FunctionVerifier("of_row", Source.parse("given.py:of_row"), num_workers=1))
+    with pytest.raises(UserError, match=r"it can ask for answer, completion, problem, prompt, reference$"):
+        verifiers[0].check_references([""], ["q"], [{"id": "7", "answer": "3"}])
+
+
 def test_a_row_without_a_column_that_others_have_is_left_out(folder: Path, verifiers) -> None:
     verifier = FunctionVerifier("of_row", Source.parse("given.py:of_row"), num_workers=1)
     verifiers.append(verifier)
