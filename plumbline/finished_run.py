@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rewards.errors import UserError
+from rewards.functions.source import KEPT
 from rl.view.metrics import read_metrics
 
 if TYPE_CHECKING:
@@ -24,6 +26,9 @@ class Run:
     """
 
     folder: Path
+    _functions: Mapping[str, Any] = field(
+        default_factory=dict, repr=False, compare=False
+    )  # rewards of the program's own
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "folder", Path(self.folder))
@@ -71,17 +76,29 @@ class Run:
         """The model's tokenizer."""
         return self._model_and_tokenizer[1]
 
-    def evaluate(self, dataset: str | None = None, **options: Any) -> dict[str, float | None]:
+    def evaluate(self, dataset: Any = None, **options: Any) -> dict[str, float | None]:
         """The means that `plumbline evaluate` prints, by measure, such as "greedy accuracy".
 
-        dataset: problems, named as in training; without it those that the run held out. options: as for the command.
+        dataset: problems, named as in training, or the rows themselves; without it those that the run held out. options: as for the command.
         """
+        from plumbline.rows import written_rows
         from rl.command.evaluate_model import evaluate_model
+        from rl.settings.config_file import nearest, python_value, specs_of
         from rl.settings.options import EvaluateOptions
         from rl.view.progress import Progress
 
+        specs = specs_of(EvaluateOptions)
+        for name in sorted(options.keys() - specs.keys()):
+            raise UserError(f"{name} is not an option of an evaluation; {nearest(name, specs)}")
+        given = {name: python_value(name, value, specs) for name, value in options.items()}
+        named = None if dataset is None else written_rows(dataset)
+        if isinstance(named, tuple):
+            raise UserError(f"dataset is {list(named)!r}: an evaluation takes one name or file, or the rows themselves")
+        KEPT.update(self._functions)
         with Progress(0) as progress:
-            found = evaluate_model(EvaluateOptions(model=str(self.checkpoint), dataset=dataset, **options), progress)
+            found = evaluate_model(
+                EvaluateOptions(**{"model": str(self.checkpoint), "dataset": named, **given}), progress
+            )
         return {name: None if estimate is None else estimate.mean for name, estimate in found.items()}
 
     @cached_property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,16 @@ def written_rows(dataset: Any) -> Any:
         return str(dataset)
     if not isinstance(dataset, Iterable) or isinstance(dataset, Mapping):
         raise UserError(
-            f"dataset is a {type(dataset).__name__}: it must be a name, a file, a list of dicts or a datasets.Dataset"
+            f"dataset is a {type(dataset).__name__}: it must be a name, a file, a list of dicts, a datasets.Dataset or a "
+            "pandas DataFrame"
         )
-    rows = list(dataset)
-    if rows and all(isinstance(row, str) for row in rows):
-        return tuple(rows)
+    pandas = sys.modules.get("pandas")  # who has a DataFrame has imported it
+    is_frame = pandas is not None and isinstance(dataset, pandas.DataFrame)
+    rows: list[Any] = dataset.to_dict("records") if is_frame else list(dataset)  # pyright: ignore[reportAttributeAccessIssue]
+    if not rows:
+        raise UserError("dataset has no rows; give at least two problems")
+    if all(isinstance(row, str | Path) for row in rows):
+        return tuple(map(str, rows))
     text = "".join(_line(row, number) for number, row in enumerate(rows, 1))
     name = hashlib.sha256(text.encode()).hexdigest()[:12]
     path = cache_folder() / f"rows-{name}.jsonl"
@@ -38,7 +44,11 @@ def _line(row: Any, number: int) -> str:
             f"dataset: row {number} is a {type(row).__name__}: each row must be a dict such as "
             '{"prompt": "What is 2 + 3?", "answer": "5"}'
         )
-    try:
-        return json.dumps(dict(row)) + "\n"
-    except (TypeError, ValueError) as error:
-        raise UserError(f"dataset: row {number} cannot be written as JSON ({error}); convert its values") from None
+    for column, value in row.items():
+        try:
+            json.dumps({column: value})
+        except (TypeError, ValueError, RecursionError) as error:
+            raise UserError(
+                f"dataset: row {number} cannot be written as JSON ({error}); convert its column {column!r}"
+            ) from None
+    return json.dumps(dict(row)) + "\n"

@@ -9,7 +9,7 @@ from typing import Any
 from plumbline.finished_run import Run
 from plumbline.rows import written_rows
 from rewards.errors import UserError
-from rewards.functions.source import reference_to
+from rewards.functions.source import KEPT, reference_to
 from rl.run.loop import Callbacks
 from rl.run.loop import train as train_run
 from rl.settings.config import RunConfig
@@ -45,12 +45,17 @@ def train(
 
     Raises UserError for a mistake in the options, the data or the model, before any training.
     """
+    for name, function in {"on_step": on_step, "on_evaluation": on_evaluation}.items():
+        if function is not None and not callable(function):
+            raise UserError(f"{name} is {function!r}: it must be a function")
     for name in sorted(options.keys() - SPECS.keys()):
         raise UserError(f"{name} is not an option; {nearest(name)}")
     given = {} if config is None else read_options(Path(config))
     given |= {name: python_value(name, value) for name, value in options.items()}
-    data = {"dataset": dataset, "eval_dataset": eval_dataset}
-    given |= {name: written_rows(value) for name, value in data.items() if value is not None}
+    if dataset is not None:
+        given["dataset"] = written_rows(dataset)
+    if eval_dataset is not None:
+        given["eval_dataset"] = _one_name(written_rows(eval_dataset))
     if model is not None:
         given["model"] = str(model)
     if reward is not None:
@@ -58,14 +63,32 @@ def train(
     chosen = RunConfig(**given)
     if chosen.resume and (of_run := chosen.of_existing_run()):  # options that are not given keep the run's values
         chosen = RunConfig(**{**vars(of_run), **given})
-    return Run(train_run(chosen, Callbacks(on_step=on_step, on_evaluation=on_evaluation)))
+    functions = dict(KEPT)  # a later training may keep others by these names
+    return Run(train_run(chosen, Callbacks(on_step=on_step, on_evaluation=on_evaluation)), functions)
 
 
 def _named(reward: Reward | Sequence[Reward] | Mapping[Reward, float]) -> tuple[str, ...]:
     """The rewards as --reward names them."""
-    if isinstance(reward, str) or callable(reward):
+    if isinstance(reward, str) or not isinstance(reward, Iterable):
         reward = (reward,)
-    named = [one if isinstance(one, str) else reference_to(one) for one in reward]
+    named: list[str] = []
+    for one in reward:
+        named.append(one if isinstance(one, str) else reference_to(one, named))
+    if not named:
+        raise UserError("reward is empty; name a function, or leave it out for the verifiers of the problems")
     if isinstance(reward, Mapping):
-        named = [f"{name}={weight!r}" for name, weight in zip(named, reward.values())]
+        named = [f"{name}={_weight(name, weight)!r}" for name, weight in zip(named, reward.values())]
     return tuple(named)
+
+
+def _weight(name: str, weight: Any) -> float:
+    try:
+        return float(weight)
+    except (TypeError, ValueError):
+        raise UserError(f"reward: the weight of {name!r} is {weight!r}: it must be a number such as 0.5") from None
+
+
+def _one_name(eval_dataset: Any) -> Any:
+    if isinstance(eval_dataset, tuple):
+        raise UserError(f"eval_dataset is {list(eval_dataset)!r}: it takes one name or file, or the rows themselves")
+    return eval_dataset

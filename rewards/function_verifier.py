@@ -13,7 +13,7 @@ from rewards.errors import UserError
 from rewards.extract import AnswerForm, answer_by_form, own_turn
 from rewards.functions.call import Call, Result, call, call_waiting, result_of_error
 from rewards.functions.declaration import GROUP_ARGUMENTS, ROW_ARGUMENTS, SINGLE_ARGUMENTS, Declaration
-from rewards.functions.source import Source
+from rewards.functions.source import NOTEBOOK, Source
 from rewards.functions.worker import MAX_RESULTS
 from rewards.pool import WorkerPool
 from rewards.pooled_verifier import require_one_per_answer
@@ -123,7 +123,7 @@ class FunctionVerifier:
         lacking = [self._declaration.missing({**row, **dict.fromkeys(self._text_arguments)}) for row in offered]
         good = [row for row, missing in zip(offered, lacking) if not missing]
         if offered and not good:
-            has = [*self._text_arguments, *ROW_ARGUMENTS, *(set(rows[0]) - {"id", *ROW_ARGUMENTS})]
+            has = {*self._text_arguments, *ROW_ARGUMENTS, *rows[0]} - {"id"}
             raise UserError(
                 f"reward is {self._spec!r}: it asks for {', '.join(map(repr, lacking[0]))}, which no problem offers; it can ask "
                 f"for {', '.join(sorted(has))}"
@@ -210,9 +210,9 @@ class FunctionVerifier:
         if refused or (found and len(failed) == len(found)):
             result = (refused or failed)[0]
             what = "" if refused else f"it fails on each of the first {len(found)} problems: "
-            raise UserError(
-                f"reward is {self._spec!r}: {what}{result.detail}. Try it with plumbline try-reward {self._spec} --dataset ..."
-            )
+            has_file = self._source.module != NOTEBOOK
+            advice = f". Try it with plumbline try-reward {self._spec} --dataset ..." if has_file else ""
+            raise UserError(f"reward is {self._spec!r}: {what}{result.detail}{advice}")
 
     def _results(self, calls: Sequence[Call]) -> list[list[Result]]:
         """The results of each call, in order."""

@@ -31,7 +31,7 @@ def collected_from_json(read: dict[str, Any]) -> Collected:
 
 def group_to_json(group: RolloutGroup) -> dict[str, Any]:
     """Of a problem's metadata only the worked solution: the other columns of its row served to grade it, which is done."""
-    kept = {name: value for name, value in group.problem.metadata.items() if name == SOLUTION}
+    kept = {name: str(value) for name, value in group.problem.metadata.items() if name == SOLUTION}
     rollouts = []
     for rollout in group.rollouts:
         completion, score = rollout.completion, rollout.score

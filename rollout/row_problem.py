@@ -92,7 +92,7 @@ def read_row(row: Row, number: int, columns: Columns, what: str) -> Problem:
         prompt=_with_own_system(messages, row.get(columns.system or ""), what),
         reference=reference,
         verifier=verifier,
-        metadata={**row} if solution is None else {**row, SOLUTION: str(solution)},
+        metadata={**row} if solution is None or SOLUTION in row else {**row, SOLUTION: str(solution)},
     )
 
 
@@ -126,7 +126,9 @@ def _grading(row: Row, answer: Any, what: str) -> tuple[str, Reference]:
     verifier = row.get("verifier")
     if verifier not in _EMPTY:
         if not isinstance(verifier, str) or verifier not in VERIFIERS:
-            raise UserError(f"{what}: verifier is {verifier!r}: it must be one of {', '.join(sorted(VERIFIERS))}")
+            raise UserError(
+                f"{what}: verifier is {verifier!r}: it must be one of {', '.join(sorted(VERIFIERS))}; rename a column that means something else"
+            )
         reference = row.get("reference", "")
         return verifier, _answer(reference, what) if verifier == "math" else reference
     if asks_for_program(row):
@@ -139,6 +141,8 @@ def _answer(value: Any, what: str) -> Reference:
     are: the verifier refuses them, and the problem is dropped and reported."""
     if isinstance(value, list) and len(value) == 1:
         (value,) = value
-    if value is None or isinstance(value, list | dict):
+    if value is None or value != value:  # NaN is how a table of pandas has it
+        return ""
+    if isinstance(value, list | dict):
         return value or ""  # pyright: ignore[reportReturnType]
     return reference_answer(require_encodable(str(value), what))

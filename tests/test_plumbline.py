@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from decimal import Decimal
+from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
+import pandas
 import pytest
 from safetensors.torch import load_file
 
@@ -108,7 +113,23 @@ def test_a_resumed_run_keeps_its_options_and_gives_what_one_run_would(small: dic
         ({"num_steps": 0}, "num_steps is 0: it must be at least 1"),
         ({"dataset": {"prompt": "1+1"}}, "dataset is a dict: it must be a name, a file, a list of dicts"),
         ({"dataset": [{"prompt": "1+1"}, 3]}, "dataset: row 2 is a int: each row must be a dict"),
-        ({"dataset": [{"prompt": b"1+1"}]}, "dataset: row 1 cannot be written as JSON"),
+        ({"dataset": [{"prompt": "1+1", "raw": b"1"}]}, "row 1 cannot be written as JSON (Object of type bytes is not"),
+        ({"dataset": [{"prompt": "1+1", "raw": b"1"}]}, "convert its column 'raw'"),
+        ({"dataset": []}, "dataset has no rows"),
+        (
+            {"eval_dataset": ["a.jsonl"]},
+            "eval_dataset is ['a.jsonl']: it takes one name or file, or the rows themselves",
+        ),
+        ({"dataset": ROWS, "reward": 3}, "reward is 3: it must be a function"),
+        ({"dataset": ROWS, "reward": [3]}, "reward is 3: it must be a function"),
+        ({"dataset": ROWS, "reward": {}}, "reward is empty; name a function, or leave it out"),
+        (
+            {"dataset": ROWS, "reward": len},
+            "reward is the function 'len': its parameter 'obj' cannot be passed by name",
+        ),
+        ({"dataset": ROWS, "reward": dict.update}, "reward is the function 'update': its parameters have no names"),
+        ({"dataset": ROWS, "reward": {even: None}}, "even' is None: it must be a number"),
+        ({"dataset": ROWS, "reward": even, "on_step": 3}, "on_step is 3: it must be a function"),
         ({"reward": "nowhere.py:f"}, "there is no file 'nowhere.py'"),
         ({"reward": lambda answer, missing: 1, "dataset": ROWS}, "it asks for 'missing', which no problem offers"),
     ],
@@ -117,6 +138,57 @@ def test_a_mistake_is_one_message(small: dict[str, Any], given: dict[str, Any], 
     with pytest.raises(plumbline.UserError) as error:
         plumbline.train(**{**small, **given})
     assert message in str(error.value)
+
+
+class Size:
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+
+    def __call__(self, size: int) -> float:
+        return 0.5 * (size > self.limit)
+
+
+def scaled(size: int, by: float) -> float:
+    return size * by
+
+
+def test_whatever_can_be_called_is_a_reward_and_each_has_a_name_of_its_own(small: dict[str, Any]) -> None:
+    rewards = {
+        partial(scaled, by=0.0): np.float64(1),
+        Size(0): Decimal("0.5"),
+        Size(100): Fraction(1, 2),
+        (lambda size: 0.25): 1,
+        (lambda size: 0.125): 1,
+    }
+    run = plumbline.train(dataset=pandas.DataFrame(ROWS), reward=rewards, **{**small, "num_steps": 1})
+    parts = {name.removeprefix("part/"): v for name, v in run.metrics[-1].items() if name.startswith("part/")}
+    assert parts == {"scaled": 0.0, "Size": 0.5, "Size_2": 0.0, "reward": 0.25, "reward_2": 0.125}
+    assert run.metrics[-1]["reward/mean"] == 0.5 * 0.5 + 0.25 + 0.125
+
+
+def test_a_run_is_evaluated_by_its_own_functions_and_on_rows(small: dict[str, Any]) -> None:
+    first = plumbline.train(dataset=ROWS, reward=lambda answer: 0.25, **{**small, "num_steps": 1})
+    here = plumbline.reward(in_process=True)(lambda answer: 0.75)
+    again = {**small, "num_steps": 1, "run_dir": small["run_dir"] / "2"}
+    assert plumbline.train(dataset=ROWS, reward=here, **again).metrics[-1]["reward/mean"] == 0.75
+    assert first.evaluate(dataset=ROWS[:3])["greedy reward"] == 0.25
+    for given, message in (
+        ({"sizes": 2}, "sizes is not an option of an evaluation; did you mean size?"),
+        ({"size": "many"}, "size is 'many': it must be a whole number"),
+        ({"dataset": ["a.jsonl"]}, "an evaluation takes one name or file"),
+    ):
+        with pytest.raises(plumbline.UserError) as error:
+            first.evaluate(**given)
+        assert message in str(error.value)
+
+
+def test_a_function_gets_the_columns_as_the_rows_have_them(small: dict[str, Any]) -> None:
+    def as_given(reference: str, worked: list[int]) -> float:
+        return len(worked) + (reference == "")
+
+    rows = [{**row, "answer": float("nan"), "worked": [1, 2]} for row in ROWS]  # as pandas has a missing value
+    run = plumbline.train(dataset=rows, reward=as_given, **{**small, "num_steps": 1})
+    assert run.metrics[-1]["reward/mean"] == 3
 
 
 def test_a_folder_without_a_run_is_none(tmp_path: Path) -> None:

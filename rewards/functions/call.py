@@ -134,8 +134,9 @@ def _result_of_score(score: Score) -> Result:
     if not isinstance(score.parts, Mapping) or len(score.parts) > _MAX_PARTS:
         return _refused(score, f"its parts must be a dict with at most {_MAX_PARTS} names")
     parts = {str(name): _number(part) for name, part in score.parts.items()}
-    if bad := [name for name, part in parts.items() if part is None or len(name) > _SHOWN]:
-        return _refused(score, f"part {_shown(bad[0])}: a name has at most {_SHOWN} characters, and a finite number")
+    if bad := [n for n, part in parts.items() if part is None or len(n) > _SHOWN or not n.isprintable()]:
+        why = f"a name has at most {_SHOWN} printable characters, and a finite number"
+        return _refused(score, f"part {_shown(bad[0])}: {why}")
     plain = {name: part for name, part in parts.items() if part is not None}
     return Result(score.outcome.value, value, plain, str(score.detail)[:_DETAIL])
 

@@ -78,7 +78,10 @@ class Declaration:
     @staticmethod
     def of(function: Callable[..., Any]) -> Declaration:
         """Raises UserError for parameters that cannot be passed by name, or that ask for one and for all answers."""
-        parameters = inspect.signature(function).parameters.values()
+        try:
+            parameters = inspect.signature(function).parameters.values()
+        except (ValueError, TypeError):  # some that are built in tell nothing
+            raise UserError("its parameters have no names; write a function that calls it") from None
         positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.VAR_POSITIONAL)]
         if positional:
             raise UserError(f"its parameter {positional[0]!r} cannot be passed by name; write it without / and *")

@@ -9,10 +9,12 @@ import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.machinery import PathFinder
 from pathlib import Path
+from pickle import PicklingError
 from types import ModuleType
 from typing import Any
 
@@ -21,8 +23,7 @@ from rewards.functions.declaration import Declaration
 
 NOTEBOOK = "__main__"  # module of functions that are defined in a notebook or in the script that runs
 # Functions of NOTEBOOK that this process was given, by name: as base64 of the cloudpickle, or themselves if they run here.
-_BY_VALUE: dict[str, str] = {}
-_LIVE: dict[str, Callable[..., Any]] = {}
+KEPT: dict[str, str | Callable[..., Any]] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +51,12 @@ class Source:
                 f"reward is {text!r}: {name!r} is not the name of a function; write file.py:function or module:function"
             )
         if module == NOTEBOOK:
-            if name not in {**_BY_VALUE, **_LIVE}:
+            if (kept := KEPT.get(name)) is None:
                 raise UserError(
                     f"reward is {text!r}: it was defined in a notebook or a script, which this process does not have; pass "
                     "the function again with plumbline.train(reward=...), or put it into a file"
                 )
-            return Source(module=module, name=name, by_value=_BY_VALUE.get(name))
+            return Source(module=module, name=name, by_value=kept if isinstance(kept, str) else None)
         if module.endswith(".py"):
             path = Path(module)
             if not path.is_file():
@@ -86,7 +87,9 @@ class Source:
     def load(self) -> Callable[..., Any]:
         """The function. Raises whatever the import raises, and UserError if the module has no function of this name."""
         if self.module == NOTEBOOK and self.by_value is None:
-            return _LIVE[self.name]
+            kept = KEPT[self.name]
+            assert callable(kept)  # parse has found it so
+            return kept
         if self.by_value is not None:
             import cloudpickle  # the only user is a notebook
 
@@ -125,31 +128,46 @@ def _file_module(path: str) -> ModuleType:
     return module
 
 
-def reference_to(function: Callable[..., Any]) -> str:
+def reference_to(function: Any, taken: Collection[str] = ()) -> str:
     """The text by which `--reward` names the function: module:name, or __main__:name for one that is kept by value.
 
-    A function of an importable module is named by it. One that is defined in a notebook, a script, or inside another
-    function is pickled by value; one that runs in this process is kept as it is. Raises UserError for a function that
-    cannot be pickled.
+    A function of an importable module is named by it. Every other callable is pickled by value; one that runs in this
+    process is kept as it is. taken: references that others have. Raises UserError for what cannot be called or pickled.
     """
-    name, module = function.__qualname__, function.__module__
-    kept_as = name.rpartition(".")[2].replace("<lambda>", "reward")
-    if Declaration.of(function).in_process:
-        _LIVE[kept_as] = function
-        return f"{NOTEBOOK}:{kept_as}"
+    name = _name_of(function)
+    if not callable(function):
+        raise UserError(f"reward is {function!r}: it must be a function, or a name as for --reward, or several of them")
+    try:
+        declaration = Declaration.of(function)
+    except UserError as error:
+        raise UserError(f"reward is the function {name!r}: {error}") from None
+    module, qualified = getattr(function, "__module__", None) or NOTEBOOK, getattr(function, "__qualname__", "")
     found: Any = sys.modules.get(module)
-    for part in name.split("."):
+    for part in qualified.split("."):
         found = getattr(found, part, None)
-    if module != NOTEBOOK and found is function and importlib.util.find_spec(module) is not None:
-        return f"{module}:{name}"
-    import cloudpickle
+    is_importable = module != NOTEBOOK and found is function and importlib.util.find_spec(module) is not None
+    if is_importable and not declaration.in_process:
+        return f"{module}:{qualified}"
+    possible = (f"{NOTEBOOK}:{name}{n}" for n in ("", *(f"_{n}" for n in range(2, len(taken) + 3))))
+    reference = next(one for one in possible if one not in taken)
+    KEPT[reference.rpartition(":")[2]] = function if declaration.in_process else _pickled(function, name)
+    return reference
+
+
+def _name_of(function: Any) -> str:
+    """A name for what the user calls it: of a partial its function's, of an object its class's."""
+    while isinstance(function, partial):
+        function = function.func
+    return getattr(function, "__name__", type(function).__name__).replace("<lambda>", "reward")
+
+
+def _pickled(function: Callable[..., Any], name: str) -> str:
+    import cloudpickle  # the only user is a notebook
 
     try:
-        pickled = cloudpickle.dumps(function)
-    except (TypeError, ValueError, AttributeError, RecursionError) as error:
+        return base64.b64encode(cloudpickle.dumps(function)).decode()
+    except (TypeError, ValueError, AttributeError, RecursionError, PicklingError) as error:
         raise UserError(
-            f"reward is the function {function.__name__!r}, which cannot be pickled for the worker processes ({error}): it uses an object "
+            f"reward is the function {name!r}, which cannot be pickled for the worker processes ({error}): it uses an object "
             "of this process; create that object inside the function, or mark the function with @plumbline.reward(in_process=True)"
         ) from None
-    _BY_VALUE[kept_as] = base64.b64encode(pickled).decode()
-    return f"{NOTEBOOK}:{kept_as}"

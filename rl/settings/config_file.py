@@ -6,6 +6,7 @@ text to YAML, is a number here too.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -32,7 +33,12 @@ def read_spec(name: str, hint: Any) -> PrimitiveConstructorSpec[Any]:
     return spec
 
 
-SPECS = {name: read_spec(name, hint) for name, hint in get_type_hints(RunConfig, include_extras=True).items()}
+def specs_of(options: type) -> dict[str, PrimitiveConstructorSpec[Any]]:
+    """How tyro reads each field of a class of options."""
+    return {name: read_spec(name, hint) for name, hint in get_type_hints(options, include_extras=True).items()}
+
+
+SPECS = specs_of(RunConfig)
 
 
 def read_options(path: Path) -> dict[str, Any]:
@@ -90,9 +96,9 @@ def option_value(name: str, node: yaml.Node, where: str) -> Any:
     return value
 
 
-def python_value(name: str, value: Any) -> Any:
+def python_value(name: str, value: Any, specs: Mapping[str, PrimitiveConstructorSpec[Any]] = SPECS) -> Any:
     """A value that a Python program gives to an option, as the command line would have it. Raises UserError for another type."""
-    spec, many = SPECS[name], SPECS[name].nargs == "*"
+    spec, many = specs[name], specs[name].nargs == "*"
     values = list(value) if many and isinstance(value, list | tuple) else [value]
     try:
         return spec.instance_from_str([str(each) for each in values])
@@ -120,8 +126,8 @@ def possible(spec: PrimitiveConstructorSpec[Any]) -> str:
     return " or ".join(SPOKEN.get(word, word) for word in sorted(words, key=lambda word: word == "None"))
 
 
-def nearest(name: str) -> str:
-    close = get_close_matches(name, SPECS, n=1)
+def nearest(name: str, known: Iterable[str] = SPECS) -> str:
+    close = get_close_matches(name, known, n=1)
     return f"did you mean {close[0]}?" if close else "--help lists the options"
 
 

@@ -89,6 +89,7 @@ def noted(answer):
 def unknown_outcome(answer): return Score(1.0, "correct")
 def unfit_value(answer): return Score(None, Outcome.CORRECT)
 def many_parts(answer): return Score(1.0, Outcome.CORRECT, {f"part {n}": 1.0 for n in range(200_000)})
+def unprintable_name(answer): return Score(1.0, Outcome.CORRECT, {"\\ud800": 1.0})
 def long_name(answer): return Score(1.0, Outcome.CORRECT, {"x" * 5_000_000: 1.0})
 def bytes_of_group(answers): return bytes(len(answers))
 def hides_async(answer): return waits(answer)
@@ -228,7 +229,8 @@ def test_a_function_of_the_group_sees_the_answers_of_one_problem_together(folder
         ("unknown_outcome", "its outcome is 'correct', which is not a plumbline.Outcome"),
         ("unfit_value", "its value is None: with Outcome.CORRECT it must be a finite number"),
         ("many_parts", "its parts must be a dict with at most 100 names"),
-        ("long_name", "a name has at most 80 characters"),
+        ("long_name", "a name has at most 80 printable characters"),
+        ("unprintable_name", "a name has at most 80 printable characters"),
         ("bytes_of_group", "not a list with one reward for each of 2 completions"),
         ("hides_async", "which is not a reward: write the function itself with async def"),
         ("writes_into_pipes", "the worker died twice"),
@@ -347,6 +349,12 @@ def test_what_can_never_work_is_refused_before_training(folder: Path, verifiers,
     with pytest.raises(UserError) as error:
         verifier.check_references(["Apple", "Pear"], ["q", "q"], [ROW, ROW])
     assert message in str(error.value)
+
+
+def test_a_column_named_like_an_argument_is_listed_once(folder: Path, verifiers) -> None:
+    verifiers.append(FunctionVerifier("of_row", Source.parse("given.py:of_row"), num_workers=1))
+    with pytest.raises(UserError, match=r"it can ask for answer, completion, problem, prompt, reference$"):
+        verifiers[0].check_references([""], ["q"], [{"id": "7", "answer": "3"}])
 
 
 def test_a_row_without_a_column_that_others_have_is_left_out(folder: Path, verifiers) -> None:
