@@ -11,11 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from transformers import PreTrainedModel
+
 from rewards.errors import UserError
-from rollout.records import Completion, FinishReason, Thinking
-from rollout.rollouts import Episode, Fixed, Turns
+from rollout.prompts import PromptRenderer
+from rollout.records import Completion, FinishReason, Problem, Thinking
+from rollout.rollouts import Episode, Fixed, RolloutFunction, Turns, one_shot
+from rollout.sampler import SamplingParams
 from rollout.thinking_budget import BUDGET_DRAW, ThinkingBudget
-from rollout.turn import TurnReader
+from rollout.turn import TurnReader, stop_token_ids
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,3 +128,28 @@ class BudgetForcing:
             list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
         return str(decoded)
+
+
+def rollout_within(
+    budget: ThinkingBudget | None,
+    model: PreTrainedModel,
+    renderer: PromptRenderer,
+    params: SamplingParams,
+    problem: Problem,
+) -> RolloutFunction:
+    """The rollout of completions with this thinking budget; of one turn without one. problem: any one of them, to see its prompt.
+
+    Raises UserError where the phrases or the answer have no room, or where the prompt leaves nothing to think.
+    """
+    if budget is None:
+        return one_shot
+    tokenizer = renderer.tokenizer
+    turns = TurnReader.of(tokenizer, stop_token_ids(model, tokenizer))
+    forcing = BudgetForcing(budget=budget, turns=turns, stop_strings=params.stop_strings)
+    forcing.require_room(params.max_tokens)
+    if str(tokenizer.decode(list(renderer.render(problem)))).rstrip().endswith(budget.end):
+        raise UserError(
+            f"thinking_budget is {budget.most}: the prompt of problem {problem.id!r} ends with {budget.end!r}, so the model does not think; "
+            "leave it out, or choose another template with --chat-template"
+        )
+    return forcing
