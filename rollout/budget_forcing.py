@@ -147,7 +147,8 @@ def rollout_within(
     turns = TurnReader.of(tokenizer, stop_token_ids(model, tokenizer))
     forcing = BudgetForcing(budget=budget, turns=turns, stop_strings=params.stop_strings)
     forcing.require_room(params.max_tokens)
-    if str(tokenizer.decode(list(renderer.render(problem)))).rstrip().endswith(budget.end):
+    prompts = (str(tokenizer.decode(list(renderer.render(problem)))), problem.question)
+    if [text.rstrip().endswith(budget.end) for text in prompts] == [True, False]:  # the template has ended the thinking
         raise UserError(
             f"thinking_budget is {budget.most}: the prompt of problem {problem.id!r} ends with {budget.end!r}, so the model does not think; "
             "leave it out, or choose another template with --chat-template"
