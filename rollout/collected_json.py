@@ -7,7 +7,7 @@ from typing import Any
 
 from rewards.score import Outcome, Score
 from rollout.collect import Collected
-from rollout.records import SOLUTION, Completion, FinishReason, Problem, Rollout, RolloutGroup
+from rollout.records import SOLUTION, Completion, FinishReason, Problem, Rollout, RolloutGroup, Thinking
 
 NUMBERS = ("num_refills", "num_sampled_tokens", "sample_seconds", "verify_seconds")
 
@@ -58,11 +58,13 @@ def group_from_json(read: dict[str, Any]) -> RolloutGroup:
     for row in read["rollouts"]:
         completion, score = row["completion"], row["score"]
         plain = {name: tuple(completion[name]) for name in ("token_ids", "sampler_logprobs", "loss_mask")}
+        thinking = completion.get("thinking")  # absent in what earlier versions wrote
+        thinking = None if thinking is None else Thinking(**thinking)
         reason = FinishReason(completion["finish_reason"])
         rollouts.append(
             Rollout(
                 problem=problem,
-                completion=Completion(**{**completion, **plain, "finish_reason": reason}),
+                completion=Completion(**{**completion, **plain, "finish_reason": reason, "thinking": thinking}),
                 score=Score(**{**score, "outcome": Outcome(score["outcome"])}),
                 step_rewards=tuple(row["step_rewards"]),
                 step_ends=tuple(row["step_ends"]),

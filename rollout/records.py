@@ -61,6 +61,19 @@ class FinishReason(enum.Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Thinking:
+    """How a completion was kept to its thinking budget (rollout/budget_forcing.py).
+
+    num_tokens: tokens before the end of thinking, forced ones included. num_waits: how often the model was made to think on.
+    is_cut: whether the budget ended its thinking.
+    """
+
+    num_tokens: int
+    num_waits: int = 0
+    is_cut: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Completion:
     """A sampled completion. A sampled end-of-sequence token is part of `token_ids` and ends its turn.
 
@@ -73,6 +86,7 @@ class Completion:
         the prompt's answer prefix before it (rollout/answer_prefix.py).
     view: the seed of further random choices of the policy (a prompt mask, a depth), which are replayed when the completion is scored.
         None for causal models.
+    thinking: None without a thinking budget.
     """
 
     token_ids: tuple[int, ...]
@@ -83,6 +97,7 @@ class Completion:
     text: str
     view: int | None = None
     loss_mask: tuple[bool, ...] = ()
+    thinking: Thinking | None = None
 
     def __post_init__(self) -> None:
         if all(self.loss_mask):

@@ -66,11 +66,12 @@ class Episode:
     seed_of: Callable[[int], int]
     answer_prefix: str = ""
 
-    def ask(self, parts: Parts = (), *, at_most: int | None = None) -> SampleRequest:
+    def ask(self, parts: Parts = (), *, at_most: int | None = None, turn: int | None = None) -> SampleRequest:
         """The request for the policy's next turn, behind these parts. at_most: a limit of this turn's tokens, such as a thinking
-        budget."""
+        budget. turn: its number, by default the number of turns in the parts; a rollout that drops whole turns counts them."""
         context = tuple(token for part in parts for token in part.token_ids)
-        turn = sum(isinstance(part, Completion) for part in parts)
+        if turn is None:
+            turn = sum(isinstance(part, Completion) for part in parts)
         left = self.num_left(parts)
         return SampleRequest(
             self.prompt_ids + context, (self.seed_of(turn),), left if at_most is None else min(left, at_most)

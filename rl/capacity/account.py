@@ -207,11 +207,14 @@ class Account:
     @property
     def keys_and_values(self) -> float:
         """Bytes of the key-value cache while sampling. Training and evaluation share it, so each dimension is the larger of the two, on
-        a GPU rounded up to buckets. A prompt is stored once for its group."""
+        a GPU rounded up to buckets. A prompt is stored once for its group; with a thinking budget each row's next turn has a prompt of
+        its own, with what was thought."""
         width = ROUNDED if self.run.sampler_dtype == "bfloat16" else FLOAT32
         asked = [(self.problems * self.group_size, self.group_size), (self.evaluated, max(1, self.run.eval_samples))]
         rows, groups = (max(sizes) for sizes in zip(*((self.rows_of(n), ceil(self.rows_of(n) / g)) for n, g in asked)))
         cache = Capacity(rows, groups, self.prompt_length, self.completion_length)
+        if self.run.thinking_budget is not None:
+            cache = cache._replace(groups=rows, shared_width=self.prompt_length + self.completion_length)
         if self.device == "cuda":
             cache = cache._replace(width=cache.width + 1).bucketed()
         return float(key_value_bytes(self.cost, cache.groups, cache.rows, cache.shared_width, cache.width, width))

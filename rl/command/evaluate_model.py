@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from math import comb
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from transformers import PreTrainedModel
 
@@ -24,6 +23,8 @@ from rewards.verifiers import REWARD, VerifierOptions, Verifiers
 from rl.capacity.account import ROUNDED
 from rl.capacity.choose import rows_with_room
 from rl.capacity.cost import FLOAT32, ModelCost
+from rl.command.estimate import Estimate
+from rl.command.thinking_budgets import budget_estimates
 from rl.policy.families import CAUSAL, family_of
 from rl.policy.load import context_length, require_folder
 from rl.policy.merge import load_merged
@@ -37,6 +38,7 @@ from rl.settings.options import EvaluateOptions, SamplingOptions
 from rl.settings.resolve import model_defaults, resolve
 from rl.settings.written_config import with_list_of_datasets
 from rl.view.progress import Progress
+from rollout.budget_forcing import BudgetForcing, rollout_within
 from rollout.chat_template import choose_template
 from rollout.collect import Collector
 from rollout.contamination import contaminated
@@ -44,48 +46,14 @@ from rollout.dataset_names import HubName
 from rollout.problems import is_on_hub, load_problems
 from rollout.prompts import PromptRenderer
 from rollout.records import Problem, RolloutGroup, style_of_rewards
+from rollout.rollouts import one_shot
 from rollout.sampler import Sampler, SamplingParams
+from rollout.thinking_budget import parse_budgets
 from rollout.turn import stop_token_ids, turn_end_strings, vocabulary_size
 
-RESAMPLES, AT_ONCE = 10_000, 100
 Options = TypeVar("Options", bound=SamplingOptions)
 # How the greedy completions of math problems are also read, beside as the run reads them.
 MEASURED_FORMS: dict[Reading, str] = {"boxed": "only \\boxed{}", "flexible": "flexible extract"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """A mean over problems with its 95 % confidence interval, by bootstrap over problems.
-
-    If all values are 0, or all 1, every resample is the same, and the exact bound of a binomial share is used instead: (0.05 / 2)^(1/n)
-    from the other end (Clopper and Pearson 1934).
-    """
-
-    mean: float
-    low: float
-    high: float
-    problems: int
-    is_share: bool = True
-
-    @staticmethod
-    def of(values: Sequence[float], *, is_share: bool = True) -> Estimate | None:
-        if not values:
-            return None
-        dice, numbers, n = np.random.default_rng(0), np.asarray(values, float), len(values)
-        means = [numbers[dice.integers(n, size=(AT_ONCE, n))].mean(1) for _ in range(RESAMPLES // AT_ONCE)]
-        low, high = np.quantile(means, [0.025, 0.975])
-        if is_share and low == high == 0:
-            high = 1 - 0.025 ** (1 / len(values))
-        elif is_share and low == high == 1:
-            low = 0.025 ** (1 / len(values))
-        return Estimate(
-            mean=float(np.mean(values)), low=float(low), high=float(high), problems=len(values), is_share=is_share
-        )
-
-    def __str__(self) -> str:
-        if not self.is_share:
-            return f"{self.mean:6.3g}  [{self.low:.3g}, {self.high:.3g}]  of {self.problems}"
-        return f"{self.mean:6.1%}  [{self.low:.1%}, {self.high:.1%}]  of {self.problems}"
 
 
 def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
@@ -94,7 +62,8 @@ def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
 
 
 def evaluate_model(options: EvaluateOptions, progress: Progress) -> dict[str, Estimate | None]:
-    """Estimates by measure: greedy accuracy with lenient and strict extraction, pass@k at powers of two, maj@n, share of truncated answers."""
+    """Estimates by measure: greedy accuracy with lenient and strict extraction, pass@k at powers of two, maj@n, share of truncated answers;
+    with thinking_budgets also the greedy accuracy at each budget and the metrics of s1."""
     require_folder(options.model)
     run = run_of(options)
     options = with_values_of(run, options)
@@ -102,7 +71,12 @@ def evaluate_model(options: EvaluateOptions, progress: Progress) -> dict[str, Es
     progress.message(f"{options.model} on {where}")
     if options.against is not None:
         progress.message(describe_contamination(problems, options))
-    with opened(options, problems, "held-out", progress) as (collector, problems):
+    budgets = () if options.thinking_budgets is None else parse_budgets(options.thinking_budgets)
+    budget = options.thinking_budget or (str(budgets[-1]) if budgets else None)
+    with opened(replace(options, thinking_budget=budget), problems, "held-out", progress) as (collector, problems):
+        forcing = collector.rollout
+        if options.thinking_budget is None:
+            collector = replace(collector, rollout=one_shot)
         progress.start(f"{len(problems)} problems, greedy")
         greedy = replace(collector, params=replace(collector.params, temperature=0.0), group_size=1)
         grading = MathPolicy.parse(options.grading or ())
@@ -110,6 +84,9 @@ def evaluate_model(options: EvaluateOptions, progress: Progress) -> dict[str, Es
         if options.samples > 0:
             progress.start(f"{len(problems)} problems, {options.samples} samples of each")
             found |= sample_estimates(collector.collect(problems, step=0).groups, options.samples, options.answer_form)
+        if budgets:
+            assert isinstance(forcing, BudgetForcing)
+            found |= budget_estimates(replace(greedy, rollout=forcing), forcing, budgets, problems, progress)
     return found
 
 
@@ -117,6 +94,7 @@ def with_values_of(run: Mapping[str, Any], options: Options) -> Options:
     """The options, with the values of the model's own run where none are given. run: as run_of returns it."""
     names = ("max_tokens", "answer_form", "prompt_style", "system_prompt", "max_prompt_tokens", "stop_strings")
     names += ("grading", "reward", "verifier_deadline")
+    names += ("thinking_budget", "thinking_waits", "thinking_end", "wait_phrase", "closing_phrase")
     return replace(options, **{name: run.get(name) for name in names if getattr(options, name) is None})
 
 
@@ -213,6 +191,10 @@ def make_collector(
     problems = within_limit(renderer, problems, which, options.max_prompt_tokens, progress.message)
     context, vocabulary = context_length(model), vocabulary_size(model)
     longest = require_room(renderer, problems, max_tokens, context=context, vocabulary=vocabulary)
+    # With a thinking budget a later turn's prompt has what was thought, and is no other row's.
+    thinks = options.thinking_budget is not None
+    lengths = (longest if thinks else longest - max_tokens, max_tokens)
+    group_size = 1 if thinks else max(1, options.samples)
     sampler: Sampler
     if options.sampler == "torch":
         sampler = family.sampler(
@@ -220,7 +202,7 @@ def make_collector(
             tokenizer,
             decode_dtype=getattr(torch, runtime.dtype),
             autocast=runtime.autocast,
-            max_rows=rows_at_once(model, runtime, longest - max_tokens, max_tokens, max(1, options.samples)),
+            max_rows=rows_at_once(model, runtime, *lengths, group_size),
         )
     else:
         # Importing it takes ten seconds, and vLLM is optional.
@@ -239,6 +221,7 @@ def make_collector(
         params=params,
         group_size=max(1, options.samples),
         run_seed=options.seed,
+        rollout=rollout_within(options.thinking(), model, renderer, params, problems[0]),
     )
     return collector, problems
 

@@ -37,6 +37,7 @@ from rl.update.prefetch import Prefetcher
 from rl.view.health_checks import HealthChecks
 from rl.view.metrics import read_metrics, write_whole
 from rl.view.progress import Progress
+from rollout.budget_forcing import rollout_within
 from rollout.chat_template import choose_template
 from rollout.collect import Collector
 from rollout.problem_memory import PASS_RATE, Selection, parse_difficulty
@@ -121,6 +122,8 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
             progress.start("trying to save a checkpoint")
             try_saving(settings.run_dir, learner, stream, tokenizer)
         collector = build_collector(settings, sampler, verifiers, renderer, runtime)
+        rollout = rollout_within(settings.thinking, learner.policy.model, renderer, collector.params, training[0])
+        collector = replace(collector, rollout=rollout)
         found = {**announced(learner, collector, training[0], progress), "data": data}
         delivery = proven_delivery(settings, learner.policy, collector, runtime, training, step)
         waiting = load_waiting(checkpoints(settings.run_dir)[-1]) if settings.one_step_ahead and step else None

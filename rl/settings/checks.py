@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 LORA_OPTIONS = ("lora_alpha", "lora_targets")
 SHARED_TRUNK_OPTIONS = ("value_trunk_scale", "value_weight")
 RULE_OPTIONS = tuple(f.name for f in fields(ValueRule) if f.name not in ("source", "kl_in_reward"))
+THINKING_OPTIONS = ("thinking_waits", "thinking_end", "wait_phrase", "closing_phrase")
 CRITIC_OPTIONS = (*RULE_OPTIONS, "value", "value_trunk_scale", "value_learning_rate")
 CRITIC_OPTIONS += ("critic_model", "critic_warmup_steps", "kl_in")
 
@@ -33,6 +34,7 @@ def check(config: RunConfig) -> None:
         require_unset(config, names, why)
     check_rewards(config)
     check_samples(config)
+    check_thinking(config)
     check_precision(config)
     if config.top_p != 1:
         raise UserError(
@@ -54,6 +56,10 @@ def without_effect(config: RunConfig) -> Iterator[tuple[tuple[str, ...], str]]:
         yield ("max_refills",), f"{named.name} does not sample dynamically; leave it out, or use dapo"
     if config.lora_rank == 0:
         yield LORA_OPTIONS, "there are no adapters; set lora_rank, or leave it out"
+    if config.thinking_budget is None:
+        yield THINKING_OPTIONS, "there is no thinking budget; set thinking_budget, or leave it out"
+    elif config.thinking_waits == 0:
+        yield ("wait_phrase",), "the model is not made to think on; set thinking_waits, or leave it out"
 
 
 def require_unset(config: RunConfig, names: Iterable[str], why: str) -> None:
@@ -185,3 +191,28 @@ def check_samples(config: RunConfig) -> None:
             f"group_size is 1: it must be at least 2 for {algorithm}, whose advantages are relative to the others of a "
             f"group; {with_critic()} can train with 1"
         )
+
+
+def check_thinking(config: RunConfig) -> None:
+    """Raises UserError for a thinking budget that an algorithm cannot have, that has no effect, or whose phrases end the completion."""
+    budget, named = config.thinking, ALGORITHMS[config.algorithm]
+    if budget is None:
+        return
+    what = f"thinking_budget is {config.thinking_budget!r}"
+    if named.samples_from == "dataset":
+        raise UserError(f"{what}: {named.name} samples nothing; leave it out")
+    if named.scores_steps:
+        raise UserError(
+            f"{what}: {named.name} scores the steps of completions that the model writes in one turn; leave it out, or use grpo"
+        )
+    if config.max_tokens is not None and budget.most >= config.max_tokens:
+        raise UserError(
+            f"{what}: a completion has at most max_tokens {config.max_tokens}, so the budget would never end its thinking; lower it, or "
+            "raise max_tokens"
+        )
+    for text in (budget.ending, budget.wait):
+        for stop in config.stop_strings:
+            if stop in text:
+                raise UserError(
+                    f"stop_strings has {stop!r}: a completion would end in {text!r}, which thinking_budget writes; leave out one of the two"
+                )

@@ -37,7 +37,9 @@ from rl.settings.declare import (
 )
 from rl.settings.defaults import TINY
 from rl.settings.options import (
+    A_TEXT,
     ALL_LINEAR,
+    BUDGET,
     GRADING,
     AnyDType,
     BaseDType,
@@ -51,6 +53,7 @@ from rl.settings.written_config import holds_run, read_config, unreadable
 from rollout.dataset_names import DatasetName, read_names
 from rollout.problem_memory import parse_difficulty
 from rollout.records import PromptStyle, style_of_rewards
+from rollout.thinking_budget import ThinkingBudget
 
 NOT_EMPTY = Bound(lambda texts: "" not in texts, "strings that are not empty: an empty one is in every text")
 LAYERS = Bound(lambda names: names and all(names), "names of linear layers, or all-linear")
@@ -172,6 +175,16 @@ class RunConfig:
     """Longest completion, in tokens."""
     stop_strings: Annotated[tuple[str, ...], NOT_EMPTY] = ()
     """Texts that end a completion, such as </answer>; the first that appears is its last text."""
+    thinking_budget: Annotated[str | None, BUDGET] = None
+    """Most tokens that the model thinks before it must answer, or LOW:HIGH to draw this maximum for each completion (docs/thinking.md)."""
+    thinking_waits: Annotated[int, at_least(0)] = 0
+    """How often the model is made to think on where it would end its thinking."""
+    thinking_end: Annotated[str, A_TEXT] = "</think>"
+    """What the model writes at the end of its thinking."""
+    wait_phrase: Annotated[str, A_TEXT] = "Wait"
+    """What makes the model think on."""
+    closing_phrase: str = "Final Answer:"
+    """What is written behind thinking_end, and an empty line, where the budget ends the thinking."""
     temperature: Annotated[float, POSITIVE] = 1.0
     """Sampling temperature; the loss uses it too."""
     top_p: float = 1.0
@@ -348,6 +361,19 @@ class RunConfig:
     def prompted_style(self) -> PromptStyle | None:
         """prompt_style; None leaves it to the verifier of each problem."""
         return self.prompt_style or style_of_rewards(self.rewards, self.answer_form)
+
+    @property
+    def thinking(self) -> ThinkingBudget | None:
+        """The thinking budget of each completion; None without one."""
+        if self.thinking_budget is None:
+            return None
+        return ThinkingBudget.of(
+            self.thinking_budget,
+            waits=self.thinking_waits,
+            end=self.thinking_end,
+            wait=self.wait_phrase,
+            closing=self.closing_phrase,
+        )
 
     def chosen_algorithm(self) -> Algorithm:
         """The named algorithm, with the options that are given in place of its own values. importance_cap 0 is none."""

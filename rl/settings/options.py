@@ -15,6 +15,7 @@ from rl.objective.names import CriticSource
 from rl.settings.declare import POSITIVE, Bound, at_least, require_possible
 from rollout.contamination import NGRAM
 from rollout.records import PromptStyle
+from rollout.thinking_budget import ThinkingBudget, parse_budgets, parse_range
 
 DType = Literal["float32", "bfloat16"]
 AnyDType = Literal["auto", "float32", "bfloat16"]
@@ -27,6 +28,9 @@ ALL_LINEAR = "all-linear"
 # Memory of each card in GiB, as torch reports it.
 CARDS = {"4090": 23.5, "a100-40": 39.4, "a100-80": 79.1, "h100": 79.1, "h200": 139.8, "b200": 178.4}
 GRADING = Bound(MathPolicy.parse, "option=value")
+BUDGET = Bound(parse_range, "a number of tokens, or LOW:HIGH")
+BUDGETS = Bound(parse_budgets, "numbers of tokens, such as 0,64,128")
+A_TEXT = Bound(bool, "a text that is not empty")
 ABOVE_0 = Bound(lambda value: value > 0, "more than 0; greedy accuracy is always measured")
 
 
@@ -63,6 +67,16 @@ class SamplingOptions:
     """Longest prompt; problems with a longer one are left out. Default: the run's for a checkpoint."""
     stop_strings: tuple[str, ...] | None = None
     """Texts that end a completion. Default: the run's for a checkpoint."""
+    thinking_budget: Annotated[str | None, BUDGET] = None
+    """Most tokens that the model thinks before it must answer, or LOW:HIGH, as in training. Default: the run's for a checkpoint."""
+    thinking_waits: Annotated[int | None, at_least(0)] = None
+    """How often the model is made to think on where it would end its thinking. Default: the run's for a checkpoint, else 0."""
+    thinking_end: Annotated[str | None, A_TEXT] = None
+    """What the model writes at the end of its thinking. Default: the run's for a checkpoint, else </think>."""
+    wait_phrase: Annotated[str | None, A_TEXT] = None
+    """What makes the model think on. Default: the run's for a checkpoint, else Wait."""
+    closing_phrase: str | None = None
+    """What is written behind thinking_end where the budget ends the thinking. Default: the run's for a checkpoint, else Final Answer:."""
     reward: tuple[str, ...] | None = None
     """Rewards that replace the verifiers of the problems, named as for a run. Default: the run's for a checkpoint."""
     verifier_deadline: Annotated[float | None, POSITIVE] = None
@@ -89,6 +103,24 @@ class SamplingOptions:
             is_what = "it is a folder" if self.out.is_dir() else f"there is no folder {str(self.out.parent)!r}"
             raise UserError(f"out is {str(self.out)!r}: {is_what}; name a file in an existing folder")
 
+    def thinking(self) -> ThinkingBudget | None:
+        """The thinking budget of each completion; None without one. Raises UserError for phrases of a budget that there is not."""
+        named = ThinkingBudget.of(
+            self.thinking_budget or "0",
+            waits=self.thinking_waits,
+            end=self.thinking_end,
+            wait=self.wait_phrase,
+            closing=self.closing_phrase,
+        )
+        if self.thinking_budget is not None:
+            return named
+        if named != ThinkingBudget(least=0, most=0):
+            raise UserError(
+                "thinking_waits, thinking_end, wait_phrase or closing_phrase is given: there is no thinking budget; set thinking_budget, "
+                "or leave them out"
+            )
+        return None
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions(SamplingOptions):
@@ -102,6 +134,9 @@ class EvaluateOptions(SamplingOptions):
     """Split of a hub data set."""
     samples: Annotated[int, at_least(0)] = 0
     """Completions n sampled of each problem beside the greedy one, for pass@1, 2, 4 ... n and maj@n."""
+    thinking_budgets: Annotated[str | None, BUDGETS] = None
+    """Also measure greedy accuracy at each of these thinking budgets, such as 0,64,128,256, and how well the budget controls and scales
+    it (docs/thinking.md)."""
     against: str | None = None
     """Also report the problems that share a run of words with this data set, such as the one that was trained on."""
     ngram: Annotated[int, at_least(1)] = NGRAM

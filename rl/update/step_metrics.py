@@ -139,9 +139,22 @@ def describe(collected: Collected, credited: Sequence[CreditedGroup]) -> Metrics
             "time/sample": collected.sample_seconds,
             "time/verify": collected.verify_seconds,
         }
+        | thinking_means(rollouts)
         | outcome_shares(rollouts)
         | part_means(rollouts)
     )
+
+
+def thinking_means(rollouts: Sequence[Rollout]) -> Metrics:
+    """How long the completions with a thinking budget have thought; empty without a budget."""
+    found = [r.completion.thinking for r in rollouts if r.completion.thinking is not None]
+    if not found:
+        return {}
+    return {
+        "thinking/tokens": mean(t.num_tokens for t in found),
+        "thinking/cut": mean(t.is_cut for t in found),
+        "thinking/waits": mean(t.num_waits for t in found),
+    }
 
 
 def outcome_shares(rollouts: Sequence[Rollout]) -> Metrics:

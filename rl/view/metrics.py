@@ -98,6 +98,16 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
         Metric("length/truncated", "share", "Completions that the token limit truncated.",
                "Below 0.1. Above that right answers are graded as missing: raise max_tokens."),
     ),
+    "Thinking": (
+        Metric("thinking/tokens", "tokens",
+               "Mean number of tokens before the end of thinking, or of the turn; those that were forced included. These three "
+               "are absent without `thinking_budget`.",
+               "At most the budget."),
+        Metric("thinking/cut", "share", "Completions whose thinking the budget has ended.",
+               "Falls, where the model learns to think within the budget. Near 1 the budget decides the reward."),
+        Metric("thinking/waits", "number", "Mean number of times that a completion was made to think on.",
+               "`thinking_waits`, less where the budget had no room for them."),
+    ),
     "Parts": (
         Metric("part/<name>", "reward",
                "Mean of one named part of the scores of the graded completions: the verifier's own (`part/math`, "
