@@ -18,7 +18,7 @@ from typing import NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from rewards.errors import UserError
-from rollout.chat_template import text_between_turns
+from rollout.chat_template import ToolSchema, text_between_turns
 from rollout.records import Completion, FinishReason, Message, Problem
 from rollout.sampler import RequestQueue, Sampler, SampleRequest, SamplingParams, Stream
 
@@ -37,11 +37,16 @@ class Fixed(NamedTuple):
         return Fixed(tuple(tokenizer.encode(text, add_special_tokens=False)), text)
 
     @staticmethod
-    def reply(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, turn: Completion) -> Fixed:
+    def reply(
+        messages: Sequence[Message],
+        tokenizer: PreTrainedTokenizerBase,
+        turn: Completion,
+        tools: Sequence[ToolSchema] = (),
+    ) -> Fixed:
         """Messages (of a tool or the user) that follow a turn of the model, as the chat template writes them. A token that ends the
         turn is left out if the model has written it already. The graded text has the messages' contents only: at the template's
-        own end of turn a verifier would stop reading."""
-        token_ids, _ = Fixed.of(text_between_turns(tokenizer, messages), tokenizer)
+        own end of turn a verifier would stop reading. tools: those that the prompt shows."""
+        token_ids, _ = Fixed.of(text_between_turns(tokenizer, messages, tools), tokenizer)
         is_ended = token_ids[:1] == turn.token_ids[-1:]
         text = "\n".join(["", *(message["content"] for message in messages), ""])
         return Fixed(token_ids[1:] if is_ended else token_ids, text)
