@@ -47,7 +47,7 @@ class Collector:
 
     scores_steps: also give the worked steps of each completion rewards of their own. max_refills: rounds of further problems that
     collect_with_signal may draw. processes: each samples every count-th
-    problem; seeds do not depend on which one does.
+    problem; seeds do not depend on which one does. call_threads: see run_rollouts.
     """
 
     sampler: Sampler
@@ -57,6 +57,7 @@ class Collector:
     group_size: int
     run_seed: int
     rollout: RolloutFunction = one_shot
+    call_threads: int = 0
     scores_steps: bool = False
     max_refills: int = 4
     processes: Processes = field(default_factory=SingleProcess)
@@ -125,7 +126,7 @@ class Collector:
             problems, self.verifiers, group_size=self.group_size, steps_of=self._step_scorer(episodes)
         )
         with grading as verifier:
-            for i, j, completion in run_rollouts(rollouts, self.sampler, self.params):
+            for i, j, completion in run_rollouts(rollouts, self.sampler, self.params, call_threads=self.call_threads):
                 completions[i, j] = replace(completion, text=episodes[i][j].answer_prefix + completion.text)
                 verifier.put(i, j, completions[i, j])
             sampled = time.perf_counter()
