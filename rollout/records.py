@@ -60,6 +60,30 @@ class FinishReason(enum.Enum):
     LENGTH = "length"  # cut off by the token limit
 
 
+class EndReason(enum.Enum):
+    """Why a rollout with tools ended."""
+
+    ANSWER = "answer"  # a turn without a call
+    TURNS = "turns"  # the turn limit, with a call that was not made
+    TOKENS = "tokens"  # the token limit
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToolUse:
+    """What a rollout did with its tools.
+
+    turns: of the model. calls: malformed ones included. failed: calls that were answered by an error, malformed ones included.
+    seconds: spent in tools.
+    """
+
+    turns: int
+    calls: int
+    failed: int
+    malformed: int
+    seconds: float
+    end: EndReason
+
+
 @dataclass(frozen=True, kw_only=True)
 class Completion:
     """A sampled completion. A sampled end-of-sequence token is part of `token_ids` and ends its turn.
@@ -73,6 +97,7 @@ class Completion:
         the prompt's answer prefix before it (rollout/answer_prefix.py).
     view: the seed of further random choices of the policy (a prompt mask, a depth), which are replayed when the completion is scored.
         None for causal models.
+    tool_use: None for a rollout without tools.
     """
 
     token_ids: tuple[int, ...]
@@ -83,6 +108,7 @@ class Completion:
     text: str
     view: int | None = None
     loss_mask: tuple[bool, ...] = ()
+    tool_use: ToolUse | None = None
 
     def __post_init__(self) -> None:
         if all(self.loss_mask):
