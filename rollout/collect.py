@@ -18,6 +18,7 @@ from rollout.records import Completion, Problem, Rollout, RolloutGroup
 from rollout.rollouts import Episode, RolloutFunction, one_shot, run_rollouts
 from rollout.sampler import Sampler, SamplingParams, completion_seed
 from rollout.steps import Steps, steps_of
+from rollout.tool_rollout import ToolRollout
 from rollout.verify import BackgroundVerifier
 
 ATTEMPTS = 3  # to sample a step
@@ -67,6 +68,12 @@ class Collector:
             raise UserError(
                 "scores_steps is True: steps are scored in completions of one turn only; use rollout=one_shot"
             )
+
+    def close(self) -> None:
+        """Ends the engine and the tools. Safe to call twice."""
+        self.sampler.close()
+        if isinstance(self.rollout, ToolRollout):
+            self.rollout.close()
 
     def collect(self, problems: Sequence[Problem], *, step: int, drawn: Counter[str] | None = None) -> Collected:
         """The groups of these problems, in their order.

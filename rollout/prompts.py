@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from rewards.errors import UserError
 from rewards.extract import AnswerForm
 from rollout.answer_prefix import find_answer_prefix
-from rollout.chat_template import TEMPLATE_ERRORS, ToolSchema, require_tool_turns, template_turn_end
+from rollout.chat_template import TEMPLATE_ERRORS, ToolSchema, template_turn_end
 from rollout.messages import read_messages, require_encodable
 from rollout.records import STYLE_OF, STYLE_OF_FORM, Problem, PromptStyle
 
@@ -49,7 +49,7 @@ class PromptRenderer:
 
     style: the system prompt before a problem; None chooses the one that names the form in which the problem's verifier reads answers.
     answer_form: that form for math problems, if it is not the usual one.
-    tools: schemas of the tools that each prompt shows by the chat template's own rule.
+    tools: schemas of the tools that each prompt shows by the chat template's own rule (see require_tool_turns).
     report: called once, with an example, for each way in which prompts differ from the options or the data.
     """
 
@@ -64,8 +64,6 @@ class PromptRenderer:
         report: Callable[[str], None] = log.warning,
     ) -> None:
         self.tokenizer = tokenizer
-        if tools:
-            require_tool_turns(tokenizer, tools)
         self._tools: Any = list(tools) or None
         self._style, self._system_prompt = style, system_prompt
         self._style_of = STYLE_OF if answer_form is None else {**STYLE_OF, "math": STYLE_OF_FORM[answer_form]}

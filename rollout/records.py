@@ -15,6 +15,7 @@ Message = Mapping[str, str]  # {"role": "user", "content": "..."}
 PromptStyle = Literal[
     "plain", "boxed", "r1", "hashes", "code"
 ]  # how a prompt asks for the answer, see rollout/prompts.py
+ToolFormat = Literal["hermes", "llama3"]  # how a model writes calls of tools, see rollout/tool_calls.py
 # The style of problems by their verifier, and of math problems by the form of their answers; others state the form themselves.
 STYLE_OF: Mapping[str, PromptStyle] = {"math": "boxed", "program": "code"}
 STYLE_OF_FORM: Mapping[AnswerForm, PromptStyle] = {

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 from transformers import PreTrainedTokenizerBase
 
 from rewards.errors import UserError, first_line
+from rollout.records import ToolFormat
 
-ToolFormat = Literal["hermes", "llama3"]
 _TAGGED = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
 _PYTHON_TAG = "<|python_tag|>"  # Llama may write it before a call
 _SHOWN = 80  # characters of a malformed call in a message

@@ -9,12 +9,14 @@ from functools import partial
 
 from transformers import PreTrainedTokenizerBase
 
-from rollout.chat_template import ToolSchema, tool_reply
-from rollout.records import Completion, EndReason, FinishReason, Message, ToolUse
+from rewards.errors import UserError
+from rollout.chat_template import ToolSchema, require_tool_turns, tool_reply
+from rollout.records import Completion, EndReason, FinishReason, Message, ToolFormat, ToolUse
 from rollout.rollouts import Call, Episode, Fixed, Turns
-from rollout.tool_calls import Malformed, ToolCall, ToolFormat, read_calls
-from rollout.toolbox import Answer, Tools
+from rollout.tool_calls import Malformed, ToolCall, format_of, read_calls
+from rollout.toolbox import Answer, Toolbox, Tools
 
+DEFAULT_MAX_TURNS, DEFAULT_DEADLINE, DEFAULT_WORKERS = 8, 5.0, 2
 _UNREAD = "tool_call"  # the name behind which a malformed call is answered
 
 
@@ -33,7 +35,7 @@ class ToolRollout:
     """A rollout function (rollout/rollouts.py) whose turns may call tools.
 
     Graded is what the model writes, all turns of it, and not what its tools answer: an answer that stands there was not given by the
-    model. max_turns: of the model; a call in the last of them is not made.
+    model. max_turns: of the model; a call in the last of them is not made. threads: that answer calls (rollout/rollouts.py).
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -41,6 +43,41 @@ class ToolRollout:
     schemas: Sequence[ToolSchema]
     tool_format: ToolFormat
     max_turns: int
+    threads: int = 0
+
+    @staticmethod
+    def of(
+        specs: Sequence[str],
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        tool_format: ToolFormat | None,
+        max_turns: int | None,
+        deadline: float | None,
+        num_workers: int | None,
+    ) -> ToolRollout | None:
+        """Rollouts with the tools of these names, whose worker processes it starts; None without names. An option that is None has its
+        default. Raises UserError for what is wrong with the tools, or with the tokenizer's chat template."""
+        if not specs:
+            return None
+        workers = num_workers or DEFAULT_WORKERS
+        toolbox = Toolbox(specs, num_workers=workers, deadline=deadline or DEFAULT_DEADLINE)
+        try:
+            require_tool_turns(tokenizer, toolbox.schemas)
+            return ToolRollout(
+                tokenizer=tokenizer,
+                tools=toolbox,
+                schemas=toolbox.schemas,
+                tool_format=tool_format or format_of(tokenizer),
+                max_turns=max_turns or DEFAULT_MAX_TURNS,
+                threads=workers if workers > 1 else 0,
+            )
+        except UserError:
+            toolbox.close()
+            raise
+
+    def close(self) -> None:
+        """Ends the tools' worker processes. Safe to call twice."""
+        self.tools.close()
 
     def __call__(self, episode: Episode) -> Turns:
         parts: list[Completion | Fixed] = []

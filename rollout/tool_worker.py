@@ -40,7 +40,9 @@ def load(sources: Sequence[Mapping[str, Any]], folder: str, max_output: int) -> 
     def answer(what: str, index: int = 0, arguments: Mapping[str, Any] | None = None) -> Verdict:
         if what == "declare":
             return _declared(sources, tools)
-        verdict = answer_of(tools[index], arguments or {}, max_output)
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            verdict = answer_of(tools[index], arguments or {}, max_output)
         if os.getpid() != process:  # the tool has forked, and this is the child: only the parent replies
             os._exit(0)
         return verdict
@@ -50,13 +52,10 @@ def load(sources: Sequence[Mapping[str, Any]], folder: str, max_output: int) -> 
 
 def answer_of(tool: Tool, arguments: Mapping[str, Any], max_output: int) -> Verdict:
     """Calls a tool: the text of what it returns, at most max_output characters of it, or the exception that it raises."""
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-        try:
-            returned = tool(**arguments)
-            text = _text(asyncio.run(_awaited(returned)) if inspect.isawaitable(returned) else returned)
-        except (Exception, SystemExit) as error:  # noqa: BLE001  whatever the user's tool raises is an answer
-            return wrong(last_line(error))
+    try:
+        text = _text(result_of_call(tool, arguments))
+    except (Exception, SystemExit) as error:  # noqa: BLE001  whatever the user's tool raises is an answer
+        return wrong(last_line(error))
     left = len(text) - max_output
     return right(text if left <= 0 else f"{text[:max_output]}\n({left} more characters are left out)")
 
@@ -67,6 +66,12 @@ def last_line(error: BaseException) -> str:
         return str(error)
     (line, *_) = traceback.format_exception_only(error)[-1].strip().splitlines()
     return line[:_MAX_ERROR]
+
+
+def result_of_call(function: Tool, arguments: Mapping[str, Any]) -> Any:
+    """What the function returns, also where it is async."""
+    returned = function(**arguments)
+    return asyncio.run(_awaited(returned)) if inspect.isawaitable(returned) else returned
 
 
 async def _awaited(returned: Any) -> Any:

@@ -17,6 +17,7 @@ from rewards.score import Outcome
 from rollout.chat_template import ToolSchema
 
 _MEMORY_LIMIT = 8 << 30  # bytes of address space, of which libraries such as torch reserve several GiB
+MAX_OUTPUT = 2000  # characters of one answer
 _DECLARE_DEADLINE = 120.0  # seconds, of which the library that makes schemas takes some to import
 _MAX_VERDICT = 1 << 21  # characters of all schemas, or of an answer
 
@@ -39,6 +40,8 @@ class Tools(Protocol):
         """The tool's answer, or the error of the call. It raises nothing that the tool raises."""
         ...
 
+    def close(self) -> None: ...
+
 
 class Toolbox:
     """Typed functions with docstrings, named file.py:function or module:function.
@@ -51,7 +54,7 @@ class Toolbox:
     """
 
     def __init__(
-        self, specs: Sequence[str], *, num_workers: int = 2, deadline: float = 5.0, max_output: int = 2000
+        self, specs: Sequence[str], *, num_workers: int = 2, deadline: float = 5.0, max_output: int = MAX_OUTPUT
     ) -> None:
         self._deadline = deadline
         sources = [asdict(Source.parse(spec, option="tools")) for spec in specs]

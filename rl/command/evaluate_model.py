@@ -28,6 +28,7 @@ from rl.policy.families import CAUSAL, family_of
 from rl.policy.load import context_length, require_folder
 from rl.policy.merge import load_merged
 from rl.processes.runtime import Runtime, cores_per_process
+from rl.run.build import tool_rollout
 from rl.run.evaluate import VOTED_ON, is_right, right_by_vote
 from rl.run.load_data import Report, gradable, load_held_out, log, require_room, rewarded, within_limit
 from rl.run.setup import tiny_base
@@ -44,6 +45,7 @@ from rollout.dataset_names import HubName
 from rollout.problems import is_on_hub, load_problems
 from rollout.prompts import PromptRenderer
 from rollout.records import Problem, RolloutGroup, style_of_rewards
+from rollout.rollouts import one_shot
 from rollout.sampler import Sampler, SamplingParams
 from rollout.turn import stop_token_ids, turn_end_strings, vocabulary_size
 
@@ -116,7 +118,16 @@ def evaluate_model(options: EvaluateOptions, progress: Progress) -> dict[str, Es
 def with_values_of(run: Mapping[str, Any], options: Options) -> Options:
     """The options, with the values of the model's own run where none are given. run: as run_of returns it."""
     names = ("max_tokens", "answer_form", "prompt_style", "system_prompt", "max_prompt_tokens", "stop_strings")
-    names += ("grading", "reward", "verifier_deadline")
+    names += (
+        "grading",
+        "reward",
+        "verifier_deadline",
+        "tools",
+        "tool_format",
+        "max_turns",
+        "tool_deadline",
+        "tool_workers",
+    )
     return replace(options, **{name: run.get(name) for name in names if getattr(options, name) is None})
 
 
@@ -141,7 +152,7 @@ def opened(
         problems = gradable(rewarded(problems, options.reward or ()), which, verifiers, progress)
         collector, problems = make_collector(options, problems, verifiers, runtime, progress, which)
         yield collector, problems
-        collector.sampler.close()
+        collector.close()
     finally:
         verifiers.close()
         runtime.close()
@@ -202,11 +213,13 @@ def make_collector(
     model = model.to(runtime.device)  # pyright: ignore[reportArgumentType]  the stubs lose `self`
     choose_template(tokenizer, options.chat_template)
     style = options.prompt_style or style_of_rewards(parse_rewards(options.reward or ()), options.answer_form)
+    tools = tool_rollout(options, tokenizer)
     renderer = PromptRenderer(
         tokenizer,
         style=style,
         system_prompt=options.system_prompt,
         answer_form=options.answer_form,
+        tools=tools.schemas if tools else (),
         report=progress.message,
     )
     max_tokens = options.max_tokens or model_defaults(options.model, str(options.dataset))["max_tokens"]
@@ -239,6 +252,8 @@ def make_collector(
         params=params,
         group_size=max(1, options.samples),
         run_seed=options.seed,
+        rollout=tools or one_shot,
+        call_threads=tools.threads if tools else 0,
     )
     return collector, problems
 

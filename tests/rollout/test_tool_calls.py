@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rewards.errors import UserError
-from rollout.tool_calls import Malformed, ToolCall, ToolFormat, format_of, read_calls
+from rollout.records import ToolFormat
+from rollout.tool_calls import Malformed, ToolCall, format_of, read_calls
 from tests.rollout.test_tool_turns import TEMPLATES
 from tests.rollout.tool_templates import HERMES, LLAMA3, NO_TOOLS, tool_tokenizer
 

@@ -11,9 +11,8 @@ import pytest
 
 from rollout.collect import Collector
 from rollout.prompts import PromptRenderer
-from rollout.records import Completion, EndReason, FinishReason
+from rollout.records import Completion, EndReason, FinishReason, ToolFormat
 from rollout.sampler import SampleRequest, SamplingParams, ScriptedSampler
-from rollout.tool_calls import ToolFormat
 from rollout.tool_rollout import ToolRollout
 from rollout.toolbox import Answer
 from tests.rollout.some_tools import add

@@ -57,7 +57,7 @@ def test_tools_are_shown_by_the_templates_own_rule(template: str) -> None:
 )
 def test_a_template_without_a_place_for_tools_is_refused(template: str | None, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        PromptRenderer(tool_tokenizer(template), style="plain", tools=[SCHEMA])
+        require_tool_turns(tool_tokenizer(template), [SCHEMA])
 
 
 @pytest.mark.parametrize("name", ["qwen2_5", "qwen3", "qwen3_instruct_2507", "qwen3_5_think", "llama3_1", "glm4moe"])
