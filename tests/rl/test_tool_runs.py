@@ -19,7 +19,9 @@ from rl.view.metrics import read_metrics
 from rl.view.progress import Progress
 from rollout import tool_rollout
 from rollout.tool_calls import ToolCall
+from tests.rl.test_checkpoint import in_a_child
 from tests.rl.test_loop import interrupt_at, measured, options
+from tests.rl.test_processes import be, free_port
 
 TOOLS = '''
 def letters(text: str) -> str:
@@ -90,7 +92,9 @@ def test_a_run_with_tools_resumes_bit_equal(model: Path, more: dict[str, Any], m
         assert row["length"] < len(row["conversation"])
     (*_, last) = read_metrics(Path("whole"))
     assert last["tools/turns"] is not None and 1 < last["tools/turns"] <= 3
-    assert last["tools/failed"] == 0 and last["mismatch/max"] is not None and last["mismatch/max"] < 1e-3
+    assert last["tools/failed"] == 0 and last["mismatch/max"] is not None
+    if not more.get("one_step_ahead"):  # float32 in another order, as tests/rollout/sampler_contract.py measures it
+        assert last["mismatch/max"] < 3e-5
 
 
 def test_threads_that_answer_change_no_draw(model: Path) -> None:
@@ -98,6 +102,28 @@ def test_threads_that_answer_change_no_draw(model: Path) -> None:
         run(model, f"of-{workers}", num_steps=1, tool_workers=workers)
     one, three = (sorted(row["conversation"] for row in completions(f"of-{n}")) for n in (1, 3))
     assert one == three
+
+
+def one_of_two(rank: int, port: int, config: RunConfig) -> None:
+    be(rank, port)
+    tool_rollout.read_calls = calls_of_letters
+    train(config)
+
+
+def test_two_processes_make_the_run_of_one(model: Path) -> None:
+    """Each has workers of its own for the tools of its rollouts."""
+    run(model, "one", num_steps=1)
+    port = free_port()
+    children = [in_a_child(one_of_two, rank, port, config_of(model, "two", num_steps=1)) for rank in range(2)]
+    for child in children:
+        child.join(200)
+    assert [child.exitcode for child in children] == [0, 0]
+    one, two = ([row["conversation"] for row in completions(name)] for name in ("one", "two"))
+    assert one == two and any(row["tool_use"]["calls"] for row in completions("two"))
+    (*_, ours), (*_, theirs) = (read_metrics(Path(name)) for name in ("one", "two"))
+    assert {k: v for k, v in ours.items() if k.startswith("tools/")} == {
+        k: v for k, v in theirs.items() if k.startswith("tools/")
+    }
 
 
 def test_a_checkpoint_is_evaluated_with_the_tools_of_its_run(model: Path) -> None:
