@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import takewhile
+from collections.abc import Mapping, Sequence
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,9 @@ from rollout.records import Message
 # Jinja's own errors, and those of a template's expression on a value of an unexpected type.
 TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError)
 QUESTION, ANSWER, FOLLOW_UP = "plumbline-question", "plumbline-answer", "plumbline-follow-up"
+ToolSchema = Mapping[str, Any]  # of a tool, as transformers.utils.get_json_schema makes it
+_TURNS_TRIED = 3
+_SHOWN = 30  # characters before and behind the place where two renderings part
 
 
 def choose_template(tokenizer: PreTrainedTokenizerBase, chosen: str | None) -> None:
@@ -44,27 +47,112 @@ def added_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     return tokenizer.get_added_vocab()  # pyright: ignore[reportCallIssue,reportOptionalCall]  the stubs know no such method
 
 
-def text_between_turns(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
+def text_between_turns(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Sequence[ToolSchema] = ()
+) -> str:
     """The template's text between two turns of the model with these messages in between, from the end of the first turn's content on.
 
     The earlier turns are not rendered again: some templates change them once they are history (drop their reasoning, say).
+    A template may trim or escape a message's content, so whether it leaves messages out is found with marked contents.
     """
-    conversation: Any = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}, *messages]
+    marked = [{**message, "content": f"plumbline-{i}-marker"} for i, message in enumerate(messages)]
+    if not all(message["content"] in _behind_turn(tokenizer, marked, tools) for message in marked):
+        raise UserError(
+            f"chat_template: it leaves out some of the messages {[dict(message) for message in messages]} behind the model's turn; use "
+            "other roles, or another template with --chat-template"
+        )
+    return _behind_turn(tokenizer, messages, tools)
+
+
+def _behind_turn(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Sequence[ToolSchema]) -> str:
+    conversation = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}, *messages]
     try:
-        rendering = str(tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True))
+        rendering = _rendered(tokenizer, conversation, tools)
     except TEMPLATE_ERRORS as error:
         roles = ", ".join(message["role"] for message in messages)
         raise UserError(
             f"chat_template: it cannot render messages (roles {roles}) behind the model's turn: {first_line(error)}; use other roles, "
             "or another template with --chat-template"
         ) from None
-    _, answer, between = rendering.rpartition(ANSWER)
-    if not answer or not all(message["content"] in between for message in messages):
+    _, _, behind = rendering.partition(ANSWER)  # the first: a message may repeat it
+    return behind
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Sequence[ToolSchema]) -> str:
+    """The text from which the model takes its next turn."""
+    conversation: Any = list(messages)
+    shown: Any = list(tools) or None
+    return str(tokenizer.apply_chat_template(conversation, tools=shown, tokenize=False, add_generation_prompt=True))
+
+
+def require_tool_turns(tokenizer: PreTrainedTokenizerBase, tools: Sequence[ToolSchema]) -> None:
+    """Raises UserError unless the template shows these tools to the model, and has a place for their answers between two turns."""
+    names = ", ".join(tool["function"]["name"] for tool in tools)
+    if tokenizer.chat_template is None:
         raise UserError(
-            f"chat_template: it leaves out some of the messages {[dict(message) for message in messages]} behind the model's turn; use "
-            "other roles, or another template with --chat-template"
+            f"tools are {names}: the model's tokenizer has no chat template, which would show them to the model; give one with "
+            "--chat-template, or another model"
         )
-    return between
+    renamed = [
+        {**tool, "function": {**tool["function"], "name": f"plumbline_{i}_tool"}} for i, tool in enumerate(tools)
+    ]
+    try:
+        shown = _rendered(tokenizer, [{"role": "user", "content": QUESTION}], renamed)
+    except TEMPLATE_ERRORS as error:
+        raise UserError(
+            f"chat_template: it cannot render the tools {names}: {first_line(error)}; give another template with --chat-template"
+        ) from None
+    if not all(tool["function"]["name"] in shown for tool in renamed):
+        raise UserError(
+            f"tools are {names}: the chat template has no place for tools, so that the model would never read of them; give a template "
+            "that renders `tools` with --chat-template"
+        )
+    reply = tool_reply(tools[0]["function"]["name"], FOLLOW_UP)
+    text_between_turns(tokenizer, [reply], tools)
+    require_prefix_preserving(tokenizer, reply, tools)
+
+
+def tool_reply(name: str, content: str) -> Message:
+    """The message with a tool's answer."""
+    return {"role": "tool", "name": name, "content": content}
+
+
+def require_prefix_preserving(
+    tokenizer: PreTrainedTokenizerBase, reply: Message, tools: Sequence[ToolSchema] = ()
+) -> None:
+    """Raises UserError unless the context of each turn, as the template renders it, begins with the context of the turn before.
+
+    A rollout appends to the tokens of the engine. Under another template the model would be trained on contexts that it never
+    gets where the conversation is rendered as a whole. reply: a message as it stands between two turns.
+    """
+    conversation: list[Message] = [{"role": "user", "content": QUESTION}]
+    try:
+        contexts = [_rendered(tokenizer, conversation, tools)]
+        thought = "<think>\nplumbline-thought\n</think>\n\n" if contexts[0].rstrip().endswith("<think>") else ""
+        for turn in range(1, _TURNS_TRIED):
+            conversation += [{"role": "assistant", "content": f"{thought}{ANSWER}-{turn}"}, reply]
+            contexts.append(_rendered(tokenizer, conversation, tools))
+    except TEMPLATE_ERRORS as error:
+        raise UserError(
+            f"chat_template: it cannot render a message of role {reply['role']!r} behind the model's turn: {first_line(error)}; give "
+            "another template with --chat-template"
+        ) from None
+    for turn, (before, after) in enumerate(pairwise(contexts), start=1):
+        if not after.startswith(before):
+            at = len(_common_beginning(before, after))
+            raise UserError(
+                f"chat_template: it is not prefix-preserving: once turn {turn} is answered, it writes {_around(after, at)} where the model "
+                f"of turn {turn} read {_around(before, at)}, so that later turns would have another context in use than in training; "
+                "give a template that leaves earlier turns as they are with --chat-template"
+            )
+
+
+def _common_beginning(text: str, other: str) -> str:
+    return "".join(a for a, b in takewhile(lambda pair: pair[0] == pair[1], zip(text, other, strict=False)))
+
+
+def _around(text: str, at: int) -> str:
+    return repr(text[max(0, at - _SHOWN) : at + _SHOWN])
 
 
 def template_turn_end(tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -86,7 +174,7 @@ def template_turn_end(tokenizer: PreTrainedTokenizerBase) -> str | None:
     if not all(ANSWER in rendering for rendering in renderings):
         return None
     last, answered = (rendering.rpartition(ANSWER)[2].lstrip() for rendering in renderings)
-    common = "".join(a for a, b in takewhile(lambda pair: pair[0] == pair[1], zip(last, answered, strict=False)))
+    common = _common_beginning(last, answered)
     tokens = [token for token in added_tokens(tokenizer) if common.startswith(token)]
     if tokens:
         return max(tokens, key=len)

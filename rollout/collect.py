@@ -18,6 +18,7 @@ from rollout.records import Completion, Problem, Rollout, RolloutGroup
 from rollout.rollouts import Episode, RolloutFunction, one_shot, run_rollouts
 from rollout.sampler import Sampler, SamplingParams, completion_seed
 from rollout.steps import Steps, steps_of
+from rollout.tool_rollout import ToolRollout
 from rollout.verify import BackgroundVerifier
 
 ATTEMPTS = 3  # to sample a step
@@ -47,7 +48,7 @@ class Collector:
 
     scores_steps: also give the worked steps of each completion rewards of their own. max_refills: rounds of further problems that
     collect_with_signal may draw. processes: each samples every count-th
-    problem; seeds do not depend on which one does.
+    problem; seeds do not depend on which one does. call_threads: see run_rollouts.
     """
 
     sampler: Sampler
@@ -57,6 +58,7 @@ class Collector:
     group_size: int
     run_seed: int
     rollout: RolloutFunction = one_shot
+    call_threads: int = 0
     scores_steps: bool = False
     max_refills: int = 4
     processes: Processes = field(default_factory=SingleProcess)
@@ -66,6 +68,12 @@ class Collector:
             raise UserError(
                 "scores_steps is True: steps are scored in completions of one turn only; use rollout=one_shot"
             )
+
+    def close(self) -> None:
+        """Ends the engine and the tools. Safe to call twice."""
+        self.sampler.close()
+        if isinstance(self.rollout, ToolRollout):
+            self.rollout.close()
 
     def collect(self, problems: Sequence[Problem], *, step: int, drawn: Counter[str] | None = None) -> Collected:
         """The groups of these problems, in their order.
@@ -125,7 +133,7 @@ class Collector:
             problems, self.verifiers, group_size=self.group_size, steps_of=self._step_scorer(episodes)
         )
         with grading as verifier:
-            for i, j, completion in run_rollouts(rollouts, self.sampler, self.params):
+            for i, j, completion in run_rollouts(rollouts, self.sampler, self.params, call_threads=self.call_threads):
                 completions[i, j] = replace(completion, text=episodes[i][j].answer_prefix + completion.text)
                 verifier.put(i, j, completions[i, j])
             sampled = time.perf_counter()

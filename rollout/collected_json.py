@@ -7,7 +7,17 @@ from typing import Any
 
 from rewards.score import Outcome, Score
 from rollout.collect import Collected
-from rollout.records import SOLUTION, Completion, FinishReason, Problem, Rollout, RolloutGroup, Thinking
+from rollout.records import (
+    SOLUTION,
+    Completion,
+    EndReason,
+    FinishReason,
+    Problem,
+    Rollout,
+    RolloutGroup,
+    Thinking,
+    ToolUse,
+)
 
 NUMBERS = ("num_refills", "num_sampled_tokens", "sample_seconds", "verify_seconds")
 
@@ -37,7 +47,11 @@ def group_to_json(group: RolloutGroup) -> dict[str, Any]:
         completion, score = rollout.completion, rollout.score
         rollouts.append(
             {
-                "completion": {**asdict(completion), "finish_reason": completion.finish_reason.value},
+                "completion": {
+                    **asdict(completion),
+                    "finish_reason": completion.finish_reason.value,
+                    "tool_use": tool_use_to_json(completion.tool_use),
+                },
                 "score": {**asdict(score), "outcome": score.outcome.value},
                 "step_rewards": rollout.step_rewards,
                 "step_ends": rollout.step_ends,
@@ -50,6 +64,10 @@ def group_to_json(group: RolloutGroup) -> dict[str, Any]:
     }
 
 
+def tool_use_to_json(tool_use: ToolUse | None) -> dict[str, Any] | None:
+    return None if tool_use is None else {**asdict(tool_use), "end": tool_use.end.value}
+
+
 def group_from_json(read: dict[str, Any]) -> RolloutGroup:
     fields = read["problem"]
     prompt = fields["prompt"]
@@ -57,14 +75,18 @@ def group_from_json(read: dict[str, Any]) -> RolloutGroup:
     rollouts = []
     for row in read["rollouts"]:
         completion, score = row["completion"], row["score"]
-        plain = {name: tuple(completion[name]) for name in ("token_ids", "sampler_logprobs", "loss_mask")}
-        thinking = completion.get("thinking")  # absent in what earlier versions wrote
-        thinking = None if thinking is None else Thinking(**thinking)
+        plain: dict[str, Any] = {
+            name: tuple(completion[name]) for name in ("token_ids", "sampler_logprobs", "loss_mask")
+        }
+        if (thinking := completion.get("thinking")) is not None:  # absent in what earlier versions wrote
+            plain["thinking"] = Thinking(**thinking)
+        if (tool_use := completion.get("tool_use")) is not None:
+            plain["tool_use"] = ToolUse(**{**tool_use, "end": EndReason(tool_use["end"])})
         reason = FinishReason(completion["finish_reason"])
         rollouts.append(
             Rollout(
                 problem=problem,
-                completion=Completion(**{**completion, **plain, "finish_reason": reason, "thinking": thinking}),
+                completion=Completion(**{**completion, **plain, "finish_reason": reason}),
                 score=Score(**{**score, "outcome": Outcome(score["outcome"])}),
                 step_rewards=tuple(row["step_rewards"]),
                 step_ends=tuple(row["step_ends"]),

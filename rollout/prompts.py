@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from rewards.errors import UserError
 from rewards.extract import AnswerForm
 from rollout.answer_prefix import find_answer_prefix
-from rollout.chat_template import TEMPLATE_ERRORS, template_turn_end
+from rollout.chat_template import TEMPLATE_ERRORS, ToolSchema, template_turn_end
 from rollout.messages import read_messages, require_encodable
 from rollout.records import STYLE_OF, STYLE_OF_FORM, Problem, PromptStyle
 
@@ -49,6 +49,7 @@ class PromptRenderer:
 
     style: the system prompt before a problem; None chooses the one that names the form in which the problem's verifier reads answers.
     answer_form: that form for math problems, if it is not the usual one.
+    tools: schemas of the tools that each prompt shows by the chat template's own rule (see require_tool_turns).
     report: called once, with an example, for each way in which prompts differ from the options or the data.
     """
 
@@ -59,9 +60,11 @@ class PromptRenderer:
         style: PromptStyle | None,
         system_prompt: str | None = None,
         answer_form: AnswerForm | None = None,
+        tools: Sequence[ToolSchema] = (),
         report: Callable[[str], None] = log.warning,
     ) -> None:
         self.tokenizer = tokenizer
+        self._tools: Any = list(tools) or None
         self._style, self._system_prompt = style, system_prompt
         self._style_of = STYLE_OF if answer_form is None else {**STYLE_OF, "math": STYLE_OF_FORM[answer_form]}
         self._report = report
@@ -176,6 +179,7 @@ class PromptRenderer:
         return str(
             self.tokenizer.apply_chat_template(
                 conversation,
+                tools=self._tools,
                 tokenize=False,
                 add_generation_prompt=not is_continued,
                 continue_final_message=is_continued,

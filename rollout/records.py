@@ -15,6 +15,7 @@ Message = Mapping[str, str]  # {"role": "user", "content": "..."}
 PromptStyle = Literal[
     "plain", "boxed", "r1", "hashes", "code"
 ]  # how a prompt asks for the answer, see rollout/prompts.py
+ToolFormat = Literal["hermes", "llama3"]  # how a model writes calls of tools, see rollout/tool_calls.py
 # The style of problems by their verifier, and of math problems by the form of their answers; others state the form themselves.
 STYLE_OF: Mapping[str, PromptStyle] = {"math": "boxed", "program": "code"}
 STYLE_OF_FORM: Mapping[AnswerForm, PromptStyle] = {
@@ -60,6 +61,30 @@ class FinishReason(enum.Enum):
     LENGTH = "length"  # cut off by the token limit
 
 
+class EndReason(enum.Enum):
+    """Why a rollout with tools ended."""
+
+    ANSWER = "answer"  # a turn without a call
+    TURNS = "turns"  # the turn limit, with a call that was not made
+    TOKENS = "tokens"  # the token limit
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToolUse:
+    """What a rollout did with its tools.
+
+    turns: of the model. calls: malformed ones included. failed: calls that were answered by an error, malformed ones included.
+    seconds: spent in tools.
+    """
+
+    turns: int
+    calls: int
+    failed: int
+    malformed: int
+    seconds: float
+    end: EndReason
+
+
 @dataclass(frozen=True, kw_only=True)
 class Thinking:
     """How a completion was kept to its thinking budget (rollout/budget_forcing.py).
@@ -87,6 +112,7 @@ class Completion:
     view: the seed of further random choices of the policy (a prompt mask, a depth), which are replayed when the completion is scored.
         None for causal models.
     thinking: None without a thinking budget.
+    tool_use: None for a rollout without tools.
     """
 
     token_ids: tuple[int, ...]
@@ -98,6 +124,7 @@ class Completion:
     view: int | None = None
     loss_mask: tuple[bool, ...] = ()
     thinking: Thinking | None = None
+    tool_use: ToolUse | None = None
 
     def __post_init__(self) -> None:
         if all(self.loss_mask):

@@ -1,24 +1,29 @@
 """Rollouts as generators: one yields a request, is sent the completion, and may write tokens of its own before it asks again.
 
 The requests of all rollouts go into one queue, so that the engine's batch stays full while some have ended and others go on. A
-rollout runs in the thread that collects, between two steps of an engine in this process, so its tools must be fast.
+rollout runs in the thread that collects, between two steps of an engine in this process. What takes long, such as a tool, it yields
+as a `Call`, which other threads can answer while the engine goes on.
 
-Draws depend on seeds alone, rounding on the batch. Where the embedded engine decodes in several threads, time decides which of them
-takes the request of a later turn: completions of several turns are bit-equal from run to run with one thread only.
+Draws depend on seeds alone, rounding on the batch. Where the embedded engine decodes in several threads, or calls are answered in
+threads, time decides in which batch a later turn is decoded: completions of several turns are bit-equal from run to run with one
+thread only, and calls that are answered in it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby
-from typing import NamedTuple
+from threading import Lock
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
 from rewards.errors import UserError
-from rollout.chat_template import text_between_turns
+from rollout.chat_template import ToolSchema, text_between_turns
 from rollout.records import Completion, FinishReason, Message, Problem
 from rollout.sampler import RequestQueue, Sampler, SampleRequest, SamplingParams, Stream
 
@@ -37,11 +42,16 @@ class Fixed(NamedTuple):
         return Fixed(tuple(tokenizer.encode(text, add_special_tokens=False)), text)
 
     @staticmethod
-    def reply(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, turn: Completion) -> Fixed:
+    def reply(
+        messages: Sequence[Message],
+        tokenizer: PreTrainedTokenizerBase,
+        turn: Completion,
+        tools: Sequence[ToolSchema] = (),
+    ) -> Fixed:
         """Messages (of a tool or the user) that follow a turn of the model, as the chat template writes them. A token that ends the
         turn is left out if the model has written it already. The graded text has the messages' contents only: at the template's
-        own end of turn a verifier would stop reading."""
-        token_ids, _ = Fixed.of(text_between_turns(tokenizer, messages), tokenizer)
+        own end of turn a verifier would stop reading. tools: those that the prompt shows."""
+        token_ids, _ = Fixed.of(text_between_turns(tokenizer, messages, tools), tokenizer)
         is_ended = token_ids[:1] == turn.token_ids[-1:]
         text = "\n".join(["", *(message["content"] for message in messages), ""])
         return Fixed(token_ids[1:] if is_ended else token_ids, text)
@@ -104,7 +114,14 @@ class Episode:
         )
 
 
-Turns = Generator[SampleRequest, Completion, Completion]
+@dataclass(frozen=True)
+class Call:
+    """Work outside of the engine, such as a tool's. The rollout is sent what it returns; an exception of it ends the collection."""
+
+    run: Callable[[], Any]
+
+
+Turns = Generator[SampleRequest | Call, Any, Completion]
 RolloutFunction = Callable[[Episode], Turns]
 
 
@@ -113,47 +130,110 @@ def one_shot(episode: Episode) -> Turns:
     return (yield episode.ask())
 
 
-def run_rollouts(groups: Sequence[Sequence[Turns]], sampler: Sampler, params: SamplingParams) -> Stream:
+def run_rollouts(
+    groups: Sequence[Sequence[Turns]], sampler: Sampler, params: SamplingParams, *, call_threads: int = 0
+) -> Stream:
     """Runs all rollouts; yields their completions as they end, with the index of the group and of the rollout in its group.
 
-    Rollouts of a group that begin with the same prompt share one request, whose prompt the engine processes once.
+    Rollouts of a group that begin with the same prompt share one request, whose prompt the engine processes once. call_threads: the
+    threads that answer calls while the engine goes on; with 0 the engine waits for each answer.
     """
-    running = {(i, j): rollout for i, group in enumerate(groups) for j, rollout in enumerate(group)}
-    queue, place_of = RequestQueue(), dict[tuple[int, int], Place]()  # of each pending seed of each request
-
-    def resume(place: Place, turn: Completion | None) -> SampleRequest | Completion:
-        try:
-            return running[place].send(turn)  # pyright: ignore[reportArgumentType]  a generator starts with None
-        except StopIteration as end:
-            del running[place]
-            return end.value
-
-    def put(requests: Mapping[Place, SampleRequest]) -> None:
-        for (prompt_ids, max_tokens), same in groupby(requests.items(), key=lambda item: _prompt_and_limit(item[1])):
-            places, alike = zip(*same, strict=True)
-            number = queue.put(SampleRequest(prompt_ids, tuple(seed for r in alike for seed in r.seeds), max_tokens))
-            place_of.update({(number, n): place for n, place in enumerate(places)})
-
+    threads = ThreadPoolExecutor(call_threads, thread_name_prefix="call") if call_threads else None
+    running = _Running(groups, threads)
     try:
-        for i, group in enumerate(groups):
-            put({(i, j): _request(resume((i, j), None)) for j in range(len(group))})
-        with closing(sampler.stream(queue, params)) as stream:
+        running.begin()
+        with closing(sampler.stream(running.queue, params)) as stream:
             for number, n, turn in stream:
-                place = place_of.pop((number, n))
-                answer = resume(place, turn)
-                if isinstance(answer, Completion):
-                    yield *place, answer
-                else:
-                    put({place: _request(answer)})
-                if not running:
-                    queue.close()
+                running.take(number, n, turn)
+                yield from running.ended()
+        yield from running.ended()
     finally:
-        for rollout in running.values():
+        if threads is not None:
+            threads.shutdown(cancel_futures=True)
+        running.close()
+
+
+class _Running:
+    """Rollouts that have not ended, and the queue of their requests. Each is advanced by one thread at a time.
+
+    threads: answer the calls, and advance the rollouts that made them.
+    """
+
+    def __init__(self, groups: Sequence[Sequence[Turns]], threads: ThreadPoolExecutor | None) -> None:
+        self.queue = RequestQueue()
+        self._groups, self._threads = groups, threads
+        self._rollouts = {(i, j): rollout for i, group in enumerate(groups) for j, rollout in enumerate(group)}
+        self._place_of = dict[tuple[int, int], Place]()  # of each pending seed of each request
+        self._ended = deque[tuple[Place, Completion]]()
+        self._error: BaseException | None = None  # the first that was raised in a thread
+        self._lock = Lock()  # of all of these
+
+    def begin(self) -> None:
+        for i, group in enumerate(self._groups):
+            self._put({(i, j): _request(self._send((i, j), None)) for j in range(len(group))})
+
+    def take(self, number: int, n: int, turn: Completion) -> None:
+        """Advances the rollout that asked for this turn."""
+        with self._lock:
+            place = self._place_of.pop((number, n))
+        self._advance(place, turn)
+
+    def ended(self) -> Iterator[tuple[int, int, Completion]]:
+        """The rollouts that have ended since the last call. Raises the error of a thread."""
+        if self._error is not None:
+            raise self._error
+        while self._ended:
+            place, completion = self._ended.popleft()
+            yield *place, completion
+
+    def close(self) -> None:
+        for rollout in self._rollouts.values():
             rollout.close()
 
+    def _send(self, place: Place, sent: Any) -> SampleRequest | Call | Completion:
+        try:
+            return self._rollouts[place].send(sent)
+        except StopIteration as end:
+            return end.value
 
-def _request(answer: SampleRequest | Completion) -> SampleRequest:
-    if isinstance(answer, Completion) or len(answer.seeds) != 1:
+    def _advance(self, place: Place, sent: Any) -> None:
+        """Runs a rollout to its next request, to a call that a thread answers, or to its end."""
+        answer = self._send(place, sent)
+        while isinstance(answer, Call):
+            if self._threads is not None:
+                self._threads.submit(self._answer, place, answer)
+                return
+            answer = self._send(place, answer.run())
+        if not isinstance(answer, Completion):
+            self._put({place: _request(answer)})
+            return
+        with self._lock:
+            del self._rollouts[place]
+            self._ended.append((place, answer))
+            is_last = not self._rollouts
+        if is_last:
+            self.queue.close()
+
+    def _answer(self, place: Place, call: Call) -> None:
+        try:
+            self._advance(place, call.run())
+        except BaseException as error:  # noqa: BLE001  the thread that collects raises it
+            self._error = self._error or error
+            self.queue.close()  # so that an engine without requests does not wait
+
+    def _put(self, requests: Mapping[Place, SampleRequest]) -> None:
+        with self._lock:  # an engine may have decoded a request before its places are noted
+            for (prompt_ids, max_tokens), same in groupby(
+                requests.items(), key=lambda item: _prompt_and_limit(item[1])
+            ):
+                places, alike = zip(*same, strict=True)
+                seeds = tuple(seed for request in alike for seed in request.seeds)
+                number = self.queue.put(SampleRequest(prompt_ids, seeds, max_tokens))
+                self._place_of.update({(number, n): place for n, place in enumerate(places)})
+
+
+def _request(answer: SampleRequest | Call | Completion) -> SampleRequest:
+    if not isinstance(answer, SampleRequest) or len(answer.seeds) != 1:
         raise UserError(
             f"a rollout gave {answer}: it must begin with a request, and each of its requests must have one seed"
         )

@@ -43,28 +43,31 @@ class Source:
         return f"{self.module}:{self.name}"
 
     @staticmethod
-    def parse(text: str) -> Source:
-        """The source that "file.py:name" or "package.module:name" names. Raises UserError if there is no such file."""
+    def parse(text: str, option: str = "reward") -> Source:
+        """The source that "file.py:name" or "package.module:name" names. Raises UserError if there is no such file.
+
+        option: what names it, for messages.
+        """
         module, _, name = text.rpartition(":")
         if not all(part.isidentifier() for part in name.split(".")):
             raise UserError(
-                f"reward is {text!r}: {name!r} is not the name of a function; write file.py:function or module:function"
+                f"{option} is {text!r}: {name!r} is not the name of a function; write file.py:function or module:function"
             )
         if module == NOTEBOOK:
             if (kept := KEPT.get(name)) is None:
                 raise UserError(
-                    f"reward is {text!r}: it was defined in a notebook or a script, which this process does not have; pass "
-                    "the function again with plumbline.train(reward=...), or put it into a file"
+                    f"{option} is {text!r}: it was defined in a notebook or a script, which this process does not have; pass "
+                    "the function again with plumbline.train({option}=...), or put it into a file"
                 )
             return Source(module=module, name=name, by_value=kept if isinstance(kept, str) else None)
         if module.endswith(".py"):
             path = Path(module)
             if not path.is_file():
-                raise UserError(f"reward is {text!r}: there is no file {module!r} in {os.getcwd()!r}; give its path")
+                raise UserError(f"{option} is {text!r}: there is no file {module!r} in {os.getcwd()!r}; give its path")
             folder = str(path.resolve().parent)
             return Source(module=str(path.resolve()), name=name, folders=(folder, os.getcwd()))
         if not all(part.isidentifier() for part in module.split(".")):
-            raise UserError(f"reward is {text!r}: {module!r} is neither a .py file nor the dotted name of a module")
+            raise UserError(f"{option} is {text!r}: {module!r} is neither a .py file nor the dotted name of a module")
         return Source(module=module, name=name, folders=(os.getcwd(), *filter(None, sys.path)))
 
     @property

@@ -29,6 +29,7 @@ from rl.policy.families import CAUSAL, family_of
 from rl.policy.load import context_length, require_folder
 from rl.policy.merge import load_merged
 from rl.processes.runtime import Runtime, cores_per_process
+from rl.run.build import tool_rollout
 from rl.run.evaluate import VOTED_ON, is_right, right_by_vote
 from rl.run.load_data import Report, gradable, load_held_out, log, require_room, rewarded, within_limit
 from rl.run.setup import tiny_base
@@ -95,6 +96,7 @@ def with_values_of(run: Mapping[str, Any], options: Options) -> Options:
     names = ("max_tokens", "answer_form", "prompt_style", "system_prompt", "max_prompt_tokens", "stop_strings")
     names += ("grading", "reward", "verifier_deadline")
     names += ("thinking_budget", "thinking_waits", "thinking_end", "wait_phrase", "closing_phrase")
+    names += ("tools", "tool_format", "max_turns", "tool_deadline", "tool_workers")
     return replace(options, **{name: run.get(name) for name in names if getattr(options, name) is None})
 
 
@@ -119,7 +121,7 @@ def opened(
         problems = gradable(rewarded(problems, options.reward or ()), which, verifiers, progress)
         collector, problems = make_collector(options, problems, verifiers, runtime, progress, which)
         yield collector, problems
-        collector.sampler.close()
+        collector.close()
     finally:
         verifiers.close()
         runtime.close()
@@ -180,11 +182,13 @@ def make_collector(
     model = model.to(runtime.device)  # pyright: ignore[reportArgumentType]  the stubs lose `self`
     choose_template(tokenizer, options.chat_template)
     style = options.prompt_style or style_of_rewards(parse_rewards(options.reward or ()), options.answer_form)
+    tools = tool_rollout(options, tokenizer)
     renderer = PromptRenderer(
         tokenizer,
         style=style,
         system_prompt=options.system_prompt,
         answer_form=options.answer_form,
+        tools=tools.schemas if tools else (),
         report=progress.message,
     )
     max_tokens = options.max_tokens or model_defaults(options.model, str(options.dataset))["max_tokens"]
@@ -221,7 +225,8 @@ def make_collector(
         params=params,
         group_size=max(1, options.samples),
         run_seed=options.seed,
-        rollout=rollout_within(options.thinking(), model, renderer, params, problems[0]),
+        rollout=tools or rollout_within(options.thinking(), model, renderer, params, problems[0]),
+        call_threads=tools.threads if tools else 0,
     )
     return collector, problems
 

@@ -19,14 +19,27 @@ from rl.policy.lora import LoraPolicy, add_adapters, lora_critic
 from rl.policy.policy import Policy
 from rl.processes.runtime import Runtime
 from rl.processes.sharding import Optimizer
-from rl.settings.options import DType
+from rl.settings.options import DType, SamplingOptions
 from rl.settings.resolve import Adapters, RunSettings
 from rl.update.learner import Learner
 from rl.update.streamed_optimizer import StreamedOptimizer
 from rl.view.progress import Progress
 from rollout.sampler import Sampler
+from rollout.tool_rollout import ToolRollout
 from rollout.turn import stop_token_ids
 from rollout.vllm_server import VLLMServerSampler
+
+
+def tool_rollout(options: RunSettings | SamplingOptions, tokenizer: PreTrainedTokenizerBase) -> ToolRollout | None:
+    """The rollouts with the tools that the options name; None if they name none."""
+    return ToolRollout.of(
+        options.tools or (),
+        tokenizer,
+        tool_format=options.tool_format,
+        max_turns=options.max_turns,
+        deadline=options.tool_deadline,
+        num_workers=options.tool_workers,
+    )
 
 
 def build_sampler(

@@ -15,6 +15,8 @@ from transformers import PreTrainedTokenizerBase
 from rl.processes.runtime import cpu_cores
 from rl.update.step import StepResult
 from rl.view.metrics import MetricsWriter, keep_lines, write_whole
+from rollout.collected_json import tool_use_to_json
+from rollout.records import Completion
 
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "math-verify", "vllm")
 
@@ -66,7 +68,18 @@ def completion_rows(step: int, result: StepResult, tokenizer: PreTrainedTokenize
                 "policy_version": completion.policy_version,
                 "in_update": in_update,
                 "advantage": advantages.mean().item() if in_update and advantages is not None else None,
+                **tool_columns(completion, tokenizer),
             }
+
+
+def tool_columns(completion: Completion, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What is recorded of a rollout with tools beside its graded text: all tokens as text, tools' answers included, and what it did."""
+    if completion.tool_use is None:
+        return {}
+    return {
+        "conversation": tokenizer.decode(list(completion.token_ids)),
+        "tool_use": tool_use_to_json(completion.tool_use),
+    }
 
 
 def write_config(run_dir: Path, config: Mapping[str, Any]) -> None:

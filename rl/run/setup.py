@@ -21,7 +21,7 @@ from rl.policy.load import context_length
 from rl.policy.policy import Policy
 from rl.policy.save_model import stored_dtype
 from rl.processes.runtime import Runtime
-from rl.run.build import build_learner, build_optimizer, build_sampler, critic_skeleton
+from rl.run.build import build_learner, build_optimizer, build_sampler, critic_skeleton, tool_rollout
 from rl.run.checkpoint import checkpoints, load_waiting, try_saving, writing
 from rl.run.load_data import fitting, gradable_data, joined, load_data, require_room
 from rl.run.run_files import RunRecords, write_config
@@ -44,7 +44,9 @@ from rollout.problem_memory import PASS_RATE, Selection, parse_difficulty
 from rollout.problem_stream import ProblemStream, Source
 from rollout.prompts import PromptRenderer
 from rollout.records import Problem
+from rollout.rollouts import one_shot
 from rollout.sampler import Sampler, SampleRequest, SamplingParams, Text, completion_seed
+from rollout.tool_rollout import ToolRollout
 from rollout.turn import describe_ends, turn_end_strings, vocabulary_size
 
 PROBE = "probe.json"  # in the run's folder
@@ -76,10 +78,10 @@ class Run:
         return self.stream.num_left == 0 and not waits
 
     def close(self, *, at_once: bool = False) -> None:
-        """Ends threads and engine. at_once: without waiting for a thread that samples one step ahead."""
+        """Ends threads, engine and tools. at_once: without waiting for a thread that samples one step ahead."""
         if self.prefetcher is not None:
             self.prefetcher.close(wait=not at_once)
-        self.collector.sampler.close()
+        self.collector.close()
 
 
 def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: Progress) -> Run:
@@ -93,11 +95,13 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
         require_same_data(settings.run_dir, data)
     loaded = gradable_data(loaded, verifiers, progress)
     source, family, model, tokenizer = load_base(settings, runtime, verifiers, progress)
+    tools = tool_rollout(settings, tokenizer)
     renderer = PromptRenderer(
         tokenizer,
         style=settings.prompted_style,
         system_prompt=settings.system_prompt,
         answer_form=settings.answer_form,
+        tools=tools.schemas if tools else (),
         report=progress.message,
     )
     sources, held_out = fitting(settings, renderer, verifiers, loaded, vocabulary_size(model), progress)
@@ -121,9 +125,10 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
         if step == 0:
             progress.start("trying to save a checkpoint")
             try_saving(settings.run_dir, learner, stream, tokenizer)
-        collector = build_collector(settings, sampler, verifiers, renderer, runtime)
-        rollout = rollout_within(settings.thinking, learner.policy.model, renderer, collector.params, training[0])
-        collector = replace(collector, rollout=rollout)
+        collector = build_collector(settings, sampler, verifiers, renderer, runtime, tools)
+        if settings.thinking is not None:
+            rollout = rollout_within(settings.thinking, learner.policy.model, renderer, collector.params, training[0])
+            collector = replace(collector, rollout=rollout)
         found = {**announced(learner, collector, training[0], progress), "data": data}
         delivery = proven_delivery(settings, learner.policy, collector, runtime, training, step)
         waiting = load_waiting(checkpoints(settings.run_dir)[-1]) if settings.one_step_ahead and step else None
@@ -171,7 +176,12 @@ def build_stream(settings: RunSettings, sources: Sequence[Source]) -> ProblemStr
 
 
 def build_collector(
-    settings: RunSettings, sampler: Sampler, verifiers: Verifiers, renderer: PromptRenderer, runtime: Runtime
+    settings: RunSettings,
+    sampler: Sampler,
+    verifiers: Verifiers,
+    renderer: PromptRenderer,
+    runtime: Runtime,
+    tools: ToolRollout | None,
 ) -> Collector:
     """The collector of a step's completions. They end where the chat template ends a turn, and at the run's stop strings."""
     stop_strings = (*settings.stop_strings, *turn_end_strings(renderer.tokenizer))
@@ -184,6 +194,8 @@ def build_collector(
         ),
         group_size=settings.group_size,
         run_seed=settings.seed,
+        rollout=tools or one_shot,
+        call_threads=tools.threads if tools else 0,
         scores_steps=settings.chosen_algorithm().scores_steps,
         max_refills=settings.max_refills,
         processes=runtime.with_own_group() if settings.one_step_ahead else runtime,

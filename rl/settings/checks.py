@@ -19,6 +19,7 @@ from rollout.problems import is_on_hub
 if TYPE_CHECKING:
     from rl.settings.config import RunConfig
 
+TOOL_OPTIONS = ("tool_format", "max_turns", "tool_deadline", "tool_workers")
 LORA_OPTIONS = ("lora_alpha", "lora_targets")
 SHARED_TRUNK_OPTIONS = ("value_trunk_scale", "value_weight")
 RULE_OPTIONS = tuple(f.name for f in fields(ValueRule) if f.name not in ("source", "kl_in_reward"))
@@ -35,6 +36,7 @@ def check(config: RunConfig) -> None:
     check_rewards(config)
     check_samples(config)
     check_thinking(config)
+    check_tools(config)
     check_precision(config)
     if config.top_p != 1:
         raise UserError(
@@ -54,6 +56,8 @@ def without_effect(config: RunConfig) -> Iterator[tuple[tuple[str, ...], str]]:
         yield ("importance_cap",), f"{named.name} has no importance weights; leave it out"
     if not named.dynamic_sampling:
         yield ("max_refills",), f"{named.name} does not sample dynamically; leave it out, or use dapo"
+    if not config.tools:
+        yield TOOL_OPTIONS, "there are no tools; name them with tools, or leave it out"
     if config.lora_rank == 0:
         yield LORA_OPTIONS, "there are no adapters; set lora_rank, or leave it out"
     if config.thinking_budget is None:
@@ -113,6 +117,20 @@ def check_rewards(config: RunConfig) -> None:
         raise UserError(
             f"{what}: {config.algorithm} does not normalise rewards over a group, or refills groups by their sums; use sum, or one of "
             + ", ".join(sorted(can))
+        )
+
+
+def check_tools(config: RunConfig) -> None:
+    """Raises UserError where an algorithm has no rollouts of several turns, and beside a thinking budget, which bounds one turn."""
+    if config.tools and config.thinking_budget is not None:
+        raise UserError(
+            f"thinking_budget is {config.thinking_budget!r}: it bounds the thinking of one turn, and tools has several; leave one of them out"
+        )
+    named = ALGORITHMS[config.algorithm]
+    if config.tools and (named.scores_steps or named.samples_from == "dataset"):
+        why = "scores the steps of one turn" if named.scores_steps else "samples nothing"
+        raise UserError(
+            f"tools is {config.tools!r}: {config.algorithm} {why}; leave it out, or choose another algorithm"
         )
 
 

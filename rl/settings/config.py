@@ -52,7 +52,7 @@ from rl.settings.options import (
 from rl.settings.written_config import holds_run, read_config, unreadable
 from rollout.dataset_names import DatasetName, read_names
 from rollout.problem_memory import parse_difficulty
-from rollout.records import PromptStyle, style_of_rewards
+from rollout.records import PromptStyle, ToolFormat, style_of_rewards
 from rollout.thinking_budget import ThinkingBudget
 
 NOT_EMPTY = Bound(lambda texts: "" not in texts, "strings that are not empty: an empty one is in every text")
@@ -293,6 +293,19 @@ class RunConfig:
     """Seconds for grading one answer or one call of a reward function; programs have limits of their own."""
     max_unjudged: Annotated[float, SHARE] = 0.5
     """The run stops when a larger share of a step's answers could not be parsed, timed out or crashed the verifier."""
+
+    tools: Annotated[tuple[str, ...], FIXED_ON_RESUME] = ()
+    """Tools that the model may call, as file.py:function or module:function: functions with types and a docstring that describes each
+    argument (docs/environments.md)."""
+    tool_format: Annotated[ToolFormat | None, FIXED_ON_RESUME] = None
+    """How the model writes calls: hermes (<tool_call> tags, also Qwen) or llama3. Default: as the chat template asks for."""
+    max_turns: Annotated[int, at_least(1), FIXED_ON_RESUME] = 8
+    """Most turns of the model in one rollout with tools."""
+    tool_deadline: Annotated[float, POSITIVE] = 5.0
+    """Seconds for one call of a tool."""
+    tool_workers: Annotated[int, at_least(1)] = 2
+    """Calls that are answered at the same time, while sampling goes on. With 1 sampling waits for each, and a run on one CPU core is
+    repeatable to the bit."""
 
     seed: Annotated[int, SEED, FIXED_ON_RESUME] = 0
     """Random seed of the order of problems, of sampling and of new adapters. It does not change which problems are held out."""

@@ -14,7 +14,7 @@ from rewards.math_policy import MathPolicy
 from rl.objective.names import CriticSource
 from rl.settings.declare import POSITIVE, Bound, at_least, require_possible
 from rollout.contamination import NGRAM
-from rollout.records import PromptStyle
+from rollout.records import PromptStyle, ToolFormat
 from rollout.thinking_budget import ThinkingBudget, parse_budgets, parse_range
 
 DType = Literal["float32", "bfloat16"]
@@ -84,6 +84,16 @@ class SamplingOptions:
     grading: Annotated[tuple[str, ...] | None, GRADING] = None
     """How math answers are compared, as option=value, such as decimal_comma=true; docs/grading.md lists the options. Default: the
     run's for a checkpoint."""
+    tools: tuple[str, ...] | None = None
+    """Tools that the model may call, named as for a run. Default: the run's for a checkpoint."""
+    tool_format: ToolFormat | None = None
+    """How the model writes calls. Default: the run's for a checkpoint, else as the chat template asks for."""
+    max_turns: Annotated[int | None, at_least(1)] = None
+    """Most turns of the model in one rollout with tools. Default: the run's for a checkpoint, else 8."""
+    tool_deadline: Annotated[float | None, POSITIVE] = None
+    """Seconds for one call of a tool. Default: the run's for a checkpoint, else 5."""
+    tool_workers: Annotated[int | None, at_least(1)] = None
+    """Calls that are answered at the same time. Default: the run's for a checkpoint, else 2."""
     dtype: AnyDType = "auto"
     """Data type of the sampler; "auto" is bfloat16 on a GPU that has it, else float32."""
     sampler: Literal["torch", "vllm"] = "torch"

@@ -17,7 +17,7 @@ from rl.objective.losses import kl_estimate, no_signal_probability, probability_
 from rl.objective.tokens import TokenScores
 from rl.objective.values import FrozenTargets
 from rollout.collect import Collected, has_signal
-from rollout.records import FinishReason, Rollout
+from rollout.records import EndReason, FinishReason, Rollout, ToolUse
 
 Metrics = dict[str, float | None]
 TRUNCATED = "truncated"
@@ -142,6 +142,7 @@ def describe(collected: Collected, credited: Sequence[CreditedGroup]) -> Metrics
         | thinking_means(rollouts)
         | outcome_shares(rollouts)
         | part_means(rollouts)
+        | tool_metrics([r.completion.tool_use for r in rollouts if r.completion.tool_use is not None])
     )
 
 
@@ -167,6 +168,22 @@ def part_means(rollouts: Sequence[Rollout]) -> Metrics:
     """The mean of each named part of the scores."""
     names = dict.fromkeys(name for r in rollouts for name in r.score.parts)
     return {f"part/{name}": mean(r.score.parts[name] for r in rollouts if name in r.score.parts) for name in names}
+
+
+def tool_metrics(uses: Sequence[ToolUse]) -> Metrics:
+    """What the step's rollouts did with their tools; {} without tools."""
+    if not uses:
+        return {}
+    calls = sum(use.calls for use in uses)
+    return {
+        "tools/turns": mean(use.turns for use in uses),
+        "tools/calls": calls / len(uses),
+        "tools/used": mean(use.calls > 0 for use in uses),
+        "tools/failed": sum(use.failed for use in uses) / calls if calls else None,
+        "tools/malformed": sum(use.malformed for use in uses) / calls if calls else None,
+        **{f"tools/end_{end.value}": mean(use.end is end for use in uses) for end in EndReason},
+        "time/tools": sum(use.seconds for use in uses),
+    }
 
 
 def mean(values: Iterable[Any]) -> float | None:

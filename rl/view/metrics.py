@@ -66,6 +66,23 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
                "Equals `reward/mean` if the reward is correctness alone. If only `reward/mean` rises, the policy improves its "
                "format and not its answers."),
     ),
+    "Tools": (
+        Metric("tools/turns", "number", "Mean number of turns of the model in a rollout. This key and the others of this section are absent "
+               "without `tools`.",
+               "1 where no tool is called. At `max_turns` for all rollouts: calls in a loop."),
+        Metric("tools/calls", "number", "Mean number of calls in a rollout, malformed ones included, the call in a last turn not.",
+               "Rises where tools help."),
+        Metric("tools/used", "share", "Rollouts that made at least one call.", "Rises where tools help; falls to 0 where they do not."),
+        Metric("tools/failed", "share",
+               "Calls that were answered by an error: malformed, of an unknown tool, too slow, or an exception of the tool. Null without calls.",
+               "Falls. If it stays high, look at the answers that begin with `Error:`."),
+        Metric("tools/malformed", "share", "Calls that could not be read. Null without calls.",
+               "Falls to 0. At 1: the model writes another format; see `tool_format`."),
+        Metric("tools/end_answer", "share", "Rollouts that ended with a turn without a call.", "Near 1."),
+        Metric("tools/end_turns", "share", "Rollouts that ended at `max_turns`, with a call that was not made.", "Near 0."),
+        Metric("tools/end_tokens", "share", "Rollouts that ended at `max_tokens`, tools' answers included.",
+               "Near 0. Otherwise raise max_tokens, or let tools answer shorter."),
+    ),
     "Policy": (
         Metric("kl/reference", "nats per token",
                "Divergence of the policy from the reference, the k3 estimate: the mean over the update's tokens of "
@@ -230,6 +247,8 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
                "Usually the largest phase."),
         Metric("time/verify", "seconds", "Grading that remained when the last completion had been sampled.",
                "Small: most grading happens during sampling. If large, answers stall or there are too few workers."),
+        Metric("time/tools", "seconds", "Running tools, summed over all calls, which overlap with each other and with sampling.",
+               "Well below `time/sample` times `tool_workers`. Otherwise rollouts wait for their tools."),
         Metric("time/train", "seconds", "Forward, backward and optimizer step, including the reference.",
                "Falls with the groups that carry no signal."),
         Metric("time/optimizer", "seconds", "The part of `time/train` for gradient clipping and the optimizer step.", "Steady."),

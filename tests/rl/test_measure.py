@@ -15,9 +15,9 @@ from rl.objective.algorithms import GRPO
 from rl.objective.tokens import TokenScores
 from rl.objective.values import FrozenTargets, ValueTargets
 from rl.run.loop import require_judged
-from rl.update.step_metrics import TokenMeans, describe, outcome_shares, part_means
+from rl.update.step_metrics import TokenMeans, describe, outcome_shares, part_means, tool_metrics
 from rollout.collect import Collected
-from rollout.records import Completion, FinishReason, Problem, Rollout, RolloutGroup
+from rollout.records import Completion, EndReason, FinishReason, Problem, Rollout, RolloutGroup, ToolUse
 from tests.rl.models import random_batch
 
 PROBLEM = Problem(id="p", prompt="1+1?", reference="2")
@@ -168,3 +168,23 @@ def test_means_over_tokens_worked_by_hand() -> None:
     assert both["mismatch/mean"] == pytest.approx(expected["mismatch/mean"] / 2)  # half of the tokens
     assert both["value/mean"] == 1.0  # of the part that has any
     assert both["mismatch/max"] == pytest.approx(math.log(3)) and both["ratio/max"] == pytest.approx(1.3)
+
+
+def test_tool_metrics_are_shares_of_calls_and_of_rollouts() -> None:
+    usual = {"malformed": 0, "seconds": 0.5}
+    uses = [
+        ToolUse(turns=1, calls=0, failed=0, end=EndReason.ANSWER, **usual),
+        ToolUse(turns=4, calls=3, failed=2, end=EndReason.TURNS, **{**usual, "malformed": 1}),
+    ]
+    assert tool_metrics(uses) == {
+        "tools/turns": 2.5,
+        "tools/calls": 1.5,
+        "tools/used": 0.5,
+        "tools/failed": 2 / 3,
+        "tools/malformed": 1 / 3,
+        "tools/end_answer": 0.5,
+        "tools/end_turns": 0.5,
+        "tools/end_tokens": 0.0,
+        "time/tools": 1.0,
+    }
+    assert tool_metrics(uses[:1])["tools/failed"] is None and tool_metrics([]) == {}

@@ -9,7 +9,7 @@ from datetime import date
 from rewards.score import Outcome, Score
 from rollout.collect import Collected
 from rollout.collected_json import collected_from_json, collected_to_json, group_to_json
-from rollout.records import Completion, FinishReason, Problem, Rollout, RolloutGroup
+from rollout.records import Completion, EndReason, FinishReason, Problem, Rollout, RolloutGroup, ToolUse
 
 
 def group(name: str, outcome: Outcome) -> RolloutGroup:
@@ -21,7 +21,8 @@ def group(name: str, outcome: Outcome) -> RolloutGroup:
     rollout = Rollout(
         problem=problem,
         completion=Completion(
-            token_ids=(3, 1), sampler_logprobs=(-0.1, -1e-17), finish_reason=FinishReason.LENGTH, policy_version=4, seed=2**63, text="\ud800x", view=7
+            token_ids=(3, 1), sampler_logprobs=(-0.1, -1e-17), finish_reason=FinishReason.LENGTH, policy_version=4, seed=2**63, text="\ud800x", view=7,
+            tool_use=ToolUse(turns=2, calls=1, failed=1, malformed=0, seconds=0.25, end=EndReason.TURNS),
         ),
         score=Score(value, outcome, {"math": 1 / 3}, "why"),
         step_rewards=(0.1,),

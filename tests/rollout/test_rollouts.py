@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from threading import Event, current_thread
+from threading import enumerate as enumerate_threads
 
 import pytest
 import torch
@@ -25,7 +27,7 @@ from rollout.collect import Collector
 from rollout.problem_stream import ProblemStream
 from rollout.prompts import PromptRenderer
 from rollout.records import Completion, FinishReason
-from rollout.rollouts import Episode, Fixed, RolloutFunction, Turns
+from rollout.rollouts import Call, Episode, Fixed, RolloutFunction, Turns
 from rollout.sampler import SampleRequest, SamplingParams, completion_seed
 from rollout.torch_sampler import TorchSampler
 from tests.rl.models import make
@@ -109,6 +111,71 @@ def test_an_error_in_a_rollout_ends_the_collection_and_every_other_rollout() -> 
     assert next(streams[0], None) is None  # it is closed
 
 
+class Waits:
+    """A tool that answers the first call only when a second one has come, as one that waits for somebody else."""
+
+    def __init__(self) -> None:
+        self.second_has_come = Event()
+        self.threads: set[str] = set()
+
+    def answer(self, said: str) -> str:
+        self.threads.add(current_thread().name)
+        if said == "slow":
+            assert self.second_has_come.wait(timeout=30)
+        self.second_has_come.set()
+        return f"({said})"
+
+    def rollout(self, episode: Episode) -> Turns:
+        first = yield episode.ask()
+        parts = [first, Fixed.of((yield Call(lambda: self.answer(first.text))), TOKENIZER)]
+        return episode.join([*parts, (yield episode.ask(parts))] if episode.num_left(parts) else parts)
+
+
+SLOW_AND_QUICK = {"": ["slow", "quick"], "slow(slow)": ["1"], "quick(quick)": ["2"]}
+
+
+@pytest.mark.parametrize("max_tokens", [40, 9])
+def test_while_a_call_waits_for_its_answer_others_go_on(max_tokens: int) -> None:
+    """Also where the rollout ends with the answer of its call, in the call's thread, and the engine has nothing left to decode."""
+    tool, sampler = Waits(), scripted_turns("x?", SLOW_AND_QUICK)
+    params = SamplingParams(max_tokens=max_tokens)
+    collecting = replace(collector(sampler), rollout=tool.rollout, call_threads=2, params=params)
+    (group,) = collecting.collect([problem("x?")], step=1).groups
+    whole = ["slow(slow)1", "quick(quick)2"]
+    assert [rollout.completion.text[: max_tokens + 1] for rollout in group.rollouts] == [
+        w[: max_tokens + 1] for w in whole
+    ]
+    assert len(tool.threads) == 2 and all(name.startswith("call") for name in tool.threads)
+
+
+def test_without_threads_a_call_is_answered_where_the_rollout_runs() -> None:
+    tool, sampler = Waits(), scripted_turns("x?", SLOW_AND_QUICK)
+    tool.second_has_come.set()
+    collecting = replace(collector(sampler), rollout=tool.rollout, params=SamplingParams(max_tokens=40))
+    (group,) = collecting.collect([problem("x?")], step=1).groups
+    assert [rollout.completion.text for rollout in group.rollouts] == ["slow(slow)1", "quick(quick)2"]
+    assert tool.threads == {current_thread().name}
+
+
+@pytest.mark.parametrize("call_threads", [0, 2])
+def test_an_error_of_a_call_ends_the_collection(call_threads: int) -> None:
+    """Also while the engine waits for a request, which will never come."""
+
+    def failing(episode: Episode) -> Turns:
+        yield episode.ask()
+        yield Call(lambda: {}["no such tool"])
+        raise AssertionError
+
+    collecting = replace(collector(scripted_turns("x?", {"": ["1", "2"]})), rollout=failing, call_threads=call_threads)
+    with pytest.raises(KeyError, match="no such tool"):
+        collecting.collect([problem("x?")], step=1)
+    assert not any(thread.name.startswith("call") for thread in enumerate_threads())
+
+
+def begins_with_a_call(episode: Episode) -> Turns:
+    return (yield Call(lambda: None))
+
+
 def asks_for_two(episode: Episode) -> Turns:
     return (yield SampleRequest(episode.prompt_ids, (1, 2)))
 
@@ -120,7 +187,7 @@ def asks_for_none(episode: Episode) -> Turns:
     yield episode.ask()
 
 
-@pytest.mark.parametrize("rollout", [asks_for_two, asks_for_none])
+@pytest.mark.parametrize("rollout", [asks_for_two, asks_for_none, begins_with_a_call])
 def test_a_rollout_begins_with_a_request_and_asks_for_one_completion_at_a_time(rollout: RolloutFunction) -> None:
     with pytest.raises(UserError, match="it must begin with a request"):
         replace(collector(scripted_turns("x?", {"": ["1", "2"]})), rollout=rollout).collect([problem("x?")], step=1)

@@ -1,0 +1,115 @@
+"""The tools of a run: functions of the user, which answer calls of the model in killable worker processes."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict
+from queue import SimpleQueue
+from typing import Any, NamedTuple, Protocol
+
+from rewards.errors import UserError
+from rewards.functions.source import Source
+from rewards.pool import WorkerPool
+from rewards.score import Outcome
+from rollout.chat_template import ToolSchema
+
+_MEMORY_LIMIT = 8 << 30  # bytes of address space, of which libraries such as torch reserve several GiB
+MAX_OUTPUT = 2000  # characters of one answer
+_DECLARE_DEADLINE = 120.0  # seconds, of which the library that makes schemas takes some to import
+_MAX_VERDICT = 1 << 21  # characters of all schemas, or of an answer
+
+
+class Answer(NamedTuple):
+    """What the model reads. failed: it is an error."""
+
+    text: str
+    failed: bool = False
+
+    @staticmethod
+    def error(reason: str) -> Answer:
+        return Answer(f"Error: {reason}", failed=True)
+
+
+class Tools(Protocol):
+    """Whatever answers calls: functions of a file, or the methods of an environment."""
+
+    def call(self, name: str, arguments: Mapping[str, Any]) -> Answer:
+        """The tool's answer, or the error of the call. It raises nothing that the tool raises."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Toolbox:
+    """Typed functions with docstrings, named file.py:function or module:function.
+
+    Calls share no state: each is run by any of the workers. Several threads may call at the same time, num_workers of which are
+    served at once.
+
+    deadline: seconds for one call. max_output: characters of one answer.
+    Raises UserError for a function that cannot be loaded, has no schema, or has the name of another one.
+    """
+
+    def __init__(
+        self, specs: Sequence[str], *, num_workers: int = 2, deadline: float = 5.0, max_output: int = MAX_OUTPUT
+    ) -> None:
+        self._deadline = deadline
+        sources = [asdict(Source.parse(spec, option="tools")) for spec in specs]
+        arguments = {"sources": sources, "folder": os.getcwd(), "max_output": max_output}
+        self._free: SimpleQueue[WorkerPool] = SimpleQueue()
+        with closing(_pool(arguments, _DECLARE_DEADLINE)) as pool:
+            self.schemas = _declared(pool)
+        with ExitStack() as on_error:
+            pools = [on_error.enter_context(closing(_pool(arguments, deadline))) for _ in range(num_workers)]
+            self._close = on_error.pop_all().close
+        for pool in pools:
+            self._free.put(pool)
+        self._names = [schema["function"]["name"] for schema in self.schemas]
+
+    def call(self, name: str, arguments: Mapping[str, Any]) -> Answer:
+        if name not in self._names:
+            return Answer.error(f"there is no tool {name!r}; the tools are {', '.join(self._names)}")
+        pool = self._free.get()
+        try:
+            (verdict,) = pool.run([("call", self._names.index(name), arguments)])
+        finally:
+            self._free.put(pool)
+        if verdict.is_correct:
+            return Answer(verdict.reason)
+        if verdict.outcome is Outcome.TIMEOUT:
+            return Answer.error(f"{name} gave no answer within {self._deadline:g} seconds")
+        return Answer.error(verdict.reason if verdict.outcome is Outcome.WRONG else f"{name} failed: {verdict.reason}")
+
+    def close(self) -> None:
+        """Ends the workers. Safe to call twice."""
+        self._close()
+
+
+def _pool(arguments: dict[str, Any], deadline: float) -> WorkerPool:
+    return WorkerPool(
+        "rollout.tool_worker:load",
+        arguments,
+        num_workers=1,
+        deadline=deadline,
+        memory_limit=_MEMORY_LIMIT,
+        max_reason=_MAX_VERDICT,
+    )
+
+
+def _declared(pool: WorkerPool) -> list[ToolSchema]:
+    (verdict,) = pool.run([("declare",)])
+    if not verdict.is_correct:
+        raise UserError(verdict.reason)
+    schemas: list[ToolSchema] = json.loads(verdict.reason)
+    require_one_of_each_name([schema["function"]["name"] for schema in schemas])
+    return schemas
+
+
+def require_one_of_each_name(names: Sequence[str]) -> None:
+    """Raises UserError if two tools have one name, by which the model calls them."""
+    twice = [name for i, name in enumerate(names) if name in names[:i]]
+    if twice:
+        raise UserError(f"tools has two that are called {twice[0]!r}: the model calls them by name; rename one")
