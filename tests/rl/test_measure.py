@@ -40,10 +40,10 @@ def test_truncated_completions_are_counted_apart() -> None:
     """Half an answer is no answer, and no fault of the parser; a right answer is right, and a crash ours, wherever cut."""
     cut = [rollout(outcome, cut=True) for outcome in Outcome]
     shares = outcome_shares([*cut, rollout(Outcome.WRONG)])
-    assert shares["outcome/truncated"] == pytest.approx(4 / 8)  # wrong, no_answer, unparsed, timeout
-    assert shares["outcome/wrong"] == pytest.approx(1 / 8)
-    for kept in ("correct", "crashed", "bad_reference"):
-        assert shares[f"outcome/{kept}"] == pytest.approx(1 / 8)
+    assert shares["outcome/truncated"] == pytest.approx(4 / 9)  # wrong, no_answer, unparsed, timeout
+    assert shares["outcome/wrong"] == pytest.approx(1 / 9)
+    for kept in ("correct", "crashed", "bad_reference", "not_graded"):
+        assert shares[f"outcome/{kept}"] == pytest.approx(1 / 9)
     assert sum(shares.values()) == pytest.approx(1)
 
 
