@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from plumbline.finished_run import Run
+from plumbline.reward_names import reference_to
 from plumbline.rows import written_rows
 from rewards.errors import UserError
-from rewards.functions.source import KEPT, reference_to
+from rewards.functions.source import KEPT
 from rl.run.loop import Callbacks
 from rl.run.loop import train as train_run
 from rl.settings.config import RunConfig

@@ -1,4 +1,4 @@
-"""GRPO on programs that must pass tests, run shut in.
+"""GRPO on programs that must pass tests, run in a sandbox.
 
 accelerate launch recipes/grpo_code.py                                  a tiny model learns small programs on two CPU cores
 accelerate launch recipes/grpo_code.py --model Qwen/Qwen2.5-Coder-0.5B-Instruct --dataset problems.jsonl --dtype bfloat16

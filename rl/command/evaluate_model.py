@@ -74,9 +74,13 @@ def evaluate_model(options: EvaluateOptions, progress: Progress) -> dict[str, Es
         progress.message(describe_contamination(problems, options))
     budgets = () if options.thinking_budgets is None else parse_budgets(options.thinking_budgets)
     budget = options.thinking_budget or (str(budgets[-1]) if budgets else None)
+    if budget is not None and options.tools:
+        raise UserError(
+            f"tools is {options.tools!r}: a thinking budget bounds one turn, and with tools there are several; leave one of them out"
+        )
     with opened(replace(options, thinking_budget=budget), problems, "held-out", progress) as (collector, problems):
         forcing = collector.rollout
-        if options.thinking_budget is None:
+        if options.thinking_budget is None and isinstance(forcing, BudgetForcing):  # the budgets are measured apart
             collector = replace(collector, rollout=one_shot)
         progress.start(f"{len(problems)} problems, greedy")
         greedy = replace(collector, params=replace(collector.params, temperature=0.0), group_size=1)

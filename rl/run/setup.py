@@ -181,7 +181,7 @@ def build_collector(
     verifiers: Verifiers,
     renderer: PromptRenderer,
     runtime: Runtime,
-    tools: ToolRollout | None,
+    tools: ToolRollout | None = None,
 ) -> Collector:
     """The collector of a step's completions. They end where the chat template ends a turn, and at the run's stop strings."""
     stop_strings = (*settings.stop_strings, *turn_end_strings(renderer.tokenizer))

@@ -26,6 +26,8 @@ class Unchecked(RunConfig):
 def run_options(arguments: Sequence[str], description: str, defaults: Mapping[str, Any]) -> RunConfig:
     """The options of a run. What the command line does not give is taken from the file that --config names, then from the run to
     resume or else from the recipe's defaults."""
+    if isinstance(one := defaults.get("dataset"), str):
+        defaults = {**defaults, "dataset": (one,)}
     path, options = parsed(arguments, description, defaults)
     given = {} if path is None else read_options(path)
     if given:

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from plumbline.reward_names import reference_to
 from rewards.errors import UserError
 from rewards.function_verifier import FunctionVerifier
 from rewards.functions.declaration import reward
-from rewards.functions.source import Source, reference_to
+from rewards.functions.source import Source
 from rewards.reward_spec import parse_rewards
 from rewards.score import Outcome, Score
 from rewards.weighted import WeightedVerifier
