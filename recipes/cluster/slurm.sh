@@ -18,5 +18,5 @@ export MAIN_NODE
 # One launcher on each node (ntasks-per-node), which starts a process for each of its GPUs.
 srun bash -c 'accelerate launch --multi_gpu \
     --num_machines "$SLURM_NNODES" --num_processes "$((SLURM_NNODES * SLURM_GPUS_ON_NODE))" \
-    --machine_rank "$SLURM_NODEID" --main_process_ip "$MAIN_NODE" --main_process_port 29500 \
+    --machine_rank "$SLURM_NODEID" --main_process_ip "$MAIN_NODE" --main_process_port "${MAIN_PORT:-29500}" \
     recipes/grpo_math.py "$@"' launch "$@"

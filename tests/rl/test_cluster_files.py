@@ -14,6 +14,7 @@ from accelerate.commands.launch import launch_command_parser
 from rl.settings.config_file import repeating
 from rl.settings.resolve import resolve
 from tests.rl.test_loop import ROOT, measured, options
+from tests.rl.test_processes import free_port
 
 SCONTROL = "#!/bin/bash\nprintf '127.0.0.1\\nanother\\n'\n"
 SRUN = '#!/bin/bash\nSLURM_NODEID=0 "$@" &\nSLURM_NODEID=1 "$@" || exit 1\nwait $!\n'
@@ -27,6 +28,7 @@ def test_the_slurm_script_starts_one_run_on_two_nodes(model: Path, digits: Path,
     config = tmp_path / "run.yaml"
     config.write_text(repeating(resolve(options(model, digits, tmp_path / "run", num_steps=1), "cpu")))
     slurm = {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "1"}
+    slurm["MAIN_PORT"] = str(free_port())  # other tests launch processes at the same time
     done = subprocess.run(
         ["bash", "recipes/cluster/slurm.sh", "--config", str(config), "--run-dir", str(tmp_path / "my run")],
         env={**os.environ, **slurm, "PATH": f"{tmp_path}:{os.environ['PATH']}"},

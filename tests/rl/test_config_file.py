@@ -19,7 +19,7 @@ from rl.settings.config import RunConfig
 from rl.settings.config_file import CONFIG_FILE, NOT_REPEATED, read_options, repeating
 from rl.settings.resolve import resolve
 from tests.rl.test_loop import ROOT, final_weights, measured, odd_lengths, options
-from tests.rl.test_processes import LAUNCH
+from tests.rl.test_processes import LAUNCH, free_port
 
 PRESETS = sorted((ROOT / "recipes").glob("*.yaml"))
 
@@ -191,7 +191,8 @@ def test_a_resumed_run_has_the_options_of_its_folder_but_for_those_of_the_file_a
 def test_two_launched_processes_read_the_file(model: Path, digits: Path, tmp_path: Path) -> None:
     config = resolve(options(model, digits, tmp_path / "run", num_steps=1), "cpu")
     path = written(tmp_path, repeating(config))
-    command = [*LAUNCH, "--multi_gpu", "--num_processes", "2", "recipes/grpo_math.py", "--config", str(path)]
+    command = [*LAUNCH, "--multi_gpu", "--num_processes", "2", "--main_process_port", str(free_port())]
+    command += ["recipes/grpo_math.py", "--config", str(path)]
     done = subprocess.run(
         [*command, "--run-dir", str(tmp_path / "run")],
         cwd=ROOT,
