@@ -95,14 +95,12 @@ class FunctionVerifier:
             require_one_per_answer(what, given, answers)
         offered = [self._row(*one) for one in zip(references, prompts, rows)]
         if not self.compares_group:
-            calls: list[Call] = [
-                (self._chosen({**row, **_texts(t, self._form)}), None) for row, t in zip(offered, answers)
-            ]
+            calls = [self._single(text, row) for text, row in zip(answers, offered)]
             return [result.score() for (result,) in self._results(calls)]
         members: dict[int, list[int]] = {}
         for index, group in enumerate(groups or [0] * len(answers)):
             members.setdefault(group, []).append(index)
-        calls = [(self._group([answers[i] for i in of], offered[of[0]]), len(of)) for of in members.values()]
+        calls = [self._group([answers[i] for i in of], offered[of[0]]) for of in members.values()]
         results = self._results(calls)
         scores = {i: r.score() for of, found in zip(members.values(), results) for i, r in zip(of, found)}
         return [scores[i] for i in range(len(answers))]
@@ -177,10 +175,13 @@ class FunctionVerifier:
         columns = {"prompt": prompt, "reference": reference}
         return {**row, **columns, "problem": {**row, **columns}}
 
-    def _group(self, texts: Sequence[str], row: Row) -> dict[str, Any]:
+    def _single(self, text: str, row: Row) -> Call:
+        return self._chosen({**row, **_texts(text, self._form)}), None
+
+    def _group(self, texts: Sequence[str], row: Row) -> Call:
         both = [_texts(text, self._form) for text in texts]
         lists = {f"{name}s": [one[name] for one in both] for name in SINGLE_ARGUMENTS}
-        return self._chosen({**row, **lists})
+        return self._chosen({**row, **lists}), len(texts)
 
     def _chosen(self, offered: Row) -> dict[str, Any]:
         """The arguments of a call. A worker gets them as JSON; the trainer's process copies them."""
@@ -199,11 +200,8 @@ class FunctionVerifier:
         return {name: value for name, value in chosen.items() if name not in unfit}
 
     def _try(self, offered: Sequence[Row]) -> None:
-        answers = [str(row["reference"]) for row in offered]
-        if self.compares_group:
-            calls: list[Call] = [(self._group([a, ""], row), 2) for a, row in zip(answers, offered)]
-        else:
-            calls = [(self._chosen({**row, **_texts(a, self._form)}), None) for a, row in zip(answers, offered)]
+        tried = [(str(row["reference"]), row) for row in offered]
+        calls = [self._group([a, ""], row) if self.compares_group else self._single(a, row) for a, row in tried]
         found = [results[0] for results in self._results(calls)]
         refused = [result for result in found if result.refused]
         failed = [result for result in found if result.outcome in (Outcome.CRASHED.value, Outcome.TIMEOUT.value)]

@@ -45,8 +45,9 @@ class Weighted:
 class WeightedVerifier:
     """Scores each answer by a sum of rewards, sum_k w_k r_k; a `rewards.score.Verifier`.
 
-    `parts` has every r_k by its name, and the parts that it has itself, of several rewards as name.part. The outcome is that of the first reward, which decides what counts as correct. An
-    answer that one of them could not grade has the value None and that reward's outcome.
+    `parts` has every r_k by its name, and the parts that it has itself, of several rewards as name.part. The outcome is
+    that of the first reward, which decides what counts as correct. An answer that one of them could not grade has the
+    value None and that reward's outcome.
     """
 
     def __init__(self, rewards: Sequence[Weighted]) -> None:
@@ -67,10 +68,10 @@ class WeightedVerifier:
     ) -> list[Score]:
         """The sum for each answer. prompts, rows, groups: see rewards.score.verify."""
         prompts, rows = prompts or [""] * len(answers), rows or [{}] * len(answers)
+        named = [str(row.get("id", answer[:40])) for row, answer in zip(rows, answers)]
         by_reward = []
         for one in self._rewards:
             scores = verify(one.verifier, answers, references, prompts, rows, groups)
-            named = [str(row.get("id", answer[:40])) for row, answer in zip(rows, answers)]
             by_reward.append(checked_scores(scores, verifier=one.name, problems=named))
         return [self._sum(scores) for scores in zip(*by_reward)]
 

@@ -15,8 +15,9 @@ from rewards.errors import UserError
 from rewards.function_verifier import FunctionVerifier
 from rewards.functions.declaration import reward
 from rewards.functions.source import Source
-from rewards.reward_spec import parse_rewards
+from rewards.reward_spec import BUILT_IN, parse_rewards
 from rewards.score import Outcome, Score
+from rewards.verifiers import VERIFIERS
 from rewards.weighted import WeightedVerifier
 
 FUNCTIONS = """
@@ -447,6 +448,11 @@ def test_mistakes_in_the_names_of_rewards(folder: Path, given: tuple[str, ...], 
     with pytest.raises(UserError) as error:
         parse_rewards(given)
     assert message in str(error.value)
+
+
+def test_every_verifier_is_a_reward_by_its_name() -> None:
+    """reward_spec cannot import the table of verifiers, which imports it."""
+    assert tuple(VERIFIERS) == BUILT_IN
 
 
 def test_names_and_weights_of_rewards(folder: Path) -> None:
