@@ -14,13 +14,12 @@ from rewards.extract import AnswerForm, answer_by_form, own_turn
 from rewards.functions.call import Call, Result, call, call_waiting, result_of_error
 from rewards.functions.declaration import GROUP_ARGUMENTS, ROW_ARGUMENTS, SINGLE_ARGUMENTS, Declaration
 from rewards.functions.source import NOTEBOOK, Source
-from rewards.functions.worker import MAX_RESULTS
+from rewards.functions.worker import MAX_RESULTS, MEMORY_LIMIT
 from rewards.pool import WorkerPool
 from rewards.pooled_verifier import require_one_per_answer
 from rewards.score import Outcome, Reference, Score
 from rewards.verdict import Verdict
 
-_MEMORY_LIMIT = 8 << 30  # bytes of address space, of which libraries such as torch reserve several GiB
 _TRIED = 8  # problems that a function is tried on before training
 _GRACE = 5.0  # seconds beyond the deadline that an async function has for itself
 Row = Mapping[str, Any]
@@ -149,7 +148,7 @@ class FunctionVerifier:
             {"source": asdict(self._source), "folder": os.getcwd(), "deadline": deadline},
             num_workers=self._num_workers,
             deadline=deadline,
-            memory_limit=_MEMORY_LIMIT,
+            memory_limit=MEMORY_LIMIT,
             timeout_outcome=timeout_outcome,
             max_reason=MAX_RESULTS,
         )

@@ -21,7 +21,7 @@ from rewards.functions.source import Source
 from rewards.score import Score
 from rollout.chat_template import ToolSchema
 from rollout.records import Problem
-from rollout.tool_worker import answer_of, last_line, result_of_call, schema_of
+from rollout.tool_worker import answer_of, reason_of, result_of_call, schema_of
 from rollout.toolbox import MAX_OUTPUT, Answer
 
 _RESET, _GET_REWARD = "reset", "get_reward"
@@ -44,7 +44,7 @@ class EnvironmentClass:
             make = source.load()
             instance = make()
         except (Exception, SystemExit) as error:
-            raise UserError(f"environment is {spec!r}: no instance of it can be made: {last_line(error)}") from error
+            raise UserError(f"environment is {spec!r}: no instance of it can be made: {reason_of(error)}") from error
         methods = _public_methods(instance)
         if _RESET not in methods:
             raise UserError(
@@ -66,7 +66,7 @@ class EnvironmentClass:
             observation = environment.reset(problem)
         except (Exception, SystemExit) as error:
             raise UserError(
-                f"environment is {self.spec!r}: reset fails on problem {problem.id!r}: {last_line(error)}; fix it, or drop the row"
+                f"environment is {self.spec!r}: reset fails on problem {problem.id!r}: {reason_of(error)}; fix it, or drop the row"
             ) from error
         if not isinstance(observation, str | None):
             raise UserError(

@@ -9,15 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-import io
 import json
 import os
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rewards.errors import UserError, first_line
-from rewards.functions.source import Source
+from rewards.functions.call import Tail, last_line
+from rewards.functions.worker import end_fork_of, imported
 from rewards.verdict import Verdict, crashed, right, wrong
 
 _MAX_ERROR = 300  # characters of an exception
@@ -26,25 +25,22 @@ Tool = Callable[..., Any]
 
 def load(sources: Sequence[Mapping[str, Any]], folder: str, max_output: int) -> Callable[..., Verdict]:
     """Imports the tools in the trainer's working folder. A worker calls this once; a failed import is the answer to "declare"."""
-    os.chdir(folder)
+    process = os.getpid()
     tools: list[Tool] = []
     for source in sources:
-        found = Source(**{**source, "folders": tuple(source["folders"])})
         try:
-            tools.append(found.load())
-        except (Exception, SystemExit) as error:  # noqa: BLE001  the user's file may raise anything
-            reason = f"tools has {found}: it cannot be loaded: {last_line(error)}"
+            tools.append(imported(source, folder))
+        except BaseException as error:  # noqa: BLE001  the user's file may raise anything
+            reason = f"tools has {source['module']}:{source['name']}: it cannot be loaded: {reason_of(error)}"
             return lambda *item: crashed(reason)
-    process = os.getpid()
 
     def answer(what: str, index: int = 0, arguments: Mapping[str, Any] | None = None) -> Verdict:
         if what == "declare":
             return _declared(sources, tools)
-        printed = io.StringIO()
+        printed = Tail()
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
             verdict = answer_of(tools[index], arguments or {}, max_output)
-        if os.getpid() != process:  # the tool has forked, and this is the child: only the parent replies
-            os._exit(0)
+        end_fork_of(process)
         return verdict
 
     return answer
@@ -55,17 +51,14 @@ def answer_of(tool: Tool, arguments: Mapping[str, Any], max_output: int) -> Verd
     try:
         text = _text(result_of_call(tool, arguments))
     except (Exception, SystemExit) as error:  # noqa: BLE001  whatever the user's tool raises is an answer
-        return wrong(last_line(error))
+        return wrong(reason_of(error))
     left = len(text) - max_output
     return right(text if left <= 0 else f"{text[:max_output]}\n({left} more characters are left out)")
 
 
-def last_line(error: BaseException) -> str:
-    """The exception as the last line of its traceback has it."""
-    if isinstance(error, UserError):
-        return str(error)
-    (line, *_) = traceback.format_exception_only(error)[-1].strip().splitlines()
-    return line[:_MAX_ERROR]
+def reason_of(error: BaseException) -> str:
+    """The message of a user's mistake, or the last line of another exception's traceback."""
+    return str(error) if isinstance(error, UserError) else last_line(error)[:_MAX_ERROR]
 
 
 def result_of_call(function: Tool, arguments: Mapping[str, Any]) -> Any:

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple, Protocol
 
 from rewards.errors import UserError
 from rewards.functions.source import Source
+from rewards.functions.worker import MEMORY_LIMIT
 from rewards.pool import WorkerPool
 from rewards.score import Outcome
 from rollout.chat_template import ToolSchema
 
-_MEMORY_LIMIT = 8 << 30  # bytes of address space, of which libraries such as torch reserve several GiB
 MAX_OUTPUT = 2000  # characters of one answer
 _DECLARE_DEADLINE = 120.0  # seconds, of which the library that makes schemas takes some to import
 _MAX_VERDICT = 1 << 21  # characters of all schemas, or of an answer
@@ -94,7 +94,7 @@ def _pool(arguments: dict[str, Any], deadline: float) -> WorkerPool:
         arguments,
         num_workers=1,
         deadline=deadline,
-        memory_limit=_MEMORY_LIMIT,
+        memory_limit=MEMORY_LIMIT,
         max_reason=_MAX_VERDICT,
     )
 

@@ -67,16 +67,21 @@ def result_of_error(error: BaseException) -> Result:
     """The result for a call that raised: the last line of its traceback without notes, and where it was raised."""
     frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     if isinstance(error, SyntaxError) and error.filename:
-        what, frames = f"{type(error).__name__}: {error.msg}", [(error.filename, error.lineno)]
-    else:
-        what = " ".join(traceback.format_exception_only(error)[0].split())
+        frames = [(error.filename, error.lineno)]
     where = f" ({Path(frames[-1][0]).name}, line {frames[-1][1]})" if frames else ""
-    return Result(Outcome.CRASHED.value, None, {}, what[:_DETAIL] + where)
+    return Result(Outcome.CRASHED.value, None, {}, last_line(error)[:_DETAIL] + where)
+
+
+def last_line(error: BaseException) -> str:
+    """The exception as the last line of its traceback has it, without notes; a message of several lines is joined."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{type(error).__name__}: {error.msg}"
+    return " ".join(traceback.format_exception_only(error)[0].split())
 
 
 def call(function: Function, arguments: Mapping[str, Any], count: int | None) -> list[Result]:
     """The results of one call. count: the completions of a group; None if the function grades one completion."""
-    printed = _Tail()
+    printed = Tail()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         try:
             results = _read(function(**arguments), count)
@@ -112,7 +117,7 @@ def call_waiting(function: Function, calls: Sequence[Call], *, deadline: float, 
         free = asyncio.Semaphore(concurrency)
         return await asyncio.gather(*(one(arguments, count, free) for arguments, count in calls))
 
-    with contextlib.redirect_stdout(_Tail()), contextlib.redirect_stderr(_Tail()):
+    with contextlib.redirect_stdout(Tail()), contextlib.redirect_stderr(Tail()):
         return asyncio.run(all_of_them())
 
 
@@ -162,7 +167,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
 
 
-class _Tail(io.TextIOBase):
+class Tail(io.TextIOBase):
     """A text stream that keeps the last characters of what is printed."""
 
     def __init__(self) -> None:

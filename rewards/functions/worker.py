@@ -20,6 +20,7 @@ from rewards.functions.source import Source
 from rewards.verdict import Verdict, crashed, right
 
 MAX_RESULTS = 1 << 20  # characters of the results of one item
+MEMORY_LIMIT = 8 << 30  # bytes of address space for code of the user; libraries such as torch reserve several GiB
 
 
 def load(source: Mapping[str, Any], folder: str, deadline: float) -> Callable[..., Verdict]:
@@ -27,17 +28,13 @@ def load(source: Mapping[str, Any], folder: str, deadline: float) -> Callable[..
 
     A failed import is the answer to "declare", with the line that it ends in.
     """
-    os.chdir(folder)
     process = os.getpid()
-    found = Source(**{**source, "folders": tuple(source["folders"])})
     try:
-        function = found.load()
+        function = imported(source, folder)
         declaration = Declaration.of(function)
     except BaseException as error:  # noqa: BLE001  the user's file may raise anything
         reason = str(error) if isinstance(error, UserError) else result_of_error(error).detail
         return lambda *item: crashed(reason)
-    if os.getpid() != process:  # the import has forked, and this is the child
-        os._exit(0)
     declared = json.dumps(asdict(declaration))
     seconds = deadline if declaration.deadline is None else declaration.deadline
 
@@ -48,9 +45,23 @@ def load(source: Mapping[str, Any], folder: str, deadline: float) -> Callable[..
             results = call_waiting(function, calls, deadline=seconds, concurrency=len(calls))
         else:
             results = [call(function, arguments, count) for arguments, count in calls]
-        if os.getpid() != process:  # the function has forked, and this is the child: only the parent replies
-            os._exit(0)
+        end_fork_of(process)
         written = json.dumps(results)
         return right(written) if len(written) <= MAX_RESULTS else crashed(f"results of {len(written)} characters")
 
     return grade
+
+
+def imported(source: Mapping[str, Any], folder: str) -> Callable[..., Any]:
+    """The function of a `Source` as JSON has it, imported in this folder. Raises whatever the import raises."""
+    os.chdir(folder)
+    process = os.getpid()
+    function = Source(**{**source, "folders": tuple(source["folders"])}).load()
+    end_fork_of(process)
+    return function
+
+
+def end_fork_of(process: int) -> None:
+    """Ends this process if the user's code has forked and this is the child: only the worker itself may reply."""
+    if os.getpid() != process:
+        os._exit(0)
