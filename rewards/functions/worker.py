@@ -56,9 +56,10 @@ def imported(source: Mapping[str, Any], folder: str) -> Callable[..., Any]:
     """The function of a `Source` as JSON has it, imported in this folder. Raises whatever the import raises."""
     os.chdir(folder)
     process = os.getpid()
-    function = Source(**{**source, "folders": tuple(source["folders"])}).load()
-    end_fork_of(process)
-    return function
+    try:
+        return Source(**{**source, "folders": tuple(source["folders"])}).load()
+    finally:
+        end_fork_of(process)
 
 
 def end_fork_of(process: int) -> None:

@@ -32,10 +32,14 @@ def misuse(how: str) -> object:
     """Does what a tool should not do.
 
     Args:
-        how: One of hang, exit, die, bytes, long, surrogate, fork.
+        how: One of hang, exit, die, bytes, long, surrogate, fork, note.
     """
     if how == "hang":
         time.sleep(60)
+    if how == "note":
+        error = ValueError("\nbelow")
+        error.add_note("a note")
+        raise error
     if how == "exit":
         raise SystemExit(3)
     if how == "die":

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ def test_an_answer_is_the_text_of_what_is_returned(
         ("add", {"a": "1"}, 'TypeError: can only concatenate str (not "int") to str'),
         ("misuse", {"how": "bytes"}, "TypeError: the tool returned bytes, not text"),
         ("misuse", {"how": "exit"}, "SystemExit: 3"),
+        ("misuse", {"how": "note"}, "ValueError: below"),
         ("misuse", {"how": "die"}, "misuse failed: the worker died twice, last with status 3"),
         ("misuse", {"how": "hang"}, "misuse gave no answer within 2 seconds"),
     ],
@@ -96,6 +98,20 @@ def test_a_call_that_hangs_keeps_no_other_from_its_answer(toolbox: Toolbox) -> N
 def test_a_tool_that_cannot_be_called_is_refused(names: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         Toolbox([f"{FILE}:{name}" for name in names], num_workers=1)
+
+
+def test_a_file_that_ends_the_worker_at_import_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("raise KeyboardInterrupt")
+    with pytest.raises(UserError, match="cannot be loaded: KeyboardInterrupt"):
+        Toolbox([f"{tmp_path}/mine.py:f"])
+
+
+def test_of_a_file_that_forks_at_import_one_process_answers(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        'import os\nos.fork()\ndef pid() -> str:\n    """Names the process."""\n    return str(os.getpid())'
+    )
+    with closing(Toolbox([f"{tmp_path}/mine.py:pid"], num_workers=1)) as toolbox:
+        assert len({toolbox.call("pid", {}).text for _ in range(5)}) == 1
 
 
 def test_a_file_that_is_not_there_or_breaks_is_named(tmp_path: Path) -> None:
