@@ -10,7 +10,7 @@ from rewards.math_policy import MathPolicy
 from rewards.reward_spec import need_references, parse_rewards
 from rewards.score import Score
 from rewards.verifiers import REWARD, VerifierOptions, Verifiers
-from rl.command.evaluate_model import make_collector
+from rl.command.evaluate_model import make_collector, run_of, with_values_of
 from rl.processes.runtime import Runtime, cpu_cores
 from rl.run.load_data import gradable, rewarded
 from rl.settings.defaults import resolved_dtype
@@ -113,11 +113,14 @@ def sampled(options: TryRewardOptions, problems: Sequence[Problem], verifiers: V
     assert options.model is not None
     runtime = Runtime.start(dtype=resolved_dtype("auto"), device="auto")
     try:
-        evaluation = EvaluateOptions(model=options.model, dataset=options.dataset, max_tokens=options.max_tokens)
+        evaluation = EvaluateOptions(
+            model=options.model, dataset=options.dataset, max_tokens=options.max_tokens, reward=options.reward
+        )
+        evaluation = with_values_of(run_of(evaluation), evaluation)  # prompts are those of a run
         chosen = [problems[i % len(problems)] for i in range(SAMPLES)]
         collector, chosen = make_collector(evaluation, chosen, verifiers, runtime, progress)
         groups = collector.collect(chosen, step=0).groups
-        collector.sampler.close()
+        collector.close()
     finally:
         runtime.close()
     rollouts = [group.rollouts[0] for group in groups]

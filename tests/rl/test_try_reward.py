@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 
 import rewards.reward_spec
+import rl.command.try_reward
 from rewards.errors import UserError
+from rewards.reward_spec import parse_rewards
 from rl.command.try_reward import try_rewards
-from rl.settings.options import TryRewardOptions
+from rl.settings.options import EvaluateOptions, TryRewardOptions
 from rl.view.progress import Progress
+from rollout.records import style_of_rewards
 
 FUNCTIONS = """
 def right(answer, reference): return answer == reference
@@ -82,6 +85,27 @@ def test_a_sum_and_a_verifier_are_tried_too() -> None:
 def test_what_is_no_reward_is_refused() -> None:
     with pytest.raises(UserError, match="returned 'yes', which is not a reward"):
         tried("functions.py:wrong_type")
+
+
+@pytest.mark.parametrize(
+    ("model", "reward", "style"),
+    [("elsewhere", "math", "boxed"), ("elsewhere", "functions.py:right", None), ("tiny", "math", "plain")],
+)
+def test_samples_are_prompted_as_a_run_would(
+    monkeypatch: pytest.MonkeyPatch, model: str, reward: str, style: str | None
+) -> None:
+    """A verifier that reads a box needs the prompt that asks for one; the tiny model has been taught without."""
+    seen: list[EvaluateOptions] = []
+
+    def stop(options: EvaluateOptions, *_: object) -> None:
+        seen.append(options)
+        raise UserError("seen")
+
+    monkeypatch.setattr(rl.command.try_reward, "make_collector", stop)
+    with pytest.raises(UserError, match="seen"):
+        tried(reward, model=model)
+    (options,) = seen
+    assert (options.prompt_style or style_of_rewards(parse_rewards(options.reward or ()), None)) == style
 
 
 def test_an_installed_package_may_name_a_reward(monkeypatch: pytest.MonkeyPatch) -> None:
