@@ -32,7 +32,7 @@ from rl.forward.output_head import OutputHead
 from rl.objective.reductions import StepCounts
 from rl.objective.tokens import TokenScores
 from rl.processes.runtime import Runtime
-from rl.run.build import build_learner
+from rl.run.build_learner import build_learner
 from rl.settings.config import RunConfig
 from rl.settings.options import PlanOptions
 from rl.settings.resolve import resolve
@@ -195,7 +195,13 @@ def _real_batch(bench: Bench) -> Batch:
     groups = tuple(group() for _ in range(bench.problems))
     num_tokens = sum(len(s.token_ids) for g in groups for s in g.sequences)
     return Batch(
-        groups, StepCounts(num_tokens=num_tokens, num_sequences=bench.problems * GROUP, max_tokens=bench.completion)
+        groups,
+        StepCounts(
+            num_tokens=num_tokens,
+            num_sequences=bench.problems * GROUP,
+            num_groups=bench.problems,
+            max_tokens=bench.completion,
+        ),
     )
 
 

@@ -5,8 +5,10 @@
 Every method begins from the same warm-started base, takes as many completions a step, and has the learning rates, clipping,
 schedule and number of steps of the default run; none has a KL, which all could have at the same price. Two things are varied
 apart: the method, and how many different problems a step's completions are of (N / G problems x G, or N x 1 where a method
-does not compare within groups). Each run is a process of its own, on one core, two of them at a time; a run that is there
-already is not made again. The held-out problems are looked at greedily and by 16 samples each.
+does not compare within groups). The arms recipe-* have the critic recipe of docs/algorithms.md, on the policy's trunk and on a
+critic's own; its three critic-only steps are among the number of steps. Each run is a process of its own, on one core, two of them at a time; a run that is there
+already is not made again. The held-out problems are looked at greedily and by 16 samples each. Methods are compared seed by seed:
+a difference is said to be there if the 95 % interval of its mean over the seeds (Student's t) does not hold 0.
 
 Writes benchmarks/results/grpo_vs_ppo.json and docs/grpo_vs_ppo.png.
 """
@@ -47,6 +49,15 @@ from rl.view.progress import Progress
 
 COMPLETIONS = 512  # a step
 LEVEL = 0.75
+T_95 = {
+    2: 12.706,
+    3: 4.303,
+    4: 3.182,
+    5: 2.776,
+    6: 2.571,
+    7: 2.447,
+    8: 2.365,
+}  # Student's t, two-sided, by the number of seeds
 LOOKS = ("eval/accuracy", "eval/maj_at_k", "eval/pass_at_k")
 
 
@@ -81,6 +92,16 @@ def ppo(scale: float | None, group_size: int, colour: str, style: str) -> Arm:
     return Arm(title=title, group_size=group_size, colour=colour, style=style, options=own)
 
 
+def recipe(source: str, group_size: int, colour: str, style: str) -> Arm:
+    """The critic recipe of docs/algorithms.md."""
+    own: dict[str, Any] = {"algorithm": "ppo", "lam_length": 0.5, "whiten": True, "clip_high": 0.28}
+    own |= {"critic_warmup_steps": 3, "value": source}
+    if source == "separate":
+        own["critic_updates"] = 2
+    title = f"PPO, critic recipe, {'critic of its own' if source == 'separate' else 'shared trunk'}"
+    return Arm(title=title, group_size=group_size, colour=colour, style=style, options=own)
+
+
 def named(title: str, algorithm: str, group_size: int, colour: str, style: str = "-") -> Arm:
     return Arm(title=title, group_size=group_size, colour=colour, style=style, options={"algorithm": algorithm})
 
@@ -98,15 +119,39 @@ ARMS = {
     "ppo-separate": ppo(None, G, "#8d6bd1", "-"),
     "rft": named("RFT", "rft", G, "#b9c0ca"),
     "online-rft": named("online RFT", "online-rft", G, "#222222"),
+    "online-dpo": named("online DPO", "online-dpo", G, "#6a994e"),
     "ppo-1-spread": ppo(1.0, 1, "#d1495b", "--"),
     "ppo-separate-spread": ppo(None, 1, "#8d6bd1", "--"),
+    "recipe-shared": recipe("shared", G, "#b5179e", "-"),
+    "recipe-separate": recipe("separate", G, "#0b7a75", "-"),
+    "recipe-shared-spread": recipe("shared", 1, "#b5179e", "--"),
+    "recipe-separate-spread": recipe("separate", 1, "#0b7a75", "--"),
     "online-rft-spread": named("online RFT", "online-rft", 1, "#222222", "--"),
 }
 
 
+# What is compared with what.
+PAIRS = (
+    ("ppo-1", "grpo"),
+    ("ppo-separate", "ppo-1"),
+    ("recipe-shared", "ppo-1"),
+    ("recipe-separate", "ppo-separate"),
+    ("recipe-separate", "recipe-shared"),
+    ("recipe-shared-spread", "ppo-1-spread"),
+    ("recipe-separate-spread", "ppo-separate-spread"),
+    ("recipe-separate-spread", "recipe-shared-spread"),
+    ("recipe-separate-spread", "online-rft-spread"),
+    ("ppo-separate-spread", "ppo-separate"),
+    ("online-rft-spread", "online-rft"),
+    ("online-rft", "rft"),
+    ("grpo", "online-rft"),
+    ("grpo-process", "grpo"),
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     steps: int = 48
     arms: tuple[str, ...] = tuple(ARMS)
     runs: Path = Path("runs") / head_commit() / "grpo_vs_ppo"
@@ -207,13 +252,44 @@ def mean_curve(found: dict[str, Any], key: str = "eval/accuracy") -> list[float]
     return [statistics.mean(at_step) for at_step in zip(*found[key], strict=True)]
 
 
-def samples_to(found: dict[str, Any], level: float) -> float | None:
-    """Where the mean curve crosses the level, between two looks in a line."""
-    points = list(zip(found["steps"], mean_curve(found), strict=True))
+def samples_to(steps: Sequence[int], curve: Sequence[float], level: float) -> float | None:
+    """Where a curve of accuracy crosses the level, between two looks in a line; None where it does not."""
+    points = list(zip(steps, curve, strict=True))
     for (step, accuracy), (next_step, next_accuracy) in pairwise(points):
         if accuracy < level <= next_accuracy:
             return COMPLETIONS * (step + (next_step - step) * (level - accuracy) / (next_accuracy - accuracy))
     return None
+
+
+def difference(ours: Sequence[float | None], theirs: Sequence[float | None], digits: int) -> str:
+    """The mean over the seeds of ours - theirs with its 95 % interval; "-" where some seed has no value."""
+    if None in (*ours, *theirs) or len(ours) < 2:
+        return "-"
+    apart = [a - b for a, b in zip(ours, theirs, strict=True) if a is not None and b is not None]
+    mean, margin = statistics.mean(apart), T_95[len(apart)] * statistics.stdev(apart) / len(apart) ** 0.5
+    interval = f"{mean:+,.{digits}f} [{mean - margin:+,.{digits}f}, {mean + margin:+,.{digits}f}]"
+    return f"**{interval}**" if abs(mean) > margin else interval
+
+
+def differences(found: dict[str, dict[str, Any]]) -> str:
+    """The table of PAIRS; bold where the interval does not hold 0."""
+
+    def name(arm: str) -> str:
+        return f"{found[arm]['title']}, {found[arm]['problems']} x {found[arm]['group_size']}"
+
+    def last(arm: str, key: str) -> list[float | None]:
+        return [100 * run[-1] for run in found[arm][key]]
+
+    def samples(arm: str) -> list[float | None]:
+        return [samples_to(found[arm]["steps"], run, LEVEL) for run in found[arm]["eval/accuracy"]]
+
+    lines = [f"| method | less | greedy, points | maj@16, points | samples to {LEVEL:.0%} |", "| --- " * 5 + "|"]
+    for ours, theirs in PAIRS:
+        if ours in found and theirs in found:
+            parts = [difference(last(ours, key), last(theirs, key), 1) for key in ("eval/accuracy", "eval/maj_at_k")]
+            parts.append(difference(samples(ours), samples(theirs), 0))
+            lines.append(f"| {name(ours)} | {name(theirs)} | {' | '.join(parts)} |")
+    return "\n".join(lines)
 
 
 def table(found: dict[str, dict[str, Any]]) -> str:
@@ -227,7 +303,11 @@ def table(found: dict[str, dict[str, Any]]) -> str:
         "| --- " * 9 + "|",
     ]
     for of_arm in sorted(found.values(), key=lambda f: -mean_curve(f)[-1]):
-        seconds, memory, samples = of_arm["step_seconds"], of_arm["memory"], samples_to(of_arm, LEVEL)
+        seconds, memory, samples = (
+            of_arm["step_seconds"],
+            of_arm["memory"],
+            samples_to(of_arm["steps"], mean_curve(of_arm), LEVEL),
+        )
         flops = statistics.mean(run[-1] for run in of_arm["update_flops_so_far"]) / 1e12
         parts = " + ".join(f"{s:.2f}" for s in seconds.values())
         lines.append(
@@ -277,7 +357,7 @@ def main(options: Options) -> None:
     else:
         make_runs(options)
         found = {arm: summarise(options, arm) for arm in options.arms}
-        print(table(found))
+        print(table(found), differences(found), sep="\n\n")
         figure(found, Path("docs/grpo_vs_ppo.png"))
         step = {"completions": COMPLETIONS, "steps": options.steps, "seeds": options.seeds}
         write_result("grpo_vs_ppo", __doc__ or "", {**describe_machine(), **step, "methods": found})

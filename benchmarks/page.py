@@ -117,6 +117,21 @@ def sampler(found: Result) -> str:
     )
 
 
+def turns(found: Result) -> str:
+    return table(
+        ["calls in a completion", "tokens a second", "of the rate without calls", "prefilled tokens"],
+        [
+            (
+                name,
+                f"{of['tokens_per_second']:,.0f}",
+                spread(of, "ratio_median", "ratio_min", "ratio_max"),
+                f"{of['prefilled_tokens']:,}",
+            )
+            for name, of in found["found"].items()
+        ],
+    )
+
+
 def limits(found: Result) -> str:
     of = found["medians"]
     phases = {"sampling, prefill and texts included": of["sampling"], "update": of["update, as run"]}
@@ -212,6 +227,43 @@ def plans(found: Result) -> str:
     )
 
 
+def distillation(found: Result) -> str:
+    def samples(of: Result) -> str:
+        spread = of["spread"]
+        if not spread["num"]:
+            return "not reached"
+        reached = "" if spread["num"] == len(of["samples"]) else f", {spread['num']} of {len(of['samples'])} seeds"
+        return f"{spread['mean']:,.0f} ({spread['min']:,} to {spread['max']:,}{reached})"
+
+    def fewer(of: Result) -> str:
+        return f"{of['mean']:.1f} ({of['min']:.1f} to {of['max']:.1f})" if of["num"] else "-"
+
+    return table(
+        [
+            "",
+            "problems x completions of a step",
+            "samples to 80 % of the teacher's gain",
+            "times fewer than GRPO",
+            "samples to the teacher's accuracy less a point",
+            "times fewer than GRPO",
+            "accuracy at the end, %",
+        ],
+        [
+            (
+                arm["title"],
+                f"{arm['problems']} x {arm['group_size']}",
+                *(
+                    cell
+                    for level in ("gain", "teacher")
+                    for cell in (samples(arm[level]), fewer(arm[level]["times_fewer"]))
+                ),
+                "{:.1f} ({:.1f} to {:.1f})".format(*(100 * arm["final_accuracy"][k] for k in ("mean", "min", "max"))),
+            )
+            for arm in found["arms"].values()
+        ],
+    )
+
+
 def soak(found: Result) -> str:
     return table(
         ["", "second quarter", "last quarter", "most"], [(name, *of.values()) for name, of in found["course"].items()]
@@ -237,7 +289,10 @@ def sharded(found: Result) -> str:
 
 
 TABLES: dict[str, Callable[[Result], str]] = {
-    "grpo_vs_ppo": lambda found: grpo_vs_ppo.table(found["methods"]),
+    "grpo_vs_ppo": lambda found: (
+        f"{grpo_vs_ppo.table(found['methods'])}\n\n{grpo_vs_ppo.differences(found['methods'])}"
+    ),
+    "distillation": distillation,
     "default_run": learning,
     "code_run": learning,
     "vllm_run": learning,
@@ -245,6 +300,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "sentence_run": learning,
     "verifier_throughput": verifiers,
     "rollout_throughput": sampler,
+    "turns": turns,
     "percent_of_limit_b_float32": limits,
     "vs_trl": beside_trl,
     "vs_trl_learning": against_time,

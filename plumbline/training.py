@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from plumbline.finished_run import Run
-from plumbline.reward_names import reference_to
+from plumbline.names_of_functions import Reference, environment_reference_to, reference_to, tool_reference_to
 from plumbline.rows import written_rows
 from rewards.errors import UserError
 from rewards.functions.source import KEPT
@@ -15,9 +15,11 @@ from rl.run.loop import Callbacks
 from rl.run.loop import train as train_run
 from rl.settings.config import RunConfig
 from rl.settings.config_file import SPECS, nearest, python_value, read_options
+from rollout.environment_names import with_name
 from rollout.records import RolloutGroup
 
 Reward = str | Callable[..., Any]
+Environment = str | Callable[[], Any]
 Dataset = str | Path | Iterable[Mapping[str, Any]]
 
 
@@ -26,6 +28,8 @@ def train(
     model: str | None = None,
     dataset: Dataset | Sequence[str] | None = None,
     reward: Reward | Sequence[Reward] | Mapping[Reward, float] | None = None,
+    tools: Reward | Sequence[Reward] | None = None,
+    environment: Environment | Mapping[str, Environment] | None = None,
     eval_dataset: Dataset | None = None,
     config: str | Path | None = None,
     on_step: Callable[[Mapping[str, float | None], Sequence[RolloutGroup]], None] | None = None,
@@ -39,6 +43,9 @@ def train(
         Rows are written to a file in the cache folder, which is named after their content, so that a run can be resumed.
     reward: a function or a name as for --reward, several of them, or a mapping of them to weights. Without it the
         verifiers of the problems grade.
+    tools: functions that the model may call, or names as for --tools, one or several.
+    environment: a class whose methods are the model's tools, or a name as for --environment, or a mapping of the names that rows have
+        in their column environment to them (docs/environments.md). Without a dataset each episode is a row with a seed.
     config: a YAML file of options as for --config. What is given here wins over it.
     on_step: called after each step with its metrics and its sampled groups. on_evaluation: called after each evaluation
         with the metrics of its step. Both in the main process only; an exception ends the run.
@@ -61,6 +68,11 @@ def train(
         given["model"] = str(model)
     if reward is not None:
         given["reward"] = _named(reward)
+    if tools is not None:
+        given["tools"] = _tools(tools)
+    if environment is not None:
+        given["environment"] = _environments(environment)
+        given.setdefault("dataset", ("episodes",))
     chosen = RunConfig(**given)
     if chosen.resume and (of_run := chosen.of_existing_run()):  # options that are not given keep the run's values
         chosen = RunConfig(**{**vars(of_run), **given})
@@ -70,16 +82,12 @@ def train(
 
 def _named(reward: Reward | Sequence[Reward] | Mapping[Reward, float]) -> tuple[str, ...]:
     """The rewards as --reward names them."""
-    if isinstance(reward, str) or not isinstance(reward, Iterable):
-        reward = (reward,)
-    named: list[str] = []
-    for one in reward:
-        named.append(one if isinstance(one, str) else reference_to(one, named))
+    named = _references(reward, reference_to)
     if not named:
         raise UserError("reward is empty; name a function, or leave it out for the verifiers of the problems")
     if isinstance(reward, Mapping):
-        named = [f"{name}={_weight(name, weight)!r}" for name, weight in zip(named, reward.values())]
-    return tuple(named)
+        return tuple(f"{name}={_weight(name, weight)!r}" for name, weight in zip(named, reward.values()))
+    return named
 
 
 def _weight(name: str, weight: Any) -> float:
@@ -87,6 +95,37 @@ def _weight(name: str, weight: Any) -> float:
         return float(weight)
     except (TypeError, ValueError):
         raise UserError(f"reward: the weight of {name!r} is {weight!r}: it must be a number such as 0.5") from None
+
+
+def _tools(tools: Reward | Sequence[Reward]) -> tuple[str, ...]:
+    """The tools as --tools names them."""
+    if isinstance(tools, Mapping):
+        raise UserError(
+            f"tools is a mapping of {list(tools)}: the model calls a function by its own name; give the functions alone"
+        )
+    return _not_empty("tools", _references(tools, tool_reference_to))
+
+
+def _environments(environment: Environment | Mapping[str, Environment]) -> tuple[str, ...]:
+    """The environments as --environment names them."""
+    if not isinstance(environment, Mapping):
+        return _not_empty("environment", _references(environment, environment_reference_to))
+    named = _references(tuple(environment.values()), environment_reference_to)
+    return _not_empty("environment", tuple(with_name(name, reference) for name, reference in zip(environment, named)))
+
+
+def _not_empty(option: str, named: tuple[str, ...]) -> tuple[str, ...]:
+    if not named:
+        raise UserError(f"{option} is empty; name at least one, or leave {option} out")
+    return named
+
+
+def _references(given: Any, reference_to: Reference) -> tuple[str, ...]:
+    """One or several functions or names, as an option of the command line names them."""
+    named: list[str] = []
+    for one in (given,) if isinstance(given, str) or not isinstance(given, Iterable) else given:
+        named.append(one if isinstance(one, str) else reference_to(one, named))
+    return tuple(named)
 
 
 def _one_name(eval_dataset: Any) -> Any:

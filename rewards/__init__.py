@@ -13,6 +13,7 @@ The modules of this package are its interface; the sub-packages contain the impl
     program            programs against tests              programs/, and sandbox/, which runs them
     proof              proofs against statements           proofs/, and metamath/, a Metamath checker
     puzzle_answer      answers to puzzles                  puzzles/
+    program_answer         programs, by what they print
     reasoning_gym_tasks    answers to tasks of reasoning-gym
 
     pooled_verifier    base class of these five verifiers, which grade in the worker processes of a `pool`

@@ -8,7 +8,7 @@ from typing import Any
 
 from rewards.answer_format import format_rule
 from rewards.extract import own_turn
-from rewards.score import Reference, Score, Verifier, check_references, compares_group, verify
+from rewards.score import FinalState, Reference, Score, Verifier, check_references, compares_group, verify
 from rewards.verifier_contract import checked_scores
 
 
@@ -40,12 +40,13 @@ class CombinedVerifier:
         prompts: Sequence[str] | None = None,
         rows: Sequence[Mapping[str, Any]] | None = None,
         groups: Sequence[int] | None = None,
+        final_states: Sequence[FinalState | None] | None = None,
     ) -> list[Score]:
-        """The combined score of each answer. prompts, rows, groups: passed on to a verifier that takes them."""
+        """The combined score of each answer. All but answers and references is passed on to a verifier that takes it."""
         if prompts is None:
             scores = self._verifier.verify_batch(answers, references)
         else:
-            scores = verify(self._verifier, answers, references, prompts, rows, groups)
+            scores = verify(self._verifier, answers, references, prompts, rows, groups, final_states)
         named = type(self._verifier).__name__
         checked = checked_scores(scores, verifier=named, problems=[a[:40] for a in answers], named_by="answer")
         return [self._with_format(score, answer) for score, answer in zip(checked, answers, strict=True)]

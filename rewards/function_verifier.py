@@ -12,15 +12,23 @@ from typing import Any
 from rewards.errors import UserError
 from rewards.extract import AnswerForm, answer_by_form, own_turn
 from rewards.functions.call import Call, Result, call, call_waiting, result_of_error
-from rewards.functions.declaration import GROUP_ARGUMENTS, ROW_ARGUMENTS, SINGLE_ARGUMENTS, Declaration
+from rewards.functions.declaration import (
+    ENVIRONMENTS,
+    GROUP_ARGUMENTS,
+    PROMPTS,
+    ROW_ARGUMENTS,
+    SINGLE_ARGUMENTS,
+    Declaration,
+)
 from rewards.functions.source import NOTEBOOK, Source
 from rewards.functions.worker import MAX_RESULTS, MEMORY_LIMIT
 from rewards.pool import WorkerPool
 from rewards.pooled_verifier import require_one_per_answer
-from rewards.score import Outcome, Reference, Score
+from rewards.score import FinalState, Outcome, Reference, Score
 from rewards.verdict import Verdict
 
 _TRIED = 8  # problems that a function is tried on before training
+_STATE = "state"  # argument with the final state of a completion's environment
 _GRACE = 5.0  # seconds beyond the deadline that an async function has for itself
 Row = Mapping[str, Any]
 
@@ -35,12 +43,14 @@ class FunctionVerifier:
         prompt        the last message of the user
         reference     the problem's reference answer; "" if it has none
         problem       all columns of the problem's row, with its id, prompt and reference
+        state         the public attributes of the completion's environment, where the run has environments
         a column      any other column of the row, by its name
 
-    or for `answers` or `completions`, lists over the whole group, for which it returns a list. It may be async. What it
-    may return: rewards.functions.call.result_of. An exception is CRASHED and a call that is too slow is TIMEOUT.
+    or for `answers`, `completions` or `environments` (objects with these attributes), lists over the whole group, for
+    which it returns a list. Without `answers` it is called as TRL does: columns are lists over the group too, and
+    `prompts`. It may be async. What it may return: rewards.functions.call.result_of. An exception is CRASHED and a call that is too slow is TIMEOUT.
 
-    spec: its name in messages. answer_form: see rewards.extract.answer_by_form. deadline: seconds for one call, unless
+    spec: its name in messages. has_environment: completions come with final states. answer_form: see rewards.extract.answer_by_form. deadline: seconds for one call, unless
         `rewards.functions.declaration.reward` says others.
 
     Raises UserError for a function that cannot be imported or called.
@@ -54,7 +64,9 @@ class FunctionVerifier:
         answer_form: AnswerForm | None = None,
         num_workers: int = 2,
         deadline: float = 2.0,
+        has_environment: bool = False,
     ) -> None:
+        self._has_environment = has_environment
         self._spec, self._source, self._num_workers = spec, source, num_workers
         self._form: AnswerForm | None = answer_form
         self._function: Callable[..., Any] | None = None
@@ -87,19 +99,22 @@ class FunctionVerifier:
         prompts: Sequence[str] | None = None,
         rows: Sequence[Row] | None = None,
         groups: Sequence[int] | None = None,
+        final_states: Sequence[FinalState | None] | None = None,
     ) -> list[Score]:
-        """The score of each answer. prompts, rows, groups: see rewards.score.verify; without groups all are of one."""
+        """The score of each answer. What else it takes: see rewards.score.verify; without groups all are of one."""
         prompts, rows = prompts or [""] * len(answers), rows or [{}] * len(answers)
         for what, given in (("reference", references), ("prompt", prompts), ("row", rows)):
             require_one_per_answer(what, given, answers)
         offered = [self._row(*one) for one in zip(references, prompts, rows)]
+        finals = final_states or [None] * len(answers)
+        completions = [self._completion(*one) for one in zip(answers, finals)]
         if not self.compares_group:
-            calls = [self._single(text, row) for text, row in zip(answers, offered)]
+            calls = [self._single(completion, row) for completion, row in zip(completions, offered)]
             return [result.score() for (result,) in self._results(calls)]
         members: dict[int, list[int]] = {}
         for index, group in enumerate(groups or [0] * len(answers)):
             members.setdefault(group, []).append(index)
-        calls = [self._group([answers[i] for i in of], offered[of[0]]) for of in members.values()]
+        calls = [self._group([completions[i] for i in of], offered[of[0]]) for of in members.values()]
         results = self._results(calls)
         scores = {i: r.score() for of, found in zip(members.values(), results) for i, r in zip(of, found)}
         return [scores[i] for i in range(len(answers))]
@@ -112,7 +127,8 @@ class FunctionVerifier:
     ) -> list[Score]:
         """CORRECT for each problem that offers the arguments that the function asks for, BAD_REFERENCE for the others.
 
-        The function is also tried on the first problems, with the reference as the answer. Raises UserError if no problem
+        The function is also tried on the first problems, with the reference as the answer, unless it asks for the state of an
+        environment, which only a rollout has. Raises UserError if no problem
         offers the arguments, if it returns something that is not a reward, or if it fails on all of the tried problems.
         """
         prompts, rows = prompts or [""] * len(references), rows or [{}] * len(references)
@@ -125,7 +141,8 @@ class FunctionVerifier:
                 f"reward is {self._spec!r}: it asks for {', '.join(map(repr, lacking[0]))}, which no problem offers; it can ask "
                 f"for {', '.join(sorted(has))}"
             )
-        self._try(good[:_TRIED])
+        if not self._asks_for_state:
+            self._try(good[:_TRIED])
         return [
             Score(None, Outcome.BAD_REFERENCE, {}, f"its row has no column {missing[0]!r}, which {self._spec} asks for")
             if missing
@@ -140,7 +157,13 @@ class FunctionVerifier:
 
     @property
     def _text_arguments(self) -> tuple[str, ...]:
-        return GROUP_ARGUMENTS if self.compares_group else SINGLE_ARGUMENTS
+        if self.compares_group:
+            return (*(GROUP_ARGUMENTS if self._has_environment else GROUP_ARGUMENTS[:-1]), PROMPTS)
+        return (*SINGLE_ARGUMENTS, _STATE) if self._has_environment else SINGLE_ARGUMENTS
+
+    @property
+    def _asks_for_state(self) -> bool:
+        return self._has_environment and any(name in self._declaration.arguments for name in (_STATE, ENVIRONMENTS))
 
     def _started(self, deadline: float, timeout_outcome: Outcome) -> WorkerPool:
         return WorkerPool(
@@ -174,13 +197,25 @@ class FunctionVerifier:
         columns = {"prompt": prompt, "reference": reference}
         return {**row, **columns, "problem": {**row, **columns}}
 
-    def _single(self, text: str, row: Row) -> Call:
-        return self._chosen({**row, **_texts(text, self._form)}), None
+    def _completion(self, text: str, final: FinalState | None = None) -> Row:
+        """The arguments that belong to a completion."""
+        completion = own_turn(text)
+        texts = {"completion": completion, "answer": answer_by_form(text, self._form) or completion}
+        return texts if final is None else {**texts, _STATE: dict(final.state)}
 
-    def _group(self, texts: Sequence[str], row: Row) -> Call:
-        both = [_texts(text, self._form) for text in texts]
-        lists = {f"{name}s": [one[name] for one in both] for name in SINGLE_ARGUMENTS}
-        return self._chosen({**row, **lists}), len(texts)
+    def _single(self, completion: Row, row: Row) -> Call:
+        return self._chosen({**row, **completion}), None
+
+    def _group(self, completions: Sequence[Row], row: Row) -> Call:
+        count = len(completions)
+        lists = {f"{name}s": [one[name] for one in completions] for name in SINGLE_ARGUMENTS}
+        lists[PROMPTS] = [row["prompt"]] * count
+        if self._has_environment:
+            lists[ENVIRONMENTS] = [one.get(_STATE, {}) for one in completions]
+        chosen = self._chosen({**row, **lists})
+        if self._declaration.takes_lists:
+            chosen = {name: value if name in lists else [value] * count for name, value in chosen.items()}
+        return chosen, count
 
     def _chosen(self, offered: Row) -> dict[str, Any]:
         """The arguments of a call. A worker gets them as JSON; the trainer's process copies them."""
@@ -188,8 +223,8 @@ class FunctionVerifier:
         if self._function is not None:
             return copy.deepcopy(chosen)
         if "problem" in chosen:
-            chosen["problem"] = {name: value for name, value in chosen["problem"].items() if _is_json(value)}
-        unfit = [name for name, value in chosen.items() if not _is_json(value)]
+            chosen["problem"] = {name: value for name, value in chosen["problem"].items() if is_json(value)}
+        unfit = [name for name, value in chosen.items() if not is_json(value)]
         if unfit and not self._declaration.takes_all:
             raise UserError(
                 f"reward is {self._spec!r}: column {unfit[0]!r} holds a {type(chosen[unfit[0]]).__name__}, which a worker "
@@ -200,7 +235,12 @@ class FunctionVerifier:
 
     def _try(self, offered: Sequence[Row]) -> None:
         tried = [(str(row["reference"]), row) for row in offered]
-        calls = [self._group([a, ""], row) if self.compares_group else self._single(a, row) for a, row in tried]
+        calls = [
+            self._group([self._completion(text) for text in (reference, "")], row)
+            if self.compares_group
+            else self._single(self._completion(reference), row)
+            for reference, row in tried
+        ]
         found = [results[0] for results in self._results(calls)]
         refused = [result for result in found if result.refused]
         failed = [result for result in found if result.outcome in (Outcome.CRASHED.value, Outcome.TIMEOUT.value)]
@@ -232,12 +272,8 @@ def _of_item(item: Sequence[Call], verdict: Verdict) -> list[list[Result]]:
     return [[Result(*result) for result in results] for results in json.loads(verdict.reason)]
 
 
-def _texts(text: str, form: AnswerForm | None) -> dict[str, str]:
-    completion = own_turn(text)
-    return {"completion": completion, "answer": answer_by_form(text, form) or completion}
-
-
-def _is_json(value: Any) -> bool:
+def is_json(value: Any) -> bool:
+    """Whether the value can be written as JSON."""
     try:
         json.dumps(value)
     except (TypeError, ValueError):

@@ -16,7 +16,7 @@ from rewards.sandbox.isolation import MIN_LEVEL, Isolation, measure
 from rewards.sandbox.layers import LAYERS
 from rewards.score import Outcome, Score
 
-_MAX_OUTPUT = 1 << 20
+MAX_OUTPUT = 1 << 20  # bytes
 
 
 class SandboxUnavailable(UserError):
@@ -64,30 +64,15 @@ class ProgramVerifier(PooledVerifier):
         packages: Sequence[str] = (),
     ) -> None:
         _check_limits(cpu_seconds, wall_seconds, memory_limit)
-        self.isolation = _require_isolation(allow_unsafe_code, without)
-        sandbox = {
-            "layers": self.isolation.layers,
-            "packages": list(packages),
-            "readable": [sysconfig.get_path("purelib")] if packages else [],
-        }
-        if packages:
-            _check_packages(packages, sandbox)
+        self.isolation = require_isolation(allow_unsafe_code, without)
         limits: Limits = {
             "cpu_seconds": cpu_seconds,
             "wall_seconds": wall_seconds,
             "memory": memory_limit,
-            "output": _MAX_OUTPUT,
+            "output": MAX_OUTPUT,
         }
-        pool = WorkerPool(
-            "rewards.programs.grader:load",
-            {"completions": completions, "limits": limits, **sandbox},
-            num_workers=num_workers,
-            deadline=6 * wall_seconds + 30,  # the grader enforces its own limits, which end well before this
-            memory_limit=2 * memory_limit + (1 << 30),
-            max_chunk=8,
-            timeout_outcome=Outcome.CRASHED,
-        )
-        super().__init__("program", pool)
+        arguments = {"completions": completions, **_sandbox(self.isolation, packages)}
+        super().__init__("program", program_pool("load", arguments, limits, num_workers))
 
     def _scores(self, items: Sequence[Sequence[Any]]) -> list[Score]:
         refused = {i: score for i, item in enumerate(items) if (score := _refused(*item)) is not None}
@@ -95,7 +80,21 @@ class ProgramVerifier(PooledVerifier):
         return [refused[i] if i in refused else next(graded) for i in range(len(items))]
 
 
-def _require_isolation(allow_unsafe_code: bool, without: Sequence[str] = ()) -> Isolation:
+def program_pool(load: str, arguments: dict[str, Any], limits: Limits, num_workers: int, **more: Any) -> WorkerPool:
+    """Workers that run programs by this function of rewards.programs.grader, which enforces the limits itself."""
+    return WorkerPool(
+        f"rewards.programs.grader:{load}",
+        {"limits": limits, **arguments},
+        num_workers=num_workers,
+        deadline=6 * limits["wall_seconds"] + 30,  # the grader's own limits end well before this
+        memory_limit=2 * limits["memory"] + (1 << 30),
+        max_chunk=8,
+        timeout_outcome=Outcome.CRASHED,
+        **more,
+    )
+
+
+def require_isolation(allow_unsafe_code: bool, without: Sequence[str] = ()) -> Isolation:
     """The isolation of this machine. Raises SandboxUnavailable if it is below MIN_LEVEL and allow_unsafe_code is
     off."""
     unknown = set(without) - set(LAYERS)
@@ -125,6 +124,15 @@ def _check_limits(cpu_seconds: int, wall_seconds: float, memory_limit: int) -> N
         raise ValueError(
             f"memory_limit={memory_limit!r} must be at least {1 << 27} bytes: the interpreter alone needs half of that"
         )
+
+
+def _sandbox(isolation: Isolation, packages: Sequence[str]) -> dict[str, Any]:
+    """The arguments of each Sandbox. Raises UserError for packages that cannot be imported there."""
+    readable = [sysconfig.get_path("purelib")] if packages else []
+    sandbox = {"layers": isolation.layers, "packages": list(packages), "readable": readable}
+    if packages:
+        _check_packages(packages, sandbox)
+    return sandbox
 
 
 def _check_packages(packages: Sequence[str], sandbox: dict[str, Any]) -> None:

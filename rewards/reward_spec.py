@@ -15,7 +15,16 @@ from rewards.errors import UserError
 from rewards.functions.source import NOTEBOOK, Source
 
 ENTRY_POINTS = "plumbline.rewards"  # group in which installed packages name their reward functions
-BUILT_IN = ("math", "program", "proof", "puzzle", "reasoning-gym")  # the verifiers of rewards.verifiers
+ENVIRONMENT = "environment"  # the reward that the get_reward of a row's environment gives
+BUILT_IN = (
+    "math",
+    "program",
+    "program-answer",
+    "proof",
+    "puzzle",
+    "instructions",
+    "reasoning-gym",
+)  # the verifiers of rewards.verifiers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +73,7 @@ def _split_weight(text: str) -> tuple[str, float]:
 
 
 def _spec(source: str, weight: float, taken: set[str]) -> RewardSpec:
-    if source in BUILT_IN or _is_format_rule(source):
+    if source in (*BUILT_IN, ENVIRONMENT) or _is_format_rule(source):
         function, short = None, source
     elif ":" in source:
         function = Source.parse(source)
@@ -76,7 +85,7 @@ def _spec(source: str, weight: float, taken: set[str]) -> RewardSpec:
         if source not in installed:
             raise UserError(
                 f"reward is {source!r}: it must be file.py:function, module:function, a verifier ({', '.join(BUILT_IN)}), a "
-                "format rule (boxed, think-answer, no-repetition, words:N)"
+                f"format rule (boxed, think-answer, no-repetition, words:N), or {ENVIRONMENT} for the get_reward of environments"
                 + "".join(f", or {name} of an installed package" for name in sorted(installed))
             )
         function, short = Source.parse(installed[source]), source

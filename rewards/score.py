@@ -42,6 +42,19 @@ class Score:
     detail: str = ""
 
 
+@dataclass(frozen=True)
+class FinalState:
+    """How an environment stands at the end of a rollout.
+
+    score: of its get_reward; None if it has none. state: its public attributes that are plain data.
+    failure: why it could not go on, which says nothing about the answer; "" otherwise.
+    """
+
+    score: Score | None = None
+    state: Mapping[str, Any] = field(default_factory=dict)
+    failure: str = ""
+
+
 Reference = str | Mapping[str, Any]
 """What an answer is graded against: the expected answer, or a task as a JSON object such as the tests of a program."""
 
@@ -68,14 +81,21 @@ def verify(
     prompts: Sequence[str],
     rows: Sequence[Mapping[str, Any]] | None = None,
     groups: Sequence[int] | None = None,
+    final_states: Sequence[FinalState | None] | None = None,
 ) -> list[Score]:
     """The score of each answer. A verifier gets what else its verify_batch has a parameter for:
 
     prompts: the question of each answer, for example to detect answers that copy it.
     rows: the id of each answer's problem, and the columns of its row in the data set.
     groups: a number for each answer; answers to one problem that are compared have the same.
+    final_states: of the environments in which the answers were given, if there were any.
     """
-    more = {"prompts": prompts, "rows": rows or [{}] * len(answers), "groups": groups or [0] * len(answers)}
+    more = {
+        "prompts": prompts,
+        "rows": rows or [{}] * len(answers),
+        "groups": groups or [0] * len(answers),
+        "final_states": final_states or [None] * len(answers),
+    }
     return verifier.verify_batch(answers, references, **_taken(verifier.verify_batch, more))
 
 

@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 _ROOT = Path(__file__).resolve().parent.parent  # the folder of the package, installed or not
 _READ = 1 << 16  # bytes read at once
@@ -17,16 +19,19 @@ _MAX_REPLY = 1 << 22  # bytes of a line; a worker that sends more is ended
 
 
 class WorkerProcess:
-    """One worker process and its current chunk of item indices. `chunk[0]` is the current item."""
+    """One worker process and its current chunk of item indices. `chunk[0]` is the current item.
 
-    def __init__(self, options: str) -> None:
+    environment: variables beside those of this process.
+    """
+
+    def __init__(self, options: str, environment: Mapping[str, str] = MappingProxyType({})) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "rewards.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             cwd=_ROOT,
-            env={**os.environ, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", **environment},
             start_new_session=True,  # so that Ctrl-C reaches the trainer only
         )
         assert self.process.stdin

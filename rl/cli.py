@@ -15,7 +15,7 @@ import tyro
 
 from rewards.errors import UserError
 from rewards.score import Score
-from rl.settings.options import AnyDType, CensusOptions, EvaluateOptions, PlanOptions, TryRewardOptions
+from rl.settings.options import AnyDType, CensusOptions, EvaluateOptions, HeadDType, PlanOptions, TryRewardOptions
 
 
 def run_safely(action: Callable[[], object]) -> None:
@@ -121,15 +121,29 @@ def merge(checkpoint: tyro.conf.Positional[Path], out: tyro.conf.Positional[Path
 
 @app.command
 def evaluate(options: Annotated[EvaluateOptions, tyro.conf.arg(name="")]) -> None:
-    """Evaluate a model on a data set: greedy accuracy, pass@k and maj@k with 95 % confidence intervals."""
+    """Evaluate a model on a data set: greedy accuracy, pass@k and maj@k with 95 % confidence intervals. Or on published test sets: --suite."""
     from rl.command.evaluate_model import as_json, describe, evaluate_model
     from rl.view.progress import Progress
+
+    if options.suite is not None:
+        evaluate_sets(options)
+        return
 
     with Progress(0) as progress:
         found = evaluate_model(options, progress)
     print(describe(found))
     if options.out is not None:
         options.out.write_text(as_json(found) + "\n", encoding="utf-8")
+
+
+def evaluate_sets(options: EvaluateOptions) -> None:
+    from rl.command.suite import evaluate_suite
+    from rl.command.suite_results import table
+    from rl.view.progress import Progress
+
+    with Progress(0) as progress:
+        results, absent = evaluate_suite(options, progress)
+    print(table(results, absent))
 
 
 @app.command
@@ -182,6 +196,7 @@ def serve_vllm(
     model: str,
     port: int = 8000,
     dtype: AnyDType = "auto",
+    head_dtype: HeadDType = "auto",
     max_length: int | None = None,
     max_rows: int | None = None,
 ) -> None:
@@ -191,12 +206,13 @@ def serve_vllm(
         model: The model that the run starts from: tiny, a folder in Hugging Face format or a hub name.
         port: Port at http://127.0.0.1; runs use 8000 by default.
         dtype: Data type of the weights, the same as the run's; auto is bfloat16 on a GPU that has it, else float32.
+        head_dtype: Data type of the products of the output layer, the same as the run's; auto is dtype.
         max_length: Most tokens of a prompt and its completion together. Default: the model's context.
         max_rows: Completions that are decoded at once. Default: vLLM's own choice.
     """
     from rl.command.serve import serve
 
-    serve(model, port=port, dtype=dtype, max_length=max_length, max_rows=max_rows)
+    serve(model, port=port, dtype=dtype, head_dtype=head_dtype, max_length=max_length, max_rows=max_rows)
 
 
 @app.command

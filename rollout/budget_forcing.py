@@ -6,7 +6,7 @@ thinking, since it would have to be looked for in the text of every row after ev
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -54,18 +54,22 @@ class BudgetForcing:
             )
         return forced
 
+    def at(self, most: int) -> BudgetForcing:
+        """The same rules with this maximum."""
+        return replace(self, budget=replace(self.budget, least=most, most=most))
+
     def require_room(self, max_tokens: int) -> None:
         """Raises UserError unless a completion has room for the longest thinking, what ends it, and one token of an answer."""
         room = max_tokens - len(self.ending.token_ids) - 1
         if self.budget.most > room:
             raise UserError(
-                f"thinking_budget is {self.budget.most}: a completion of max_tokens {max_tokens} has room for {max(0, room)} tokens before "
+                f"thinking_budget is {self.budget.bounds}: a completion of max_tokens {max_tokens} has room for {max(0, room)} tokens before "
                 f"{self.budget.ending!r} and an answer; lower it, or raise max_tokens"
             )
         if self.budget.waits and self.budget.most <= len(self.wait.token_ids):
             raise UserError(
                 f"thinking_waits is {self.budget.waits}: wait_phrase has {len(self.wait.token_ids)} tokens, and thinking_budget "
-                f"{self.budget.most} has no room for them and a thought; raise thinking_budget"
+                f"{self.budget.bounds} has no room for them and a thought; raise thinking_budget"
             )
 
     def __call__(self, episode: Episode) -> Turns:
@@ -83,13 +87,15 @@ class BudgetForcing:
             if num_waits == self.budget.waits or left - thought <= len(self.wait.token_ids):
                 parts.append(turn)
                 if turn.finish_reason is FinishReason.LENGTH and episode.num_left(parts):
-                    parts.append((yield episode.ask(parts, turn=num_turns)))
+                    rest: Completion = yield episode.ask(parts, turn=num_turns, is_last=True)
+                    parts.append(self._until_stop(turn.token_ids, rest))
                 return self._whole(episode, parts, Thinking(num_tokens=maximum - left + thought, num_waits=num_waits))
             parts += [*self._first(turn, thought), self.wait]
             left -= thought + len(self.wait.token_ids)
             num_waits += 1
         parts.append(self.ending)
-        parts.append((yield episode.ask(parts, turn=num_turns)))
+        answer: Completion = yield episode.ask(parts, turn=num_turns, is_last=True)
+        parts.append(self._until_stop(self.ending.token_ids, answer))
         return self._whole(episode, parts, Thinking(num_tokens=maximum - left, num_waits=num_waits, is_cut=True))
 
     def _whole(self, episode: Episode, parts: Sequence[Completion | Fixed], thinking: Thinking) -> Completion:
@@ -109,6 +115,20 @@ class BudgetForcing:
             return self._num_tokens(turn, at), True
         begun = max((n for n in range(1, len(end)) if text.endswith(end[:n])), default=0)
         return (self._num_tokens(turn, len(text) - begun) if begun else len(turn.token_ids)), False
+
+    def _until_stop(self, before: tuple[int, ...], turn: Completion) -> Completion:
+        """The turn up to a stop string that has begun in the tokens before it. The engine looks for one in each turn apart, so it does not
+        stop there, and what it samples behind is thrown away."""
+
+        def has_stopped(n: int) -> bool:
+            text = self._decode((*before, *turn.token_ids[:n]))
+            return any(stop in text for stop in self.stop_strings)
+
+        lengths = range(1, len(turn.token_ids) + 1)
+        if not has_stopped(lengths[-1]):
+            return turn
+        (stopped,) = self._first(turn, lengths[bisect_left(lengths, True, key=has_stopped)])
+        return replace(stopped, finish_reason=FinishReason.STOP)
 
     def _num_tokens(self, turn: Completion, length: int) -> int:
         """The number of the turn's first tokens whose text has at most this length."""
@@ -150,7 +170,7 @@ def rollout_within(
     prompts = (str(tokenizer.decode(list(renderer.render(problem)))), problem.question)
     if [text.rstrip().endswith(budget.end) for text in prompts] == [True, False]:  # the template has ended the thinking
         raise UserError(
-            f"thinking_budget is {budget.most}: the prompt of problem {problem.id!r} ends with {budget.end!r}, so the model does not think; "
+            f"thinking_budget is {budget.bounds}: the prompt of problem {problem.id!r} ends with {budget.end!r}, so the model does not think; "
             "leave it out, or choose another template with --chat-template"
         )
     return forcing

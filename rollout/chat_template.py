@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ from transformers import PreTrainedTokenizerBase
 
 from rewards.errors import UserError, first_line
 from rollout.records import Message
+from rollout.tool_worker import encodable
 
 # Jinja's own errors, and those of a template's expression on a value of an unexpected type.
 TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError)
 QUESTION, ANSWER, FOLLOW_UP = "plumbline-question", "plumbline-answer", "plumbline-follow-up"
 ToolSchema = Mapping[str, Any]  # of a tool, as transformers.utils.get_json_schema makes it
+GUARD = "\ufdd0"  # stands where a text is cut; Unicode keeps this character out of every text
 _TURNS_TRIED = 3
 _SHOWN = 30  # characters before and behind the place where two renderings part
 
@@ -45,6 +48,38 @@ def choose_template(tokenizer: PreTrainedTokenizerBase, chosen: str | None) -> N
 def added_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     """The tokens that were added to the learnt vocabulary, special tokens included, with their ids."""
     return tokenizer.get_added_vocab()  # pyright: ignore[reportCallIssue,reportOptionalCall]  the stubs know no such method
+
+
+def encode_as_text(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
+    """The tokens of a text in which nothing is structure: what is written like an added token, as <|im_end|>, is its letters."""
+    return _encode_guarded(tokenizer, guarded(text, added_tokens(tokenizer)))
+
+
+def tokens_between_turns(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Sequence[ToolSchema] = ()
+) -> tuple[int, ...]:
+    """`text_between_turns` as tokens. The messages are encoded as text, so that a tool's answer cannot end its turn and begin another."""
+    structure = added_tokens(tokenizer)
+    as_text = [
+        {
+            key: value if key == "role" or not isinstance(value, str) else guarded(value, structure)
+            for key, value in m.items()
+        }
+        for m in messages
+    ]
+    return _encode_guarded(tokenizer, text_between_turns(tokenizer, as_text, tools))
+
+
+def guarded(text: str, structure: Iterable[str]) -> str:
+    """The text with a guard behind the first character of whatever is written like one of these tokens. Tokens of white space are none."""
+    tokens = [token for token in structure if len(token) > 1 and not token.isspace() and token in text]
+    starts = "|".join(f"{re.escape(token[0])}(?={re.escape(token[1:])})" for token in tokens)
+    return re.sub(starts, lambda start: start[0] + GUARD, text) if starts else text
+
+
+def _encode_guarded(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
+    pieces = text.split(GUARD)
+    return tuple(token for piece in pieces for token in tokenizer.encode(piece, add_special_tokens=False))
 
 
 def text_between_turns(
@@ -85,9 +120,14 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], t
     return str(tokenizer.apply_chat_template(conversation, tools=shown, tokenize=False, add_generation_prompt=True))
 
 
+def name_of(tool: ToolSchema) -> str:
+    """The name by which the model calls the tool."""
+    return str(tool["function"]["name"])
+
+
 def require_tool_turns(tokenizer: PreTrainedTokenizerBase, tools: Sequence[ToolSchema]) -> None:
     """Raises UserError unless the template shows these tools to the model, and has a place for their answers between two turns."""
-    names = ", ".join(tool["function"]["name"] for tool in tools)
+    names = ", ".join(name_of(tool) for tool in tools)
     if tokenizer.chat_template is None:
         raise UserError(
             f"tools are {names}: the model's tokenizer has no chat template, which would show them to the model; give one with "
@@ -107,14 +147,14 @@ def require_tool_turns(tokenizer: PreTrainedTokenizerBase, tools: Sequence[ToolS
             f"tools are {names}: the chat template has no place for tools, so that the model would never read of them; give a template "
             "that renders `tools` with --chat-template"
         )
-    reply = tool_reply(tools[0]["function"]["name"], FOLLOW_UP)
+    reply = tool_reply(name_of(tools[0]), FOLLOW_UP)
     text_between_turns(tokenizer, [reply], tools)
     require_prefix_preserving(tokenizer, reply, tools)
 
 
 def tool_reply(name: str, content: str) -> Message:
-    """The message with a tool's answer."""
-    return {"role": "tool", "name": name, "content": content}
+    """The message with a tool's answer. Name and content may repeat what the model or the tool wrote: they are made encodable."""
+    return {"role": "tool", "name": encodable(name), "content": encodable(content)}
 
 
 def require_prefix_preserving(

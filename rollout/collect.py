@@ -5,12 +5,17 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import takewhile
+from typing import NamedTuple
 
 from rewards.errors import UserError
 from rewards.score import Score, Verifier
+from rollout.environment import Environment, Environments
 from rollout.problem_stream import ProblemStream
 from rollout.processes import Processes, SingleProcess
 from rollout.prompts import PromptRenderer
@@ -31,7 +36,7 @@ class Collected:
 
     groups: the groups for the update. sampled: all sampled groups; more than `groups` where dynamic sampling left some out.
     num_refills: the rounds that dynamic sampling drew beyond the first.
-    verify_seconds: the time that grading adds to the step: the wait for scores after sampling has ended.
+    verify_seconds: the time that grading adds to the step: the wait for scores after sampling has ended, and a reward model's.
     """
 
     groups: list[RolloutGroup]
@@ -42,11 +47,20 @@ class Collected:
     verify_seconds: float
 
 
+class Draw(NamedTuple):
+    """A problem of a step, and which of its completions are sampled: their seeds depend on these indices."""
+
+    problem: Problem
+    step: int
+    indices: range
+
+
 @dataclass(frozen=True, kw_only=True)
 class Collector:
     """Turns problems into scored groups.
 
-    scores_steps: also give the worked steps of each completion rewards of their own. max_refills: rounds of further problems that
+    scores_steps: also give the worked steps of each completion rewards of their own. rewarded: returns graded rollouts with what a reward
+    model of this process makes of their rewards. max_refills: rounds of further problems that
     collect_with_signal may draw. processes: each samples every count-th
     problem; seeds do not depend on which one does. call_threads: see run_rollouts.
     """
@@ -60,6 +74,7 @@ class Collector:
     rollout: RolloutFunction = one_shot
     call_threads: int = 0
     scores_steps: bool = False
+    rewarded: Callable[[Sequence[Rollout]], list[Rollout]] = list
     max_refills: int = 4
     processes: Processes = field(default_factory=SingleProcess)
 
@@ -68,6 +83,11 @@ class Collector:
             raise UserError(
                 "scores_steps is True: steps are scored in completions of one turn only; use rollout=one_shot"
             )
+
+    @property
+    def environments(self) -> Environments | None:
+        """In which the rollouts play."""
+        return self.rollout.environments if isinstance(self.rollout, ToolRollout) else None
 
     def close(self) -> None:
         """Ends the engine and the tools. Safe to call twice."""
@@ -82,13 +102,13 @@ class Collector:
             other seeds.
         """
         drawn = Counter() if drawn is None else drawn
-        episodes = []
+        draws = []
         for problem in problems:
             first = drawn[problem.id] * self.group_size
-            episodes.append(self._episodes(problem, step, range(first, first + self.group_size)))
+            draws.append(Draw(problem, step, range(first, first + self.group_size)))
             drawn[problem.id] += 1
         rank, count = self.processes.rank, self.processes.count
-        parts = self.processes.gather([self._collect(episodes[rank::count])])
+        parts = self.processes.gather([self._rewarded(self._collect(draws[rank::count]))])
         groups = [parts[i % count].groups[i // count] for i in range(len(problems))]
         return Collected(
             groups=groups,
@@ -99,25 +119,56 @@ class Collector:
             verify_seconds=max(part.verify_seconds for part in parts),
         )
 
-    def _episodes(self, problem: Problem, step: int, indices: range) -> list[Episode]:
-        prompt = self.renderer.prompt(problem)
+    @contextmanager
+    def _episodes(self, draws: Sequence[Draw]) -> Iterator[list[list[Episode]]]:
+        """The episodes of each draw. Their environments begin, as many at once as there are threads, and end with the block."""
+        groups = [self._group(draw) for draw in draws]
+        if self.environments is None:
+            yield groups
+            return
+        with ExitStack() as ended:
+            with ThreadPoolExecutor(max(1, self.call_threads), thread_name_prefix="reset") as threads:
+                begun = list(threads.map(self.environments.begin, [e.problem for group in groups for e in group]))
+            for environment, _ in begun:
+                ended.callback(environment.close)
+            left = iter(begun)
+            yield [[self._within(episode, *next(left)) for episode in group] for group in groups]
+
+    def _group(self, draw: Draw) -> list[Episode]:
+        prompt = self.renderer.prompt(draw.problem)
         return [
             Episode(
-                problem=problem,
+                problem=draw.problem,
                 prompt_ids=prompt.token_ids,
                 answer_prefix=prompt.answer_prefix,
                 max_tokens=self.params.max_tokens,
-                seed_of=partial(completion_seed, self.run_seed, step, problem.id, i),
+                seed_of=partial(completion_seed, self.run_seed, draw.step, draw.problem.id, i),
             )
-            for i in indices
+            for i in draw.indices
         ]
 
-    def _collect(self, episodes: Sequence[Sequence[Episode]]) -> Collected:
+    def _within(self, episode: Episode, environment: Environment, begun: Problem) -> Episode:
+        """The episode in its environment. What that says at the beginning counts to the tokens of the completion, so that it cannot
+        exceed the context."""
+        episode, prompt = replace(episode, environment=environment), self.renderer.prompt(begun)
+        added = len(prompt.token_ids) - len(episode.prompt_ids)
+        if added >= episode.max_tokens:
+            environment.failure = f"what reset returned has {added} tokens, and max_tokens is {episode.max_tokens}"
+            return episode
+        return replace(
+            episode,
+            prompt_ids=prompt.token_ids,
+            answer_prefix=prompt.answer_prefix,
+            max_tokens=episode.max_tokens - max(0, added),
+        )
+
+    def _collect(self, draws: Sequence[Draw]) -> Collected:
         """Samples this process's part. After an engine failure (memory, a driver) it is sampled again: equal seeds give equal
         completions."""
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                return self._collect_once(episodes)
+                with self._episodes(draws) as episodes:
+                    return self._collect_once(episodes)
             except RuntimeError as error:
                 if attempt == ATTEMPTS:
                     raise
@@ -139,17 +190,19 @@ class Collector:
             sampled = time.perf_counter()
             scores = verifier.scores()
             verified = time.perf_counter()
-        groups = [
-            RolloutGroup(
-                problem=problem,
-                prompt_ids=episodes[i][0].prompt_ids,
-                rollouts=tuple(
-                    _rollout(problem, completions[i, j], scores[i, j], verifier.steps.get((i, j), Steps()))
-                    for j in range(self.group_size)
-                ),
-            )
-            for i, problem in enumerate(problems)
-        ]
+        groups = []
+        for i, (problem, group) in enumerate(zip(problems, episodes, strict=True)):
+            shared = shared_beginning(problem, [episode.prompt_ids for episode in group])
+            rollouts = [
+                _rollout(
+                    problem,
+                    _behind(group[j].prompt_ids[len(shared) :], completions[i, j]),
+                    scores[i, j],
+                    verifier.steps.get((i, j), Steps()),
+                )
+                for j in range(self.group_size)
+            ]
+            groups.append(RolloutGroup(problem=problem, prompt_ids=shared, rollouts=tuple(rollouts)))
         return Collected(
             groups=groups,
             sampled=groups,
@@ -158,6 +211,13 @@ class Collector:
             sample_seconds=sampled - started,
             verify_seconds=verified - sampled,
         )
+
+    def _rewarded(self, collected: Collected) -> Collected:
+        started = time.perf_counter()
+        rewarded = iter(self.rewarded([rollout for group in collected.groups for rollout in group.rollouts]))
+        groups = [replace(g, rollouts=tuple(next(rewarded) for _ in g.rollouts)) for g in collected.groups]
+        seconds = collected.verify_seconds + time.perf_counter() - started
+        return replace(collected, groups=groups, sampled=groups, verify_seconds=seconds)
 
     def collect_from(
         self, stream: ProblemStream, count: int, *, step: int, drawn: Counter[str] | None = None
@@ -199,6 +259,31 @@ def _rollout(problem: Problem, completion: Completion, score: Score, steps: Step
     return Rollout(
         problem=problem, completion=completion, score=score, step_rewards=steps.rewards, step_ends=steps.ends
     )
+
+
+def shared_beginning(problem: Problem, prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The tokens with which all prompts of a group begin: all of them, unless environments have begun in different ways."""
+    if len(set(prompts)) == 1:
+        return prompts[0]
+    columns = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*prompts, strict=False))
+    shared = tuple(tokens[0] for tokens in columns)
+    if not shared:
+        raise UserError(
+            f"environment: what reset returns for problem {problem.id!r} differs within its group, and nothing stands before it; give the "
+            "row a prompt, or use a model with a chat template"
+        )
+    return shared
+
+
+def _behind(opening: tuple[int, ...], completion: Completion) -> Completion:
+    """The completion behind the tokens of its prompt that its group does not share, which the policy did not choose. Its environment's
+    final state has served to grade it."""
+    if completion.final_state is not None:
+        completion = replace(completion, final_state=None)
+    if not opening:
+        return completion
+    loss_mask = (False,) * len(opening) + completion.loss_mask
+    return replace(completion, token_ids=opening + completion.token_ids, loss_mask=loss_mask)
 
 
 def has_signal(group: RolloutGroup) -> bool:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
+from itertools import groupby
 
+from rewards.errors import UserError
 from rewards.score import Outcome, Score
 from rollout.collect import Collected
+from rollout.messages import is_message
 from rollout.prompts import PromptRenderer
-from rollout.records import SOLUTION, Completion, FinishReason, Problem, Rollout, RolloutGroup
+from rollout.records import SOLUTION, Completion, FinishReason, Message, Problem, Rollout, RolloutGroup
+from rollout.rollouts import Episode, Fixed
 
 
 def demonstrate(problems: Sequence[Problem], renderer: PromptRenderer) -> Collected:
@@ -25,10 +30,44 @@ def demonstrate(problems: Sequence[Problem], renderer: PromptRenderer) -> Collec
     )
 
 
+def worked_messages(problem: Problem) -> list[Message]:
+    """The worked solution: what the assistant says, and what tools answer. A text is one turn of the assistant. Raises UserError for a
+    list that is no such conversation."""
+    worked = problem.metadata[SOLUTION]
+    if not isinstance(worked, list):
+        return [{"role": "assistant", "content": str(worked)}]
+    if not (worked and all(map(is_message, worked)) and worked[0]["role"] == worked[-1]["role"] == "assistant"):
+        raise UserError(
+            f"problem {problem.id!r}: its worked solution is {ascii(worked)[:80]}: a list must be of messages with 'role' and 'content', "
+            "the first and the last of role assistant; change it, or give it as text"
+        )
+    return [{**message, "content": str(message["content"])} for message in worked]
+
+
+def worked_text(problem: Problem) -> str:
+    """What of the worked solution is graded, as of a rollout."""
+    return "\n".join(message["content"] for message in worked_messages(problem) if message["role"] == "assistant")
+
+
 def demonstration(problem: Problem, renderer: PromptRenderer) -> RolloutGroup:
-    text = str(problem.metadata[SOLUTION])
+    """The tokens and the loss mask are those of a rollout with these turns (rollout/tool_rollout.py)."""
+    tools, parts = renderer.tools_of(problem), list[Completion | Fixed]()
+    for is_reply, messages in groupby(worked_messages(problem), lambda message: message["role"] != "assistant"):
+        if is_reply:
+            turn = parts[-1]
+            assert isinstance(turn, Completion)  # a worked solution begins with the assistant
+            parts.append(Fixed.unread(list(messages), renderer.tokenizer, turn, tools))
+        else:
+            parts += [_turn(message["content"], renderer) for message in messages]
+    prompt_ids = renderer.render(problem)
+    whole = Episode(problem=problem, prompt_ids=prompt_ids, max_tokens=sys.maxsize, seed_of=lambda turn: 0)
+    rollout = Rollout(problem=problem, completion=whole.join(parts), score=Score(1.0, Outcome.CORRECT))
+    return RolloutGroup(problem=problem, prompt_ids=prompt_ids, rollouts=(rollout,))
+
+
+def _turn(text: str, renderer: PromptRenderer) -> Completion:
     token_ids = (*renderer.tokenizer(text, add_special_tokens=False).input_ids, renderer.closing_id)
-    completion = Completion(
+    return Completion(
         token_ids=token_ids,
         sampler_logprobs=(0.0,) * len(token_ids),
         finish_reason=FinishReason.STOP,
@@ -36,5 +75,3 @@ def demonstration(problem: Problem, renderer: PromptRenderer) -> RolloutGroup:
         seed=0,
         text=text,
     )
-    rollout = Rollout(problem=problem, completion=completion, score=Score(1.0, Outcome.CORRECT))
-    return RolloutGroup(problem=problem, prompt_ids=renderer.render(problem), rollouts=(rollout,))

@@ -18,7 +18,7 @@ def read_messages(prompt: Any, what: str) -> tuple[Message, ...]:
     if isinstance(prompt, str | int | float) and not isinstance(prompt, bool):
         prompt = [{"role": "user", "content": prompt}]
     messages = [prompt] if isinstance(prompt, Mapping) else prompt
-    if not isinstance(messages, list | tuple) or not messages or not all(map(_is_message, messages)):
+    if not isinstance(messages, list | tuple) or not messages or not all(map(is_message, messages)):
         raise UserError(
             f"{what}: prompt {_shown(prompt)} is neither text nor a list of messages with 'role' and 'content'; change the data set, or "
             "name the column of the question with --prompt-column"
@@ -35,10 +35,10 @@ def messages_in(text: str) -> list[dict[str, Any]] | None:
     except (ValueError, RecursionError):
         return None
     found = [found] if isinstance(found, dict) else found
-    return found if found and all(map(_is_message, found)) else None
+    return found if found and all(map(is_message, found)) else None
 
 
-def _is_message(value: Any) -> bool:
+def is_message(value: Any) -> bool:
     return isinstance(value, Mapping) and isinstance(value.get("role"), str) and "content" in value
 
 

@@ -16,15 +16,23 @@ from rewards.errors import UserError
 from rollout.arithmetic import arithmetic_problems
 from rollout.dataset_names import is_file
 from rollout.dataset_rows import HUB_NAMES, Rows, file_rows, hub_rows
+from rollout.games import guessing_games, large_products
 from rollout.messages import messages_in
+from rollout.number_programs import number_programs
 from rollout.puzzles import PUZZLE_MAKERS, puzzle_problems, reasoning_gym_problems
 from rollout.records import Problem
 from rollout.row_problem import Columns, read_row
+from rollout.searches import searches
 from rollout.small_programs import small_programs
 
 BUILT_IN: dict[str, Callable[[], list[Problem]]] = {
     "arithmetic": partial(arithmetic_problems, 20_000, seed=0),
     "small-programs": partial(small_programs, 10_000, seed=0),
+    "searches": partial(searches, 5_000, seed=0),
+    "number-programs": partial(number_programs, 10_000, seed=0),
+    "large-products": partial(large_products, 20_000, seed=0),
+    "guess-number": partial(guessing_games, 5_000),
+    "episodes": lambda: [Problem(id=str(n), prompt="", reference="", metadata={"seed": n}) for n in range(2_000)],
     **{name: partial(puzzle_problems, make, 5_000, seed=0) for name, make in PUZZLE_MAKERS.items()},
 }
 REASONING_GYM = "reasoning-gym:"  # prefix of a task's name
@@ -47,9 +55,11 @@ def load_problems(
     answer_column: str | None = None,
     system_column: str | None = None,
     needs_reference: bool = True,
+    has_environment: bool = False,
     report: Callable[[str], None] = log.warning,
 ) -> list[Problem]:
-    """The problems of a built-in task, a file, or a hub data set; of rows with equal prompts only the first.
+    """The problems of a built-in task, a file, or a hub data set; of rows with equal prompts only the first. With an environment rows may
+    differ in other columns, and need no prompt.
 
     config, split: the configuration and split of a hub data set whose name does not have them. needs_reference: without it rows need no
     answer, and the reference is empty where they have none. report: called, with an example, about rows that are interpreted or left
@@ -64,13 +74,17 @@ def load_problems(
     if not rows:
         raise UserError(f"{what}: it has no rows; give one with at least two problems")
     named = {"prompt_column": prompt_column, "answer_column": answer_column, "system_column": system_column}
-    columns = Columns.found(rows, dataset, **named, needs_reference=needs_reference)
+    columns = Columns.found(rows, dataset, **named, needs_reference=needs_reference, needs_prompt=not has_environment)
     found = [read_row(row, n, columns, f"{what}: row {n}") for n, row in enumerate(rows, 1)]
-    _report_objects([row[columns.prompt] for row in rows], f"{what}: {columns.prompt!r}", report)
+    if columns.prompt is not None:
+        _report_objects([row[columns.prompt] for row in rows], f"{what}: {columns.prompt!r}", report)
     problems: dict[str, Problem] = {}
     for problem in found:
-        problems.setdefault(json.dumps(problem.prompt), problem)
-    _report_contradictions(found, problems, what, report)
+        problems.setdefault(
+            json.dumps(dict(problem.metadata) if has_environment else problem.prompt, default=str), problem
+        )
+    if not has_environment:
+        _report_contradictions(found, problems, what, report)
     if len({p.id for p in problems.values()}) < len(problems):
         raise UserError(f"{what}: values of its column 'id' are not unique; make them so or drop the column")
     return list(problems.values())

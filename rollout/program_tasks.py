@@ -37,7 +37,12 @@ def program_task(row: Mapping[str, Any]) -> dict[str, Any]:
         return {"type": "stdin", "tests": tests}  # the type does not matter: there are no tests
     if all(isinstance(test, str) for test in tests):
         setup = row.get("setup") or row.get("test_setup_code") or ""
-        return {"type": "asserts", "entry_point": name or _tested(tests, setup), "asserts": tests, "setup": setup}
+        return {
+            "type": "asserts",
+            "entry_point": name or tested_function(tests, setup),
+            "asserts": tests,
+            "setup": setup,
+        }
     extra = {"float_tol": row["float_tol"]} if row.get("float_tol") else {}
     first = tests[0] if isinstance(tests[0], dict) else {}
     if "args" in first:
@@ -105,7 +110,7 @@ def _human_eval(row: Mapping[str, Any]) -> dict[str, Any]:
     return task | ({"solution": row["canonical_solution"]} if row.get("canonical_solution") else {})
 
 
-def _tested(asserts: list[str], setup: Any) -> str | None:
+def tested_function(asserts: list[str], setup: Any) -> str | None:
     """The only function that every assert calls and that neither Python nor the tests define; None if there is no single one."""
     try:
         trees = [ast.parse(text) for text in asserts]

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from rewards.errors import UserError
 from rewards.extract import AnswerForm
 from rollout.answer_prefix import find_answer_prefix
-from rollout.chat_template import TEMPLATE_ERRORS, ToolSchema, template_turn_end
+from rollout.chat_template import TEMPLATE_ERRORS, ToolSchema, name_of, template_turn_end
 from rollout.messages import read_messages, require_encodable
 from rollout.records import STYLE_OF, STYLE_OF_FORM, Problem, PromptStyle
 
@@ -26,6 +26,9 @@ SYSTEM_PROMPTS: dict[str, str | None] = {
     ),
     "hashes": "Reason step by step, and end with a line that has your final answer behind four hashes: #### answer",
     "code": "Solve the task in Python, and put the whole program in one ```python block.",
+    "program-answer": (
+        "Write a Python program that computes the final answer and prints it, and put the whole program in one ```python block."
+    ),
 }
 _SHOWN = 120  # characters of a message that is shown as an example
 log = logging.getLogger(__name__)
@@ -49,7 +52,7 @@ class PromptRenderer:
 
     style: the system prompt before a problem; None chooses the one that names the form in which the problem's verifier reads answers.
     answer_form: that form for math problems, if it is not the usual one.
-    tools: schemas of the tools that each prompt shows by the chat template's own rule (see require_tool_turns).
+    tools_of: the schemas of the tools that a problem's prompt shows by the chat template's own rule (see require_tool_turns).
     report: called once, with an example, for each way in which prompts differ from the options or the data.
     """
 
@@ -60,11 +63,11 @@ class PromptRenderer:
         style: PromptStyle | None,
         system_prompt: str | None = None,
         answer_form: AnswerForm | None = None,
-        tools: Sequence[ToolSchema] = (),
+        tools_of: Callable[[Problem], Sequence[ToolSchema]] = lambda problem: (),
         report: Callable[[str], None] = log.warning,
     ) -> None:
         self.tokenizer = tokenizer
-        self._tools: Any = list(tools) or None
+        self.tools_of = tools_of
         self._style, self._system_prompt = style, system_prompt
         self._style_of = STYLE_OF if answer_form is None else {**STYLE_OF, "math": STYLE_OF_FORM[answer_form]}
         self._report = report
@@ -123,13 +126,14 @@ class PromptRenderer:
 
     def _by_template(self, problem: Problem, messages: Messages) -> str:
         """The text by the template, special tokens included. A system message that it refuses or drops is put into the user's message."""
-        system, left_out = messages[0], self._left_out(tuple(message["role"] for message in messages))
+        tools = self.tools_of(problem)
+        system, left_out = messages[0], self._left_out(messages, tools)
         if system["role"] == "system" and 0 in left_out:
             messages = _system_into_user(messages)
-            left_out = self._left_out(tuple(message["role"] for message in messages))
+            left_out = self._left_out(messages, tools)
             what = f"the chat template has no place for system messages, so that {_example(system['content'])} begins the user's message"
             self._report_once("system message", problem, what)
-        if len(messages) - 1 in left_out and self._tried(messages):  # a prompt of no tokens is refused as such
+        if len(messages) - 1 in left_out and self._tried(messages, tools):  # a prompt of no tokens is refused as such
             raise UserError(
                 f"chat_template: the tokenizer's leaves out the last message of problem {problem.id!r} (role {messages[-1]['role']!r}, "
                 f"{_example(messages[-1]['content'])}), so that the model never reads the question; give another with --chat-template"
@@ -138,7 +142,7 @@ class PromptRenderer:
             what = f"the chat template leaves out messages of role {role!r}, {_example(content)}"
             self._report_once(f"left out {role}", problem, what)
         try:
-            text = self._rendered(messages)
+            text = self._rendered(messages, tools)
         except TEMPLATE_ERRORS as error:
             roles = ", ".join(message["role"] for message in messages)
             (reason, *_) = str(error).strip().splitlines() or [type(error).__name__]
@@ -152,34 +156,37 @@ class PromptRenderer:
             self._report_once("EOS of the template", problem, what)
         return text
 
-    def _left_out(self, roles: tuple[str, ...]) -> tuple[int, ...]:
-        """Indices of the messages that the template drops from a conversation with these roles; 0 also where it refuses a system
-        message."""
-        if roles not in self._left_out_of:
+    def _left_out(self, messages: Messages, tools: Sequence[ToolSchema]) -> tuple[int, ...]:
+        """Indices of the messages that the template drops from a conversation with these roles and tools; 0 also where it refuses a
+        system message."""
+        roles = tuple(message["role"] for message in messages)
+        key = (*roles, *map(name_of, tools))
+        if key not in self._left_out_of:
             marked = [{"role": role, "content": f"plumbline-{i}-marker"} for i, role in enumerate(roles)]
-            text = self._tried(marked)
+            text = self._tried(marked, tools)
             if text is not None:
                 found = tuple(i for i, message in enumerate(marked) if message["content"] not in text)
             else:
-                is_refused = roles[0] == "system" and self._tried(_system_into_user(marked)) is not None
+                is_refused = roles[0] == "system" and self._tried(_system_into_user(marked), tools) is not None
                 found = (0,) if is_refused else ()
-            self._left_out_of[roles] = found
-        return self._left_out_of[roles]
+            self._left_out_of[key] = found
+        return self._left_out_of[key]
 
-    def _tried(self, messages: Messages) -> str | None:
+    def _tried(self, messages: Messages, tools: Sequence[ToolSchema]) -> str | None:
         try:
-            return self._rendered(messages)
+            return self._rendered(messages, tools)
         except TEMPLATE_ERRORS:
             return None
 
-    def _rendered(self, messages: Messages) -> str:
+    def _rendered(self, messages: Messages, tools: Sequence[ToolSchema]) -> str:
         """A final assistant message is left open: the model continues it."""
         is_continued = messages[-1]["role"] == "assistant"
         conversation: Any = messages
+        shown: Any = list(tools) or None
         return str(
             self.tokenizer.apply_chat_template(
                 conversation,
-                tools=self._tools,
+                tools=shown,
                 tokenize=False,
                 add_generation_prompt=not is_continued,
                 continue_final_message=is_continued,

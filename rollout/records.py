@@ -9,15 +9,15 @@ from typing import Any, Literal
 
 from rewards.extract import AnswerForm
 from rewards.reward_spec import RewardSpec
-from rewards.score import Outcome, Reference, Score
+from rewards.score import FinalState, Outcome, Reference, Score
 
 Message = Mapping[str, str]  # {"role": "user", "content": "..."}
-PromptStyle = Literal[
-    "plain", "boxed", "r1", "hashes", "code"
-]  # how a prompt asks for the answer, see rollout/prompts.py
-ToolFormat = Literal["hermes", "llama3"]  # how a model writes calls of tools, see rollout/tool_calls.py
+# How a prompt asks for the answer, see rollout/prompts.py.
+PromptStyle = Literal["plain", "boxed", "r1", "hashes", "code", "program-answer"]
+# How a model writes calls of tools, see rollout/tool_calls.py.
+ToolFormat = Literal["hermes", "llama3", "qwen3-coder", "code-fences"]
 # The style of problems by their verifier, and of math problems by the form of their answers; others state the form themselves.
-STYLE_OF: Mapping[str, PromptStyle] = {"math": "boxed", "program": "code"}
+STYLE_OF: Mapping[str, PromptStyle] = {"math": "boxed", "program": "code", "program-answer": "program-answer"}
 STYLE_OF_FORM: Mapping[AnswerForm, PromptStyle] = {
     "boxed": "boxed",
     "tags": "r1",
@@ -66,7 +66,9 @@ class EndReason(enum.Enum):
 
     ANSWER = "answer"  # a turn without a call
     TURNS = "turns"  # the turn limit, with a call that was not made
-    TOKENS = "tokens"  # the token limit
+    TOKENS = "tokens"  # the token limit, in a turn of the model
+    CONTEXT = "context"  # the token limit, in what a tool answered
+    FAILURE = "failure"  # the environment could not go on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +115,7 @@ class Completion:
         None for causal models.
     thinking: None without a thinking budget.
     tool_use: None for a rollout without tools.
+    final_state: of the rollout's environment; None without one, and once the completion is graded.
     """
 
     token_ids: tuple[int, ...]
@@ -125,6 +128,7 @@ class Completion:
     loss_mask: tuple[bool, ...] = ()
     thinking: Thinking | None = None
     tool_use: ToolUse | None = None
+    final_state: FinalState | None = None
 
     def __post_init__(self) -> None:
         if all(self.loss_mask):

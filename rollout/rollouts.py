@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from threading import Lock
 from typing import Any, NamedTuple
@@ -23,7 +23,8 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from rewards.errors import UserError
-from rollout.chat_template import ToolSchema, text_between_turns
+from rollout.chat_template import ToolSchema, tokens_between_turns
+from rollout.environment import Environment
 from rollout.records import Completion, FinishReason, Message, Problem
 from rollout.sampler import RequestQueue, Sampler, SampleRequest, SamplingParams, Stream
 
@@ -49,12 +50,22 @@ class Fixed(NamedTuple):
         tools: Sequence[ToolSchema] = (),
     ) -> Fixed:
         """Messages (of a tool or the user) that follow a turn of the model, as the chat template writes them. A token that ends the
-        turn is left out if the model has written it already. The graded text has the messages' contents only: at the template's
+        turn is left out if the model has written it already. Text of a token in their contents is text. The graded text has the messages' contents only: at the template's
         own end of turn a verifier would stop reading. tools: those that the prompt shows."""
-        token_ids, _ = Fixed.of(text_between_turns(tokenizer, messages, tools), tokenizer)
+        token_ids = tokens_between_turns(tokenizer, messages, tools)
         is_ended = token_ids[:1] == turn.token_ids[-1:]
         text = "\n".join(["", *(message["content"] for message in messages), ""])
         return Fixed(token_ids[1:] if is_ended else token_ids, text)
+
+    @staticmethod
+    def unread(
+        messages: Sequence[Message],
+        tokenizer: PreTrainedTokenizerBase,
+        turn: Completion,
+        tools: Sequence[ToolSchema],
+    ) -> Fixed:
+        """A reply that is not graded, as that of a tool: an answer that stands there was not given by the model."""
+        return Fixed.reply(messages, tokenizer, turn, tools)._replace(text="\n")
 
 
 Place = tuple[int, int]  # of a rollout: the index of its group, its own index in that group
@@ -68,6 +79,7 @@ class Episode:
     answer_prefix: the part of the answer that the prompt has begun (rollout/answer_prefix.py).
     max_tokens: the limit of the whole completion, fixed tokens included.
     seed_of: returns the seed of a turn, counted from 0.
+    environment: what the rollout plays in; it is ended by who began it.
     """
 
     problem: Problem
@@ -75,17 +87,20 @@ class Episode:
     max_tokens: int
     seed_of: Callable[[int], int]
     answer_prefix: str = ""
+    environment: Environment | None = None
 
-    def ask(self, parts: Parts = (), *, at_most: int | None = None, turn: int | None = None) -> SampleRequest:
+    def ask(
+        self, parts: Parts = (), *, at_most: int | None = None, turn: int | None = None, is_last: bool = False
+    ) -> SampleRequest:
         """The request for the policy's next turn, behind these parts. at_most: a limit of this turn's tokens, such as a thinking
-        budget. turn: its number, by default the number of turns in the parts; a rollout that drops whole turns counts them."""
+        budget. turn: its number, by default the number of turns in the parts; a rollout that drops whole turns counts them.
+        is_last: no turn follows, so that an engine need not keep this one's keys and values."""
         context = tuple(token for part in parts for token in part.token_ids)
         if turn is None:
             turn = sum(isinstance(part, Completion) for part in parts)
         left = self.num_left(parts)
-        return SampleRequest(
-            self.prompt_ids + context, (self.seed_of(turn),), left if at_most is None else min(left, at_most)
-        )
+        limit = left if at_most is None else min(left, at_most)
+        return SampleRequest(self.prompt_ids + context, (self.seed_of(turn),), limit, is_last)
 
     def num_left(self, parts: Parts) -> int:
         """How many tokens the next turn may have. It needs at least one."""
@@ -127,7 +142,7 @@ RolloutFunction = Callable[[Episode], Turns]
 
 def one_shot(episode: Episode) -> Turns:
     """The policy's first turn is the whole completion."""
-    return (yield episode.ask())
+    return (yield episode.ask(is_last=True))
 
 
 def run_rollouts(
@@ -164,6 +179,9 @@ class _Running:
         self._groups, self._threads = groups, threads
         self._rollouts = {(i, j): rollout for i, group in enumerate(groups) for j, rollout in enumerate(group)}
         self._place_of = dict[tuple[int, int], Place]()  # of each pending seed of each request
+        self._turn_of = dict[
+            Place, tuple[int, int]
+        ]()  # the last turn of each rollout, as a request and the index of its seed
         self._ended = deque[tuple[Place, Completion]]()
         self._error: BaseException | None = None  # the first that was raised in a thread
         self._lock = Lock()  # of all of these
@@ -176,6 +194,7 @@ class _Running:
         """Advances the rollout that asked for this turn."""
         with self._lock:
             place = self._place_of.pop((number, n))
+            self._turn_of[place] = (number, n)
         self._advance(place, turn)
 
     def ended(self) -> Iterator[tuple[int, int, Completion]]:
@@ -209,6 +228,8 @@ class _Running:
             return
         with self._lock:
             del self._rollouts[place]
+            if place in self._turn_of:
+                self.queue.end(self._turn_of.pop(place))
             self._ended.append((place, answer))
             is_last = not self._rollouts
         if is_last:
@@ -223,12 +244,11 @@ class _Running:
 
     def _put(self, requests: Mapping[Place, SampleRequest]) -> None:
         with self._lock:  # an engine may have decoded a request before its places are noted
-            for (prompt_ids, max_tokens), same in groupby(
-                requests.items(), key=lambda item: _prompt_and_limit(item[1])
-            ):
+            continuing = {place: replace(r, continues=self._turn_of.get(place)) for place, r in requests.items()}
+            for shared, same in groupby(continuing.items(), key=lambda item: replace(item[1], seeds=())):
                 places, alike = zip(*same, strict=True)
                 seeds = tuple(seed for request in alike for seed in request.seeds)
-                number = self.queue.put(SampleRequest(prompt_ids, seeds, max_tokens))
+                number = self.queue.put(replace(shared, seeds=seeds))
                 self._place_of.update({(number, n): place for n, place in enumerate(places)})
 
 
@@ -238,7 +258,3 @@ def _request(answer: SampleRequest | Call | Completion) -> SampleRequest:
             f"a rollout gave {answer}: it must begin with a request, and each of its requests must have one seed"
         )
     return answer
-
-
-def _prompt_and_limit(request: SampleRequest) -> tuple[tuple[int, ...], int | None]:
-    return request.prompt_ids, request.max_tokens

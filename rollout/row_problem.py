@@ -26,9 +26,10 @@ _EMPTY = (None, "")  # cells without a value, as a table has them where a row la
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """The columns that are read. answer: None where no row has one. system: None where no row has a system message of its own."""
+    """The columns that are read. prompt: None where rows have no question, which an environment then asks. answer: None where no row has
+    one. system: None where no row has a system message of its own."""
 
-    prompt: str
+    prompt: str | None
     answer: str | None
     system: str | None
 
@@ -41,18 +42,27 @@ class Columns:
         answer_column: str | None,
         system_column: str | None,
         needs_reference: bool,
+        needs_prompt: bool = True,
     ) -> Columns:
-        """The named columns, the others by their usual names.
+        """The named columns, the others by their usual names. needs_prompt: not in an environment.
 
         Raises UserError for a named column that is not there, for rows without a question, and for math problems without an answer
         unless a conversation ends with it or there is no need of a reference.
         """
-        prompt = _column("prompt_column", prompt_column, PROMPT_COLUMNS, rows[:1], dataset)
+        prompt = None
+        if needs_prompt or prompt_column is not None or _has_any(PROMPT_COLUMNS, rows[:1]):
+            prompt = _column("prompt_column", prompt_column, PROMPT_COLUMNS, rows[:1], dataset)
         math = next(filter(_is_math, rows), None)
         answer, system = answer_column, system_column
         is_needed = needs_reference and prompt != CONVERSATION
         if math is not None and (is_needed or answer_column is not None or _has_any(ANSWER_COLUMNS, rows)):
-            answer = _column("answer_column", answer_column, ANSWER_COLUMNS, [math] if is_needed else rows, dataset)
+            advice = (
+                ""
+                if needs_prompt
+                else ", or, if the environment has no get_reward, add one or name a reward with --reward"
+            )
+            looked_in = [math] if is_needed else rows
+            answer = _column("answer_column", answer_column, ANSWER_COLUMNS, looked_in, dataset, advice)
         if system_column is not None or _has_any(SYSTEM_COLUMNS, rows):
             system = _column("system_column", system_column, SYSTEM_COLUMNS, rows, dataset)
         return Columns(prompt=prompt, answer=answer, system=system)
@@ -62,21 +72,23 @@ def _has_any(names: Iterable[str], rows: Sequence[Row]) -> bool:
     return any(name in row for name in names for row in rows)
 
 
-def _column(option: str, named: str | None, usual: Iterable[str], rows: Sequence[Row], dataset: str) -> str:
-    """The first of the names that any of the rows has."""
+def _column(
+    option: str, named: str | None, usual: Iterable[str], rows: Sequence[Row], dataset: str, advice: str = ""
+) -> str:
+    """The first of the names that any of the rows has. advice: what else can be done where they have none."""
     found = next((c for c in ([named] if named is not None else usual) if _has_any([c], rows)), None)
     if found is None:
         looked_for = repr(named) if named is not None else " or ".join(map(repr, usual))
         raise UserError(
-            f"{option}: dataset {dataset!r} has no column {looked_for}; it has {sorted(rows[0])}: name one with --{option.replace('_', '-')}"
+            f"{option}: dataset {dataset!r} has no column {looked_for}; it has {sorted(rows[0])}: name one with --{option.replace('_', '-')}{advice}"
         )
     return found
 
 
 def read_row(row: Row, number: int, columns: Columns, what: str) -> Problem:
     """The problem of a row, with all its columns as metadata. number: the row's, from 1. what: the row's name in errors."""
-    prompt = row.get(columns.prompt)
-    if prompt in _EMPTY:
+    prompt = "" if columns.prompt is None else row.get(columns.prompt)
+    if prompt in _EMPTY and columns.prompt is not None:
         raise UserError(f"{what} has no {columns.prompt!r}: fill it or drop the row")
     if isinstance(prompt, str):
         prompt = messages_in(prompt) or prompt
@@ -130,7 +142,7 @@ def _grading(row: Row, answer: Any, what: str) -> tuple[str, Reference]:
                 f"{what}: verifier is {verifier!r}: it must be one of {', '.join(sorted(VERIFIERS))}; rename a column that means something else"
             )
         reference = row.get("reference", "")
-        return verifier, _answer(reference, what) if verifier == "math" else reference
+        return verifier, _answer(reference, what) if verifier in ("math", "program-answer") else reference
     if asks_for_program(row):
         return "program", program_task(row)
     return "math", _answer(answer, what)

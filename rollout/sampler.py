@@ -39,11 +39,18 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """One prompt and a seed for each completion of it. max_tokens: the limit of these completions; None takes SamplingParams'."""
+    """One prompt and a seed for each completion of it.
+
+    max_tokens: the limit of these completions; None takes SamplingParams'.
+    is_last: no later request continues these completions; otherwise an engine may keep their keys and values.
+    continues: the completion (the number of its request in the queue, the index of its seed) whose tokens this prompt extends.
+    """
 
     prompt_ids: tuple[int, ...]
     seeds: tuple[int, ...]
     max_tokens: int | None = None
+    is_last: bool = True
+    continues: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None and self.max_tokens < 1:
@@ -63,6 +70,7 @@ class RequestQueue:
     def __init__(self) -> None:
         self._pending: deque[tuple[int, SampleRequest]] = deque()
         self._changed = Condition()
+        self._ended = deque[tuple[int, int]]()
         self._num_put = 0
         self.is_closed = False
 
@@ -93,6 +101,14 @@ class RequestQueue:
         with self._changed:
             self.is_closed = True
             self._changed.notify_all()
+
+    def end(self, completion: tuple[int, int]) -> None:
+        """No request continues this completion (its request's number, the index of its seed), although its own has not said so."""
+        self._ended.append(completion)
+
+    def take_ended(self) -> list[tuple[int, int]]:
+        """For engines: the completions that end() was called with since the last time."""
+        return [self._ended.popleft() for _ in range(len(self._ended))]
 
     def take(self, *, wait: bool, rows: float = math.inf) -> list[tuple[int, SampleRequest]]:
         """For engines: the first requests, with their numbers, whose completions fit into so many rows.

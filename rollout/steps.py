@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from rewards.equation_steps import score_steps
+from rewards.equation_steps import Step, score_steps
 from rollout.records import Completion, Problem
 
 _MAX_PENDING = 8  # tokens; a character has at most four bytes, so bytes that are no character after so many tokens never become one
@@ -28,7 +28,7 @@ def steps_of(
 
     answer_prefix: the part of the completion's text that stands in the prompt.
     """
-    steps = score_steps(completion.text, given="\n".join(message["content"] for message in problem.messages))
+    steps = written_steps(problem, completion)
     if not steps:
         return Steps()
     token_ends = [len(answer_prefix) + end for end in _token_ends(tokenizer, completion.token_ids)]
@@ -38,6 +38,11 @@ def steps_of(
             token += 1
         ends.append(token)
     return Steps(tuple(step.value for step in steps), tuple(ends))
+
+
+def written_steps(problem: Problem, completion: Completion) -> list[Step]:
+    """The steps of a completion, by their places in its text."""
+    return score_steps(completion.text, given="\n".join(message["content"] for message in problem.messages))
 
 
 def _token_ends(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> list[int]:

@@ -32,6 +32,11 @@ class ThinkingBudget:
         """The text that ends the thinking at the maximum."""
         return f"{self.end}\n\n{self.closing}" if self.closing else self.end
 
+    @property
+    def bounds(self) -> str:
+        """The range as an option writes it."""
+        return str(self.most) if self.least == self.most else f"{self.least}:{self.most}"
+
     @staticmethod
     def of(budget: str, *, waits: int | None, end: str | None, wait: str | None, closing: str | None) -> ThinkingBudget:
         """The budget that a run or a command is given as options; None is the default of the others."""

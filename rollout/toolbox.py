@@ -15,9 +15,9 @@ from rewards.functions.source import Source
 from rewards.functions.worker import MEMORY_LIMIT
 from rewards.pool import WorkerPool
 from rewards.score import Outcome
-from rollout.chat_template import ToolSchema
+from rollout.chat_template import ToolSchema, name_of
+from rollout.tool_worker import MAX_OUTPUT
 
-MAX_OUTPUT = 2000  # characters of one answer
 _DECLARE_DEADLINE = 120.0  # seconds, of which the library that makes schemas takes some to import
 _MAX_VERDICT = 1 << 21  # characters of all schemas, or of an answer
 
@@ -34,17 +34,44 @@ class Answer(NamedTuple):
 
 
 class Tools(Protocol):
-    """Whatever answers calls: functions of a file, or the methods of an environment."""
+    """The tools of one rollout."""
 
     def call(self, name: str, arguments: Mapping[str, Any]) -> Answer:
         """The tool's answer, or the error of the call. It raises nothing that the tool raises."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Ends what the rollout has of its own. Safe to call twice."""
+
+
+class ToolSource(Protocol):
+    """Tools of a run, which each rollout gets anew. schemas: as the model is shown them."""
+
+    @property
+    def schemas(self) -> Sequence[ToolSchema]: ...
+
+    def begin(self) -> Tools:
+        """The tools of one rollout, which share no state with those of another."""
+        ...
+
+    def close(self) -> None:
+        """Ends all worker processes. Safe to call twice."""
+
+
+class JoinedTools:
+    """The tools of one rollout, from several sources, by name. They are ended by who began them."""
+
+    def __init__(self, of: Sequence[tuple[Sequence[ToolSchema], Tools]]) -> None:
+        self._by_name = {name_of(schema): tools for schemas, tools in of for schema in schemas}
+
+    def call(self, name: str, arguments: Mapping[str, Any]) -> Answer:
+        if name not in self._by_name:
+            return Answer.error(f"there is no tool {name!r}; the tools are {', '.join(self._by_name)}")
+        return self._by_name[name].call(name, arguments)
 
 
 class Toolbox:
-    """Typed functions with docstrings, named file.py:function or module:function.
+    """Typed functions with docstrings, named file.py:function or module:function; a ToolSource.
 
     Calls share no state: each is run by any of the workers. Several threads may call at the same time, num_workers of which are
     served at once.
@@ -67,11 +94,12 @@ class Toolbox:
             self._close = on_error.pop_all().close
         for pool in pools:
             self._free.put(pool)
-        self._names = [schema["function"]["name"] for schema in self.schemas]
+        self._names = [name_of(schema) for schema in self.schemas]
+
+    def begin(self) -> Tools:
+        return _Shared(self)
 
     def call(self, name: str, arguments: Mapping[str, Any]) -> Answer:
-        if name not in self._names:
-            return Answer.error(f"there is no tool {name!r}; the tools are {', '.join(self._names)}")
         pool = self._free.get()
         try:
             (verdict,) = pool.run([("call", self._names.index(name), arguments)])
@@ -86,6 +114,16 @@ class Toolbox:
     def close(self) -> None:
         """Ends the workers. Safe to call twice."""
         self._close()
+
+
+class _Shared:
+    """What a rollout has of a toolbox: its calls, and nothing of its own."""
+
+    def __init__(self, toolbox: Toolbox) -> None:
+        self.call = toolbox.call
+
+    def close(self) -> None:
+        pass
 
 
 def _pool(arguments: dict[str, Any], deadline: float) -> WorkerPool:
@@ -104,12 +142,13 @@ def _declared(pool: WorkerPool) -> list[ToolSchema]:
     if not verdict.is_correct:
         raise UserError(verdict.reason)
     schemas: list[ToolSchema] = json.loads(verdict.reason)
-    require_one_of_each_name([schema["function"]["name"] for schema in schemas])
+    require_one_of_each_name(schemas)
     return schemas
 
 
-def require_one_of_each_name(names: Sequence[str]) -> None:
+def require_one_of_each_name(schemas: Sequence[ToolSchema]) -> None:
     """Raises UserError if two tools have one name, by which the model calls them."""
+    names = [name_of(schema) for schema in schemas]
     twice = [name for i, name in enumerate(names) if name in names[:i]]
     if twice:
         raise UserError(f"tools has two that are called {twice[0]!r}: the model calls them by name; rename one")

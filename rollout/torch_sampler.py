@@ -1,7 +1,8 @@
 """The embedded engine: samples from any Hugging Face causal LM, on a CPU or a GPU, without further dependencies.
 
 Every row of the batch has its own position, so that rows need no alignment. A prompt is processed once for its whole group; rows that
-end leave the batch at once, and pending requests take their place. The engine's parts are in rollout/engine.
+end leave the batch at once, and pending requests take their place. A later turn of a rollout takes up the keys and values of the one
+before it. The engine's parts are in rollout/engine.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from threading import Event
-from typing import Any
+from threading import Event, Lock
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,8 +21,10 @@ from rollout.engine.batch import Batch, Ended
 from rollout.engine.decode_weights import weights_dtype
 from rollout.engine.decoders import Decoder, choose_decoder, evaluating
 from rollout.engine.draw import draw_tokens, uniforms
-from rollout.engine.fused_decoder import Capacity, FusedDecoder
+from rollout.engine.fused_decoder import FusedDecoder
 from rollout.engine.fused_model import FusedModel
+from rollout.engine.kept import Context, KeptContexts, Resumed
+from rollout.engine.sizes import Capacity
 from rollout.engine.threads import run_in_threads
 from rollout.records import Completion, FinishReason
 from rollout.sampler import (
@@ -40,6 +43,28 @@ from rollout.turn import TurnReader, stop_token_ids
 Numbered = tuple[int, SampleRequest]  # a request with its number in the queue
 
 
+class Entry(NamedTuple):
+    """A request that enters the batch. resumed: the context that it continues, if that was kept."""
+
+    number: int
+    request: SampleRequest
+    resumed: Resumed | None = None
+
+    @property
+    def first_prompt(self) -> int:
+        """The length of the prompt that its group shares."""
+        return self.resumed.context.first_prompt if self.resumed else len(self.request.prompt_ids)
+
+
+class Origin(NamedTuple):
+    """The place of a completion: its request and the index of its seed."""
+
+    number: int
+    seed_index: int
+    request: SampleRequest
+    first_prompt: int
+
+
 class TorchSampler(SamplerBase):
     """Samples with the given model itself: if that is the trainer's own module, a delivery copies nothing.
 
@@ -47,6 +72,8 @@ class TorchSampler(SamplerBase):
         allocated for the longest completion at once. Otherwise it grows with the completions, and an update can use its memory.
     max_rows: the number of completions that are decoded at once. More is faster until memory is full; keys and values take
         (groups x prompt + max_rows x completion) x layers x 2 x key heads x head size x bytes.
+    resumes: the keys and values of a completion that ended are kept for the request that continues it, as long as its row is free for
+        them: they and the rows that are decoded are at most max_rows. Otherwise its whole prompt is processed again.
     decode_dtype: the dtype in which a model of Llama's architecture is decoded; if it is not the model's own, each delivery copies
         the weights to it.
     autocast: context factory for the forward of all other models.
@@ -61,6 +88,7 @@ class TorchSampler(SamplerBase):
         *,
         max_rows: int = 1024,
         keeps_caches: bool = False,
+        resumes: bool = True,
         decode_dtype: torch.dtype | None = None,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
@@ -81,6 +109,12 @@ class TorchSampler(SamplerBase):
         self.bucketed = model.device.type == "cuda"
         self.check_every = 8 if self.bucketed and self.fused else 1
         self.kept: FusedDecoder | None = None
+        self.resumes = resumes
+        self.contexts: list[KeptContexts] = []  # of each open stream
+        self.counting = Lock()
+        self.num_prefilled = (
+            0  # tokens of prompts that were processed, without the last ones, which decoding steps process
+        )
 
     @property
     def path(self) -> str:
@@ -98,27 +132,39 @@ class TorchSampler(SamplerBase):
         by_length = sorted(queue.take(wait=True), key=prompt_length)
         parts = [part for n in range(num_threads) if (part := by_length[n::num_threads])]
 
-        def decode(part: list[Numbered], stop: Event) -> Stream:
-            return self._decode(queue, part, params, stop)
+        contexts = KeptContexts()
 
+        def decode(part: list[Numbered], stop: Event) -> Stream:
+            return self._decode(queue, part, params, contexts, stop)
+
+        self.contexts.append(contexts)
         try:
             with self.fused.packed() if self.fused else nullcontext():
                 if len(parts) > 1:
                     yield from run_in_threads([partial(decode, part) for part in parts], on_stop=queue.close)
                 else:
-                    yield from self._decode(queue, by_length, params, Event())
+                    yield from decode(by_length, Event())
         finally:
             queue.close()
+            contexts.close()
+            self.contexts.remove(contexts)
 
     @torch.no_grad()
-    def _decode(self, queue: RequestQueue, pending: list[Numbered], params: SamplingParams, stop: Event) -> Stream:
+    def _decode(
+        self,
+        queue: RequestQueue,
+        pending: list[Numbered],
+        params: SamplingParams,
+        contexts: KeptContexts,
+        stop: Event,
+    ) -> Stream:
         """pending: the requests that this decoder begins with, sorted by the length of their prompts."""
         if not pending:
             return
-        decoder = self._empty_decoder(self._capacity([request for _, request in pending], params))
+        decoder = self._empty_decoder(self._capacity([Entry(*numbered) for numbered in pending], params))
         batch = decoder.batch
         max_rows = max(self.max_rows, *(len(request.seeds) for _, request in pending))
-        origins: list[tuple[int, int]] = []  # for each completion the number of its request and the index of its seed
+        origins: list[Origin] = []  # of each completion
         num_steps = 0
         while not stop.is_set():
             entering: list[Numbered] = []
@@ -130,17 +176,35 @@ class TorchSampler(SamplerBase):
             if not pending:
                 entering += queue.take(rows=free, wait=not (entering or len(batch)))
             if entering:
-                self._admit(decoder, [request for _, request in entering], len(origins), params)
-                origins += [(number, j) for number, request in entering for j in range(len(request.seeds))]
+                entries = [Entry(number, request, contexts.take(request)) for number, request in entering]
+                origins += self._admit(decoder, entries, len(origins), params)
+                contexts.trim(max_rows - len(batch))
             elif not len(batch):
                 return
             self._step(batch, decoder, params)
             num_steps += 1
             if num_steps % self.check_every == 0 and batch.has_ended():
+                rows = batch.ended_rows()
                 done, sources, targets = batch.release()
+                if self.resumes and decoder.can_resume:
+                    contexts.drop(queue.take_ended())
+                    self._keep(decoder, dict(zip(rows, done, strict=True)), origins, contexts)
+                    contexts.trim(max_rows - len(batch))
                 decoder.move(sources, targets, len(batch))
                 for index, completion in self._completions(done, params.stop_strings):
-                    yield *origins[index], completion
+                    yield origins[index].number, origins[index].seed_index, completion
+
+    def _keep(self, decoder: Decoder, ended: dict[int, Ended], origins: list[Origin], contexts: KeptContexts) -> None:
+        """ended: the completions that may be continued, by their rows."""
+        kept = {
+            row: (end, origin) for row, end in ended.items() if not (origin := origins[end.completion]).request.is_last
+        }
+        if not kept:
+            return
+        texts = [(*origin.request.prompt_ids, *end.tokens[:-1]) for end, origin in kept.values()]
+        states = decoder.keep(list(kept), list(map(len, texts)))
+        for (_, origin), text, state in zip(kept.values(), texts, states, strict=True):
+            contexts.put((origin.number, origin.seed_index), Context(text, origin.first_prompt, state))
 
     def _step(self, batch: Batch, decoder: Decoder, params: SamplingParams) -> None:
         def draw(logits: Tensor) -> None:
@@ -162,12 +226,12 @@ class TorchSampler(SamplerBase):
     def _are_stops(self, tokens: Tensor) -> Tensor:
         return (tokens[:, None] == self.stop_ids).any(-1)
 
-    def _capacity(self, requests: Sequence[SampleRequest], params: SamplingParams) -> Capacity:
-        sizes = [len(r.seeds) for r in requests]
+    def _capacity(self, entries: Sequence[Entry], params: SamplingParams) -> Capacity:
+        sizes = [len(entry.request.seeds) for entry in entries]
         rows = min(sum(sizes), max(self.max_rows, *sizes))
-        longest = max(len(r.prompt_ids) for r in requests)
+        longest = max(entry.first_prompt for entry in entries)
         # One column more than tokens: a row that ended may be decoded further until the host checks.
-        width = max(r.limit(params) for r in requests) + 1
+        width = max(len(e.request.prompt_ids) - e.first_prompt + e.request.limit(params) for e in entries) + 1
         return Capacity(rows=rows, groups=min(len(sizes), rows), shared_width=max(1, longest - 1), width=width)
 
     def _empty_decoder(self, capacity: Capacity) -> Decoder:
@@ -187,19 +251,31 @@ class TorchSampler(SamplerBase):
         with evaluating(self.model), self.autocast():
             yield
 
-    def _admit(self, decoder: Decoder, requests: Sequence[SampleRequest], first: int, params: SamplingParams) -> None:
-        """Adds rows for the completions of these requests, which are numbered from `first`."""
-        decoder.reserve(self._capacity(requests, params))
-        numbers = partial(torch.tensor, device=self.model.device)
-        prompts = [numbers(request.prompt_ids) for request in requests]
-        sizes = numbers([len(request.seeds) for request in requests])
-        source = torch.arange(len(requests), device=sizes.device).repeat_interleave(sizes)
-        seeds = numbers([seed for request in requests for seed in request.seeds])
-        completions = torch.arange(first, first + len(seeds), device=sizes.device)
+    def _admit(self, decoder: Decoder, entries: Sequence[Entry], first: int, params: SamplingParams) -> list[Origin]:
+        """Adds rows for the completions of these requests, which are numbered from `first`. -> where each comes from"""
+        decoder.reserve(self._capacity(entries, params))
+        entries = sorted(entries, key=lambda entry: entry.resumed is not None)
+        requests, device = [entry.request for entry in entries], self.model.device
+        prompts = [torch.tensor(request.prompt_ids, device=device) for request in requests]
+        origins = [Origin(e.number, j, e.request, e.first_prompt) for e in entries for j in range(len(e.request.seeds))]
+        numbers = [(len(r.prompt_ids) - 1, r.limit(params), seed) for r in requests for seed in r.seeds]
+        position, limits, seeds = torch.tensor(numbers, device=device).T
+        completions = torch.arange(first, first + len(seeds), device=device)
+        sizes = torch.tensor([len(request.seeds) for request in requests], device=device)
+        source = torch.arange(len(requests), device=device).repeat_interleave(sizes)
         last = torch.stack([prompt[-1] for prompt in prompts])[source]
-        position = numbers([len(prompt) - 1 for prompt in prompts])[source]
-        limits = numbers([request.limit(params) for request in requests])[source]
-        decoder.admit(decoder.batch.admit(completions, seeds, last, position, limits), prompts, source)
+        rows = decoder.batch.admit(completions, seeds, last, position, limits)
+        num_new = sum(entry.resumed is None for entry in entries)
+        is_new = source < num_new
+        if num_new:
+            decoder.admit(rows[is_new], prompts[:num_new], source[is_new])
+        of_rows = [(entries[i].resumed, prompts[i]) for i in source[~is_new].tolist()]
+        resumed, added = [r for r, _ in of_rows if r], [prompt[r.start : -1] for r, prompt in of_rows if r]
+        if resumed:
+            decoder.resume(rows[~is_new], resumed, added)
+        with self.counting:
+            self.num_prefilled += sum(map(len, added)) + sum(len(prompt) - 1 for prompt in prompts[:num_new])
+        return origins
 
     def _ends_with_stop_string(self, batch: Batch, stop_strings: tuple[str, ...]) -> Tensor:
         # A stop string spans at most as many tokens as it has bytes, and one more if it begins inside a token.
@@ -249,6 +325,8 @@ class TorchSampler(SamplerBase):
     @torch.no_grad()
     def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Copies each tensor to the model's tensor of that name, unless it is that tensor already."""
+        for contexts in self.contexts:
+            contexts.close()
         own = self._own()
         for name, tensor in named_tensors:
             if own[name].data_ptr() != tensor.data_ptr():

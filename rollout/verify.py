@@ -10,13 +10,13 @@ from types import TracebackType
 from typing import Any, Self
 
 from rewards.errors import UserError
-from rewards.score import Score, Verifier, compares_group, verify
+from rewards.score import FinalState, Outcome, Score, Verifier, compares_group, verify
 from rewards.verifier_contract import checked_scores
 from rewards.verifiers import VERIFIERS
 from rollout.records import Completion, Problem
 from rollout.steps import Steps
 
-Graded = tuple[int, int, str]  # the indices of problem and sample, and the completion's text
+Graded = tuple[int, int, Completion]  # with the indices of problem and sample
 
 
 class BackgroundVerifier:
@@ -77,7 +77,7 @@ class BackgroundVerifier:
                 taken.append(self._pending.get())
             is_last = None in taken
             batch = [item for item in taken if item is not None]
-            scores |= self._grade(self._ready([(i, j, completion.text) for i, j, completion in batch], incomplete))
+            scores |= self._grade(self._ready(batch, incomplete))
             if self._steps_of is not None:
                 self.steps |= {(i, j): self._steps_of(i, completion) for i, j, completion in batch}
         return scores
@@ -93,28 +93,34 @@ class BackgroundVerifier:
             group = incomplete.setdefault(problem_index, [])
             group.append(item)
             if len(group) == self._group_size:
-                ready += sorted(incomplete.pop(problem_index))
+                ready += sorted(incomplete.pop(problem_index), key=lambda item: item[:2])
         return ready
 
     def _grade(self, batch: Sequence[Graded]) -> dict[tuple[int, int], Score]:
-        """Calls each verifier once for the whole batch: pools are fast with large batches."""
-        scores: dict[tuple[int, int], Score] = {}
+        """Calls each verifier once for the whole batch: pools are fast with large batches. What an environment failed is not graded."""
+        failed = [(i, j, c.final_state.failure) for i, j, c in batch if c.final_state and c.final_state.failure]
+        scores = {(i, j): Score(None, Outcome.CRASHED, {}, failure) for i, j, failure in failed}
         for name, verifier in self._verifiers.items():
-            items = [item for item in batch if self._problems[item[0]].verifier == name]
+            items = [item for item in batch if self._problems[item[0]].verifier == name and item[:2] not in scores]
             if items:
                 problems, groups = [self._problems[i] for i, _, _ in items], [i for i, _, _ in items]
-                returned = grade(verifier, [text for _, _, text in items], problems, groups)
+                texts, finals = zip(*((c.text, c.final_state) for _, _, c in items), strict=True)
+                returned = grade(verifier, texts, problems, groups, finals)
                 checked = checked_scores(returned, verifier=name, problems=[p.id for p in problems])
                 scores |= {(i, j): score for (i, j, _), score in zip(items, checked, strict=True)}
         return scores
 
 
 def grade(
-    verifier: Verifier, texts: Sequence[str], problems: Sequence[Problem], groups: Sequence[int] | None = None
+    verifier: Verifier,
+    texts: Sequence[str],
+    problems: Sequence[Problem],
+    groups: Sequence[int] | None = None,
+    final_states: Sequence[FinalState | None] | None = None,
 ) -> list[Score]:
-    """The verifier's score of each text. groups: see rewards.score.verify."""
+    """The verifier's score of each text. groups, final_states: see rewards.score.verify."""
     references, questions = [p.reference for p in problems], [p.question for p in problems]
-    return verify(verifier, texts, references, questions, [row_of(p) for p in problems], groups)
+    return verify(verifier, texts, references, questions, [row_of(p) for p in problems], groups, final_states)
 
 
 def row_of(problem: Problem) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rewards.errors import UserError
 from rollout.sampler import Text
+from rollout.vllm_worker import FLOAT32_HEAD
 from rollout.weight_files import NamedTensors
 
 RESPONSE_TIMEOUT = 1800.0  # seconds for one completion
@@ -74,12 +75,16 @@ Weights = FileWeights | TensorWeights | SentWeights
 
 
 class Server:
-    """A vLLM server. Requests wait while it is down, until it is back and has the weights again."""
+    """A vLLM server. Requests wait while it is down, until it is back and has the weights again. option: the one that names it, for
+    messages."""
 
-    def __init__(self, url: str, timeout: float, report: Callable[[str], None]) -> None:
-        self.url, self.timeout, self.report = url, timeout, report
+    def __init__(
+        self, url: str, timeout: float, report: Callable[[str], None], *, option: str = "vllm_urls", max_rows: int = 1
+    ) -> None:
+        self.url, self.timeout, self.report, self.option = url, timeout, report, option
         self.session = Session()
-        self.max_rows, self.dtype = 1, torch.float32  # until check() reads the server's own
+        self.dtype, self.float32_head = torch.float32, False  # until check() reads the server's own
+        self.allow(max_rows)
         self.weights: Weights | None = None
         self.channel: Any = None  # a rollout.vllm_nccl.Channel from the first NCCL transfer on
         self.recovering = threading.Lock()
@@ -88,37 +93,50 @@ class Server:
         self.is_up = threading.Event()
         self.is_up.set()
 
-    def check(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-        """Raises UserError unless the server answers, has the same tokens, takes prompts of that length, accepts weights and reports
-        the log-probs that it samples from. Reads its dtype and number of rows."""
+    def allow(self, max_rows: int) -> None:
+        """Lets so many requests be in flight at once."""
+        self.max_rows = max_rows
+        for scheme in ("http://", "https://"):
+            self.session.mount(scheme, HTTPAdapter(pool_maxsize=max_rows + 1))
+
+    def check_model(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[int]:
+        """Raises UserError unless the server answers, takes that many tokens and has the policy's. -> the tokens of SAMPLE_TEXT."""
         try:
             (model,) = self.session.get(f"{self.url}/v1/models", timeout=10).json()["data"][:1]
-        except (RequestException, ValueError, KeyError) as error:
+            longest, name = model["max_model_len"], model["root"]
+        except (RequestException, ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"vllm_urls: no vLLM answers at {self.url} ({type(error).__name__}); start one with plumbline serve-vllm, or check "
+                f"{self.option}: no vLLM answers at {self.url} ({type(error).__name__}); start one with plumbline serve-vllm, or check "
                 "the address"
             ) from None
-        if model["max_model_len"] < max_length:
+        if longest < max_length:
             raise UserError(
-                f"vllm_urls: {self.url} takes at most {model['max_model_len']} tokens, and a prompt with max_tokens is {max_length}; "
+                f"{self.option}: {self.url} takes at most {longest} tokens, and a prompt with max_tokens is {max_length}; "
                 f"serve it with --max-length {max_length} or lower max_tokens"
             )
         body = {"prompt": SAMPLE_TEXT, "add_special_tokens": False}
         theirs, ours = self.post("/tokenize", body)["tokens"], tokenizer.encode(SAMPLE_TEXT, add_special_tokens=False)
         if theirs != ours:
             raise UserError(
-                f"vllm_urls: {self.url} serves {model['root']!r}, which has other tokens than the policy; serve the policy's model there"
+                f"{self.option}: {self.url} serves {name!r}, which has other tokens than the policy; serve a model with the policy's "
+                "tokenizer there"
             )
+        return ours
+
+    def check(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+        """Raises UserError unless the server answers, has the same tokens, takes prompts of that length, accepts weights and reports
+        the log-probs that it samples from. Reads its dtype, that of its output layer, and its number of rows."""
+        ours = self.check_model(tokenizer, max_length)
         if not self._read_options():
             raise UserError(
-                f"vllm_urls: {self.url} has no routes to change its weights; start it with plumbline serve-vllm, or with "
+                f"{self.option}: {self.url} has no routes to change its weights; start it with plumbline serve-vllm, or with "
                 "VLLM_SERVER_DEV_MODE=1"
             )
         text = tuple(ours[:4]), tuple(ours[4:6])
         warm, hot = (self.probe([text], temperature=t) for t in (1.0, 2.0))
         if warm == hot:
             raise UserError(
-                f"vllm_urls: {self.url} reports log-probs of another distribution than it samples from; start it with "
+                f"{self.option}: {self.url} reports log-probs of another distribution than it samples from; start it with "
                 "plumbline serve-vllm, or with --logprobs-mode processed_logprobs"
             )
 
@@ -128,10 +146,9 @@ class Server:
         if not answer.ok:
             return False
         options = answer.json()["vllm_config"]
-        self.max_rows = options["scheduler_config"]["max_num_seqs"]
+        self.allow(options["scheduler_config"]["max_num_seqs"])
         self.dtype = getattr(torch, options["model_config"]["dtype"].removeprefix("torch."))
-        for scheme in ("http://", "https://"):
-            self.session.mount(scheme, HTTPAdapter(pool_maxsize=self.max_rows + 1))
+        self.float32_head = FLOAT32_HEAD.items() <= (options["model_config"].get("hf_overrides") or {}).items()
         return True
 
     def probe(self, texts: Sequence[Text], *, temperature: float = 1.0) -> list[list[float]]:
@@ -147,6 +164,16 @@ class Server:
             pending = [[threads.submit(ask, p + c[:n], t) for n, t in enumerate(c)] for p, c in texts]
             return [[answer.result() for answer in row] for row in pending]
 
+    def prompt_logprobs(self, token_ids: Sequence[int]) -> list[float]:
+        """The log-probs of all tokens but the first, each given those before it, at temperature 1. One token is sampled, and dropped."""
+        body = {"prompt": list(token_ids), "max_tokens": 1, "prompt_logprobs": 0}
+        found = self.post("/v1/completions", body)["choices"][0].get("prompt_logprobs")
+        if found is None:
+            raise UserError(
+                f"{self.option}: {self.url} reports no log-probs of a prompt's tokens; serve the model with vLLM"
+            )
+        return [at[str(token)]["logprob"] for token, at in zip(token_ids[1:], found[1:], strict=True)]
+
     def fingerprints(self) -> dict[str, Tensor]:
         """fingerprint() of the tensors that its workers compute with; empty if they cannot report it."""
         try:
@@ -158,7 +185,8 @@ class Server:
     def load(self, *, waits: bool = True) -> None:
         assert self.weights is not None
         self.weights.send(self, waits=waits)
-        self.post("/reset_prefix_cache", {}, waits=waits)  # keys and values of the old weights
+        # Keys and values of the old weights. Without the flag vLLM keeps all of them where any request still has some.
+        self.post("/reset_prefix_cache?reset_running_requests=true", {}, waits=waits)
         self.post("/update_weight_version", {"new_version": self.weights.name}, waits=waits)
 
     def ensure_weights(self) -> None:
@@ -188,7 +216,7 @@ class Server:
                     raise
                 if failures == ATTEMPTS:  # the server came back each time, so this request is what it fails on
                     raise UserError(
-                        f"vllm_urls: {self.url}{path} broke off the same request {ATTEMPTS} times, the last with "
+                        f"{self.option}: {self.url}{path} broke off the same request {ATTEMPTS} times, the last with "
                         f"{type(error).__name__}, and was healthy again each time; see its own log, then resume the run"
                     ) from error
                 self._recover(seen, type(error).__name__)
@@ -197,7 +225,7 @@ class Server:
                 return answer.json() if answer.content else None
             failures += 1
             if answer.status_code < 500 or failures == ATTEMPTS or not waits:
-                raise UserError(f"vllm_urls: {self.url}{path} answers {answer.status_code}: {answer.text[:300]}")
+                raise UserError(f"{self.option}: {self.url}{path} answers {answer.status_code}: {answer.text[:300]}")
             self._recover(seen, f"status {answer.status_code}")
 
     def _recover(self, seen: int, why: str) -> None:
@@ -215,7 +243,7 @@ class Server:
             while not self._is_back():
                 if time.monotonic() > deadline:
                     self.failure = UserError(
-                        f"vllm_urls: {self.url} has not answered for {self.timeout:g} s ({why}); start it again and resume the run"
+                        f"{self.option}: {self.url} has not answered for {self.timeout:g} s ({why}); start it again and resume the run"
                     )
                     self.is_up.set()  # waiting threads go on and get the same error
                     raise self.failure

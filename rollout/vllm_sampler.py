@@ -29,7 +29,7 @@ from rollout.sampler import (
     Text,
 )
 from rollout.turn import TurnReader
-from rollout.vllm_worker import fingerprints_of, request_options, require_vllm
+from rollout.vllm_worker import FLOAT32_HEAD, fingerprints_of, request_options, require_vllm
 from rollout.weight_files import InType, write_files
 
 CPU_BLOCK = 128  # tokens per block of keys and values that vLLM allocates on a CPU
@@ -50,7 +50,8 @@ class VLLMOptions:
 
     max_length: tokens of a prompt with its completion. memory: the share of the GPU's memory that vLLM takes, on a CPU of the free
     memory. max_rows: completions that are decoded at once. tensor_parallel: GPUs of one engine. key_values: the number of elements of a
-    token's keys and values in all layers. processes: trainer processes, each with an engine of its own on its own device.
+    token's keys and values in all layers. processes: trainer processes, each with an engine of its own on its own device. float32_head:
+    the output layer multiplies in float32; its weights are dtype's.
     """
 
     dtype: str
@@ -60,6 +61,7 @@ class VLLMOptions:
     max_rows: int = 256
     tensor_parallel: int = 1
     processes: int = 1
+    float32_head: bool = False
 
 
 class VLLMSampler(SamplerBase):
@@ -92,6 +94,7 @@ class VLLMSampler(SamplerBase):
         return LLM(
             folder,
             dtype=options.dtype,  # pyright: ignore[reportArgumentType]
+            hf_overrides=FLOAT32_HEAD if options.float32_head else {},
             max_model_len=options.max_length,
             max_num_seqs=options.max_rows,
             gpu_memory_utilization=options.memory,
@@ -186,7 +189,8 @@ class VLLMSampler(SamplerBase):
         if self.asleep:
             self.llm.wake_up(["kv_cache"])
             self.asleep = False
-        self.llm.reset_prefix_cache()  # keys and values of the old weights
+        # Keys and values of the old weights. Without the flag vLLM keeps all of them where any request still has some.
+        self.llm.reset_prefix_cache(reset_running_requests=True)
         self.policy_version = version
 
     @torch.no_grad()

@@ -67,17 +67,19 @@ class VLLMServerSampler(SamplerBase):
         self.dtype = max((server.dtype for server in self.servers), key=lambda dtype: dtype.itemsize)
 
     def stream(self, requests: Requests, params: SamplingParams) -> Stream:
-        """Sends a whole group to one server, whose prefix cache then shares its prompt. Each server gets as many requests at once as it
-        decodes at once."""
+        """Sends a whole group to one server, whose prefix cache then shares its prompt, and so a rollout's later turns. Each server gets as
+        many requests at once as it decodes at once."""
         for server in self.servers:
             server.ensure_weights()
         queue, finished = RequestQueue.of(requests), SimpleQueue[tuple[int, int, Completion] | int | Exception]()
 
-        def ask(i: int, j: int, request: SampleRequest) -> None:
+        server_of = dict[int, Server]()  # of each request, by its number
+
+        def ask(server: Server, i: int, j: int, request: SampleRequest) -> None:
             options = request_options(params, request.limit(params), request.seeds[j], self.stop_ids)
             body = {"prompt": list(request.prompt_ids), **options, "return_token_ids": True}
             try:
-                answer = self.servers[i % len(self.servers)].post("/v1/completions", body)
+                answer = server.post("/v1/completions", body)
                 finished.put((i, j, self._completion(answer["choices"][0], request.seeds[j], params)))
             except Exception as error:  # noqa: BLE001  raised again in the consumer's thread
                 finished.put(error)
@@ -87,8 +89,10 @@ class VLLMServerSampler(SamplerBase):
             num_submitted = 0
             while taken := queue.take(wait=True):
                 for i, request in taken:
+                    before = request.continues
+                    server_of[i] = server_of[before[0]] if before else self.servers[i % len(self.servers)]
                     for j in range(len(request.seeds)):
-                        threads.submit(ask, i, j, request)
+                        threads.submit(ask, server_of[i], i, j, request)
                         num_submitted += 1
             finished.put(num_submitted)
 

@@ -15,6 +15,7 @@ from rewards.errors import UserError
 from rollout.sampler import SamplingParams, probe_vector
 
 KNOWN = "0.32."  # the versions with which the contract suite passes
+FLOAT32_HEAD = {"head_dtype": "float32"}  # vLLM's hf_overrides for an output layer that multiplies in float32
 
 
 class Extension:

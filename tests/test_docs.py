@@ -59,7 +59,7 @@ def test_every_option_that_the_docs_show_is_one() -> None:
     others |= {"fsdp_version", "fsdp_offload_params", "config_file", "cpu", "enable_lora"}
     others |= {"gpus", "ipc", "build_arg", "output_format"}  # of docker and ruff
     for page in PAGES:
-        shown = {o.replace("-", "_") for o in re.findall(r"(?<![\w-])--([a-z][\w-]*)", page.read_text("utf-8"))}
+        shown = {o.replace("-", "_") for o in re.findall(r"(?<![\w-])--(?:no-)?([a-z][\w-]*)", page.read_text("utf-8"))}
         missing = [option for option in shown - others if not re.search(rf"\b{option}\b", ours)]
         assert not missing, (page.name, missing)
 
@@ -92,4 +92,4 @@ def test_the_readme_says_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> N
     (minutes,) = re.findall(r"(\w+) minutes later:", readme)
     assert abs(seconds / 60 - {"Three": 3, "Four": 4, "Five": 5, "Six": 6}[minutes]) <= 0.5
     lines = sum(len((ROOT / "rl/update" / name).read_text().splitlines()) for name in STEP)
-    assert f"`rl/update/{{step,update,loss,learner}}.py`, GRPO and PPO, have {lines} together" in readme
+    assert f"`rl/update/{{step,update,loss,learner}}.py`, GRPO, PPO and DPO, have {lines} together" in readme

@@ -122,6 +122,13 @@ def test_a_resumed_run_keeps_its_options_and_gives_what_one_run_would(small: dic
         ),
         ({"dataset": ROWS, "reward": 3}, "reward is 3: it must be a function"),
         ({"dataset": ROWS, "reward": [3]}, "reward is 3: it must be a function"),
+        ({"dataset": ROWS, "tools": []}, "tools is empty; name at least one, or leave tools out"),
+        (
+            {"dataset": ROWS, "tools": {"f": len}},
+            "tools is a mapping of ['f']: the model calls a function by its own",
+        ),
+        ({"dataset": ROWS, "environment": []}, "environment is empty; name at least one, or leave environment out"),
+        ({"dataset": ROWS, "environment": {}}, "environment is empty"),
         ({"dataset": ROWS, "reward": {}}, "reward is empty; name a function, or leave it out"),
         (
             {"dataset": ROWS, "reward": len},

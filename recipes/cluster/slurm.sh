@@ -12,8 +12,8 @@
 #SBATCH --signal=TERM@120
 set -euo pipefail
 
-MAIN_NODE=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-export MAIN_NODE
+NODES=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+export MAIN_NODE=${NODES%%$'\n'*}  # the first line; `| head` would end scontrol by a signal, which pipefail makes an error
 
 # One launcher on each node (ntasks-per-node), which starts a process for each of its GPUs.
 srun bash -c 'accelerate launch --multi_gpu \

@@ -11,8 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from numbers import Real
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+from rewards.functions.declaration import ENVIRONMENTS
 from rewards.score import Outcome, Score
 from rewards.verifier_contract import is_finite
 
@@ -84,12 +86,20 @@ def call(function: Function, arguments: Mapping[str, Any], count: int | None) ->
     printed = Tail()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         try:
-            results = _read(function(**arguments), count)
+            results = _read(function(**with_environments(arguments)), count)
         except KeyboardInterrupt:  # Ctrl-C, where the function runs in the trainer's process
             raise
         except BaseException as error:  # noqa: BLE001  whatever the user's function raises is a result
             results = [result_of_error(error)] * (count or 1)
     return [r._replace(detail=r.detail + printed.shown()) for r in results]
+
+
+def with_environments(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The arguments; environments, which come as their attributes, as objects that have these."""
+    given = arguments.get(ENVIRONMENTS)
+    if not isinstance(given, list):
+        return arguments
+    return {**arguments, ENVIRONMENTS: [SimpleNamespace(**attributes) for attributes in given]}
 
 
 def call_waiting(function: Function, calls: Sequence[Call], *, deadline: float, concurrency: int) -> list[list[Result]]:
@@ -102,7 +112,7 @@ def call_waiting(function: Function, calls: Sequence[Call], *, deadline: float, 
     async def one(arguments: Mapping[str, Any], count: int | None, free: asyncio.Semaphore) -> list[Result]:
         async with free:
             try:
-                return _read(await asyncio.wait_for(function(**arguments), deadline), count)
+                return _read(await asyncio.wait_for(function(**with_environments(arguments)), deadline), count)
             except TimeoutError:
                 late = Result(
                     Outcome.CRASHED.value, None, {}, f"no result within {deadline:g} s, or it raised TimeoutError"

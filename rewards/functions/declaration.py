@@ -9,8 +9,12 @@ from typing import Any, TypeVar, overload
 
 from rewards.errors import UserError
 
-GROUP_ARGUMENTS = ("answers", "completions")  # lists, of a whole group of completions of one problem
+ENVIRONMENTS = (
+    "environments"  # of a group: for each completion an object with the attributes of its environment, as in TRL
+)
+GROUP_ARGUMENTS = ("answers", "completions", ENVIRONMENTS)  # lists, of a whole group of completions of one problem
 SINGLE_ARGUMENTS = ("answer", "completion")
+PROMPTS = "prompts"  # of a group, as in TRL; a function that asks for it alone grades single completions
 ROW_ARGUMENTS = ("prompt", "reference", "problem")
 _OPTIONS = "__plumbline_reward__"
 _WAITING_DEADLINE = 60.0  # seconds for one call of an async function, which waits for something else than the answer
@@ -74,6 +78,11 @@ class Declaration:
     def takes_group(self) -> bool:
         """Whether one call grades all completions of a problem's group."""
         return any(name in GROUP_ARGUMENTS for name in self.arguments)
+
+    @property
+    def takes_lists(self) -> bool:
+        """Whether it is called as TRL does: all that it is given is a list with an entry for each completion of the group."""
+        return self.takes_group and "answers" not in self.arguments
 
     @staticmethod
     def of(function: Callable[..., Any]) -> Declaration:

@@ -1,4 +1,4 @@
-"""Where a reward function comes from: a file, a module, or its pickled value."""
+"""Where a function or a class of the user comes from: a file, a module, or its pickled value."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 from rewards.errors import UserError
 
@@ -28,13 +28,14 @@ class Source:
     """module: a path that ends in .py, or a dotted name. name: of the function in it, with dots for attributes.
 
     by_value: base64 of the function as cloudpickle writes it, in place of the module.
-    folders: searched for modules before the installed ones.
+    folders: searched for modules before the installed ones. kind: what it should be, for messages.
     """
 
     module: str
     name: str
     by_value: str | None = None
     folders: tuple[str, ...] = ()
+    kind: Literal["function", "class"] = "function"
 
     def __str__(self) -> str:
         return f"{self.module}:{self.name}"
@@ -46,26 +47,28 @@ class Source:
         option: what names it, for messages.
         """
         module, _, name = text.rpartition(":")
+        kind = "class" if option == "environment" else "function"
+        example = "Class" if kind == "class" else "function"
         if not all(part.isidentifier() for part in name.split(".")):
             raise UserError(
-                f"{option} is {text!r}: {name!r} is not the name of a function; write file.py:function or module:function"
+                f"{option} is {text!r}: {name!r} is not the name of a {kind}; write file.py:{example} or module:{example}"
             )
         if module == NOTEBOOK:
             if (kept := KEPT.get(name)) is None:
                 raise UserError(
                     f"{option} is {text!r}: it was defined in a notebook or a script, which this process does not have; pass "
-                    "the function again with plumbline.train({option}=...), or put it into a file"
+                    f"it again with plumbline.train({option}=...), or put it into a file"
                 )
-            return Source(module=module, name=name, by_value=kept if isinstance(kept, str) else None)
+            return Source(module=module, name=name, by_value=kept if isinstance(kept, str) else None, kind=kind)
         if module.endswith(".py"):
             path = Path(module)
             if not path.is_file():
                 raise UserError(f"{option} is {text!r}: there is no file {module!r} in {os.getcwd()!r}; give its path")
             folder = str(path.resolve().parent)
-            return Source(module=str(path.resolve()), name=name, folders=(folder, os.getcwd()))
+            return Source(module=str(path.resolve()), name=name, folders=(folder, os.getcwd()), kind=kind)
         if not all(part.isidentifier() for part in module.split(".")):
             raise UserError(f"{option} is {text!r}: {module!r} is neither a .py file nor the dotted name of a module")
-        return Source(module=module, name=name, folders=(os.getcwd(), *filter(None, sys.path)))
+        return Source(module=module, name=name, folders=(os.getcwd(), *filter(None, sys.path)), kind=kind)
 
     @property
     def runs_in_process(self) -> bool:
@@ -100,11 +103,13 @@ class Source:
         for part in self.name.split("."):
             found = getattr(found, part, None)
         if not callable(found):
-            functions = [
-                n for n, f in inspect.getmembers(module, inspect.isfunction) if f.__module__ == module.__name__
-            ]
-            has = f"its functions are {', '.join(functions)}" if functions else "it defines no function"
-            raise UserError(f"it has no function {self.name!r}; {has}")
+            is_one, plural = {
+                "function": (inspect.isfunction, "functions"),
+                "class": (inspect.isclass, "classes"),
+            }[self.kind]
+            names = [n for n, one in inspect.getmembers(module, is_one) if one.__module__ == module.__name__]
+            has = f"its {plural} are {', '.join(names)}" if names else f"it defines no {self.kind}"
+            raise UserError(f"it has no {self.kind} {self.name!r}; {has}")
         return found
 
 

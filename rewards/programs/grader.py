@@ -38,6 +38,7 @@ from rewards.verdict import (
 )
 
 MAX_LENGTH = 200_000
+MAX_ANSWER = 2_000  # characters of a printed answer, as the math verifier reads them
 _TESTS_GRACE = 2.0  # seconds added for the tests to the time limit of the program that they wait for
 _STARVED = 0.1  # share of the processor time limit; a program that uses less waits for something that never comes
 _SHOWN = 40  # characters of a value in a detail
@@ -71,6 +72,19 @@ class ProgramGrader:
             task = parse_task(reference)
         except BadReference as error:
             return bad_reference(str(error))
+        program = self._program_in(answer)
+        if isinstance(program, Verdict):
+            return program
+        source = full_source(program, task)
+        return self._with_retry(lambda: self._run(source, task))
+
+    def printed_answer(self, answer: str) -> Verdict:
+        """CORRECT with the last line that the program prints in place of a reason, or the verdict on a program that
+        prints none."""
+        program = self._program_in(answer)
+        return program if isinstance(program, Verdict) else self._with_retry(lambda: self._last_line(program))
+
+    def _program_in(self, answer: str) -> str | Verdict:
         program = (extract_program(answer) if self._completions else answer).removeprefix(
             "\ufeff"
         )  # as Python reads a file
@@ -78,8 +92,7 @@ class ProgramGrader:
             return Verdict(Outcome.NO_ANSWER, "no program")
         if len(program) > MAX_LENGTH:
             return unparsed(f"a program of more than {MAX_LENGTH} characters")
-        source = full_source(program, task)
-        return self._with_retry(lambda: self._run(source, task))
+        return program
 
     def _with_retry(self, attempt: Callable[[], Verdict]) -> Verdict:
         """The verdict of `attempt`, repeated once in a new sandbox if the sandbox failed."""
@@ -118,24 +131,43 @@ class ProgramGrader:
         return bad_reference(f"its own solution does not pass: {detail}")
 
     def _run(self, source: str, task: StdinTask | FunctionTask | AssertsTask) -> Verdict:
-        self._deadline = time.monotonic() + 2 * self._limits["wall_seconds"]
+        self._set_deadline()
         if isinstance(task, StdinTask):
             return self._run_script(source, task)
         if isinstance(task, FunctionTask):
             return self._run_function(source, task)
         return self._run_asserts(source, task)
 
+    def _set_deadline(self) -> None:
+        self._deadline = time.monotonic() + 2 * self._limits["wall_seconds"]
+
+    def _last_line(self, source: str) -> Verdict:
+        self._set_deadline()
+        output = self._output(source)
+        if isinstance(output, Verdict):
+            return output
+        lines = [line.strip() for line in output.split("\n") if line.strip()]
+        if not lines:
+            return Verdict(Outcome.NO_ANSWER, "the program prints nothing")
+        if len(lines[-1]) > MAX_ANSWER:
+            return wrong(f"its last line has more than {MAX_ANSWER} characters")
+        return right(lines[-1])
+
+    def _output(self, source: str, stdin: str = "", *, expects: int = 0) -> str | Verdict:
+        """What the program prints, or the verdict on one that fails. expects: bytes of expected output."""
+        ended = self._run_child({"mode": "stdin", "source": source}, stdin.encode(), expects=expects)
+        if failure := _failure(ended, self._limits):
+            return failure
+        try:
+            return ended.stdout.decode()
+        except UnicodeDecodeError:
+            return wrong("its output is not UTF-8")
+
     def _run_script(self, source: str, task: StdinTask) -> Verdict:
-        job = {"mode": "stdin", "source": source}
         for number, (stdin, expected) in enumerate(task.tests, 1):
-            ended = self._run_child(job, stdin.encode(), expects=len(expected.encode()))
-            failure = _failure(ended, self._limits)
-            if failure:
-                return Verdict(failure.outcome, f"test {number}: {failure.reason}")
-            try:
-                output = ended.stdout.decode()
-            except UnicodeDecodeError:
-                return wrong(f"test {number}: its output is not UTF-8")
+            output = self._output(source, stdin, expects=len(expected.encode()))
+            if isinstance(output, Verdict):
+                return Verdict(output.outcome, f"test {number}: {output.reason}")
             if not same_output(output, expected, task.float_tol):
                 return wrong(f"test {number}: printed {_shown(output)}, expected {_shown(expected)}")
         return right(f"{len(task.tests)} tests passed")
@@ -292,3 +324,14 @@ def load(**options: Any) -> Callable[..., Verdict]:
         return Verdict(outcome, _one_line(reason))
 
     return on_one_line
+
+
+def load_printed(**options: Any) -> Callable[..., Verdict]:
+    """Builds the function that runs programs for what they print. A worker calls this once."""
+    grader = ProgramGrader(**options)
+
+    def printed(answer: str) -> Verdict:
+        outcome, reason = grader.printed_answer(answer)
+        return Verdict(outcome, reason if outcome is Outcome.CORRECT else _one_line(reason))
+
+    return printed

@@ -15,5 +15,8 @@ returns its results as plain data, and the grader compares them.
     dry_run    runs tests without a program, to find faults of the tests
     values     plain data as JSON
     client     the grader's interface to a zygote
+    sessions        the interface to a zygote whose children live side by side and run snippets
+    session_zygote  that zygote
+    snippets        runs snippets in a child
     isolation  the isolation level of this machine, measured by escape attempts
 """

@@ -8,6 +8,7 @@ reports can be trusted; the grader only compares the values it returns. Modes of
     serve    loads the program as a module and executes the calls that arrive on the link
     tests    runs trusted tests, whose calls of the program go over the link to a child in mode serve
     dry_run  runs the same tests without a program
+    session  runs the snippets that arrive on the link
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import ast
 import atexit
 import contextlib
+import io
 import json
 import os
 import random
@@ -30,6 +32,7 @@ from rewards.sandbox import kernel
 from rewards.sandbox.dry_run import DryRun, without_asserts
 from rewards.sandbox.link import ProgramEndpoint, TestsAborted, TestsEndpoint, describe_error, encode_error
 from rewards.sandbox.names import ANNOTATION_MODULES, DEFAULT_MODULES, TestNames, add_builtins, remove_classes
+from rewards.sandbox.snippets import run_snippets
 from rewards.sandbox.values import NotPlain, encode
 
 STDIN, STDOUT, STDERR, RESULT, JOB, LINK = range(6)  # the child's file descriptors
@@ -239,10 +242,27 @@ def _failures(
             yield {"failed": number, "reason": reason}
 
 
+def _session(job: dict[str, Any]) -> int:
+    assert isinstance(sys.stdout, io.TextIOWrapper)
+    sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")  # at a deadline what was printed is shown
+    names = _module("__main__")
+
+    def execute(source: str, file: str) -> None:
+        """Shows the value of an expression at the end, as an interactive interpreter does."""
+        statements = ast.parse(source, file).body
+        last = [statements.pop()] if statements and isinstance(statements[-1], ast.Expr) else []
+        exec(_compiled(ast.Module(statements, []), file), names)
+        exec(compile(ast.Interactive(last), file, "single", dont_inherit=True), names)
+
+    run_snippets(LINK, execute)
+    return 0
+
+
 _MODES: dict[str, Callable[[dict[str, Any]], int]] = {
     "stdin": _stdin,
     "calls": _calls,
     "serve": _serve,
     "tests": _tests,
     "dry_run": _dry_run,
+    "session": _session,
 }

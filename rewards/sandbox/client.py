@@ -56,25 +56,23 @@ class ChildResult:
     result: bytes
 
 
-class Sandbox:
-    """A zygote that has entered `layers`, and the children that it forks, one at a time.
+class ZygoteProcess:
+    """A zygote: an interpreter that runs `module`, and the control socket to it.
 
-    packages: modules that the zygote imports for programs to use. readable: folders that these modules need to read.
-    Raises SandboxError if the layers cannot be entered.
+    Raises SandboxError if it cannot be started or the layers cannot be entered.
     """
 
-    def __init__(self, layers: Sequence[str], *, packages: Sequence[str] = (), readable: Sequence[str] = ()) -> None:
+    def __init__(self, module: str, layers: Sequence[str], packages: Sequence[str], readable: Sequence[str]) -> None:
         options = {"layers": list(layers), "packages": list(packages), "readable": list(readable)}
         flags = ("-B", "-s", "-S", "-P", "-W", "ignore", "-X", "utf8")
         path = os.pathsep.join([str(_ROOT), *readable])
-        self._running: _Child | None = None
         try:
-            self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         except OSError as error:
             raise SandboxError(f"no socket pair can be created: {error.strerror}") from None
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, *flags, "-m", "rewards.sandbox.zygote", json.dumps(options)],
+            self.process = subprocess.Popen(
+                [sys.executable, *flags, "-m", module, json.dumps(options)],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -83,16 +81,48 @@ class Sandbox:
                 start_new_session=True,
             )
         except OSError as error:
-            self._control.close()
+            self.control.close()
             raise SandboxError(f"no process can be started: {error.strerror}") from None
         finally:
             theirs.close()
-        self._control.settimeout(_START_SECONDS)
+        self.control.settimeout(_START_SECONDS)
         try:
-            self._receive_reply()
+            self.receive_reply()
         except SandboxError:
             self.close()
             raise
+
+    def receive_reply(self) -> dict[str, Any]:
+        try:
+            message = self.control.recv(MAX_MESSAGE)
+        except OSError as error:
+            raise SandboxLostError(f"the zygote does not answer: {error}") from None
+        if not message:
+            raise SandboxLostError("the zygote died")
+        answer = json.loads(message)
+        if "failed" in answer:
+            raise SandboxError(answer["failed"])
+        return answer
+
+    def close(self) -> None:
+        """Ends the zygote and everything it started. Safe to call twice."""
+        self.control.close()
+        with suppress(ProcessLookupError):
+            self.process.kill()
+        self.process.wait()
+
+
+class Sandbox:
+    """A zygote that has entered `layers`, and the children that it forks, one at a time.
+
+    packages: modules that the zygote imports for programs to use. readable: folders that these modules need to read.
+    Raises SandboxError if the layers cannot be entered.
+    """
+
+    def __init__(self, layers: Sequence[str], *, packages: Sequence[str] = (), readable: Sequence[str] = ()) -> None:
+        self._running: _Child | None = None
+        self._zygote = ZygoteProcess("rewards.sandbox.zygote", layers, packages, readable)
+        self._control, self._process = self._zygote.control, self._zygote.process
 
     def run(self, job: dict[str, Any], limits: Limits, *, stdin: bytes = b"") -> ChildResult:
         """Runs a job in a new child and waits for its end. On a SandboxError the sandbox is closed."""
@@ -152,7 +182,7 @@ class Sandbox:
                 raise SandboxLostError("the zygote does not answer")
             for descriptor, _ in poll.poll(left * 1000):
                 if descriptor == self._control.fileno():
-                    reply = self._receive_reply()
+                    reply = self._zygote.receive_reply()
                 elif not pipes[descriptor].read(descriptor):
                     poll.unregister(descriptor)
             if child.overflows and not end_sent and reply is None:
@@ -163,27 +193,12 @@ class Sandbox:
                 pass
         return reply
 
-    def _receive_reply(self) -> dict[str, Any]:
-        try:
-            message = self._control.recv(MAX_MESSAGE)
-        except OSError as error:
-            raise SandboxLostError(f"the zygote does not answer: {error}") from None
-        if not message:
-            raise SandboxLostError("the zygote died")
-        answer = json.loads(message)
-        if "failed" in answer:
-            raise SandboxError(answer["failed"])
-        return answer
-
     def close(self) -> None:
         """Ends the zygote and everything it started. Safe to call twice."""
         if self._running:
             self._running.close()
             self._running = None
-        self._control.close()
-        with suppress(ProcessLookupError):
-            self._process.kill()
-        self._process.wait()
+        self._zygote.close()
 
     def __enter__(self) -> Self:
         return self
@@ -201,13 +216,13 @@ class _Child:
         self.child_ends: list[int] = []
         self.written = [bytearray(), bytearray(), bytearray()]
         try:
-            self.child_ends.append(_memory_file(stdin))
+            self.child_ends.append(memory_file(stdin))
             for _ in self.written:
                 ours, theirs = os.pipe2(os.O_CLOEXEC)
                 os.set_blocking(ours, False)
                 self.pipes.append(ours)
                 self.child_ends.append(theirs)
-            self.child_ends.append(_memory_file(json.dumps(job).encode()))
+            self.child_ends.append(memory_file(json.dumps(job).encode()))
         except OSError:
             self.close()
             raise
@@ -252,7 +267,7 @@ def _check(reply: dict[str, Any], child: _Child) -> None:
         )
 
 
-def _memory_file(content: bytes) -> int:
+def memory_file(content: bytes) -> int:
     """A descriptor of an anonymous file with this content, positioned at its start."""
     descriptor = os.memfd_create("plumbline")
     with open(descriptor, "wb", closefd=False) as file:

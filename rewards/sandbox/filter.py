@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Sequence
+from functools import cache
 
 from rewards.sandbox.bpf import (
     ALLOW,
@@ -74,12 +75,19 @@ _AF_UNIX, _SOCK_STREAM, _SOCK_TYPE_MASK = 1, 1, 0xF
 
 def program(pid: int) -> bytes:
     """The allowlist as the filter of the process `pid`."""
+    own = [step for name, rule in _OWN_RULES.items() for step in on_call(_CONDITIONAL[name], rule(pid))]
+    return _common_rules() + assemble([*own, REFUSE])
+
+
+@cache
+def _common_rules() -> bytes:
+    """The beginning of the filter of every process. It takes longer to assemble than to install."""
     code = prologue()
     for numbers in _ALLOWED.values():
         code += on_call(numbers, [ALLOW])
-    for name, numbers in _CONDITIONAL.items():
-        code += on_call(numbers, _RULES[name](pid))
-    return assemble([*code, REFUSE])
+    for name, rule in _RULES.items():
+        code += on_call(_CONDITIONAL[name], rule)
+    return assemble(code)
 
 
 def thread_filter() -> bytes:
@@ -138,16 +146,18 @@ def _without_address() -> Code:
     ]
 
 
-_RULES: dict[str, Callable[[int], Code]] = {
-    "clone": lambda pid: _bits(0, CLONE_THREAD, required=True),
-    "clone3": lambda pid: [UNKNOWN],  # its flags are behind a pointer; libc then falls back to clone
+_RULES: dict[str, Code] = {
+    "clone": _bits(0, CLONE_THREAD, required=True),
+    "clone3": [UNKNOWN],  # its flags are behind a pointer; libc then falls back to clone
+    "open": _bits(1, _TO_WRITE, required=False),
+    "openat": _bits(2, _TO_WRITE, required=False),
+    "fcntl": _one_of(1, _FCNTL),
+    "ioctl": _one_of(1, _IOCTL),
+    "socketpair": _connected_pair(),
+    "sendto": _without_address(),
+}
+_OWN_RULES: dict[str, Callable[[int], Code]] = {
     "kill": lambda pid: _signal_to_self(pid, signal_index=1),
     "tgkill": lambda pid: _signal_to_self(pid, signal_index=2),
     "prlimit64": lambda pid: _one_of(0, [0, pid]),
-    "open": lambda pid: _bits(1, _TO_WRITE, required=False),
-    "openat": lambda pid: _bits(2, _TO_WRITE, required=False),
-    "fcntl": lambda pid: _one_of(1, _FCNTL),
-    "ioctl": lambda pid: _one_of(1, _IOCTL),
-    "socketpair": lambda pid: _connected_pair(),
-    "sendto": lambda pid: _without_address(),
 }

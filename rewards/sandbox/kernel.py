@@ -7,6 +7,7 @@ import fcntl
 import os
 import platform
 import struct
+from collections.abc import Callable
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 MACHINE = platform.machine()
@@ -96,12 +97,14 @@ def install_notifying_filter(program: bytes) -> int:
     )
 
 
-def reply_to_call(listener: int, *, refuse: int = 0) -> None:
-    """Allows the call that waits at `listener`, or makes it fail with the error number `refuse`."""
+def reply_to_call(listener: int, decide: Callable[[int], int]) -> None:
+    """Answers the call that waits at `listener`. decide: maps the thread that makes it to the error number with which
+    the call fails, 0 to allow it."""
     request, reply = bytearray(80), bytearray(24)  # struct seccomp_notif, struct seccomp_notif_resp
     fcntl.ioctl(listener, _SECCOMP_IOCTL_NOTIF_RECV, request)
-    (identity,) = struct.unpack_from("=Q", request)
-    struct.pack_into("=QqiI", reply, 0, identity, 0, -refuse, 0 if refuse else _SECCOMP_USER_NOTIF_FLAG_CONTINUE)
+    identity, thread = struct.unpack_from("=QI", request)
+    error = decide(thread)
+    struct.pack_into("=QqiI", reply, 0, identity, 0, -error, 0 if error else _SECCOMP_USER_NOTIF_FLAG_CONTINUE)
     fcntl.ioctl(listener, _SECCOMP_IOCTL_NOTIF_SEND, reply)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import gc
 import importlib
 import json
@@ -20,6 +21,7 @@ import site
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -29,7 +31,7 @@ from rewards.sandbox import filter as allowlist
 MAX_MESSAGE = 4096
 END = b"end"  # the grader's message to end a child
 CHILD_FAILED = 111  # exit status of a child that failed before its program started
-_NUM_DESCRIPTORS = 6
+NUM_DESCRIPTORS = 6
 _MAX_THREADS = 1_000  # that one child may start in total
 _PRELOADED = (
     *("abc", "array", "bisect", "cmath", "collections", "copy", "dataclasses", "datetime", "decimal", "enum"),
@@ -38,13 +40,14 @@ _PRELOADED = (
 )
 
 
-def main() -> None:
+def main(kind: Callable[[socket.socket, list[str], list[str]], Zygote]) -> None:
+    """Runs a zygote of this kind with the options of the command line."""
     options = json.loads(sys.argv[1])
     control = socket.socket(fileno=os.dup(0))
     try:
         for module in (*_PRELOADED, *options["packages"]):
             importlib.import_module(module)
-        zygote = Zygote(control, options["layers"], [*layers.library_folders(), *options["readable"]])
+        zygote = kind(control, options["layers"], [*layers.library_folders(), *options["readable"]])
     except (OSError, ImportError) as error:
         control.sendall(json.dumps({"failed": str(error)}).encode())
         return
@@ -78,6 +81,7 @@ class Zygote:
             layers.enter_landlock(readable)
         self._new_threads: int | None = None
         if self._filtered:
+            allowlist.program(os.getpid())  # once here, so that children find most of it assembled
             with contextlib.suppress(
                 OSError
             ):  # Linux before 5.5, or another filter with a listener exists: the number of threads is then unbounded
@@ -86,7 +90,7 @@ class Zygote:
     def serve(self) -> None:
         """Runs one job after another until the grader closes the connection."""
         while True:
-            message, descriptors, _, _ = socket.recv_fds(self._control, MAX_MESSAGE, _NUM_DESCRIPTORS)
+            message, descriptors, _, _ = socket.recv_fds(self._control, MAX_MESSAGE, NUM_DESCRIPTORS)
             if not message:
                 return
             if message == END:  # it arrived after the child had ended by itself
@@ -126,10 +130,10 @@ class Zygote:
         """Sets up the session and the descriptors of the child, then runs the job. Never returns."""
         try:
             os.setsid()
-            aside = [os.dup2(descriptor, 32 + i) for i, descriptor in enumerate(descriptors)]  # not the final numbers
+            aside = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, 32) for descriptor in descriptors]  # not the final numbers
             for wanted, descriptor in enumerate(aside):
                 os.dup2(descriptor, wanted)
-            os.closerange(len(descriptors), 64)
+            os.closerange(len(descriptors), os.sysconf("SC_OPEN_MAX"))
             kernel.die_with_parent(signal.SIGKILL)
             if os.getppid() != parent:  # the zygote died before the line above took effect
                 return
@@ -156,10 +160,9 @@ class Zygote:
                     return "grader"
                 if self._new_threads in ready:
                     num_threads += 1
+                    refusal = errno.EAGAIN if num_threads > _MAX_THREADS else 0
                     with contextlib.suppress(OSError):  # the child ended while its call waited
-                        kernel.reply_to_call(
-                            self._new_threads, refuse=errno.EAGAIN if num_threads > _MAX_THREADS else 0
-                        )
+                        kernel.reply_to_call(self._new_threads, lambda thread, refusal=refusal: refusal)
             return "wall"
         finally:
             os.close(ended)
@@ -191,4 +194,4 @@ def _lowered_own_cpu_limit(pid: int, limits: child.Limits) -> bool:
 
 
 if __name__ == "__main__":
-    main()
+    main(Zygote)

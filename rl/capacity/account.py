@@ -21,7 +21,7 @@ from rl.policy.offload import BUCKET
 from rl.settings.config import RunConfig
 from rl.settings.options import Engine
 from rl.settings.resolve import RunSettings, resolve
-from rollout.engine.fused_decoder import Capacity
+from rollout.engine.sizes import Capacity
 
 GIB = 1 << 30
 ROUNDED = 2  # bytes of a bfloat16 number
@@ -47,6 +47,7 @@ class Account:
     parameters of LoRA adapters of rank 1. rounded: parameters that rl/policy/precision.py can store in 16 bits. engine: the sampler on
     this device; vLLM in this process reserves its own memory. shards: processes that the weights are sharded over. cpu_offload: sharded
     weights, gradients and moments rest in the host's memory. critic_shape: size of a critic that is another model than the policy.
+    teacher: bytes of a teacher's weights.
     """
 
     asked: RunConfig
@@ -63,6 +64,7 @@ class Account:
     shards: int = 1
     cpu_offload: bool = False
     critic_shape: tuple[ModelCost, PretrainedConfig] | None = None
+    teacher: float = 0.0
 
     @staticmethod
     def of(
@@ -76,6 +78,7 @@ class Account:
         shards: bool = False,
         cpu_offload: bool = False,
         critic: PreTrainedModel | None = None,
+        teacher: PreTrainedModel | None = None,
     ) -> Account:
         """model: without adapters; one on torch's device "meta" is enough. critic: the critic where it is another model."""
         run = resolve(asked, device, shards=shards)
@@ -95,6 +98,7 @@ class Account:
             shards=processes if shards else 1,
             cpu_offload=cpu_offload,
             critic_shape=None if critic is None else (ModelCost.of(critic), critic.config.get_text_config()),
+            teacher=0.0 if teacher is None else teacher_bytes(teacher, run, device),
         )
 
     def with_options(self, **options: object) -> Account:
@@ -133,6 +137,7 @@ class Account:
             adapters=self.adapters,
             base_rounded=run.lora_base != "float32",
             head_rounded=run.rounds_base(self.device),
+            float32_head=bool(self.exact_head),
             gradient_width=ROUNDED if run.gradient_dtype == "bfloat16" else FLOAT32,
             device=self.device,
             two_passes=not run.chosen_algorithm().token_level,
@@ -152,14 +157,19 @@ class Account:
 
     @property
     def has_reference(self) -> bool:
-        return self.run.chosen_algorithm().kl_weight > 0
+        return self.run.chosen_algorithm().needs_reference
+
+    @property
+    def exact_head(self) -> int:
+        """Parameters of the output layer, and of the embeddings if they are tied to it, where head_dtype keeps them in float32; else 0."""
+        return self.cost.head if self.run.head_dtype == "float32" else 0
 
     @property
     def base(self) -> float:
         """Bytes of the model's own weights."""
         run, every = self.run, self.cost.all_parameters
         in_4_bits = self.cost.block if run.lora_base == "nf4" else 0
-        in_16_bits = self.rounded - in_4_bits if run.rounds_base(self.device) else 0
+        in_16_bits = self.rounded - self.exact_head - in_4_bits if run.rounds_base(self.device) else 0
         return NF4 * in_4_bits + ROUNDED * in_16_bits + FLOAT32 * (every - in_4_bits - in_16_bits)
 
     @property
@@ -169,7 +179,7 @@ class Account:
             return 0.0
         if self.run.lora_rank:
             return FLOAT32 * self.adapters
-        in_16_bits = self.rounded if self.run.reference_dtype == "bfloat16" else 0
+        in_16_bits = self.rounded - self.exact_head if self.run.reference_dtype == "bfloat16" else 0
         return FLOAT32 * self.cost.all_parameters - ROUNDED * in_16_bits
 
     @property
@@ -188,7 +198,7 @@ class Account:
         if run.lora_base == "nf4" or run.lora_base == run.sampler_dtype == "bfloat16":
             return copy
         if run.sampler_dtype == "bfloat16":
-            return copy + ROUNDED * every
+            return copy + ROUNDED * (every - self.exact_head)
         return copy + (FLOAT32 * self.cost.block if run.lora_rank else 0)
 
     @property
@@ -207,13 +217,13 @@ class Account:
     @property
     def keys_and_values(self) -> float:
         """Bytes of the key-value cache while sampling. Training and evaluation share it, so each dimension is the larger of the two, on
-        a GPU rounded up to buckets. A prompt is stored once for its group; with a thinking budget each row's next turn has a prompt of
-        its own, with what was thought."""
+        a GPU rounded up to buckets. A prompt is stored once for its group. With a thinking budget or tools each row also has room for a
+        whole context of its own: what is kept of an earlier turn, or the prompt of the next one where nothing is."""
         width = ROUNDED if self.run.sampler_dtype == "bfloat16" else FLOAT32
         asked = [(self.problems * self.group_size, self.group_size), (self.evaluated, max(1, self.run.eval_samples))]
         rows, groups = (max(sizes) for sizes in zip(*((self.rows_of(n), ceil(self.rows_of(n) / g)) for n, g in asked)))
         cache = Capacity(rows, groups, self.prompt_length, self.completion_length)
-        if self.run.thinking_budget is not None:
+        if self.run.thinking_budget is not None or self.run.tools or self.run.environment:
             cache = cache._replace(groups=rows, shared_width=self.prompt_length + self.completion_length)
         if self.device == "cuda":
             cache = cache._replace(width=cache.width + 1).bucketed()
@@ -251,6 +261,7 @@ class Account:
             "gradients": gradient * trained * resident,
             "optimiser": moments * trained * resident,
             "reference": 0.0 if self.offloads("reference") else self.reference * resident,
+            "teacher": 0.0 if self.offloads("reference") else self.teacher,
             "critic": (FLOAT32 + gradient + moments) * self.critic_parameters * resident,
             "gathered": FLOAT32 * gathered if self.shards > 1 else 0.0,
             "activations": float(self.policy.kept(row) + again),
@@ -262,9 +273,9 @@ class Account:
         }
 
     def kept(self) -> float:
-        """Bytes held between updates: weights, moments, reference, and the critic's weights and moments."""
+        """Bytes held between updates: weights, moments, reference, teacher, and the critic's weights and moments."""
         parts = self.parts()
-        named = ("parameters", "optimiser", "reference", "critic")
+        named = ("parameters", "optimiser", "reference", "teacher", "critic")
         return sum(parts[name] for name in named) - self.policy.gradient_width * self.critic_parameters * self.resident
 
     @property
@@ -276,7 +287,7 @@ class Account:
         return bytes_each * min(most, self.policy.trained)
 
     def peak_of_update(self) -> float:
-        """kept() and the engine's copy, plus the largest of: the pass of an offloaded reference; the critic's pass; the policy's pass
+        """kept() and the engine's copy, plus the largest of: the pass of an offloaded reference or teacher; the critic's pass; the policy's pass
         beside the critic's gradients; the optimizer step. From the second micro-batch on all gradients exist before a pass. With
         one_step_ahead sampling runs at the same time.
         """
@@ -292,7 +303,9 @@ class Account:
         if self.critic is not None:
             passes.append(before + (0 if is_first else critic_gradients) + self.critic.peak(row, is_first=is_first))
         if self.offloads("reference"):
-            passes.append(self.reference * self.resident + self.policy.layer(row) + parts["head, a chunk"])
+            passes.append(
+                max(self.reference * self.resident, self.teacher) + self.policy.layer(row) + parts["head, a chunk"]
+            )
         return self.kept() + self.engine_copy + max(passes) + self.run.one_step_ahead * self.sampled_with(parts)
 
     def peak_of_sampling(self) -> float:
@@ -309,6 +322,15 @@ class Account:
     def needed(self, peak: float) -> float:
         """The peak with the allocator's fragmentation, without CUDA_CONTEXT."""
         return FRAGMENTATION * peak
+
+
+def teacher_bytes(teacher: PreTrainedModel, run: RunSettings, device: str) -> float:
+    """Bytes of a teacher's weights as the run stores them: in 16 bits where it rounds them, but for an output layer that head_dtype
+    keeps in float32."""
+    cost = ModelCost.of(teacher)
+    exact_head = cost.head if run.head_dtype == "float32" else 0
+    in_16_bits = rounded_numbers(teacher) - exact_head if run.rounds_teacher(device) else 0
+    return FLOAT32 * cost.all_parameters - ROUNDED * in_16_bits
 
 
 def rounded_numbers(model: PreTrainedModel) -> int:

@@ -101,23 +101,31 @@ def step_flops(
     frozen: bool = False,
     checkpointed: bool = False,
     kl_in_reward: bool = False,
+    critic_updates: int = 1,
+    trains_policy: bool = True,
+    prefers: bool = False,
 ) -> dict[str, float]:
     """Operations of a step's update, by pass. Prompts that run twice because their group was split are counted once.
 
     needs_old_logprobs: the policy, and a critic with its own trunk, run forward before the first update. checkpointed: layers run
     again in the backward pass. kl_in_reward: a shared trunk whose old log-probs are not known yet then applies the output layer twice,
-    2 V H S more: its rewards need them before the loss.
+    2 V H S more: its rewards need them before the loss. critic_updates: updates of a critic with its own trunk for each of the
+    policy's. trains_policy: False while the critic is warmed up, where the policy runs forward only. prefers: DPO's
+    coefficients are computed before each update.
     """
     trunk = replace(cost, head=0)
     again = forward_flops(trunk, work) if checkpointed else 0.0
-    applies_head_twice = critic == "shared" and kl_in_reward and not needs_old_logprobs
+    applies_head_twice = critic == "shared" and kl_in_reward and trains_policy and not needs_old_logprobs
     second_head = 2 * cost.head * work.scored * applies_head_twice
     critics = int(critic == "separate")
+    policy_pass = update_flops(cost, work, frozen=frozen) + again if trains_policy else forward_flops(cost, work)
+    critic_pass = trunk_update_flops(cost, work, frozen=frozen) + again
     return {
         "reference": has_reference * forward_flops(cost, work),
         "look ahead": needs_old_logprobs * (forward_flops(cost, work) + critics * forward_flops(trunk, work)),
-        "forward/backward, policy": num_epochs * (update_flops(cost, work, frozen=frozen) + again) + second_head,
-        "forward/backward, critic": critics * num_epochs * (trunk_update_flops(cost, work, frozen=frozen) + again),
+        "preferences": prefers * num_epochs * forward_flops(cost, work),
+        "forward/backward, policy": num_epochs * policy_pass + second_head,
+        "forward/backward, critic": critics * num_epochs * critic_updates * critic_pass,
     }
 
 

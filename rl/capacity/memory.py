@@ -95,7 +95,8 @@ class TrainedTrunk:
     """Bytes that a forward and backward of a model of Llama's shape hold. b is 4, or 2 under bfloat16 autocast.
 
     adapters: parameters of the LoRA adapters, 0 where all weights are trained. base_rounded: the frozen weights are stored in 16 or 4
-    bits, so that autocast copies none of them; head_rounded: the same for the output layer. gradient_width: bytes of a gradient's number.
+    bits, so that autocast copies none of them; head_rounded: the same for the output layer. float32_head: the output layer's factors are
+    in float32, so that there are no copies of it. gradient_width: bytes of a gradient's number.
     has_head: False for a critic. two_passes: the output layer runs twice (rl/forward/output_head.py).
     """
 
@@ -108,6 +109,7 @@ class TrainedTrunk:
     adapters: int = 0
     base_rounded: bool = False
     head_rounded: bool = False
+    float32_head: bool = False
     gradient_width: int = FLOAT32
     device: str = "cuda"
     has_head: bool = True
@@ -159,7 +161,7 @@ class TrainedTrunk:
         # Autocast keeps the casts of trained weights; those of frozen ones stay with the layer whose backward needs them.
         cast = self.cost.block // layers if self.lora_rank and self.checkpointed else self.cost.block
         cast = 0 if self.base_rounded else cast
-        head = self.cost.head if self.has_head and not self.lora_rank else 0
+        head = self.cost.head if self.has_head and not self.lora_rank and not self.float32_head else 0
         casts = self.width * (cast + self.adapters + head) if self.is_bfloat16 else 0
         return inner + FLOAT32 * rest + casts
 
@@ -173,7 +175,7 @@ class TrainedTrunk:
         tokens = min(row.scored, tokens_per_chunk(vocab, torch.device(self.device)))
         trained = 0 if self.lora_rank else self.cost.head
         chunk, copy = (4 if self.two_passes else 3) * FLOAT32 * tokens * vocab, 0
-        if self.is_bfloat16:
+        if self.is_bfloat16 and not self.float32_head:
             copy = 2 * self.cost.head if self.lora_rank and not self.head_rounded else 0
             chunk = max(chunk, 10 * tokens * vocab + (0 if self.device == "cuda" else 2 * trained))
         return {"chunk": chunk + copy, "gradient": FLOAT32 * (trained + row.scored * self.config.hidden_size)}

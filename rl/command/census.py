@@ -12,6 +12,7 @@ from rewards.reward_spec import need_references
 from rewards.verifiers import REWARD
 from rl.command.evaluate_model import opened, run_of, with_values_of
 from rl.policy.load import require_folder
+from rl.run.build import with_environments
 from rl.settings.options import CensusOptions
 from rl.view.metrics import write_whole
 from rl.view.progress import Progress
@@ -44,6 +45,7 @@ def take_census(options: CensusOptions, progress: Progress) -> list[Profiled]:
     """Samples and grades completions of each problem. Writes the problems with their pass rates to options.out, if it is given."""
     require_folder(options.model)
     options = with_values_of(run_of(options), options)
+    options, environments = with_environments(options)
     problems = load_problems(
         options.dataset,
         config=options.dataset_config,
@@ -52,9 +54,10 @@ def take_census(options: CensusOptions, progress: Progress) -> list[Profiled]:
         answer_column=options.answer_column,
         system_column=options.system_column,
         needs_reference=need_references(options.reward or ()),
+        has_environment=environments is not None,
         report=progress.message,
     )[: options.size]
-    with opened(options, problems, "profiled", progress) as (collector, problems):
+    with opened(options, environments, problems, "profiled", progress) as (collector, problems):
         found = list(profiled(collector, problems, progress))
     if options.out is not None:
         write_whole(options.out, "".join(json.dumps(as_row(one), default=str) + "\n" for one in found))

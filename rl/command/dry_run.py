@@ -26,11 +26,12 @@ from rl.forward.micro_batch import TrainGroup, TrainSequence
 from rl.objective.reductions import StepCounts
 from rl.policy.precision import round_frozen
 from rl.processes.runtime import Runtime
-from rl.run.build import build_learner, build_optimizer
+from rl.run.build_learner import build_learner, build_optimizer
 from rl.settings.resolve import RunSettings
 from rl.update.batch import Batch
 from rl.update.learner import Learner
 from rl.update.step import update
+from rollout.float32_head import compute_head_in_float32
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def equal_batch(problems: int, group_size: int, prompt_length: int, completion_l
     """A batch in which all prompts have one length and all completions another."""
     sequence = TrainSequence.to_score([0] * completion_length)
     group = TrainGroup((0,) * prompt_length, (sequence,) * group_size)
-    return Batch((group,) * problems, StepCounts(num_tokens=1, num_sequences=1, max_tokens=1))
+    return Batch((group,) * problems, StepCounts(num_tokens=1, num_sequences=1, num_groups=1, max_tokens=1))
 
 
 def dry_run(
@@ -137,6 +138,8 @@ def untrained_learner(
     """A learner as rl/run/setup.py builds it, of a model with random weights."""
     no_tokenizer = cast(Any, None)  # only a critic_model needs it
     made = AutoModelForCausalLM.from_config(model, dtype=torch.float32)
+    if settings.head_dtype == "float32":
+        compute_head_in_float32(made)
     if settings.rounds_base(device):
         round_frozen(made)
     learner = build_learner(

@@ -24,18 +24,19 @@ from rl.capacity.account import ROUNDED
 from rl.capacity.choose import rows_with_room
 from rl.capacity.cost import FLOAT32, ModelCost
 from rl.command.estimate import Estimate
-from rl.command.thinking_budgets import budget_estimates
+from rl.command.thinking_budgets import budget_estimates, draw_budgets
 from rl.policy.families import CAUSAL, family_of
 from rl.policy.load import context_length, require_folder
 from rl.policy.merge import load_merged
 from rl.processes.runtime import Runtime, cores_per_process
-from rl.run.build import tool_rollout
+from rl.run.build import tool_rollout, with_environments
 from rl.run.evaluate import VOTED_ON, is_right, right_by_vote
 from rl.run.load_data import Report, gradable, load_held_out, log, require_room, rewarded, within_limit
 from rl.run.setup import tiny_base
+from rl.settings.checks import THINKING_OPTIONS
 from rl.settings.config import RunConfig
 from rl.settings.defaults import MAX_ROWS, TINY, TINY_TASKS, resolved_dtype
-from rl.settings.options import EvaluateOptions, SamplingOptions
+from rl.settings.options import NO_BUDGET, EvaluateOptions, SamplingOptions
 from rl.settings.resolve import model_defaults, resolve
 from rl.settings.written_config import with_list_of_datasets
 from rl.view.progress import Progress
@@ -44,6 +45,7 @@ from rollout.chat_template import choose_template
 from rollout.collect import Collector
 from rollout.contamination import contaminated
 from rollout.dataset_names import HubName
+from rollout.environment import Environments
 from rollout.problems import is_on_hub, load_problems
 from rollout.prompts import PromptRenderer
 from rollout.records import Problem, RolloutGroup, style_of_rewards
@@ -65,21 +67,32 @@ def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
 def evaluate_model(options: EvaluateOptions, progress: Progress) -> dict[str, Estimate | None]:
     """Estimates by measure: greedy accuracy with lenient and strict extraction, pass@k at powers of two, maj@n, share of truncated answers;
     with thinking_budgets also the greedy accuracy at each budget and the metrics of s1."""
+    if options.suite is not None:
+        raise UserError(
+            f"suite is {' '.join(options.suite)!r}: the command `plumbline evaluate` measures it; use that, or leave it out"
+        )
     require_folder(options.model)
     run = run_of(options)
     options = with_values_of(run, options)
+    options, environments = with_environments(options)
     problems, where = problems_of(options, run, progress.message)
     progress.message(f"{options.model} on {where}")
     if options.against is not None:
         progress.message(describe_contamination(problems, options))
     budgets = () if options.thinking_budgets is None else parse_budgets(options.thinking_budgets)
     budget = options.thinking_budget or (str(budgets[-1]) if budgets else None)
-    if budget is not None and options.tools:
+    if budget is not None and (options.tools or options.environment):
+        option = "tools" if options.tools else "environment"
         raise UserError(
-            f"tools is {options.tools!r}: a thinking budget bounds one turn, and with tools there are several; leave one of them out"
+            f"{option} is {getattr(options, option)!r}: a thinking budget bounds one turn, and here there are several; leave one of them out, or "
+            "set thinking_budget none where the checkpoint's run has one"
         )
-    with opened(replace(options, thinking_budget=budget), problems, "held-out", progress) as (collector, problems):
+    asked = replace(options, thinking_budget=budget)
+    with opened(asked, environments, problems, "held-out", progress) as (collector, problems):
         forcing = collector.rollout
+        if budgets:  # below the largest, one without room for a Wait is measured without Waits
+            assert isinstance(forcing, BudgetForcing)
+            forcing.at(budgets[-1]).require_room(collector.params.max_tokens)
         if options.thinking_budget is None and isinstance(forcing, BudgetForcing):  # the budgets are measured apart
             collector = replace(collector, rollout=one_shot)
         progress.start(f"{len(problems)} problems, greedy")
@@ -92,24 +105,37 @@ def evaluate_model(options: EvaluateOptions, progress: Progress) -> dict[str, Es
         if budgets:
             assert isinstance(forcing, BudgetForcing)
             found |= budget_estimates(replace(greedy, rollout=forcing), forcing, budgets, problems, progress)
+            if options.figure is not None:
+                draw_budgets(found, budgets, options.figure)
     return found
 
 
 def with_values_of(run: Mapping[str, Any], options: Options) -> Options:
-    """The options, with the values of the model's own run where none are given. run: as run_of returns it."""
+    """The options, with the values of the model's own run where none are given; a thinking budget of "none" is None, and the run's
+    phrases then serve only the budgets to measure. run: as run_of returns it."""
     names = ("max_tokens", "answer_form", "prompt_style", "system_prompt", "max_prompt_tokens", "stop_strings")
     names += ("grading", "reward", "verifier_deadline")
-    names += ("thinking_budget", "thinking_waits", "thinking_end", "wait_phrase", "closing_phrase")
-    names += ("tools", "tool_format", "max_turns", "tool_deadline", "tool_workers")
+    names += ("tools", "environment", "tool_format", "max_turns", "tool_deadline", "tool_workers", "python_state")
+    if options.thinking_budget == NO_BUDGET:
+        options = replace(options, thinking_budget=None)
+        measures_budgets = isinstance(options, EvaluateOptions) and options.thinking_budgets is not None
+        names += THINKING_OPTIONS if measures_budgets else ()
+    else:
+        names += ("thinking_budget", *THINKING_OPTIONS)
     return replace(options, **{name: run.get(name) for name in names if getattr(options, name) is None})
 
 
 @contextmanager
 def opened(
-    options: SamplingOptions, problems: Sequence[Problem], which: str, progress: Progress
+    options: SamplingOptions,
+    environments: Environments | None,
+    problems: Sequence[Problem],
+    which: str,
+    progress: Progress,
+    packages: tuple[str, ...] = (),
 ) -> Iterator[tuple[Collector, list[Problem]]]:
     """A collector for the problems that can be graded and whose prompts are short enough, and these problems. It is closed at the end of
-    the block. which: what messages call the problems."""
+    the block. which: what messages call the problems. packages: what programs and their tests may import beside the standard library."""
     runtime = Runtime.start(dtype=resolved_dtype(options.dtype, options.device), device=options.device)
     verifiers = Verifiers(
         VerifierOptions(
@@ -118,12 +144,14 @@ def opened(
             answer_form=options.answer_form,
             grading=MathPolicy.parse(options.grading or ()),
             allow_unsafe_code=options.allow_unsafe_code,
+            packages=packages,
             rewards=parse_rewards(options.reward or ()),
+            has_environment=environments is not None,
         )
     )
     try:
         problems = gradable(rewarded(problems, options.reward or ()), which, verifiers, progress)
-        collector, problems = make_collector(options, problems, verifiers, runtime, progress, which)
+        collector, problems = make_collector(options, problems, verifiers, runtime, progress, which, environments)
         yield collector, problems
         collector.close()
     finally:
@@ -150,6 +178,7 @@ def problems_of(
             config=options.dataset_config,
             split=options.split,
             needs_reference=need_references(options.reward or ()),
+            has_environment=bool(options.environment),
             report=report,
         )
         has_split = is_on_hub(options.dataset) and HubName.read(options.dataset).split is None
@@ -175,6 +204,7 @@ def make_collector(
     runtime: Runtime,
     progress: Progress,
     which: str = "held-out",
+    environments: Environments | None = None,
 ) -> tuple[Collector, list[Problem]]:
     """A collector for the problems whose prompts are short enough, and these problems. which: what messages call them."""
     source = options.model
@@ -186,13 +216,13 @@ def make_collector(
     model = model.to(runtime.device)  # pyright: ignore[reportArgumentType]  the stubs lose `self`
     choose_template(tokenizer, options.chat_template)
     style = options.prompt_style or style_of_rewards(parse_rewards(options.reward or ()), options.answer_form)
-    tools = tool_rollout(options, tokenizer)
+    tools = tool_rollout(options, tokenizer, environments)
     renderer = PromptRenderer(
         tokenizer,
         style=style,
         system_prompt=options.system_prompt,
         answer_form=options.answer_form,
-        tools=tools.schemas if tools else (),
+        tools_of=tools.schemas_of if tools else lambda problem: (),
         report=progress.message,
     )
     max_tokens = options.max_tokens or model_defaults(options.model, str(options.dataset))["max_tokens"]
@@ -220,7 +250,8 @@ def make_collector(
         folder = model.config._name_or_path if is_adapted else source
         sampler = VLLMSampler(folder, tokenizer, stop_token_ids(model, tokenizer), engine)
         sampler.update_weights(model.named_parameters(remove_duplicate=False), version=0)
-    stop_strings = (*(options.stop_strings or ()), *turn_end_strings(tokenizer))
+    of_tools = tools.stop_strings if tools else ()
+    stop_strings = (*(options.stop_strings or ()), *of_tools, *turn_end_strings(tokenizer))
     params = SamplingParams(max_tokens=max_tokens, temperature=options.temperature, stop_strings=stop_strings)
     collector = Collector(
         sampler=sampler,

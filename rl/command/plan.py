@@ -44,8 +44,11 @@ def known_models() -> list[str]:
     return [TINY, *sorted(path.stem for path in CONFIGS.glob("*.json"))]
 
 
-def load_config(model: str) -> PretrainedConfig:
-    """The config of a model: a folder, a file, one of known_models(), or a hub name that is in the cache. Nothing is downloaded."""
+def load_config(model: str, option: str = "model") -> PretrainedConfig:
+    """The config of a model: a folder, a file, one of known_models(), or a hub name that is in the cache. Nothing is downloaded.
+
+    option: the one that names it, for messages.
+    """
     if model == TINY:
         return tiny_model(tiny_tokenizer(), seed=0, device=torch.device("cpu")).config
     path, known = Path(model).expanduser(), CONFIGS / f"{model.lower()}.json"
@@ -55,7 +58,7 @@ def load_config(model: str) -> PretrainedConfig:
     except (OSError, ValueError) as error:
         reason = f" ({first_line(error)})" if path.exists() else ""
         raise UserError(
-            f"model is {model!r}: it is no known model, no folder or file of a config.json that can be read{reason}, and no hub "
+            f"{option} is {model!r}: it is no known model, no folder or file of a config.json that can be read{reason}, and no hub "
             f"name in the cache; give one of {', '.join(known_models())}, or the path of a config.json"
         ) from None
     text = config.get_text_config()
@@ -63,7 +66,7 @@ def load_config(model: str) -> PretrainedConfig:
     missing = [name for name in needed if not isinstance(getattr(text, name, None), int)]
     if missing:
         raise UserError(
-            f"model is {model!r}: its config has no {', '.join(missing)}, and the formulas are for models of Llama's shape; "
+            f"{option} is {model!r}: its config has no {', '.join(missing)}, and the formulas are for models of Llama's shape; "
             f"give one of {', '.join(known_models())}, or the config.json of a Llama, Qwen or Mistral"
         )
     return text
@@ -102,6 +105,16 @@ class Plan:
             return AutoModelForCausalLM.from_config(self.config)
 
     @cached_property
+    def teacher(self) -> PreTrainedModel | None:
+        """The skeleton of a teacher on the same GPU."""
+        name = self.asked.loaded_teacher
+        if name is None:
+            return None
+        config = load_config(name, option="teacher")
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
+
+    @cached_property
     def open_account(self) -> Account:
         """The account in which options that are "auto" are still open."""
         o = self.options
@@ -114,6 +127,7 @@ class Plan:
             processes=o.gpus,
             shards=o.shards,
             cpu_offload=o.sharding == "offload",
+            teacher=self.teacher,
         )
 
     @cached_property
@@ -192,9 +206,11 @@ class Plan:
             has_reference=self.account.has_reference,
             frozen=o.lora_rank > 0,
             checkpointed=self.policy.checkpointed,
+            prefers=self.run.chosen_algorithm().prefers,
         )
         sampled = replace(whole, prompts=o.problems_per_step).workload
-        return {"sampling": forward_flops(self.cost, sampled), **updated}
+        taught = {} if self.teacher is None else {"teacher": forward_flops(ModelCost.of(self.teacher), whole.workload)}
+        return {"sampling": forward_flops(self.cost, sampled), **updated, **taught}
 
     def dry(self) -> DryRun:
         """The memory of the update, run on tensors without contents; on at most two micro-batches, since further ones equal the second."""
@@ -207,21 +223,22 @@ class Plan:
 def describe(plan: Plan, dry: DryRun | None) -> str:
     """The plan as text."""
     o, row = plan.options, plan.micro_batches.largest
-    sampler = plan.memory()["sampler's weights"]
+    memory = plan.memory()
+    beside = memory["sampler's weights"] + memory["teacher"]  # of which the dry run knows nothing
 
     def line(name: str, size: float, beside: str = "") -> str:
         return f"{name:<27}{size / GIB:>10.3f}{beside}"
 
     lines = [
         f"{o.model}, {plan.cost.all_parameters / 1e6:,.1f} M parameters, {plan.policy.trained / 1e6:,.1f} M trained",
-        f"{o.algorithm}, value {plan.value}, {o.dtype}, attention {plan.run.attention}; {plan.micro_batches.count} micro-batches, the "
+        f"{plan.run.algorithm}, value {plan.value}, {o.dtype}, attention {plan.run.attention}; {plan.micro_batches.count} micro-batches, the "
         f"largest of {row.tokens:,} tokens, {row.scored:,} of them scored",
         "",
         f"{'GiB on one GPU':<27}{'formula':>10}",
-        *(line(name, size) for name, size in plan.memory().items()),
+        *(line(name, size) for name, size in memory.items()),
         "",
         f"{'GiB on one GPU':<27}{'formula':>10}" + (f"{'dry run':>12}" if dry else ""),
-        line("peak of the update", plan.peak_of_update(), f"{(dry.peak + sampler) / GIB:>12.3f}" if dry else ""),
+        line("peak of the update", plan.peak_of_update(), f"{(dry.peak + beside) / GIB:>12.3f}" if dry else ""),
         line("peak of sampling", plan.peak_of_sampling()),
         "",
         f"{'operations of a step':<27}{'TFLOP':>10}",
@@ -231,7 +248,7 @@ def describe(plan: Plan, dry: DryRun | None) -> str:
         lines += ["", f"{'GiB that one GPU receives':<27}{'a step':>10}"]
         lines += [line(name, size) for name, size in plan.traffic().items()]
     if o.card is not None:
-        lines += ["", *on_the_card(plan, [dry.peak + sampler] if dry else [])]
+        lines += ["", *on_the_card(plan, [dry.peak + beside] if dry else [])]
     return "\n".join(lines)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
@@ -13,12 +14,14 @@ from rewards.verifiers import VerifierOptions, Verifiers
 from rl.processes.runtime import Runtime
 from rl.run.setup import tiny_base
 from rl.settings.defaults import TINY, resolved_dtype
-from rl.settings.options import AnyDType
+from rl.settings.options import AnyDType, HeadDType
 from rl.view.progress import Progress
-from rollout.vllm_worker import require_vllm
+from rollout.vllm_worker import FLOAT32_HEAD, require_vllm
 
 
-def serve(model: str, *, port: int, dtype: AnyDType, max_length: int | None, max_rows: int | None) -> None:
+def serve(
+    model: str, *, port: int, dtype: AnyDType, head_dtype: HeadDType, max_length: int | None, max_rows: int | None
+) -> None:
     """Replaces this process by the server."""
     require_vllm()
     with socket.socket() as probe:
@@ -36,6 +39,7 @@ def serve(model: str, *, port: int, dtype: AnyDType, max_length: int | None, max
     command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", resolved_dtype(dtype), "--enable-prefix-caching"]
     command += ["--logprobs-mode", "processed_logprobs", "--generation-config", "vllm", "--max-logprobs", "1"]
     command += ["--worker-extension-cls", "rollout.vllm_worker.Extension"]
+    command += ["--hf-overrides", json.dumps(FLOAT32_HEAD)] if head_dtype == "float32" else []
     command += ["--max-model-len", str(max_length)] if max_length else []
     command += ["--max-num-seqs", str(max_rows)] if max_rows else []
     environment = {"VLLM_SERVER_DEV_MODE": "1", **os.environ}  # enables the routes that change weights

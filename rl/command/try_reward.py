@@ -12,6 +12,7 @@ from rewards.score import Score
 from rewards.verifiers import REWARD, VerifierOptions, Verifiers
 from rl.command.evaluate_model import make_collector, run_of, with_values_of
 from rl.processes.runtime import Runtime, cpu_cores
+from rl.run.build import with_environments
 from rl.run.load_data import gradable, rewarded
 from rl.settings.defaults import resolved_dtype
 from rl.settings.options import EvaluateOptions, TryRewardOptions
@@ -117,8 +118,9 @@ def sampled(options: TryRewardOptions, problems: Sequence[Problem], verifiers: V
             model=options.model, dataset=options.dataset, max_tokens=options.max_tokens, reward=options.reward
         )
         evaluation = with_values_of(run_of(evaluation), evaluation)  # prompts are those of a run
+        _, environments = with_environments(evaluation)
         chosen = [problems[i % len(problems)] for i in range(SAMPLES)]
-        collector, chosen = make_collector(evaluation, chosen, verifiers, runtime, progress)
+        collector, chosen = make_collector(evaluation, chosen, verifiers, runtime, progress, environments=environments)
         groups = collector.collect(chosen, step=0).groups
         collector.close()
     finally:

@@ -25,6 +25,7 @@ class TrainSequence:
     view: the completion's view, for policy families that score under views.
     reward: of the completion; GAE gives it to the last scored token. None: max_tokens truncated the completion, and the critic's
         value before the last token, which is not in the loss, replaces the reward.
+    group: the number of its group in the step. Completions of one group may be in several TrainGroups.
     """
 
     token_ids: tuple[int, ...]
@@ -34,6 +35,7 @@ class TrainSequence:
     reward: float | None = 0.0
     view: int | None = None
     loss_mask: tuple[bool, ...] = ()
+    group: int = 0
 
     def __post_init__(self) -> None:
         if all(self.loss_mask):
@@ -124,6 +126,7 @@ class MicroBatch(ScoredSequences):
             sampler_logprobs=over_scored(torch.tensor([x for s in sequences for x in s.sampler_logprobs])),
             advantages=over_scored(torch.cat(advantages)) if advantages else None,
             rewards=torch.tensor([s.reward or 0.0 for s in sequences]),
+            group_of=torch.tensor([s.group for s in sequences]),
             bootstraps=torch.tensor([s.reward is None for s in sequences]),
             weights=over_scored(torch.tensor([float(s.weight) for s in sequences for _ in s.sampler_logprobs])),
             loss_indices=loss_indices,

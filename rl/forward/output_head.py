@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from rl.forward.casts import cast, product_dtype
 from rl.objective.tokens import TokenScores
+from rollout.float32_head import Float32Linear
 
 VALUE_HEAD = "value_head.safetensors"
 LOGITS_PER_CHUNK = 1 << 22  # 16 MiB in float32
@@ -78,22 +79,25 @@ class ValueHead:
 class OutputHead:
     """A linear output layer: logits z = cap tanh(scale (W h + b) / cap), or z = scale (W h + b) without a cap.
 
-    Its methods take S hidden states and the S target tokens, and hold the logits of one chunk of tokens at a time.
+    Its methods take S hidden states and the S target tokens, and hold the logits of one chunk of tokens at a time. dtype: of the factors
+    of the products; None is autocast's.
     """
 
     weight: Float[Tensor, "V H"]
     bias: Float[Tensor, " V"] | None = None
     scale: float = 1.0
     soft_cap: float | None = None
+    dtype: torch.dtype | None = None
 
     @staticmethod
     def of(model: PreTrainedModel) -> OutputHead | None:
         """The model's own output layer; None if it is not a plain linear layer, such as one adapted by LoRA."""
         layer, config = model.get_output_embeddings(), model.config.get_text_config()
-        if type(layer) is not nn.Linear:
+        if type(layer) is not nn.Linear and type(layer) is not Float32Linear:
             return None
+        dtype = torch.float32 if type(layer) is Float32Linear else None
         scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
-        return OutputHead(layer.weight, layer.bias, scale, getattr(config, "final_logit_softcapping", None))
+        return OutputHead(layer.weight, layer.bias, scale, getattr(config, "final_logit_softcapping", None), dtype)
 
     def score(self, hidden: Float[Tensor, "S H"], targets: Int[Tensor, " S"], temperature: float) -> TokenScores:
         """log softmax(z / temperature) of each target and the entropy of that distribution, with gradients."""
@@ -275,8 +279,8 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 def _chunks(head: OutputHead, hidden: Tensor, targets: Tensor, temperature: float) -> Iterator[tuple[slice, _Chunk]]:
-    """Yields the chunks with their slices. Products are in autocast's dtype; the weight is cast once for all chunks."""
-    device, weight = hidden.device.type, cast(head.weight, product_dtype(hidden, head.weight))
+    """Yields the chunks with their slices. Products are in the head's dtype, or autocast's; the weight is cast once for all chunks."""
+    device, weight = hidden.device.type, cast(head.weight, head.dtype or product_dtype(hidden, head.weight))
     size = tokens_per_chunk(len(weight), hidden.device)
     with torch.autocast(device, enabled=False):
         for start in range(0, len(hidden), size):

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-Scale = Literal["std", "none"]
+Scale = Literal["std", "batch", "none"]
 
 
-def _standardise(values: Tensor, mask: Tensor, scale: Scale, eps: float) -> Tensor:
+def _standardise(values: Tensor, mask: Tensor, scale: Literal["std", "none"], eps: float) -> Tensor:
     """(v - mean) / (std + eps) over the entries of the last dimension where mask is True.
 
     The result is 0 where mask is False, and where all masked entries of a row are equal. Equality is tested by max == min, not by
@@ -39,15 +39,22 @@ def group_normalized(
 ) -> Float[Tensor, "P G"]:
     """A_i = (r_i - mean_j r_j) / (std_j r_j + eps), std with Bessel's correction; with scale "none", r_i - mean_j r_j.
 
-    GRPO, arXiv 2402.03300, section 4.1.2; scale "none" is Dr. GRPO, arXiv 2503.20783. A constant group, and a group of
-    one, has advantage 0. `mask` is False for completions that could not be graded: mean and std leave them out, and their
-    advantage is 0.
-    Differs from: verl (eps 1e-6, a group of one keeps its reward), open-instruct (population std).
+    GRPO, arXiv 2402.03300, section 4.1.2; scale "none" is Dr. GRPO, arXiv 2503.20783. With scale "batch" the std is the same for all
+    groups: the root of the mean of (r - mean)^2 over the completions of all groups that are not constant (ScaleRL, arXiv 2510.13786,
+    section 3). A constant group, and a group of one, has advantage 0. `mask` is False for completions that could not be graded: mean
+    and std leave them out, and their advantage is 0.
+    Differs from: verl (eps 1e-6, a group of one keeps its reward), open-instruct (population std), TRL's ScaleRL trainer (a running
+    std over the steps).
     """
-    if scale not in ("std", "none"):
-        raise ValueError(f"scale is {scale!r}: it must be 'std' or 'none'")
+    if scale not in ("std", "batch", "none"):
+        raise ValueError(f"scale is {scale!r}: it must be 'std', 'batch' or 'none'")
     mask = torch.ones_like(rewards, dtype=torch.bool) if mask is None else mask
-    return _standardise(torch.where(mask, rewards, 0.0), mask, scale, eps)
+    rewards = torch.where(mask, rewards, 0.0)
+    if scale != "batch":
+        return _standardise(rewards, mask, scale, eps)
+    centred = _standardise(rewards, mask, "none", eps)
+    varies = mask & (centred != 0).any(-1, keepdim=True)
+    return centred / ((centred.square().sum() / varies.sum().clamp(min=1)).sqrt() + eps)
 
 
 def leave_one_out(rewards: Float[Tensor, "P G"], *, mask: Bool[Tensor, "P G"] | None = None) -> Float[Tensor, "P G"]:
@@ -94,13 +101,13 @@ def gae(
     mask: Bool[Tensor, "B T"],
     *,
     gamma: float,
-    lam: float,
+    lam: float | Float[Tensor, " B"],
 ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
     """A_t = delta_t + gamma lam A_{t+1}, delta_t = r_t + gamma V_{t+1} - V_t; returns = A + V.
 
     Generalised advantage estimation, arXiv 1506.02438, equation 16 (PPO, 1707.06347, equations 11 and 12), over the tokens of each
     row where mask is True: t+1 is the next such token, and after the last one V and A are 0. Advantages and returns are 0 where mask
-    is False. values[:, t] is V of the state before token t.
+    is False. values[:, t] is V of the state before token t. lam: of all rows, or of each.
     """
     advantages = torch.zeros_like(values)
     next_value = torch.zeros_like(values[:, 0])

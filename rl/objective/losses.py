@@ -21,14 +21,21 @@ def probability_ratio(policy_logprobs: Float[Tensor, "*n"], old_logprobs: Float[
     return (policy_logprobs - old_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 
 
-def mean_over_sequence(
+def sequence_means(
     values: Float[Tensor, " S"], mask: Float[Tensor, " S"], sequence_of: Int[Tensor, " S"], num_sequences: int
-) -> Float[Tensor, " S"]:
-    """For each token the mean of `values` over the tokens of its sequence whose mask is 1; gradients flow through the mean."""
+) -> Float[Tensor, " B"]:
+    """For each sequence the mean of `values` over its tokens whose mask is 1; gradients flow through it."""
     zeros, mask = values.new_zeros(num_sequences), mask.to(values.dtype)
     sums = zeros.index_add(0, sequence_of, values * mask)
     counts = zeros.index_add(0, sequence_of, mask)
-    return (sums / counts.clamp(min=1))[sequence_of]
+    return sums / counts.clamp(min=1)
+
+
+def mean_over_sequence(
+    values: Float[Tensor, " S"], mask: Float[Tensor, " S"], sequence_of: Int[Tensor, " S"], num_sequences: int
+) -> Float[Tensor, " S"]:
+    """For each token the mean of its sequence (sequence_means)."""
+    return sequence_means(values, mask, sequence_of, num_sequences)[sequence_of]
 
 
 def clipped_surrogate(

@@ -38,14 +38,16 @@ class ScoredTokens:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredSequences(ScoredTokens):
-    """Per-token inputs of the loss for B whole sequences, with the per-sequence inputs of a critic.
+    """Per-token inputs of the loss for B whole sequences, with the per-sequence inputs of a critic and of DPO.
 
-    lengths: the number of scored tokens of each sequence. rewards: of each sequence. bootstraps: whether the value of the sequence's
-    last scored token replaces its reward. loss_indices: the indices of the scored tokens whose loss_mask is 1.
+    lengths: the number of scored tokens of each sequence. rewards: of each sequence. group_of: the number of each sequence's group in the
+    step. bootstraps: whether the value of the sequence's last scored token replaces its reward. loss_indices: the indices of the scored
+    tokens whose loss_mask is 1.
     """
 
     lengths: tuple[int, ...]
     rewards: Float[Tensor, " B"]
+    group_of: Int[Tensor, " B"]
     bootstraps: Bool[Tensor, " B"]
     loss_indices: Int[Tensor, " U"]
 

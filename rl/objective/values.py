@@ -30,15 +30,23 @@ class ValueTargets(NamedTuple):
 
 @dataclass(frozen=True)
 class FrozenTargets:
-    """Per-token targets of a micro-batch that are fixed before the first update: old log-probs, reference log-probs, value targets.
+    """Per-token targets of a micro-batch that are fixed before the first update: log-probs of frozen models, value targets.
 
     old_logprobs: None until a forward before the first update has computed them. reference_logprobs: None without a reference.
-    values: None until the critic has been run, and without a critic.
+    values: None until the critic has been run, and without a critic. teacher_logprobs: None without a teacher. preferences: DPO's
+    coefficients, of the policy before each of its updates; None for other algorithms.
     """
 
     old_logprobs: Float[Tensor, " S"] | None = None
     reference_logprobs: Float[Tensor, " S"] | None = None
     values: ValueTargets | None = None
+    teacher_logprobs: Float[Tensor, " S"] | None = None
+    preferences: Float[Tensor, " S"] | None = None
+
+    @property
+    def advantages(self) -> Float[Tensor, " S"] | None:
+        """What is computed during the update in place of advantages from rewards alone; None where these are used."""
+        return self.preferences if self.values is None else self.values.advantages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +56,7 @@ class ValueRule:
     source: the critic's trunk: the policy's own ("shared") or a second model ("separate").
     gamma, lam: discount and GAE lambda of the advantages, arXiv 1506.02438. lam_critic: GAE lambda of the returns, the targets of the
         values (VC-PPO, arXiv 2503.01491, section 3.3: for long chains of thought the policy needs a lower lambda, the critic 1).
+    lam_length: k, which replaces lam by a lambda of each sequence's length (lambdas); None is lam for all sequences.
     value_clip: the range around its old value to which the value loss clips a value (value_loss); None disables clipping.
     value_weight: the weight of the value loss relative to the policy loss, with a shared trunk.
     kl_in_reward: subtracts kl_weight x (b - f) from each token's reward, instead of adding a KL term to the loss.
@@ -58,6 +67,7 @@ class ValueRule:
     source: Literal["shared", "separate"] = "shared"
     gamma: float = 1.0
     lam: float = 1.0
+    lam_length: float | None = None
     lam_critic: float = 1.0
     value_clip: float | None = 0.2
     value_weight: float = 0.5
@@ -86,10 +96,22 @@ class ValueRule:
             return torch.cat([row[:n] for row, n in zip(rows, tokens.lengths, strict=True)])
 
         rows = padded(rewards), padded(values), padded(torch.ones_like(values)) > 0
-        advantages, returns = gae(*rows, gamma=self.gamma, lam=self.lam)
-        if self.lam_critic != self.lam:
+        advantages, returns = gae(*rows, gamma=self.gamma, lam=self.lambdas(tokens))
+        if self.lam_length is not None or self.lam_critic != self.lam:
             _, returns = gae(*rows, gamma=self.gamma, lam=self.lam_critic)
         return ValueTargets(values, flattened(advantages), flattened(returns))
+
+    def lambdas(self, tokens: ScoredSequences) -> float | Float[Tensor, " B"]:
+        """The GAE lambda of the advantages: lam, or with lam_length k of each sequence of L tokens in the loss k^(1/L), in float32.
+
+        JustRL-II. With gamma 1 the first token's advantage has k^((L-1)/L) of the last token's delta: all of it if L = 1, and the
+        longer the sequence, the closer to k. VAPO's 1 - 1 / (alpha L), arXiv 2504.05118, is the same to first order in 1/L for
+        alpha = 1 / ln(1/k). bfloat16 would round the lambda of k = 0.5 to 1 from 355 tokens on.
+        """
+        if self.lam_length is None:
+            return self.lam
+        lengths = tokens.loss_mask.new_zeros(tokens.num_sequences).index_add(0, tokens.sequence_of, tokens.loss_mask)
+        return self.lam_length ** (1 / lengths.clamp(min=1).float())
 
 
 def whitened(

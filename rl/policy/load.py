@@ -13,6 +13,8 @@ from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedModel,
@@ -21,7 +23,14 @@ from transformers import (
 
 from rewards.errors import UserError, first_line
 from rl.policy.precision import round_frozen
+from rollout.float32_head import compute_head_in_float32
 
+AutoClass = type[AutoModelForCausalLM | AutoModelForSequenceClassification | AutoModelForTokenClassification]
+KINDS: Mapping[AutoClass, str] = {
+    AutoModelForCausalLM: "a causal LM",
+    AutoModelForSequenceClassification: "a sequence classification model",
+    AutoModelForTokenClassification: "a token classification model",
+}
 # Raised for a weight file that is missing, truncated, or a Git LFS pointer.
 UNREADABLE = (OSError, EOFError, SafetensorError, UnpicklingError)
 
@@ -33,26 +42,29 @@ def load_pretrained(
     nf4: torch.dtype | None = None,
     rounded: bool = False,
     needs_head: bool = True,
+    float32_head: bool = False,
+    option: str = "model",
+    auto: AutoClass = AutoModelForCausalLM,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model and its tokenizer from a local folder or the hub, in float32.
 
     nf4: stores all linear layers except the output layer in 4 bits (QLoRA, arXiv 2305.14314), which multiply in this dtype.
     rounded: stores the weights that rl/policy/precision.py selects in 16 bits. needs_head: False if the output layer is not used and
-    may be missing.
+    may be missing. float32_head: the output layer computes in float32 under autocast too (rollout/float32_head.py). option: that names
+    the model, for messages. auto: the class of transformers that reads it.
     """
-    require_folder(model)
+    require_folder(model, option)
     folder = Path(model).expanduser().resolve()
+    named = f"{option} is {str(model)!r}"
     if (folder / "adapter_config.json").is_file():
-        raise UserError(
-            f"model is {str(model)!r}: it holds adapters and no model; run `plumbline merge {model} OUT` and give OUT"
-        )
+        raise UserError(f"{named}: it holds adapters and no model; run `plumbline merge {model} OUT` and give OUT")
     source = str(folder) if folder.is_dir() else str(model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         config = AutoConfig.from_pretrained(source)
         # The default attention of transformers silently ignores Gemma 2's cap on attention scores.
         capped = getattr(config, "attn_logit_softcapping", None) is not None
-        found: Any = AutoModelForCausalLM.from_pretrained(
+        found: Any = auto.from_pretrained(
             source,
             dtype=torch.float32,
             attn_implementation="eager" if capped else None,
@@ -62,15 +74,17 @@ def load_pretrained(
         )
     except (*UNREADABLE, ValueError) as error:
         raise UserError(
-            f"model is {str(model)!r}: it cannot be loaded as a causal LM with its tokenizer "
-            f"({first_line(error)}); give a folder in Hugging Face format or a hub name"
+            f"{named}: it cannot be loaded as {KINDS[auto]} with its tokenizer ({first_line(error)}); give a folder in Hugging Face "
+            "format or a hub name"
         ) from None
     files = tokenizer.vocab_files_names.values()
     if folder.is_dir() and files and not any((folder / name).is_file() for name in files):
         # transformers has then made a tokenizer with an empty vocabulary.
-        raise UserError(f"model is {str(model)!r}: it has no tokenizer; put one there ({', '.join(files)})")
+        raise UserError(f"{named}: it has no tokenizer; put one there ({', '.join(files)})")
     loaded, report = found
-    require_weights(str(model), loaded, report, needs_head=needs_head)
+    require_weights(named, loaded, report, needs_head=needs_head)
+    if float32_head:
+        compute_head_in_float32(loaded)
     if rounded:
         round_frozen(loaded)
     if nf4:
@@ -81,39 +95,44 @@ def load_pretrained(
     return loaded.to(device), tokenizer  # pyright: ignore[reportArgumentType]  the stubs lose `self`
 
 
-def require_weights(name: str, model: PreTrainedModel, report: Mapping[str, Any], *, needs_head: bool) -> None:
+def require_weights(named: str, model: PreTrainedModel, report: Mapping[str, Any], *, needs_head: bool) -> None:
     """Raises a UserError unless all weights were loaded, with the shapes of the config, and are finite.
 
-    transformers initialises missing weights and those of other shapes randomly. report: its loading info. needs_head: see
-    load_pretrained.
+    transformers initialises missing weights and those of other shapes randomly. named: the option and its value. report: its loading
+    info. needs_head: see load_pretrained.
     """
     head = {n for n, p in model.named_parameters() if p is getattr(model.get_output_embeddings(), "weight", None)}
     unused = set() if needs_head else head
     for weight, stored, wanted in sorted(report["mismatched_keys"]):
         if weight not in unused:
             raise UserError(
-                f"model is {name!r}: its config.json asks for a {weight} of shape {list(wanted)}, and its files have one of "
+                f"{named}: its config.json asks for a {weight} of shape {list(wanted)}, and its files have one of "
                 f"{list(stored)}; give a config.json that belongs to the weights"
             )
     lacking = sorted(set(report["missing_keys"]) - unused)
     if lacking:
         raise UserError(
-            f"model is {name!r}: its files lack {len(lacking)} of the weights that its config.json asks for ({', '.join(lacking[:3])}), "
+            f"{named}: its files lack {len(lacking)} of the weights that its config.json asks for ({', '.join(lacking[:3])}), "
             "which would be random; give a complete folder, or a config.json that fits"
         )
     for weight, parameter in model.named_parameters():
         if parameter.is_floating_point() and not torch.stack(torch.aminmax(parameter.detach())).isfinite().all():
             raise UserError(
-                f"model is {name!r}: {weight} holds numbers that are not finite (nan or inf), and so would every log-prob be; "
+                f"{named}: {weight} holds numbers that are not finite (nan or inf), and so would every log-prob be; "
                 "give a model that was saved before it diverged"
             )
 
 
-def require_folder(model: str | Path) -> None:
-    """Raises a UserError if `model` is written as a path and no such folder exists."""
-    if str(model).startswith((".", "/", "~")) and not Path(model).expanduser().is_dir():
+def require_folder(model: str | Path, option: str = "model") -> None:
+    """Raises a UserError if `model` is written as a path and no such folder exists, or if it is the folder of a run."""
+    folder = Path(model).expanduser()
+    if (folder / "checkpoints").is_dir() and not (folder / "tokenizer_config.json").exists():
+        found = sorted(folder.glob("checkpoints/step-*"))
+        what = f"give one of its checkpoints, such as {found[-1]}" if found else "it has no checkpoint yet"
+        raise UserError(f"{option} is {str(model)!r}: it is the folder of a run, which holds no model itself; {what}")
+    if str(model).startswith((".", "/", "~")) and not folder.is_dir():
         raise UserError(
-            f"model is {str(model)!r}: there is no such folder; give a folder in Hugging Face format or a hub name"
+            f"{option} is {str(model)!r}: there is no such folder; give a folder in Hugging Face format or a hub name"
         )
 
 

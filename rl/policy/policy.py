@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -119,6 +119,11 @@ class Policy:
 
         return self.run(compute)
 
+    def frozen_logprobs(self, micros: Sequence[MicroBatch], temperature: float) -> list[Float[Tensor, " S"]]:
+        """A frozen policy's log-probs of the scored tokens of each micro-batch. Offloaded weights are on the device meanwhile."""
+        with self.on_device():
+            return [self.logprobs_and_values(micro, temperature)[0] for micro in micros]
+
     def rounding_noise(self, micro: MicroBatch) -> float:
         """The mean change in nats of the model's log-probs of these tokens under bfloat16 rounding (rollout/rounding.py)."""
 
@@ -143,11 +148,14 @@ class Policy:
         model = copy.deepcopy(self.model, copied).requires_grad_(False)
         if rounded:
             return_float32(model)
-        if offloaded:
-            device = self.device
-            to_host(model)
-            return replace(self, model=model, value_head=None, on_device=partial(on_device, model, device))
-        return replace(self, model=model, value_head=None)
+        frozen = replace(self, model=model, value_head=None)
+        return frozen.offloaded() if offloaded else frozen
+
+    def offloaded(self) -> Policy:
+        """This frozen policy with its weights in the host's memory between uses."""
+        device = self.device
+        to_host(self.model)
+        return replace(self, on_device=partial(on_device, self.model, device))
 
     @torch.no_grad()
     def copy_weights_to(self, reference: Policy) -> Policy:

@@ -17,16 +17,14 @@ ROUNDED = torch.bfloat16
 
 
 def roundable(model: nn.Module) -> list[nn.Parameter]:
-    """Float32 parameters of linear layers and plain embeddings, except those that a module of another kind uses too."""
-    embeddings = [m for m in model.modules() if type(m) is nn.Embedding]
-    others = {p for m in model.modules() if not isinstance(m, _LINEAR) for p in m.parameters(recurse=False)}
-    others -= {embedding.weight for embedding in embeddings}
+    """Float32 parameters of linear layers and plain embeddings, except those that a module of another kind uses too, such as an output
+    layer that computes in float32."""
+    others = {p for m in model.modules() if type(m) not in _ROUNDABLE for p in m.parameters(recurse=False)}
     found = {p: None for m in model.modules() if type(m) in _ROUNDABLE for p in m.parameters(recurse=False)}
     return [p for p in found if p not in others and p.dtype == torch.float32]
 
 
-_LINEAR = (nn.Linear, Conv1D)
-_ROUNDABLE = (*_LINEAR, nn.Embedding)
+_ROUNDABLE = (nn.Linear, Conv1D, nn.Embedding)
 
 
 @torch.no_grad()

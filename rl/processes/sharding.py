@@ -130,7 +130,10 @@ def full_state(optimizer: Optimizer) -> dict[str, Any]:
 
 
 def load_full_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Loads what full_state() returned, in any number of processes."""
+    """Loads what full_state() returned, in any number of processes: each parameter's state, with the optimizer's own options (betas,
+    weight decay, relative learning rates), which a resumed run may have changed."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     shards = {i: {key: shard_like(x, parameters[i]) for key, x in of.items()} for i, of in state["state"].items()}
-    optimizer.load_state_dict({**state, "state": shards})
+    groups = optimizer.state_dict()["param_groups"]
+    assert [group["params"] for group in groups] == [group["params"] for group in state["param_groups"]]
+    optimizer.load_state_dict({"state": shards, "param_groups": groups})

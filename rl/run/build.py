@@ -1,37 +1,64 @@
-"""Builds the parts of a run from its settings: policy, critic, reference, optimizer and sampling engine."""
+"""Builds what samples, from a run's settings: the sampling engine, tools and environments."""
 
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Set
-from importlib.util import find_spec
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rewards.errors import UserError
-from rl.policy.critic import Critic
-from rl.policy.families import CAUSAL, PolicyFamily
-from rl.policy.load import load_pretrained
-from rl.policy.lora import LoraPolicy, add_adapters, lora_critic
-from rl.policy.policy import Policy
+from rewards.reward_spec import ENVIRONMENT, parse_rewards
 from rl.processes.runtime import Runtime
-from rl.processes.sharding import Optimizer
+from rl.settings.config import RunConfig
 from rl.settings.options import DType, SamplingOptions
-from rl.settings.resolve import Adapters, RunSettings
+from rl.settings.resolve import RunSettings
 from rl.update.learner import Learner
-from rl.update.streamed_optimizer import StreamedOptimizer
 from rl.view.progress import Progress
+from rollout.environment import Environments
 from rollout.sampler import Sampler
-from rollout.tool_rollout import ToolRollout
+from rollout.tool_rollout import DEFAULT_DEADLINE, ToolRollout
 from rollout.turn import stop_token_ids
 from rollout.vllm_server import VLLMServerSampler
+from rollout.vllm_worker import FLOAT32_HEAD
+
+Options = TypeVar("Options", bound=RunConfig | SamplingOptions)
 
 
-def tool_rollout(options: RunSettings | SamplingOptions, tokenizer: PreTrainedTokenizerBase) -> ToolRollout | None:
-    """The rollouts with the tools that the options name; None if they name none."""
+def with_environments(options: Options) -> tuple[Options, Environments | None]:
+    """The environments that the options name, None if they name none; and the options, with what the environments' own get_reward returns
+    among the rewards. Raises UserError for environments whose rollouts no reward would grade."""
+    given = options.reward or ()
+    sources = [reward.source for reward in parse_rewards(given)]
+    if not options.environment:
+        if ENVIRONMENT in sources:
+            raise UserError(
+                f"reward is {given!r}: {ENVIRONMENT!r} is what the get_reward of an environment returns, and there is none; name one with "
+                "--environment, or leave the reward out"
+            )
+        return options, None
+    environments = Environments(options.environment, deadline=options.tool_deadline or DEFAULT_DEADLINE)
+    if environments.have_reward and ENVIRONMENT not in sources:
+        options = replace(options, reward=(*given, ENVIRONMENT))
+        sources.append(ENVIRONMENT)
+    without = [of.spec for of in environments.classes if not of.has_reward]
+    if without and ENVIRONMENT in sources and not (environments.have_reward and len(sources) > 1):
+        raise UserError(
+            f"environment is {without[0]!r}: it has no get_reward, and the reward {ENVIRONMENT!r} needs one; add it, or name another reward "
+            "with --reward"
+        )
+    return options, environments
+
+
+def tool_rollout(
+    options: RunSettings | SamplingOptions, tokenizer: PreTrainedTokenizerBase, environments: Environments | None
+) -> ToolRollout | None:
+    """The rollouts with the tools that the options name, in these environments; None if there are neither."""
     return ToolRollout.of(
         options.tools or (),
         tokenizer,
@@ -39,6 +66,9 @@ def tool_rollout(options: RunSettings | SamplingOptions, tokenizer: PreTrainedTo
         max_turns=options.max_turns,
         deadline=options.tool_deadline,
         num_workers=options.tool_workers,
+        keeps_state=options.python_state,
+        allow_unsafe_code=options.allow_unsafe_code,
+        environments=environments,
     )
 
 
@@ -90,6 +120,7 @@ def build_sampler(
         max_rows=settings.vllm_max_rows,
         tensor_parallel=settings.vllm_tensor_parallel,
         processes=runtime.count,
+        float32_head=settings.head_dtype == "float32",
     )
     return VLLMSampler(source, tokenizer, stop_ids, options)
 
@@ -116,12 +147,13 @@ def build_servers(
         processes=runtime,
         sharded=runtime.shards,
     )
-    require_same_dtype(servers, settings.sampler_dtype)
+    require_same_dtype(servers, settings.sampler_dtype, float32_head=settings.head_dtype == "float32")
     return servers
 
 
-def require_same_dtype(sampler: VLLMServerSampler, ours: DType) -> None:
-    """Raises UserError for a server of another data type than the run expects: that decides how far log-probs may differ."""
+def require_same_dtype(sampler: VLLMServerSampler, ours: DType, *, float32_head: bool) -> None:
+    """Raises UserError for a server of another data type than the run expects, or with an output layer of another one: that decides how
+    far log-probs may differ."""
     for server in sampler.servers:
         theirs = str(server.dtype).removeprefix("torch.")
         if theirs != ours:
@@ -129,123 +161,14 @@ def require_same_dtype(sampler: VLLMServerSampler, ours: DType) -> None:
                 f"sampler_dtype is {ours!r}: {server.url} computes in {theirs}; give --sampler-dtype {theirs}, or serve the model "
                 f"with --dtype {ours}"
             )
-
-
-def build_learner(
-    settings: RunSettings,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    runtime: Runtime,
-    *,
-    family: PolicyFamily = CAUSAL,
-    stored_dtype: torch.dtype = torch.float32,
-) -> Learner:
-    """Policy, reference, critic and optimizer, with the options of their update.
-
-    stored_dtype: the dtype in which the base was stored, and checkpoints are.
-    """
-    algorithm = settings.chosen_algorithm()
-    scoring = {
-        "gradient_checkpointing": settings.gradient_checkpointing,
-        "autocast": runtime.autocast,
-        "attention": settings.attention,
-        "fused": settings.fused,
-    }
-    policy = build_policy(model, settings.adapters, {**scoring, "family": family, "stored_dtype": stored_dtype})
-    critic = None
-    if algorithm.critic == "shared":
-        policy = policy.with_value_head(settings.value_trunk_scale)
-    elif algorithm.critic == "separate":
-        critic = build_critic(settings, policy, tokenizer, scoring)
-    reference = None
-    if algorithm.kl_weight > 0:
-        reference = policy.frozen_copy(
-            rounded=settings.reference_dtype == "bfloat16", offloaded=settings.offload in ("reference", "all")
-        )
-    return Learner(
-        policy=policy,
-        reference=reference,
-        initial_policy=policy.frozen_copy() if algorithm.samples_from == "start" else None,
-        critic=critic,
-        optimizer=build_optimizer(settings, policy, critic),
-        runtime=runtime,
-        algorithm=algorithm,
-        temperature=settings.temperature,
-        token_budget=settings.token_budget,
-        max_grad_norm=settings.max_grad_norm,
-        num_epochs=settings.num_epochs,
-        num_minibatches=settings.num_minibatches,
-        max_skipped=settings.max_skipped,
-    )
-
-
-def build_policy(model: PreTrainedModel, adapters: Adapters | None, scoring: dict[str, Any]) -> Policy:
-    """The trained policy: all weights of the model, or new adapters on it. scoring: how a Policy runs its model."""
-    if adapters is None:
-        return Policy.of(model, **scoring)
-    return LoraPolicy.of(add_adapters(model, **vars(adapters)), **scoring)
-
-
-def build_critic(
-    settings: RunSettings, policy: Policy, tokenizer: PreTrainedTokenizerBase, scoring: dict[str, Any]
-) -> Critic:
-    """A critic with a trunk of its own."""
-    if isinstance(policy, LoraPolicy):
-        if settings.critic_model is not None:
+        if theirs == "float32" or server.float32_head == float32_head:
+            continue
+        if float32_head:
             raise UserError(
-                f"critic_model is {settings.critic_model!r}: with lora_rank the critic is a second set of adapters on the policy's "
-                "own base; leave it out, or set lora_rank 0"
+                f"head_dtype is 'float32': the output layer of {server.url} computes in {theirs}; serve the model with --head-dtype float32 "
+                f"(vLLM's own server with --hf-overrides '{json.dumps(FLOAT32_HEAD)}'), or leave it out"
             )
-        return lora_critic(policy, seed=settings.seed)
-    if settings.critic_model is None:
-        model = copy.deepcopy(policy.model)
-    else:
-        model, critic_tokenizer = load_pretrained(settings.critic_model, policy.device, needs_head=False)
-        if critic_tokenizer.get_vocab() != tokenizer.get_vocab():
-            raise UserError(
-                f"critic_model is {settings.critic_model!r}: its tokenizer has other tokens than the policy's, so it would read "
-                f"another text; use a critic of {settings.model}'s family, or none for the policy's own weights"
-            )
-    return Critic.of(Policy.of(model, **scoring))
-
-
-def build_optimizer(settings: RunSettings, policy: Policy, critic: Critic | None) -> Optimizer:
-    """AdamW over the policy's trained weights and the critic's; each group has its learning rate relative to the policy's."""
-    rate = settings.learning_rate
-    groups: list[dict[str, Any]] = [{"params": policy.trainable_parameters()}]
-    if critic is not None:
-        groups.append({"params": critic.parameters(), "relative_rate": (settings.value_learning_rate or rate) / rate})
-    elif policy.value_head is not None:
-        relative = (settings.value_learning_rate or 10 * rate) / rate
-        groups.append({"params": policy.value_head.parameters(), "relative_rate": relative})
-    options: dict[str, Any] = {
-        "lr": rate,
-        "betas": (0.9, settings.adam_beta2),
-        "weight_decay": settings.weight_decay,
-    }
-    if settings.optimizer == "adamw-8bit":
-        optimizer = adamw_8bit(groups, options)
-    else:
-        optimizer = torch.optim.AdamW(groups, fused=True, **options)
-    offloads = settings.offload in ("optimizer", "all")
-    if settings.gradient_dtype == "float32" and not offloads:
-        return optimizer
-    return StreamedOptimizer(optimizer, gradient_dtype=getattr(torch, settings.gradient_dtype), offloads=offloads)
-
-
-def adamw_8bit(groups: list[dict[str, Any]], options: dict[str, Any]) -> torch.optim.Optimizer:
-    if find_spec("bitsandbytes") is None:
         raise UserError(
-            "optimizer is 'adamw-8bit': it needs bitsandbytes, which is not installed; pip install 'plumbline-rl[8bit]', or use adamw"
+            f"head_dtype is 'auto': the output layer of {server.url} computes in float32; give --head-dtype float32, or serve the model "
+            "without it"
         )
-    from bitsandbytes.optim.adamw import AdamW8bit  # importing it takes seconds, and it is optional
-
-    return AdamW8bit(groups, **options)
-
-
-def critic_skeleton(critic_model: str | None) -> PreTrainedModel | None:
-    """A critic that is another model than the policy, on torch's device "meta": without weights."""
-    if critic_model is None:
-        return None
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(critic_model))

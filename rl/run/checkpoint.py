@@ -31,6 +31,7 @@ WAITING = "waiting.json"  # completions of the next step, sampled one step ahead
 PASS_RATES = "pass_rates.jsonl"  # the memory of the stream, a line for each problem that was drawn
 CRITIC_FOLDER = "critic"  # a folder of its own, since engines load every safetensors file beside the model's
 REFERENCE_FOLDER = "reference"
+REWARD_MODEL_FOLDER = "reward-model"
 CHECKSUMS = "SHA256SUMS"
 
 # Nothing else has to be saved: every random draw is a function of the run's seed and the saved counters.
@@ -47,8 +48,8 @@ def save_checkpoint(
     waiting: Collected | None = None,
     card: str = "",
 ) -> None:
-    """Saves policy (all weights, or the adapters), critic, optimizer, and the stream's positions and memory. Keeps the `keep` newest
-    checkpoints.
+    """Saves policy (all weights, or the adapters), critic, optimizer, a reward model that is trained, and the stream's positions and
+    memory. Keeps the `keep` newest checkpoints.
 
     card: text of the model card, which has no checksum, because people edit it. Every process must call it; the main process writes.
     """
@@ -70,6 +71,8 @@ def save_checkpoint(
         save_tensors(optimizer_state, aside / "optimizer.pt")
         if reference is not None:
             reference.save(aside / REFERENCE_FOLDER, reference_state)
+        if learner.reward_trainer is not None:
+            learner.reward_trainer.save(aside / REWARD_MODEL_FOLDER)
         if waiting is not None:
             (aside / WAITING).write_text(json.dumps(collected_to_json(waiting)), encoding="utf-8")
         (aside / PASS_RATES).write_text(stream.memory.to_lines(), encoding="utf-8")
@@ -187,6 +190,8 @@ def load_checkpoint(folder: Path, learner: Learner, stream: ProblemStream) -> in
     if critic is not None:
         of_critic = folder / CRITIC_FOLDER
         critic.load(of_critic if of_critic.is_dir() else folder)  # earlier versions saved it beside the model
+    if learner.reward_trainer is not None:
+        learner.reward_trainer.load(folder / REWARD_MODEL_FOLDER)
     state = json.loads((folder / "trainer.json").read_text())
     load_full_state(learner.optimizer, torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True))
     rates = folder / PASS_RATES  # earlier versions had none

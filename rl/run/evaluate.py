@@ -29,7 +29,7 @@ def evaluate(
     with a graded completion. Programs and proofs have no majority answer. answer_form: of math problems, in which they are voted on.
     """
     started = time.perf_counter()
-    evaluator = replace(collector, scores_steps=False)
+    evaluator = replace(collector, scores_steps=False, rewarded=list)
     greedy = replace(evaluator, params=replace(collector.params, temperature=0.0), group_size=1)
     rollouts = [group.rollouts[0] for group in greedy.collect(problems, step=0).groups]
     metrics: Metrics = {
@@ -53,12 +53,15 @@ def is_right(rollout: Rollout) -> bool:
 
 
 def right_by_vote(group: RolloutGroup, answer_form: AnswerForm | None = None) -> float:
-    """1 if the most frequent answer is correct, else 0; 1 / m if it is one of m tied answers. All correct answers count as one answer,
-    however they are written; completions without an answer do not vote. answer_form: where the answers to a math problem stand.
-    """
+    """The share of the vote (see `vote`) that the correct answer wins. answer_form: where the answers to a math problem stand."""
     form = answer_form if group.problem.verifier == "math" else None
+    return vote([(is_right(r), answer_by_form(r.completion.text, form)) for r in group.rollouts])
+
+
+def vote(answers: Sequence[tuple[bool, str | None]]) -> float:
+    """1 if the most frequent answer is correct, else 0; 1 / m if it is one of m tied answers. All correct answers count as one answer,
+    however they are written; completions without an answer do not vote. answers: whether each is correct, and its text."""
     right = object()
-    answers = (right if is_right(r) else answer_by_form(r.completion.text, form) for r in group.rollouts)
-    votes = Counter(answer for answer in answers if answer is not None)
+    votes = Counter(right if is_correct else text for is_correct, text in answers if is_correct or text is not None)
     most = [answer for answer, count in votes.items() if count == max(votes.values())]
     return (right in most) / max(1, len(most))

@@ -16,7 +16,7 @@ from rewards.verifiers import REWARD, Verifiers
 from rl.settings.resolve import RunSettings
 from rl.view.progress import Progress
 from rollout.dataset_names import HubName
-from rollout.demonstrations import demonstration
+from rollout.demonstrations import demonstration, worked_text
 from rollout.problem_stream import Source
 from rollout.problems import load_problems, repeated_word, split_held_out, without_overlap
 from rollout.prompts import PromptRenderer
@@ -40,6 +40,7 @@ def load_data(settings: RunSettings, report: Report = log.warning) -> Data:
             config=settings.dataset_config,
             split=settings.dataset_split,
             needs_reference=need_references(settings.reward),
+            has_environment=bool(settings.environment),
             **settings.columns,
             report=report,
         )
@@ -108,6 +109,7 @@ def load_held_out(settings: RunSettings, report: Report = log.warning) -> list[P
         config=settings.eval_config or of_same,
         split=settings.eval_split or "test",
         needs_reference=need_references(settings.reward),
+        has_environment=bool(settings.environment),
         **settings.columns,
         report=report,
     )
@@ -253,7 +255,7 @@ def demonstrable(
     scores: dict[str, Score] = {}
     for name in sorted({p.verifier for p in worked}):
         asking = [p for p in worked if p.verifier == name]
-        judged = grade(verifiers[name], [str(p.metadata[SOLUTION]) for p in asking], asking)
+        judged = grade(verifiers[name], [worked_text(p) for p in asking], asking)
         scores |= {p.id: s for p, s in zip(asking, judged, strict=True)}
     right = [p for p in worked if scores[p.id].outcome is Outcome.CORRECT]
     kept = [p for p in right if len(demonstration(p, renderer).rollouts[0].completion.token_ids) <= max_tokens]

@@ -17,6 +17,7 @@ from rewards.math_policy import MathPolicy
 from rewards.score import Outcome
 from rewards.verifiers import VerifierOptions, Verifiers
 from rl.processes.runtime import Runtime
+from rl.run.build import with_environments
 from rl.run.checkpoint import save_checkpoint, writing
 from rl.run.evaluate import evaluate
 from rl.run.publish import require_uploadable, upload
@@ -62,6 +63,7 @@ def train(config: RunConfig, callbacks: Callbacks = Callbacks()) -> Path:
         dtype=resolved_dtype(config.dtype, config.device), trackers=config.trackers, device=config.device
     )
     num_steps = resolve(config, runtime.device.type).num_steps
+    config, environments = with_environments(config)
     if (hub_name := config.push_to_hub) is not None:
         runtime.broadcast_from_main(lambda: require_uploadable(hub_name))
     lock = FolderLock()
@@ -69,7 +71,7 @@ def train(config: RunConfig, callbacks: Callbacks = Callbacks()) -> Path:
     verifiers = Verifiers(verifier_options(config))
     try:
         with Progress(num_steps, quiet=not runtime.is_main) as progress:
-            run = set_up(replace(config, run_dir=run_dir), runtime, verifiers, progress)
+            run = set_up(replace(config, run_dir=run_dir), runtime, verifiers, progress, environments)
             try:
                 runtime.start_trackers("plumbline", run.settings.as_json(), run_dir)
                 progress.message(f"run folder: {run_dir}")
@@ -105,6 +107,7 @@ def verifier_options(config: RunConfig) -> VerifierOptions:
         format_weight=config.format_weight,
         gate_format=config.gate_format,
         rewards=config.rewards,
+        has_environment=bool(config.environment),
     )
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -68,17 +70,29 @@ def completion_rows(step: int, result: StepResult, tokenizer: PreTrainedTokenize
                 "policy_version": completion.policy_version,
                 "in_update": in_update,
                 "advantage": advantages.mean().item() if in_update and advantages is not None else None,
-                **tool_columns(completion, tokenizer),
+                **conversation_columns(completion, tokenizer),
             }
 
 
-def tool_columns(completion: Completion, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """What is recorded of a rollout with tools beside its graded text: all tokens as text, tools' answers included, and what it did."""
-    if completion.tool_use is None:
+def conversation_columns(completion: Completion, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What is recorded beside the graded text of a rollout with tools or a thinking budget: all tokens as text, where in it the masked
+    ones stand, as [start, end] in characters, and what the rollout did. Nothing for rollouts of one turn that the policy wrote alone."""
+    if completion.tool_use is None and completion.thinking is None and all(completion.loss_mask):
         return {}
+
+    def text(num_tokens: int) -> str:
+        return str(tokenizer.decode(list(completion.token_ids[:num_tokens]), clean_up_tokenization_spaces=False))
+
+    masked, done = [], 0
+    for is_chosen, run in groupby(completion.loss_mask):
+        start, done = done, done + len(list(run))
+        if not is_chosen:
+            masked.append([len(text(start)), len(text(done))])
     return {
-        "conversation": tokenizer.decode(list(completion.token_ids)),
+        "conversation": text(len(completion.token_ids)),
+        "masked": masked,
         "tool_use": tool_use_to_json(completion.tool_use),
+        "thinking": None if completion.thinking is None else asdict(completion.thinking),
     }
 
 

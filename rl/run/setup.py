@@ -19,9 +19,11 @@ from rl.capacity.choose import DeviceMemory, choose, described
 from rl.policy.families import PolicyFamily, family_of
 from rl.policy.load import context_length
 from rl.policy.policy import Policy
+from rl.policy.reward_model import RewardModel
 from rl.policy.save_model import stored_dtype
 from rl.processes.runtime import Runtime
-from rl.run.build import build_learner, build_optimizer, build_sampler, critic_skeleton, tool_rollout
+from rl.run.build import build_sampler, tool_rollout
+from rl.run.build_learner import build_learner, build_optimizer, build_reward_model, build_teacher, skeleton
 from rl.run.checkpoint import checkpoints, load_waiting, try_saving, writing
 from rl.run.load_data import fitting, gradable_data, joined, load_data, require_room
 from rl.run.run_files import RunRecords, write_config
@@ -40,6 +42,7 @@ from rl.view.progress import Progress
 from rollout.budget_forcing import rollout_within
 from rollout.chat_template import choose_template
 from rollout.collect import Collector
+from rollout.environment import Environments
 from rollout.problem_memory import PASS_RATE, Selection, parse_difficulty
 from rollout.problem_stream import ProblemStream, Source
 from rollout.prompts import PromptRenderer
@@ -84,7 +87,13 @@ class Run:
         self.collector.close()
 
 
-def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: Progress) -> Run:
+def set_up(
+    config: RunConfig,
+    runtime: Runtime,
+    verifiers: Verifiers,
+    progress: Progress,
+    environments: Environments | None = None,
+) -> Run:
     """Loads data and model, builds every part of the run and proves that the sampler has the policy's weights."""
     settings = resolve(config, runtime.device.type, shards=runtime.shards)
     if runtime.shards:
@@ -95,13 +104,13 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
         require_same_data(settings.run_dir, data)
     loaded = gradable_data(loaded, verifiers, progress)
     source, family, model, tokenizer = load_base(settings, runtime, verifiers, progress)
-    tools = tool_rollout(settings, tokenizer)
+    tools = tool_rollout(settings, tokenizer, environments)
     renderer = PromptRenderer(
         tokenizer,
         style=settings.prompted_style,
         system_prompt=settings.system_prompt,
         answer_form=settings.answer_form,
-        tools=tools.schemas if tools else (),
+        tools_of=tools.schemas_of if tools else lambda problem: (),
         report=progress.message,
     )
     sources, held_out = fitting(settings, renderer, verifiers, loaded, vocabulary_size(model), progress)
@@ -115,8 +124,21 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
         token_budget=None if config.token_budget == "auto" else config.token_budget,
         vocabulary=vocabulary_size(model),
     )
-    settings, keeps_caches = fitted_to_memory(config, model, runtime, progress, longest - settings.max_tokens)
-    learner = build_learner(settings, model, tokenizer, runtime, family=family, stored_dtype=stored_dtype(source))
+    reward_model = build_reward_model(settings, runtime)
+    beside = 0 if reward_model is None else reward_model.bytes_of_training
+    settings, keeps_caches = fitted_to_memory(config, model, runtime, progress, longest - settings.max_tokens, beside)
+    teacher, stored = build_teacher(settings, tokenizer, runtime, progress, longest), stored_dtype(source)
+    learner = build_learner(
+        settings,
+        model,
+        tokenizer,
+        runtime,
+        family=family,
+        stored_dtype=stored,
+        longest=longest,
+        teacher=teacher,
+        reward_model=reward_model,
+    )
     sampler = build_sampler(settings, source, model, tokenizer, learner, runtime, progress, longest, keeps_caches)
     with closed_on_error(sampler):
         if runtime.shards:
@@ -125,7 +147,7 @@ def set_up(config: RunConfig, runtime: Runtime, verifiers: Verifiers, progress: 
         if step == 0:
             progress.start("trying to save a checkpoint")
             try_saving(settings.run_dir, learner, stream, tokenizer)
-        collector = build_collector(settings, sampler, verifiers, renderer, runtime, tools)
+        collector = build_collector(settings, sampler, verifiers, renderer, runtime, tools, reward_model)
         if settings.thinking is not None:
             rollout = rollout_within(settings.thinking, learner.policy.model, renderer, collector.params, training[0])
             collector = replace(collector, rollout=rollout)
@@ -182,9 +204,12 @@ def build_collector(
     renderer: PromptRenderer,
     runtime: Runtime,
     tools: ToolRollout | None = None,
+    reward_model: RewardModel | None = None,
 ) -> Collector:
-    """The collector of a step's completions. They end where the chat template ends a turn, and at the run's stop strings."""
-    stop_strings = (*settings.stop_strings, *turn_end_strings(renderer.tokenizer))
+    """The collector of a step's completions, whose turns end where the chat template ends them, and at the stop strings of the run and of
+    its tools."""
+    of_tools = tools.stop_strings if tools else ()
+    stop_strings = (*settings.stop_strings, *of_tools, *turn_end_strings(renderer.tokenizer))
     return Collector(
         sampler=sampler,
         verifiers=verifiers,
@@ -197,6 +222,7 @@ def build_collector(
         rollout=tools or one_shot,
         call_threads=tools.threads if tools else 0,
         scores_steps=settings.chosen_algorithm().scores_steps,
+        rewarded=list if reward_model is None else reward_model.rewarded,
         max_refills=settings.max_refills,
         processes=runtime.with_own_group() if settings.one_step_ahead else runtime,
     )
@@ -228,6 +254,8 @@ def announced(learner: Learner, collector: Collector, problem: Problem, progress
     paths = {"update": str(learner.policy.choice), "sampling": collector.sampler.path}
     for name, path in paths.items():
         progress.message(f"{name}: {path}")
+    if collector.environments is not None:
+        problem = collector.environments.begun(problem)
     first_prompt = str(renderer.tokenizer.decode(list(renderer.render(problem))))
     progress.message(f"first prompt, of problem {problem.id!r}, with its special tokens:\n{first_prompt}")
     progress.message(describe_ends(learner.policy.model, renderer.tokenizer, collector.params.stop_strings))
@@ -235,10 +263,10 @@ def announced(learner: Learner, collector: Collector, problem: Problem, progress
 
 
 def fitted_to_memory(
-    config: RunConfig, model: PreTrainedModel, runtime: Runtime, progress: Progress, prompt_length: int
+    config: RunConfig, model: PreTrainedModel, runtime: Runtime, progress: Progress, prompt_length: int, beside: int = 0
 ) -> tuple[RunSettings, bool]:
-    """The settings of the run, with what costs memory chosen so that it fits beside what is loaded (rl/capacity/choose.py); and whether
-    the embedded engine's key-value cache fits beside an update."""
+    """The settings of the run, with what costs memory chosen so that it fits beside what is loaded (rl/capacity/choose.py) and `beside`
+    more bytes; and whether the embedded engine's key-value cache fits beside an update."""
     asked = replace(config, dtype=runtime.dtype)
     account = Account.of(
         asked,
@@ -249,9 +277,11 @@ def fitted_to_memory(
         processes=runtime.count,
         shards=runtime.shards,
         cpu_offload=runtime.offloads,
-        critic=critic_skeleton(asked.critic_model),
+        critic=skeleton("critic_model", asked.critic_model),
+        teacher=skeleton("teacher", asked.loaded_teacher),
     )
-    memory = DeviceMemory(*map(min, zip(*runtime.gather([runtime.room(model)]), strict=True)))
+    available, total = map(min, zip(*runtime.gather([runtime.room(model)]), strict=True))
+    memory = DeviceMemory(available - beside, total)
     found = choose(account, memory)
     if found.device == "cuda":
         progress.message(described(found, memory))
@@ -283,7 +313,8 @@ def load_base(
     nf4 = getattr(torch, settings.dtype) if settings.lora_base == "nf4" else None
     rounded = settings.rounds_base(runtime.device.type)
     family = family_of(source)
-    model, tokenizer = family.load(source, runtime.device, nf4=nf4, rounded=rounded)
+    float32_head = settings.head_dtype == "float32"
+    model, tokenizer = family.load(source, runtime.device, nf4=nf4, rounded=rounded, float32_head=float32_head)
     runtime.require_equal(model, settings.model)
     choose_template(tokenizer, settings.chat_template)
     return source, family, model, tokenizer
@@ -330,6 +361,8 @@ def require_shardable(settings: RunSettings) -> None:
     own_critic = algorithm.value_rule is not None and algorithm.critic != "shared"
     for name, value, is_unsupported in (
         ("value", settings.value or algorithm.critic, own_critic),
+        ("teacher", settings.teacher, settings.teacher is not None),
+        ("reward_model", settings.reward_model, settings.reward_model is not None),
         ("lora_base", settings.lora_base, settings.lora_base in ("bfloat16", "nf4")),
         ("reference_dtype", settings.reference_dtype, settings.reference_dtype == "bfloat16"),
         ("optimizer", settings.optimizer, settings.optimizer != "adamw"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
@@ -9,18 +11,28 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 END, PAD = "<|end|>", "<|pad|>"
 # Each message is one line.
 CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
+# The names of the tools are a line before them. That calls are written in <tool_call> is for rollout/tool_calls.py to read.
+TOOL_TEMPLATE = (
+    "{# <tool_call> #}{% if tools %}{% for tool in tools %}{{ tool.function.name }} {% endfor %}\n{% endif %}"
+    + CHAT_TEMPLATE
+)
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per byte, so that it covers any text, and one for the beginning of a box."""
+def tiny_tokenizer(words: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """One token per byte, so that it covers any text, and one for the beginning of a box. words: of calls of tools, one token each; with
+    them the template shows tools."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([END, PAD])
-    tokenizer.add_tokens([AddedToken("\\boxed{", normalized=False)])
+    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in ("\\boxed{", *words)])
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=END, pad_token=PAD, chat_template=CHAT_TEMPLATE, model_max_length=2048
+        tokenizer_object=tokenizer,
+        eos_token=END,
+        pad_token=PAD,
+        chat_template=TOOL_TEMPLATE if words else CHAT_TEMPLATE,
+        model_max_length=2048,
     )
 
 

@@ -13,6 +13,7 @@ from rewards.errors import UserError
 from rl.objective.algorithms import ALGORITHMS, OutcomeSupervision
 from rl.objective.losses import likelihood
 from rl.objective.values import ValueRule
+from rollout.code_fences import PYTHON, require_python_alone
 from rollout.dataset_names import HubName
 from rollout.problems import is_on_hub
 
@@ -23,9 +24,10 @@ TOOL_OPTIONS = ("tool_format", "max_turns", "tool_deadline", "tool_workers")
 LORA_OPTIONS = ("lora_alpha", "lora_targets")
 SHARED_TRUNK_OPTIONS = ("value_trunk_scale", "value_weight")
 RULE_OPTIONS = tuple(f.name for f in fields(ValueRule) if f.name not in ("source", "kl_in_reward"))
+ITERATIVE_OPTIONS = ("reward_model_replay", "reward_model_learning_rate")
 THINKING_OPTIONS = ("thinking_waits", "thinking_end", "wait_phrase", "closing_phrase")
 CRITIC_OPTIONS = (*RULE_OPTIONS, "value", "value_trunk_scale", "value_learning_rate")
-CRITIC_OPTIONS += ("critic_model", "critic_warmup_steps", "kl_in")
+CRITIC_OPTIONS += ("critic_model", "critic_warmup_steps", "critic_updates", "kl_in")
 
 
 def check(config: RunConfig) -> None:
@@ -37,6 +39,8 @@ def check(config: RunConfig) -> None:
     check_samples(config)
     check_thinking(config)
     check_tools(config)
+    check_teacher(config)
+    check_reward_model(config)
     check_precision(config)
     if config.top_p != 1:
         raise UserError(
@@ -47,17 +51,30 @@ def check(config: RunConfig) -> None:
 
 def without_effect(config: RunConfig) -> Iterator[tuple[tuple[str, ...], str]]:
     """-> names of options that have no effect beside the others, and the reason with what to do."""
-    named = ALGORITHMS[config.algorithm]
+    named = config.named_algorithm
     yield from without_effect_on_data(config)
     yield from without_effect_on_critic(config)
     if named.surrogate is likelihood:
         yield ("clip_low", "clip_high"), f"{named.name} has no ratio to clip; leave it out"
+    if not named.prefers:
+        yield ("dpo_beta",), f"{named.name} has no preferences; leave it out, or use dpo or online-dpo"
     if named.importance_cap is None:
         yield ("importance_cap",), f"{named.name} has no importance weights; leave it out"
+    if named.samples_from == "dataset":
+        yield ("count_silent",), f"{named.name} has no groups in which completions are compared; leave it out"
     if not named.dynamic_sampling:
         yield ("max_refills",), f"{named.name} does not sample dynamically; leave it out, or use dapo"
-    if not config.tools:
-        yield TOOL_OPTIONS, "there are no tools; name them with tools, or leave it out"
+    if config.teacher is None:
+        yield ("teacher_weight",), "there is no teacher; name one with teacher, or leave it out"
+    if config.reward_model is None:
+        why = "there is no reward model; name one with reward_model, or leave it out"
+        yield ("reward_model_weight", "reward_model_every", *ITERATIVE_OPTIONS), why
+    elif config.reward_model_every is None:
+        yield ITERATIVE_OPTIONS, "the reward model is not trained; set reward_model_every, or leave it out"
+    if not config.tools and not config.environment:
+        yield TOOL_OPTIONS, "there are no tools; name them with tools or an environment, or leave it out"
+    if PYTHON not in config.tools:
+        yield ("python_state",), f"there is no tool {PYTHON}; name it with tools, or leave it out"
     if config.lora_rank == 0:
         yield LORA_OPTIONS, "there are no adapters; set lora_rank, or leave it out"
     if config.thinking_budget is None:
@@ -113,24 +130,76 @@ def check_rewards(config: RunConfig) -> None:
         for name, algorithm in ALGORITHMS.items()
         if isinstance(algorithm.advantage_rule, OutcomeSupervision) and not algorithm.dynamic_sampling
     }
-    if config.algorithm not in can:
+    algorithm = config.named_algorithm.name
+    if algorithm not in can:
         raise UserError(
-            f"{what}: {config.algorithm} does not normalise rewards over a group, or refills groups by their sums; use sum, or one of "
+            f"{what}: {algorithm} does not normalise rewards over a group, or refills groups by their sums; use sum, or one of "
             + ", ".join(sorted(can))
         )
 
 
 def check_tools(config: RunConfig) -> None:
     """Raises UserError where an algorithm has no rollouts of several turns, and beside a thinking budget, which bounds one turn."""
-    if config.tools and config.thinking_budget is not None:
+    option = "tools" if config.tools else "environment"
+    given = getattr(config, option)
+    if not given:
+        return
+    if config.thinking_budget is not None:
         raise UserError(
-            f"thinking_budget is {config.thinking_budget!r}: it bounds the thinking of one turn, and tools has several; leave one of them out"
+            f"thinking_budget is {config.thinking_budget!r}: it bounds the thinking of one turn, and {option} has several; leave one of "
+            "them out"
         )
-    named = ALGORITHMS[config.algorithm]
-    if config.tools and (named.scores_steps or named.samples_from == "dataset"):
+    named = config.named_algorithm
+    if named.scores_steps or named.samples_from == "dataset":
         why = "scores the steps of one turn" if named.scores_steps else "samples nothing"
+        raise UserError(f"{option} is {given!r}: {named.name} {why}; leave it out, or choose another algorithm")
+    require_python_alone(config.tools, config.environment, config.tool_format)
+
+
+def check_teacher(config: RunConfig) -> None:
+    """Raises UserError where an algorithm cannot have a teacher, or has none to learn from."""
+    named = config.named_algorithm
+    if config.teacher is None:
+        if named.teacher_weight > 0:
+            raise UserError(f"teacher is not given: {named.name} learns from a teacher; name one with --teacher")
+        return
+    if named.samples_from != "live" or named.surrogate is likelihood:
         raise UserError(
-            f"tools is {config.tools!r}: {config.algorithm} {why}; leave it out, or choose another algorithm"
+            f"teacher is {config.teacher!r}: {named.name} imitates completions whatever a teacher says of them; leave it out, or use "
+            "distill, or an algorithm that compares rewards"
+        )
+    if config.loaded_teacher is None and config.temperature != 1:
+        raise UserError(
+            f"temperature is {config.temperature}: a teacher behind a server reports log-probs at temperature 1, which are of another "
+            "distribution; leave it out, or name a teacher that is loaded here"
+        )
+
+
+def check_reward_model(config: RunConfig) -> None:
+    """Raises UserError where an algorithm learns from no rewards, and beside options that a reward model makes no sense with."""
+    if config.reward_model is None:
+        return
+    what, named = f"reward_model is {config.reward_model!r}", config.named_algorithm
+    if named.value_rule is None and not named.compares_within_groups:
+        raise UserError(
+            f"{what}: {named.name} does not learn from scores; leave it out, or choose an algorithm that compares rewards"
+        )
+    for option in ("tools", "environment"):
+        if given := getattr(config, option):
+            raise UserError(
+                f"{option} is {given!r}: a reward model reads a question and one answer, and {option} has several turns; leave one of them out"
+            )
+    if config.reward_normalization == "each":
+        raise UserError(
+            f"{what}: reward_normalization 'each' is of the rewards of rules; use sum, and reward_model_weight"
+        )
+    if config.format and config.reward_model_weight == 1:
+        raise UserError(
+            f"{what}: it is the whole reward, and format {config.format!r} would have no effect; leave it out, or lower reward_model_weight"
+        )
+    if any(reward.name == "reward_model" for reward in config.rewards):
+        raise UserError(
+            f"reward is {config.reward!r}: the score's part reward_model is the reward model's; give the function another name"
         )
 
 
@@ -156,23 +225,31 @@ def check_precision(config: RunConfig) -> None:
 
 
 def check_critic(config: RunConfig) -> None:
-    """Raises UserError where an algorithm with a critic is to have none."""
-    if ALGORITHMS[config.algorithm].value_rule is not None and config.value == "none":
+    """Raises UserError where an algorithm with a critic is to have none, or a critic's advantages two lambdas."""
+    named = config.named_algorithm
+    if named.value_rule is not None and config.value == "none":
+        raise UserError(f"value is 'none': {named.name} needs a critic; use shared or separate, or another algorithm")
+    if config.lam_length is not None and config.lam != 1:
         raise UserError(
-            f"value is 'none': {config.algorithm} needs a critic; use shared or separate, or another algorithm"
+            f"lam_length is {config.lam_length} and lam {config.lam}: each is the lambda of the advantages; leave one of them out"
         )
 
 
 def without_effect_on_critic(config: RunConfig) -> Iterator[tuple[tuple[str, ...], str]]:
     """Options of a critic, by the algorithm and the kind of critic."""
-    rule = ALGORITHMS[config.algorithm].value_rule
+    named = config.named_algorithm
+    rule = named.value_rule
     if rule is None:
-        why = f"{config.algorithm} has no critic; leave it out, or choose an algorithm that has one: {with_critic()}"
+        why = f"{named.name} has no critic; leave it out, or choose an algorithm that has one: {with_critic()}"
         yield CRITIC_OPTIONS, why
     elif (config.value or rule.source) == "separate":
         yield SHARED_TRUNK_OPTIONS, "the critic has a trunk of its own; leave it out, or use --value shared"
     else:
         yield ("critic_model",), "the critic shares the policy's trunk; use --value separate"
+        yield (
+            ("critic_updates",),
+            "the critic shares the policy's trunk, which an update of the critic alone would change; leave it out, or use --value separate",
+        )
 
 
 def with_critic() -> str:
@@ -182,8 +259,8 @@ def with_critic() -> str:
 
 def check_samples(config: RunConfig) -> None:
     """Options of the samples against what the algorithm trains on: completions of which policy, how many per problem, how old."""
-    named, algorithm = ALGORITHMS[config.algorithm], config.algorithm
-    importance_cap = config.chosen_algorithm().importance_cap
+    named = config.named_algorithm
+    algorithm = named.name
     if config.one_step_ahead and named.samples_from != "live":
         raise UserError(
             f"one_step_ahead is True: {algorithm} does not sample from the policy that is trained; leave it out"
@@ -193,7 +270,7 @@ def check_samples(config: RunConfig) -> None:
             "vllm_transfer is 'nccl': one step ahead the policy changes while completions are sampled, so a server that restarts "
             "could not get the weights that it had; use file"
         )
-    if config.one_step_ahead and importance_cap is None:
+    if config.one_step_ahead and not config.chosen_algorithm().corrects_for_sampler:
         without = algorithm if named.importance_cap is None else f"{algorithm} with importance_cap 0"
         raise UserError(
             f"one_step_ahead is True: {without} has no importance weights, which correct for older samples; leave it out"
@@ -213,7 +290,7 @@ def check_samples(config: RunConfig) -> None:
 
 def check_thinking(config: RunConfig) -> None:
     """Raises UserError for a thinking budget that an algorithm cannot have, that has no effect, or whose phrases end the completion."""
-    budget, named = config.thinking, ALGORITHMS[config.algorithm]
+    budget, named = config.thinking, config.named_algorithm
     if budget is None:
         return
     what = f"thinking_budget is {config.thinking_budget!r}"

@@ -26,6 +26,7 @@ from rl.settings.declare import (
     INNER_SHARE,
     NOT_NEGATIVE,
     POSITIVE,
+    POSITIVE_SHARE,
     SHARE,
     Bound,
     any_of,
@@ -35,7 +36,7 @@ from rl.settings.declare import (
     one_of,
     require_possible,
 )
-from rl.settings.defaults import TINY
+from rl.settings.defaults import ALGORITHM, TINY, TINY_ALGORITHM
 from rl.settings.options import (
     A_TEXT,
     ALL_LINEAR,
@@ -45,6 +46,7 @@ from rl.settings.options import (
     BaseDType,
     DType,
     Engine,
+    HeadDType,
     Offload,
     OptimizerName,
     ReferenceDType,
@@ -61,7 +63,6 @@ ADDRESSES = Bound(lambda urls: urls and all(u.startswith("http") for u in urls),
 REWARDS = Bound(lambda texts: parse_rewards(texts) or not texts, "rewards")
 FORMAT_RULES = Bound(lambda names: all(map(format_rule, names)), "names of rules")
 SEED = Bound(lambda seed: -(2**63) <= seed < 2**63, "a number of 64 bits, from -2^63 to 2^63 - 1")
-MASTERED = Bound(lambda rate: 0 < rate <= 1, "more than 0 and at most 1")
 DIFFICULTY = Bound(parse_difficulty, "LOW:HIGH")
 DECAY = Bound(lambda decay: 0 <= decay < 1, "in [0, 1)")
 LONGEST_NAME = 100  # characters of the data sets' names in the name of a run's folder
@@ -70,7 +71,11 @@ OF_ALGORITHM = (
     "clip_low",
     "clip_high",
     "entropy_weight",
+    "dpo_beta",
     "importance_cap",
+    "count_silent",
+    "drop_mastered",
+    "teacher_weight",
 )  # None is the algorithm's own value
 
 
@@ -108,31 +113,43 @@ class RunConfig:
     """Where the final answer to a math problem stands, and the system prompt that asks for it: boxed, tags (<answer>), hashes (behind
     ####), last-number or text (all of it; both without a prompt). If not given: the last box, else tags, else hashes."""
     prompt_style: Annotated[PromptStyle | None, *by_model("plain", None)] = None
-    """System prompt: "plain" (none), "boxed", "r1" (think and answer tags), "hashes" or "code". If not given, models other than the
-    tiny one get the one that asks for an answer where the problem's verifier looks for it."""
+    """System prompt: "plain" (none), "boxed", "r1" (think and answer tags), "hashes", "code" or "program-answer" (a program that prints the
+    answer). If not given, models other than the tiny one get the one that asks for an answer where the problem's verifier looks for it."""
     system_prompt: str | None = None
     """Your own system prompt, which replaces that of prompt_style."""
     chat_template: str | None = None
     """A file with a Jinja template that replaces the tokenizer's own, or the name of one of the templates that the tokenizer has."""
     max_prompt_tokens: Annotated[int | None, at_least(1)] = None
     """Longest prompt; problems with a longer one are left out."""
-    drop_mastered: Annotated[float | None, MASTERED] = None
-    """Never draw a problem again whose pass rate was at least this when it was last drawn, such as 0.9."""
+    drop_mastered: Annotated[float | None, POSITIVE_SHARE] = None
+    """Never draw a problem again whose pass rate was at least this when it was last drawn, such as 0.9. Default by algorithm: never
+    for all of them but scalerl, which has 0.9."""
     difficulty: Annotated[str | None, DIFFICULTY] = None
     """Draw only problems whose pass rate is within these bounds, such as 0.1:0.9, or unknown. It is the rate of the last time that the
     problem was drawn, before that the data set's column pass_rate, which plumbline census writes."""
 
-    algorithm: Annotated[str, one_of(ALGORITHMS), FIXED_ON_RESUME] = "grpo"
+    algorithm: Annotated[str | None, one_of(ALGORITHMS), *by_model(TINY_ALGORITHM, ALGORITHM), FIXED_ON_RESUME] = None
     """Name of an algorithm; docs/algorithms.md lists them with their equations."""
     kl_weight: Annotated[float | None, NOT_NEGATIVE] = None
-    """Weight of the KL penalty towards the reference; with 0 no reference is kept. Default by algorithm; for the tiny model 0.001
-    where that is not 0."""
+    """Weight of the KL penalty towards the reference; with 0 no reference is kept, but for dpo. Default by algorithm; for the tiny
+    model 0.001 where that is not 0."""
     clip_low: Annotated[float | None, NOT_NEGATIVE] = None
     """The policy ratio is clipped below 1 - clip_low. Default by algorithm."""
     clip_high: Annotated[float | None, NOT_NEGATIVE] = None
     """The policy ratio is clipped above 1 + clip_high. Default by algorithm."""
     entropy_weight: Annotated[float | None, NOT_NEGATIVE] = None
     """Weight of the entropy bonus. Default by algorithm: 0 for all of them."""
+    count_silent: bool | None = None
+    """Whether groups in which no completion is better than another count in the mean over the step; otherwise the step is the mean over
+    the other groups. Default by algorithm: plain, scalerl, dpo and online-dpo leave them out."""
+    dpo_beta: Annotated[float | None, POSITIVE] = None
+    """Weight of the log-ratio to the reference in the preferences of dpo and online-dpo, the mean over a completion's tokens. Default: 2."""
+    teacher: str | None = None
+    """Model that the policy learns from on its own samples, with the same tokenizer: each token's advantage is also teacher_weight
+    times the teacher's log-prob of it minus the policy's (docs/algorithms.md). A local folder, a hub name, or the address of a vLLM
+    server such as http://host:8000."""
+    teacher_weight: Annotated[float | None, POSITIVE] = None
+    """Weight of the teacher beside the rewards. Default: 1; the algorithm distill learns from the teacher alone."""
     num_epochs: Annotated[int, at_least(1)] = 1
     """Passes of the update over each step's samples."""
     num_minibatches: Annotated[int, at_least(1)] = 1
@@ -147,15 +164,21 @@ class RunConfig:
     value_clip: Annotated[float | None, POSITIVE] = 0.2
     """The value loss is clipped where a value moves by more than this from its old value; None turns that off."""
     value_learning_rate: Annotated[float | None, POSITIVE] = None
-    """Learning rate of the critic or the value head. Default: the policy's for a separate critic, ten times it for a shared trunk."""
-    critic_model: str | None = None
+    """Learning rate of the critic or the value head. Default: ten times the policy's for a value head on a shared trunk; for a separate
+    critic five times the policy's, and the policy's for the tiny model."""
+    critic_model: Annotated[str | None, FIXED_ON_RESUME] = None
     """Model that a separate critic starts from, with the policy's vocabulary. Default: the policy's own weights."""
     critic_warmup_steps: Annotated[int, at_least(0)] = 0
     """Steps at the beginning that train the critic only."""
+    critic_updates: Annotated[int, at_least(1)] = 1
+    """Updates of a separate critic for each update of the policy, all towards the same returns."""
     gamma: Annotated[float, SHARE] = 1.0
     """Discount factor of rewards, per token."""
     lam: Annotated[float, SHARE] = 1.0
     """GAE lambda of the advantages: 1 is Monte Carlo, 0 is one-step TD."""
+    lam_length: Annotated[float | None, POSITIVE_SHARE] = None
+    """k, for a GAE lambda of the advantages by each completion's length, k^(1/L) for L tokens, in place of lam: the first token gets a
+    share of the last one's credit that tends to k, however long the completion."""
     lam_critic: Annotated[float, SHARE] = 1.0
     """GAE lambda of the returns that the critic is trained on."""
     kl_in: Literal["loss", "reward"] = "loss"
@@ -171,7 +194,7 @@ class RunConfig:
     """Problems per step, over all processes."""
     group_size: Annotated[int | None, at_least(1), *by_model(10, 8), FIXED_ON_RESUME] = None
     """Completions per problem, G."""
-    max_tokens: Annotated[int | None, at_least(1), *by_model(32, 1024, small_programs=24)] = None
+    max_tokens: Annotated[int | None, at_least(1), *by_model(32, 1024, small_programs=24, guess_number=128)] = None
     """Longest completion, in tokens."""
     stop_strings: Annotated[tuple[str, ...], NOT_EMPTY] = ()
     """Texts that end a completion, such as </answer>; the first that appears is its last text."""
@@ -225,7 +248,7 @@ class RunConfig:
     """Learning rate after the warm-up: constant, or falling linearly to 0 after the last step."""
     weight_decay: Annotated[float, NOT_NEGATIVE] = 0.0
     """AdamW weight decay."""
-    adam_beta2: Annotated[float, DECAY] = 0.99
+    adam_beta2: Annotated[float | None, DECAY, *by_model(0.99, 0.98)] = None
     """AdamW beta2, the decay of its second moment; beta1 is 0.9."""
     max_grad_norm: Annotated[float, POSITIVE] = 1.0
     """Gradients with a larger norm are scaled down to this norm."""
@@ -236,6 +259,9 @@ class RunConfig:
     longer; on a GPU as many whole groups as fit, up to 16384 tokens, and parts of a group where that makes checkpointing unnecessary."""
     dtype: AnyDType = "auto"
     """Data type of the computation; bfloat16 is autocast over float32 weights. "auto" is bfloat16 on a GPU that has it, else float32."""
+    head_dtype: HeadDType = "auto"
+    """Data type of the output layer in the update and in the engine. float32 keeps its weights and its input exact in a run in bfloat16, so
+    that the engine's log-probs are closer to the update's (docs/vllm.md). "auto" is dtype, and in the engine sampler_dtype."""
     gradient_checkpointing: bool | None = None
     """Recompute activations in the backward pass: less memory for a third more time. Default: only if an update of token_budget
     tokens does not fit without it."""
@@ -270,13 +296,24 @@ class RunConfig:
     """How servers receive new weights: through a file in the run's folder, which they must be able to read, or by NCCL from GPU to
     GPU."""
     vllm_patience: Annotated[float, POSITIVE] = 600.0
-    """Seconds to wait for a server that does not answer."""
+    """Seconds to wait for a server that does not answer, a teacher's too."""
     reward: Annotated[tuple[str, ...], REWARDS, FIXED_ON_RESUME] = ()
     """Rewards that replace the verifiers of the problems, as name or name=weight, summed: functions (file.py:function, module:function),
     verifiers (math, program ...), format rules (boxed ...), or those of installed packages. docs/rewards.md describes them."""
     reward_normalization: Annotated[Literal["sum", "each"], FIXED_ON_RESUME] = "sum"
     """Whether a group's advantages come from its summed rewards, or each reward is normalised in the group before they are summed
     (GDPO, arXiv 2601.05242), so that rewards of other scales count by their weights."""
+    reward_model: Annotated[str | None, FIXED_ON_RESUME] = None
+    """Classification model with a tokenizer of its own whose scores are learnt from; the rules still say which answers are correct. With one
+    label it scores answers, with two (a token classification model) the steps of grpo-process (docs/reward-model.md)."""
+    reward_model_weight: Annotated[float, SHARE, FIXED_ON_RESUME] = 1.0
+    """w of the reward w * model + (1 - w) * rule; 1 is the model alone, 0 measures it only."""
+    reward_model_every: Annotated[int | None, at_least(1), FIXED_ON_RESUME] = None
+    """Steps after which the reward model is trained on the completions of these steps, labelled by the rules. Default: never."""
+    reward_model_replay: Annotated[float, DECAY] = 0.1
+    """Share of each of its training batches that are completions of earlier iterations."""
+    reward_model_learning_rate: Annotated[float | None, POSITIVE] = None
+    """Learning rate of its AdamW. Default: 2e-5, DeepSeekMath's; 1e-3 beside the tiny model."""
     grading: Annotated[tuple[str, ...], GRADING] = ()
     """How math answers are compared, as option=value, such as decimal_comma=true; docs/grading.md lists the options."""
     format: Annotated[tuple[str, ...], FORMAT_RULES] = ()
@@ -295,17 +332,23 @@ class RunConfig:
     """The run stops when a larger share of a step's answers could not be parsed, timed out or crashed the verifier."""
 
     tools: Annotated[tuple[str, ...], FIXED_ON_RESUME] = ()
-    """Tools that the model may call, as file.py:function or module:function: functions with types and a docstring that describes each
-    argument (docs/environments.md)."""
+    """Tools that the model may call: python, which runs code in a sandbox, or file.py:function or module:function, functions with types
+    and a docstring that describes each argument (docs/environments.md)."""
+    environment: Annotated[tuple[str, ...], FIXED_ON_RESUME] = ()
+    """Classes of environments, as file.py:Class or module:Class, in which rollouts play: their methods are the model's tools. Of several,
+    as NAME=file.py:Class, each row names its own in the column environment (docs/environments.md)."""
     tool_format: Annotated[ToolFormat | None, FIXED_ON_RESUME] = None
-    """How the model writes calls: hermes (<tool_call> tags, also Qwen) or llama3. Default: as the chat template asks for."""
+    """How the model writes calls: hermes (<tool_call> tags with JSON, also Qwen), llama3, qwen3-coder (tags for each argument) or
+    code-fences (```python, then ```output; for the tool python alone). Default: as the chat template asks for."""
     max_turns: Annotated[int, at_least(1), FIXED_ON_RESUME] = 8
-    """Most turns of the model in one rollout with tools."""
+    """Most turns of the model in one rollout with tools or an environment."""
     tool_deadline: Annotated[float, POSITIVE] = 5.0
-    """Seconds for one call of a tool."""
+    """Seconds for one call of a tool or of an environment's method."""
     tool_workers: Annotated[int, at_least(1)] = 2
     """Calls that are answered at the same time, while sampling goes on. With 1 sampling waits for each, and a run on one CPU core is
     repeatable to the bit."""
+    python_state: Annotated[bool, FIXED_ON_RESUME] = True
+    """The tool python keeps variables between the calls of a rollout; otherwise it runs each call in a new process."""
 
     seed: Annotated[int, SEED, FIXED_ON_RESUME] = 0
     """Random seed of the order of problems, of sampling and of new adapters. It does not change which problems are held out."""
@@ -340,7 +383,7 @@ class RunConfig:
         Without run_dir these are the folders runs/<name>, runs/<name>-2 ... that hold no run; to resume, the last one that does.
         """
         datasets = "+".join(dataset.stem for dataset in self.datasets)[:LONGEST_NAME]
-        name = f"{Path(self.model).name}-{datasets}-{self.algorithm}-seed{self.seed}"
+        name = f"{Path(self.model).name}-{datasets}-{self.named_algorithm.name}-seed{self.seed}"
         folders = (Path("runs") / (name if number == 1 else f"{name}-{number}") for number in count(1))
         if self.run_dir is not None:
             yield self.run_dir
@@ -351,9 +394,19 @@ class RunConfig:
             yield from filterfalse(holds_run, folders)
 
     @property
+    def named_algorithm(self) -> Algorithm:
+        """The algorithm as it is named, without the options that are given in place of its own values."""
+        return ALGORITHMS[self.algorithm or (TINY_ALGORITHM if self.model == TINY else ALGORITHM)]
+
+    @property
     def datasets(self) -> tuple[DatasetName, ...]:
         """The data sets of the training problems, with their weights."""
         return read_names(self.dataset)
+
+    @property
+    def loaded_teacher(self) -> str | None:
+        """The teacher that this machine loads; None without one, and where it is behind a server."""
+        return None if self.teacher is None or self.teacher.startswith(("http://", "https://")) else self.teacher
 
     @property
     def has_eval_data(self) -> bool:
@@ -390,10 +443,12 @@ class RunConfig:
 
     def chosen_algorithm(self) -> Algorithm:
         """The named algorithm, with the options that are given in place of its own values. importance_cap 0 is none."""
-        named = ALGORITHMS[self.algorithm]
+        named = self.named_algorithm
         given: dict[str, Any] = {k: getattr(self, k) for k in OF_ALGORITHM if getattr(self, k) is not None}
         if self.importance_cap == 0:
             given["importance_cap"] = None
+        if self.teacher is not None:
+            given.setdefault("teacher_weight", 1.0)
         if self.reward_normalization == "each":
             given["advantage_rule"] = each_reward(named.advantage_rule, {r.name: r.weight for r in self.rewards})
         return replace(named, **given, value_rule=self._value_rule(named))

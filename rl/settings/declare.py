@@ -30,15 +30,17 @@ class ByModel:
 
     tiny: Any
     pretrained: Any
-    small_programs: Any = None  # of the tiny model, where it differs from `tiny`
+    # Of the tiny model, where it differs from `tiny`. No dict: a mark must be hashable.
+    by_task: tuple[tuple[str, Any], ...] = ()
 
     def hint(self, default: str) -> str:
         """What `--help` shows behind an option's text."""
         if default != "None":  # a recipe or a resumed run sets it
             return f"(default: {default})"
-        programs = "" if self.small_programs is None else f" ({self.small_programs} on small-programs)"
+        tasks = ", ".join(f"{value} on {task}" for task, value in self.by_task)
+        tasks = f" ({tasks})" if tasks else ""
         pretrained = "" if self.pretrained is None else f", {self.pretrained} for others"
-        return f"(default: {self.tiny} for the tiny model{programs}{pretrained})"
+        return f"(default: {self.tiny} for the tiny model{tasks}{pretrained})"
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,9 @@ Mark = TypeVar("Mark", Bound, ByModel, FixedOnResume)
 FIXED_ON_RESUME = FixedOnResume()
 
 
-def by_model(tiny: Any, pretrained: Any, small_programs: Any = None) -> tuple[ByModel, object]:
-    """The mark and tyro's own, which shows the defaults in `--help`."""
-    default = ByModel(tiny, pretrained, small_programs)
+def by_model(tiny: Any, pretrained: Any, **by_task: Any) -> tuple[ByModel, object]:
+    """The mark and tyro's own, which shows the defaults in `--help`. by_task: small_programs is the task small-programs."""
+    default = ByModel(tiny, pretrained, tuple((name.replace("_", "-"), value) for name, value in by_task.items()))
     return default, tyro.conf.arg(help_behavior_hint=default.hint)
 
 
@@ -76,6 +78,7 @@ def any_of(*names: str) -> Bound:
 POSITIVE = Bound(lambda value: 0 < value < math.inf, "more than 0")
 NOT_NEGATIVE = Bound(lambda value: 0 <= value < math.inf, "0 or more")
 SHARE = Bound(lambda value: 0 <= value <= 1, "in [0, 1]")
+POSITIVE_SHARE = Bound(lambda value: 0 < value <= 1, "more than 0 and at most 1")
 INNER_SHARE = Bound(lambda value: 0 < value < 1, "more than 0 and less than 1")
 
 

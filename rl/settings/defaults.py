@@ -5,9 +5,14 @@ from __future__ import annotations
 from rl.settings.options import AnyDType, DType
 
 TINY = "tiny"
-TINY_TASKS = ("arithmetic", "small-programs")  # built-in tasks that the tiny model can be warm-started on
+# Built-in tasks that the tiny model can be warm-started on.
+TINY_TASKS = ("arithmetic", "small-programs", "number-programs", "large-products", "guess-number")
+ALGORITHM, TINY_ALGORITHM = "plain", "grpo"
 TINY_KL_WEIGHT = 0.001  # the tiny base model is wrong half of the time, so staying close to it is worth little
 LORA_RATE = 10  # the best learning rate of adapters is that many times that of all weights (Schulman et al. 2025, LoRA Without Regret)
+# Learning rates relative to the policy's. A new value head has few weights; for a separate critic JustRL-II has 5e-6 against 1e-6.
+VALUE_HEAD_RATE, CRITIC_RATE, TINY_CRITIC_RATE = 10, 5, 1
+REWARD_MODEL_RATE, TINY_REWARD_MODEL_RATE = 2e-5, 1e-3  # DeepSeekMath, section 4.2, has 2e-5
 TOKEN_BUDGET = 8192  # tokens in one forward pass where the device's memory does not decide
 MAX_ROWS = 1024  # completions that the embedded engine decodes at once, at most
 

@@ -12,13 +12,14 @@ from rewards.errors import UserError
 from rewards.extract import AnswerForm
 from rewards.math_policy import MathPolicy
 from rl.objective.names import CriticSource
-from rl.settings.declare import POSITIVE, Bound, at_least, require_possible
+from rl.settings.declare import NOT_NEGATIVE, POSITIVE, Bound, at_least, require_possible
 from rollout.contamination import NGRAM
 from rollout.records import PromptStyle, ToolFormat
 from rollout.thinking_budget import ThinkingBudget, parse_budgets, parse_range
 
 DType = Literal["float32", "bfloat16"]
 AnyDType = Literal["auto", "float32", "bfloat16"]
+HeadDType = Literal["auto", "float32"]
 BaseDType = Literal["auto", "float32", "bfloat16", "nf4"]
 ReferenceDType = Literal["auto", "float32", "bfloat16"]
 OptimizerName = Literal["adamw", "adamw-8bit"]
@@ -29,9 +30,19 @@ ALL_LINEAR = "all-linear"
 CARDS = {"4090": 23.5, "a100-40": 39.4, "a100-80": 79.1, "h100": 79.1, "h200": 139.8, "b200": 178.4}
 GRADING = Bound(MathPolicy.parse, "option=value")
 BUDGET = Bound(parse_range, "a number of tokens, or LOW:HIGH")
+NO_BUDGET = "none"
+BUDGET_OR_NONE = Bound(lambda text: text == NO_BUDGET or parse_range(text), "a number of tokens, LOW:HIGH, or none")
 BUDGETS = Bound(parse_budgets, "numbers of tokens, such as 0,64,128")
 A_TEXT = Bound(bool, "a text that is not empty")
+FIGURES = (".png", ".svg", ".pdf")
 ABOVE_0 = Bound(lambda value: value > 0, "more than 0; greedy accuracy is always measured")
+
+
+def require_writable(option: str, path: Path | None) -> None:
+    """Raises UserError for a file that cannot be written, a folder or one in a folder that is not there."""
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        is_what = "it is a folder" if path.is_dir() else f"there is no folder {str(path.parent)!r}"
+        raise UserError(f"{option} is {str(path)!r}: {is_what}; name a file in an existing folder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +78,9 @@ class SamplingOptions:
     """Longest prompt; problems with a longer one are left out. Default: the run's for a checkpoint."""
     stop_strings: tuple[str, ...] | None = None
     """Texts that end a completion. Default: the run's for a checkpoint."""
-    thinking_budget: Annotated[str | None, BUDGET] = None
-    """Most tokens that the model thinks before it must answer, or LOW:HIGH, as in training. Default: the run's for a checkpoint."""
+    thinking_budget: Annotated[str | None, BUDGET_OR_NONE] = None
+    """Most tokens that the model thinks before it must answer, or LOW:HIGH, as in training; "none" is no budget, also where the
+    checkpoint's run has one. Default: the run's for a checkpoint."""
     thinking_waits: Annotated[int | None, at_least(0)] = None
     """How often the model is made to think on where it would end its thinking. Default: the run's for a checkpoint, else 0."""
     thinking_end: Annotated[str | None, A_TEXT] = None
@@ -86,6 +98,8 @@ class SamplingOptions:
     run's for a checkpoint."""
     tools: tuple[str, ...] | None = None
     """Tools that the model may call, named as for a run. Default: the run's for a checkpoint."""
+    environment: tuple[str, ...] | None = None
+    """Classes of environments in which rollouts play, named as for a run. Default: the run's for a checkpoint."""
     tool_format: ToolFormat | None = None
     """How the model writes calls. Default: the run's for a checkpoint, else as the chat template asks for."""
     max_turns: Annotated[int | None, at_least(1)] = None
@@ -94,6 +108,8 @@ class SamplingOptions:
     """Seconds for one call of a tool. Default: the run's for a checkpoint, else 5."""
     tool_workers: Annotated[int | None, at_least(1)] = None
     """Calls that are answered at the same time. Default: the run's for a checkpoint, else 2."""
+    python_state: bool | None = None
+    """The tool python keeps variables between the calls of a rollout. Default: as the run for a checkpoint, else it does."""
     dtype: AnyDType = "auto"
     """Data type of the sampler; "auto" is bfloat16 on a GPU that has it, else float32."""
     sampler: Literal["torch", "vllm"] = "torch"
@@ -109,9 +125,11 @@ class SamplingOptions:
 
     def __post_init__(self) -> None:
         require_possible(self, declared_in=type(self))
-        if self.out is not None and (self.out.is_dir() or not self.out.parent.is_dir()):
-            is_what = "it is a folder" if self.out.is_dir() else f"there is no folder {str(self.out.parent)!r}"
-            raise UserError(f"out is {str(self.out)!r}: {is_what}; name a file in an existing folder")
+        self.require_out()
+
+    def require_out(self) -> None:
+        """Raises UserError if the results cannot be written there."""
+        require_writable("out", self.out)
 
     def thinking(self) -> ThinkingBudget | None:
         """The thinking budget of each completion; None without one. Raises UserError for phrases of a budget that there is not."""
@@ -142,17 +160,56 @@ class EvaluateOptions(SamplingOptions):
     """Problems, named as in training. Default for a checkpoint: the problems that its run held out."""
     split: str = "test"
     """Split of a hub data set."""
+    suite: tuple[str, ...] | None = None
+    """Published test sets to evaluate on in place of a data set: their names, or math, code or all (docs/evaluate.md)."""
+    suite_files: Path | None = None
+    """Folder of test sets as they are published, in files such as gsm8k.jsonl, which are read instead of the hub."""
     samples: Annotated[int, at_least(0)] = 0
-    """Completions n sampled of each problem beside the greedy one, for pass@1, 2, 4 ... n and maj@n."""
+    """Completions n sampled of each problem beside the greedy one, for pass@1, 2, 4 ... n and maj@n. With suite: those of each problem,
+    for avg@n, pass@n and maj@n; 0 is each set's own number."""
+    temperature: Annotated[float, NOT_NEGATIVE] = 1.0
+    """Sampling temperature. With suite 0 is greedy decoding."""
     thinking_budgets: Annotated[str | None, BUDGETS] = None
     """Also measure greedy accuracy at each of these thinking budgets, such as 0,64,128,256, and how well the budget controls and scales
     it (docs/thinking.md)."""
+    figure: Path | None = None
+    """.png, .svg or .pdf file to draw the accuracy over the thinking tokens at thinking_budgets in."""
     against: str | None = None
     """Also report the problems that share a run of words with this data set, such as the one that was trained on."""
     ngram: Annotated[int, at_least(1)] = NGRAM
     """Length of such a run, in words."""
     out: Path | None = None
-    """JSON file to write the results to."""
+    """JSON file to write the results to. With suite: the folder of completions and results, from which a further call goes on."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.suite is None:
+            self._require_no_suite()
+        if self.figure is None:
+            return
+        require_writable("figure", self.figure)
+        if self.figure.suffix not in FIGURES:
+            raise UserError(f"figure is {str(self.figure)!r}: it must end in {', '.join(FIGURES)}; rename it")
+        if self.thinking_budgets is None:
+            raise UserError(
+                f"figure is {str(self.figure)!r}: it shows several thinking budgets, and there are none; set thinking_budgets, or leave it out"
+            )
+
+    def require_out(self) -> None:
+        if self.suite is None:
+            super().require_out()
+        elif self.out is None or (self.out.exists() and not self.out.is_dir()):
+            raise UserError(
+                f"out is {str(self.out)!r}: a suite writes its results to a folder; name a new one, or that of an earlier call"
+            )
+
+    def _require_no_suite(self) -> None:
+        if self.temperature == 0:
+            raise UserError(f"temperature is {self.temperature}: it must be {ABOVE_0.possible}")
+        if self.suite_files is not None:
+            raise UserError(
+                f"suite_files is {str(self.suite_files)!r}: there is no suite; name sets with suite, or leave it out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,12 +279,14 @@ class PlanOptions:
     model: str
     """tiny, qwen2.5-0.5b, -1.5b, -3b, -7b, -32b, qwen3-0.6b, -1.7b, -4b, -8b, a config.json or its folder, or a hub name that is in
     the cache."""
-    algorithm: str = "grpo"
-    """Name of an algorithm; docs/algorithms.md lists them."""
+    algorithm: str | None = None
+    """Name of an algorithm; docs/algorithms.md lists them. Default: the model's, as in a run."""
     value: CriticSource | None = None
     """PPO's critic: a value head on the policy's trunk ("shared"), or a model of its own ("separate"). Default by algorithm."""
     kl_weight: float | None = None
     """Weight of the KL penalty; with 0 no reference is kept. Default by algorithm."""
+    teacher: str | None = None
+    """A teacher, named as model is, or the address of a server, which takes nothing here."""
     lora_rank: int = 0
     """Rank of the LoRA adapters; 0 trains all weights."""
     group_size: int = 8
@@ -242,6 +301,8 @@ class PlanOptions:
     """Tokens in one forward pass. "auto": 8192, or with card what a run would choose there."""
     dtype: DType = "bfloat16"
     """Data type of the computation; bfloat16 is autocast over float32 weights."""
+    head_dtype: HeadDType = "auto"
+    """Data type of the output layer. "auto" is dtype."""
     gradient_checkpointing: bool | None = None
     """Recompute activations in the backward pass. Default: off, or with card as a run would choose there."""
     lora_base: BaseDType = "auto"
@@ -258,8 +319,8 @@ class PlanOptions:
     """Completions that the embedded engine decodes at once. "auto": 1024, or with card as many as fit."""
     gpus: Annotated[int, at_least(1)] = 1
     """GPUs that share the problems of a step."""
-    sharding: Literal["none", "full"] = "none"
-    """full spreads weights, gradients and optimizer state over the GPUs (FSDP2)."""
+    sharding: Literal["none", "full", "offload"] = "none"
+    """full spreads weights, gradients and optimizer state over the GPUs (FSDP2); offload also keeps them in the host's memory."""
     sampler: Literal["torch", "vllm-server"] = "torch"
     """The embedded engine on the same GPUs, or vLLM servers on other GPUs."""
     card: float | str | None = None

@@ -9,10 +9,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rewards.errors import UserError
-from rl.objective.algorithms import ALGORITHMS
 from rl.settings.config import RunConfig
 from rl.settings.declare import ByModel, declared
-from rl.settings.defaults import LORA_RATE, MAX_ROWS, TINY, TINY_KL_WEIGHT, TOKEN_BUDGET, resolved_dtype, tiny_task
+from rl.settings.defaults import (
+    CRITIC_RATE,
+    LORA_RATE,
+    MAX_ROWS,
+    REWARD_MODEL_RATE,
+    TINY,
+    TINY_CRITIC_RATE,
+    TINY_KL_WEIGHT,
+    TINY_REWARD_MODEL_RATE,
+    TOKEN_BUDGET,
+    VALUE_HEAD_RATE,
+    resolved_dtype,
+    tiny_task,
+)
 from rl.settings.options import DType, Engine
 
 
@@ -32,7 +44,7 @@ class RunSettings(RunConfig):
 
     An option that may still be None is off (a limit that is not set, a data set that is not named) or leaves the value to the
     algorithm (chosen_algorithm). reference_dtype is "auto" with LoRA only, where the reference has no weights of its own;
-    attention and fused are tried on the model itself (rl/forward/forward.py).
+    attention and fused are tried on the model itself (rl/forward/forward.py); head_dtype "auto" is the dtype of each side.
     """
 
     num_steps: int = field()
@@ -40,6 +52,8 @@ class RunSettings(RunConfig):
     group_size: int = field()
     max_tokens: int = field()
     learning_rate: float = field()
+    adam_beta2: float = field()
+    algorithm: str = field()
     schedule: Literal["constant", "linear"] = field()
     eval_every: int = field()
     eval_size: int = field()
@@ -64,6 +78,10 @@ class RunSettings(RunConfig):
             return None
         return Adapters(rank=self.lora_rank, alpha=self.lora_alpha, targets=self.lora_targets, seed=self.seed)
 
+    def rounds_teacher(self, device_type: str) -> bool:
+        """Whether a teacher's weights are stored in bfloat16: where its layers would round them anyway."""
+        return self.dtype == "bfloat16" and device_type == "cuda"
+
     def rounds_base(self, device_type: str) -> bool:
         """Whether frozen weights are stored in bfloat16: all of them, or those outside of the layers that nf4 stores in 4 bits."""
         in_4_bits = self.lora_base == "nf4" and self.dtype == "bfloat16" and device_type == "cuda"
@@ -86,15 +104,19 @@ def resolve(config: RunConfig, device_type: str, *, shards: bool = False) -> Run
     given = vars(config)
     filled = {name: value for name, value in defaults.items() if given[name] is None}
     filled |= {name: value for name, value in automatic.items() if given[name] == "auto"}
-    return RunSettings(**{**given, **filled})
+    settings = RunSettings(**{**given, **filled})
+    if settings.head_dtype == settings.dtype == settings.sampler_dtype == "float32":
+        raise UserError(
+            "head_dtype is 'float32': the whole run computes in float32, so it has no effect; leave it out, or add --dtype bfloat16"
+        )
+    return settings
 
 
 def model_defaults(model: str, dataset: str) -> dict[str, Any]:
     """The defaults of the options that RunConfig declares by model."""
     found = {}
     for name, default in declared(RunConfig, ByModel).items():
-        is_programs = tiny_task(dataset) == "small-programs" and default.small_programs is not None
-        tiny = default.small_programs if is_programs else default.tiny
+        tiny = dict(default.by_task).get(tiny_task(dataset), default.tiny)
         found[name] = tiny if model == TINY else default.pretrained
     return found
 
@@ -103,13 +125,23 @@ def run_defaults(config: RunConfig) -> dict[str, Any]:
     """What stands for options that are None, by the model, the algorithm and the other options."""
     defaults = model_defaults(config.model, tiny_task(*(dataset.name for dataset in config.datasets)))
     defaults |= {"gradient_checkpointing": False, "run_dir": next(config.possible_run_dirs())}
-    if config.model == TINY and ALGORITHMS[config.algorithm].kl_weight > 0:
+    named = config.named_algorithm
+    if config.model == TINY and named.kl_weight > 0:
         defaults["kl_weight"] = TINY_KL_WEIGHT
-    if ALGORITHMS[config.algorithm].samples_from == "dataset":
+    if named.drop_mastered is not None:
+        defaults["drop_mastered"] = named.drop_mastered
+    if named.samples_from == "dataset":
         defaults["group_size"] = 1
     if config.lora_rank > 0:
         defaults["lora_alpha"] = 2.0 * config.lora_rank
         defaults["learning_rate"] *= LORA_RATE
+    if config.reward_model_every is not None:
+        defaults["reward_model_learning_rate"] = TINY_REWARD_MODEL_RATE if config.model == TINY else REWARD_MODEL_RATE
+    critic = config.chosen_algorithm().critic
+    if critic != "none":
+        of_separate = TINY_CRITIC_RATE if config.model == TINY else CRITIC_RATE
+        relative = VALUE_HEAD_RATE if critic == "shared" else of_separate
+        defaults["value_learning_rate"] = relative * (config.learning_rate or defaults["learning_rate"])
     return defaults
 
 

@@ -37,7 +37,8 @@ class Batch:
         group = self.groups[0]
         micro = MicroBatch.of([TrainGroup(group.prompt_ids, group.sequences[:1])])
         zeros = torch.zeros_like(micro.weights)
-        return replace(micro, weights=zeros, loss_mask=zeros, loss_indices=micro.loss_indices[:0])
+        no_group = torch.full_like(micro.group_of, -1)
+        return replace(micro, weights=zeros, loss_mask=zeros, loss_indices=micro.loss_indices[:0], group_of=no_group)
 
     def viewed(self, view_at: Callable[[int, int], int] | None, epoch: int) -> Batch:
         """The batch with each completion under the view that it is scored under in this epoch. Sequences of one view share a prompt.
@@ -99,9 +100,11 @@ def split_to_fit(group: TrainGroup, token_budget: int, num_tokens: TokenCount = 
 def pack(credited: Sequence[CreditedGroup], algorithm: Algorithm, max_tokens: int) -> Batch:
     """The batch of credited groups: counts are over all graded completions, and those that contribute gradient are kept.
 
-    A completion without a reward, or without a token in the loss, is in neither the sum nor the counts. If every term of the loss is
-    proportional to the advantage, completions whose advantages are all zero are counted but not kept.
+    A completion without a reward, or without a token in the loss, is in neither the sum nor the counts, nor is a silent group where
+    the algorithm does not count them. If every term of the loss is proportional to the advantage, completions whose advantages are
+    all zero are counted but not kept.
     """
+    credited = [c for c in credited if not (algorithm.leaves_out_silent and c.is_silent)]
     drops = algorithm.drops_zero_advantages
 
     def bootstraps(rollout: Rollout) -> bool:
@@ -115,19 +118,25 @@ def pack(credited: Sequence[CreditedGroup], algorithm: Algorithm, max_tokens: in
         [(r, reward, a, mask) for r, reward, a in c.rows() if reward is not None and any(mask := loss_mask(r))]
         for c in credited
     ]
-    lengths = [sum(mask) for rows in graded for *_, mask in rows]
-    counts = StepCounts(num_tokens=sum(lengths), num_sequences=len(lengths), max_tokens=max_tokens)
+    group_tokens = [sum(sum(mask) for *_, mask in rows) for rows in graded]
+    counts = StepCounts(
+        num_tokens=sum(group_tokens),
+        num_sequences=sum(map(len, graded)),
+        num_groups=sum(map(bool, graded)),
+        max_tokens=max_tokens,
+    )
     packed = []
-    for c, rows in zip(credited, graded, strict=True):
+    for number, (c, rows, tokens) in enumerate(zip(credited, graded, group_tokens, strict=True)):
         kept = tuple(
             TrainSequence(
                 token_ids=r.completion.token_ids,
                 loss_mask=mask,
                 sampler_logprobs=r.completion.sampler_logprobs[: sum(mask)],
                 advantages=None if a is None else a[torch.tensor(mask)],
-                weight=algorithm.reduction(sum(mask), counts),
+                weight=algorithm.reduction(sum(mask), tokens, counts),
                 reward=None if bootstraps(r) else reward,
                 view=r.completion.view,
+                group=number,
             )
             for r, reward, a, mask in rows
             if not drops or a is None or bool(a[torch.tensor(mask)].any())

@@ -25,6 +25,7 @@ FLOAT32_TOLERANCE = 1e-3  # nats: the largest tolerance that float32 needs
 BFLOAT16_TOLERANCE = math.inf  # the model's own rounding error is the bound (rollout/rounding.py)
 # The relative rounding errors of a tensor's fingerprint: sums in another order, or products that an engine rounds to 16 bits.
 FLOAT32_ERROR, BFLOAT16_ERROR = 1e-5, 1e-2
+SKETCH_ERROR = 1e-7  # of each number of a sketch: ten times what float32 sums in another order make of a model's
 
 
 class DeliveryError(UserError):
@@ -46,7 +47,8 @@ class Delivery:
     Each delivery makes three checks of each engine, and raises a DeliveryError if one fails:
     - The log-probs of `texts` are the trainer's. In float32 the largest difference is at most `tolerance`; if the engine or the trainer
       rounds to 16 bits (a tolerance above FLOAT32_TOLERANCE), the mean difference is at most what the model's own rounding explains on
-      these texts (rollout/rounding.py).
+      these texts (rollout/rounding.py). The first delivery's error lowers the tolerance; as training makes a model surer, its log-probs
+      are more sensitive to any rounding, and the tolerance grows as its 16-bit rounding does.
     - The fingerprint of each of the engine's tensors is that of the policy's tensor.
     - Neither log-probs nor fingerprints are closer to those of an older version. This detects stale weights even if steps are small.
 
@@ -70,7 +72,8 @@ class Delivery:
         self.texts = list(texts or arbitrary_texts(policy.vocab_size))
         self.micro = MicroBatch.of(policy.family.probe(self.texts)).to(policy.device)
         self.records: deque[DeliveryRecord] = deque(maxlen=MAX_RECORDS)
-        self.noise = 0.0  # nats: the mean change of these log-probs under 16-bit rounding, when last measured
+        # Nats: the mean change of these log-probs under 16-bit rounding, at the first delivery and when last measured.
+        self.first_noise = self.noise = 0.0
 
     def deliver(self, version: int, policy: Policy | None = None) -> float:
         """Delivers the weights of the policy, or of another one, and checks them.
@@ -87,9 +90,10 @@ class Delivery:
         sampled = {e: torch.tensor([x for row in r for x in row], dtype=torch.float64) for e, r in scored.items()}
         differences = {engine: (logprobs - trainer_logprobs).abs() for engine, logprobs in sampled.items()}
         errors = {engine: (d.mean() if self.rounds else d.max()).item() for engine, d in differences.items()}
-        is_exceeded = self.rounds and not all(error <= self._bound for error in errors.values())
-        if any(self.processes.gather([is_exceeded])):
+        is_exceeded = not all(error <= self._bound for error in errors.values())
+        if not self.records or any(self.processes.gather([is_exceeded])):
             self.noise = policy.rounding_noise(self.micro)  # measured again, as training changes it
+            self.first_noise = self.first_noise or self.noise
         for engine, logprobs in sampled.items():
             found = held.get(engine, {})
             self._require_current(engine, logprobs, found, ours, record)
@@ -131,10 +135,11 @@ class Delivery:
 
         sketch = ours.sketch_of(held) if held else None
         for older in self.records:
+            is_stale = False
             if sketch is not None and engine in older.sketches:
-                is_stale = is_closer(sketch, *(closest(sketch, r.sketches[engine]) for r in (older, newest)))
-            else:
-                is_stale = False
+                theirs, newer = (closest(sketch, r.sketches[engine]) for r in (older, newest))
+                differ = bool((theirs - newer).norm() > SKETCH_ERROR * len(sketch) ** 0.5)
+                is_stale = differ and is_closer(sketch, theirs, newer)
             # With 16-bit rounding the log-probs of single tokens would sometimes be closer to an older version's by chance.
             if sketch is None or not self.rounds:
                 is_stale = is_stale or is_closer(sampled, older.logprobs, newest.logprobs)
@@ -158,7 +163,8 @@ class Delivery:
     @property
     def _bound(self) -> float:
         """Nats: the largest error of log-probs that is accepted; the mean with 16-bit rounding, the maximum in float32."""
-        return min(self.tolerance, bound_of(self.noise)) if self.rounds else self.tolerance
+        grown = self.tolerance * max(1.0, self.noise / max(self.first_noise, LEAST))
+        return min(grown, bound_of(self.noise) if self.rounds else FLOAT32_TOLERANCE)
 
     def _require_same_tensors(self, engine: str, held: dict[str, Tensor], ours: Fingerprint, version: int) -> None:
         """Raises a DeliveryError if a tensor of an engine differs from the policy's by more than rounding."""

@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 
 from rl.forward.micro_batch import MicroBatch
+from rl.objective.preferences import preference_advantages
 from rl.objective.tokens import TokenScores
 from rl.objective.values import FrozenTargets, whitened
+from rl.policy.policy import Policy
+from rl.policy.served_teacher import ServedTeacher
 from rl.update.learner import Learner
 
 
@@ -33,14 +36,10 @@ def differentiate(
     critic_loss = torch.zeros((), device=micro.device)
     if learner.critic is not None:
         critic_loss, targets = differentiate_critic(learner, micro, targets)
-        if not trains_policy:
-            with torch.no_grad():
-                scores = learner.policy.score(micro, learner.temperature)
-            return Differentiated(
-                torch.stack([torch.zeros_like(critic_loss), critic_loss]), scores, with_old_logprobs(targets, scores)
-            )
-    loss, scores, targets = learner.policy.run(lambda: policy_loss(learner, micro, targets, trains_policy))
-    learner.runtime.backward(loss)
+    compute_loss = policy_loss if trains_policy else critic_only_loss
+    loss, scores, targets = learner.policy.run(lambda: compute_loss(learner, micro, targets))
+    if loss.requires_grad:
+        learner.runtime.backward(loss)
     return Differentiated(torch.stack([loss.detach(), critic_loss]), scores, targets)
 
 
@@ -63,7 +62,7 @@ def differentiate_critic(learner: Learner, micro: MicroBatch, targets: FrozenTar
 
 
 def policy_loss(
-    learner: Learner, micro: MicroBatch, targets: FrozenTargets, trains_policy: bool
+    learner: Learner, micro: MicroBatch, targets: FrozenTargets
 ) -> tuple[Tensor, TokenScores, FrozenTargets]:
     """One forward: the hidden states, with a shared trunk the values and their GAE, and the loss of every token.
 
@@ -78,8 +77,8 @@ def policy_loss(
         if old is None and algorithm.kl_in_reward:
             old = head.logprobs(states, micro.targets, temperature)
         targets = complete_values(learner, micro, targets, values.detach(), old)
-    old, reference = targets.old_logprobs, targets.reference_logprobs
-    advantages = None if targets.values is None else targets.values.advantages
+    old, reference, teacher = targets.old_logprobs, targets.reference_logprobs, targets.teacher_logprobs
+    advantages = targets.advantages
 
     def loss_of(scores: TokenScores, part: slice) -> Tensor:
         """The loss of one slice of the tokens, as the output layer is applied to a chunk of tokens at a time."""
@@ -89,14 +88,40 @@ def policy_loss(
             None if reference is None else reference[part],
             micro.tokens(part),
             None if advantages is None else advantages[part],
+            None if teacher is None else teacher[part],
         )
 
     loss, scores = head.loss(states, micro.targets, temperature, loss_of, token_level=algorithm.token_level)
     if values is not None:
-        assert targets.values is not None and algorithm.value_rule is not None
-        value_loss = algorithm.value_loss(values, targets.values, micro)
-        loss = float(trains_policy) * loss + algorithm.value_rule.value_weight * value_loss
+        loss = loss + shared_value_loss(learner, micro, targets, values)
     return loss, scores, with_old_logprobs(targets, scores)
+
+
+def critic_only_loss(
+    learner: Learner, micro: MicroBatch, targets: FrozenTargets
+) -> tuple[Tensor, TokenScores, FrozenTargets]:
+    """As policy_loss while only the critic is trained: the loss of a value head on the policy's trunk; 0 for a separate critic.
+
+    The policy is scored without gradient, for old log-probs and metrics, so that none of its forward is kept for a backward.
+    """
+    policy = learner.policy
+    with torch.no_grad():
+        states = policy.hidden_states(micro)
+        scores = policy.head.score(states, micro.targets, learner.temperature)
+    targets = with_old_logprobs(targets, scores)
+    if policy.value_head is None:
+        return torch.zeros((), device=micro.device), scores, targets
+    values = policy.value_head(states)
+    if targets.values is None:
+        targets = complete_values(learner, micro, targets, values.detach(), targets.old_logprobs)
+    return shared_value_loss(learner, micro, targets, values), scores, targets
+
+
+def shared_value_loss(learner: Learner, micro: MicroBatch, targets: FrozenTargets, values: Tensor) -> Tensor:
+    """The weighted loss of values that a head on the policy's trunk has computed."""
+    algorithm = learner.algorithm
+    assert targets.values is not None and algorithm.value_rule is not None
+    return algorithm.value_rule.value_weight * algorithm.value_loss(values, targets.values, micro)
 
 
 def with_old_logprobs(targets: FrozenTargets, scores: TokenScores) -> FrozenTargets:
@@ -136,11 +161,27 @@ def compute_old_logprobs(
 
 
 @torch.no_grad()
+def with_preferences(
+    learner: Learner, micros: Sequence[MicroBatch], targets: Sequence[FrozenTargets]
+) -> list[FrozenTargets]:
+    """The targets of a mini-batch with DPO's coefficients, and old log-probs if they have none. Called before each of its updates, as the
+    coefficients are those of the weights that are updated."""
+    logprobs = [learner.policy.logprobs_and_values(micro, learner.temperature)[0] for micro in micros]
+    references = [t.reference_logprobs for t in targets if t.reference_logprobs is not None]
+    found = preference_advantages(micros, logprobs, references, learner.algorithm.dpo_beta) if micros else []
+    return [
+        replace(t, preferences=c, old_logprobs=log_p if t.old_logprobs is None else t.old_logprobs)
+        for t, c, log_p in zip(targets, found, logprobs, strict=True)
+    ]
+
+
+@torch.no_grad()
 def reference_targets(learner: Learner, micros: Sequence[MicroBatch]) -> list[FrozenTargets]:
-    """Targets with the reference's log-probs, for all micro-batches of a step at once, so that its weights are needed only here."""
-    reference = learner.reference
-    if reference is None:
-        return [FrozenTargets() for _ in micros]
-    with reference.on_device():
-        logprobs = [reference.logprobs_and_values(micro, learner.temperature)[0] for micro in micros]
-    return [FrozenTargets(reference_logprobs=x) for x in logprobs]
+    """Targets with the log-probs of the reference and the teacher, for all micro-batches of a step at once, so that their weights are
+    needed only here."""
+
+    def logprobs_of(frozen: Policy | ServedTeacher | None) -> list[Tensor] | list[None]:
+        return [None] * len(micros) if frozen is None else frozen.frozen_logprobs(micros, learner.temperature)
+
+    pairs = zip(logprobs_of(learner.reference), logprobs_of(learner.teacher), strict=True)
+    return [FrozenTargets(reference_logprobs=of, teacher_logprobs=taught) for of, taught in pairs]

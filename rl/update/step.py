@@ -59,6 +59,8 @@ def train_step(
     batches = [pack(credited[i::num_parts], algorithm, max_tokens) for i in range(num_parts)]
 
     metrics = describe(collected, sampled)
+    if step == 1:
+        learner.start_values_at(metrics["reward/mean"])
     versions = [r.completion.policy_version for c in credited for r in c.group.rollouts]
     metrics["staleness"] = mean(step - 1 - version for version in versions)
     if prefetcher is None:
@@ -70,4 +72,7 @@ def train_step(
         if prefetcher is not None:
             prefetcher.wait()
         metrics["delivery/error"] = delivery.deliver(version=step)
+    if learner.reward_trainer is not None:  # one step ahead, no thread scores completions now
+        with timed(metrics, "time/reward_model"):
+            metrics |= learner.reward_trainer.after_step(collected.sampled, step)
     return StepResult(groups=credited, sampled=sampled, metrics=metrics)

@@ -16,6 +16,7 @@ from rl.objective.algorithms import Algorithm, CreditedGroup
 from rl.objective.losses import kl_estimate, no_signal_probability, probability_ratio, truncated_importance_weight
 from rl.objective.tokens import TokenScores
 from rl.objective.values import FrozenTargets
+from rl.policy.reward_model import PART, rule_label
 from rollout.collect import Collected, has_signal
 from rollout.records import EndReason, FinishReason, Rollout, ToolUse
 
@@ -51,23 +52,28 @@ class TokenMeans:
             return values.index_select(0, micro.loss_indices)
 
         assert targets.old_logprobs is not None
-        ratios = algorithm.ratio_level(scores.logprobs, targets.old_logprobs, micro)
+        behaviour = algorithm.behaviour_logprobs(targets.old_logprobs, micro)
+        ratios = algorithm.ratio_level(scores.logprobs, behaviour, micro)
         policy, old, sampler = map(in_loss, (scores.logprobs, targets.old_logprobs, micro.sampler_logprobs))
-        ratio = probability_ratio(in_loss(ratios), old)
+        ratio = probability_ratio(in_loss(ratios), in_loss(behaviour))
+        mismatch = (old - sampler).abs()
         terms = {
             "entropy": in_loss(scores.entropies),
-            "kl/sampler": kl_estimate(sampler, old, "k3"),
-            "mismatch/mean": (old - sampler).abs(),
             "ratio/clipped": (ratio < 1 - algorithm.clip_low) | (ratio > 1 + algorithm.clip_high),
         }
+        # Samples of another policy, or of nobody, do not compare the engine with the trainer.
+        if algorithm.samples_from == "live":
+            terms |= {"kl/sampler": kl_estimate(sampler, old, "k3"), "mismatch/mean": mismatch}
         if targets.reference_logprobs is not None:
             terms["kl/reference"] = kl_estimate(policy, in_loss(targets.reference_logprobs), "k3")
+        if targets.teacher_logprobs is not None:
+            terms["kl/teacher"] = old - in_loss(targets.teacher_logprobs)
         if algorithm.importance_cap is not None:
             weight = truncated_importance_weight(old, sampler, algorithm.importance_cap)
             terms |= {"tis/weight": weight, "tis/truncated": weight >= algorithm.importance_cap}
         sums = [values.sum().float() for values in terms.values()]
         self.keys = tuple(terms)
-        self.unread.append(torch.stack([*sums, ratio.max(), terms["mismatch/mean"].max()]))
+        self.unread.append(torch.stack([*sums, ratio.max(), mismatch.max()]))
         self.num_tokens += len(old)
         if targets.values is not None:
             values, _, returns = map(in_loss, targets.values)
@@ -110,7 +116,9 @@ class TokenMeans:
                 "value/return": returns.mean().item(),
                 "value/explained": (1 - error / spread).item() if spread > 0 else None,
             }
-        return {**means, "ratio/max": self.ratio_max, "mismatch/max": self.mismatch_max}
+        if "mismatch/mean" in means:
+            means["mismatch/max"] = self.mismatch_max
+        return {**means, "ratio/max": self.ratio_max}
 
 
 def describe(collected: Collected, credited: Sequence[CreditedGroup]) -> Metrics:
@@ -142,6 +150,7 @@ def describe(collected: Collected, credited: Sequence[CreditedGroup]) -> Metrics
         | thinking_means(rollouts)
         | outcome_shares(rollouts)
         | part_means(rollouts)
+        | reward_model_agreement(rollouts)
         | tool_metrics([r.completion.tool_use for r in rollouts if r.completion.tool_use is not None])
     )
 
@@ -168,6 +177,19 @@ def part_means(rollouts: Sequence[Rollout]) -> Metrics:
     """The mean of each named part of the scores."""
     names = dict.fromkeys(name for r in rollouts for name in r.score.parts)
     return {f"part/{name}": mean(r.score.parts[name] for r in rollouts if name in r.score.parts) for name in names}
+
+
+def reward_model_agreement(rollouts: Sequence[Rollout]) -> Metrics:
+    """The probability that a reward model gives a correct answer a higher score than a wrong one, which ties count half to: the area
+    under the ROC curve. None without answers of both kinds; {} without a reward model."""
+    scored = [(r.score.parts[PART], rule_label(r)) for r in rollouts if PART in r.score.parts]
+    right, wrong = (torch.tensor([s for s, label in scored if label is kind]).sort().values for kind in (True, False))
+    if not scored:
+        return {}
+    lower, not_higher = (torch.searchsorted(wrong, right, right=ties).float() for ties in (False, True))
+    return {
+        "reward_model/auc": mean(((lower + not_higher) / (2 * max(1, len(wrong)))).tolist()) if len(wrong) else None
+    }
 
 
 def tool_metrics(uses: Sequence[ToolUse]) -> Metrics:

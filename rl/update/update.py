@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -13,12 +15,18 @@ from rl.forward.micro_batch import MicroBatch
 from rl.objective.values import FrozenTargets
 from rl.update.batch import Batch
 from rl.update.learner import Learner
-from rl.update.loss import compute_old_logprobs, differentiate, reference_targets
+from rl.update.loss import (
+    compute_old_logprobs,
+    differentiate,
+    differentiate_critic,
+    reference_targets,
+    with_preferences,
+)
 from rl.update.step_metrics import Metrics, TokenMeans
 
 
 def update(learner: Learner, *minibatches: Batch, trains_policy: bool = True) -> Metrics:
-    """Makes an optimizer step on each mini-batch, num_epochs times. Returns the update's metrics.
+    """Makes an optimizer step on each mini-batch, num_epochs times, each after critic_updates - 1 of the critic alone. Returns metrics.
 
     With one mini-batch and without whitening or views, old log-probs and values are those of the first epoch's training forward;
     otherwise they are computed beforehand. trains_policy: False while the critic is warmed up.
@@ -34,42 +42,73 @@ def update(learner: Learner, *minibatches: Batch, trains_policy: bool = True) ->
     }
     needs_old_logprobs = learner.needs_old_logprobs(len(minibatches))
     targets = frozen_targets(learner, micros, needs_old_logprobs)
-    loss_sum, norms, num_skipped, optimizer_seconds = 0.0, [0.0], 0, 0.0
-    for view in views:
-        for n in range(len(minibatches)):
-            losses: list[Tensor] = []
-            with runtime.keeping_casts():
-                for i, micro in enumerate(micros[view, n]):
-                    part, scores, completed = differentiate(
-                        learner, micro, targets[view, n][i], trains_policy=trains_policy
-                    )
-                    targets[view, n][i] = completed
-                    losses.append(part)
-                    tracker.add(learner.algorithm, scores, completed, micro)
-            runtime.sum_gradients(learner.parameters())
-            # The host waits for the device once, after all work of the mini-batch is queued.
-            local_loss = sum(map(sum, torch.stack(losses).cpu().tolist())) if losses else 0.0
-            loss = sum(runtime.gather([local_loss]))
-            started = time.perf_counter()
-            was_stepped, norms = learner.step_if_finite(loss, trains_policy=trains_policy)
-            num_skipped += not was_stepped
-            loss_sum += loss / learner.num_epochs
-            optimizer_seconds += time.perf_counter() - started
+    steps, loss_sum = OptimizerSteps(learner), 0.0
+    for key in product(views, range(len(minibatches))):
+        for _ in range(learner.critic_updates - 1):
+            update_critic(steps, micros[key], targets[key])
+        losses: list[Tensor] = []
+        with runtime.keeping_casts():
+            if learner.algorithm.prefers:
+                targets[key] = with_preferences(learner, micros[key], targets[key])
+            for i, micro in enumerate(micros[key]):
+                part, scores, completed = differentiate(learner, micro, targets[key][i], trains_policy=trains_policy)
+                targets[key][i] = completed
+                losses.append(part)
+                tracker.add(learner.algorithm, scores, completed, micro)
+        loss_sum += steps.step(losses, trains_policy=trains_policy) / learner.num_epochs
     groups = [group for batch in minibatches for group in batch.groups]
     metrics: Metrics = {
         "loss": loss_sum if minibatches else None,
-        "grad_norm": norms[0] if minibatches else None,
-        "updates/skipped": num_skipped,
+        "grad_norm": steps.norms[0] if minibatches else None,
+        "updates/skipped": steps.num_skipped,
         "learning_rate": learner.learning_rate,
         "groups/trained": len(groups),
         "tokens/trained": sum(batch.num_tokens for batch in minibatches) * learner.num_epochs,
-        "flops/update": learner.flops(Workload.of(groups), needs_old_logprobs=needs_old_logprobs),
-        "time/optimizer": optimizer_seconds,
+        "flops/update": learner.flops(
+            Workload.of(groups), needs_old_logprobs=needs_old_logprobs, trains_policy=trains_policy
+        ),
+        "time/optimizer": steps.seconds,
         **TokenMeans.merged(runtime.gather([tracker.read()])).means(),
     }
-    if len(norms) > 1:
-        metrics["value/grad_norm"] = norms[1]
+    if len(steps.norms) > 1:
+        metrics["value/grad_norm"] = steps.norms[1]
     return metrics
+
+
+@dataclass
+class OptimizerSteps:
+    """The optimizer steps of an update. norms: of the last one's gradients. seconds: in the optimizer."""
+
+    learner: Learner
+    norms: list[float] = field(default_factory=lambda: [0.0])
+    num_skipped: int = 0
+    seconds: float = 0.0
+
+    def step(self, losses: Sequence[Tensor], *, trains_policy: bool) -> float:
+        """Sums gradients and losses of a mini-batch over the processes, and steps if they are finite. Returns the loss.
+
+        losses: of this process's micro-batches. trains_policy: False where only the critic has gradients.
+        """
+        learner, runtime = self.learner, self.learner.runtime
+        runtime.sum_gradients(learner.parameters(of_policy=trains_policy))
+        # The host waits for the device once, after all work of the mini-batch is queued.
+        local_loss = torch.stack(list(losses)).cpu().double().sum().item() if losses else 0.0
+        loss = sum(runtime.gather([local_loss]))
+        started = time.perf_counter()
+        was_stepped, self.norms = learner.step_if_finite(loss)
+        self.num_skipped += not was_stepped
+        self.seconds += time.perf_counter() - started
+        return loss
+
+
+def update_critic(steps: OptimizerSteps, micros: Sequence[MicroBatch], targets: list[FrozenTargets]) -> None:
+    """One optimizer step of a separate critic alone on a mini-batch. Completes its value targets."""
+    losses: list[Tensor] = []
+    with steps.learner.runtime.keeping_casts():
+        for i, micro in enumerate(micros):
+            loss, targets[i] = differentiate_critic(steps.learner, micro, targets[i])
+            losses.append(loss)
+    steps.step(losses, trains_policy=False)
 
 
 def own_micro_batches(learner: Learner, batch: Batch, epoch: int) -> list[MicroBatch]:

@@ -80,10 +80,19 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
                "Falls to 0. At 1: the model writes another format; see `tool_format`."),
         Metric("tools/end_answer", "share", "Rollouts that ended with a turn without a call.", "Near 1."),
         Metric("tools/end_turns", "share", "Rollouts that ended at `max_turns`, with a call that was not made.", "Near 0."),
-        Metric("tools/end_tokens", "share", "Rollouts that ended at `max_tokens`, tools' answers included.",
+        Metric("tools/end_tokens", "share", "Rollouts that ended at `max_tokens`, in a turn of the model.",
+               "Near 0. Otherwise raise max_tokens."),
+        Metric("tools/end_context", "share", "Rollouts that ended at `max_tokens`, in what a tool answered.",
                "Near 0. Otherwise raise max_tokens, or let tools answer shorter."),
+        Metric("tools/end_failure", "share",
+               "Rollouts whose environment could not go on: it hung, or its reset failed. They are not graded.",
+               "0. Otherwise the detail of such a completion in completions.jsonl says why."),
     ),
     "Policy": (
+        Metric("kl/teacher", "nats per token",
+               "Divergence of the policy from the teacher: the mean over the update's tokens of `old_logprob - teacher_logprob`. Absent "
+               "without a teacher.",
+               "Falls. Near 0 there is nothing left to learn from the teacher."),
         Metric("kl/reference", "nats per token",
                "Divergence of the policy from the reference, the k3 estimate: the mean over the update's tokens of "
                "`exp(r) - 1 - r`, `r = reference_logprob - policy_logprob`. Absent without a reference "
@@ -94,7 +103,7 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
                "Mismatch between the engine that sampled and the trainer, as the k3 estimate of KL(sampler, trainer): the "
                "mean over the update's tokens of `exp(b - s) - 1 - (b - s)`, `s` the sampler's log-prob of the token and "
                "`b` the trainer's (the old log-prob). Both have the same weights, unless the samples are older "
-               "(see `staleness`).",
+               "(see `staleness`). Absent with `sft`, `rft` and `dpo`, whose samples are not the current policy's.",
                "Below 1e-6 with the embedded sampler in float32, below about 1e-2 with another engine or bfloat16. "
                "Growth over the run means that weights do not arrive or that the engines disagree (data type, temperature)."),
         Metric("mismatch/mean", "nats", "Mean over the update's tokens of `|b - s|`, the same two log-probs.",
@@ -130,6 +139,18 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
                "Mean of one named part of the scores of the graded completions: the verifier's own (`part/math`, "
                "`part/program`, ...), one for each reward of `reward`, before its weight, and one for each rule of `format`.",
                "All rise together. If a format rule rises without correctness, the policy earns its reward by form alone."),
+        Metric("reward_model/auc", "share",
+               "Probability that the reward model gives a correct completion of the step a higher score than a wrong one, by the rules' "
+               "verdict; of a model that scores steps the score of the worst step counts. Null without completions of both kinds, absent "
+               "without `reward_model`. The mean of its scores is `part/reward_model`.",
+               "Near 1. At 0.5 it knows nothing. If it falls, the policy has learnt what the model overrates: train it with "
+               "`reward_model_every`."),
+        Metric("reward_model/loss", "nats per completion",
+               "Mean binary cross-entropy of the reward model over the batches of its training, each before its optimizer step. Absent in "
+               "steps that do not train it.",
+               "Below 0.69, which is a guess."),
+        Metric("reward_model/examples", "number", "Completions of the steps since the last training that it was trained on.",
+               "Near `reward_model_every` times the completions of a step. Less: the rules could not grade the others."),
         Metric("sandbox/level", "level",
                "Isolation of generated programs: 3 is all layers, 2 is seccomp with landlock or namespaces, less is possible only "
                "with `allow_unsafe_code`. Absent if no program runs.",
@@ -216,10 +237,10 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
         Metric("staleness", "steps",
                "Mean over completions of the number of steps between the weights that sampled them and this step's weights. Each "
                "completion's version is in completions.jsonl as `policy_version`.",
-               "0; 1 with `one_step_ahead`; with `rft` it grows; with `sft` it has no meaning."),
+               "0; 1 with `one_step_ahead`; with `rft` and `dpo` it grows; with `sft` it has no meaning."),
         Metric("tis/weight", "weight",
                "Mean over the update's tokens of the weight of truncated importance sampling, `min(exp(b - s), C)`, C = `importance_cap` "
-               "(2): it corrects for the sampler's mismatch (see `kl/sampler`). Absent with `sft`, `rft` and `online-rft`.",
+               "(2): it corrects for the sampler's mismatch (see `kl/sampler`). Absent where an algorithm has no such weight (docs/algorithms.md).",
                "Within 0.01 of 1. Below that the engines disagree, or many weights are truncated."),
         Metric("tis/truncated", "share", "Tokens whose importance weight was truncated at C.", "Below 0.01."),
     ),
@@ -245,10 +266,12 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
         Metric("time/step", "seconds", "Wall-clock time of the whole step, including an evaluation.", "Steady."),
         Metric("time/sample", "seconds", "Sampling the completions. With `one_step_ahead` it overlaps with the update of the step before.",
                "Usually the largest phase."),
-        Metric("time/verify", "seconds", "Grading that remained when the last completion had been sampled.",
+        Metric("time/verify", "seconds", "Grading that remained when the last completion had been sampled, and a reward model's scores.",
                "Small: most grading happens during sampling. If large, answers stall or there are too few workers."),
         Metric("time/tools", "seconds", "Running tools, summed over all calls, which overlap with each other and with sampling.",
                "Well below `time/sample` times `tool_workers`. Otherwise rollouts wait for their tools."),
+        Metric("time/reward_model", "seconds", "Training of the reward model. Absent without `reward_model_every`.",
+               "0 in steps that do not train it."),
         Metric("time/train", "seconds", "Forward, backward and optimizer step, including the reference.",
                "Falls with the groups that carry no signal."),
         Metric("time/optimizer", "seconds", "The part of `time/train` for gradient clipping and the optimizer step.", "Steady."),

@@ -36,6 +36,11 @@ STYLE: dict[Any, Any] = {
     "grid.linewidth": 0.7, "axes.axisbelow": True, "legend.frameon": False, "legend.fontsize": 9,
     "lines.linewidth": 1.6, "lines.solid_capstyle": "round",
 }  # fmt: skip
+ON_WHITE: dict[Any, Any] = {
+    **STYLE, **dict.fromkeys(("axes.labelcolor", "xtick.color", "ytick.color"), "#5d6878"), "text.color": "#1b2330",
+    "axes.edgecolor": "#d5dae1", "grid.color": "#e3e7ec", "font.size": 10, "axes.labelsize": 10, "lines.linewidth": 2,
+}  # fmt: skip
+Interval = tuple[float, float, float]  # a measured value and the ends of its confidence interval
 
 
 def _thin(values: Sequence[float]) -> np.ndarray:
@@ -195,10 +200,7 @@ def svg_of(title: str, panels: Sequence[Panel], rows: list[Row]) -> str:
 def accuracy_figure(run_dirs: list[Path], path: Path) -> None:
     """A PNG that compares runs: held-out accuracy and reward by step."""
     colours = (BLUE, ORANGE, GREEN, PURPLE, RED, GREY)
-    ink = dict.fromkeys(("axes.labelcolor", "xtick.color", "ytick.color"), "#5d6878")
-    style: dict[Any, Any] = {**STYLE, **ink, "text.color": "#1b2330", "axes.edgecolor": "#d5dae1", "font.size": 10,
-                             "grid.color": "#e3e7ec", "axes.labelsize": 10, "lines.linewidth": 2}  # fmt: skip
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(ON_WHITE):
         figure = Figure(figsize=(12, 5), dpi=100, facecolor="white")
         figure.set_layout_engine("constrained", w_pad=0.15, h_pad=0.1, wspace=0.04)
         left, right = figure.subplots(1, 2)
@@ -217,3 +219,25 @@ def accuracy_figure(run_dirs: list[Path], path: Path) -> None:
         handles, labels = left.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper left", ncols=6, fontsize=11)
         figure.savefig(path, format="png")
+
+
+def budgets_figure(points: Sequence[tuple[str, Interval, Interval]], path: Path) -> None:
+    """A picture of accuracy over mean thinking tokens, in the format that the file's ending names.
+
+    points: what is written beside each, its thinking tokens, and its accuracy; intervals are drawn as bars.
+    """
+    points = sorted(points, key=lambda point: point[1][0])
+    tokens, accuracy = (np.array([point[i] for point in points]) for i in (1, 2))
+    with matplotlib.rc_context(ON_WHITE):
+        figure = Figure(figsize=(6, 4), dpi=150, facecolor="white", layout="constrained")
+        axes = figure.subplots()
+        (xs, *xs_ends), (ys, *ys_ends) = tokens.T, accuracy.T
+        bars = [np.abs(ends - middle) for ends, middle in ((np.array(xs_ends), xs), (np.array(ys_ends), ys))]
+        axes.errorbar(xs, ys, xerr=bars[0], yerr=bars[1], fmt="o-", color=BLUE, ecolor=GREY, elinewidth=1, capsize=2)
+        for (label, *_), x, y in zip(points, xs, ys, strict=True):
+            axes.annotate(label, (x, y), xytext=(4, -11), textcoords="offset points", fontsize=8)
+        axes.set_xlabel("mean thinking tokens")
+        axes.set_ylabel("correct")
+        axes.xaxis.set_major_formatter(PLAIN)
+        axes.yaxis.set_major_formatter(PERCENT)
+        figure.savefig(path)

@@ -14,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from rl.view import conversations
+from rl.view.conversations import conversation, escaped
 from rl.view.health_checks import MetricWindows
 from rl.view.metrics import (
     METRICS,
@@ -27,11 +29,10 @@ from rl.view.metrics import (
     write_whole,
 )
 from rl.view.plots import GREY, OUTCOME_COLOURS, PLOTS, Panel, svg_of
-from rl.view.progress import duration, visible, where_time_went
+from rl.view.progress import duration, where_time_went
 
 REPORT = "report.html"
 TITLE = ("model", "dataset", "algorithm")  # options below the run's name
-TEXT_LIMIT = 4_000  # characters of a prompt or completion that are embedded
 
 
 def _plot_card(title: str, notes: Sequence[str], panels: Sequence[Panel], rows: list[Row]) -> str:
@@ -58,13 +59,6 @@ def _plots(rows: list[Row]) -> str:
 
 
 # ---------------------------------------------------------------- text
-
-
-def _text(value: object, limit: int = TEXT_LIMIT) -> str:
-    """A value of the run as escaped HTML text, lists and dictionaries as JSON, cut at `limit` characters."""
-    text = json.dumps(value, ensure_ascii=False, indent=1) if isinstance(value, list | dict) else str(value)
-    cut = f" … [{len(text) - limit:,} more characters]" if len(text) > limit else ""
-    return html.escape(visible(text[:limit])) + cut
 
 
 def _prose(text: str) -> str:
@@ -95,7 +89,7 @@ def _headline(rows: list[Row], config: dict[str, Any]) -> str:
     tokens = sum(series(rows, "tokens/sampled")[1])
     if tokens:
         tiles.append((f"{tokens / 1e6:,.2f} M" if tokens >= 1e5 else f"{tokens:,.0f}", "tokens sampled"))
-    tiles.append((f"{steps:,} of {_text(config.get('num_steps', '?'), 20)}", "steps done"))
+    tiles.append((f"{steps:,} of {escaped(config.get('num_steps', '?'), 20)}", "steps done"))
     return "".join(f"<div class=tile><b>{value}</b><span>{label}</span></div>" for value, label in tiles)
 
 
@@ -121,7 +115,7 @@ def _concerns(rows: list[Row]) -> str:
              for end, key, bound, meaning in ends if end and end[1] > bound]  # fmt: skip
     unsafe = unsafe_programs(rows)
     items += [
-        f"<li>{_text(found)}.</li>"
+        f"<li>{escaped(found)}.</li>"
         for found in (*([unsafe] if unsafe else []), *MetricWindows(rows).warnings().values())
     ]
     return (
@@ -134,7 +128,7 @@ def _first_prompt(config: dict[str, Any]) -> str:
     prompt = config.get("first_prompt")
     if prompt is None:
         return ""
-    return f"<h2>First prompt</h2><section class=card><pre>{_text(prompt)}</pre></section>"
+    return f"<h2>First prompt</h2><section class=card><pre>{escaped(prompt)}</pre></section>"
 
 
 def _config_table(config: dict[str, Any]) -> str:
@@ -143,7 +137,7 @@ def _config_table(config: dict[str, Any]) -> str:
     flat = {key: value for key, value in config.items() if not isinstance(value, dict) and key != "first_prompt"}
     nested = {f"{key}.{name}": value for key, part in config.items() if isinstance(part, dict)
               for name, value in part.items()}  # fmt: skip
-    cells = (f"<tr><th>{_text(key)}<td>{_text(value)}" for key, value in {**flat, **nested}.items())
+    cells = (f"<tr><th>{escaped(key)}<td>{escaped(value)}" for key, value in {**flat, **nested}.items())
     return f"<table>{''.join(cells)}</table>"
 
 
@@ -204,12 +198,11 @@ def _completion_card(name: str, record: dict[str, Any]) -> str:
     outcome = str(record.get("outcome"))
     facts = [f"score {value:g}" if isinstance(value, int | float) else "not graded"]
     facts += [f"advantage {advantage:+.2f}"] if isinstance(advantage, int | float) else []
-    facts += [f"{_text(record.get('length'))} tokens, ended by {_text(record.get('finish_reason'))}"]
-    detail = f"<p class=note>Verifier: {_text(record['detail'], 500)}</p>" if record.get("detail") else ""
-    badge = f"<span class=badge style='background:{OUTCOME_COLOURS.get(outcome, GREY)}'>{_text(outcome, 40)}</span>"
+    facts += [f"{escaped(record.get('length'))} tokens, ended by {escaped(record.get('finish_reason'))}"]
+    detail = f"<p class=note>Verifier: {escaped(record['detail'], 500)}</p>" if record.get("detail") else ""
+    badge = f"<span class=badge style='background:{OUTCOME_COLOURS.get(outcome, GREY)}'>{escaped(outcome, 40)}</span>"
     return (f"<details><summary>{badge} <b>{name}</b> <span class=facts>{' · '.join(facts)}</span></summary>"
-            f"<pre>{_text(record.get('completion'))}</pre>"
-            f"{detail}</details>")  # fmt: skip
+            f"{conversation(record)}{detail}</details>")  # fmt: skip
 
 
 def _completions(path: Path) -> str:
@@ -220,10 +213,10 @@ def _completions(path: Path) -> str:
         signal = "rewards differ" if _has_signal(group) else "all rewards equal: no signal"
         cards = "".join(_completion_card(name, record) for name, record in _chosen_completions(step, group))
         parts.append(
-            f"<section class=card><h3>Step {step} <span class=facts>{_text(group[0].get('problem_id'), 80)}, "
+            f"<section class=card><h3>Step {step} <span class=facts>{escaped(group[0].get('problem_id'), 80)}, "
             f"{len(group)} completions, {signal}</span></h3><details><summary>Problem</summary>"
-            f"<pre>{_text(group[0].get('prompt'))}</pre></details>"
-            f"<p class=note>Reference: <code>{_text(group[0].get('reference'), 300)}</code></p>{cards}</section>"
+            f"<pre>{escaped(group[0].get('prompt'))}</pre></details>"
+            f"<p class=note>Reference: <code>{escaped(group[0].get('reference'), 300)}</code></p>{cards}</section>"
         )
     return "".join(parts) or "<p class=note>completions.jsonl holds no completion yet.</p>"
 
@@ -265,8 +258,8 @@ th{font-weight:500;color:var(--muted);width:40%}
 
 def _page(name: str, config: dict[str, Any], rows: list[Row], completions: str) -> str:
     shown = {k: " ".join(config[k]) if isinstance(config[k], list) else config[k] for k in TITLE if k in config}
-    lede = " · ".join(_text(value, 120) for value in shown.values())
-    lede += f" · seed {_text(config['seed'], 40)}" if "seed" in config else ""
+    lede = " · ".join(escaped(value, 120) for value in shown.values())
+    lede += f" · seed {escaped(config['seed'], 40)}" if "seed" in config else ""
     if rows:
         body = f"<div class=tiles>{_headline(rows, config)}</div>{_concerns(rows)}{_plots(rows)}"
     else:
@@ -277,8 +270,8 @@ def _page(name: str, config: dict[str, Any], rows: list[Row], completions: str) 
     )
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{policy}"><title>{_text(name)} – Plumbline</title>
-<style>{CSS}</style></head><body><main><h1>{_text(name)}</h1><p class=lede>{lede}</p>
+<meta http-equiv="Content-Security-Policy" content="{policy}"><title>{escaped(name)} – Plumbline</title>
+<style>{CSS}{conversations.CSS}</style></head><body><main><h1>{escaped(name)}</h1><p class=lede>{lede}</p>
 {body}
 {_first_prompt(config)}
 <h2>Completions to read</h2><div class=stack>{completions}</div>

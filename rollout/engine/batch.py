@@ -89,6 +89,9 @@ class Batch:
     def has_ended(self) -> bool:
         return bool(self.ended[: len(self)].any())
 
+    def ended_rows(self) -> list[int]:
+        return self.ended[: len(self)].nonzero()[:, 0].tolist()
+
     def release(self) -> tuple[list[Ended], Tensor, Tensor]:
         """Removes the rows that ended. -> (their completions, sources and targets of the moves that close the gaps)"""
         gone = self.ended[: len(self)].clone()

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rollout.float32_head import Float32Linear
+
 
 class DecodeWeight:
     """One parameter of one or several children of a module. tensor: their values stacked along the rows, in the decoding dtype."""
@@ -119,7 +121,12 @@ def is_readable_linear(module: nn.Module) -> bool:
     if is_lora(module):
         is_product = not module.lora_variant and not any(module.lora_bias.values())  # pyright: ignore
         return is_product and is_readable_linear(_base(module))
-    return type(module) is nn.Linear and is_plain(module)
+    return type(module) in (nn.Linear, Float32Linear) and is_plain(module)
+
+
+def product_dtype(module: nn.Module, dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which a linear layer multiplies in a model that is decoded in `dtype`."""
+    return torch.float32 if isinstance(_base(module), Float32Linear) else dtype
 
 
 def _base(module: nn.Module) -> nn.Module:

@@ -7,11 +7,11 @@ have only attention layers; RecomputingDecoder, without a cache, for every other
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor
@@ -21,9 +21,11 @@ from transformers import PreTrainedModel
 from rollout.attention import attention_implementation, has_only_attention_layers, narrow_windows
 from rollout.engine.batch import Batch, enlarged
 from rollout.engine.decode_weights import weights_dtype
-from rollout.engine.fused_decoder import Capacity, FusedDecoder, causal_attention
+from rollout.engine.fused_decoder import FusedDecoder, causal_attention
 from rollout.engine.fused_model import FusedModel, is_llama_like
-from rollout.engine.slots import SLOT_ATTENTION, KeyValueSlots
+from rollout.engine.kept import Resumed
+from rollout.engine.sizes import Capacity
+from rollout.engine.slots import SLOT_ATTENTION, KeptLayers, KeyValueSlots
 from rollout.rounding import bound_of, float32_difference, in_float32, mean_difference, rounding_noise
 
 log = logging.getLogger(__name__)
@@ -34,10 +36,11 @@ Context = Callable[[], AbstractContextManager[Any]]
 class Decoder(Protocol):
     """Computes next-token logits of the rows in the batch. Rows are numbered 0..N-1; a new row is added at the end.
 
-    batch: the rows' tokens and state, in memory that lives as long as the decoder's own.
+    batch: the rows' tokens and state, in memory that lives as long as the decoder's own. can_resume: whether it has keep and resume.
     """
 
     batch: Batch
+    can_resume: bool
 
     def reserve(self, more: Capacity) -> None:
         """Enlarges the buffers if `more` rows and groups, of these widths, do not fit beside those that are decoded."""
@@ -45,6 +48,15 @@ class Decoder(Protocol):
 
     def admit(self, rows: Tensor, prompts: list[Tensor], source: Tensor) -> None:
         """Processes the prompts except for their last tokens, which the next step processes. Row rows[i] gets prompts[source[i]]."""
+        ...
+
+    def keep(self, rows: Sequence[int], lengths: Sequence[int]) -> Sequence[Any]:
+        """Copies of the keys and values of the first tokens of each row, so many of them, to be resumed later by any such decoder."""
+        ...
+
+    def resume(self, rows: Tensor, resumed: Sequence[Resumed], added: Sequence[Tensor]) -> None:
+        """Row rows[i] takes up a context that was kept. added: the tokens behind what is reused of it, without the last one of the
+        request, which the next step processes."""
         ...
 
     def logits(self, tokens: Tensor, positions: Tensor) -> Tensor:
@@ -58,6 +70,8 @@ class Decoder(Protocol):
 
 class CachedDecoder:
     """Decodes by the model's own forward with a slot cache. context: context factory for the forward."""
+
+    can_resume = True
 
     def __init__(self, model: PreTrainedModel, context: Context, capacity: Capacity) -> None:
         self.model, self.context, self.capacity = model, context, capacity
@@ -81,6 +95,24 @@ class CachedDecoder:
             return
         self.slots.at_prefill(rows, source)
         self._forward(block, self.columns[: block.shape[1]].expand_as(block), mask=None)
+
+    def keep(self, rows: Sequence[int], lengths: Sequence[int]) -> list[KeptLayers]:
+        return [self.slots.keep(row, length) for row, length in zip(rows, lengths, strict=True)]
+
+    def resume(self, rows: Tensor, resumed: Sequence[Resumed], added: Sequence[Tensor]) -> None:
+        for row, kept in zip(rows.tolist(), resumed, strict=True):
+            self.slots.restore(row, kept.context.states, kept.start)
+        adding = [i for i, tokens in enumerate(added) if len(tokens)]
+        if not adding:
+            return
+        # Padded by the last token in its own column: what is written there again is what stands there.
+        lengths = torch.tensor([len(added[i]) for i in adding], device=rows.device)[:, None]
+        n = self.columns[: int(lengths.max())].minimum(lengths - 1)
+        block = pad_sequence([added[i] for i in adding], batch_first=True).gather(1, n)
+        columns = n + torch.tensor([resumed[i].start for i in adding], device=rows.device)[:, None]
+        self.slots.at_extension(rows[adding], columns)
+        filled = self.columns[: self.slots.width] <= columns[..., None]
+        self._forward(block, columns, mask=filled[:, None])
 
     def logits(self, tokens: Tensor, positions: Tensor) -> Tensor:
         self.slots.at_step(positions)
@@ -106,6 +138,8 @@ class CachedDecoder:
 class RecomputingDecoder:
     """Decodes without a cache: every step processes the whole sequences. Padding is on the right, where no causal model reads it."""
 
+    can_resume = False
+
     def __init__(self, model: PreTrainedModel, context: Context, capacity: Capacity) -> None:
         self.model, self.context, self.capacity = model, context, capacity
         width = capacity.shared_width + capacity.width
@@ -124,6 +158,12 @@ class RecomputingDecoder:
     def admit(self, rows: Tensor, prompts: list[Tensor], source: Tensor) -> None:
         block = pad_sequence(prompts, batch_first=True)
         self.tokens[rows, : block.shape[1]] = block[source]
+
+    def keep(self, rows: Sequence[int], lengths: Sequence[int]) -> NoReturn:
+        raise NotImplementedError("there are no keys and values to keep")
+
+    def resume(self, rows: Tensor, resumed: Sequence[Resumed], added: Sequence[Tensor]) -> NoReturn:
+        raise NotImplementedError("there are no keys and values to resume from")
 
     def logits(self, tokens: Tensor, positions: Tensor) -> Tensor:
         rows = torch.arange(len(tokens), device=tokens.device)

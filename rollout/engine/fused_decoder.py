@@ -9,7 +9,8 @@ same memory, which a GPU replays as one graph.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, TypeVar
 
@@ -19,8 +20,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from rollout.attention import causal_window, exact_scores, grouped_attention
 from rollout.engine.batch import Batch, closing_moves, enlarged
-from rollout.engine.fused_model import FusedLayer, FusedModel
+from rollout.engine.extension import Extension
+from rollout.engine.fused_model import Attend, FusedLayer, FusedModel
 from rollout.engine.graphs import Graphs, QueryIndex
+from rollout.engine.kept import Resumed
+from rollout.engine.sizes import Capacity, Sizes, whole_blocks
 
 T = TypeVar("T")
 
@@ -29,51 +33,31 @@ BLOCK = 256  # the same where sizes are bucketed: a graph is useful only until i
 PREFILL_TOKENS = 4096  # per forward: enough for large products, few enough for the CPU's cache
 
 
-class Capacity(NamedTuple):
-    """The sizes of a decoder's buffers. shared_width: prompt tokens except the last; width: the last one and the completion's."""
+@dataclass(eq=False)
+class Prefix:
+    """The first tokens of a prompt that a group shares, all but the last one. states: a copy of their keys and values, [layers, 2, Hkv,
+    length, D], once a row of the group is kept."""
 
-    rows: int
-    groups: int
-    shared_width: int
-    width: int
-
-    def bucketed(self) -> Capacity:
-        return Capacity(*map(power_of_two, self[:2]), *map(whole_blocks, self[2:]))
-
-    def holding(self, needed: Capacity) -> Capacity:
-        """This capacity if `needed` fits; otherwise a larger one, rounded up so that further growth is rare."""
-        if all(size <= has for size, has in zip(needed, self, strict=True)):
-            return self
-        return Capacity(*map(max, self, needed.bucketed()))
+    length: int
+    states: Tensor | None = None
 
 
-class Sizes(NamedTuple):
-    """The sizes of a step. members: rows of the largest group; shared_width, width: columns that shared and own keys fill."""
+class KeptStates(NamedTuple):
+    """own: a row's own keys and values, [layers, 2, Hkv, tokens, D]."""
 
-    rows: int
-    groups: int
-    members: int
-    shared_width: int
-    width: int
-
-    def bucketed(self) -> Sizes:
-        return Sizes(*map(power_of_two, self[:3]), *map(whole_blocks, self[3:]))
-
-
-def power_of_two(size: int) -> int:
-    return 1 << (size - 1).bit_length()
-
-
-def whole_blocks(width: int) -> int:
-    return -(-width // 64) * 64
+    prefix: Prefix
+    own: Tensor
 
 
 class FusedDecoder:
     """Rows and groups 0..N-1 are in the first slots of their buffers; one that leaves is replaced by one from the end.
 
     A row writes its own keys from column 0 on, beginning with the prompt's last token, so that prefill needs no logits.
+    A row that is resumed joins the group of its prompt again, and its own columns hold all that was written behind it.
     bucketed: round sizes up to buckets, as on a GPU. reserves: allocate all columns of own keys at once instead of growing them.
     """
+
+    can_resume = True
 
     def __init__(
         self, model: FusedModel, capacity: Capacity, *, bucketed: bool = False, reserves: bool = False
@@ -98,7 +82,8 @@ class FusedDecoder:
             self.release()
             self._allocate(merged)
         self.batch.clear()
-        self.prefixes: list[int] = []  # of each group
+        self.prefixes: list[Prefix] = []  # of each group
+        self.extension: Extension | None = None  # to process with the next step
         self.num_rows = self.width = 0
         self.is_aligned = True  # every row writes the same column
         self.query_index: tuple[Sizes, QueryIndex] | None = None
@@ -139,23 +124,93 @@ class FusedDecoder:
     def _grow(self) -> None:
         """Adds columns to own keys, a layer at a time, so that no second copy of all layers exists."""
         has = self.own[0].shape[3]
-        more = min(BLOCK, self.capacity.width - has) if self.bucketed else GROWTH
+        block = BLOCK if self.bucketed else GROWTH
+        more = -(-(self.width - has) // block) * block
+        if self.bucketed:
+            more = min(more, self.capacity.width - has)
         self.graphs.clear()
         for layer, own in enumerate(self.own):
             self.own[layer] = enlarged(own, 0, 0, 0, more, 0)
 
     def admit(self, rows: Tensor, prompts: list[Tensor], source: Tensor) -> None:
         first = len(self.prefixes)
-        self.prefixes += [len(prompt) - 1 for prompt in prompts]
+        self.prefixes += [Prefix(len(prompt) - 1) for prompt in prompts]
         self.is_aligned = self.num_rows == 0 and not self.bucketed
-        self.group[rows] = first + source
-        self.prefix[rows] = torch.tensor(self.prefixes[first:], device=rows.device)[source]
-        self.num_rows += len(rows)
-        self.query_index = None
+        self._enter(rows, first + source)
         while prompts:
             count = max(1, PREFILL_TOKENS // max(map(len, prompts)))
             self._prefill(first, [prompt[:-1] for prompt in prompts[:count]])
             first, prompts = first + count, prompts[count:]
+
+    def _enter(self, rows: Tensor, groups: Tensor) -> None:
+        lengths = torch.tensor([prefix.length for prefix in self.prefixes], device=rows.device)
+        self.group[rows], self.prefix[rows] = groups, lengths[groups]
+        self.num_rows += len(rows)
+        self.query_index = None
+
+    def keep(self, rows: Sequence[int], lengths: Sequence[int]) -> list[KeptStates]:
+        """Copies of the keys and values of the first tokens of each row, so many of them. A prefix is copied once for its group."""
+        groups, kept = self.group[: self.num_rows].tolist(), []
+        for row, length in zip(rows, lengths, strict=True):
+            prefix = self.prefixes[groups[row]]
+            if prefix.states is None:
+                prefix.states = self.shared[:, :, groups[row], :, : prefix.length].clone()
+            own = torch.stack([own[:, row, :, : length - prefix.length] for own in self.own])
+            kept.append(KeptStates(prefix, own))
+        return kept
+
+    def resume(self, rows: Tensor, resumed: Sequence[Resumed], added: Sequence[Tensor]) -> None:
+        """Rows take up contexts that were kept. added: the tokens behind what is reused of each, without the last one of the request."""
+        first, states = self.num_rows, [r.context.states for r in resumed]
+        starts = [r.start - kept.prefix.length for r, kept in zip(resumed, states, strict=True)]
+        self._enter(rows, torch.tensor([self._group_of(kept.prefix) for kept in states], device=rows.device))
+        self.is_aligned = False
+        self.width = max(self.width, *(start + len(new) for start, new in zip(starts, added, strict=True)))
+        if self.width > self.own[0].shape[3]:
+            self._grow()
+        for row, (kept, start) in enumerate(zip(states, starts, strict=True), first):
+            for own, layer in zip(self.own, kept.own, strict=True):
+                own[:, row, :, :start] = layer[:, :, :start]
+        self._extend(first, starts, added)
+
+    def _extend(self, first: int, starts: Sequence[int], added: Sequence[Tensor]) -> None:
+        """Processes added tokens: as part of the next step, whose products are barely slower for them; alone where the steps are graphs."""
+        count = max(1, PREFILL_TOKENS // max(1, *map(len, added)))
+        for n in range(0, len(added), count):
+            self._run_extension()
+            part = added[n : n + count]
+            if any(map(len, part)):
+                prefix = self.prefix[first + n : first + n + len(part)]
+                self.extension = Extension.of(first + n, starts[n : n + len(part)], part, prefix)
+        if self.bucketed:
+            self._run_extension()
+
+    def _run_extension(self) -> None:
+        new, self.extension = self.extension, None
+        if new is not None:
+            self.model.states(new.tokens, new.positions, self._attend_added(new))
+
+    def _attend_added(self, new: Extension) -> Attend:
+        groups = self.group[new.first : new.first + new.count]
+        shared_width = max(1, int(new.prefix.max()))
+        masks = {window: new.mask(shared_width, window) for window in self.windows}
+
+        def attend(layer: FusedLayer, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            own = self.own[layer.index]
+            for target, states in zip(own, (key, value), strict=True):
+                target[new.rows, :, new.columns] = states
+            shared = self.shared[layer.index, :, :, :, :shared_width]
+            return new.attention(layer, query, shared, own, groups, masks[layer.window])
+
+        return attend
+
+    def _group_of(self, prefix: Prefix) -> int:
+        """The group that has this prefix; a new one if no row of it is decoded."""
+        if prefix not in self.prefixes:
+            assert prefix.states is not None  # a row was kept
+            self.prefixes.append(prefix)
+            self.shared[:, :, len(self.prefixes) - 1, :, : prefix.length] = prefix.states
+        return self.prefixes.index(prefix)
 
     def _prefill(self, first: int, prompts: list[Tensor]) -> None:
         block = pad_sequence(prompts, batch_first=True)  # right-padded: causal hides it
@@ -190,7 +245,7 @@ class FusedDecoder:
     def _index_queries(self) -> tuple[Sizes, QueryIndex]:
         group = self.group[: self.num_rows]
         counts = group.bincount(minlength=len(self.prefixes))
-        sizes = Sizes(self.num_rows, len(counts), int(counts.max()), max(1, *self.prefixes), 1)
+        sizes = Sizes(self.num_rows, len(counts), int(counts.max()), max(1, *(p.length for p in self.prefixes)), 1)
         if self.bucketed:
             sizes = sizes.bucketed()
         rows = torch.arange(self.num_rows, device=group.device)
@@ -240,7 +295,19 @@ class FusedDecoder:
             out = by_row(by_group(on_shared) @ shared_values[i])
             return out.baddbmm_(on_own, own_values[i]).view(rows, -1, layer.head_size)
 
-        return self.model.logits(self.model.states(self.newest[:rows], positions, attend))
+        tokens, new = self.newest[:rows], self.extension
+        if new is None:
+            return self.model.logits(self.model.states(tokens, positions, attend))
+        self.extension, attend_added = None, self._attend_added(new)
+
+        def attend_both(layer: FusedLayer, *states: Tensor) -> Tensor:
+            added = attend_added(
+                layer, *(state[rows:] for state in states)
+            )  # first, as rows read the keys that it writes
+            return torch.cat([attend(layer, *(state[:rows] for state in states)), added])
+
+        tokens, positions = torch.cat([tokens, new.tokens]), torch.cat([positions, new.positions])
+        return self.model.logits(self.model.states(tokens, positions, attend_both)[:rows])
 
     def _writer(self, rows: int, at: Tensor) -> Callable[[int, Tensor, Tensor], None]:
         """A function that writes a layer's newest keys and values, [rows, Hkv, D], into column `at` of their rows."""

@@ -1,6 +1,7 @@
 """The forward of models of Llama's architecture (Llama, Qwen2, Qwen3, Mistral, SmolLM3) in few, large operations.
 
-In 16 bits products are rounded, while the residual x, norms and attention scores are float32.
+In 16 bits products are rounded, while the residual x, norms and attention scores are float32, and the output layer if it is a
+Float32Linear (rollout/float32_head.py).
 With h = rms_norm(x): x += o(attention(q, k, v)), then x += down(act(gate(h)) * up(h)); q|k|v and gate|up are one product
 each. The caller provides attention: prefill and decoding keep their keys in different buffers.
 """
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from rollout.attention import has_only_attention_layers
-from rollout.engine.decode_weights import DecodeWeight, LowRank, is_lora, is_plain, is_readable_linear
+from rollout.engine.decode_weights import DecodeWeight, LowRank, is_lora, is_plain, is_readable_linear, product_dtype
 
 # (layer, query [N, Hq, D], key [N, Hkv, D], value [N, Hkv, D]) -> [N, Hq, D]
 Attend = Callable[["FusedLayer", Tensor, Tensor, Tensor], Tensor]
@@ -130,12 +131,14 @@ class FusedModel:
         trunk: Any = model.model
         self.names = {id(module): f"{name}.".lstrip(".") for name, module in model.named_modules()}
         self.dtype, self.device = dtype, model.device
-        self.embedding = DecodeWeight(trunk, ("embed_tokens",), "weight", dtype)
+        head_dtype = product_dtype(model.lm_head, dtype)
+        is_tied = not is_lora(model.lm_head) and model.lm_head.weight is trunk.embed_tokens.weight
+        self.embedding = DecodeWeight(trunk, ("embed_tokens",), "weight", head_dtype if is_tied else dtype)
         self.rotary: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = trunk.rotary_emb
         self.layers = [FusedLayer(i, layer, model.config, dtype) for i, layer in enumerate(trunk.layers)]
-        self.norm = RMSNorm(trunk, "norm", dtype)
-        self.head = Projection(model, "lm_head", dtype=dtype)
-        if not is_lora(model.lm_head) and model.lm_head.weight is trunk.embed_tokens.weight:
+        self.norm = RMSNorm(trunk, "norm", head_dtype)
+        self.head = Projection(model, "lm_head", dtype=head_dtype)
+        if is_tied:
             self.head.weight = self.embedding
 
     def states(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
@@ -172,9 +175,9 @@ class FusedModel:
 
     @contextmanager
     def packed(self) -> Iterator[None]:
-        """Within the context products read packed copies of the current weights, if this dtype and device can pack them."""
-        if can_pack(self.dtype, self.device):
-            for projection in self.projections():
+        """Within the context products read packed copies of the current weights, if their dtype and this device can pack them."""
+        for projection in self.projections():
+            if can_pack(projection.weight.dtype, self.device):
                 projection.pack()
         try:
             yield

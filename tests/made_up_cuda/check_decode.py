@@ -10,9 +10,10 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from rollout.engine.draw import draw_tokens, uniforms
-from rollout.engine.fused_decoder import Capacity, FusedDecoder, Sizes
+from rollout.engine.fused_decoder import FusedDecoder
 from rollout.engine.fused_model import FusedModel
 from rollout.engine.graphs import QueryIndex
+from rollout.engine.sizes import Capacity, Sizes
 from rollout.sampler import SamplingParams
 from tests.made_up_cuda.count import Count
 

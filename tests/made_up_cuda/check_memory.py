@@ -15,7 +15,7 @@ from rl.command.dry_run import equal_batch
 from rl.command.plan import load_config
 from rl.policy.precision import round_frozen
 from rl.processes.runtime import Runtime
-from rl.run.build import build_learner
+from rl.run.build_learner import build_learner
 from rl.settings.config import RunConfig
 from rl.settings.resolve import resolve
 from rl.update.step import update

@@ -17,7 +17,7 @@ from rl.command.dry_run import equal_batch
 from rl.command.plan import load_config
 from rl.processes.runtime import Runtime
 from rl.processes.sharding import compute_device, full_tensor
-from rl.run.build import build_learner, build_optimizer
+from rl.run.build_learner import build_learner, build_optimizer
 from rl.settings.config import RunConfig
 from rl.settings.resolve import resolve
 from rl.update.learner import Learner

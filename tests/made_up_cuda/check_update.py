@@ -42,7 +42,9 @@ def batch(num_groups: int) -> Batch:
         lengths = [min(1024, max(2, int(rng.expovariate(1 / 450)))) for _ in range(8)]
         return TrainGroup((0,) * rng.randint(100, 512), tuple(TrainSequence.to_score([0] * n) for n in lengths))
 
-    return Batch(tuple(group() for _ in range(num_groups)), StepCounts(num_tokens=1, num_sequences=1, max_tokens=1))
+    return Batch(
+        tuple(group() for _ in range(num_groups)), StepCounts(num_tokens=1, num_sequences=1, num_groups=1, max_tokens=1)
+    )
 
 
 def make_learner(layers: int, *, lora: bool, checkpointed: bool = False, forward: Forward = varlen_forward) -> Learner:

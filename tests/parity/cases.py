@@ -14,7 +14,9 @@ from rewards.score import Outcome, Score
 from rl.objective.algorithms import ALGORITHMS, Algorithm
 from rollout.records import Completion, FinishReason, Problem, Rollout, RolloutGroup
 
-WITHOUT_CRITIC = [name for name, algorithm in ALGORITHMS.items() if algorithm.value_rule is None]
+WITHOUT_CRITIC = [
+    name for name, a in ALGORITHMS.items() if a.value_rule is None and a.teacher_weight == 0 and not a.prefers
+]
 VOCAB = 61
 MAX_TOKENS = 10
 TEMPERATURE = 0.7

@@ -25,11 +25,13 @@ RESTATED = {
     "gspo",
     "rloo",
     "cispo",
+    "plain",
+    "scalerl",
     "sft",
     "rft",
     "online-rft",
 }
-CLIP = {"dapo": (0.2, 0.28), "gspo": (3e-4, 4e-4)}  # the others: (0.2, 0.2)
+CLIP = {"dapo": (0.2, 0.28), "plain": (0.2, 0.28), "gspo": (3e-4, 4e-4)}  # the others: (0.2, 0.2)
 GROUP_EPS = 1e-4
 WEIGHT_CAP = 2.0
 
@@ -63,8 +65,30 @@ def steps_after(ends: Sequence[int], rewards: Sequence[float], length: int) -> l
     return [sum(r for end, r in zip(ends, rewards, strict=True) if end >= t) for t in range(length)]
 
 
-def token_advantages(name: str, group: RolloutGroup, max_tokens: int) -> list[list[float]]:
-    """Of each graded completion of the group."""
+def graded_values(group: RolloutGroup) -> list[float]:
+    return [float(r.score.value) for r in group.rollouts if r.score.value is not None]
+
+
+def spread(groups: Sequence[RolloutGroup]) -> float:
+    """ScaleRL: the std of all centred rewards of the groups that are not all right or all wrong."""
+    rows = [values for group in groups if len(set(values := graded_values(group))) > 1]
+    return statistics.pstdev([v - statistics.fmean(values) for values in rows for v in values]) if rows else 0.0
+
+
+def counted_lengths(name: str, groups: Sequence[RolloutGroup]) -> list[list[int]]:
+    """The lengths of the graded completions of each group; none of groups without signal where these are in no count."""
+
+    def is_counted(group: RolloutGroup) -> bool:
+        return name not in ("plain", "scalerl") or len(set(graded_values(group))) > 1
+
+    graded = [[len(r.completion.token_ids) for r in g.rollouts if r.score.value is not None] for g in groups]
+    return [lengths if is_counted(group) else [] for lengths, group in zip(graded, groups, strict=True)]
+
+
+def token_advantages(
+    name: str, group: RolloutGroup, max_tokens: int, step: Sequence[RolloutGroup] = ()
+) -> list[list[float]]:
+    """Of each graded completion of the group. step: all groups, for what depends on the others."""
     graded = [r for r in group.rollouts if r.score.value is not None]
     lengths = [len(r.completion.token_ids) for r in graded]
     values = [float(r.score.value or 0) for r in graded]
@@ -81,6 +105,8 @@ def token_advantages(name: str, group: RolloutGroup, max_tokens: int) -> list[li
     mean = statistics.fmean(values)
     if name == "dr-grpo":
         rows = [v - mean for v in values]
+    elif name == "scalerl":
+        rows = [(v - mean) / (spread(step) + GROUP_EPS) for v in values]
     else:
         rows = above_the_others(values) if name == "rloo" else normalised(values)
     return [[a] * n for a, n in zip(rows, lengths, strict=True)]
@@ -88,8 +114,8 @@ def token_advantages(name: str, group: RolloutGroup, max_tokens: int) -> list[li
 
 def policy_term(name: str, ratio: Tensor, advantage: float, logprob: Tensor) -> Tensor:
     """What is to be maximised, of one token."""
-    if name == "cispo":
-        return min(ratio.detach(), torch.tensor(1.28)) * advantage * logprob
+    if name in ("cispo", "scalerl"):
+        return min(ratio.detach(), torch.tensor(5.0)) * advantage * logprob
     if name in IMITATION:
         return advantage * logprob
     low, high = CLIP.get(name, (0.2, 0.2))
@@ -105,9 +131,12 @@ def penalty(name: str, policy: Tensor, reference: Tensor) -> Tensor:
     return 0.03 * (policy - reference) ** 2 / 2 if name == "rloo" else torch.zeros(())
 
 
-def token_weight(name: str, length: int, lengths: Sequence[int], max_tokens: int) -> float:
-    """lengths: of all graded completions of the step."""
-    if name in ("sft", "dapo", "cispo"):
+def token_weight(name: str, length: int, group: Sequence[int], step: Sequence[Sequence[int]], max_tokens: int) -> float:
+    """group, step: the counted lengths of the group, and of every group of the step."""
+    lengths = [n for of_group in step for n in of_group]
+    if name == "scalerl":
+        return 1 / sum(group) / sum(map(bool, step))
+    if name in ("sft", "dapo", "cispo", "plain"):
         return 1 / sum(lengths)
     return 1 / len(lengths) / {"dr-grpo": max_tokens, "rloo": 1}.get(name, length)
 
@@ -116,16 +145,21 @@ def step_loss(
     name: str, groups: Sequence[RolloutGroup], policy: Scores, behaviour: Scores, reference: Scores, max_tokens: int
 ) -> Tensor:
     """-sum of weight * (importance weight * policy term) + sum of weight * penalty, over graded completions alone."""
-    lengths = [len(r.completion.token_ids) for g in groups for r in g.rollouts if r.score.value is not None]
+    lengths = counted_lengths(name, groups)
     total = torch.zeros(())
-    for group, *columns in zip(groups, policy, behaviour, reference, strict=True):
+    for group, of_group, *columns in zip(groups, lengths, policy, behaviour, reference, strict=True):
+        if not of_group:
+            continue
         graded = [row for row in zip(group.rollouts, *columns, strict=True) if row[0].score.value is not None]
-        for advantages, (rollout, ps, bs, fs) in zip(token_advantages(name, group, max_tokens), graded, strict=True):
-            ratios = (ps - bs).mean().exp().expand(len(ps)) if name == "gspo" else (ps - bs).exp()
+        rows = token_advantages(name, group, max_tokens, groups)
+        for advantages, (rollout, ps, bs, fs) in zip(rows, graded, strict=True):
             sampler = torch.tensor(rollout.completion.sampler_logprobs)
-            weight = token_weight(name, len(ps), lengths, max_tokens)
+            ratios = (ps - bs).mean().exp().expand(len(ps)) if name == "gspo" else (ps - bs).exp()
+            ratios = (ps - sampler).exp() if name == "scalerl" else ratios
+            weight = token_weight(name, len(ps), of_group, lengths, max_tokens)
             for rho, a, p, b, f, s in zip(ratios, advantages, ps, bs, fs, sampler, strict=True):
-                correction = 1.0 if name in IMITATION else min(float((b - s).exp()), WEIGHT_CAP)
+                uncorrected = name in (*IMITATION, "scalerl")
+                correction = 1.0 if uncorrected else min(float((b - s).exp()), WEIGHT_CAP)
                 total = total + weight * (penalty(name, p, f) - correction * policy_term(name, rho, a, p))
     return total
 

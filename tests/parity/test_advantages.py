@@ -328,3 +328,14 @@ def test_gae_is_the_written_out_sum_in_a_ragged_batch(seed: int) -> None:
     advantages, _ = gae(*tensors, mask, gamma=gamma, lam=lam)
     for ours, r, v, n in zip(advantages, rewards, values, lengths, strict=True):
         assert ours[:n].tolist() == pytest.approx(sums_of_errors(r[:n], v[:n], gamma, lam), abs=EXACT)
+
+
+def test_the_std_of_the_batch_by_hand() -> None:
+    """Centred rewards 0.75, -0.25 x 3 and 2, -2, 0 (one is not graded): squares sum to 0.75 + 8, over 4 + 3 completions: std 1.118034.
+    The constant group has no part in it."""
+    rewards = torch.tensor([[1.0, 0, 0, 0], [5.0, 1.0, 9.0, 3.0], [7.0, 7.0, 7.0, 7.0]])
+    graded = torch.tensor([[True] * 4, [True, True, False, True], [True] * 4])
+    ours = group_normalized(rewards, scale="batch", eps=0.0, mask=graded)
+    expected = [[0.75, -0.25, -0.25, -0.25], [2, -2, 0, 0], [0, 0, 0, 0]]
+    assert (ours * 1.118034).tolist() == [pytest.approx(row, abs=1e-6) for row in expected]
+    assert group_normalized(rewards[2:], scale="batch", eps=1e-4).tolist() == [[0.0] * 4]

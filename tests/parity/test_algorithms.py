@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from rl.forward.micro_batch import MicroBatch
-from rl.objective.algorithms import ALGORITHMS, CISPO, GRPO, RLOO, SFT, Algorithm
+from rl.objective.algorithms import ALGORITHMS, CISPO, DISTILL, GRPO, PLAIN, RLOO, SCALERL, SFT, Algorithm
 from rl.objective.tokens import TokenScores
-from rl.update.batch import pack
+from rl.update.batch import Batch, pack
 from rollout.records import RolloutGroup
 from tests.parity.cases import MAX_TOKENS, WITHOUT_CRITIC, advantages_of, group_of, random_groups
 from tests.parity.restated import RESTATED, Scores, normalised, step_loss, token_advantages
@@ -25,15 +25,22 @@ FLOAT32 = 2e-6  # float32 sums of about 100 terms whose sizes add up to less tha
 
 
 def test_every_algorithm_is_restated() -> None:
-    """A new one wants a restatement of its own; without it the tests below would compare it with GRPO."""
+    """A new one wants a restatement of its own; without it the tests below would compare it with GRPO.
+
+    Those whose advantages are made during the update have theirs in tests/rl/test_ppo.py, test_dpo.py and below.
+    """
     assert set(WITHOUT_CRITIC) == RESTATED
-    assert set(ALGORITHMS) - RESTATED == {"ppo", "ppo-separate"}  # in tests/rl/test_ppo.py
+    assert set(ALGORITHMS) - RESTATED == {"ppo", "ppo-separate"} | {"dpo", "online-dpo"} | {"distill"}
 
 
 def whole(algorithm: Algorithm, groups: list[RolloutGroup]) -> MicroBatch:
     """The step as one micro-batch."""
-    (micro,) = pack(algorithm.assign_credit(groups, MAX_TOKENS), algorithm, MAX_TOKENS).micro_batches(10_000)
+    (micro,) = packed(algorithm, groups).micro_batches(10_000)
     return micro
+
+
+def packed(algorithm: Algorithm, groups: list[RolloutGroup]) -> Batch:
+    return pack(algorithm.assign_credit(groups, MAX_TOKENS), algorithm, MAX_TOKENS)
 
 
 def drawn(groups: list[RolloutGroup], seed: int, center: Scores | None = None, scale: float = 1.0) -> Scores:
@@ -90,7 +97,7 @@ def test_the_advantages_are_the_restated_ones(name: str, seed: int) -> None:
     groups = random_groups(seed)
     for group, ours in zip(groups, advantages_of(ALGORITHMS[name], groups, MAX_TOKENS), strict=True):
         kept = [a.tolist() for a, r in zip(ours, group.rollouts, strict=True) if r.score.value is not None]
-        assert kept == [pytest.approx(a, abs=2e-5) for a in token_advantages(name, group, MAX_TOKENS)]
+        assert kept == [pytest.approx(a, abs=2e-5) for a in token_advantages(name, group, MAX_TOKENS, groups)]
 
 
 def one_token(
@@ -130,10 +137,91 @@ def test_entropy_is_rewarded() -> None:
 
 
 def test_rloo_and_cispo_by_hand() -> None:
-    """RLOO, A = 1, rho = 1, d = ln 2: -1 + 0.03 * 0.240227. CISPO, rho = 2 is cut to 1.28, l = -1 + ln 2, b = s:
-    -1.28 * (-1 + ln 2) = 0.392772."""
+    """RLOO, A = 1, rho = 1, d = ln 2: -1 + 0.03 * 0.240227. CISPO, rho = 8 is cut to 5, l = -1 + ln 8, b = s:
+    -5 * (-1 + ln 8) = -5.397208; rho = 4 is not: -4 * (-1 + ln 4) = -1.545177."""
     assert one_token(alone(RLOO, 1.0), -1, -1, -1 - math.log(2)) == pytest.approx(-1 + 0.03 * 0.240227, abs=FLOAT32)
-    assert one_token(alone(CISPO, 1.0), -1 + math.log(2), -1, None) == pytest.approx(0.392772, abs=FLOAT32)
+    assert one_token(alone(CISPO, 1.0), -1 + math.log(8), -1, None) == pytest.approx(-5.397208, abs=FLOAT32)
+    assert one_token(alone(CISPO, 1.0), -1 + math.log(4), -1, None) == pytest.approx(-1.545177, abs=FLOAT32)
+
+
+def test_scalerl_by_hand() -> None:
+    """rho = exp(l - s), not exp(l - b). Group 1: rewards 1, 0, tokens 1 and 3; group 2: 1, 0, one token each; group 3 is silent.
+    Advantages +-0.5 / std, std = 0.5 (eps 1e-4): +-0.9998. Weights 1 / (2 * 4) in group 1, 1 / (2 * 2) in group 2. With l = s + ln 2 everywhere, s = -1:
+    each token's term is -2 a (-1 + ln 2); group 1 has 1 - 3 = -2 of them, group 2 none: -2 * 0.125 * 0.9998 * -2 * (-1 + ln 2) =
+    -0.153395. The old log-prob, -3, has no part in it."""
+    groups = [group_of([1, 3], [1.0, 0.0]), group_of([1, 1], [1.0, 0.0]), group_of([2, 9], [1.0, 1.0])]
+    micro = whole(SCALERL, groups)
+    assert sorted(micro.weights.tolist()) == [0.125] * 4 + [0.25] * 2
+    logprobs = micro.sampler_logprobs + math.log(2)
+    assert logprobs.tolist() == pytest.approx([-1 + math.log(2)] * 6)
+    loss = SCALERL.loss(TokenScores(logprobs, torch.zeros(6)), torch.full((6,), -3.0), None, micro)
+    assert loss.item() == pytest.approx(-0.153395, abs=FLOAT32)
+
+
+@pytest.mark.parametrize("name", [name for name in ALGORITHMS if name not in ("sft", "rft", "online-rft", "distill")])
+def test_silent_groups_are_counted_or_not_as_asked(name: str) -> None:
+    """Beside a group of 2 + 3 tokens one of 4 + 7 that is all right. Weights of the five tokens, counted and not, by hand."""
+    by_hand = {
+        "token": ([1 / 16] * 5, [1 / 5] * 5),
+        "prompt": ([1 / 10] * 5, [1 / 5] * 5),
+        "completion": ([1 / 8] * 2 + [1 / 12] * 3, [1 / 4] * 2 + [1 / 6] * 3),
+        "constant": ([1 / 40] * 5, [1 / 20] * 5),
+        "sequence": ([1 / 4] * 5, [1 / 2] * 5),
+        "pairs": ([1 / 4] * 2 + [1 / 6] * 3, [1 / 2] * 2 + [1 / 3] * 3),
+    }
+    kinds = {"token": ("dapo", "cispo", "plain", "ppo", "ppo-separate"), "prompt": ("scalerl",)}
+    kinds |= {"constant": ("dr-grpo",), "sequence": ("rloo",), "pairs": ("dpo", "online-dpo")}
+    kind = next((kind for kind, names in kinds.items() if name in names), "completion")
+    groups = [group_of([2, 3], [1.0, 0.0]), group_of([4, 7], [1.0, 1.0])]
+    for counts, expected in zip((True, False), by_hand[kind], strict=True):
+        batch = packed(replace(ALGORITHMS[name], count_silent=counts), groups)
+        weights = [s.weight for s in batch.groups[0].sequences for _ in s.token_ids]
+        assert weights == pytest.approx(expected)
+        assert batch.counts.num_tokens == (16 if counts else 5)
+        assert counts or len(batch.groups) == 1
+
+
+@pytest.mark.parametrize("name", ["plain", "ppo", "scalerl"])
+def test_a_step_of_silent_groups_alone_has_no_update(name: str) -> None:
+    batch = packed(replace(ALGORITHMS[name], count_silent=False), [group_of([2, 3], [0.0, 0.0])] * 2)
+    assert batch.groups == ()
+
+
+def test_a_teacher_adds_to_every_tokens_advantage() -> None:
+    """Rewards 1 and 0 (A = +-0.7070, std 0.7071), teacher weight 0.5; old log-probs -1, teacher's -1 + 0.4 and -1 - 2: the two tokens'
+    advantages are 0.7070 + 0.2 and -0.7070 - 1; at rho = 1 the loss is -(0.9070 - 1.7070) / 2 = 0.4 and each gradient -A / 2."""
+    algorithm = replace(PLAIN, teacher_weight=0.5)
+    micro = whole(algorithm, [group_of([1, 1], [1.0, 0.0])])
+    assert micro.advantages is not None
+    taught = torch.where(micro.advantages > 0, 0.4, -2.0) - 1
+    logprobs = torch.full((2,), -1.0, requires_grad=True)
+    old = logprobs.detach()
+    loss = algorithm.loss(TokenScores(logprobs, torch.zeros(2)), old, None, micro, teacher_logprobs=taught)
+    assert loss.item() == pytest.approx(0.4, abs=FLOAT32)
+    (gradient,) = torch.autograd.grad(loss, logprobs)
+    assert sorted(gradient.tolist()) == pytest.approx([-0.907007 / 2, 1.707007 / 2], abs=FLOAT32)
+
+
+def test_distillation_descends_the_reverse_kl() -> None:
+    """Over all one-token answers of a vocabulary of five, weighed by their probabilities, the gradient is that of KL(policy || teacher)."""
+    torch.manual_seed(0)
+    logits, teacher = torch.randn(5, requires_grad=True), torch.randn(5).log_softmax(0)
+    policy = logits.log_softmax(0)
+    (expected,) = torch.autograd.grad((policy.exp() * (policy - teacher)).sum(), logits, retain_graph=True)
+    micro = whole(DISTILL, [group_of([1] * 5, [0.0] * 5)])
+    micro = replace(micro, weights=policy.detach().exp(), sampler_logprobs=policy.detach())
+    scores = TokenScores(policy, torch.zeros(5))
+    loss = DISTILL.loss(scores, policy.detach(), None, micro, teacher_logprobs=teacher)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert gradient.tolist() == pytest.approx(expected.tolist(), abs=FLOAT32)
+
+
+def test_a_teacher_reads_silent_groups_too() -> None:
+    """distill has no rewards, and plain with a teacher counts all groups."""
+    silent = [group_of([2, 3], [1.0, 1.0])]
+    assert packed(PLAIN, silent).groups == ()
+    for algorithm in (DISTILL, replace(PLAIN, teacher_weight=1.0)):
+        assert packed(algorithm, silent).counts.num_tokens == 5 and len(packed(algorithm, silent).groups) == 1
 
 
 def test_supervised_learning_is_the_same_step_with_every_demonstration_worth_one() -> None:

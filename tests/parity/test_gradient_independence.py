@@ -35,6 +35,7 @@ from tests.parity.cases import (
 from tests.parity.restated import (
     IMITATION,
     Scores,
+    counted_lengths,
     padded_logprobs,
     padded_tables,
     step_loss,
@@ -122,7 +123,7 @@ def test_without_a_kl_skipping_what_has_no_advantage_changes_nothing(
     name: str, policy: PreTrainedModel, reference: PreTrainedModel
 ) -> None:
     """The silent group is not run, stays in the counts, and the gradient is what it is with it."""
-    algorithm, groups = replace(ALGORITHMS[name], kl_weight=0.0), random_groups(3)
+    algorithm, groups = replace(ALGORITHMS[name], kl_weight=0.0, count_silent=True), random_groups(3)
     skipped, run = packed(algorithm, groups), everything(algorithm, groups)
     silent = [g for g in advantages_of(algorithm, groups, MAX_TOKENS) if not any(bool(a.any()) for a in g)]
     assert len(run.groups) - len(skipped.groups) == len(silent)
@@ -188,16 +189,20 @@ def coefficients(
     c = weight * (-w A + KL's); KL's: beta (1 - exp(f - l)) of k3 (the paper's equation 21 with its sign), beta (l - f)
     of k2. GSPO's ratio is a mean over the sequence: its tokens share the mean of their importance weights.
     """
-    lengths = [len(r.completion.token_ids) for g in groups for r in g.rollouts if r.score.value is not None]
-    pairs = []
-    for group, rows, fixed_rows in zip(groups, scores, fixed, strict=True):
+    lengths, pairs = counted_lengths(name, groups), []
+    for group, of_group, rows, fixed_rows in zip(groups, lengths, scores, fixed, strict=True):
+        if not of_group:
+            continue
         graded = [x for x in zip(group.rollouts, rows, fixed_rows, strict=True) if x[0].score.value is not None]
-        for advantages, (rollout, row, f) in zip(token_advantages(name, group, MAX_TOKENS), graded, strict=True):
+        for advantages, (rollout, row, f) in zip(
+            token_advantages(name, group, MAX_TOKENS, groups), graded, strict=True
+        ):
             logprobs = row.detach()
-            w = (logprobs - torch.tensor(rollout.completion.sampler_logprobs)).exp().clamp(max=2.0)
+            w = (logprobs - torch.tensor(rollout.completion.sampler_logprobs)).exp()
+            w = w.clamp(max=5.0 if name == "scalerl" else 2.0)
             w = w.mean().expand(len(w)) if name == "gspo" else torch.ones_like(w) if name in IMITATION else w
             kl = {"grpo": 0.04 * (1 - (f - logprobs).exp()), "rloo": 0.03 * (logprobs - f)}
-            weight = token_weight(name, len(w), lengths, MAX_TOKENS)
+            weight = token_weight(name, len(w), of_group, lengths, MAX_TOKENS)
             pairs.append((row, weight * (kl.get(name.split("-")[0], 0) - w * torch.tensor(advantages))))
     return pairs
 
@@ -240,5 +245,5 @@ def test_the_entropy_bonus_is_that_of_the_whole_distribution(
     bonus = torch.zeros(())
     for table in tables:
         entropy = -(table.exp() * table).sum()
-        bonus = bonus - 0.5 * token_weight(name, len(table), lengths, MAX_TOKENS) * entropy
+        bonus = bonus - 0.5 * token_weight(name, len(table), [], [lengths], MAX_TOKENS) * entropy
     assert relative_difference(rewarded - plain, gradient_of(policy, bonus)) < SAME

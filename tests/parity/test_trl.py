@@ -216,8 +216,9 @@ CASES: dict[str, tuple[Algorithm, dict[str, Any]]] = {
         GSPO,
         {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon_low": 3e-4, "epsilon_high": 4e-4},
     ),
-    # an absolute cap of 1.28, and of 1.1: TRL's reading, by our bounds
-    "cispo": (CISPO, {"loss_type": "cispo", "epsilon_high": 1.28}),
+    # an absolute cap of 5, of 1.28 and of 1.1: TRL's reading, by our bounds
+    "cispo": (CISPO, {"loss_type": "cispo", "epsilon_high": 5.0}),
+    "cispo-low-cap": (replace(CISPO, clip_high=0.28), {"loss_type": "cispo", "epsilon_high": 1.28}),
     "cispo-lower-cap": (replace(CISPO, clip_high=0.1), {"loss_type": "cispo", "epsilon_high": 1.1}),
 }
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from plumbline.reward_names import reference_to
+from plumbline.names_of_functions import reference_to
 from rewards.errors import UserError
 from rewards.function_verifier import FunctionVerifier
 from rewards.functions.declaration import reward
@@ -93,6 +93,10 @@ def unfit_value(answer): return Score(None, Outcome.CORRECT)
 def many_parts(answer): return Score(1.0, Outcome.CORRECT, {f"part {n}": 1.0 for n in range(200_000)})
 def unprintable_name(answer): return Score(1.0, Outcome.CORRECT, {"\\ud800": 1.0})
 def long_name(answer): return Score(1.0, Outcome.CORRECT, {"x" * 5_000_000: 1.0})
+def as_in_trl(prompts, completions, colour, **kwargs):
+    given = [prompts, colour, kwargs["prompt"], kwargs["reference"], kwargs["problem"], kwargs["answers"]]
+    assert all(type(one) is list and len(one) == len(completions) for one in given), given
+    return [float(c == f"{p} {of} {q['id']}") for p, c, of, q in zip(prompts, completions, colour, kwargs["problem"])]
 def bytes_of_group(answers): return bytes(len(answers))
 def hides_async(answer): return waits(answer)
 def writes_into_pipes(answer):
@@ -212,6 +216,16 @@ def test_a_function_of_the_group_sees_the_answers_of_one_problem_together(folder
     answers, groups = ["a", "bbb", "cc", "d"], [0, 1, 0, 1]
     scores = verifier.verify_batch(answers, [""] * 4, ["q"] * 4, [ROW] * 4, groups)
     assert [s.value for s in scores] == [0.0, 1.0, 1.0, 0.0]
+
+
+def test_without_answers_every_argument_of_a_group_is_a_list_as_in_trl(folder: Path, verifiers) -> None:
+    verifier = FunctionVerifier("as_in_trl", Source.parse("given.py:as_in_trl"), num_workers=1)
+    verifiers.append(verifier)
+    rows = [{"id": "7", "colour": "red"}, {"id": "8", "colour": "blue"}]
+    assert [s.outcome for s in verifier.check_references(["", ""], ["q", "r"], rows)] == [Outcome.CORRECT] * 2
+    texts = ["q red 7", "r blue 8", "q", "r red 7"]
+    scores = verifier.verify_batch(texts, [""] * 4, ["q", "r"] * 2, rows * 2, [0, 1, 0, 1])
+    assert [s.value for s in scores] == [1.0, 1.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize(

@@ -77,10 +77,10 @@ def random_batch(seed: int = 0, *, groups: int = 5, size: int = 4, longest: int 
             token_ids=tokens(length),
             sampler_logprobs=tuple(-3 * rng.random() for _ in range(length)),
             advantages=torch.full((length,), rng.gauss(0, 1)),
-            weight=mean_of_token_means(length, counts),
+            weight=mean_of_token_means(length, length * size, counts),
         )
 
-    counts = StepCounts(num_tokens=0, num_sequences=groups * size, max_tokens=longest)
+    counts = StepCounts(num_tokens=0, num_sequences=groups * size, num_groups=groups, max_tokens=longest)
     return Batch(
         tuple(
             TrainGroup(tokens(rng.randint(1, 7)), tuple(sequence(rng.randint(1, longest)) for _ in range(size)))

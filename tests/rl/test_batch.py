@@ -22,7 +22,7 @@ def of_any_length(num_groups: int) -> Batch:
         TrainGroup(prompt, tuple(TrainSequence.to_score([0] * n) for n in row))
         for prompt, row in zip(prompts, lengths, strict=True)
     ]
-    return Batch(tuple(groups), StepCounts(num_tokens=1, num_sequences=1, max_tokens=1024))
+    return Batch(tuple(groups), StepCounts(num_tokens=1, num_sequences=1, num_groups=1, max_tokens=1024))
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def test_async_grpo_takes_the_gradient_of_the_given_completions(
         TrainGroup(prompt, tuple(map(sequence, rows, row_signs)))
         for prompt, rows, row_signs in zip(prompts, completions, signs, strict=True)
     )
-    batch = Batch(groups, StepCounts(num_tokens=count, num_sequences=6, max_tokens=9))
+    batch = Batch(groups, StepCounts(num_tokens=count, num_sequences=6, num_groups=len(groups), max_tokens=9))
     advantages = torch.cat([s.advantages for g in groups for s in g.sequences])
     (-(advantages * logprobs).sum() / count).backward()
 

@@ -25,6 +25,7 @@ from rl.capacity.choose import (
     settings,
     with_defaults,
 )
+from rl.capacity.cost import forward_flops
 from rl.command.plan import Plan, describe, load_config, make_plan
 from rl.settings.options import CARDS, PlanOptions
 
@@ -50,7 +51,7 @@ def skeleton(model: str) -> Plan:
 
 def planned(model: str, **options: Any) -> Plan:
     """32 problems x 8 completions, p 512, c 1,024 unless told otherwise."""
-    plan = Plan(PlanOptions(model=model, **options), skeleton(model).config)
+    plan = Plan(PlanOptions(**{"model": model, "algorithm": "grpo", **options}), skeleton(model).config)
     vars(plan)["skeleton"] = skeleton(model).skeleton  # cached_property: made once for all cells
     return plan
 
@@ -244,7 +245,7 @@ def test_the_page_says_what_is_chosen() -> None:
         typed = options.strip("`").split() if options != "all weights" else []
         changes = {name[2:].replace("-", "_"): value for name, value in zip(typed[::2], typed[1::2], strict=True)}
         changes |= {"lora_rank": int(changes["lora_rank"])} if "lora_rank" in changes else {}
-        found = choose(planned(model, **changes).open_account, DeviceMemory.of_card(CARDS[card]))
+        found = choose(planned(model, algorithm=None, **changes).open_account, DeviceMemory.of_card(CARDS[card]))
         sizes = (peak(found), found.peak_of_update() / GIB, found.peak_of_sampling() / GIB)
         again = "on" if found.run.gradient_checkpointing else "off"
         assert numbers == [*(f"{x:.1f}" for x in sizes), again, f"{found.run.token_budget:,}", str(found.rows)]
@@ -284,3 +285,36 @@ def test_a_critic_of_another_model_is_counted_in_its_own_shape() -> None:
     assert {k: v for k, v in shapes[1].items() if k != "critic"} == {
         k: v for k, v in shapes[0].items() if k != "critic"
     }
+
+
+def test_a_teacher_is_counted_in_its_own_shape() -> None:
+    """Frozen, in bfloat16 but for its norms and biases; with head_dtype float32 its output layer, here tied to its embeddings, has 4
+    bytes a number. Its forward has the policy's tokens."""
+    small, plain = skeleton("qwen2.5-0.5b"), planned("qwen3-1.7b", kl_weight=0.0)
+    taught = planned("qwen3-1.7b", kl_weight=0.0, teacher="qwen2.5-0.5b")
+    model = small.skeleton
+    matrices = sum(p.numel() for name, p in model.named_parameters() if p.dim() > 1)
+    biases = sum(p.numel() for name, p in model.named_parameters() if name.endswith("_proj.bias"))
+    norms = small.cost.all_parameters - matrices - biases
+    assert taught.memory()["teacher"] == 2 * (matrices + biases) + 4 * norms
+    exact = planned("qwen3-1.7b", kl_weight=0.0, teacher="qwen2.5-0.5b", head_dtype="float32")
+    assert exact.memory()["teacher"] == taught.memory()["teacher"] + 2 * 151_936 * 896
+    parts, more = plain.flops(), taught.flops()
+    assert {name: count for name, count in more.items() if name != "teacher"} == parts
+    work = taught.micro_batches.whole.workload
+    assert more["teacher"] == forward_flops(small.cost, work) > 0
+    assert "teacher" in describe(taught, None)
+
+
+def test_a_teacher_behind_a_server_takes_nothing_here() -> None:
+    taught = planned("qwen3-1.7b", teacher="http://127.0.0.1:8000")
+    assert taught.memory()["teacher"] == 0 and "teacher" not in taught.flops()
+
+
+def test_the_tiny_model_may_be_a_plans_teacher() -> None:
+    assert 0 < planned("qwen2.5-0.5b", teacher="tiny").memory()["teacher"] < 1e7
+
+
+def test_a_teacher_that_is_not_known_is_named_as_such() -> None:
+    with pytest.raises(UserError, match=r"teacher is 'nobody': it is no known model"):
+        planned("qwen3-1.7b", teacher="nobody").memory()

@@ -16,7 +16,8 @@ from rl.settings.resolve import resolve
 from tests.rl.test_loop import ROOT, measured, options
 from tests.rl.test_processes import free_port
 
-SCONTROL = "#!/bin/bash\nprintf '127.0.0.1\\nanother\\n'\n"
+# It writes on after its first line, which a reader that wants no more must not make an error of.
+SCONTROL = "#!/bin/bash\necho 127.0.0.1\nsleep 0.2\necho another\n"
 SRUN = '#!/bin/bash\nSLURM_NODEID=0 "$@" &\nSLURM_NODEID=1 "$@" || exit 1\nwait $!\n'
 
 

@@ -14,7 +14,7 @@ from rewards.math_policy import MathPolicy
 from rewards.score import Outcome
 from rewards.verifiers import VerifierOptions, Verifiers
 from rl.processes.runtime import Runtime
-from rl.run.build import build_learner
+from rl.run.build_learner import build_learner
 from rl.run.loop import verifier_options
 from rl.settings.config import RunConfig
 from rl.settings.declare import ByModel, declared
@@ -119,7 +119,13 @@ def test_settings_leave_nothing_open() -> None:
             getattr(settings, name) is not None for name in declared(RunConfig, ByModel) if name != "prompt_style"
         )
         is_auto = {name for name, value in vars(settings).items() if value == "auto"}
-        assert is_auto <= {"device", "attention", "fused", *(["reference_dtype"] if config.lora_rank else [])}
+        assert is_auto <= {
+            "device",
+            "attention",
+            "fused",
+            "head_dtype",
+            *(["reference_dtype"] if config.lora_rank else []),
+        }
 
 
 def test_settings_are_options_again() -> None:
@@ -147,20 +153,39 @@ def test_every_option_of_a_critic_reaches_its_rule() -> None:
         rule = chosen.chosen_algorithm().value_rule
         assert rule is not None and (rule.source, rule.kl_in_reward) == (value, True)
         assert {name: getattr(rule, name) for name in given} == given
+    by_length = RunConfig(algorithm="ppo", lam_length=0.5).chosen_algorithm().value_rule
+    assert by_length is not None and by_length.lam_length == 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"algorithm": "ppo"}, 10 * 1e-6),
+        ({"algorithm": "ppo-separate"}, 5 * 1e-6),
+        ({"algorithm": "ppo-separate", "lora_rank": 8}, 5 * 1e-5),
+        ({"algorithm": "ppo", "value": "separate", "learning_rate": 2e-6}, 5 * 2e-6),
+        ({"algorithm": "ppo-separate", "value_learning_rate": 3e-6}, 3e-6),
+        ({"algorithm": "grpo"}, None),
+    ],
+)
+def test_a_critic_of_a_pretrained_model_has_a_rate_of_its_own(options: dict[str, Any], expected: float | None) -> None:
+    assert resolve(RunConfig(model="some/model", **options), "cpu").value_learning_rate == pytest.approx(expected)
 
 
 def test_options_of_the_update_reach_the_learner() -> None:
     update = {"temperature": 0.6, "token_budget": 99, "max_grad_norm": 0.7, "num_epochs": 3, "num_minibatches": 2}
     update["max_skipped"] = 5
+    of_separate = {"critic_updates": 4}
     adam = {"learning_rate": 1e-3, "adam_beta2": 0.9, "weight_decay": 0.1}
     rest = {"algorithm": "ppo", "gradient_checkpointing": False}
     runtime = Runtime.start(dtype="float32", device="cpu")
     relative = []
     for value, rate in (("shared", None), ("shared", 3e-3), ("separate", None), ("separate", 3e-3)):
-        own = {"value_trunk_scale": 0.25} if value == "shared" else {}
+        own = {"value_trunk_scale": 0.25} if value == "shared" else of_separate
         config = RunConfig(value=value, value_learning_rate=rate, **own, **update, **adam, **rest)  # pyright: ignore
         learner = build_learner(resolve(config, "cpu"), make("qwen2"), SimpleNamespace(), runtime)  # pyright: ignore
         assert {name: getattr(learner, name) for name in update} == update
+        assert learner.critic_updates == (4 if value == "separate" else 1)
         for group in learner.optimizer.param_groups:
             assert (group["betas"], group["weight_decay"]) == ((0.9, 0.9), 0.1)
         head = learner.policy.value_head

@@ -15,7 +15,7 @@ from rl.objective.algorithms import ALGORITHMS
 from rl.run.loop import train
 from rl.settings.checks import without_effect
 from rl.settings.command_line import run_options
-from rl.settings.config import RunConfig
+from rl.settings.config import OF_ALGORITHM, RunConfig
 from rl.settings.config_file import CONFIG_FILE, NOT_REPEATED, read_options, repeating
 from rl.settings.resolve import resolve
 from tests.rl.test_loop import ROOT, final_weights, measured, odd_lengths, options
@@ -136,7 +136,10 @@ def test_the_file_of_a_run_gives_its_settings_again_whatever_the_defaults_are(
     algorithm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Other defaults of the options stand for those of a later version, and so does another algorithm of the same name."""
-    options = RunConfig(algorithm=algorithm, model="m", stop_strings=("null", "a: b"), prompt_style="plain")
+    teacher = "t" if algorithm == "distill" else None
+    options = RunConfig(
+        algorithm=algorithm, teacher=teacher, model="m", stop_strings=("null", "a: b"), prompt_style="plain"
+    )
     settings = resolve(options, "cpu")
     path, chosen = written(tmp_path, repeating(settings)), settings.chosen_algorithm()
     idle = {name for names, _ in without_effect(settings) for name in names}
@@ -153,7 +156,7 @@ def test_the_file_of_a_run_gives_its_settings_again_whatever_the_defaults_are(
     later |= {name: 0.9 for name in ("gamma", "lam", "clip_low") if name not in idle}
     again = resolve(run_of(path, **later), "cpu")
     assert again.chosen_algorithm() == chosen
-    filled = {*NOT_REPEATED, "kl_weight", "clip_low", "clip_high", "entropy_weight", "importance_cap", "value"}
+    filled = {*NOT_REPEATED, *OF_ALGORITHM, "value"}
     assert all(vars(again)[name] == value for name, value in vars(settings).items() if name not in filled)
 
 

@@ -47,6 +47,8 @@ def test_flops_of_a_forward_are_those_that_torch_counts(family: str) -> None:
         ("ppo", {"kl_weight": 0.0, "whiten": True}, 0.01),
         ("ppo-separate", {"kl_weight": 0.0}, 0.01),
         ("ppo-separate", {"kl_weight": 0.0, "whiten": True, "num_epochs": 2}, 0.01),
+        ("ppo-separate", {"kl_weight": 0.0, "num_epochs": 2, "critic_updates": 3}, 0.01),
+        ("online-dpo", {"num_epochs": 2}, 0),
     ],
 )
 def test_the_flops_of_an_update_are_those_that_torch_counts(
@@ -70,8 +72,9 @@ def test_the_flops_of_an_update_are_those_that_torch_counts(
     passes = {"forward": 4 * cost.attention * work.pairs, "both": 12 * cost.attention * work.pairs}
     run = ["forward"] * (learner.reference is not None) + ["forward"] * learner.algorithm.whitens
     run += ["both"] * config.num_epochs + ["forward"] * config.num_epochs * bool(config.gradient_checkpointing)
+    run += ["forward"] * config.num_epochs * learner.algorithm.prefers
     if algorithm == "ppo-separate":
-        run += ["forward"] * learner.algorithm.whitens + ["both"] * config.num_epochs
+        run += ["forward"] * learner.algorithm.whitens + ["both"] * config.num_epochs * config.critic_updates
     attention = sum(passes[what] for what in run)
     assert (metrics["flops/update"] or 0) - attention == pytest.approx(products, rel=tolerance)
 

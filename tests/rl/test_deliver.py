@@ -13,6 +13,7 @@ from torch import Tensor
 from rl.policy.lora import LoraPolicy, add_adapters
 from rl.policy.policy import Policy
 from rl.update.delivery import Delivery, DeliveryError
+from rl.update.fingerprint import Fingerprint
 from rollout.sampler import Text
 from rollout.torch_sampler import TorchSampler
 from tests.rl.models import make
@@ -81,6 +82,29 @@ def test_a_single_token_may_be_as_far_off_as_it_was_at_first() -> None:
         delivery.deliver(2)
 
 
+@pytest.mark.parametrize("sharpened", [False, True])
+def test_a_surer_model_may_be_further_off(sharpened: bool) -> None:
+    """Logits twenty times as large are rounded twenty times as much, in float32 as in 16 bits: then 0.0005 nats are no fault."""
+    policy, sampler = Policy.of(make("llama")), plain()
+    delivery, probe = Delivery(policy, sampler, tolerance=1e-3), sampler.probe
+    delivery.deliver(0)
+    assert delivery.tolerance < 4e-4
+
+    def one_is_off(texts: Sequence[Text]) -> dict[str, list[list[float]]]:
+        ((engine, ((first, *rest),)),) = probe(texts).items()
+        return {engine: [[first + 5e-4, *rest]]}
+
+    sampler.probe = one_is_off
+    if sharpened:
+        with torch.no_grad():
+            policy.model.get_output_embeddings().weight *= 20  # pyright: ignore
+        delivery.deliver(1)
+        return
+    move(policy, 1e-4)
+    with pytest.raises(DeliveryError, match=r"at most \(rounding explains 0\.0001\d\)"):
+        delivery.deliver(1)
+
+
 def test_a_damaged_tensor_is_named() -> None:
     damaged = "model.layers.1.mlp.up_proj.weight"
 
@@ -139,6 +163,23 @@ def test_late_weights_are_caught_however_short_the_step(size: float) -> None:
     )
     with pytest.raises(DeliveryError, match=said):
         delivery.deliver(1)
+
+
+def test_the_same_weights_twice_are_not_late_by_what_rounding_makes_of_their_sums(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A step without signal delivers what was there, perhaps from a copy elsewhere in memory, whose products float32 sums in another order:
+    here the engine's equal those of the first delivery to the bit."""
+    add = Fingerprint.add
+
+    def in_another_order(self: Fingerprint, name: str, tensor: Tensor) -> None:
+        add(self, name, tensor)
+        self.fingerprints[name] *= 1 + 1e-7 * torch.randn_like(self.fingerprints[name])
+
+    delivery = Delivery(Policy.of(make("llama")), plain(), tolerance=1e-3)
+    delivery.deliver(0)
+    monkeypatch.setattr(Fingerprint, "add", in_another_order)
+    assert delivery.deliver(1) < 1e-5
 
 
 def test_a_dropped_adapter_is_caught() -> None:

@@ -95,6 +95,14 @@ def test_ungraded_completions_stay_out_of_every_mean() -> None:
     assert torch.tensor(without).abs().min() > 0
 
 
+def test_a_reward_that_was_left_out_of_an_answer_is_no_zero_in_the_mean_of_the_others() -> None:
+    """The first two differ from each other in `right` alone, the last two in `brief` alone."""
+    each = replace(GRPO, advantage_rule=each_reward(GRPO.advantage_rule, WEIGHTS))
+    apart = group({"right": 1.0}, {"right": 3.0}, {"brief": 20.0}, {"brief": 40.0})
+    sums = [*standardised([1.0, 3.0]), *(0.5 * b for b in standardised([20.0, 40.0]))]
+    assert first_advantages(each, [apart]) == pytest.approx(standardised(sums), abs=1e-5)  # float32
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -218,6 +218,19 @@ def test_mistakes_are_told(model: Path, tmp_path: Path) -> None:
         )
 
 
+def test_the_folder_of_a_run_is_told_apart_from_its_checkpoints(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(
+        UserError, match="it is the folder of a run, which holds no model itself; it has no checkpoint yet"
+    ):
+        evaluate_model(EvaluateOptions(model=str(tmp_path)), Progress(0, quiet=True))
+    for step in (9, 10):
+        (tmp_path / "checkpoints" / f"step-{step:06d}").mkdir()
+    with pytest.raises(UserError, match=r"; give one of its checkpoints, such as /.*/checkpoints/step-000010"):
+        evaluate_model(EvaluateOptions(model=str(tmp_path)), Progress(0, quiet=True))
+
+
 def test_options_of_sampling_reach_the_collector(model: Path) -> None:
     given = {"samples": 3, "temperature": 0.7, "seed": 5, "max_tokens": 9, "system_prompt": "Add."}
     problem = Problem(id="p", prompt="1+1", reference="2")

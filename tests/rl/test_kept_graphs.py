@@ -25,6 +25,8 @@ PHASES: dict[str, tuple[str, dict[str, Any]]] = {
     "two mini-batches": ("ppo", {"num_minibatches": 2}),
     "a critic on the policy's trunk": ("ppo", {}),
     "a critic of its own": ("ppo-separate", {}),
+    "the critic on the policy's trunk is warmed up": ("ppo", {}),
+    "the critic is updated more often": ("ppo-separate", {"critic_updates": 3}),
     "the critic is warmed up": ("ppo-separate", {}),
     "the critic's adapters are warmed up": ("ppo-separate", {"lora": True}),
 }

@@ -44,6 +44,7 @@ def options(folder: Path, data: Path, run: Path, **changed: object) -> RunConfig
         "model": str(folder),
         "dataset": str(data),
         "run_dir": run,
+        "algorithm": "grpo",
         "num_steps": 3,
         "problems_per_step": 4,
         "group_size": 4,
@@ -184,6 +185,9 @@ RESUMED: list[dict[str, object]] = [
     {"algorithm": "ppo", "lora_rank": 4},
     {"algorithm": "ppo-separate"},
     {"algorithm": "ppo-separate", "lora_rank": 4},
+    {"algorithm": "ppo", "group_size": 1, "lam_length": 0.5, "critic_warmup_steps": 1},
+    {"algorithm": "ppo-separate", "lam_length": 0.5, "critic_updates": 2, "critic_warmup_steps": 3, "lora_rank": 4},
+    {"algorithm": "ppo-separate", "lam_length": 0.5, "critic_updates": 2, "num_minibatches": 2},
     {"algorithm": "rft"},
 ]
 

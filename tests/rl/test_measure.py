@@ -135,7 +135,10 @@ def test_means_over_tokens_worked_by_hand() -> None:
     policy = behaviour + moved
     values, returns = torch.tensor([0.0, 1.0, 2.0]), torch.tensor([1.0, 1.0, 4.0])
     seen = FrozenTargets(
-        behaviour, policy - torch.tensor([2.0, 1.0, 1.0]).log(), ValueTargets(values, returns - values, returns)
+        behaviour,
+        policy - torch.tensor([2.0, 1.0, 1.0]).log(),
+        ValueTargets(values, returns - values, returns),
+        teacher_logprobs=behaviour - torch.tensor([0.5, -0.2, 0.0]),
     )
     tokens = TokenMeans()
     scores = TokenScores(policy, torch.tensor([0.3, 0.6, 0.9]))
@@ -144,6 +147,7 @@ def test_means_over_tokens_worked_by_hand() -> None:
         "entropy": 0.6,
         "kl/sampler": ((3 - math.log(3) - 1) + (0.5 + math.log(2) - 1)) / 3,
         "kl/reference": (0.5 + math.log(2) - 1) / 3,
+        "kl/teacher": 0.1,
         "mismatch/mean": (math.log(3) + math.log(2)) / 3,
         "mismatch/max": math.log(3),
         "ratio/clipped": 2 / 3,
@@ -185,6 +189,8 @@ def test_tool_metrics_are_shares_of_calls_and_of_rollouts() -> None:
         "tools/end_answer": 0.5,
         "tools/end_turns": 0.5,
         "tools/end_tokens": 0.0,
+        "tools/end_context": 0.0,
+        "tools/end_failure": 0.0,
         "time/tools": 1.0,
     }
     assert tool_metrics(uses[:1])["tools/failed"] is None and tool_metrics([]) == {}

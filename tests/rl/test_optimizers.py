@@ -14,7 +14,7 @@ from rewards.errors import UserError
 from rewards.math_answer import MathVerifier
 from rl.policy.policy import Policy
 from rl.processes.runtime import Runtime
-from rl.run.build import build_learner, build_optimizer
+from rl.run.build_learner import build_learner, build_optimizer
 from rl.run.checkpoint import load_checkpoint, save_checkpoint
 from rl.run.loop import train
 from rl.run.setup import require_shardable
@@ -32,7 +32,7 @@ from tests.rl.test_loop import final_weights, odd_lengths, options
 
 QUIET = Progress(0, quiet=True)
 needs_8bit = pytest.mark.skipif(
-    rl.run.build.find_spec("bitsandbytes") is None, reason="pip install 'plumbline-rl[8bit]'"
+    rl.run.build_learner.find_spec("bitsandbytes") is None, reason="pip install 'plumbline-rl[8bit]'"
 )
 
 
@@ -79,7 +79,7 @@ def test_gradients_in_16_bits_are_rounded_as_they_are_added_up(runtime: Runtime)
     exact, rounded = (learner(runtime, "llama", gradient_dtype=d, token_budget=10_000) for d in ("float32", "bfloat16"))
     found: list[list[torch.Tensor]] = []
     for one in (exact, rounded):
-        one.step_if_finite = lambda loss, *, trains_policy: (True, [0.0])  # pyright: ignore
+        one.step_if_finite = lambda loss: (True, [0.0])  # pyright: ignore
         update(one, random_batch())
         found.append([p.grad for p in one.parameters() if p.grad is not None])
     assert {g.dtype for g in found[1]} == {torch.bfloat16}
@@ -160,6 +160,27 @@ def test_a_resumed_run_ends_where_the_whole_one_does(
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.parametrize("asked", [{}, {"gradient_dtype": "bfloat16", "offload": "optimizer"}], ids=["torch", "away"])
+def test_a_resumed_run_has_its_moments_back_and_its_own_options(
+    asked: dict[str, Any], runtime: Runtime, tmp_path: Path
+) -> None:
+    """Those of the optimizer that a resume may change."""
+    changed: dict[str, Any] = {"value_learning_rate": 3e-2, "adam_beta2": 0.9, "weight_decay": 0.1}
+    before = learner(runtime, algorithm="ppo-separate", **asked)
+    after = learner(runtime, algorithm="ppo-separate", **asked, **changed)
+    trained(before)
+    stream, folder = ProblemStream.of([], 0), tmp_path / "checkpoints" / "step-000003"
+    save_checkpoint(folder, step=3, learner=before, stream=stream, tokenizer=tiny_tokenizer(), keep=1)
+    load_checkpoint(folder, after, stream)
+    after.set_learning_rate(1e-2)
+    ours, theirs = after.optimizer.param_groups, before.optimizer.param_groups
+    assert [group["lr"] for group in ours] == pytest.approx([1e-2, 3e-2])
+    assert [(group["betas"], group["weight_decay"]) for group in ours] == [((0.9, 0.9), 0.1)] * 2
+    moments = [of.optimizer.state_dict()["state"] for of in (after, before)]
+    assert len(moments[0]) == sum(len(group["params"]) for group in theirs)
+    assert all(torch.equal(moments[0][i][name], x) for i, state in moments[1].items() for name, x in state.items())
+
+
 def test_a_refreshed_reference_that_waits_elsewhere_is_saved_and_loaded(runtime: Runtime, tmp_path: Path) -> None:
     stream = ProblemStream.of([Problem(id="a", prompt="1+1=", reference="2")], 0)
     folder = tmp_path / "checkpoints" / "step-000020"
@@ -191,7 +212,7 @@ def test_with_sharded_weights_they_are_refused(asked: dict[str, Any], said: str)
 
 
 def test_what_is_missing_is_named(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rl.run.build.find_spec", lambda name: None)
+    monkeypatch.setattr("rl.run.build_learner.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"optimizer is 'adamw-8bit': it needs bitsandbytes, .*plumbline-rl\[8bit\]"):
         learner(runtime, optimizer="adamw-8bit")
     with pytest.raises(UserError, match="offload is 'all': with lora_rank there is no reference beside"):

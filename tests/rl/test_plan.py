@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import tyro
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, Qwen2Config
 
@@ -49,7 +50,7 @@ SIZES = {
 
 def planned(size: str, **options: object) -> Plan:
     config = load_config("tiny") if size == "tiny" else SIZES[size]
-    return Plan(PlanOptions(**{"model": size, "dtype": "float32", **STEP, **options}), config)  # pyright: ignore
+    return Plan(PlanOptions(**{"model": size, "dtype": "float32", "algorithm": "grpo", **STEP, **options}), config)  # pyright: ignore
 
 
 @pytest.mark.parametrize(
@@ -66,6 +67,8 @@ def planned(size: str, **options: object) -> Plan:
         ("30 M", {"problems_per_step": 2, "kl_weight": 0.0}),  # one micro-batch: no gradients before it
         ("30 M", {"lora_rank": 8, "dtype": "bfloat16"}),  # its base and its head in 16 bits
         ("30 M", {"dtype": "bfloat16", "gradient_checkpointing": True, "gradient_dtype": "bfloat16"}),
+        ("30 M", {"dtype": "bfloat16", "head_dtype": "float32"}),
+        ("30 M", {"dtype": "bfloat16", "head_dtype": "float32", "lora_rank": 8}),
         pytest.param(
             "30 M",
             {"optimizer": "adamw-8bit"},
@@ -131,6 +134,14 @@ def test_what_sampling_needs_by_hand() -> None:
     assert split.flops()["sampling"] == whole.flops()["sampling"]
 
 
+def test_each_row_has_room_for_a_context_of_its_own_where_it_may_have_later_turns() -> None:
+    """32 of 24 + 33 columns, rounded up to 64, beside 32 rows of 64; the keys and values of a column as above."""
+    plan = planned("3 M")
+    for option in ({"tools": ("library.py:search",)}, {"thinking_budget": "9"}):
+        account = replace(plan.open_account, asked=replace(plan.asked, **option))
+        assert account.keys_and_values == 4 * (4 * 2 * 2 * 64) * (32 * 64 + 32 * 64)
+
+
 def test_adapters_are_as_many_as_are_added() -> None:
     plan = planned("tiny", lora_rank=8)
     made = AutoModelForCausalLM.from_config(plan.config)
@@ -153,6 +164,11 @@ def test_sharding_divides_what_is_kept_and_not_what_a_micro_batch_needs() -> Non
         assert shared.memory()[name] == alone.memory()[name] / 4
     assert shared.memory()["activations"] == alone.memory()["activations"]
     assert shared.flops()["reference"] == 4 * alone.flops()["reference"]
+
+
+def test_offloaded_weights_can_be_asked_for_on_the_command_line() -> None:
+    """docs/scale.md shows it; the type of the option had lost it."""
+    assert tyro.cli(PlanOptions, args=["--model", "tiny", "--gpus", "2", "--sharding", "offload"]).sharding == "offload"
 
 
 def test_with_offloaded_weights_a_gpu_holds_what_a_micro_batch_needs_and_layers_in_turn() -> None:

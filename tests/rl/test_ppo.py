@@ -138,7 +138,8 @@ def restated_update(of: Learner, batch: Batch) -> Tensor:
                 rewards = [-algorithm.kl_weight * x for x in (chosen - reference).tolist()[:trained]]
             v = values.tolist()
             rewards[-1] += rule.gamma * v[-1] if sequence.reward is None else sequence.reward
-            advantages = torch.tensor(restated(rewards, v[:trained], rule.gamma, rule.lam))
+            lam = rule.lam if rule.lam_length is None else rule.lam_length ** (1 / trained)
+            advantages = torch.tensor(restated(rewards, v[:trained], rule.gamma, lam))
             returns = torch.tensor(restated(rewards, v[:trained], rule.gamma, rule.lam_critic)) + torch.tensor(
                 v[:trained]
             )
@@ -161,7 +162,9 @@ CASES = {
     "shared, KL in the loss": (ppo(kl_weight=0.1), {}),
     "shared, KL in the reward": (ppo(kl_weight=0.1, kl_in_reward=True), {}),
     "shared, cut completions go on": (ppo(gamma=0.9, bootstrap_cut=True), {}),
+    "shared, lambda by length, cut completions go on": (ppo(lam_length=0.5, bootstrap_cut=True), {}),
     "separate": (ppo("separate", lam=0.7), {}),
+    "separate, lambda by length": (ppo("separate", lam_length=0.5, kl_weight=0.1, kl_in_reward=True), {}),
     "separate, KL in the reward": (ppo("separate", kl_weight=0.1, kl_in_reward=True), {}),
 }
 
@@ -331,6 +334,17 @@ class SavedTokenizer(NoTokenizer):
         ({"algorithm": "ppo", "value": "none"}, "value is 'none': ppo needs a critic"),
         ({"algorithm": "ppo", "lam": 1.5}, r"lam is 1.5: it must be in \[0, 1\]"),
         ({"algorithm": "ppo", "value_trunk_scale": -0.1}, "value_trunk_scale is -0.1"),
+        ({"algorithm": "ppo", "lam_length": 0.0}, "lam_length is 0.0: it must be more than 0 and at most 1"),
+        (
+            {"algorithm": "ppo", "lam_length": 0.5, "lam": 0.9},
+            r"lam_length is 0.5 and lam 0.9: .* leave one of them out",
+        ),
+        ({"algorithm": "grpo", "lam_length": 0.5}, "lam_length is 0.5: grpo has no critic"),
+        (
+            {"algorithm": "ppo", "critic_updates": 2},
+            "critic_updates is 2: the critic shares .* or use --value separate",
+        ),
+        ({"algorithm": "grpo", "critic_updates": 2}, "critic_updates is 2: grpo has no critic"),
         ({"algorithm": "grpo", "group_size": 1}, "group_size is 1: it must be at least 2 for grpo"),
         (
             {"algorithm": "ppo", "critic_warmup_steps": 72},

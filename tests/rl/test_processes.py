@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -28,6 +28,7 @@ from rl.settings.config import RunConfig
 from tests.rl.conftest import draw_nothing
 from tests.rl.test_checkpoint import in_a_child
 from tests.rl.test_loop import ROOT, final_weights, measured, odd_lengths, options
+from tests.rl.test_thinking_budget import THINKING
 
 LAUNCH = [str(Path(sys.executable).with_name("accelerate")), "launch"]
 CLOSE = 1e-6  # weights near 1, sums over processes in another order; a step of AdamW is 1e-4 here
@@ -66,6 +67,15 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
+def train_in_two(target: Callable[[int, int, RunConfig], None], config: RunConfig) -> None:
+    """The target in two processes, each with its rank, a port that both know, and the run."""
+    port = free_port()
+    children = [in_a_child(target, rank, port, config) for rank in range(2)]
+    for child in children:
+        child.join(200)
+    assert [child.exitcode for child in children] == [0, 0]
+
+
 def run_two(target: Callable[[int, int, Path], None], folder: Path) -> None:
     port = free_port()
     children = [in_a_child(target, rank, port, folder) for rank in range(2)]
@@ -95,18 +105,24 @@ def assert_same_run(ours: Path, theirs: Path, step: int) -> None:
 
 
 AHEAD: dict[str, object] = {"algorithm": "dapo", "one_step_ahead": True}
+# Completions of several lengths. Of equal ones the mean reward, where a critic's bias starts, is the best bias: its gradient is the rounding
+# of a sum, which AdamW makes a whole step of.
+RAGGED: dict[str, object] = {"stop_strings": ("1", "2", "3")}
+CRITIC_FIRST: dict[str, object] = {"algorithm": "ppo", "critic_warmup_steps": 2, **RAGGED}
 SHARED_OUT: list[dict[str, object]] = [
     {"algorithm": "grpo", "num_minibatches": 2, "num_epochs": 2},
     {"algorithm": "dapo"},
-    {"algorithm": "ppo", "lora_rank": 4},
+    {"algorithm": "ppo", "lora_rank": 4, **RAGGED},
     AHEAD,
-    {"algorithm": "ppo-separate", "whiten": True, "critic_warmup_steps": 1},
+    {"algorithm": "ppo-separate", "whiten": True, "critic_warmup_steps": 1, **RAGGED},
+    {"algorithm": "ppo", "lora_rank": 4, **THINKING},
+    {"algorithm": "ppo-separate", "group_size": 1, "lam_length": 0.5, "critic_updates": 2, **RAGGED},
 ]
 
 
 @pytest.mark.parametrize(
     ("changed", "environment"),
-    [*((changed, {}) for changed in SHARED_OUT), (AHEAD, FSDP2)],
+    [*((changed, {}) for changed in SHARED_OUT), (AHEAD, FSDP2), (CRITIC_FIRST, FSDP2)],
     ids=lambda of: "-".join(map(str, of.values())),
 )
 def test_two_processes_make_the_run_of_one(
@@ -141,7 +157,7 @@ OLDER = {"algorithm": "grpo-iterative-2", "lora_rank": 4, "num_steps": 4, "kl_we
         pytest.param(FSDP2, FIRST_TWO, ITERATIVE, id="fsdp2-iterative"),
         pytest.param(FSDP2, FIRST_TWO, {**ITERATIVE, "lora_rank": 4}, id="fsdp2-iterative-lora"),
         pytest.param(FSDP2, (2, 2, 3, 2), OLDER, id="fsdp2-older-reference-lora"),
-        pytest.param(FSDP2, FIRST_TWO, {"algorithm": "ppo"}, id="fsdp2-ppo"),
+        pytest.param(FSDP2, FIRST_TWO, {"algorithm": "ppo", **RAGGED}, id="fsdp2-ppo"),
         pytest.param(OFFLOADED, FIRST_ONE, IN_PIECES, id="fsdp2-offloaded"),
     ],
 )
@@ -199,19 +215,18 @@ def test_the_shipped_configuration_shards_what_every_process_has_loaded(
     """By accelerate's own launcher, which asks transformers to load weights in the first process only; the others' would be random."""
     one = options(model, digits, tmp_path / "one", num_steps=1, max_unjudged=1.0, seed=3)
     train(one)
-    changed = {"model", "dataset", "num_steps", "problems_per_step", "group_size", "max_tokens", "eval_size", "seed"}
-    changed |= {"prompt_style", "max_unjudged", "learning_rate", "eval_every"}
     command = [*LAUNCH, "--config_file", "recipes/accelerate/fsdp2.yaml", "--num_processes", "2"]
     command += ["recipes/grpo_math.py"]
-    command += arguments(one, changed)
+    command += arguments(one)
     done = run_command([*command, "--run-dir", str(tmp_path / "two")])
     assert done.returncode == 0, done.stderr[-2000:]
     assert_same_run(tmp_path / "two", tmp_path / "one", 1)
 
 
-def arguments(config: RunConfig, names: Collection[str]) -> list[str]:
-    """These options as they are given on a command line."""
-    values = {name: getattr(config, name) for name in sorted(names)}
+def arguments(config: RunConfig) -> list[str]:
+    """The options of a small run as they are given on a command line."""
+    names = "algorithm dataset eval_every eval_size group_size learning_rate max_tokens max_unjudged model num_steps problems_per_step"
+    values = {name: getattr(config, name) for name in [*names.split(), "prompt_style", "seed"]}
     words = {name: value if isinstance(value, tuple) else (value,) for name, value in values.items()}
     return [x for name, given in words.items() for x in ("--" + name.replace("_", "-"), *map(str, given))]
 
@@ -231,18 +246,7 @@ def test_the_documented_command_starts_one_run_of_two_processes(model: Path, dig
     )
     documented = line.split("`")[1].split()
     assert documented[:2] == ["accelerate", "launch"]
-    given = {
-        "model",
-        "dataset",
-        "num_steps",
-        "problems_per_step",
-        "group_size",
-        "max_tokens",
-        "eval_size",
-        "eval_every",
-    }
-    given |= {"prompt_style", "max_unjudged", "learning_rate"}
-    done = run_command([*LAUNCH, *documented[2:], *arguments(one, given), "--run-dir", str(tmp_path / "two")])
+    done = run_command([*LAUNCH, *documented[2:], *arguments(one), "--run-dir", str(tmp_path / "two")])
     assert done.returncode == 0, done.stderr[-2000:]
     assert_same_run(tmp_path / "two", tmp_path / "one", 2)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,13 +11,13 @@ import torch
 import rl.view.metrics
 from rewards.score import Outcome, Score
 from rl.objective.algorithms import CreditedGroup
-from rl.run.run_files import RunRecords, write_config
+from rl.run.run_files import RunRecords, conversation_columns, write_config
 from rl.run.tiny import tiny_tokenizer
 from rl.settings.config import RunConfig
 from rl.settings.resolve import resolve
 from rl.update.step import StepResult
 from rl.view.report import write_report
-from rollout.records import Completion, FinishReason, Problem, Rollout, RolloutGroup
+from rollout.records import Completion, FinishReason, Problem, Rollout, RolloutGroup, Thinking
 
 TOKENIZER = tiny_tokenizer()
 
@@ -86,3 +87,25 @@ def test_the_first_prompt_stands_in_the_report(tmp_path: Path) -> None:
     write_config(tmp_path, {**resolve(RunConfig(), "cpu").as_json(), "first_prompt": "<|im_start|>user\n1+1?<script>"})
     page = write_report(tmp_path).read_text()
     assert page.count("&lt;|im_start|&gt;user\n1+1?&lt;script&gt;") == 1 and "First prompt" in page
+
+
+def test_masked_tokens_are_marked_in_the_text_of_the_whole_conversation() -> None:
+    """Tokens are bytes here: a character whose bytes stand on both sides of a boundary is one character of the text."""
+    token_ids = tuple(TOKENIZER.encode("äWaitfür!?7"))
+    loss_mask = (True, *[False] * 5, *[True] * 4, *[False] * 2, True)
+    completion = Completion(
+        token_ids=token_ids,
+        loss_mask=loss_mask,
+        sampler_logprobs=(0.0,) * sum(loss_mask),
+        finish_reason=FinishReason.STOP,
+        policy_version=0,
+        seed=0,
+        text="",
+        thinking=Thinking(num_tokens=7, num_waits=1),
+    )
+    found = conversation_columns(completion, TOKENIZER)
+    assert found["conversation"] == "äWaitfür!?7"
+    assert found["masked"] == [[1, 5], [8, 10]]
+    assert found["thinking"] == {"num_tokens": 7, "num_waits": 1, "is_cut": False} and found["tool_use"] is None
+    alone = replace(completion, thinking=None, loss_mask=(), sampler_logprobs=(0.0,) * len(token_ids))
+    assert conversation_columns(alone, TOKENIZER) == {}

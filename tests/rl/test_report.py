@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from rl.view.conversations import FOLDED_ABOVE, MAX_PARTS, TEXT_LIMIT
 from rl.view.plots import accuracy_figure
-from rl.view.report import TEXT_LIMIT, write_report
+from rl.view.report import write_report
 
 pytestmark = pytest.mark.plots
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)></pre>&lt; \x1b[31m\x00\u202e\ud800"
@@ -208,3 +209,63 @@ def test_figure_of_several_runs(tmp_path: Path) -> None:
     assert one != two
     with pytest.raises(ValueError, match="nowhere"):
         accuracy_figure([tmp_path / "nowhere"], tmp_path / "three.png")
+
+
+def _conversation(*parts: tuple[str, bool], **more: Any) -> dict[str, Any]:
+    """A line of completions.jsonl with these parts, the masked ones marked."""
+    text, masked = "", list[list[int]]()
+    for part, is_masked in parts:
+        masked += [[len(text), len(text) + len(part)]] if is_masked else []
+        text += part
+    used = {"turns": 2, "calls": 1, "failed": 0, "malformed": 0, "seconds": 0.25, "end": "answer"}
+    return {**_completion(1, 1.0, "graded"), "conversation": text, "masked": masked, "tool_use": used, **more}
+
+
+def _parts(html: str) -> list[tuple[bool, bool, str, str]]:
+    """(is masked, is open, role, text) of each part of the conversations on a page."""
+    found = re.findall(r"<details class='part( masked)?'( open)?><summary>(.*?)</summary><pre>(.*?)</pre>", html, re.S)
+    return [(bool(masked), bool(is_open), role, text) for masked, is_open, role, text in found]
+
+
+def test_a_conversation_is_shown_turn_by_turn_with_the_tools_greyed(tmp_path: Path) -> None:
+    turns = (("call(2)", False), ("[4]", True), ("It is 4.", False))
+    html = _run(tmp_path / "run", _steps(1), [_conversation(*turns)])
+    assert _parts(html) == [
+        (False, True, "model, calls a tool", "call(2)"),
+        (True, True, "answer of the tool", "[4]"),
+        (False, True, "model", "It is 4."),
+    ]
+    assert "2 turns · 1 calls · 0 of them failed · 0.25 s in tools · ended by answer" in Page(html).text
+    thinking = {"num_tokens": 9, "num_waits": 1, "is_cut": True}
+    turns = (("hm", False), ("Wait", True), (" so", False), ("</think>", True))
+    html = _run(tmp_path / "run", _steps(1), [_conversation(*turns, tool_use=None, thinking=thinking)])
+    assert [(masked, role, text) for masked, _, role, text in _parts(html)] == [
+        (False, "model", "hm"),
+        (True, "forced", "Wait"),
+        (False, "model", " so"),
+        (True, "forced", "&lt;/think&gt;"),
+    ]
+    assert "9 thinking tokens · 1 waits · cut by the budget" in Page(html).text
+
+
+def test_a_conversation_of_an_earlier_version_is_one_part(tmp_path: Path) -> None:
+    earlier = _conversation(("call(2)[4]It is 4.", False))
+    del earlier["masked"]
+    assert _parts(_run(tmp_path / "run", _steps(1), [earlier])) == [
+        (False, True, "model and tools", "call(2)[4]It is 4.")
+    ]
+
+
+def test_what_tools_answer_is_read_and_not_obeyed(tmp_path: Path) -> None:
+    parts = [(HOSTILE, False), (HOSTILE, True), (HOSTILE, False)]
+    clean = Page(_run(tmp_path / "run", _steps(1), [_conversation(*((text[:9], masked) for text, masked in parts))]))
+    dirty = Page(_run(tmp_path / "run", _steps(1), [_conversation(*parts)]))
+    assert dirty.tags == clean.tags and dirty.text.count("<script>alert(1)</script>") == 3
+
+
+def test_long_conversations_are_folded_and_cut(tmp_path: Path) -> None:
+    long = [("x" * 100_000, n % 2 == 1) for n in range(1000)]
+    html = _run(tmp_path / "run", _steps(1), [_conversation(("y" * (FOLDED_ABOVE + 1), True), *long)])
+    assert len(shown := _parts(html)) == MAX_PARTS and "981 more parts" in html
+    assert all(not is_open and len(text) < TEXT_LIMIT + 40 for _, is_open, _, text in shown)
+    assert shown[0][2] == f"answer of the tool · {FOLDED_ABOVE + 1} characters"

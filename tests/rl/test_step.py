@@ -250,7 +250,7 @@ def test_micro_batches_fill_the_token_budget_and_no_more() -> None:
     for budget in range(15, 60):
         assert all(packed_tokens(micro.groups) <= budget for micro in random_batch().micro_batches(budget))
     alone = TrainGroup((1, 2, 3), (TrainSequence.to_score((4, 5, 6)),))
-    batch = Batch((alone, alone), StepCounts(num_tokens=6, num_sequences=2, max_tokens=3))
+    batch = Batch((alone, alone), StepCounts(num_tokens=6, num_sequences=2, num_groups=2, max_tokens=3))
     assert [len(list(batch.micro_batches(budget))) for budget in (5, 9, 10)] == [2, 2, 1]
     with pytest.raises(UserError, match="token_budget is 4, smaller than one sequence of 5 tokens"):
         list(batch.micro_batches(4))

@@ -18,17 +18,29 @@ from rl.settings.config import RunConfig
 from rl.settings.defaults import TINY, TINY_TASKS, tiny_task
 from rl.settings.resolve import model_defaults, resolve
 from rl.view.progress import Progress
+from rollout.demonstrations import demonstration, worked_messages, worked_text
+from rollout.environment import Environments
+from rollout.games import TOOL_TASKS
 from rollout.problems import BUILT_IN, load_problems
+from rollout.prompts import PromptRenderer
 
 
 @pytest.mark.parametrize("task", TINY_TASKS)
 def test_every_worked_solution_fits_and_can_be_read_back(task: str) -> None:
     """One that is cut off by max_tokens could never be rewarded; one that decodes to other text would be taught wrong."""
-    tokenizer = tiny_tokenizer()
-    worked = [str(problem.metadata["worked"]) for problem in load_problems(task)[:2000]]
-    rows = tokenizer([text + END for text in worked], add_special_tokens=False).input_ids
-    assert max(map(len, rows)) <= model_defaults(TINY, task)["max_tokens"]
-    assert tokenizer.batch_decode(rows, skip_special_tokens=True) == worked
+    tools, problems = TOOL_TASKS.get(task), load_problems(task)[:2000]
+    tokenizer = tiny_tokenizer(tools.words if tools else ())
+    renderer, said = PromptRenderer(tokenizer, style="plain"), 0
+    if tools:  # what an environment says at the beginning counts to the completion (rollout/collect.py)
+        with closing(Environments([tools.environment], deadline=9)) as environments:
+            begun = [environments.begun(problem) for problem in problems[:1]]
+        said = len(renderer.render(begun[0])) - len(renderer.render(problems[0]))
+    completions = [demonstration(problem, renderer).rollouts[0].completion for problem in problems]
+    assert max(len(c.token_ids) for c in completions) + said <= model_defaults(TINY, task)["max_tokens"]
+    for problem, completion in zip(problems, completions, strict=True):
+        turns = tokenizer.decode([t for t, own in zip(completion.token_ids, completion.loss_mask, strict=True) if own])
+        spoken = [message["content"] for message in worked_messages(problem) if message["role"] == "assistant"]
+        assert turns == "".join(text + END for text in spoken) and completion.text == worked_text(problem)
 
 
 def test_a_run_on_other_data_starts_from_the_base_of_arithmetic() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import plumbline
 from rewards.errors import UserError
 from rl.command.evaluate_model import evaluate_model
 from rl.processes import runtime
@@ -19,9 +20,8 @@ from rl.view.metrics import read_metrics
 from rl.view.progress import Progress
 from rollout import tool_rollout
 from rollout.tool_calls import ToolCall
-from tests.rl.test_checkpoint import in_a_child
 from tests.rl.test_loop import interrupt_at, measured, options
-from tests.rl.test_processes import be, free_port
+from tests.rl.test_processes import be, train_in_two
 
 TOOLS = '''
 def letters(text: str) -> str:
@@ -41,7 +41,7 @@ TEMPLATE = (
 )
 
 
-def calls_of_letters(text: str, _: object) -> list[ToolCall]:
+def calls_of_letters(text: str, *_: object) -> list[ToolCall]:
     """In place of the format: a random model calls the tool by a turn that ends with one of these signs. It never writes JSON."""
     return [ToolCall("letters", {"text": text})] if text.endswith(STOPS) else []
 
@@ -104,6 +104,24 @@ def test_threads_that_answer_change_no_draw(model: Path) -> None:
     assert one == three
 
 
+def test_a_function_of_a_program_is_a_tool(model: Path) -> None:
+    calls = ["of this program"]
+
+    def letters(text: str) -> str:
+        """Counts letters.
+
+        Args:
+            text: The text.
+        """
+        return f"{len(text)} letters, {calls[0]}"
+
+    given = {**vars(config_of(model, "local", num_steps=1)), "tools": [letters], "reward": "mine.py:reward"}
+    plumbline.train(**{name: value for name, value in given.items() if value != RunConfig.__dict__.get(name)})
+    assert any("letters, of this program" in row["conversation"] for row in completions("local"))
+    with pytest.raises(UserError, match="tools is 3: it must be a function, or a name as for --tools"):
+        plumbline.train(tools=3)  # pyright: ignore[reportArgumentType]
+
+
 def one_of_two(rank: int, port: int, config: RunConfig) -> None:
     be(rank, port)
     tool_rollout.read_calls = calls_of_letters
@@ -113,11 +131,7 @@ def one_of_two(rank: int, port: int, config: RunConfig) -> None:
 def test_two_processes_make_the_run_of_one(model: Path) -> None:
     """Each has workers of its own for the tools of its rollouts."""
     run(model, "one", num_steps=1)
-    port = free_port()
-    children = [in_a_child(one_of_two, rank, port, config_of(model, "two", num_steps=1)) for rank in range(2)]
-    for child in children:
-        child.join(200)
-    assert [child.exitcode for child in children] == [0, 0]
+    train_in_two(one_of_two, config_of(model, "two", num_steps=1))
     one, two = ([row["conversation"] for row in completions(name)] for name in ("one", "two"))
     assert one == two and any(row["tool_use"]["calls"] for row in completions("two"))
     (*_, ours), (*_, theirs) = (read_metrics(Path(name)) for name in ("one", "two"))
@@ -140,7 +154,7 @@ def test_a_checkpoint_is_evaluated_with_the_tools_of_its_run(model: Path, monkey
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"tools": ()}, "max_turns is 3: there are no tools; name them with tools, or leave it out"),
+        ({"tools": ()}, "max_turns is 3: there are no tools; name them with tools or an environment, or leave it out"),
         ({"tools": ("mine.py:reward",)}, "tools has .*mine.py:reward: .*no docstring"),
         ({"tools": ("absent.py:f",)}, "tools is 'absent.py:f': there is no file"),
         ({"chat_template": None}, "tools are letters: the chat template has no place for tools"),

@@ -97,7 +97,7 @@ def test_samples_are_prompted_as_a_run_would(
     """A verifier that reads a box needs the prompt that asks for one; the tiny model has been taught without."""
     seen: list[EvaluateOptions] = []
 
-    def stop(options: EvaluateOptions, *_: object) -> None:
+    def stop(options: EvaluateOptions, *_: object, **__: object) -> None:
         seen.append(options)
         raise UserError("seen")
 

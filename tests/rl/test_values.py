@@ -103,3 +103,34 @@ def test_whitening_is_over_the_whole_step_and_leaves_returns_alone() -> None:
 
     (shared,) = whitened(estimates[:1], tokens[:1], OneOfTwo())
     assert torch.equal(shared.advantages, found[0].advantages)
+
+
+@pytest.mark.parametrize(("length", "share"), [(1, 1.0), (2, 0.5**0.5), (4, 0.5**0.75)])
+def test_the_first_token_has_its_share_of_the_last_ones_credit(length: int, share: float) -> None:
+    """k = 0.5: lambda is 0.5, sqrt(0.5) and 0.5^(1/4), to the power L - 1. With values of 0 the last delta is the reward."""
+    found = ValueRule(lam_length=0.5).targets(micro_of([length], [1.0]), torch.zeros(length))
+    assert found.advantages[0].item() == pytest.approx(share, rel=FLOAT32)
+    assert found.advantages[-1] == 1
+    assert torch.equal(found.returns, torch.ones(length))  # the critic's own lambda stays 1
+
+
+def test_each_sequence_has_the_lambda_of_its_tokens_in_the_loss() -> None:
+    """The last of four tokens of a cut completion is not in the loss: three are. By hand: lambda = 0.5^(1/3) and 0.5^(1/2)."""
+    micro = micro_of([4, 2], [0.0, 1.0], [True, False])
+    values = torch.tensor([0.3, 0.1, 0.4, 0.8, 0.2, 0.6])
+    found = ValueRule(lam_length=0.5, lam_critic=0.0).targets(micro, values)
+    cut_off = restated([0.0, 0.0, 0.8], [0.3, 0.1, 0.4], 1.0, 0.5 ** (1 / 3))
+    whole = restated([0.0, 1.0], [0.2, 0.6], 1.0, 0.5**0.5)
+    assert close(found.advantages, [*cut_off, 0.0, *whole])
+    assert close(found.returns, [0.1, 0.4, 0.8, 0.8, 0.6, 1.0])
+
+
+def test_the_lambda_of_the_longest_completion_is_not_1() -> None:
+    """Also where the forward computes in 16 bits, in which it would be 1. 0.5% is what float32 makes of ln 2 / 131072."""
+    length = 131072
+    micro = micro_of([length], [1.0])
+    with torch.autocast("cpu", torch.bfloat16):
+        lam = ValueRule(lam_length=0.5).lambdas(micro)
+    assert isinstance(lam, Tensor) and lam.dtype == torch.float32
+    assert (lam.double() ** (length - 1)).item() == pytest.approx(0.5, rel=0.005)
+    assert lam.bfloat16() == 1

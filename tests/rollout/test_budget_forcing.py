@@ -157,6 +157,21 @@ def test_a_stop_string_is_an_end_of_the_turn_too() -> None:
     assert completion.text == "hmWaitoh<stop>" and completion.thinking == Thinking(num_tokens=8, num_waits=1)
 
 
+@pytest.mark.parametrize("begun", range(1, len("<stop>")))
+def test_a_stop_string_that_the_maximum_cuts_ends_the_completion(begun: int) -> None:
+    """The engine has gone on, since neither of its turns has all of it."""
+    thought = "hm</think>7"
+    says = {"": f"{thought}<stop>", thought + "<stop>"[:begun]: "<stop>"[begun:] + "89" * 20}
+    completion, _ = forced(says, at_most(len(thought) + begun), stop_strings=("<stop>",))
+    assert completion.text == thought + "<stop>" and completion.finish_reason is FinishReason.STOP
+    assert tuple(TOKENIZER.encode(completion.text)) == completion.token_ids and all(completion.loss_mask)
+
+
+def test_a_stop_string_that_a_forced_phrase_has_begun_ends_the_completion() -> None:
+    completion, _ = forced({"": "hm" * 40, f"hm{ENDING}": "\n7" * 9}, at_most(2), stop_strings=(":\n",))
+    assert completion.text == f"hm{ENDING}\n" and completion.finish_reason is FinishReason.STOP
+
+
 def test_a_turn_of_which_nothing_is_left_has_had_its_seed() -> None:
     """Otherwise the next turn would be drawn with the random numbers that made the model end its thinking."""
     says = {"": f"</think>7{END}", "Wait": f"oh</think>8{END}"}
@@ -230,6 +245,8 @@ def test_what_has_no_room_is_refused() -> None:
     BudgetForcing(budget=at_most(room), turns=turns).require_room(80)
     with pytest.raises(UserError, match=f"thinking_budget is {room + 1}: .* has room for {room} tokens"):
         BudgetForcing(budget=at_most(room + 1), turns=turns).require_room(80)
+    with pytest.raises(UserError, match=f"thinking_budget is 8:{room + 1}: .* has room for {room} tokens"):
+        BudgetForcing(budget=replace(at_most(room + 1), least=8), turns=turns).require_room(80)
     with pytest.raises(UserError, match="thinking_waits is 1: wait_phrase has 4 tokens"):
         BudgetForcing(budget=at_most(4, waits=1), turns=turns).require_room(80)
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from rollout.engine import fused_decoder
-from rollout.engine.fused_decoder import Capacity, FusedDecoder
+from rollout.engine.fused_decoder import FusedDecoder
 from rollout.engine.graphs import Graphs
+from rollout.engine.sizes import Capacity
 from rollout.sampler import RequestQueue, SampleRequest, SamplingParams, in_request_order
 from rollout.torch_sampler import TorchSampler
 from tests.rollout.families import tiny_model

@@ -25,7 +25,19 @@ END = "<|im_end|>"
 
 
 class Adds:
-    """Answers calls of add; for too large numbers by an error."""
+    """Answers calls of add; for too large numbers by an error. Each rollout begins and ends its own."""
+
+    schemas = SCHEMAS
+
+    def __init__(self) -> None:
+        self.begun = self.ended = 0
+
+    def begin(self) -> Adds:
+        self.begun += 1
+        return self
+
+    def close(self) -> None:
+        self.ended += 1
 
     def call(self, name: str, arguments: Mapping[str, Any]) -> Answer:
         return Answer.error("too large") if arguments["a"] > 99 else Answer(str(add(**arguments)))
@@ -76,13 +88,11 @@ def run(
     collector = Collector(
         sampler=sampler,
         verifiers={"equal": Equal()},  # pyright: ignore[reportArgumentType]  it checks no references
-        renderer=PromptRenderer(words, style="plain", tools=SCHEMAS),
+        renderer=PromptRenderer(words, style="plain", tools_of=lambda _: SCHEMAS),
         params=SamplingParams(max_tokens=max_tokens),
         group_size=1,
         run_seed=0,
-        rollout=ToolRollout(
-            tokenizer=words, tools=Adds(), schemas=SCHEMAS, tool_format=tool_format, max_turns=max_turns
-        ),
+        rollout=ToolRollout(tokenizer=words, sources=[Adds()], tool_format=tool_format, max_turns=max_turns),
     )
     (group,) = collector.collect([problem("x?")], step=1).groups
     return group.rollouts[0].completion, sampler
@@ -137,10 +147,17 @@ CALL_LENGTH = len(hermes(a=1)) + 1
 REPLY_LENGTH = len("\n user\n<tool_response>2</tool_response> \n assistant\n") - 2 + 1
 
 
-@pytest.mark.parametrize("max_tokens", [CALL_LENGTH - 5, CALL_LENGTH + 3, CALL_LENGTH + REPLY_LENGTH + 20])
-def test_a_rollout_ends_at_the_token_limit(max_tokens: int) -> None:
+@pytest.mark.parametrize(
+    ("max_tokens", "reason"),
+    [
+        (CALL_LENGTH - 5, EndReason.TOKENS),
+        (CALL_LENGTH + 3, EndReason.CONTEXT),
+        (CALL_LENGTH + REPLY_LENGTH + 20, EndReason.TOKENS),
+    ],
+)
+def test_a_rollout_ends_at_the_token_limit(max_tokens: int, reason: EndReason) -> None:
     """In the middle of a call, of a tool's answer, or of a later turn."""
     completion, _ = run([hermes(a=1)] * 9, max_tokens=max_tokens)
     use = completion.tool_use
-    assert use is not None and use.end is EndReason.TOKENS and use.failed == 0
+    assert use is not None and use.end is reason and use.failed == 0
     assert len(completion.token_ids) == max_tokens and completion.finish_reason is FinishReason.LENGTH

@@ -6,7 +6,7 @@ import json
 import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torch import Tensor
 import rollout.weight_files
 from rewards.errors import UserError
 from rollout.processes import SingleProcess
-from rollout.sampler import SampleRequest, SamplingParams, Tensors
+from rollout.sampler import RequestQueue, SampleRequest, SamplingParams, Tensors
 from rollout.vllm_server import VLLMServerSampler
 from rollout.weight_files import NamedTensors
 from tests.rollout.tiny import tokenizer
@@ -31,9 +31,9 @@ class MadeUp(ThreadingHTTPServer):
     request_queue_size = 1024
     daemon_threads = True
 
-    def __init__(self, max_rows: int = 1, dtype: str = "torch.bfloat16") -> None:
+    def __init__(self, max_rows: int = 1, dtype: str = "torch.bfloat16", **hf_overrides: str) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.max_rows, self.dtype, self.version = max_rows, dtype, "default"
+        self.max_rows, self.dtype, self.version, self.hf_overrides = max_rows, dtype, "default", hf_overrides
         self.calls, self.limits = list[tuple[str, Any]](), list[int]()  # the limits of sampled completions
         self.drops, self.num_dropped = "", 0  # a path whose requests it breaks off
         self.now = self.most = 0
@@ -70,7 +70,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         server: Any = self.server
-        options = {"scheduler_config": {"max_num_seqs": server.max_rows}, "model_config": {"dtype": server.dtype}}
+        model = {"dtype": server.dtype, "hf_overrides": server.hf_overrides}
+        options = {"scheduler_config": {"max_num_seqs": server.max_rows}, "model_config": model}
         self.answer(
             {
                 "/v1/models": {"data": [{"max_model_len": 4096, "root": "made up"}]},
@@ -206,3 +207,21 @@ def test_weights_that_one_process_cannot_send_alone_are_not_sent_again(processes
     server.version = "default"  # as after a restart
     with pytest.raises(UserError, match=r"has died, and this process cannot send it the weights by NCCL on its own"):
         sampler.sample([SampleRequest((3,), (1,))], SamplingParams(max_tokens=4))
+
+
+def test_a_later_turn_goes_to_the_server_that_has_the_earlier_ones(tmp_path: Path) -> None:
+    servers, queue = [MadeUp(), MadeUp()], RequestQueue()
+    for limit in (1, 2):
+        queue.put(SampleRequest((5, 6), (limit,), limit))
+    with closing(client(*servers, transfer=tmp_path / "weights").stream(queue, SamplingParams(max_tokens=9))) as stream:
+        assert {next(stream)[0], next(stream)[0]} == {0, 1}
+        for before in (1, 0):
+            queue.put(SampleRequest((5, 6, 5, 7), (3,), 11 + before, continues=(before, 0)))
+            next(stream)
+    assert [server.limits for server in servers] == [[1, 11], [2, 12]]
+
+
+def test_a_delivery_empties_the_prefix_cache_whatever_is_running(tmp_path: Path) -> None:
+    server = MadeUp()
+    client(server, transfer=tmp_path / "weights").update_weights([("w", torch.zeros(2))], version=1)
+    assert "/reset_prefix_cache?reset_running_requests=true" in [path for path, _ in server.calls]
