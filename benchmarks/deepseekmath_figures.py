@@ -18,21 +18,28 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import torch
 import tyro
 from matplotlib.figure import Figure
 
 from benchmarks import grpo_vs_ppo
-from benchmarks.grpo_vs_ppo import ARMS, COMPLETIONS, difference, folder, make_runs, mean_curve
+from benchmarks.grpo_vs_ppo import (
+    ARMS,
+    COMPLETIONS,
+    difference,
+    folder,
+    last,
+    make_runs,
+    mean_curve,
+    percent,
+    sampled,
+)
 from benchmarks.machine import describe_machine, write_result
-from rl.command.evaluate_model import opened, pass_at_k, problems_of, run_of, with_values_of
+from rl.command.evaluate_model import pass_at_k
 from rl.run.checkpoint import checkpoints
 from rl.run.evaluate import is_right, right_by_vote
 from rl.settings.defaults import TINY
-from rl.settings.options import EvaluateOptions
 from rl.view.metrics import read_metrics
 from rl.view.plots import PERCENT
-from rl.view.progress import Progress
 from rollout.records import RolloutGroup
 
 FIGURE_5 = ("rft", "online-rft", "online-dpo", "grpo", "grpo-process")
@@ -58,17 +65,6 @@ def curves(options: Options, arm: str) -> dict[str, Any]:
     }
 
 
-def sampled(model: str, seed: int) -> list[RolloutGroup]:
-    """SAMPLES completions of each held-out problem at temperature 1."""
-    torch.set_num_threads(1)
-    options = EvaluateOptions(model=model, samples=SAMPLES, seed=seed)
-    run = run_of(options)
-    options = with_values_of(run, options)
-    problems, _ = problems_of(options, run)
-    with opened(options, None, problems, "held-out", Progress(0)) as (collector, problems):
-        return collector.collect(problems, step=0).groups
-
-
 def of_k(groups: Sequence[RolloutGroup]) -> dict[str, list[float]]:
     """maj@K and pass@K for each of KS."""
 
@@ -86,17 +82,14 @@ def of_k(groups: Sequence[RolloutGroup]) -> dict[str, list[float]]:
 def findings(found: Mapping[str, Any], figure_7: Mapping[str, Any]) -> str:
     """What the paper found, and the differences here: points with 95 % intervals over the seeds, bold where they do not hold 0."""
 
-    def last(arm: str) -> list[float]:
-        return [100 * run[-1] for run in found[arm]["eval/accuracy"]]
-
     def gain(kind: str) -> str:
-        after, before = ([100 * of[kind][-1] for of in figure_7[who]] for who in ("rl", "base"))
+        after, before = (percent([of[kind][-1] for of in figure_7[who]]) for who in ("rl", "base"))
         return difference(after, before, 1)
 
     lines = ["| finding of the paper | here, points |", "| --- | --- |"]
     for ahead, behind in FINDINGS:
-        titles = [ARMS[arm].title for arm in (ahead, behind)]
-        lines.append(f"| {titles[0]} is ahead of {titles[1]} | {difference(last(ahead), last(behind), 1)} |")
+        apart = difference(percent(last(found[ahead])), percent(last(found[behind])), 1)
+        lines.append(f"| {ARMS[ahead].title} is ahead of {ARMS[behind].title} | {apart} |")
     lines.append(f"| RL raises maj@{SAMPLES} | {gain('maj')} |")
     lines.append(f"| RL does not raise pass@{SAMPLES} | {gain('pass')} |")
     return "\n".join(lines)
@@ -132,8 +125,8 @@ def main(options: Options) -> None:
     found = {arm: curves(options, arm) for arm in options.arms}
     trained = [str(checkpoints(folder(options, "grpo", seed))[-1]) for seed in options.seeds]
     figure_7 = {
-        "base": [of_k(sampled(TINY, seed)) for seed in options.seeds],
-        "rl": [of_k(sampled(model, seed)) for model, seed in zip(trained, options.seeds, strict=True)],
+        "base": [of_k(sampled(TINY, seed, SAMPLES)) for seed in options.seeds],
+        "rl": [of_k(sampled(model, seed, SAMPLES)) for model, seed in zip(trained, options.seeds, strict=True)],
     }
     print(findings(found, figure_7))
     draw(found, figure_7, Path("docs/deepseekmath_figures.png"))

@@ -7,7 +7,7 @@ schedule and number of steps of the default run; none has a KL, which all could 
 apart: the method, and how many different problems a step's completions are of (N / G problems x G, or N x 1 where a method
 does not compare within groups). The arms recipe-* have the critic recipe of docs/algorithms.md, on the policy's trunk and on a
 critic's own; its three critic-only steps are among the number of steps. Each run is a process of its own, on one core, two of them at a time; a run that is there
-already is not made again. The held-out problems are looked at greedily and by 16 samples each. Methods are compared seed by seed:
+already is not made again. The held-out problems are looked at greedily, at the end also by 16 samples each. Methods are compared seed by seed:
 a difference is said to be there if the 95 % interval of its mean over the seeds (Student's t) does not hold 0.
 
 Writes benchmarks/results/grpo_vs_ppo.json and docs/grpo_vs_ppo.png.
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -37,15 +38,20 @@ from benchmarks.machine import describe_machine, head_commit, write_result
 from benchmarks.update_memory import PeakMemory, in_fresh_process
 from rewards.verifiers import Verifiers
 from rl.capacity.cost import FLOAT32
+from rl.command.evaluate_model import opened, pass_at_k, problems_of, run_of, with_values_of
 from rl.processes.runtime import Runtime
+from rl.run.checkpoint import checkpoints
+from rl.run.evaluate import is_right, right_by_vote
 from rl.run.loop import train, verifier_options
 from rl.run.setup import set_up
 from rl.settings.config import RunConfig
+from rl.settings.options import EvaluateOptions
 from rl.update.batch import pack
 from rl.update.update import update
 from rl.view.metrics import Row, read_metrics, series
 from rl.view.plots import PERCENT
 from rl.view.progress import Progress
+from rollout.records import RolloutGroup
 
 COMPLETIONS = 512  # a step
 LEVEL = 0.75
@@ -58,7 +64,8 @@ T_95 = {
     7: 2.447,
     8: 2.365,
 }  # Student's t, two-sided, by the number of seeds
-LOOKS = ("eval/accuracy", "eval/maj_at_k", "eval/pass_at_k")
+SAMPLES = 16  # of each held-out problem, after the last step
+SAMPLED = "sampled.json"  # of a run's folder: maj@16 and pass@16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +87,6 @@ class Arm:
             num_steps=num_steps,
             seed=seed,
             eval_every=12,
-            eval_samples=16,
             save_every=num_steps,
             run_dir=run_dir,
         )
@@ -164,9 +170,33 @@ def folder(options: Options, arm: str, seed: int) -> Path:
     return options.runs / f"{arm}-{seed}"
 
 
+def sampled(model: str, seed: int, samples: int) -> list[RolloutGroup]:
+    """Completions of each held-out problem at temperature 1."""
+    torch.set_num_threads(1)
+    options = EvaluateOptions(model=model, samples=samples, seed=seed)
+    run = run_of(options)
+    options = with_values_of(run, options)
+    problems, _ = problems_of(options, run)
+    with opened(options, None, problems, "held-out", Progress(0)) as (collector, problems):
+        return collector.collect(problems, step=0).groups
+
+
+def make_run(options: Options, arm: str, seed: int) -> None:
+    """Trains, and looks at the last checkpoint by samples. One that was cut off begins anew."""
+    run_dir = folder(options, arm, seed)
+    shutil.rmtree(run_dir, ignore_errors=True)
+    train(ARMS[arm].config(seed, run_dir, options.steps))
+    groups = sampled(str(checkpoints(run_dir)[-1]), seed, SAMPLES)
+    right = [sum(map(is_right, group.rollouts)) for group in groups]
+    found = {
+        "maj": statistics.mean(map(right_by_vote, groups)),
+        "pass": statistics.mean(pass_at_k(SAMPLES, count, SAMPLES) for count in right),
+    }
+    (run_dir / SAMPLED).write_text(json.dumps(found))
+
+
 def is_done(options: Options, arm: str, seed: int) -> bool:
-    rows = read_metrics(folder(options, arm, seed))
-    return bool(rows) and rows[-1]["step"] == options.steps
+    return (folder(options, arm, seed) / SAMPLED).exists()
 
 
 def make_runs(options: Options) -> None:
@@ -234,6 +264,7 @@ def step_seconds(rows: Sequence[Row]) -> dict[str, float]:
 def summarise(options: Options, arm: str) -> dict[str, Any]:
     runs = [read_metrics(folder(options, arm, seed)) for seed in options.seeds]
     looked = [[row for row in rows if row.get("eval/accuracy") is not None] for rows in runs]
+    at_end = [json.loads((folder(options, arm, seed) / SAMPLED).read_text()) for seed in options.seeds]
     seconds = [step_seconds(rows) for rows in runs]
     flops = [[0.0, *series(rows, "flops/update")[1]] for rows in runs]
     return {
@@ -241,15 +272,25 @@ def summarise(options: Options, arm: str) -> dict[str, Any]:
         "problems": COMPLETIONS // ARMS[arm].group_size,
         "group_size": ARMS[arm].group_size,
         "steps": [row["step"] for row in looked[0]],
-        **{key: [[row[key] for row in rows] for rows in looked] for key in LOOKS},
+        "eval/accuracy": [[row["eval/accuracy"] for row in rows] for rows in looked],
+        **{key: [found[key] for found in at_end] for key in ("maj", "pass")},
         "update_flops_so_far": [[sum(f[: int(row["step"] or 0) + 1]) for row in looked[0]] for f in flops],
         "step_seconds": {part: statistics.median(s[part] for s in seconds) for part in seconds[0]},
         "memory": in_fresh_process("benchmarks.grpo_vs_ppo", {"only": "memory", "arms": arm}),
     }
 
 
-def mean_curve(found: dict[str, Any], key: str = "eval/accuracy") -> list[float]:
-    return [statistics.mean(at_step) for at_step in zip(*found[key], strict=True)]
+def mean_curve(found: dict[str, Any]) -> list[float]:
+    return [statistics.mean(at_step) for at_step in zip(*found["eval/accuracy"], strict=True)]
+
+
+def last(found: dict[str, Any]) -> list[float]:
+    """Greedy accuracy of each seed after the last step."""
+    return [run[-1] for run in found["eval/accuracy"]]
+
+
+def percent(shares: Sequence[float]) -> list[float]:
+    return [100 * share for share in shares]
 
 
 def samples_to(steps: Sequence[int], curve: Sequence[float], level: float) -> float | None:
@@ -277,25 +318,25 @@ def differences(found: dict[str, dict[str, Any]]) -> str:
     def name(arm: str) -> str:
         return f"{found[arm]['title']}, {found[arm]['problems']} x {found[arm]['group_size']}"
 
-    def last(arm: str, key: str) -> list[float | None]:
-        return [100 * run[-1] for run in found[arm][key]]
-
     def samples(arm: str) -> list[float | None]:
         return [samples_to(found[arm]["steps"], run, LEVEL) for run in found[arm]["eval/accuracy"]]
 
     lines = [f"| method | less | greedy, points | maj@16, points | samples to {LEVEL:.0%} |", "| --- " * 5 + "|"]
     for ours, theirs in PAIRS:
         if ours in found and theirs in found:
-            parts = [difference(last(ours, key), last(theirs, key), 1) for key in ("eval/accuracy", "eval/maj_at_k")]
-            parts.append(difference(samples(ours), samples(theirs), 0))
+            parts = [
+                difference(percent(last(found[ours])), percent(last(found[theirs])), 1),
+                difference(percent(found[ours]["maj"]), percent(found[theirs]["maj"]), 1),
+                difference(samples(ours), samples(theirs), 0),
+            ]
             lines.append(f"| {name(ours)} | {name(theirs)} | {' | '.join(parts)} |")
     return "\n".join(lines)
 
 
 def table(found: dict[str, dict[str, Any]]) -> str:
-    def final(of_arm: dict[str, Any], key: str) -> str:
-        last = [100 * run[-1] for run in of_arm[key]]
-        return f"{statistics.mean(last):.1f} ({min(last):.1f} to {max(last):.1f})"
+    def final(shares: Sequence[float]) -> str:
+        found = percent(shares)
+        return f"{statistics.mean(found):.1f} ({min(found):.1f} to {max(found):.1f})"
 
     lines = [
         f"| method | problems x completions | greedy, % | maj@16 | pass@16 | samples to {LEVEL:.0%} | update, TFLOP "
@@ -311,8 +352,8 @@ def table(found: dict[str, dict[str, Any]]) -> str:
         flops = statistics.mean(run[-1] for run in of_arm["update_flops_so_far"]) / 1e12
         parts = " + ".join(f"{s:.2f}" for s in seconds.values())
         lines.append(
-            f"| {of_arm['title']} | {of_arm['problems']} x {of_arm['group_size']} | {final(of_arm, 'eval/accuracy')} "
-            f"| {final(of_arm, 'eval/maj_at_k')} | {final(of_arm, 'eval/pass_at_k')} "
+            f"| {of_arm['title']} | {of_arm['problems']} x {of_arm['group_size']} | {final(last(of_arm))} "
+            f"| {final(of_arm['maj'])} | {final(of_arm['pass'])} "
             f"| {'-' if samples is None else f'{samples:,.0f}'} | {flops:.2f} | {sum(seconds.values()):.2f}: {parts} "
             f"| {memory['kept'] / 1e6:.0f} + {memory['update'] / 1e6:.0f} |"
         )
@@ -350,8 +391,7 @@ def figure(found: dict[str, dict[str, Any]], path: Path) -> None:
 
 def main(options: Options) -> None:
     if options.only == "run":
-        arm, seed = options.arms[0], options.seeds[0]
-        train(ARMS[arm].config(seed, folder(options, arm, seed), options.steps))
+        make_run(options, options.arms[0], options.seeds[0])
     elif options.only == "memory":
         print(json.dumps(update_bytes(ARMS[options.arms[0]])))
     else:
