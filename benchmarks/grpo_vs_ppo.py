@@ -45,7 +45,9 @@ from rl.run.evaluate import is_right, right_by_vote
 from rl.run.loop import train, verifier_options
 from rl.run.setup import set_up
 from rl.settings.config import RunConfig
+from rl.settings.defaults import TINY
 from rl.settings.options import EvaluateOptions
+from rl.settings.resolve import model_defaults
 from rl.update.batch import pack
 from rl.update.update import update
 from rl.view.metrics import Row, read_metrics, series
@@ -98,13 +100,17 @@ def ppo(scale: float | None, group_size: int, colour: str, style: str) -> Arm:
     return Arm(title=title, group_size=group_size, colour=colour, style=style, options=own)
 
 
-def recipe(source: str, group_size: int, colour: str, style: str) -> Arm:
-    """The critic recipe of docs/algorithms.md."""
+def recipe(source: str, group_size: int, colour: str, style: str, faster: int = 1) -> Arm:
+    """The critic recipe of docs/algorithms.md. faster: the critic's learning rate over the policy's, for a critic of its own."""
     own: dict[str, Any] = {"algorithm": "ppo", "lam_length": 0.5, "whiten": True, "clip_high": 0.28}
     own |= {"critic_warmup_steps": 3, "value": source}
     if source == "separate":
-        own["critic_updates"] = 2
+        own |= {
+            "critic_updates": 2,
+            "value_learning_rate": faster * model_defaults(TINY, "arithmetic")["learning_rate"],
+        }
     title = f"PPO, critic recipe, {'critic of its own' if source == 'separate' else 'shared trunk'}"
+    title += f" at {faster} x the rate" if faster > 1 else ""
     return Arm(title=title, group_size=group_size, colour=colour, style=style, options=own)
 
 
@@ -132,6 +138,7 @@ ARMS = {
     "recipe-separate": recipe("separate", G, "#0b7a75", "-"),
     "recipe-shared-spread": recipe("shared", 1, "#b5179e", "--"),
     "recipe-separate-spread": recipe("separate", 1, "#0b7a75", "--"),
+    "recipe-separate-spread-5": recipe("separate", 1, "#4cc9f0", "--", faster=5),
     "online-rft-spread": named("online RFT", "online-rft", 1, "#222222", "--"),
 }
 
@@ -146,6 +153,7 @@ PAIRS = (
     ("recipe-shared-spread", "ppo-1-spread"),
     ("recipe-separate-spread", "ppo-separate-spread"),
     ("recipe-separate-spread", "recipe-shared-spread"),
+    ("recipe-separate-spread-5", "recipe-separate-spread"),
     ("recipe-separate-spread", "online-rft-spread"),
     ("ppo-separate-spread", "ppo-separate"),
     ("online-rft-spread", "online-rft"),
