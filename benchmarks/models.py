@@ -117,14 +117,14 @@ def end_probability(mean: float, longest: int) -> float:
 
 
 def random_problems(
-    count: int, prompt_length: int, vocab_size: int, *, share_without_signal: float, seed: int = 0
+    count: int, num_words: int, words: Sequence[str], *, begin: str = "", share_without_signal: float, seed: int = 0
 ) -> list[Problem]:
     """Prompts of random words, those without signal spread evenly. The reference is the prompt itself: HashVerifier asks it."""
     chance = random.Random(seed)
 
     def prompt(wanted: bool) -> str:
         while True:
-            text = " ".join(f"w{chance.randrange(2, vocab_size)}" for _ in range(prompt_length))
+            text = f"{begin} {' '.join(chance.choice(words) for _ in range(num_words))}".lstrip()
             if has_signal(text, share_without_signal) == wanted:
                 return text
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.models import (
     HALF_BILLION,
@@ -21,6 +23,7 @@ from benchmarks.models import (
     random_problems,
     word_tokenizer,
 )
+from benchmarks.real_model import make
 from rewards.score import Verifier
 from rewards.verifiers import VerifierOptions, Verifiers
 from rl.policy.load import load_pretrained
@@ -39,7 +42,7 @@ from rollout.records import Problem
 class Shape:
     """One step: `problems` prompts of `prompt_length` tokens, `group_size` completions of each, at most `max_tokens` long.
 
-    size: None is the tiny default, the warm-started base on the arithmetic task.
+    size: None is the tiny default, the warm-started base on the arithmetic task; "real" is SmolLM2-135M-Instruct.
     mean_tokens: mean length of the completions; None is all of max_tokens.
     share_without_signal: of the prompts; all completions of such a one have the same reward.
     trl_rows, trl_cache: TRL's micro-batch and key-value cache, the fastest of those that `vs_trl --sweep` tries.
@@ -48,7 +51,7 @@ class Shape:
     """
 
     what: str
-    size: ModelSize | None
+    size: ModelSize | Literal["real"] | None
     problems: int
     group_size: int
     prompt_length: int
@@ -133,6 +136,16 @@ E = Shape(
 )
 F = replace(B, what="as b, G = 32", problems=4, group_size=32, target_speed=2.0, target_memory=None)
 G = replace(E, what="as e, LoRA of rank 16", lora_rank=16, learning_rate=1e-5)
+REAL = Shape(
+    what="SmolLM2-135M-Instruct, p = 113, c = 32",
+    size="real",
+    problems=16,
+    group_size=8,
+    prompt_length=113,
+    max_tokens=32,
+    trl_rows=16,
+    target_speed=4.0,
+)
 GPU = Shape(
     what="half a billion parameters, p = 512, completions skewed, 30 % of groups without signal",
     size=HALF_BILLION,
@@ -145,7 +158,7 @@ GPU = Shape(
     token_budget=32_768,
     trl_rows=32,
 )
-COMPARED: Mapping[str, Shape] = {"a": A, "b": B, "c": C, "d": D, "e": E, "f": F, "g": G}
+COMPARED: Mapping[str, Shape] = {"a": A, "b": B, "c": C, "d": D, "e": E, "f": F, "g": G, "real": REAL}
 SHAPES: Mapping[str, Shape] = {**COMPARED, "gpu": GPU}
 
 
@@ -173,12 +186,12 @@ def given(shape: Shape, runtime: Runtime, *, num_problems: int, seed: int = 0) -
     """num_problems: as many different ones as the steps to come take."""
     if shape.size is None:
         return _tiny(runtime, seed)
+    if shape.size == "real":
+        return _real(shape, runtime, num_problems, seed)
     tokenizer = word_tokenizer(shape.size.vocab_size)
+    words = [f"w{i}" for i in range(2, shape.size.vocab_size)]
     problems = random_problems(
-        num_problems,
-        shape.prompt_length,
-        shape.size.vocab_size,
-        share_without_signal=shape.share_without_signal,
+        num_problems, shape.prompt_length, words, share_without_signal=shape.share_without_signal
     )
     hazard = end_probability(shape.mean_tokens or shape.max_tokens, shape.max_tokens)
     model = random_model(shape.size, tokenizer, end_probability=hazard).to(runtime.device)  # pyright: ignore[reportArgumentType]
@@ -213,5 +226,33 @@ def _tiny(runtime: Runtime, seed: int) -> Given:
         stream=lambda: ProblemStream.of(training, seed),
         held_out=held_out,
         verifiers=verifiers,
+        seed=seed,
+    )
+
+
+def _real(shape: Shape, runtime: Runtime, num_problems: int, seed: int) -> Given:
+    """Prompts of its chat template and as many words, each of which is one token, as make up the length."""
+    folder = os.environ.get("PLUMBLINE_REAL_MODEL") or str(make(Path("runs") / "smollm2"))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    after_space = (token[1:] for token in tokenizer.vocab if token[0] == tokenizer.tokenize(" a")[0][0])
+    words = sorted(word for word in after_space if word.isascii() and word.isalpha())
+    renderer = PromptRenderer(tokenizer, style="plain")
+    begin = "Words:"
+
+    def problems_of(count: int, length: int) -> list[Problem]:
+        return random_problems(
+            count, length, words, begin=begin, share_without_signal=shape.share_without_signal, seed=seed
+        )
+
+    (shortest,) = problems_of(1, 1)
+    problems = problems_of(num_problems, shape.prompt_length - len(renderer.render(shortest)) + 1)
+    assert {len(renderer.render(problem)) for problem in problems} == {shape.prompt_length}
+    return Given(
+        make_model=lambda: load_pretrained(folder, runtime.device)[0],
+        tokenizer=tokenizer,
+        renderer=renderer,
+        stream=lambda: InOrder.of(problems, seed),
+        held_out=[],
+        verifiers={"hash": HashVerifier(shape.share_without_signal)},
         seed=seed,
     )
