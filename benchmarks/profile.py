@@ -40,7 +40,10 @@ from rl.processes.runtime import Runtime, cpu_cores
 from rl.settings.options import DType
 from rl.update.batch import Batch, pack
 from rl.update.update import update
+from rollout.engine import kernels
 from rollout.records import RolloutGroup
+
+COMPILED = kernels.compiled
 
 KINDS = {
     "products": ("mm", "addmm", "_linear_pointwise", "mkldnn_linear", "linear"),
@@ -112,17 +115,40 @@ def kind_of(operation: str) -> str:
     return "elementwise"
 
 
+class Timed:
+    """The compiled parts of a decoding step, timed: torch's profiler does not see them."""
+
+    def __init__(self) -> None:
+        self.seconds = {"attention": 0.0, "elementwise": 0.0}
+
+    def __getattr__(self, name: str) -> Callable[..., object]:
+        function, kind = getattr(COMPILED, name), "attention" if name == "attend" else "elementwise"
+
+        def timed(*arguments: object) -> object:
+            started = time.perf_counter()
+            found = function(*arguments)
+            self.seconds[kind] += time.perf_counter() - started
+            return found
+
+        return timed
+
+
 def operations(run: Callable[[], object], slowest: int) -> dict[str, dict[str, float]]:
     """By kind: the seconds of its operations in all threads, and the bytes of their inputs. Prints the slowest operations."""
-    everywhere = _ExperimentalConfig(profile_all_threads=True)
+    everywhere, timed = _ExperimentalConfig(profile_all_threads=True), Timed()
+    kernels.compiled = timed if COMPILED else None
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True, experimental_config=everywhere) as found:
         run()
+    kernels.compiled = COMPILED
     kinds = {kind: {"seconds": 0.0, "bytes": 0.0} for kind in (*KINDS, "elementwise")}
     for row in found.key_averages(group_by_input_shape=True):
         if "::" in row.key:  # an operation: others are ranges, which contain some
             of_kind = kinds[kind_of(row.key)]
             of_kind["seconds"] += row.self_cpu_time_total / 1e6
             of_kind["bytes"] += row.count * FLOAT32 * sum(prod(shape) for shape in row.input_shapes or () if shape)
+    for kind, seconds in timed.seconds.items():
+        kinds[kind]["seconds"] += seconds
+        print(f"  compiled: {seconds:.3f} s, {kind}")
     by_name = sorted((row for row in found.key_averages() if "::" in row.key), key=lambda row: -row.self_cpu_time_total)
     for row in by_name[:slowest]:
         seconds = row.self_cpu_time_total / 1e6

@@ -24,6 +24,7 @@ from rollout.engine.extension import Extension
 from rollout.engine.fused_model import Attend, FusedLayer, FusedModel
 from rollout.engine.graphs import Graphs, QueryIndex
 from rollout.engine.kept import Resumed
+from rollout.engine.kernels import Rows, attend, can_compute
 from rollout.engine.sizes import Capacity, Sizes, whole_blocks
 
 T = TypeVar("T")
@@ -65,6 +66,7 @@ class FusedDecoder:
         self.model, self.bucketed, self.reserves = model, bucketed, reserves
         self.key_heads = model.layers[0].key_heads
         self.windows = {layer.window for layer in model.layers}
+        self.is_compiled = not bucketed and can_compute(model.layers[0].head_size, model.dtype, model.device)
         self.graphs = Graphs(model.device)
         self.release()
         self.open(capacity)
@@ -86,7 +88,7 @@ class FusedDecoder:
         self.extension: Extension | None = None  # to process with the next step
         self.num_rows = self.width = 0
         self.is_aligned = True  # every row writes the same column
-        self.query_index: tuple[Sizes, QueryIndex] | None = None
+        self._forget_order()
 
     def _allocate(self, capacity: Capacity) -> None:
         self.capacity = capacity
@@ -126,7 +128,9 @@ class FusedDecoder:
         has = self.own[0].shape[3]
         block = BLOCK if self.bucketed else GROWTH
         more = -(-(self.width - has) // block) * block
-        if self.bucketed:
+        if self.is_compiled:  # reads filled columns only, so that a row may be wide
+            more = max(more, has)
+        if self.bucketed or self.is_compiled:
             more = min(more, self.capacity.width - has)
         self.graphs.clear()
         for layer, own in enumerate(self.own):
@@ -146,7 +150,12 @@ class FusedDecoder:
         lengths = torch.tensor([prefix.length for prefix in self.prefixes], device=rows.device)
         self.group[rows], self.prefix[rows] = groups, lengths[groups]
         self.num_rows += len(rows)
-        self.query_index = None
+        self._forget_order()
+
+    def _forget_order(self) -> None:
+        """Rows have come or gone: what orders them by group is made anew by the next step."""
+        self.query_index: tuple[Sizes, QueryIndex] | None = None
+        self.order: Tensor | None = None
 
     def keep(self, rows: Sequence[int], lengths: Sequence[int]) -> list[KeptStates]:
         """Copies of the keys and values of the first tokens of each row, so many of them. A prefix is copied once for its group."""
@@ -236,6 +245,8 @@ class FusedDecoder:
         self.width = min(self.width + 1, self.capacity.width)
         if self.width > self.own[0].shape[3]:
             self._grow()
+        if self.is_compiled:
+            return then(self._forward(self.num_rows, self._compiled_attend()))
         if self.query_index is None:
             self.query_index = self._index_queries()
         sizes, index = self.query_index
@@ -295,7 +306,23 @@ class FusedDecoder:
             out = by_row(by_group(on_shared) @ shared_values[i])
             return out.baddbmm_(on_own, own_values[i]).view(rows, -1, layer.head_size)
 
-        tokens, new = self.newest[:rows], self.extension
+        return self._forward(rows, attend)
+
+    def _compiled_attend(self) -> Attend:
+        if self.order is None:
+            self.order = self.group[: self.num_rows].argsort(stable=True)
+        prefix, group = self.prefix[: self.num_rows], self.group[: self.num_rows]
+        rows = Rows(self.order, self.position[: self.num_rows] - prefix, prefix, group)
+
+        def attend_(layer: FusedLayer, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            shared, own = self.shared[layer.index], self.own[layer.index]
+            return attend(query, key, value, shared, own, rows, scale=layer.scale, window=layer.window)
+
+        return attend_
+
+    def _forward(self, rows: int, attend: Attend) -> Tensor:
+        """The logits of the newest tokens of the first rows, and with them the states of an extension's tokens."""
+        tokens, positions, new = self.newest[:rows], self.position[:rows], self.extension
         if new is None:
             return self.model.logits(self.model.states(tokens, positions, attend))
         self.extension, attend_added = None, self._attend_added(new)
@@ -340,7 +367,8 @@ class FusedDecoder:
         for state in (self.position, self.prefix, self.group):
             state[targets] = state[sources]
             state[num_rows:] = 0  # rows of a bucket without a completion write to their first column
-        self.num_rows, self.query_index = num_rows, None
+        self.num_rows = num_rows
+        self._forget_order()
         self.width = int((self.position - self.prefix)[:num_rows].max()) + 1 if num_rows else 0
         self._drop_groups()
 

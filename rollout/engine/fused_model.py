@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
+from transformers.activations import SiLUActivation
 
 from rollout.attention import has_only_attention_layers
 from rollout.engine.decode_weights import DecodeWeight, LowRank, is_lora, is_plain, is_readable_linear, product_dtype
+from rollout.engine.kernels import rms_norm, rotate_, silu_mul
 
 # (layer, query [N, Hq, D], key [N, Hkv, D], value [N, Hkv, D]) -> [N, Hq, D]
 Attend = Callable[["FusedLayer", Tensor, Tensor, Tensor], Tensor]
@@ -78,7 +80,7 @@ class RMSNorm:
         self.dtype = dtype
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), x.shape[-1:], self.weight.tensor, self.epsilon).to(self.dtype)
+        return rms_norm(x, self.weight.tensor, self.epsilon, self.dtype)
 
 
 class FusedLayer:
@@ -95,6 +97,7 @@ class FusedLayer:
         self.mlp_norm = RMSNorm(layer, "post_attention_layernorm", dtype)
         self.gate_up = Projection(mlp, "gate_proj", "up_proj", dtype=dtype)
         self.activation: Callable[[Tensor], Tensor] = mlp.act_fn
+        self.is_silu = type(mlp.act_fn) in (nn.SiLU, SiLUActivation)
         self.down = Projection(mlp, "down_proj", dtype=dtype)
         self.head_size: int = attention.head_dim
         self.query_heads = attention.q_proj.out_features // self.head_size
@@ -113,15 +116,13 @@ class FusedLayer:
         if self.has_rotary:
             rotate_(heads.narrow(1, 0, self.query_heads + self.key_heads), cos, sin)
         x = self.out.added_to(x, attend(self, query, key, value).flatten(1))
-        gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
-        return self.down.added_to(x, self.activation(gate).mul_(up))
+        return self.down.added_to(x, self._activated(self.gate_up(self.mlp_norm(x))))
 
-
-def rotate_(heads: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """Rotary position embedding (arXiv 2104.09864) in place, pairing elements half a head apart. heads: [N, H, D]; cos, sin:
-    [N, 1, D]. The first half of sin is negative."""
-    turned = heads.roll(heads.shape[-1] // 2, -1)
-    heads.mul_(cos).addcmul_(turned, sin)
+    def _activated(self, gate_up: Tensor) -> Tensor:
+        if self.is_silu:
+            return silu_mul(gate_up)
+        gate, up = gate_up.chunk(2, dim=-1)
+        return self.activation(gate).mul_(up)
 
 
 class FusedModel:

@@ -18,9 +18,9 @@ FUSED: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("qwen2", {"tie_word_embeddings": True}),
     "qwen2-window": ("qwen2", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}),
     "qwen3": ("qwen3", {"head_dim": 16, "attention_bias": True}),
-    "mistral-window": ("mistral", {"sliding_window": 4}),
+    "mistral-window": ("mistral", {"sliding_window": 4, "head_dim": 32}),  # this one and the next in whole vectors
     "llama": ("llama", {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 4}),
-    "smollm3": ("smollm3", {"no_rope_layers": [1, 0], "pad_token_id": PAD}),
+    "smollm3": ("smollm3", {"no_rope_layers": [1, 0], "pad_token_id": PAD, "head_dim": 32}),
 }
 CACHED: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma": ("gemma", {"head_dim": 16}),

@@ -1,0 +1,101 @@
+"""The parts of a decoding step between its matrix products, each one call: compiled for a CPU (kernels.cpp), or else by torch.
+
+The compiled module is built as the package is installed, if there is a C++ compiler; without it, on other devices and for sizes that it
+does not take (vectors of LANES numbers), torch computes the same in about twenty calls a layer.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+try:
+    from rollout.engine import _kernels as compiled  # pyright: ignore[reportAttributeAccessIssue]
+except ImportError:
+    compiled: Any = None
+
+LANES = 16
+DTYPES = {torch.float32: False, torch.bfloat16: True}  # whether it is the half one
+
+
+def can_compute(size: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the compiled functions take vectors of this size and dtype."""
+    return compiled is not None and device.type == "cpu" and dtype in DTYPES and size % LANES == 0
+
+
+def _takes(x: Tensor, size: int, dtype: torch.dtype) -> bool:
+    return x.is_contiguous() and can_compute(size, dtype, x.device)
+
+
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float, dtype: torch.dtype) -> Tensor:
+    """x / sqrt(mean x^2 + epsilon) * weight (arXiv 1910.07467), in float32, rounded to dtype. x: [..., H]; weight: float32[H]"""
+    size = x.shape[-1]
+    if x.dtype != torch.float32 or not _takes(x, size, dtype):
+        return F.rms_norm(x.float(), (size,), weight, epsilon).to(dtype)
+    out = torch.empty_like(x, dtype=dtype)
+    compiled.rms_norm(DTYPES[dtype], x.data_ptr(), weight.data_ptr(), out.data_ptr(), x.numel() // size, size, epsilon)
+    return out
+
+
+def rotate_(heads: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """Rotary position embedding (arXiv 2104.09864) in place, pairing elements half a head apart. heads: [N, H, D], of which each token's
+    are together in memory; cos, sin: float32[N, 1, D]. The first half of sin is negative."""
+    count, size = heads.shape[1:]
+    if heads.stride()[1:] == (size, 1) and _takes(cos, size // 2, heads.dtype) and _takes(sin, size // 2, cos.dtype):
+        where = heads.data_ptr(), cos.data_ptr(), sin.data_ptr()
+        compiled.rotate(DTYPES[heads.dtype], *where, len(heads), count, heads.stride(0), size)
+        return
+    turned = heads.roll(size // 2, -1)
+    heads.mul_(cos).addcmul_(turned, sin)
+
+
+def silu_mul(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up (arXiv 2002.05202). gate_up: [N, 2 I], the gates first -> [N, I]"""
+    size = gate_up.shape[-1] // 2
+    if not _takes(gate_up, size, gate_up.dtype):
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate).mul_(up)
+    out = gate_up.new_empty(len(gate_up), size)
+    compiled.silu_mul(DTYPES[gate_up.dtype], gate_up.data_ptr(), out.data_ptr(), len(gate_up), size)
+    return out
+
+
+class Rows(NamedTuple):
+    """The rows of a step, int64[N] each. order: in which they are processed, those of a group together. at: the column of the newest
+    token among a row's own keys. prefix: how many keys of its group a row sees. group: its slot."""
+
+    order: Tensor
+    at: Tensor
+    prefix: Tensor
+    group: Tensor
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    shared: Tensor,
+    own: Tensor,
+    rows: Rows,
+    *,
+    scale: float,
+    window: int | None,
+) -> Tensor:
+    """Writes the newest keys and values into column `at` of each row's own ones, then attends, under one softmax, to the first `prefix`
+    keys of its group and to its own up to that column: of both the latest `window`. Scores, weights and sums are float32.
+
+    query: [N, Hq, D]; key, value: [N, Hkv, D]; all three of one memory, each token's heads together. shared: [2, groups, Hkv, columns, D];
+    own: [2, rows, Hkv, columns, D], both contiguous, keys first -> [N, Hq, D]
+    """
+    num_rows, query_heads, size = query.shape
+    key_heads, out = key.shape[1], query.new_empty(query.shape)
+    assert shared.is_contiguous() and own.is_contiguous() and shared.dtype == own.dtype == query.dtype
+    assert query.stride() == key.stride() == value.stride() and query.stride()[1:] == (size, 1)
+    states = query.data_ptr(), key.data_ptr(), value.data_ptr(), query.stride(0)
+    cached = own.data_ptr(), own.shape[1], own.shape[3], shared.data_ptr(), shared.shape[1], shared.shape[3]
+    numbers = *(x.data_ptr() for x in rows), num_rows, key_heads, query_heads // key_heads, size, window or 0
+    compiled.attend(DTYPES[query.dtype], *states, *cached, *numbers, out.data_ptr(), scale)
+    return out
