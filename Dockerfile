@@ -6,8 +6,8 @@ FROM python:3.11-slim
 ARG DEVICE=cuda
 ARG TORCH_INDEX=
 
-# Triton compiles a launcher of each kernel on the machine that runs it.
-RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
+# For the compiled parts of the embedded engine; Triton compiles a launcher of each kernel on the machine that runs it.
+RUN apt-get update && apt-get install -y --no-install-recommends g++ libc6-dev && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /plumbline
 COPY . .

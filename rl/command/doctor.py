@@ -23,6 +23,7 @@ from rl.run.tiny import tiny_model, tiny_tokenizer
 from rl.settings.defaults import resolved_dtype
 from rl.settings.options import AnyDType
 from rl.update.delivery import FLOAT32_TOLERANCE, arbitrary_texts
+from rollout.engine import kernels
 from rollout.sampler import SampleRequest, SamplingParams
 from rollout.torch_sampler import TorchSampler
 
@@ -58,6 +59,7 @@ def examine(model: str | None = None, dtype: AnyDType = "auto") -> str:
         ("gpu", _gpus()),
         *((package, version(package)) for package in _NEEDED),
         *((package, _installed(package, without)) for package, without in _OPTIONAL.items()),
+        ("compiled parts", "built" if kernels.compiled else f"not built: {kernels.WITHOUT}"),
         ("programs", _isolation()),
         *((f"proofs, {system}", found) for system, found in available_provers().items()),
         ("self-test", self_test()),

@@ -380,4 +380,10 @@ PyModuleDef module = {PyModuleDef_HEAD_INIT, "_kernels", nullptr, -1, methods, n
 
 } // namespace
 
-PyMODINIT_FUNC PyInit__kernels() { return PyModule_Create(&module); }
+PyMODINIT_FUNC PyInit__kernels() {
+  PyObject *made = PyModule_Create(&module);
+  if (made && PyModule_AddIntConstant(made, "VERSION", 1) == 0) // that of kernels.py
+    return made;
+  Py_XDECREF(made);
+  return nullptr;
+}

@@ -12,11 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+VERSION = 1  # of the functions' arguments: an installation may be older than the files beside it
 try:
-    from rollout.engine import _kernels as compiled  # pyright: ignore[reportAttributeAccessIssue]
+    from rollout.engine import _kernels  # pyright: ignore[reportAttributeAccessIssue]
 except ImportError:
-    compiled: Any = None
+    _kernels: Any = None
+compiled: Any = _kernels if getattr(_kernels, "VERSION", None) == VERSION else None
 
+WITHOUT = "sampling on a CPU is up to 1.5 times slower; have a C++ compiler on the PATH and install Plumbline again"
 LANES = 16
 DTYPES = {torch.float32: False, torch.bfloat16: True}  # whether it is the half one
 

@@ -20,6 +20,7 @@ from rl.run.run_files import write_config
 from rl.settings.config import RunConfig
 from rl.settings.resolve import resolve
 from rl.view.audit import audit
+from rollout.engine import kernels
 
 TASK = {"type": "function", "fn_name": "f", "tests": [{"args": [1], "expected": 2}]}
 
@@ -85,6 +86,7 @@ def test_the_doctor_tells_the_level_and_what_is_missing() -> None:
     assert status == 0
     assert "isolation L" in found["programs"]
     assert {"machine", "memory", "disk,", "torch", "gpu", "vllm", "bitsandbytes"} <= found.keys()
+    assert found["compiled"].endswith("built" if kernels.compiled else kernels.WITHOUT)
     assert found["self-test"].startswith("agree: sampler and trainer differ by ")
 
 
