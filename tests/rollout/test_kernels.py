@@ -8,12 +8,16 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rollout.engine import kernels
+from rollout.engine.fused_decoder import FusedDecoder
+from rollout.engine.fused_model import FusedModel
 from rollout.engine.kernels import Rows, attend, rms_norm, rotate_, silu_mul
+from rollout.engine.sizes import Capacity
 from rollout.sampler import SampleRequest, SamplingParams
 from rollout.torch_sampler import TorchSampler
-from tests.rollout.families import tiny_model
+from tests.rollout.families import model_of, tiny_model
 from tests.rollout.sampler_contract import TOLERANCE as CONTRACT
 from tests.rollout.tiny import tokenizer
 
@@ -158,3 +162,33 @@ def test_completions_are_those_of_torch(family: str, monkeypatch: pytest.MonkeyP
     for one, other in zip(ours, sampled(), strict=True):
         assert one.token_ids == other.token_ids
         assert one.sampler_logprobs == pytest.approx(other.sampler_logprobs, abs=CONTRACT)
+
+
+class Counted(TorchDispatchMode):
+    """Counts torch's operations."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        self.count += 1
+        return function(*arguments, **(options or {}))
+
+
+def operations(num_layers: int) -> int:
+    """Of one decoding step of seven rows, the tenth."""
+    model = model_of("llama", {"num_hidden_layers": num_layers, "head_dim": 32})
+    fused = FusedModel(model, torch.float32)
+    decoder, rows = FusedDecoder(fused, Capacity(rows=7, groups=2, shared_width=4, width=20)), torch.arange(7)
+    prompts = [torch.tensor([5, 9, 2, 11]), torch.tensor([3, 8])]
+    with torch.no_grad(), fused.packed():
+        decoder.admit(rows, prompts, torch.tensor([0, 0, 1, 1, 0, 1, 0]))
+        for step in range(10):
+            with Counted() as counted:
+                decoder.logits(torch.full((7,), 4), torch.tensor([4, 4, 2, 2, 4, 2, 4]) + step)
+    return counted.count
+
+
+def test_a_layer_asks_little_of_torch() -> None:
+    """Four matrix products, an output for each compiled part but the rotation, which is in place, and views. Without compiled parts
+    there are 60."""
+    assert (operations(6) - operations(2)) / 4 <= 13
