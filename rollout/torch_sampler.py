@@ -302,7 +302,10 @@ class TorchSampler(SamplerBase):
 
     @torch.no_grad()
     def probe(self, texts: Sequence[Text]) -> dict[str, list[list[float]]]:
-        """Decodes all texts as one batch. A completion that is shorter than the longest repeats its last token."""
+        """Decodes all texts as one batch, by which graphs that read other memory are found; where there are none one forward does.
+        A completion that is shorter than the longest repeats its last token."""
+        if self.fused is not None and not self.bucketed:
+            return {LOCAL_ENGINE: self.fused.logprobs(texts)}
         device, longest = self.model.device, max(len(completion) for _, completion in texts)
         prompts = [torch.tensor(prompt, device=device) for prompt, _ in texts]
         targets = torch.tensor([c + c[-1:] * (longest - len(c)) for _, c in texts], device=device)

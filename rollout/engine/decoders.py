@@ -21,8 +21,8 @@ from transformers import PreTrainedModel
 from rollout.attention import attention_implementation, has_only_attention_layers, narrow_windows
 from rollout.engine.batch import Batch, enlarged
 from rollout.engine.decode_weights import weights_dtype
-from rollout.engine.fused_decoder import FusedDecoder, causal_attention
-from rollout.engine.fused_model import FusedModel, is_llama_like
+from rollout.engine.fused_decoder import FusedDecoder
+from rollout.engine.fused_model import FusedModel, causal_attention, is_llama_like
 from rollout.engine.kept import Resumed
 from rollout.engine.sizes import Capacity
 from rollout.engine.slots import SLOT_ATTENTION, KeptLayers, KeyValueSlots

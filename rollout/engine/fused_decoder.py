@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from rollout.attention import causal_window, exact_scores, grouped_attention
+from rollout.attention import exact_scores
 from rollout.engine.batch import Batch, closing_moves, enlarged
 from rollout.engine.extension import Extension
-from rollout.engine.fused_model import Attend, FusedLayer, FusedModel
+from rollout.engine.fused_model import Attend, FusedLayer, FusedModel, causal_attention
 from rollout.engine.graphs import Graphs, QueryIndex
 from rollout.engine.kept import Resumed
 from rollout.engine.kernels import Rows, attend, can_compute
@@ -391,10 +391,3 @@ def scaled_scores(mask: Tensor, query: Tensor, key: Tensor, scale: float) -> Ten
     if query.dtype == torch.float32:
         return torch.baddbmm(mask, query, key.mT, alpha=scale)
     return torch.add(mask, exact_scores(query, key), alpha=scale)
-
-
-def causal_attention(layer: FusedLayer, query: Tensor, key: Tensor, value: Tensor, *, num_texts: int) -> Tensor:
-    """Causal attention over num_texts texts of equal length, one after the other. [N, H, D] -> [N, H, D]"""
-    query, key, value = (states.unflatten(0, (num_texts, -1)).transpose(1, 2) for states in (query, key, value))
-    mask = None if layer.window is None else causal_window(query.shape[2], layer.window, query.device)
-    return grouped_attention(query, key, value, mask=mask, causal=mask is None, scale=layer.scale).flatten(0, 1)

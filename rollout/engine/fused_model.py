@@ -8,19 +8,22 @@ each. The caller provides attention: prefill and decoding keep their keys in dif
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 from transformers.activations import SiLUActivation
 
-from rollout.attention import has_only_attention_layers
+from rollout.attention import causal_window, grouped_attention, has_only_attention_layers
 from rollout.engine.decode_weights import DecodeWeight, LowRank, is_lora, is_plain, is_readable_linear, product_dtype
 from rollout.engine.kernels import rms_norm, rotate_, silu_mul
+from rollout.sampler import Text
 
 # (layer, query [N, Hq, D], key [N, Hkv, D], value [N, Hkv, D]) -> [N, Hq, D]
 Attend = Callable[["FusedLayer", Tensor, Tensor, Tensor], Tensor]
@@ -155,6 +158,22 @@ class FusedModel:
     def logits(self, states: Tensor) -> Tensor:
         return self.head(self.norm(states))
 
+    def logprobs(self, texts: Sequence[Text]) -> list[list[float]]:
+        """The log-probs of the tokens of completions behind their prompts, in one forward."""
+        tokens = [torch.tensor([*prompt, *completion], device=self.device) for prompt, completion in texts]
+        block = pad_sequence([text[:-1] for text in tokens], batch_first=True)  # right-padded: causal hides it
+        count, width = block.shape
+        positions = torch.arange(width, device=self.device).repeat(count)
+        states = self.states(block.flatten(), positions, partial(causal_attention, num_texts=count)).view(
+            *block.shape, -1
+        )
+        scored = [
+            states[i, len(prompt) - 1 : len(text) - 1] for i, (text, (prompt, _)) in enumerate(zip(tokens, texts))
+        ]
+        targets = torch.cat([text[len(prompt) :] for text, (prompt, _) in zip(tokens, texts)])
+        logprobs = self.logits(torch.cat(scored)).float().log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+        return [part.tolist() for part in logprobs.split([len(completion) for _, completion in texts])]
+
     def projections(self) -> Iterator[Projection]:
         for layer in self.layers:
             yield from (layer.qkv, layer.out, layer.gate_up, layer.down)
@@ -202,6 +221,13 @@ class FusedModel:
     def _addresses(self) -> list[int]:
         adapters = [tensor for projection in self.projections() for tensor in projection.adapters.tensors()]
         return [tensor.data_ptr() for tensor in (*(weight.tensor for weight in self.weights()), *adapters)]
+
+
+def causal_attention(layer: FusedLayer, query: Tensor, key: Tensor, value: Tensor, *, num_texts: int) -> Tensor:
+    """Causal attention over num_texts texts of equal length, one after the other. [N, H, D] -> [N, H, D]"""
+    query, key, value = (states.unflatten(0, (num_texts, -1)).transpose(1, 2) for states in (query, key, value))
+    mask = None if layer.window is None else causal_window(query.shape[2], layer.window, query.device)
+    return grouped_attention(query, key, value, mask=mask, causal=mask is None, scale=layer.scale).flatten(0, 1)
 
 
 def can_pack(dtype: torch.dtype, device: torch.device) -> bool:

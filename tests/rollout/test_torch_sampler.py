@@ -21,8 +21,8 @@ from rollout.records import FinishReason
 from rollout.sampler import RequestQueue, SampleRequest, SamplingParams
 from rollout.torch_sampler import TorchSampler, stop_token_ids
 from tests.rollout.families import ALL, CACHED, FUSED, RECOMPUTED, tiny_model
-from tests.rollout.sampler_contract import Engine, SamplerContract, requests, tokens
-from tests.rollout.tiny import END, tokenizer
+from tests.rollout.sampler_contract import TOLERANCE, Engine, SamplerContract, requests, tokens
+from tests.rollout.tiny import END, plain_logprobs, tokenizer
 from tests.rollout.uniform_reference import uniform
 
 
@@ -77,6 +77,19 @@ def test_no_token_is_run_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     lengths = [len(c.token_ids) for group in sampled for c in group]
     assert sum(map(len, run)) == sum(len(r.prompt_ids) - 1 for r in asked) + sum(lengths)
     assert len(set(lengths)) > 1  # otherwise no row left early
+
+
+def test_texts_that_prove_a_delivery_are_run_together_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler, run = TorchSampler(tiny_model("mistral-window", 0), tokenizer()), []
+    assert sampler.fused is not None
+    states = sampler.fused.states
+    monkeypatch.setattr(sampler.fused, "states", lambda tokens, *rest: run.append(tokens) or states(tokens, *rest))
+    texts = [((5, 9, 2, 11), (4, 3, 8, 30, 2)), ((7,), (6,)), ((3, 8, 12), (1, 2, 3, 4))]
+    (scored,) = sampler.probe(texts).values()
+    assert len(run) == 1
+    for (prompt, completion), logprobs in zip(texts, scored, strict=True):
+        plain = plain_logprobs(tiny_model("mistral-window", 0), prompt, completion)
+        assert logprobs == pytest.approx(plain.tolist(), abs=TOLERANCE)
 
 
 def test_what_a_row_draws_after_its_end_is_not_kept() -> None:
