@@ -2,6 +2,7 @@
 
     python -m benchmarks.profile                        shape b of benchmarks/shapes.py
     python -m benchmarks.profile --shape real           SmolLM2-135M-Instruct; --dtype bfloat16: as autocast on a GPU
+    python -m benchmarks.profile --no-compiled          without the compiled parts of the embedded engine
 
 Kinds: matrix products; attention (products of queries, keys and values); copies (gathers, scatters, casts, concatenation); views, which
 move nothing; elementwise (all other operations); Python (the time between operations: interpreter, waiting for the interpreter's lock).
@@ -11,7 +12,7 @@ Limits: products and attention are operations that the mathematics needs (rl/cap
 copies and elementwise are the bytes of their inputs, read once, over the rate of a sum. Operations are timed by torch's profiler in one
 round, which slows Python: its time is what they leave of the seconds of the rounds without profiler.
 
-Writes benchmarks/results/profile_<shape>_<dtype>.json.
+Writes benchmarks/results/profile_<shape>_<dtype>.json, or ..._torch.json without compiled parts.
 """
 
 from __future__ import annotations
@@ -88,6 +89,7 @@ class Options:
     shape: str = "b"
     rounds: int = 5
     dtype: DType = "float32"
+    compiled: bool = True
     slowest: int = 12
     """Print so many operations of each part."""
 
@@ -136,10 +138,10 @@ class Timed:
 def operations(run: Callable[[], object], slowest: int) -> dict[str, dict[str, float]]:
     """By kind: the seconds of its operations in all threads, and the bytes of their inputs. Prints the slowest operations."""
     everywhere, timed = _ExperimentalConfig(profile_all_threads=True), Timed()
-    kernels.compiled = timed if COMPILED else None
+    before, kernels.compiled = kernels.compiled, timed if kernels.compiled else None
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True, experimental_config=everywhere) as found:
         run()
-    kernels.compiled = COMPILED
+    kernels.compiled = before
     kinds = {kind: {"seconds": 0.0, "bytes": 0.0} for kind in (*KINDS, "elementwise")}
     for row in found.key_averages(group_by_input_shape=True):
         if "::" in row.key:  # an operation: others are ranges, which contain some
@@ -199,6 +201,8 @@ def account(
 
 def main(options: Options) -> None:
     torch.set_num_threads(cpu_cores())
+    if not options.compiled:
+        kernels.compiled = None
     runtime, shape = Runtime.start(dtype=options.dtype, device="cpu"), SHAPES[options.shape]
     side = OurSide(shape, given(shape, runtime, num_problems=shape.problems * (options.rounds + 2)), runtime)
     learner, device, config = side.learner, runtime.device, side.learner.policy.model.config.get_text_config()
@@ -245,7 +249,7 @@ def main(options: Options) -> None:
     print(table(result))
     machine = {**describe_machine(), "gflops": rate / 1e9, "gbytes": stream / 1e9}
     write_result(
-        f"profile_{options.shape}_{options.dtype}",
+        f"profile_{options.shape}_{options.dtype}{'' if options.compiled else '_torch'}",
         __doc__ or "",
         {**machine, "options": vars(options), "configuration": asdict(shape), **result},
     )

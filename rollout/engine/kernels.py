@@ -29,14 +29,14 @@ def can_compute(size: int, dtype: torch.dtype, device: torch.device) -> bool:
     return compiled is not None and device.type == "cpu" and dtype in DTYPES and size % LANES == 0
 
 
-def _takes(x: Tensor, size: int, dtype: torch.dtype) -> bool:
-    return x.is_contiguous() and can_compute(size, dtype, x.device)
+def _are_float32(*tensors: Tensor) -> bool:
+    return all(x.dtype == torch.float32 and x.is_contiguous() for x in tensors)
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float, dtype: torch.dtype) -> Tensor:
     """x / sqrt(mean x^2 + epsilon) * weight (arXiv 1910.07467), in float32, rounded to dtype. x: [..., H]; weight: float32[H]"""
     size = x.shape[-1]
-    if x.dtype != torch.float32 or not _takes(x, size, dtype):
+    if not (can_compute(size, dtype, x.device) and _are_float32(x, weight)):
         return F.rms_norm(x.float(), (size,), weight, epsilon).to(dtype)
     out = torch.empty_like(x, dtype=dtype)
     compiled.rms_norm(DTYPES[dtype], x.data_ptr(), weight.data_ptr(), out.data_ptr(), x.numel() // size, size, epsilon)
@@ -47,7 +47,8 @@ def rotate_(heads: Tensor, cos: Tensor, sin: Tensor) -> None:
     """Rotary position embedding (arXiv 2104.09864) in place, pairing elements half a head apart. heads: [N, H, D], of which each token's
     are together in memory; cos, sin: float32[N, 1, D]. The first half of sin is negative."""
     count, size = heads.shape[1:]
-    if heads.stride()[1:] == (size, 1) and _takes(cos, size // 2, heads.dtype) and _takes(sin, size // 2, cos.dtype):
+    is_whole = cos.shape == sin.shape == (len(heads), 1, size) and heads.stride()[1:] == (size, 1)
+    if is_whole and can_compute(size // 2, heads.dtype, heads.device) and _are_float32(cos, sin):
         where = heads.data_ptr(), cos.data_ptr(), sin.data_ptr()
         compiled.rotate(DTYPES[heads.dtype], *where, len(heads), count, heads.stride(0), size)
         return
@@ -58,7 +59,7 @@ def rotate_(heads: Tensor, cos: Tensor, sin: Tensor) -> None:
 def silu_mul(gate_up: Tensor) -> Tensor:
     """silu(gate) * up (arXiv 2002.05202). gate_up: [N, 2 I], the gates first -> [N, I]"""
     size = gate_up.shape[-1] // 2
-    if not _takes(gate_up, size, gate_up.dtype):
+    if not (gate_up.is_contiguous() and can_compute(size, gate_up.dtype, gate_up.device)):
         gate, up = gate_up.chunk(2, dim=-1)
         return F.silu(gate).mul_(up)
     out = gate_up.new_empty(len(gate_up), size)
@@ -96,6 +97,8 @@ def attend(
     num_rows, query_heads, size = query.shape
     key_heads, out = key.shape[1], query.new_empty(query.shape)
     assert shared.is_contiguous() and own.is_contiguous() and shared.dtype == own.dtype == query.dtype
+    assert shared.shape[2::2] == own.shape[2::2] == (key_heads, size)
+    assert all(len(x) == num_rows and x.is_contiguous() for x in rows)
     assert query.stride() == key.stride() == value.stride() and query.stride()[1:] == (size, 1)
     states = query.data_ptr(), key.data_ptr(), value.data_ptr(), query.stride(0)
     cached = own.data_ptr(), own.shape[1], own.shape[3], shared.data_ptr(), shared.shape[1], shared.shape[3]
