@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rollout.engine.batch import Batch, Ended
 from rollout.engine.decode_weights import weights_dtype
 from rollout.engine.decoders import Decoder, choose_decoder, evaluating
-from rollout.engine.draw import draw_tokens, uniforms
+from rollout.engine.draw import draw
 from rollout.engine.fused_decoder import FusedDecoder
 from rollout.engine.fused_model import FusedModel
 from rollout.engine.kept import Context, KeptContexts, Resumed
@@ -207,18 +207,18 @@ class TorchSampler(SamplerBase):
             contexts.put((origin.number, origin.seed_index), Context(text, origin.first_prompt, state))
 
     def _step(self, batch: Batch, decoder: Decoder, params: SamplingParams) -> None:
-        def draw(logits: Tensor) -> None:
+        def advance(logits: Tensor) -> None:
             rows = slice(len(logits))
-            tokens, logprobs = draw_tokens(logits, uniforms(batch.seed[rows], batch.length[rows]), params)
+            tokens, logprobs = draw(logits, batch.seed[rows], batch.length[rows], params)
             batch.append(tokens, logprobs)
             if not params.stop_strings:
                 batch.end(self._are_stops(tokens))
 
         newest, position = batch.newest[: len(batch)], batch.position[: len(batch)]
         if isinstance(decoder, FusedDecoder):
-            decoder.run(newest, position, params, draw)
+            decoder.run(newest, position, params, advance)
         else:
-            draw(decoder.logits(newest, position))
+            advance(decoder.logits(newest, position))
         if params.stop_strings:  # needs the texts, on the host
             stopped = self._are_stops(newest) | self._ends_with_stop_string(batch, params.stop_strings)
             batch.end(stopped)

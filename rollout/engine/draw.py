@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rollout.engine import kernels
 from rollout.sampler import SamplingParams
 
 BLOCK = 128  # divides the size of nearly every vocabulary
@@ -59,6 +60,13 @@ def invert_by_blocks(weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     # The block's sum, added up in another order, may be less than the remainder by its last bit.
     remainder = torch.minimum(target - before, within[:, -1:].nextafter(torch.zeros_like(target)))
     return (block * BLOCK + torch.searchsorted(within, remainder, right=True))[:, 0], total
+
+
+def draw(logits: Tensor, seeds: Tensor, counters: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
+    """Draw number `counter` of the stream `seed` from each row, and its log-prob. [B, V], int64[B], int64[B] -> [B], [B]."""
+    if params.top_p == 1 and logits.is_contiguous() and kernels.can_compute(kernels.LANES, logits.dtype, logits.device):
+        return kernels.draw(logits, seeds, counters, params.temperature)
+    return draw_tokens(logits, uniforms(seeds, counters), params)
 
 
 def draw_tokens(logits: Tensor, u: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@
 #include <Python.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <vector>
@@ -24,6 +25,7 @@ namespace {
 constexpr int64_t LANES = 16;
 typedef float Floats __attribute__((vector_size(64)));
 typedef float Quarter __attribute__((vector_size(16)));
+typedef double Doubles __attribute__((vector_size(128)));
 typedef int32_t Ints __attribute__((vector_size(64)));
 typedef uint32_t Words __attribute__((vector_size(64)));
 typedef uint16_t Halves __attribute__((vector_size(32)));
@@ -42,6 +44,14 @@ INLINE Floats load(const BFloat16 *from) {
   Halves halves;
   std::memcpy(&halves, from, sizeof halves);
   return (Floats)(__builtin_convertvector(halves, Words) << 16);
+}
+
+INLINE float value(const float *from) { return *from; }
+INLINE float value(const BFloat16 *from) {
+  uint32_t bits = (uint32_t)from->bits << 16;
+  float x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
 }
 
 INLINE void store(float *to, Floats x) { std::memcpy(to, &x, sizeof x); }
@@ -282,6 +292,81 @@ template <class T> INLINE bool attend(const Attention &a, float *buffer) {
   return true;
 }
 
+// SplitMix64 (Steele, Lea, Flood 2014) as a function of seed and counter, in [0, 1): rollout/engine/draw.py.
+INLINE double uniform(uint64_t seed, uint64_t counter) {
+  uint64_t z = seed + (counter + 1) * 0x9E3779B97F4A7C15u;
+  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+  z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+  return ((z ^ (z >> 31)) >> 11) * 0x1p-53;
+}
+
+constexpr int64_t BLOCK = 16 * LANES; // logits whose sum is kept
+
+struct Draws { // see kernels.py
+  const int64_t *seeds, *counters;
+  int64_t rows, columns, *tokens;
+  float *logprobs, temperature;
+};
+
+// Inverse CDF sampling. weights, sums: room for a row's numbers and for the sum of each block of them.
+template <class T> INLINE void draw(const T *logits, const Draws &d, float *weights, double *sums) {
+  const bool is_greedy = d.temperature == 0;
+  const int64_t vectors = d.columns / LANES * LANES, blocks = (d.columns + BLOCK - 1) / BLOCK;
+  for (int64_t row = 0; row < d.rows; ++row, logits += d.columns) {
+    Floats largest = all(-INFINITY);
+    for (int64_t i = 0; i < vectors; i += LANES) {
+      Floats x = load(logits + i);
+      if (!is_greedy)
+        x /= d.temperature;
+      store(weights + i, x);
+      largest = larger(x, largest);
+    }
+    float most = largest[0];
+    for (int i = 1; i < LANES; ++i)
+      most = std::max(most, largest[i]);
+    for (int64_t i = vectors; i < d.columns; ++i) {
+      weights[i] = is_greedy ? value(logits + i) : value(logits + i) / d.temperature;
+      most = std::max(most, weights[i]);
+    }
+    for (int64_t i = d.columns; i < blocks * BLOCK; ++i)
+      weights[i] = -INFINITY;
+    const int64_t best = is_greedy ? std::find(weights, weights + d.columns - 1, most) - weights : 0;
+    const float of_best = weights[best];
+    double total = 0;
+    for (int64_t b = 0; b < blocks; ++b) {
+      Doubles of_block = {};
+      for (int64_t i = b * BLOCK; i < (b + 1) * BLOCK; i += LANES) {
+        Floats weight = exponential(load(weights + i) - most);
+        store(weights + i, weight);
+        of_block += __builtin_convertvector(weight, Doubles);
+      }
+      sums[b] = 0;
+      for (int i = 0; i < LANES; ++i)
+        sums[b] += of_block[i];
+      total += sums[b];
+    }
+    const double target = uniform(d.seeds[row], d.counters[row]) * total;
+    double before = 0;
+    int64_t b = 0;
+    for (; b + 1 < blocks && !(before + sums[b] > target); ++b)
+      before += sums[b];
+    int64_t token = b * BLOCK, last = std::min(d.columns, (b + 1) * BLOCK) - 1;
+    while (last > token && weights[last] == 0) // added up in another order the sum may be less by its last bit
+      --last;
+    for (before += weights[token]; token < last && !(before > target); ++token)
+      before += weights[token + 1];
+    if (is_greedy)
+      token = best;
+    d.tokens[row] = token;
+    float logit = is_greedy ? of_best : value(logits + token) / d.temperature;
+    d.logprobs[row] = (logit - most) - (float)std::log(total);
+  }
+}
+
+FOR_EACH_PROCESSOR void draw_float(const float *logits, const Draws &d, float *weights, double *sums) { draw(logits, d, weights, sums); }
+FOR_EACH_PROCESSOR void draw_bfloat16(const BFloat16 *logits, const Draws &d, float *weights, double *sums) {
+  draw(logits, d, weights, sums);
+}
 FOR_EACH_PROCESSOR void rms_norm_float(const float *x, const float *w, float *out, int64_t rows, int64_t width, float epsilon) {
   rms_norm(x, w, out, rows, width, epsilon);
 }
@@ -368,7 +453,26 @@ PyObject *py_attend(PyObject *, PyObject *args) {
   Py_RETURN_NONE;
 }
 
+PyObject *py_draw(PyObject *, PyObject *args) {
+  int is_half;
+  long long logits, seeds, counters, rows, columns, tokens, logprobs;
+  double temperature;
+  if (!PyArg_ParseTuple(args, "pLLLLLLLd", &is_half, &logits, &seeds, &counters, &rows, &columns, &tokens, &logprobs, &temperature))
+    return nullptr;
+  Py_BEGIN_ALLOW_THREADS;
+  Draws d = {(const int64_t *)seeds, (const int64_t *)counters, rows, columns, (int64_t *)tokens, (float *)logprobs, (float)temperature};
+  std::vector<float> weights(columns + BLOCK);
+  std::vector<double> sums(columns / BLOCK + 1);
+  if (is_half)
+    draw_bfloat16((const BFloat16 *)logits, d, weights.data(), sums.data());
+  else
+    draw_float((const float *)logits, d, weights.data(), sums.data());
+  Py_END_ALLOW_THREADS;
+  Py_RETURN_NONE;
+}
+
 PyMethodDef methods[] = {
+    {"draw", py_draw, METH_VARARGS, nullptr},
     {"rms_norm", py_rms_norm, METH_VARARGS, nullptr},
     {"rotate", py_rotate, METH_VARARGS, nullptr},
     {"silu_mul", py_silu_mul, METH_VARARGS, nullptr},

@@ -67,6 +67,17 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     return out
 
 
+def draw(logits: Tensor, seeds: Tensor, counters: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """`draw_tokens` of `uniforms` (rollout/engine/draw.py) without a top_p. logits: [N, V]; seeds, counters: int64[N]; all contiguous, on a
+    CPU -> (tokens, their log-probs)"""
+    num_rows, num_tokens = logits.shape
+    assert len(seeds) == len(counters) == num_rows and all(x.is_contiguous() for x in (logits, seeds, counters))
+    tokens, logprobs = torch.empty_like(seeds), logits.new_empty(num_rows, dtype=torch.float32)
+    read = logits.data_ptr(), seeds.data_ptr(), counters.data_ptr(), num_rows, num_tokens
+    compiled.draw(DTYPES[logits.dtype], *read, tokens.data_ptr(), logprobs.data_ptr(), temperature)
+    return tokens, logprobs
+
+
 class Rows(NamedTuple):
     """The rows of a step, int64[N] each. order: in which they are processed, those of a group together. at: the column of the newest
     token among a row's own keys. prefix: how many keys of its group a row sees. group: its slot."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rollout.engine import kernels
+from rollout.engine.draw import draw, draw_tokens, uniforms
 from rollout.engine.fused_decoder import FusedDecoder
 from rollout.engine.fused_model import FusedModel
 from rollout.engine.kernels import Rows, attend, rms_norm, rotate_, silu_mul
@@ -146,6 +147,32 @@ def test_a_row_outside_the_buffers_is_refused(field: str, value: int) -> None:
     with pytest.raises(IndexError, match="outside"):
         attend(**case, window=None)
     assert torch.equal(case["own"].nan_to_num(), before.nan_to_num())
+
+
+@pytest.mark.parametrize("num_tokens", [1, 15, 16, 40, 256, 257, 1000])
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_draws(dtype: torch.dtype, temperature: float, num_tokens: int) -> None:
+    """The token whose share of the cumulative weights the uniform falls into. A few of 4,000 fall on the other side of a border, as
+    float32 exponentials are rounded by 2^-24 or two; greedy ones never. Masked tokens are not drawn."""
+    generator = torch.Generator().manual_seed(num_tokens)
+    logits = (3 * torch.randn(4000, num_tokens, generator=generator)).to(dtype)
+    logits[:, 1::3] = -math.inf
+    seeds, counters = torch.randint(-(2**62), 2**62, (2, 4000), generator=generator)
+    params = SamplingParams(max_tokens=1, temperature=temperature)
+    tokens, logprobs = draw(logits, seeds, counters, params)
+    expected, theirs = draw_tokens(logits, uniforms(seeds, counters), params)
+    same = tokens == expected
+    assert (~same).sum() <= (2 if temperature else 0)
+    torch.testing.assert_close(logprobs[same], theirs[same], rtol=0, atol=4e-6)  # of sums up to 20
+    assert logits.gather(1, tokens[:, None]).isfinite().all()
+
+
+def test_of_logits_that_are_no_numbers_a_token_is_drawn_whose_log_prob_is_none() -> None:
+    logits = torch.randn(2, 40)
+    logits[1, 7] = NONE
+    tokens, logprobs = draw(logits, torch.tensor([1, 2]), torch.tensor([0, 0]), SamplingParams(max_tokens=1))
+    assert logprobs.isnan().tolist() == [False, True] and int(tokens[1]) < 40
 
 
 @pytest.mark.parametrize("family", ["mistral-window", "smollm3", "qwen3"])
