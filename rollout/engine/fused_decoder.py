@@ -1,8 +1,5 @@
 """Decodes with a FusedModel. A prompt's keys are stored once for its group, and read once by all rows of the group.
 
-Attention has two parts under one softmax. The shared part multiplies, for each group, the queries of all its rows and of all
-heads that share a key head by the prompt's keys: one product [rows x heads, D] [D, P]. The other part uses a row's own keys.
-
 A step depends on the host through five sizes only. If they are rounded up to buckets, all steps of a bucket are the same work in the
 same memory, which a GPU replays as one graph.
 """
@@ -18,14 +15,14 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from rollout.attention import exact_scores
 from rollout.engine.batch import Batch, closing_moves, enlarged
 from rollout.engine.extension import Extension
 from rollout.engine.fused_model import Attend, FusedLayer, FusedModel, causal_attention
 from rollout.engine.graphs import Graphs, QueryIndex
 from rollout.engine.kept import Resumed
-from rollout.engine.kernels import Rows, attend, can_compute
+from rollout.engine.kernels import can_compute
 from rollout.engine.sizes import Capacity, Sizes, whole_blocks
+from rollout.engine.step_attention import StepKeys, compiled_attend, index_queries, torch_attend
 
 T = TypeVar("T")
 
@@ -246,79 +243,31 @@ class FusedDecoder:
         if self.width > self.own[0].shape[3]:
             self._grow()
         if self.is_compiled:
-            return then(self._forward(self.num_rows, self._compiled_attend()))
+            group = self.group[: self.num_rows]
+            if self.order is None:
+                self.order = group.argsort(stable=True)
+            return then(self._forward(self.num_rows, compiled_attend(self._keys(self.num_rows), group, self.order)))
         if self.query_index is None:
-            self.query_index = self._index_queries()
+            widest, group = max(1, *(p.length for p in self.prefixes)), self.group[: self.num_rows]
+            self.query_index = index_queries(group, widest, len(self.prefixes), self.key_heads, bucketed=self.bucketed)
         sizes, index = self.query_index
         sizes = sizes._replace(width=whole_blocks(self.width) if self.bucketed else self.own[0].shape[3])
         return self.graphs.run((sizes, kind), index, lambda index: then(self._step(sizes, index)))
 
-    def _index_queries(self) -> tuple[Sizes, QueryIndex]:
-        group = self.group[: self.num_rows]
-        counts = group.bincount(minlength=len(self.prefixes))
-        sizes = Sizes(self.num_rows, len(counts), int(counts.max()), max(1, *(p.length for p in self.prefixes)), 1)
-        if self.bucketed:
-            sizes = sizes.bucketed()
-        rows = torch.arange(self.num_rows, device=group.device)
-        by_group = group.argsort(stable=True)
-        member = torch.empty_like(rows)
-        member[by_group] = rows - (counts.cumsum(0) - counts)[group[by_group]]
-        heads = torch.arange(self.key_heads, device=group.device)
-        row_slots = rows[:, None] * self.key_heads + heads
-        group_slots = (group[:, None] * self.key_heads + heads) * sizes.members + member[:, None]
-        to_groups = rows.new_zeros(sizes.groups * self.key_heads * sizes.members)
-        to_groups[group_slots] = row_slots
-        to_rows = rows.new_zeros(sizes.rows, self.key_heads)
-        to_rows[: self.num_rows] = group_slots
-        return sizes, QueryIndex(to_groups, to_rows.flatten())
-
     def _step(self, sizes: Sizes, index: QueryIndex) -> Tensor:
-        rows, groups, members, shared_width, width = sizes
-        positions = self.position[:rows]
-        at = positions - self.prefix[:rows]  # the column of the newest token
-        # Each layer's states in the shape that attention reads, [slots x Hkv, width, D].
-        shared_keys, shared_values = self.shared[:, :, :groups, :, :shared_width].flatten(2, 3).unbind(1)
-        own_keys, own_values = zip(*(own[:, :rows, :, :width].flatten(1, 2) for own in self.own), strict=True)
+        return self._forward(sizes.rows, torch_attend(self.model, self._keys(sizes.rows), sizes, index))
 
-        def by_group(x: Tensor) -> Tensor:  # [rows x Hkv, n, ...] -> [groups x Hkv, members x n, ...]
-            return x.index_select(0, index.to_groups).view(groups * self.key_heads, members * x.shape[1], x.shape[2])
-
-        def by_row(x: Tensor) -> Tensor:
-            return x.view(len(index.to_groups), -1, x.shape[2]).index_select(0, index.to_rows)
-
-        def mask_of(window: int | None) -> tuple[Tensor, Tensor]:
-            mask = self._mask(sizes, positions, at, window).repeat_interleave(self.key_heads, 0)
-            on_shared, on_own = mask.split_with_sizes((shared_width, width), -1)
-            return by_group(on_shared.expand(-1, self.model.layers[0].queries_per_key, -1)), on_own
-
-        masks = {window: mask_of(window) for window in self.windows}
-        write = self._writer(rows, at)
-
-        def attend(layer: FusedLayer, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            i = layer.index
-            write(i, key, value)
-            query = query.reshape(rows * self.key_heads, -1, layer.head_size)
-            shared_mask, own_mask = masks[layer.window]
-            on_shared = scaled_scores(shared_mask, by_group(query), shared_keys[i], layer.scale)
-            on_own = scaled_scores(own_mask, query, own_keys[i], layer.scale)
-            weights = torch.cat([by_row(on_shared), on_own], dim=-1).softmax(-1).to(query.dtype)
-            on_shared, on_own = weights.split_with_sizes((shared_width, width), -1)
-            out = by_row(by_group(on_shared) @ shared_values[i])
-            return out.baddbmm_(on_own, own_values[i]).view(rows, -1, layer.head_size)
-
-        return self._forward(rows, attend)
-
-    def _compiled_attend(self) -> Attend:
-        if self.order is None:
-            self.order = self.group[: self.num_rows].argsort(stable=True)
-        prefix, group = self.prefix[: self.num_rows], self.group[: self.num_rows]
-        rows = Rows(self.order, self.position[: self.num_rows] - prefix, prefix, group)
-
-        def attend_(layer: FusedLayer, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            shared, own = self.shared[layer.index], self.own[layer.index]
-            return attend(query, key, value, shared, own, rows, scale=layer.scale, window=layer.window)
-
-        return attend_
+    def _keys(self, rows: int) -> StepKeys:
+        position, prefix = self.position[:rows], self.prefix[:rows]
+        return StepKeys(
+            shared=self.shared,
+            own=self.own,
+            position=position,
+            prefix=prefix,
+            at=position - prefix,
+            aligned=self.width - 1 if self.is_aligned else None,
+            columns=self.columns,
+        )
 
     def _forward(self, rows: int, attend: Attend) -> Tensor:
         """The logits of the newest tokens of the first rows, and with them the states of an extension's tokens."""
@@ -335,31 +284,6 @@ class FusedDecoder:
 
         tokens, positions = torch.cat([tokens, new.tokens]), torch.cat([positions, new.positions])
         return self.model.logits(self.model.states(tokens, positions, attend_both)[:rows])
-
-    def _writer(self, rows: int, at: Tensor) -> Callable[[int, Tensor, Tensor], None]:
-        """A function that writes a layer's newest keys and values, [rows, Hkv, D], into column `at` of their rows."""
-        if self.is_aligned:  # a slice: half the time of an indexed copy
-
-            def write(layer: int, *states: Tensor) -> None:
-                for target, state in zip(self.own[layer][:, :rows, :, self.width - 1], states, strict=True):
-                    target.copy_(state)
-        else:
-            heads = torch.arange(rows * self.key_heads, device=at.device)
-            columns = heads * self.own[0].shape[3] + at.repeat_interleave(self.key_heads)
-
-            def write(layer: int, *states: Tensor) -> None:
-                for target, state in zip(self.own[layer].flatten(1, 3), states, strict=True):
-                    target.index_copy_(0, columns, state.flatten(0, 1))
-
-        return write
-
-    def _mask(self, sizes: Sizes, positions: Tensor, at: Tensor, window: int | None) -> Tensor:
-        """The mask that is added to scores: 0 where a row attends, otherwise -inf. [rows, 1, shared and own columns]"""
-        shared, own = self.columns[: sizes.shared_width], self.columns[: sizes.width]
-        visible = torch.cat([shared < self.prefix[: sizes.rows, None], own <= at[:, None]], dim=1)
-        if window is not None:
-            visible &= torch.cat([positions[:, None] - shared, at[:, None] - own], dim=1) < window
-        return torch.zeros_like(visible, dtype=torch.float32).masked_fill_(~visible, -torch.inf)[:, None]
 
     def move(self, sources: Tensor, targets: Tensor, num_rows: int) -> None:
         for own in self.own:
@@ -384,10 +308,3 @@ class FusedDecoder:
         for source, target in zip(sources.tolist(), targets.tolist(), strict=True):
             self.prefixes[target] = self.prefixes[source]
         del self.prefixes[len(gone) - int(gone.sum()) :]
-
-
-def scaled_scores(mask: Tensor, query: Tensor, key: Tensor, scale: float) -> Tensor:
-    """mask + scale x scores, in float32."""
-    if query.dtype == torch.float32:
-        return torch.baddbmm(mask, query, key.mT, alpha=scale)
-    return torch.add(mask, exact_scores(query, key), alpha=scale)
