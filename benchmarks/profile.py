@@ -9,8 +9,8 @@ move nothing; elementwise (all other operations); Python (the time between opera
 Seconds are those of a thread that runs operations: sampling has one on each core, an update one whose operations use all cores.
 
 Limits: products and attention are operations that the mathematics needs (rl/capacity/cost.py) over the best rate of a product here;
-copies and elementwise are the bytes of their inputs, read once, over the rate of a sum. Operations are timed by torch's profiler in one
-round, which slows Python: its time is what they leave of the seconds of the rounds without profiler.
+copies and elementwise are the bytes of their inputs, read once, over the rate of a sum. The shares of the kinds are those of one round
+under torch's profiler, which slows Python, so that its share is an upper bound; the seconds are these shares of the other rounds' median.
 
 Writes benchmarks/results/profile_<shape>_<dtype>.json, or ..._torch.json without compiled parts.
 """
@@ -135,21 +135,23 @@ class Timed:
         return timed
 
 
-def operations(run: Callable[[], object], slowest: int) -> dict[str, dict[str, float]]:
-    """By kind: the seconds of its operations in all threads, and the bytes of their inputs. Prints the slowest operations."""
+def operations(run: Callable[[], object], slowest: int, lanes: int) -> dict[str, dict[str, float]]:
+    """By kind: the share of its operations in the time of `lanes` threads, and the bytes of their inputs. Prints the slowest operations."""
     everywhere, timed = _ExperimentalConfig(profile_all_threads=True), Timed()
     before, kernels.compiled = kernels.compiled, timed if kernels.compiled else None
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True, experimental_config=everywhere) as found:
+        started = time.perf_counter()
         run()
+        taken = time.perf_counter() - started
     kernels.compiled = before
-    kinds = {kind: {"seconds": 0.0, "bytes": 0.0} for kind in (*KINDS, "elementwise")}
+    kinds = {kind: {"share": 0.0, "bytes": 0.0} for kind in (*KINDS, "elementwise")}
     for row in found.key_averages(group_by_input_shape=True):
         if "::" in row.key:  # an operation: others are ranges, which contain some
             of_kind = kinds[kind_of(row.key)]
-            of_kind["seconds"] += row.self_cpu_time_total / 1e6
+            of_kind["share"] += row.self_cpu_time_total / 1e6 / taken / lanes
             of_kind["bytes"] += row.count * FLOAT32 * sum(prod(shape) for shape in row.input_shapes or () if shape)
     for kind, seconds in timed.seconds.items():
-        kinds[kind]["seconds"] += seconds
+        kinds[kind]["share"] += seconds / taken / lanes
         print(f"  compiled: {seconds:.3f} s, {kind}")
     by_name = sorted((row for row in found.key_averages() if "::" in row.key), key=lambda row: -row.self_cpu_time_total)
     for row in by_name[:slowest]:
@@ -179,18 +181,13 @@ def split(cost: ModelCost, work: Workload) -> dict[str, float]:
 
 
 def account(
-    times: list[Times],
-    found: dict[str, dict[str, float]],
-    flops: dict[str, float],
-    rate: float,
-    stream: float,
-    lanes: int,
+    times: list[Times], found: dict[str, dict[str, float]], flops: dict[str, float], rate: float, stream: float
 ) -> dict[str, Any]:
-    """Seconds and limits by kind. lanes: threads that run operations; each has its share of the machine's rates."""
+    """Seconds and limits by kind."""
     seconds = statistics.median(t.seconds for t in times)
     parts = {
         kind: {
-            "seconds": of_kind["seconds"] / lanes,
+            "seconds": seconds * of_kind["share"],
             "limit": flops[kind] / rate if kind in flops else of_kind["bytes"] / stream if kind != "views" else 0.0,
         }
         for kind, of_kind in found.items()
@@ -205,57 +202,59 @@ def main(options: Options) -> None:
         kernels.compiled = None
     runtime, shape = Runtime.start(dtype=options.dtype, device="cpu"), SHAPES[options.shape]
     side = OurSide(shape, given(shape, runtime, num_problems=shape.problems * (options.rounds + 2)), runtime)
-    learner, device, config = side.learner, runtime.device, side.learner.policy.model.config.get_text_config()
+    times, ran, groups, batch = rounds(side, options)
+
+    model = side.learner.policy.model
+    cost, config = ModelCost.of(model), model.config.get_text_config()
+    dtype = torch.bfloat16 if options.dtype == "bfloat16" else torch.float32
+    rate, stream = rates(config.hidden_size, config.intermediate_size, shape.token_budget, dtype, runtime.device)
+    prompts, completions = (split(cost, work) for work in decoding_work(groups))
+    updated = split(cost, Workload.of(batch.groups))
+    flops = {
+        "sampling": {kind: prompts[kind] + completions[kind] for kind in prompts},
+        "update": {kind: 3 * operations for kind, operations in updated.items()},
+    }
+    result = {part: account(times[part][1:], ran[part], flops[part], rate, stream) for part in flops}
+    tokens = sum(len(r.completion.token_ids) for g in groups for r in g.rollouts)
+    result["sampling"]["tokens_per_second"] = tokens / result["sampling"]["seconds"]
+    print(time_table(result))
+    machine = {**describe_machine(), "gflops": rate / 1e9, "gbytes": stream / 1e9}
+    name = f"profile_{options.shape}_{options.dtype}{'' if options.compiled else '_torch'}"
+    described = {**machine, "options": vars(options), "configuration": asdict(shape)}
+    write_result(name, __doc__ or "", {**described, **result})
+
+
+def rounds(
+    side: OurSide, options: Options
+) -> tuple[dict[str, list[Times]], dict[str, dict[str, dict[str, float]]], list[RolloutGroup], Batch]:
+    """Sampling and updates in turn; the first round is warm-up, the last is profiled.
+    -> (times of the others, `operations` of the last, its completions, the batch of them)"""
+    learner, shape, device = side.learner, side.shape, side.runtime.device
     times: dict[str, list[Times]] = {"sampling": [], "update": []}
     groups: list[RolloutGroup] = []
-    batches: list[Batch] = []
-    ran: dict[str, dict[str, dict[str, float]]] = {}
 
-    def sample(number: int) -> None:
-        groups[:] = side.collector.collect(side.stream.take(shape.problems), step=number).groups
+    def sample() -> None:
+        problems = side.stream.take(shape.problems)
+        groups[:] = side.collector.collect(problems, step=len(times["update"])).groups
+
+    def train() -> None:
+        update(learner, batch)
 
     def packed() -> Batch:
         credited = learner.algorithm.assign_credit(groups, shape.max_tokens)
         return pack(credited, learner.algorithm, shape.max_tokens)
 
-    def train() -> None:
-        update(learner, batches[-1])
-
-    for number in range(options.rounds + 1):  # the first is warm-up
-        times["sampling"].append(Times.of(lambda: sample(number), device))  # noqa: B023  it is called at once
-        batches.append(packed())
+    for number in range(options.rounds + 1):
+        times["sampling"].append(Times.of(sample, device))
+        batch = packed()
         times["update"].append(Times.of(train, device))
         side.delivery.deliver(version=number + 1)
-    ran["sampling"] = operations(lambda: sample(options.rounds + 1), options.slowest)
-    batches.append(packed())
-    ran["update"] = operations(train, options.slowest)
-
-    dtype = torch.bfloat16 if options.dtype == "bfloat16" else torch.float32
-    rate, stream = rates(config.hidden_size, config.intermediate_size, shape.token_budget, dtype, device)
-    cost = ModelCost.of(learner.policy.model)
-    prompts, completions = (split(cost, work) for work in decoding_work(groups))
-    updated = split(cost, Workload.of(batches[-1].groups))
-    flops = {
-        "sampling": {kind: prompts[kind] + completions[kind] for kind in prompts},
-        "update": {kind: 3 * operations for kind, operations in updated.items()},
-    }
-    lanes = {"sampling": cpu_cores(), "update": 1}
-    result = {
-        part: account(times[part][1:], ran[part], flops[part], rate, stream, lanes[part])
-        for part in ("sampling", "update")
-    }
-    tokens = sum(len(r.completion.token_ids) for g in groups for r in g.rollouts)
-    result["sampling"]["tokens_per_second"] = tokens / result["sampling"]["seconds"]
-    print(table(result))
-    machine = {**describe_machine(), "gflops": rate / 1e9, "gbytes": stream / 1e9}
-    write_result(
-        f"profile_{options.shape}_{options.dtype}{'' if options.compiled else '_torch'}",
-        __doc__ or "",
-        {**machine, "options": vars(options), "configuration": asdict(shape), **result},
-    )
+    sampled = operations(sample, options.slowest, lanes=cpu_cores())
+    batch = packed()
+    return times, {"sampling": sampled, "update": operations(train, options.slowest, lanes=1)}, groups, batch
 
 
-def table(result: dict[str, Any]) -> str:
+def time_table(result: dict[str, Any]) -> str:
     lines = ["| part | kind | seconds | share | limit, s |", "| --- | --- | --- | --- | --- |"]
     for part in ("sampling", "update"):
         found = result[part]
