@@ -1,4 +1,4 @@
-"""This trainer beside TRL's GRPOTrainer: speed of a step, memory of an update, accuracy against time.
+"""This trainer beside TRL's GRPOTrainer and a loop written by hand: speed of a step, memory of an update, accuracy against time.
 
     python -m benchmarks.vs_trl                     every shape: steps in turn, then memory; 20 minutes on two idle cores
     python -m benchmarks.vs_trl --shapes b c        some of them; the table only, no result file
@@ -6,8 +6,9 @@
     python -m benchmarks.vs_trl --sweep             TRL's micro-batches and caches, from which benchmarks/shapes.py has its own
 
 The same for both sides: machine, threads, weights, prompts and their order, completions a prompt, longest completion, reward,
-temperature, number format, AdamW (fused), clipping, loss, one update on each step's samples. Both are alive in one process and take
-their steps in turn, TRL in its own train(). TRL runs in the settings that are best for it: see benchmarks/trl_side.py.
+temperature, number format, AdamW (fused), clipping, loss, one update on each step's samples. All are alive in one process and take
+their steps in turn, TRL in its own train(). TRL runs in the settings that are best for it: see benchmarks/trl_side.py. The loop by hand,
+benchmarks/plain_side.py, pads and keeps whole logits; with LoRA there is none.
 
 Lengths are really sampled: the random models end each completion by chance, whatever the text (benchmarks/models.py). Memory is
 of an update alone, on given completions, in a fresh process (benchmarks/update_memory.py), at the same settings as the speed.
@@ -35,6 +36,7 @@ from rich.table import Table
 
 from benchmarks.machine import describe_machine, write_result
 from benchmarks.our_side import OurSide, StepTime
+from benchmarks.plain_side import PlainSide
 from benchmarks.shapes import COMPARED, SHAPES, Shape, given
 from benchmarks.trl_side import build, run
 from benchmarks.update_memory import in_fresh_process
@@ -43,6 +45,7 @@ from rl.processes.runtime import Runtime, cpu_cores
 from rl.settings.options import DType
 
 HEAD = "h"  # head and loss alone: no step of it, see benchmarks/head_and_loss.py
+SPEEDS = {"speed": "trl", "speed_plain": "plain"}
 WARM_UP = 2
 SWEPT_ROWS = (4, 8, 16, 32, 64)
 
@@ -103,21 +106,34 @@ def compare_shapes(options: Options, runtime: Runtime) -> None:
 
 
 def compare_steps(shape: Shape, runtime: Runtime, rounds: int) -> dict[str, Any]:
-    """Steps in turn, A B A B; the first ones are not counted."""
+    """Steps in turn; the first ones are not counted."""
     num_steps = WARM_UP + rounds
     what = given(shape, runtime, num_problems=num_steps * shape.problems)
     ours = OurSide(shape, what, runtime)
     trainer = build(shape, what, runtime, num_steps=num_steps)
-    pairs: list[tuple[StepTime, StepTime]] = []
-    run(trainer, lambda theirs: pairs.append((ours.step(), theirs)))
+    plain = None if shape.lora_rank else PlainSide(shape, what, runtime)
+    steps: dict[str, list[StepTime]] = {"ours": [], "trl": [], **({"plain": []} if plain else {})}
+
+    def turn(theirs: StepTime) -> None:
+        steps["trl"].append(theirs)
+        steps["ours"].append(ours.step())
+        if plain:
+            steps["plain"].append(plain.step())
+
+    run(trainer, turn)
     what.close()
-    sides = dict(zip(("ours", "trl"), zip(*pairs[WARM_UP:], strict=True), strict=True))
+    counted = {side: taken[WARM_UP:] for side, taken in steps.items()}
     return {
-        **{side: medians(steps) for side, steps in sides.items()},
-        "speed": {
-            part: spread_of([getattr(b, part) / getattr(a, part) for a, b in pairs[WARM_UP:]])
-            for part in ("total", "sample", "train")
-        },
+        **{side: medians(taken) for side, taken in counted.items()},
+        **{name: speed(counted["ours"], counted[side]) for name, side in SPEEDS.items() if side in counted},
+    }
+
+
+def speed(ours: Sequence[StepTime], theirs: Sequence[StepTime]) -> dict[str, dict[str, float]]:
+    """How many times as long theirs took, step by step."""
+    return {
+        part: spread_of([getattr(b, part) / getattr(a, part) for a, b in zip(ours, theirs, strict=True)])
+        for part in ("total", "sample", "train")
     }
 
 
@@ -165,7 +181,7 @@ def compare_heads(options: Options) -> dict[str, Any]:
 def show(found: dict[str, Any]) -> None:
     table = Table(box=SIMPLE, title="seconds of TRL over seconds of ours, pair by pair: median (least-most)")
     table.add_column("", no_wrap=True)
-    for column in ("TRL, s", "ours, s", "step", "sampling", "training", "memory, MB", "targets"):
+    for column in ("TRL, s", "ours, s", "step", "sampling", "training", "by hand: step", "memory, MB", "targets"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, row in found.items():
         if name == HEAD:
@@ -178,6 +194,7 @@ def show(found: dict[str, Any]) -> None:
             f"{row['trl']['step_seconds']['median']:.2f}",
             f"{row['ours']['step_seconds']['median']:.2f}",
             *(_spread(row["speed"][part]) for part in ("total", "sample", "train")),
+            _spread(row["speed_plain"]["total"]) if "speed_plain" in row else "",
             f"{peaks['ours'] / 1e6:.0f} of {peaks['trl'] / 1e6:.0f}" if peaks else "",
             " ".join("met" if met else "MISSED" for met in row["targets"].values()),
         )
