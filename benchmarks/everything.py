@@ -18,6 +18,10 @@ import tyro
 
 from benchmarks.machine import RESULTS, is_code_of
 
+PROFILES: dict[str, tuple[str, ...]] = {
+    "profile_b_float32_torch": ("benchmarks.profile", "--no-compiled"),
+    "profile_b_float32": ("benchmarks.profile",),
+}
 COMMANDS: dict[str, tuple[str, ...]] = {  # by result file; what is timed on both cores comes first
     "vs_trl": ("benchmarks.vs_trl",),
     "vs_trl_learning": ("benchmarks.vs_trl", "--learning", "--seeds", "0"),
@@ -25,6 +29,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {  # by result file; what is timed on bot
     "rollout_throughput": ("benchmarks.rollout_throughput",),
     "turns": ("benchmarks.turns", "--cpu-time"),
     "percent_of_limit_b_float32": ("benchmarks.percent_of_limit",),
+    **PROFILES,
     "verifier_throughput": ("benchmarks.verifier_throughput",),
     "plan_check": ("benchmarks.plan_check",),
     "code_run": ("benchmarks.learning_runs", "code_run"),
@@ -32,6 +37,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {  # by result file; what is timed on bot
     "ahead_run": ("benchmarks.learning_runs", "ahead_run"),
     "sentence_run": ("benchmarks.learning_runs", "sentence_run"),
     "grpo_vs_ppo": ("benchmarks.grpo_vs_ppo",),
+    "deepseekmath_figures": ("benchmarks.deepseekmath_figures",),
     "distillation": ("benchmarks.distillation",),
     "reward_model": ("benchmarks.reward_model",),
     "waits": ("benchmarks.waits",),

@@ -56,7 +56,7 @@ from rl.view.progress import Progress
 from rollout.records import RolloutGroup
 
 COMPLETIONS = 512  # a step
-LEVEL = 0.75
+LEVEL = 0.70
 T_95 = {
     2: 12.706,
     3: 4.303,
@@ -155,11 +155,15 @@ PAIRS = (
     ("recipe-separate-spread", "recipe-shared-spread"),
     ("recipe-separate-spread-5", "recipe-separate-spread"),
     ("recipe-separate-spread", "online-rft-spread"),
+    ("ppo-separate-spread", "ppo-1-spread"),
+    ("ppo-1-spread", "online-rft-spread"),
+    ("ppo-1-spread", "ppo-1"),
     ("ppo-separate-spread", "ppo-separate"),
     ("online-rft-spread", "online-rft"),
     ("online-rft", "rft"),
     ("grpo", "online-rft"),
     ("grpo-process", "grpo"),
+    ("online-dpo", "grpo"),
 )
 
 
@@ -234,7 +238,7 @@ def update_bytes(arm: Arm) -> dict[str, int]:
     """Of the base's first step: what is kept between updates, and what an update takes beyond."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as aside, Progress(0) as progress:
-        config = arm.config(0, Path(aside), 1)
+        config = arm.config(0, Path(aside), num_steps=8)  # more than those that train the critic only
         runtime = Runtime.start(dtype="float32", device="cpu")
         verifiers = Verifiers(verifier_options(config))
         run = set_up(config, runtime, verifiers, progress)

@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import grpo_vs_ppo
-from benchmarks.everything import COMMANDS
+from benchmarks import deepseekmath_figures, grpo_vs_ppo
+from benchmarks.everything import COMMANDS, PROFILES
 from benchmarks.machine import RESULTS
+from benchmarks.profile import time_table
 
 Result = dict[str, Any]
 PRINTED = (Path("docs/results.md"), Path("docs/scale.md"))
@@ -292,6 +293,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "grpo_vs_ppo": lambda found: (
         f"{grpo_vs_ppo.table(found['methods'])}\n\n{grpo_vs_ppo.differences(found['methods'])}"
     ),
+    "deepseekmath_figures": lambda found: deepseekmath_figures.findings(found["figure 5"], found["figure 7"]),
     "distillation": distillation,
     "default_run": learning,
     "code_run": learning,
@@ -302,6 +304,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "rollout_throughput": sampler,
     "turns": turns,
     "percent_of_limit_b_float32": limits,
+    **dict.fromkeys(PROFILES, time_table),
     "vs_trl": beside_trl,
     "vs_trl_learning": against_time,
     "vram_table": memory_of_steps,
