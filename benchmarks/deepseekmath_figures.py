@@ -12,8 +12,8 @@ Writes benchmarks/results/deepseekmath_figures.json and docs/deepseekmath_figure
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -25,22 +25,20 @@ from benchmarks import grpo_vs_ppo
 from benchmarks.grpo_vs_ppo import (
     ARMS,
     COMPLETIONS,
+    curves,
     difference,
     folder,
     last,
     make_runs,
     mean_curve,
+    of_k,
     percent,
     sampled,
 )
 from benchmarks.machine import describe_machine, write_result
-from rl.command.evaluate_model import pass_at_k
 from rl.run.checkpoint import checkpoints
-from rl.run.evaluate import is_right, right_by_vote
 from rl.settings.defaults import TINY
-from rl.view.metrics import read_metrics
 from rl.view.plots import PERCENT
-from rollout.records import RolloutGroup
 
 FIGURE_5 = ("rft", "online-rft", "online-dpo", "grpo", "grpo-process")
 SAMPLES, KS = 64, (1, 2, 4, 8, 16, 32, 64)
@@ -51,32 +49,6 @@ FINDINGS = (("online-rft", "rft"), ("grpo", "online-rft"), ("grpo-process", "grp
 @dataclass(frozen=True, kw_only=True)
 class Options(grpo_vs_ppo.Options):
     arms: tuple[str, ...] = FIGURE_5
-
-
-def curves(options: Options, arm: str) -> dict[str, Any]:
-    """Held-out accuracy of each seed at the steps that were looked at."""
-    runs = [
-        [row for row in read_metrics(folder(options, arm, s)) if row.get("eval/accuracy") is not None]
-        for s in options.seeds
-    ]
-    return {
-        "steps": [row["step"] for row in runs[0]],
-        "eval/accuracy": [[row["eval/accuracy"] for row in run] for run in runs],
-    }
-
-
-def of_k(groups: Sequence[RolloutGroup]) -> dict[str, list[float]]:
-    """maj@K and pass@K for each of KS."""
-
-    def majority(group: RolloutGroup, k: int) -> float:
-        blocks = (group.rollouts[at : at + k] for at in range(0, SAMPLES, k))
-        return mean(right_by_vote(replace(group, rollouts=block)) for block in blocks)
-
-    right = [sum(map(is_right, group.rollouts)) for group in groups]
-    return {
-        "maj": [mean(majority(group, k) for group in groups) for k in KS],
-        "pass": [mean(pass_at_k(SAMPLES, c, k) for c in right) for k in KS],
-    }
 
 
 def findings(found: Mapping[str, Any], figure_7: Mapping[str, Any]) -> str:
@@ -125,8 +97,8 @@ def main(options: Options) -> None:
     found = {arm: curves(options, arm) for arm in options.arms}
     trained = [str(checkpoints(folder(options, "grpo", seed))[-1]) for seed in options.seeds]
     figure_7 = {
-        "base": [of_k(sampled(TINY, seed, SAMPLES)) for seed in options.seeds],
-        "rl": [of_k(sampled(model, seed, SAMPLES)) for model, seed in zip(trained, options.seeds, strict=True)],
+        "base": [of_k(sampled(TINY, seed, SAMPLES), KS) for seed in options.seeds],
+        "rl": [of_k(sampled(model, seed, SAMPLES), KS) for model, seed in zip(trained, options.seeds, strict=True)],
     }
     print(findings(found, figure_7))
     draw(found, figure_7, Path("docs/deepseekmath_figures.png"))

@@ -24,7 +24,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from queue import SimpleQueue
@@ -193,17 +193,27 @@ def sampled(model: str, seed: int, samples: int) -> list[RolloutGroup]:
         return collector.collect(problems, step=0).groups
 
 
+def of_k(groups: Sequence[RolloutGroup], ks: Sequence[int]) -> dict[str, list[float]]:
+    """maj@K, the mean over disjoint blocks of K samples, and pass@K, the unbiased estimate."""
+
+    def majority(group: RolloutGroup, k: int) -> float:
+        blocks = (group.rollouts[at : at + k] for at in range(0, len(group.rollouts), k))
+        return statistics.mean(right_by_vote(replace(group, rollouts=block)) for block in blocks)
+
+    right = [(len(group.rollouts), sum(map(is_right, group.rollouts))) for group in groups]
+    return {
+        "maj": [statistics.mean(majority(group, k) for group in groups) for k in ks],
+        "pass": [statistics.mean(pass_at_k(n, c, k) for n, c in right) for k in ks],
+    }
+
+
 def make_run(options: Options, arm: str, seed: int) -> None:
     """Trains, and looks at the last checkpoint by samples. One that was cut off begins anew."""
     run_dir = folder(options, arm, seed)
     shutil.rmtree(run_dir, ignore_errors=True)
     train(ARMS[arm].config(seed, run_dir, options.steps))
     groups = sampled(str(checkpoints(run_dir)[-1]), seed, SAMPLES)
-    right = [sum(map(is_right, group.rollouts)) for group in groups]
-    found = {
-        "maj": statistics.mean(map(right_by_vote, groups)),
-        "pass": statistics.mean(pass_at_k(SAMPLES, count, SAMPLES) for count in right),
-    }
+    found = {name: at_k for name, (at_k,) in of_k(groups, (SAMPLES,)).items()}
     (run_dir / SAMPLED).write_text(json.dumps(found))
 
 
@@ -273,9 +283,20 @@ def step_seconds(rows: Sequence[Row]) -> dict[str, float]:
     }
 
 
+def curves(options: Options, arm: str) -> dict[str, Any]:
+    """Held-out accuracy of each seed at the steps that were looked at."""
+    runs = [
+        [row for row in read_metrics(folder(options, arm, seed)) if row.get("eval/accuracy") is not None]
+        for seed in options.seeds
+    ]
+    return {
+        "steps": [row["step"] for row in runs[0]],
+        "eval/accuracy": [[row["eval/accuracy"] for row in run] for run in runs],
+    }
+
+
 def summarise(options: Options, arm: str) -> dict[str, Any]:
-    runs = [read_metrics(folder(options, arm, seed)) for seed in options.seeds]
-    looked = [[row for row in rows if row.get("eval/accuracy") is not None] for rows in runs]
+    runs, looked = [read_metrics(folder(options, arm, seed)) for seed in options.seeds], curves(options, arm)
     at_end = [json.loads((folder(options, arm, seed) / SAMPLED).read_text()) for seed in options.seeds]
     seconds = [step_seconds(rows) for rows in runs]
     flops = [[0.0, *series(rows, "flops/update")[1]] for rows in runs]
@@ -283,10 +304,9 @@ def summarise(options: Options, arm: str) -> dict[str, Any]:
         "title": ARMS[arm].title,
         "problems": COMPLETIONS // ARMS[arm].group_size,
         "group_size": ARMS[arm].group_size,
-        "steps": [row["step"] for row in looked[0]],
-        "eval/accuracy": [[row["eval/accuracy"] for row in rows] for rows in looked],
+        **looked,
         **{key: [found[key] for found in at_end] for key in ("maj", "pass")},
-        "update_flops_so_far": [[sum(f[: int(row["step"] or 0) + 1]) for row in looked[0]] for f in flops],
+        "update_flops_so_far": [[sum(f[: int(step or 0) + 1]) for step in looked["steps"]] for f in flops],
         "step_seconds": {part: statistics.median(s[part] for s in seconds) for part in seconds[0]},
         "memory": in_fresh_process("benchmarks.grpo_vs_ppo", {"only": "memory", "arms": arm}),
     }

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.deepseekmath_figures import KS, SAMPLES, of_k
-from benchmarks.grpo_vs_ppo import difference, samples_to
+from benchmarks.deepseekmath_figures import KS, SAMPLES
+from benchmarks.grpo_vs_ppo import difference, of_k, samples_to
 from tests.parity.cases import group_of
 
 
@@ -26,6 +26,6 @@ def test_votes_and_passes_of_k_samples() -> None:
     """The first 16 of 64 samples are right, the others have no answer, which does not vote: a block wins where it has a right one.
     pass@2 = 1 - C(48, 2) / C(64, 2) = 1 - 1128 / 2016."""
     (group,) = [group_of([1] * SAMPLES, [1.0] * 16 + [0.0] * 48)]
-    found = of_k([group])
+    found = of_k([group], KS)
     assert found["maj"] == [0.25, 0.25, 0.25, 0.25, 0.25, 0.5, 1.0]
     assert found["pass"][:2] == pytest.approx([0.25, 1 - 1128 / 2016]) and found["pass"][KS.index(64)] == 1.0

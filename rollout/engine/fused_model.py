@@ -22,7 +22,7 @@ from transformers.activations import SiLUActivation
 
 from rollout.attention import causal_window, grouped_attention, has_only_attention_layers
 from rollout.engine.decode_weights import DecodeWeight, LowRank, is_lora, is_plain, is_readable_linear, product_dtype
-from rollout.engine.kernels import rms_norm, rotate_, silu_mul
+from rollout.engine.kernels import gated, rms_norm, rotate_, silu_mul
 from rollout.sampler import Text
 
 # (layer, query [N, Hq, D], key [N, Hkv, D], value [N, Hkv, D]) -> [N, Hq, D]
@@ -99,8 +99,8 @@ class FusedLayer:
         self.out = Projection(attention, "o_proj", dtype=dtype)
         self.mlp_norm = RMSNorm(layer, "post_attention_layernorm", dtype)
         self.gate_up = Projection(mlp, "gate_proj", "up_proj", dtype=dtype)
-        self.activation: Callable[[Tensor], Tensor] = mlp.act_fn
-        self.is_silu = type(mlp.act_fn) in (nn.SiLU, SiLUActivation)
+        is_silu = type(mlp.act_fn) in (nn.SiLU, SiLUActivation)
+        self.gated: Callable[[Tensor], Tensor] = silu_mul if is_silu else partial(gated, activation=mlp.act_fn)
         self.down = Projection(mlp, "down_proj", dtype=dtype)
         self.head_size: int = attention.head_dim
         self.query_heads = attention.q_proj.out_features // self.head_size
@@ -119,13 +119,7 @@ class FusedLayer:
         if self.has_rotary:
             rotate_(heads.narrow(1, 0, self.query_heads + self.key_heads), cos, sin)
         x = self.out.added_to(x, attend(self, query, key, value).flatten(1))
-        return self.down.added_to(x, self._activated(self.gate_up(self.mlp_norm(x))))
-
-    def _activated(self, gate_up: Tensor) -> Tensor:
-        if self.is_silu:
-            return silu_mul(gate_up)
-        gate, up = gate_up.chunk(2, dim=-1)
-        return self.activation(gate).mul_(up)
+        return self.down.added_to(x, self.gated(self.gate_up(self.mlp_norm(x))))
 
 
 class FusedModel:

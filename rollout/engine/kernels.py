@@ -6,6 +6,7 @@ does not take (vectors of LANES numbers), torch computes the same in about twent
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -56,12 +57,17 @@ def rotate_(heads: Tensor, cos: Tensor, sin: Tensor) -> None:
     heads.mul_(cos).addcmul_(turned, sin)
 
 
+def gated(gate_up: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
+    """activation(gate) * up (arXiv 2002.05202). gate_up: [N, 2 I], the gates first -> [N, I]"""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return activation(gate).mul_(up)
+
+
 def silu_mul(gate_up: Tensor) -> Tensor:
-    """silu(gate) * up (arXiv 2002.05202). gate_up: [N, 2 I], the gates first -> [N, I]"""
+    """`gated` by SiLU."""
     size = gate_up.shape[-1] // 2
     if not (gate_up.is_contiguous() and can_compute(size, gate_up.dtype, gate_up.device)):
-        gate, up = gate_up.chunk(2, dim=-1)
-        return F.silu(gate).mul_(up)
+        return gated(gate_up, F.silu)
     out = gate_up.new_empty(len(gate_up), size)
     compiled.silu_mul(DTYPES[gate_up.dtype], gate_up.data_ptr(), out.data_ptr(), len(gate_up), size)
     return out
