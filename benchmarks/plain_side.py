@@ -71,6 +71,7 @@ class PlainSide:
                 top_p=1.0,
                 eos_token_id=self.stops,
                 pad_token_id=self.stops[0],
+                use_cache=True,  # TRL's trainer switches it off in the configuration that all models here share
             )
         completions = ids[:, prompts.shape[1] :]
         ended = torch.isin(completions, torch.tensor(self.stops, device=ids.device)).long()
