@@ -69,7 +69,12 @@ def exact_scores(query: Tensor, key: Tensor) -> Tensor:
     if query.is_cuda:
         return torch.bmm(query, key.mT, out_dtype=torch.float32)
     rounded = torch.bmm(query, key.mT)
-    return rounded.float().add_(torch.baddbmm(rounded, query, key.mT, beta=-1))
+    return rounded.float().add_(rounding_error(rounded, query, key))
+
+
+def rounding_error(rounded: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    """The products of queries and keys less `rounded`, which is their 16-bit product."""
+    return torch.baddbmm(rounded, query, key.mT, beta=-1)
 
 
 def grouped_attention(

@@ -15,6 +15,7 @@ import torch
 from rewards.proof import available_provers
 from rewards.sandbox.client import SandboxError
 from rewards.sandbox.isolation import MIN_LEVEL, measure
+from rl.forward import cpu_kernels
 from rl.forward.micro_batch import MicroBatch, TrainGroup, TrainSequence
 from rl.policy.families import family_of
 from rl.policy.policy import Policy
@@ -59,7 +60,7 @@ def examine(model: str | None = None, dtype: AnyDType = "auto") -> str:
         ("gpu", _gpus()),
         *((package, version(package)) for package in _NEEDED),
         *((package, _installed(package, without)) for package, without in _OPTIONAL.items()),
-        ("compiled parts", "built" if kernels.compiled else f"not built: {kernels.WITHOUT}"),
+        ("compiled parts", _compiled()),
         ("programs", _isolation()),
         *((f"proofs, {system}", found) for system, found in available_provers().items()),
         ("self-test", self_test()),
@@ -94,7 +95,7 @@ def self_test() -> str:
 
 def _paths(name: str, dtype: AnyDType) -> dict[str, str]:
     """How the update and the sampler run a model, and how much bfloat16 rounds its log-probs."""
-    runtime = Runtime.start(dtype=resolved_dtype(dtype))
+    runtime = Runtime.start(dtype=resolved_dtype(dtype, name))
     family = family_of(name)
     model, tokenizer = family.load(name, runtime.device)
     policy = Policy.of(model, family=family, autocast=runtime.autocast)
@@ -106,6 +107,12 @@ def _paths(name: str, dtype: AnyDType) -> dict[str, str]:
         f"{name}, sampling": sampler.path,
         f"{name}, rounding": f"bfloat16 changes the log-probs of arbitrary tokens by {noise:.2g} nats on average",
     }
+
+
+def _compiled() -> str:
+    missing = [part.WITHOUT for part in (kernels, cpu_kernels) if part.compiled is None]
+    advice = "have a C++ compiler on the PATH and install Plumbline again"
+    return f"not all built: {'; '.join([*missing, advice])}" if missing else "built"
 
 
 def _gpus() -> str:

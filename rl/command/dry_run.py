@@ -142,9 +142,8 @@ def untrained_learner(
         compute_head_in_float32(made)
     if settings.rounds_base(device):
         round_frozen(made)
-    learner = build_learner(
-        replace(settings, attention="dense"), made, no_tokenizer, runtime
-    )  # a CPU has no other attention to try
+    # A CPU has no other attention to try. Its compiled norms and gates need contents, and keep no more than the model's own.
+    learner = build_learner(replace(settings, attention="dense", fused="none"), made, no_tokenizer, runtime)
     if settings.attention == "varlen":
         ragged = ForwardChoice(varlen_forward)
         learner.policy = replace(learner.policy, choice=ragged)

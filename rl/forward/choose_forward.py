@@ -78,8 +78,8 @@ def explain_forward(model: PreTrainedModel, attention: Attention = "auto") -> Fo
 
 @torch.no_grad()
 def fuse(choice: ForwardChoice, model: PreTrainedModel, wanted: Fused = "auto") -> ForwardChoice:
-    """The choice with fused norms and gates (rl/forward/fused.py), on a GPU and if that reproduces this model's own log-probs."""
-    if wanted == "none" or model.device.type != "cuda":
+    """The choice with fused norms and gates (rl/forward/fused.py), if that reproduces this model's own log-probs."""
+    if wanted == "none" or model.device.type not in ("cpu", "cuda"):
         return choice
     reason = why_not_fused(model) or _why_fused_differs(choice.forward, model)
     if reason is not None:

@@ -1,8 +1,8 @@
-"""Fused norms and gates for layers of Llama's structure, on a GPU: the same numbers with less memory traffic.
+"""Fused norms and gates for layers of Llama's structure: the same numbers with less memory traffic.
 
 transformers computes a norm in six kernels, and under autocast each product that reads it casts it again. Here a norm is one kernel
-that writes the dtype of those products (rl/forward/triton_kernels.py), and SiLU(gate) * up is another. The residual stream stays
-float32.
+that writes the dtype of those products, and SiLU(gate) * up is another: on a GPU those of rl/forward/triton_kernels.py, on a CPU those of
+rl/forward/cpu_kernels.py. The residual stream stays float32.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.activations import SiLUActivation
 
+from rl.forward import cpu_kernels
 from rl.forward.casts import product_dtype
 
 Fused = Literal["auto", "none"]
@@ -28,7 +29,10 @@ GATED = {"gate_proj", "up_proj", "down_proj"}
 
 def why_not_fused(model: PreTrainedModel) -> str | None:
     """The reason why the model's layers cannot be fused; None if they can."""
-    if find_spec("triton") is None:
+    device = model.device.type
+    if device == "cpu" and cpu_kernels.compiled is None:
+        return "the compiled parts are not built (plumbline doctor)"
+    if device != "cpu" and find_spec("triton") is None:
         return "Triton is not installed (pip install triton)"
     layers = getattr(getattr(model, "model", None), "layers", ())
     return None if layers and all(map(_is_like_llama, layers)) else "its layers do not have Llama's structure"
@@ -96,12 +100,16 @@ def _norm_of_heads(norm: Any, x: Tensor) -> Tensor:
 
 
 def _norm(norm: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
-    from rl.forward.triton_kernels import rms_norm  # imported here, as Triton may not be installed
-
-    return rms_norm(x, norm.weight, norm.variance_epsilon, dtype)
+    return _kernels(x).rms_norm(x, norm.weight, norm.variance_epsilon, dtype)
 
 
 def _gated(mlp: Any, x: Tensor) -> Tensor:
-    from rl.forward.triton_kernels import silu_times
+    return mlp.down_proj(_kernels(x).silu_times(mlp.gate_proj(x), mlp.up_proj(x)))
 
-    return mlp.down_proj(silu_times(mlp.gate_proj(x), mlp.up_proj(x)))
+
+def _kernels(x: Tensor) -> Any:
+    if x.device.type == "cpu":
+        return cpu_kernels
+    from rl.forward import triton_kernels  # imported here, as Triton may not be installed
+
+    return triton_kernels

@@ -27,6 +27,7 @@ from rollout.float32_head import Float32Linear
 
 VALUE_HEAD = "value_head.safetensors"
 LOGITS_PER_CHUNK = 1 << 22  # 16 MiB in float32
+NUMBERS_IN_CACHE = 1 << 20
 LEAST_TOKENS_PER_CHUNK = 128  # with fewer, summing the weight's gradient takes longer than computing it
 # A GPU does about 600 multiplications in the time in which it reads a number; with fewer tokens it would wait for the weight.
 LOGITS_PER_CHUNK_ON_CUDA, LEAST_TOKENS_PER_CHUNK_ON_CUDA = 1 << 28, 2048
@@ -181,8 +182,8 @@ class _Chunk:
     def __init__(self, head: OutputHead, weight: Tensor, hidden: Tensor, targets: Tensor, temperature: float) -> None:
         self.head, self.weight, self.temperature = head, weight, temperature
         self.hidden, self.targets = hidden, targets[:, None]
-        # Logits are float32 from here on, because rounding them would bias the gradient.
-        logits = _product(hidden.to(weight.dtype), weight.T)
+        # Logits are float32, because rounding them would bias the gradient.
+        logits = _exact_product(hidden.to(weight.dtype), weight.T)
         if head.bias is not None:
             logits += head.bias
         if head.scale != 1:
@@ -268,14 +269,25 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     return torch.mm(a, b).float()
 
 
+def _exact_product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b in float32, on a CPU too: the error of a product that is rounded to 16 bits is the product minus it, which is small and so is
+    rounded by little."""
+    if a.is_cuda or a.dtype == torch.float32:
+        return _product(a, b)
+    rounded = torch.mm(a, b)
+    return rounded.float().add_(torch.addmm(rounded, a, b, beta=-1))
+
+
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     """total += a @ b, in float32, with the same rounding as _product."""
     if a.dtype == torch.float32:
         total.addmm_(a, b)
     elif a.is_cuda:
         torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
-    else:
-        total += a @ b
+    else:  # a few rows at a time, whose 16-bit product stays in the cache until it is added
+        rows = max(1, NUMBERS_IN_CACHE // b.shape[1])
+        for part, factor in zip(total.split(rows), a.split(rows), strict=True):
+            part += factor @ b
 
 
 def _chunks(head: OutputHead, hidden: Tensor, targets: Tensor, temperature: float) -> Iterator[tuple[slice, _Chunk]]:

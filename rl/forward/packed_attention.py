@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface, PreTrainedModel
 
+from rl.forward import cpu_kernels
 from rl.forward.casts import product_dtype
 from rl.forward.layouts import PackedRow
 from rl.forward.micro_batch import TrainGroup, TrainSequence
@@ -61,10 +62,17 @@ AttentionInterface.register(PACKED, packed_attention)
 
 
 def block_kernel(attend: Callable[..., Tensor]) -> Kernel:
-    """Decorator: makes a kernel from a function that computes attention for the queries of one block of padded pieces."""
+    """Decorator: makes a kernel from a function that computes attention for the queries of one block of padded pieces.
 
-    def kernel(row: PackedRow, *states_and_options: Any, **more: Any) -> Tensor:
-        outputs = [attend(block, *states_and_options, **more) for block in row.blocks]
+    Its states have one dtype: under autocast rotary positions make queries and keys float32, values 16-bit.
+    """
+
+    def kernel(
+        row: PackedRow, query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None, **more: Any
+    ) -> Tensor:
+        dtype = product_dtype(query, key, value)
+        states = query.to(dtype), key.to(dtype), value.to(dtype)
+        outputs = [attend(block, *states, scale, window, **more) for block in row.blocks]
         return torch.cat(outputs).index_select(0, row.attended_at)
 
     return kernel
@@ -74,15 +82,12 @@ def block_kernel(attend: Callable[..., Tensor]) -> Kernel:
 def dense(
     block: AttentionBlock, query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None
 ) -> Tensor:
-    """scaled_dot_product_attention on padded pieces, for any device and precision."""
-    out = grouped_attention(
-        _gather(query, block.query_slots),
-        _gather(key, block.key_slots),
-        _gather(value, block.key_slots),
-        mask=block.visible(window)[:, None],
-        causal=False,
-        scale=scale,
-    )
+    """Attention on padded pieces, for any device and precision: scaled_dot_product_attention, or what is faster (cpu_kernels.py)."""
+    states = _gather(query, block.query_slots), _gather(key, block.key_slots), _gather(value, block.key_slots)
+    if cpu_kernels.can_attend(value):
+        out = cpu_kernels.attend(*states, *block.spans(window), query.shape[-1] ** -0.5 if scale is None else scale)
+    else:
+        out = grouped_attention(*states, mask=block.visible(window)[:, None], causal=False, scale=scale)
     return out.flatten(0, 1).index_select(0, block.filled_queries)
 
 
@@ -126,7 +131,7 @@ def ragged_kernel(attend: Callable[..., Tensor]) -> Kernel:
     """Decorator: makes a kernel from a function that computes attention for all ragged pieces in one call, on a GPU in 16 bits.
 
     Needs no padding and no mask. The queries are used in the order of the row; keys and values are gathered together. All three are
-    cast to one dtype, which these functions require: under autocast rotary positions make queries and keys float32, values 16-bit.
+    cast to one dtype, which these functions require.
     """
 
     def kernel(

@@ -57,12 +57,18 @@ class AttentionBlock:
     num_keys: Int[Tensor, " B"]
     filled_queries: Int[Tensor, " F"]
 
+    def spans(self, window: int | None) -> tuple[Int[Tensor, "B C"], Int[Tensor, "B C"]]:
+        """The keys first .. last - 1 that each query attends to: those up to its own position; with a window only the last `window`."""
+        queries = torch.arange(self.query_slots.shape[1], device=self.query_slots.device)
+        newest = self.num_queries[:, None] - 1  # padding attends as the last query does, so that no row is empty
+        last = torch.minimum(queries, newest) + (self.num_keys - self.num_queries)[:, None] + 1
+        return torch.zeros_like(last) if window is None else (last - window).clamp_(min=0), last
+
     def visible(self, window: int | None) -> Bool[Tensor, "B C K"]:
-        """Which keys each query attends to: those up to its own position; with a window only the last `window` of them."""
-        queries, keys = (torch.arange(n.shape[1], device=n.device) for n in (self.query_slots, self.key_slots))
-        last = self.num_queries[:, None] - 1  # padding attends as the last query does, so that no row is empty
-        position = (torch.minimum(queries, last) + (self.num_keys - self.num_queries)[:, None])[:, :, None]
-        return keys <= position if window is None else (keys <= position) & (keys > position - window)
+        """Whether each query attends to each key."""
+        keys = torch.arange(self.key_slots.shape[1], device=self.key_slots.device)
+        first, last = (x[:, :, None] for x in self.spans(window))
+        return (keys < last) if window is None else (keys >= first) & (keys < last)
 
     @staticmethod
     def of(pieces: Sequence[Piece]) -> AttentionBlock:

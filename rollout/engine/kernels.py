@@ -20,7 +20,7 @@ except ImportError:
     _kernels: Any = None
 compiled: Any = _kernels if getattr(_kernels, "VERSION", None) == VERSION else None
 
-WITHOUT = "sampling on a CPU is up to 1.5 times slower; have a C++ compiler on the PATH and install Plumbline again"
+WITHOUT = "sampling on a CPU is up to 1.5 times slower"
 LANES = 16
 DTYPES = {torch.float32: False, torch.bfloat16: True}  # whether it is the half one
 

@@ -1,9 +1,14 @@
-"""The kernels of rl/forward/triton_kernels.py by Triton's interpreter, on a CPU: what tests/rl/test_fused.py asks of them, printed as JSON."""
+"""What tests/rl/test_fused.py asks of the kernels of norms and gates, printed as JSON.
+
+python -m tests.rl.check_fused triton      rl/forward/triton_kernels.py by Triton's interpreter, on a CPU
+python -m tests.rl.check_fused compiled    rl/forward/cpu_kernels.py
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import Any
@@ -15,14 +20,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+import rl.forward.fused
 from rl.forward.choose_forward import _why_fused_differs
 from rl.forward.forward import enable_gradient_checkpointing, in_fused, packed_forward, plain_forward
 from rl.forward.fused import fused, why_not_fused
-from rl.forward.triton_kernels import rms_norm, silu_times
 from rl.policy.lora import add_adapters
 from tests.rl.families import of_family
 from tests.rl.models import random_batch
 
+if sys.argv[1] == "triton":
+    from rl.forward import triton_kernels as kernels_under_test
+
+    rl.forward.fused._kernels = lambda x: kernels_under_test
+else:
+    from rl.forward import cpu_kernels as kernels_under_test
+
+rms_norm, silu_times = kernels_under_test.rms_norm, kernels_under_test.silu_times
 BFLOAT16, FLOAT32 = torch.bfloat16, torch.float32
 FUSED_OR_NOT = ("Qwen2", "Qwen3", "Llama", "Granite", "SmolLM3", "Gemma", "OLMo 2", "GPT-2", "Mixtral")
 

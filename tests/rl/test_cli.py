@@ -13,6 +13,7 @@ import pytest
 import rl.command.doctor
 import rl.run.loop
 from rl.cli import run_recipe
+from rl.forward import cpu_kernels
 from rl.forward.micro_batch import MicroBatch
 from rl.objective.tokens import TokenScores
 from rl.policy.policy import Policy
@@ -86,7 +87,9 @@ def test_the_doctor_tells_the_level_and_what_is_missing() -> None:
     assert status == 0
     assert "isolation L" in found["programs"]
     assert {"machine", "memory", "disk,", "torch", "gpu", "vllm", "bitsandbytes"} <= found.keys()
-    assert found["compiled"].endswith("built" if kernels.compiled else kernels.WITHOUT)
+    missing = [part.WITHOUT for part in (kernels, cpu_kernels) if part.compiled is None]
+    assert all(without in found["compiled"] for without in missing)
+    assert found["compiled"].endswith("install Plumbline again" if missing else " built")
     assert found["self-test"].startswith("agree: sampler and trainer differ by ")
 
 

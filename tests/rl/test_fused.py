@@ -1,4 +1,4 @@
-"""Norms and gated units by Triton's kernels give the model's numbers and gradients; its interpreter runs them here."""
+"""Norms and gated units by Triton's kernels, which its interpreter runs here, and by compiled ones give the model's numbers and gradients."""
 
 from __future__ import annotations
 
@@ -10,16 +10,20 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("triton")
+from rl.forward import cpu_kernels
 
 ROOT = Path(__file__).resolve().parents[2]
 FLOAT32_ERROR = 1e-6  # of a vector, relative to its length: sums of some hundred numbers that are kept to 6e-8
 BFLOAT16_ERROR = 2**-8  # a number is rounded to the nearest that has 8 bits: at most by that
 
 
-@pytest.fixture(scope="module")
-def found() -> dict[str, Any]:
-    command = [sys.executable, "-m", "tests.rl.check_fused"]
+@pytest.fixture(scope="module", params=["triton", "compiled"])
+def found(request: pytest.FixtureRequest) -> dict[str, Any]:
+    if request.param == "triton":
+        pytest.importorskip("triton")
+    elif cpu_kernels.compiled is None:
+        pytest.skip("no compiled parts: install with a C++ compiler")
+    command = [sys.executable, "-m", "tests.rl.check_fused", request.param]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1])

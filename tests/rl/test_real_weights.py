@@ -211,7 +211,7 @@ def test_they_are_taken_over_a_base_of_fewer_bits(bits: int, tmp_path: Path) -> 
     model, tokenizer = load_pretrained(tmp_path, torch.device("cpu"), nf4=nf4, rounded=bits == 16)
     adapted = add_adapters(model, rank=4, alpha=8.0, targets=("all-linear",), seed=0)
     policy = LoraPolicy.of(adapted, autocast=bfloat16)
-    assert policy.forward is packed_forward
+    assert policy.forward.name.startswith(packed_forward.name)
     engine = TorchSampler(policy.model, tokenizer, decode_dtype=torch.bfloat16, autocast=bfloat16)
     assert engine.decoder_class is (FusedDecoder if bits == 16 else CachedDecoder)
     assert engine.path.startswith("embedded engine, bfloat16: ")
