@@ -183,6 +183,13 @@ class Account:
         return FLOAT32 * self.cost.all_parameters - ROUNDED * in_16_bits
 
     @property
+    def start_copy(self) -> float:
+        """Bytes of the policy at the start of the run, where completions are sampled from it; with LoRA a copy of the adapters."""
+        if self.run.chosen_algorithm().samples_from != "start":
+            return 0.0
+        return FLOAT32 * (self.adapters if self.run.lora_rank else self.cost.all_parameters)
+
+    @property
     def engine_copy(self) -> float:
         """Bytes of the embedded engine's own weights, beside the trainer's.
 
@@ -261,6 +268,7 @@ class Account:
             "gradients": gradient * trained * resident,
             "optimiser": moments * trained * resident,
             "reference": 0.0 if self.offloads("reference") else self.reference * resident,
+            "start": self.start_copy * resident,
             "teacher": 0.0 if self.offloads("reference") else self.teacher,
             "critic": (FLOAT32 + gradient + moments) * self.critic_parameters * resident,
             "gathered": FLOAT32 * gathered if self.shards > 1 else 0.0,
@@ -273,9 +281,9 @@ class Account:
         }
 
     def kept(self) -> float:
-        """Bytes held between updates: weights, moments, reference, teacher, and the critic's weights and moments."""
+        """Bytes held between updates: weights, moments, reference, start policy, teacher, and the critic's weights and moments."""
         parts = self.parts()
-        named = ("parameters", "optimiser", "reference", "teacher", "critic")
+        named = ("parameters", "optimiser", "reference", "start", "teacher", "critic")
         return sum(parts[name] for name in named) - self.policy.gradient_width * self.critic_parameters * self.resident
 
     @property

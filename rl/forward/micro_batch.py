@@ -126,7 +126,7 @@ class MicroBatch(ScoredSequences):
             sampler_logprobs=over_scored(torch.tensor([x for s in sequences for x in s.sampler_logprobs])),
             advantages=over_scored(torch.cat(advantages)) if advantages else None,
             rewards=torch.tensor([s.reward or 0.0 for s in sequences]),
-            group_of=torch.tensor([s.group for s in sequences]),
+            group_of=tuple(s.group for s in sequences),
             bootstraps=torch.tensor([s.reward is None for s in sequences]),
             weights=over_scored(torch.tensor([float(s.weight) for s in sequences for _ in s.sampler_logprobs])),
             loss_indices=loss_indices,

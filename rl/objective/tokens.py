@@ -47,7 +47,7 @@ class ScoredSequences(ScoredTokens):
 
     lengths: tuple[int, ...]
     rewards: Float[Tensor, " B"]
-    group_of: Int[Tensor, " B"]
+    group_of: tuple[int, ...]
     bootstraps: Bool[Tensor, " B"]
     loss_indices: Int[Tensor, " U"]
 

@@ -18,6 +18,7 @@ from rollout.dataset_names import HubName
 from rollout.problems import is_on_hub
 
 if TYPE_CHECKING:
+    from rl.objective.algorithms import Algorithm
     from rl.settings.config import RunConfig
 
 TOOL_OPTIONS = ("tool_format", "max_turns", "tool_deadline", "tool_workers")
@@ -39,6 +40,7 @@ def check(config: RunConfig) -> None:
     check_samples(config)
     check_thinking(config)
     check_tools(config)
+    check_kl(config)
     check_teacher(config)
     check_reward_model(config)
     check_precision(config)
@@ -156,6 +158,22 @@ def check_tools(config: RunConfig) -> None:
     require_python_alone(config.tools, config.environment, config.tool_format)
 
 
+def can_be_taught(algorithm: Algorithm) -> bool:
+    """Whether a teacher's log-probs can be mixed into its advantages: the samples are the policy's, and there is a ratio."""
+    return algorithm.samples_from == "live" and algorithm.surrogate is not likelihood
+
+
+def check_kl(config: RunConfig) -> None:
+    """Raises UserError where the KL to the reference cannot be estimated, as the completions are not the policy's own."""
+    named = config.named_algorithm
+    if named.samples_from != "live" and (config.kl_weight or 0) > 0:
+        raise UserError(
+            f"kl_weight is {config.kl_weight}: {named.name} trains on completions that are not the current policy's, of which the KL to "
+            "the reference cannot be estimated; leave it out, or use an algorithm that samples from the current policy, such as "
+            "online-rft or online-dpo"
+        )
+
+
 def check_teacher(config: RunConfig) -> None:
     """Raises UserError where an algorithm cannot have a teacher, or has none to learn from."""
     named = config.named_algorithm
@@ -163,10 +181,10 @@ def check_teacher(config: RunConfig) -> None:
         if named.teacher_weight > 0:
             raise UserError(f"teacher is not given: {named.name} learns from a teacher; name one with --teacher")
         return
-    if named.samples_from != "live" or named.surrogate is likelihood:
+    if not can_be_taught(named):
         raise UserError(
-            f"teacher is {config.teacher!r}: {named.name} imitates completions whatever a teacher says of them; leave it out, or use "
-            "distill, or an algorithm that compares rewards"
+            f"teacher is {config.teacher!r}: the loss of {named.name} has no place for a teacher; leave it out, or use one of "
+            + ", ".join(sorted(name for name, algorithm in ALGORITHMS.items() if can_be_taught(algorithm)))
         )
     if config.loaded_teacher is None and config.temperature != 1:
         raise UserError(
@@ -284,7 +302,7 @@ def check_samples(config: RunConfig) -> None:
     if config.group_size == 1 and named.compares_within_groups:
         raise UserError(
             f"group_size is 1: it must be at least 2 for {algorithm}, whose advantages are relative to the others of a "
-            f"group; {with_critic()} can train with 1"
+            f"group; online-rft, rft, {with_critic()} can train with 1"
         )
 
 

@@ -78,6 +78,7 @@ def any_of(*names: str) -> Bound:
 POSITIVE = Bound(lambda value: 0 < value < math.inf, "more than 0")
 NOT_NEGATIVE = Bound(lambda value: 0 <= value < math.inf, "0 or more")
 SHARE = Bound(lambda value: 0 <= value <= 1, "in [0, 1]")
+MODERATE = Bound(lambda value: 1e-6 <= value <= 1e6, "from 1e-6 to 1e6")
 POSITIVE_SHARE = Bound(lambda value: 0 < value <= 1, "more than 0 and at most 1")
 INNER_SHARE = Bound(lambda value: 0 < value < 1, "more than 0 and less than 1")
 

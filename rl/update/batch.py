@@ -37,8 +37,7 @@ class Batch:
         group = self.groups[0]
         micro = MicroBatch.of([TrainGroup(group.prompt_ids, group.sequences[:1])])
         zeros = torch.zeros_like(micro.weights)
-        no_group = torch.full_like(micro.group_of, -1)
-        return replace(micro, weights=zeros, loss_mask=zeros, loss_indices=micro.loss_indices[:0], group_of=no_group)
+        return replace(micro, weights=zeros, loss_mask=zeros, loss_indices=micro.loss_indices[:0], group_of=(-1,))
 
     def viewed(self, view_at: Callable[[int, int], int] | None, epoch: int) -> Batch:
         """The batch with each completion under the view that it is scored under in this epoch. Sequences of one view share a prompt.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rl.forward.micro_batch import MicroBatch
-from rl.objective.preferences import preference_advantages
+from rl.objective.preferences import preferences
 from rl.objective.tokens import TokenScores
 from rl.objective.values import FrozenTargets, whitened
 from rl.policy.policy import Policy
@@ -163,16 +163,19 @@ def compute_old_logprobs(
 @torch.no_grad()
 def with_preferences(
     learner: Learner, micros: Sequence[MicroBatch], targets: Sequence[FrozenTargets]
-) -> list[FrozenTargets]:
-    """The targets of a mini-batch with DPO's coefficients, and old log-probs if they have none. Called before each of its updates, as the
-    coefficients are those of the weights that are updated."""
+) -> tuple[list[FrozenTargets], Tensor]:
+    """The targets of a mini-batch with DPO's coefficients, and old log-probs if they have none; and the sums of its terms. Called before
+    each of its updates, as the coefficients are those of the weights that are updated."""
+    if not micros:
+        return [], torch.zeros(4)
     logprobs = [learner.policy.logprobs_and_values(micro, learner.temperature)[0] for micro in micros]
     references = [t.reference_logprobs for t in targets if t.reference_logprobs is not None]
-    found = preference_advantages(micros, logprobs, references, learner.algorithm.dpo_beta) if micros else []
-    return [
+    found = preferences(micros, logprobs, references, learner.algorithm.dpo_beta)
+    completed = [
         replace(t, preferences=c, old_logprobs=log_p if t.old_logprobs is None else t.old_logprobs)
-        for t, c, log_p in zip(targets, found, logprobs, strict=True)
+        for t, c, log_p in zip(targets, found.advantages, logprobs, strict=True)
     ]
+    return completed, found.terms.cpu()
 
 
 @torch.no_grad()

@@ -61,11 +61,15 @@ class TokenMeans:
             "entropy": in_loss(scores.entropies),
             "ratio/clipped": (ratio < 1 - algorithm.clip_low) | (ratio > 1 + algorithm.clip_high),
         }
-        # Samples of another policy, or of nobody, do not compare the engine with the trainer.
+        reference = None if targets.reference_logprobs is None else in_loss(targets.reference_logprobs)
+        # Samples of another policy, or of nobody, do not compare the engine with the trainer, and are of no use to estimate a KL of the
+        # policy; those of the start policy, which is the reference, estimate the KL of that.
         if algorithm.samples_from == "live":
             terms |= {"kl/sampler": kl_estimate(sampler, old, "k3"), "mismatch/mean": mismatch}
-        if targets.reference_logprobs is not None:
-            terms["kl/reference"] = kl_estimate(policy, in_loss(targets.reference_logprobs), "k3")
+            if reference is not None:
+                terms["kl/reference"] = kl_estimate(policy, reference, "k3")
+        elif algorithm.samples_from == "start" and reference is not None:
+            terms["kl/from_start"] = kl_estimate(reference, policy, "k3")
         if targets.teacher_logprobs is not None:
             terms["kl/teacher"] = old - in_loss(targets.teacher_logprobs)
         if algorithm.importance_cap is not None:
@@ -119,6 +123,13 @@ class TokenMeans:
         if "mismatch/mean" in means:
             means["mismatch/max"] = self.mismatch_max
         return {**means, "ratio/max": self.ratio_max}
+
+
+def preference_means(terms: Sequence[Tensor]) -> Metrics:
+    """The means over groups with a pair, from the sums of all processes (rl/objective/preferences.py)."""
+    *sums, count = torch.stack(list(terms)).sum(0).tolist()
+    names = ("preference/loss", "preference/accuracy", "preference/margin")
+    return {name: total / count if count else None for name, total in zip(names, sums, strict=True)}
 
 
 def describe(collected: Collected, credited: Sequence[CreditedGroup]) -> Metrics:

@@ -22,7 +22,7 @@ from rl.update.loss import (
     reference_targets,
     with_preferences,
 )
-from rl.update.step_metrics import Metrics, TokenMeans
+from rl.update.step_metrics import Metrics, TokenMeans, preference_means
 
 
 def update(learner: Learner, *minibatches: Batch, trains_policy: bool = True) -> Metrics:
@@ -42,14 +42,15 @@ def update(learner: Learner, *minibatches: Batch, trains_policy: bool = True) ->
     }
     needs_old_logprobs = learner.needs_old_logprobs(len(minibatches))
     targets = frozen_targets(learner, micros, needs_old_logprobs)
-    steps, loss_sum = OptimizerSteps(learner), 0.0
+    steps, loss_sum, preference_terms = OptimizerSteps(learner), 0.0, torch.zeros(4)
     for key in product(views, range(len(minibatches))):
         for _ in range(learner.critic_updates - 1):
             update_critic(steps, micros[key], targets[key])
         losses: list[Tensor] = []
         with runtime.keeping_casts():
             if learner.algorithm.prefers:
-                targets[key] = with_preferences(learner, micros[key], targets[key])
+                targets[key], terms = with_preferences(learner, micros[key], targets[key])
+                preference_terms += terms
             for i, micro in enumerate(micros[key]):
                 part, scores, completed = differentiate(learner, micro, targets[key][i], trains_policy=trains_policy)
                 targets[key][i] = completed
@@ -70,6 +71,8 @@ def update(learner: Learner, *minibatches: Batch, trains_policy: bool = True) ->
         "time/optimizer": steps.seconds,
         **TokenMeans.merged(runtime.gather([tracker.read()])).means(),
     }
+    if learner.algorithm.prefers:
+        metrics |= preference_means(runtime.gather([preference_terms]))
     if len(steps.norms) > 1:
         metrics["value/grad_norm"] = steps.norms[1]
     return metrics
@@ -113,12 +116,13 @@ def update_critic(steps: OptimizerSteps, micros: Sequence[MicroBatch], targets: 
 
 def own_micro_batches(learner: Learner, batch: Batch, epoch: int) -> list[MicroBatch]:
     """This process's micro-batches of a mini-batch, under the views that the policy's family gives completions in this epoch."""
-    runtime, forward = learner.runtime, learner.policy.forward
-    viewed = batch.viewed(learner.policy.family.view_at, epoch)
-    micros = list(viewed.shard(runtime.rank, runtime.count).micro_batches(learner.token_budget, forward.num_tokens))
+    runtime, forward, view_at = learner.runtime, learner.policy.forward, learner.policy.family.view_at
+    # Divided before views divide groups: the pairs of a group are compared in one process.
+    viewed = batch.shard(runtime.rank, runtime.count).viewed(view_at, epoch)
+    micros = list(viewed.micro_batches(learner.token_budget, forward.num_tokens))
     if runtime.shards:  # forwards and backwards are collective, so every process needs the same number of micro-batches
         most = max(runtime.gather([len(micros)]))
-        micros += [viewed.dummy()] * (most - len(micros))
+        micros += [batch.viewed(view_at, epoch).dummy()] * (most - len(micros))
     return [micro.to(learner.policy.device) for micro in micros]
 
 

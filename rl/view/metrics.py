@@ -95,10 +95,25 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
                "Falls. Near 0 there is nothing left to learn from the teacher."),
         Metric("kl/reference", "nats per token",
                "Divergence of the policy from the reference, the k3 estimate: the mean over the update's tokens of "
-               "`exp(r) - 1 - r`, `r = reference_logprob - policy_logprob`. Absent without a reference "
-               "(kl_weight 0).",
+               "`exp(r) - 1 - r`, `r = reference_logprob - policy_logprob`. Absent without a reference, and "
+               "where the samples are not the current policy's (`rft`, `dpo`, `sft`), which cannot estimate it.",
                "Starts at 0 and grows slowly. If it grows tenfold within a few steps, lower the learning rate or raise "
                "kl_weight."),
+        Metric("kl/from_start", "nats per token",
+               "With `dpo`, whose samples are the start policy's: the divergence of that from the policy, as the k3 estimate of "
+               "KL(start, policy): the mean over the update's tokens of `exp(r) - 1 - r`, `r = policy_logprob - start_logprob`.",
+               "Starts at 0 and grows. If it grows tenfold within a few steps, lower the learning rate or raise dpo_beta."),
+        Metric("preference/loss", "loss",
+               "With `dpo` and `online-dpo`: the mean over groups with a pair, of the mean over their pairs, of "
+               "`-log sigmoid(dpo_beta (m - n))`, `m` and `n` the mean log-ratios to the reference of the better and the worse completion. "
+               "Null without a pair.",
+               "ln 2 = 0.693 before the first update; falls. Above it the policy has learnt to prefer worse completions."),
+        Metric("preference/accuracy", "share",
+               "Pairs of completions of which the better one has the higher mean log-ratio to the reference.",
+               "0 in a run's first update, where all margins are 0; then rises above 0.5."),
+        Metric("preference/margin", "nats per token",
+               "Mean over the pairs of the difference of their log-ratios, `m - n`.",
+               "Rises from 0. Far above 1 / dpo_beta the loss has nothing left to learn from these pairs."),
         Metric("kl/sampler", "nats per token",
                "Mismatch between the engine that sampled and the trainer, as the k3 estimate of KL(sampler, trainer): the "
                "mean over the update's tokens of `exp(b - s) - 1 - (b - s)`, `s` the sampler's log-prob of the token and "
@@ -219,7 +234,8 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
     "Update": (
         Metric("loss", "loss",
                "The minimised loss: surrogate plus weighted KL minus weighted entropy, plus the value loss with a critic, under the "
-               "algorithm's reduction; summed over mini-batches, averaged over epochs.",
+               "algorithm's reduction; summed over mini-batches, averaged over epochs. With `dpo` and `online-dpo` the surrogate is "
+               "`-c l`, which has the gradient of the minimised loss and not its value: that is `preference/loss`.",
                "Not a measure of progress: with group-normalised advantages it starts near 0 at any reward. Only jumps matter."),
         Metric("grad_norm", "norm", "Euclidean norm of the policy's gradient before clipping, in the step's last update.",
                "Steady within a small factor. Spikes accompany bad steps; 0 means no signal; null means not finite."),

@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from statistics import mean
 
 import pytest
 import torch
@@ -43,6 +44,21 @@ def restated(model: PreTrainedModel, reference: PreTrainedModel, groups: Sequenc
         if pairs:
             losses.append(sum(-torch.sigmoid(BETA * (margins[i] - margins[j])).log() for i, j in pairs) / len(pairs))
     return torch.stack(losses).mean()
+
+
+def pair_margins(
+    model: PreTrainedModel, reference: PreTrainedModel, groups: Sequence[RolloutGroup]
+) -> list[list[float]]:
+    """m+ - m- of the pairs of each group that has one."""
+    found = []
+    policy, fixed = (padded_logprobs(m, groups, TEMPERATURE) for m in (model, reference))
+    for group, rows, fixed_rows in zip(groups, policy, fixed, strict=True):
+        of_each = [
+            (r.score.value or 0.0, (row - f).mean().item())
+            for r, row, f in zip(group.rollouts, rows, fixed_rows, strict=True)
+        ]
+        found.append([m - n for x, m in of_each for y, n in of_each if x > y])
+    return [pairs for pairs in found if pairs]
 
 
 def learner(
@@ -86,6 +102,29 @@ def descended(groups: Sequence[RolloutGroup], *, steps: int) -> Tensor:
         restated(model, reference, graded(groups)).backward()
         optimizer.step()
     return before - weights(model)
+
+
+def test_the_metrics_are_the_papers_loss_and_the_pairs_it_is_made_of() -> None:
+    """Over two updates: of the weights before each. Completions that are the start policy's estimate its KL, and not the policy's."""
+    groups = random_groups(4)
+    model = tiny_qwen2()
+    reference = nearby(model, tiny_qwen2())
+    of_update = learner(model, reference, num_epochs=2)
+    batch = pack(of_update.algorithm.assign_credit(groups, MAX_TOKENS), of_update.algorithm, MAX_TOKENS)
+    before = restated(model, reference, graded(groups)).item()
+    found = update(of_update, batch)
+    again = tiny_qwen2()
+    optimizer = torch.optim.SGD(again.parameters(), lr=RATE)
+    restated(again, reference, graded(groups)).backward()
+    optimizer.step()
+    after = restated(again, reference, graded(groups)).item()
+    assert found["preference/loss"] == pytest.approx((before + after) / 2, rel=SAME)
+    margins = [pair_margins(m, reference, graded(groups)) for m in (tiny_qwen2(), again)]
+    assert found["preference/margin"] == pytest.approx(sum(mean(mean(g) for g in m) for m in margins) / 2, rel=1e-3)
+    right = [mean(mean(x > 0 for x in g) for g in m) for m in margins]
+    assert found["preference/accuracy"] == pytest.approx(sum(right) / 2)
+    assert "kl/reference" not in found
+    assert found["kl/from_start"] > 0
 
 
 @pytest.mark.parametrize("seed", [4, 5])

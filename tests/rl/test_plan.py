@@ -59,6 +59,8 @@ def planned(size: str, **options: object) -> Plan:
         ("tiny", {}),
         ("tiny", {"algorithm": "ppo", "lora_rank": 8}),
         ("3 M", {"algorithm": "ppo"}),
+        ("3 M", {"algorithm": "dpo"}),  # a reference, and the policy at the start
+        ("3 M", {"algorithm": "rft", "lora_rank": 8}),
         ("3 M", {"algorithm": "ppo-separate", "dtype": "bfloat16"}),
         ("3 M", {"algorithm": "ppo-separate", "lora_rank": 8}),
         ("3 M", {"gradient_checkpointing": True, "kl_weight": 0.0}),

@@ -137,8 +137,11 @@ def test_a_model_that_is_not_there_is_one_message(option: str, model: Path, digi
     ("changed", "said"),
     [
         ({"algorithm": "distill"}, "teacher is not given: distill learns from a teacher; name one with --teacher"),
-        ({"algorithm": "sft", "teacher": "m"}, "teacher is 'm': sft imitates completions whatever a teacher says"),
-        ({"algorithm": "rft", "teacher": "m"}, "teacher is 'm': rft imitates"),
+        ({"algorithm": "sft", "teacher": "m"}, "teacher is 'm': the loss of sft has no place"),
+        (
+            {"algorithm": "rft", "teacher": "m"},
+            "teacher is 'm': the loss of rft has no place for a teacher; leave it out, or use one of cispo",
+        ),
         ({"algorithm": "plain", "teacher_weight": 0.5}, "teacher_weight is 0.5: there is no teacher"),
         (
             {"algorithm": "plain", "teacher": "m", "teacher_weight": 0.0},

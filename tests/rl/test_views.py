@@ -24,7 +24,7 @@ from rl.policy.policy import Policy
 from rl.processes.runtime import Runtime
 from rl.update.batch import pack
 from rl.update.learner import Learner
-from rl.update.update import update
+from rl.update.update import own_micro_batches, update
 from rollout.engine.draw import draw_tokens, uniforms
 from rollout.records import Completion, FinishReason, Problem, Rollout, RolloutGroup
 from rollout.sampler import SamplingParams, completion_seed
@@ -153,6 +153,21 @@ def test_old_log_probs_are_kept_for_each_epochs_view() -> None:
     update(twice, batch)
     ours, theirs = (torch.cat([p.flatten() for p in of.policy.model.parameters()]) for of in (twice, once))
     assert torch.equal(ours, theirs)
+
+
+def test_a_group_whose_completions_have_several_views_is_in_one_process() -> None:
+    """DPO compares its pairs there."""
+    learner = learner_of(Policy.of(make("qwen2"), family=MASKED))
+    groups = sampled(learner.policy.model)
+    batch = pack(GRPO.assign_credit(groups, LENGTH), GRPO, LENGTH)
+    held: list[set[int]] = []
+    for rank in range(2):
+        learner.runtime = replace(learner.runtime, rank=rank, count=2)
+        micros = own_micro_batches(learner, batch, 0)
+        found = sorted(group for micro in micros for group in micro.group_of)
+        assert all(found.count(group) == 4 for group in found)
+        held.append(set(found))
+    assert held[0] | held[1] == {0, 1, 2, 3} and not held[0] & held[1]
 
 
 def test_a_family_without_views_refuses_completions_that_have_some() -> None:
