@@ -136,7 +136,8 @@ def opened(
 ) -> Iterator[tuple[Collector, list[Problem]]]:
     """A collector for the problems that can be graded and whose prompts are short enough, and these problems. It is closed at the end of
     the block. which: what messages call the problems. packages: what programs and their tests may import beside the standard library."""
-    runtime = Runtime.start(dtype=resolved_dtype(options.dtype, options.device), device=options.device)
+    dtype = resolved_dtype(options.dtype, options.model, options.device)
+    runtime = Runtime.start(dtype=dtype, device=options.device)
     verifiers = Verifiers(
         VerifierOptions(
             num_workers=runtime.cores,

@@ -156,7 +156,7 @@ def model_settings(options: EvaluateOptions, collector: Collector) -> dict[str, 
         "top_p": collector.params.top_p,
         "stop_strings": collector.params.stop_strings,
         "chat_template_sha256": hashlib.sha256(template.encode()).hexdigest(),
-        "dtype": resolved_dtype(options.dtype, options.device),
+        "dtype": resolved_dtype(options.dtype, options.model, options.device),
         "device": torch.cuda.get_device_name() if device == "cuda" else device,
         **{f"{name} version": _version(name) for name in packages},
     }

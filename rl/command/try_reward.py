@@ -112,7 +112,7 @@ def _reference(problem: Problem) -> str:
 def sampled(options: TryRewardOptions, problems: Sequence[Problem], verifiers: Verifiers, progress: Progress) -> Trial:
     """The trial of SAMPLES completions of the model, each of another problem where there are so many."""
     assert options.model is not None
-    runtime = Runtime.start(dtype=resolved_dtype("auto"), device="auto")
+    runtime = Runtime.start(dtype=resolved_dtype("auto", options.model), device="auto")
     try:
         evaluation = EvaluateOptions(
             model=options.model, dataset=options.dataset, max_tokens=options.max_tokens, reward=options.reward

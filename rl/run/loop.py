@@ -59,9 +59,8 @@ class Interrupted(KeyboardInterrupt):
 
 def train(config: RunConfig, callbacks: Callbacks = Callbacks()) -> Path:
     """Trains, and writes metrics, completions, checkpoints and a report into the run's folder. -> the folder."""
-    runtime = Runtime.start(
-        dtype=resolved_dtype(config.dtype, config.device), trackers=config.trackers, device=config.device
-    )
+    dtype = resolved_dtype(config.dtype, config.model, config.device)
+    runtime = Runtime.start(dtype=dtype, trackers=config.trackers, device=config.device)
     num_steps = resolve(config, runtime.device.type).num_steps
     config, environments = with_environments(config)
     if (hub_name := config.push_to_hub) is not None:

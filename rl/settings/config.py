@@ -24,6 +24,7 @@ from rl.settings.checks import RULE_OPTIONS, check
 from rl.settings.declare import (
     FIXED_ON_RESUME,
     INNER_SHARE,
+    MODERATE,
     NOT_NEGATIVE,
     POSITIVE,
     POSITIVE_SHARE,
@@ -131,7 +132,7 @@ class RunConfig:
     algorithm: Annotated[str | None, one_of(ALGORITHMS), *by_model(TINY_ALGORITHM, ALGORITHM), FIXED_ON_RESUME] = None
     """Name of an algorithm; docs/algorithms.md lists them with their equations."""
     kl_weight: Annotated[float | None, NOT_NEGATIVE] = None
-    """Weight of the KL penalty towards the reference; with 0 no reference is kept, but for dpo. Default by algorithm; for the tiny
+    """Weight of the KL penalty towards the reference; with 0 no reference is kept, but for dpo and online-dpo. Default by algorithm; for the tiny
     model 0.001 where that is not 0."""
     clip_low: Annotated[float | None, NOT_NEGATIVE] = None
     """The policy ratio is clipped below 1 - clip_low. Default by algorithm."""
@@ -142,7 +143,7 @@ class RunConfig:
     count_silent: bool | None = None
     """Whether groups in which no completion is better than another count in the mean over the step; otherwise the step is the mean over
     the other groups. Default by algorithm: plain, scalerl, dpo and online-dpo leave them out."""
-    dpo_beta: Annotated[float | None, POSITIVE] = None
+    dpo_beta: Annotated[float | None, MODERATE] = None
     """Weight of the log-ratio to the reference in the preferences of dpo and online-dpo, the mean over a completion's tokens. Default: 2."""
     teacher: str | None = None
     """Model that the policy learns from on its own samples, with the same tokenizer: each token's advantage is also teacher_weight
@@ -258,7 +259,8 @@ class RunConfig:
     """Tokens in one forward pass; it changes memory and speed, not the gradient. "auto": on a CPU 8192, or one sequence if that is
     longer; on a GPU as many whole groups as fit, up to 16384 tokens, and parts of a group where that makes checkpointing unnecessary."""
     dtype: AnyDType = "auto"
-    """Data type of the computation; bfloat16 is autocast over float32 weights. "auto" is bfloat16 on a GPU that has it, else float32."""
+    """Data type of the computation; bfloat16 is autocast over float32 weights. "auto" is bfloat16 on a GPU that has it, and on a CPU that
+    multiplies in it (AVX512-BF16, AMX) for models of hidden size 256 and more, else float32."""
     head_dtype: HeadDType = "auto"
     """Data type of the output layer in the update and in the engine. float32 keeps its weights and its input exact in a run in bfloat16, so
     that the engine's log-probs are closer to the update's (docs/vllm.md). "auto" is dtype, and in the engine sampler_dtype."""
@@ -269,8 +271,8 @@ class RunConfig:
     """Attention of the update: ragged flash attention by torch ("varlen") or by the flash-attn package ("flash"), both on a GPU in
     bfloat16, or "dense", which works everywhere. "auto" is the fastest of them that gives the model's own log-probs."""
     fused: Fused = "auto"
-    """Run each norm and gated unit of the update in one Triton kernel: on a GPU, for models of Llama's shape, where that gives the
-    model's own log-probs. "none" leaves them as transformers has them."""
+    """Run each norm and gated unit of the update in one kernel, Triton's on a GPU, a compiled one on a CPU: for models of Llama's shape,
+    where that gives the model's own log-probs. "none" leaves them as transformers has them."""
     device: Literal["auto", "cpu"] = "auto"
     """"auto" is a GPU if there is one."""
 

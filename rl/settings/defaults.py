@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from rl.settings.options import AnyDType, DType
 
 TINY = "tiny"
@@ -14,6 +16,9 @@ LORA_RATE = 10  # the best learning rate of adapters is that many times that of 
 VALUE_HEAD_RATE, CRITIC_RATE, TINY_CRITIC_RATE = 10, 5, 1
 REWARD_MODEL_RATE, TINY_REWARD_MODEL_RATE = 2e-5, 1e-3  # DeepSeekMath, section 4.2, has 2e-5
 TOKEN_BUDGET = 8192  # tokens in one forward pass where the device's memory does not decide
+# Parts of x86 processors that multiply in bfloat16. From the hidden size on, --dtype auto uses them: measured on AVX512-BF16, sampling and
+# update are 1.2 and 1.3 times as fast as in float32 at 256, 1.7 and 1.5 times at 576.
+BFLOAT16_UNITS, LEAST_HIDDEN_SIZE = ("avx512_bf16", "amx_bf16"), 256
 MAX_ROWS = 1024  # completions that the embedded engine decodes at once, at most
 
 
@@ -22,11 +27,31 @@ def tiny_task(*datasets: str) -> str:
     return next((dataset for dataset in datasets if dataset in TINY_TASKS), "arithmetic")
 
 
-def resolved_dtype(dtype: AnyDType, device: str = "auto") -> DType:
-    """The data type that "auto" stands for: bfloat16 on a GPU that computes in it, else float32."""
+def resolved_dtype(dtype: AnyDType, model: str, device: str = "auto") -> DType:
+    """The data type that "auto" stands for: bfloat16 on a GPU or a CPU that multiplies in it, else float32.
+
+    On a CPU, small models stay in float32 (LEAST_HIDDEN_SIZE).
+    """
     if dtype != "auto":
         return dtype
     import torch  # takes a second, and `--help` needs none of it
 
-    has_bfloat16 = device != "cpu" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    if device != "cpu" and torch.accelerator.is_available():
+        has_bfloat16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    else:
+        units = torch.cpu.get_capabilities()
+        has_bfloat16 = any(units.get(u, False) for u in BFLOAT16_UNITS) and hidden_size(model) >= LEAST_HIDDEN_SIZE
     return "bfloat16" if has_bfloat16 else "float32"
+
+
+@cache
+def hidden_size(model: str) -> int:
+    """A model's hidden size; 0 for the tiny model and where there is no config, which loading the model reports."""
+    if model == TINY:
+        return 0
+    from transformers import AutoConfig
+
+    try:
+        return getattr(AutoConfig.from_pretrained(model).get_text_config(), "hidden_size", 0)
+    except (OSError, ValueError):
+        return 0

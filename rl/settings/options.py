@@ -111,7 +111,8 @@ class SamplingOptions:
     python_state: bool | None = None
     """The tool python keeps variables between the calls of a rollout. Default: as the run for a checkpoint, else it does."""
     dtype: AnyDType = "auto"
-    """Data type of the sampler; "auto" is bfloat16 on a GPU that has it, else float32."""
+    """Data type of the sampler; "auto" is bfloat16 on a GPU that has it, and on a CPU that multiplies in it for models of hidden size 256
+    and more, else float32."""
     sampler: Literal["torch", "vllm"] = "torch"
     """The embedded engine, or vLLM in this process."""
     seed: int = 0

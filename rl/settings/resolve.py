@@ -147,7 +147,7 @@ def run_defaults(config: RunConfig) -> dict[str, Any]:
 
 def automatic_values(config: RunConfig, device_type: str, shards: bool) -> dict[str, Any]:
     """What "auto" stands for. Sharded weights are all of one type, float32."""
-    dtype = resolved_dtype(config.dtype, config.device)
+    dtype = resolved_dtype(config.dtype, config.model, config.device)
     rounds = dtype == "bfloat16" and device_type == "cuda" and not shards
     frozen = "bfloat16" if rounds else "float32"
     values: dict[str, Any] = {
