@@ -16,6 +16,8 @@ import torch
 from rewards.errors import UserError
 from rollout.records import Completion, FinishReason
 
+NUMBERS_IN_CACHE = 1 << 20  # float32: 4 MiB
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
@@ -211,11 +213,18 @@ def completion_seed(run_seed: int, step: int, problem_id: str, sample_index: int
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def fingerprint(tensor: torch.Tensor) -> torch.Tensor:
+def fingerprint(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
     """W @ v of a matrix, or a stack of them, for a fixed random v; engines that hold only packed weights can compute it too. A vector
-    is its own fingerprint."""
-    tensor = tensor.detach().float()
-    return tensor @ probe_vector(tensor.shape[-1], tensor.device) if tensor.dim() > 1 else tensor
+    is its own fingerprint. dtype: to which W is rounded first.
+
+    On a CPU a few rows at a time, so that those that are cast stay in the cache.
+    """
+    tensor, dtype = tensor.detach(), dtype or tensor.dtype
+    if tensor.dim() < 2:
+        return tensor.to(dtype).float()
+    v, rows = probe_vector(tensor.shape[-1], tensor.device), tensor.flatten(0, -2)
+    at_once = max(1, NUMBERS_IN_CACHE // len(v)) if tensor.device.type == "cpu" else len(rows)
+    return torch.cat([part.to(dtype).float() @ v for part in rows.split(at_once)]).view(tensor.shape[:-1])
 
 
 @cache

@@ -24,10 +24,10 @@ from transformers import PreTrainedModel
 from rl.forward.casts import cast, product_dtype
 from rl.objective.tokens import TokenScores
 from rollout.float32_head import Float32Linear
+from rollout.sampler import NUMBERS_IN_CACHE
 
 VALUE_HEAD = "value_head.safetensors"
 LOGITS_PER_CHUNK = 1 << 22  # 16 MiB in float32
-NUMBERS_IN_CACHE = 1 << 20
 LEAST_TOKENS_PER_CHUNK = 128  # with fewer, summing the weight's gradient takes longer than computing it
 # A GPU does about 600 multiplications in the time in which it reads a number; with fewer tokens it would wait for the weight.
 LOGITS_PER_CHUNK_ON_CUDA, LEAST_TOKENS_PER_CHUNK_ON_CUDA = 1 << 28, 2048

@@ -25,8 +25,8 @@ class Fingerprint:
         self.fingerprints: dict[str, Tensor] = {}  # [variants, rows]: exact, and with `rounds` of rounded tensors
 
     def add(self, name: str, tensor: Tensor) -> None:
-        variants = (tensor, tensor.bfloat16()) if self.rounds else (tensor,)
-        self.fingerprints[name] = torch.stack([fingerprint(variant).flatten().cpu() for variant in variants])
+        dtypes = (tensor.dtype, torch.bfloat16) if self.rounds else (tensor.dtype,)
+        self.fingerprints[name] = torch.stack([fingerprint(tensor, dtype).flatten().cpu() for dtype in dtypes])
 
     def is_comparable(self, held: Mapping[str, Tensor]) -> bool:
         """Whether an engine's fingerprints include one with a name and size of these tensors."""
