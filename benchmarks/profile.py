@@ -2,7 +2,7 @@
 
     python -m benchmarks.profile                        shape b of benchmarks/shapes.py
     python -m benchmarks.profile --shape real           SmolLM2-135M-Instruct; --dtype bfloat16: as autocast on a GPU
-    python -m benchmarks.profile --no-compiled          without the compiled parts of the embedded engine
+    python -m benchmarks.profile --no-compiled          without compiled parts
 
 Kinds: matrix products; attention (products of queries, keys and values); copies (gathers, scatters, casts, concatenation); views, which
 move nothing; elementwise (all other operations); Python (the time between operations: interpreter, waiting for the interpreter's lock).
@@ -37,6 +37,7 @@ from benchmarks.our_side import OurSide, clock
 from benchmarks.percent_of_limit import rates
 from benchmarks.shapes import SHAPES, given
 from rl.capacity.cost import FLOAT32, ModelCost, Workload, forward_flops
+from rl.forward import cpu_kernels
 from rl.processes.runtime import Runtime, cpu_cores
 from rl.settings.options import DType
 from rl.update.batch import Batch, pack
@@ -44,7 +45,7 @@ from rl.update.update import update
 from rollout.engine import kernels
 from rollout.records import RolloutGroup
 
-COMPILED = kernels.compiled
+COMPILED_PARTS: tuple[Any, ...] = (kernels, cpu_kernels)
 
 KINDS = {
     "products": ("mm", "addmm", "_linear_pointwise", "mkldnn_linear", "linear"),
@@ -118,13 +119,14 @@ def kind_of(operation: str) -> str:
 
 
 class Timed:
-    """The compiled parts of a decoding step, timed: torch's profiler does not see them."""
+    """Compiled parts, timed: torch's profiler does not see them. seconds: by kind, added to."""
 
-    def __init__(self) -> None:
-        self.seconds = {"attention": 0.0, "elementwise": 0.0}
+    def __init__(self, compiled: Any, seconds: dict[str, float]) -> None:
+        self.compiled, self.seconds = compiled, seconds
 
     def __getattr__(self, name: str) -> Callable[..., object]:
-        function, kind = getattr(COMPILED, name), "attention" if name == "attend" else "elementwise"
+        function = getattr(self.compiled, name)
+        kind = "attention" if name in ("attend", "softmax", "softmax_backward") else "elementwise"
 
         def timed(*arguments: object) -> object:
             started = time.perf_counter()
@@ -137,20 +139,23 @@ class Timed:
 
 def operations(run: Callable[[], object], slowest: int, lanes: int) -> dict[str, dict[str, float]]:
     """By kind: the share of its operations in the time of `lanes` threads, and the bytes of their inputs. Prints the slowest operations."""
-    everywhere, timed = _ExperimentalConfig(profile_all_threads=True), Timed()
-    before, kernels.compiled = kernels.compiled, timed if kernels.compiled else None
+    everywhere, compiled = _ExperimentalConfig(profile_all_threads=True), {"attention": 0.0, "elementwise": 0.0}
+    before = [part.compiled for part in COMPILED_PARTS]
+    for part, own in zip(COMPILED_PARTS, before, strict=True):
+        part.compiled = own and Timed(own, compiled)
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True, experimental_config=everywhere) as found:
         started = time.perf_counter()
         run()
         taken = time.perf_counter() - started
-    kernels.compiled = before
+    for part, own in zip(COMPILED_PARTS, before, strict=True):
+        part.compiled = own
     kinds = {kind: {"share": 0.0, "bytes": 0.0} for kind in (*KINDS, "elementwise")}
     for row in found.key_averages(group_by_input_shape=True):
         if "::" in row.key:  # an operation: others are ranges, which contain some
             of_kind = kinds[kind_of(row.key)]
             of_kind["share"] += row.self_cpu_time_total / 1e6 / taken / lanes
             of_kind["bytes"] += row.count * FLOAT32 * sum(prod(shape) for shape in row.input_shapes or () if shape)
-    for kind, seconds in timed.seconds.items():
+    for kind, seconds in compiled.items():
         kinds[kind]["share"] += seconds / taken / lanes
         print(f"  compiled: {seconds:.3f} s, {kind}")
     by_name = sorted((row for row in found.key_averages() if "::" in row.key), key=lambda row: -row.self_cpu_time_total)
@@ -199,7 +204,8 @@ def account(
 def main(options: Options) -> None:
     torch.set_num_threads(cpu_cores())
     if not options.compiled:
-        kernels.compiled = None
+        for part in COMPILED_PARTS:
+            part.compiled = None
     runtime, shape = Runtime.start(dtype=options.dtype, device="cpu"), SHAPES[options.shape]
     side = OurSide(shape, given(shape, runtime, num_problems=shape.problems * (options.rounds + 2)), runtime)
     times, ran, groups, batch = rounds(side, options)

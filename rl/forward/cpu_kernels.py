@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch._subclasses import FakeTensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from rollout.attention import rounding_error
@@ -46,6 +47,7 @@ def _run(name: str, dtype: torch.dtype, *arguments: Tensor | int | None, number:
 class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float, dtype: torch.dtype) -> Tensor:
+        assert weight.shape == x.shape[-1:]
         x, out = x.contiguous(), torch.empty(x.shape, dtype=dtype)
         ctx.save_for_backward(x, weight)
         ctx.epsilon = epsilon
@@ -53,6 +55,7 @@ class _Norm(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, weight = ctx.saved_tensors
         width, dx, dw = x.shape[-1], torch.empty_like(x), None
@@ -66,6 +69,7 @@ class _Norm(torch.autograd.Function):
 class _SiluTimes(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        assert gate.shape == up.shape
         gate, up = gate.contiguous(), up.contiguous()
         ctx.save_for_backward(gate, up)
         out = torch.empty_like(gate)
@@ -73,6 +77,7 @@ class _SiluTimes(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
         gate, up = ctx.saved_tensors
         dgate, dup = torch.empty_like(gate), torch.empty_like(up)
@@ -121,6 +126,8 @@ class _Attend(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, first: Tensor, last: Tensor, scale: float
     ) -> Tensor:
+        assert first.shape == last.shape == (len(query), query.shape[2]) and bool((last > first).all())
+        assert bool((first >= 0).all()) and bool((last <= key.shape[2]).all())
         ctx.save_for_backward(query, key, value, first, last)
         ctx.scale = scale
         rows, heads, count, size = query.shape
@@ -131,6 +138,7 @@ class _Attend(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         query, key, value, first, last = ctx.saved_tensors
         heads, scale, dout = query.shape[1], ctx.scale, dout.transpose(1, 2).to(query.dtype)
