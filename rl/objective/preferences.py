@@ -37,7 +37,7 @@ def preferences_of(rewards: Float[Tensor, " G"]) -> Float[Tensor, "G G"]:
     return (rewards[:, None] > rewards).float()
 
 
-def preference_terms(margins: Float[Tensor, " G"], rewards: Float[Tensor, " G"], beta: float) -> Float[Tensor, 4]:
+def preference_terms(margins: Float[Tensor, " G"], rewards: Float[Tensor, " G"], beta: float) -> Float[Tensor, " 4"]:
     """Means over the pairs of a group of: the loss; whether m_i > m_j; m_i - m_j; 1. All are 0 without a pair."""
     preferred, apart = preferences_of(rewards), margins[:, None] - margins
     of_pairs = torch.stack([-F.logsigmoid(beta * apart), (apart > 0).float(), apart, torch.ones_like(apart)])
@@ -48,7 +48,7 @@ class Preferences(NamedTuple):
     """advantages: c_i at every token of completion i, by micro-batch. terms: sums of `preference_terms` over the groups."""
 
     advantages: list[Float[Tensor, " S"]]
-    terms: Float[Tensor, 4]
+    terms: Float[Tensor, " 4"]
 
 
 def preferences(

@@ -132,8 +132,8 @@ class RunConfig:
     algorithm: Annotated[str | None, one_of(ALGORITHMS), *by_model(TINY_ALGORITHM, ALGORITHM), FIXED_ON_RESUME] = None
     """Name of an algorithm; docs/algorithms.md lists them with their equations."""
     kl_weight: Annotated[float | None, NOT_NEGATIVE] = None
-    """Weight of the KL penalty towards the reference; with 0 no reference is kept, but for dpo and online-dpo. Default by algorithm; for the tiny
-    model 0.001 where that is not 0."""
+    """Weight of the KL penalty towards the reference; with 0 no reference is kept, but for dpo and online-dpo. Default by algorithm; for
+    the tiny model 0.001 where that is not 0."""
     clip_low: Annotated[float | None, NOT_NEGATIVE] = None
     """The policy ratio is clipped below 1 - clip_low. Default by algorithm."""
     clip_high: Annotated[float | None, NOT_NEGATIVE] = None
