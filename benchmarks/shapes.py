@@ -139,7 +139,7 @@ G = replace(E, what="as e, LoRA of rank 16", lora_rank=16, learning_rate=1e-5)
 REAL = Shape(
     what="SmolLM2-135M-Instruct, p = 113, c = 32",
     size="real",
-    problems=16,
+    problems=4,  # of 16 a step of TRL takes three minutes on two cores
     group_size=8,
     prompt_length=113,
     max_tokens=32,
