@@ -175,7 +175,7 @@ def doctor(model: str | None = None, dtype: AnyDType = "auto") -> None:
     Args:
         model: A folder in Hugging Face format or a hub name: also report how this machine trains and samples it, and why it
             does not use a faster implementation.
-        dtype: Data type of the computation; auto is a run's.
+        dtype: Data type of the computation; auto is what a run of this model would have.
     """
     from rl.command.doctor import examine
 
@@ -205,7 +205,7 @@ def serve_vllm(
     Args:
         model: The model that the run starts from: tiny, a folder in Hugging Face format or a hub name.
         port: Port at http://127.0.0.1; runs use 8000 by default.
-        dtype: Data type of the weights, the same as the run's; auto is a run's.
+        dtype: Data type of the weights, the same as the run's; auto is what a run of this model would have.
         head_dtype: Data type of the products of the output layer, the same as the run's; auto is dtype.
         max_length: Most tokens of a prompt and its completion together. Default: the model's context.
         max_rows: Completions that are decoded at once. Default: vLLM's own choice.

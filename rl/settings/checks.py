@@ -5,7 +5,7 @@ It runs before anything is loaded. The bounds of each option stand beside it in 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
@@ -158,11 +158,6 @@ def check_tools(config: RunConfig) -> None:
     require_python_alone(config.tools, config.environment, config.tool_format)
 
 
-def can_be_taught(algorithm: Algorithm) -> bool:
-    """Whether a teacher's log-probs can be mixed into its advantages: the samples are the policy's, and there is a ratio."""
-    return algorithm.samples_from == "live" and algorithm.surrogate is not likelihood
-
-
 def check_kl(config: RunConfig) -> None:
     """Raises UserError where the KL to the reference cannot be estimated, as the completions are not the policy's own."""
     named = config.named_algorithm
@@ -172,6 +167,11 @@ def check_kl(config: RunConfig) -> None:
             "the reference cannot be estimated; leave it out, or use an algorithm that samples from the current policy, such as "
             "online-rft or online-dpo"
         )
+
+
+def can_be_taught(algorithm: Algorithm) -> bool:
+    """Whether a teacher's log-probs can be mixed into its advantages: the samples are the policy's, and there is a ratio."""
+    return algorithm.samples_from == "live" and algorithm.surrogate is not likelihood
 
 
 def check_teacher(config: RunConfig) -> None:
@@ -184,7 +184,7 @@ def check_teacher(config: RunConfig) -> None:
     if not can_be_taught(named):
         raise UserError(
             f"teacher is {config.teacher!r}: the loss of {named.name} has no place for a teacher; leave it out, or use one of "
-            + ", ".join(sorted(name for name, algorithm in ALGORITHMS.items() if can_be_taught(algorithm)))
+            + names_where(can_be_taught)
         )
     if config.loaded_teacher is None and config.temperature != 1:
         raise UserError(
@@ -258,7 +258,8 @@ def without_effect_on_critic(config: RunConfig) -> Iterator[tuple[tuple[str, ...
     named = config.named_algorithm
     rule = named.value_rule
     if rule is None:
-        why = f"{named.name} has no critic; leave it out, or choose an algorithm that has one: {with_critic()}"
+        with_critic = names_where(lambda a: a.value_rule is not None)
+        why = f"{named.name} has no critic; leave it out, or choose an algorithm that has one: {with_critic}"
         yield CRITIC_OPTIONS, why
     elif (config.value or rule.source) == "separate":
         yield SHARED_TRUNK_OPTIONS, "the critic has a trunk of its own; leave it out, or use --value shared"
@@ -270,9 +271,9 @@ def without_effect_on_critic(config: RunConfig) -> Iterator[tuple[tuple[str, ...
         )
 
 
-def with_critic() -> str:
-    """The names of the algorithms with a critic, for messages."""
-    return ", ".join(sorted(a.name for a in ALGORITHMS.values() if a.value_rule is not None))
+def names_where(holds: Callable[[Algorithm], bool]) -> str:
+    """The names of the algorithms for which it holds, for messages."""
+    return ", ".join(sorted(a.name for a in ALGORITHMS.values() if holds(a)))
 
 
 def check_samples(config: RunConfig) -> None:
@@ -300,9 +301,10 @@ def check_samples(config: RunConfig) -> None:
             f"group_size is {config.group_size}: {algorithm} has one worked solution of each problem; leave group_size out"
         )
     if config.group_size == 1 and named.compares_within_groups:
+        alone = names_where(lambda a: not a.compares_within_groups and a.samples_from != "dataset")
         raise UserError(
             f"group_size is 1: it must be at least 2 for {algorithm}, whose advantages are relative to the others of a "
-            f"group; online-rft, rft, {with_critic()} can train with 1"
+            f"group; {alone} can train with 1"
         )
 
 
