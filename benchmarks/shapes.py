@@ -86,7 +86,7 @@ A = Shape(
     max_tokens=TINY["max_tokens"],
     kl_weight=TINY_KL_WEIGHT,
     learning_rate=TINY["learning_rate"],
-    token_budget=8192,
+    token_budget=4096,
     trl_rows=96,
 )
 B = Shape(

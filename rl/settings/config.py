@@ -256,7 +256,7 @@ class RunConfig:
     max_skipped: Annotated[int, at_least(0)] = 3
     """Consecutive updates that may be skipped because their loss or gradient is not finite; one more stops the run."""
     token_budget: Annotated[int | Literal["auto"], auto_or_at_least(1)] = "auto"
-    """Tokens in one forward pass; it changes memory and speed, not the gradient. "auto": on a CPU 8192, or one sequence if that is
+    """Tokens in one forward pass; it changes memory and speed, not the gradient. "auto": on a CPU 4096, or one sequence if that is
     longer; on a GPU as many whole groups as fit, up to 16384 tokens, and parts of a group where that makes checkpointing unnecessary."""
     dtype: AnyDType = "auto"
     """Data type of the computation; bfloat16 is autocast over float32 weights. "auto" is bfloat16 on a GPU that has it, and on a CPU that

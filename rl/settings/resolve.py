@@ -12,6 +12,7 @@ from rewards.errors import UserError
 from rl.settings.config import RunConfig
 from rl.settings.declare import ByModel, declared
 from rl.settings.defaults import (
+    CPU_TOKEN_BUDGET,
     CRITIC_RATE,
     LORA_RATE,
     MAX_ROWS,
@@ -156,7 +157,7 @@ def automatic_values(config: RunConfig, device_type: str, shards: bool) -> dict[
         "sampler": "vllm" if device_type == "cuda" and has_vllm() else "torch",
         "sampler_dtype": dtype,
         "sampler_rows": MAX_ROWS,
-        "token_budget": TOKEN_BUDGET,
+        "token_budget": CPU_TOKEN_BUDGET if device_type == "cpu" else TOKEN_BUDGET,
     }
     return values if config.lora_rank else {**values, "reference_dtype": frozen}
 

@@ -216,8 +216,8 @@ def test_on_a_cpu_nothing_is_refused_and_nothing_changes_that_fits() -> None:
         device="cpu",
     )
     roomy, tight = (choose(account, DeviceMemory(gib * GIB, gib * GIB)).asked for gib in (1000, 1))
-    assert (roomy.token_budget, roomy.gradient_checkpointing, roomy.sampler_rows) == (8192, False, 1024)
-    assert (tight.token_budget, tight.gradient_checkpointing, tight.sampler_rows) == (8192, True, 1024)
+    assert (roomy.token_budget, roomy.gradient_checkpointing, roomy.sampler_rows) == (4096, False, 1024)
+    assert (tight.token_budget, tight.gradient_checkpointing, tight.sampler_rows) == (4096, True, 1024)
     long = choose(replace(account, completion_length=9000), DeviceMemory(GIB, GIB)).asked
     assert long.token_budget == 512 + 9000 - 1
 
