@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "view": "",
     "run": "objective forward settings processes policy capacity update view",
     "command": "objective forward settings processes policy capacity update view run",
+    "pipeline": "objective forward settings processes policy capacity update view run command",
 }
 STANDARD_LIBRARY = set(sys.stdlib_module_names)
 

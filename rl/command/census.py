@@ -75,14 +75,17 @@ def profiled(collector: Collector, problems: Sequence[Problem], progress: Progre
 
 
 def as_row(found: Profiled) -> dict[str, Any]:
-    """The problem as load_problems reads it back, with all its other columns, the pass rate, and the number of graded samples."""
-    problem = found.problem
+    """The problem as a row, the pass rate, and the number of graded samples."""
+    return {**problem_row(found.problem), PASS_RATE: found.rate, "samples": found.record.graded}
+
+
+def problem_row(problem: Problem) -> dict[str, Any]:
+    """The problem as load_problems reads it back, with all its other columns."""
     others = {name: value for name, value in problem.metadata.items() if name not in PROMPT_COLUMNS}
     grading = {"answer": problem.reference}
     if problem.verifier not in ("math", REWARD):  # a sum of rewards grades the row as it stands
         grading = {"verifier": problem.verifier, "reference": problem.reference}
-    measured = {PASS_RATE: found.rate, "samples": found.record.graded}
-    return {**others, "id": problem.id, "prompt": prompt_cell(problem), **grading, **measured}
+    return {**others, "id": problem.id, "prompt": prompt_cell(problem), **grading}
 
 
 def prompt_cell(problem: Problem) -> Any:

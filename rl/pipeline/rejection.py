@@ -1,0 +1,88 @@
+"""Rejection sampling: the correct and readable completions of a model, as a data set of worked solutions."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rewards.answer_format import format_rule
+from rewards.errors import UserError
+from rl.command.census import AT_ONCE, problem_row
+from rl.command.evaluate_model import opened, run_of, with_values_of
+from rl.pipeline.stages import Found
+from rl.run.build import with_environments
+from rl.run.evaluate import is_right
+from rl.settings.options import CensusOptions
+from rl.view.metrics import write_whole
+from rl.view.progress import Progress
+from rollout.records import SOLUTION, Problem, Rollout, RolloutGroup
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """Which completions are kept. per_problem: the most of one problem, so that easy problems do not outweigh hard ones. formats: rules
+    that a completion must satisfy in full."""
+
+    per_problem: int
+    formats: tuple[str, ...]
+
+    def of(self, group: RolloutGroup, fallen: Counter[str]) -> list[Rollout]:
+        """The first of the completions that are kept, in the order in which they were sampled. fallen: counts the reasons of others."""
+        kept: list[Rollout] = []
+        seen = set[str]()
+        for rollout in group.rollouts:
+            text = " ".join(rollout.completion.text.split())
+            reason = self._reason(rollout) or ("a duplicate" if text in seen else None)
+            seen.add(text)
+            if reason is None and len(kept) == self.per_problem:
+                reason = "more than enough of a problem"
+            if reason is None:
+                kept.append(rollout)
+            else:
+                fallen[reason] += 1
+        return kept
+
+    def _reason(self, rollout: Rollout) -> str | None:
+        if not rollout.is_graded:
+            return "could not be graded"
+        if not is_right(rollout):
+            return rollout.score.outcome.value
+        if rollout.cut_short:
+            return "cut by max_tokens"
+        return next((rule for rule in self.formats if format_rule(rule)(rollout.completion.text).value < 1), None)
+
+
+def reject(options: CensusOptions, problems: Sequence[Problem], kept: Kept, out: Path, progress: Progress) -> Found:
+    """Samples options.samples completions of each problem and writes those that are kept to `out`, a data set for --algorithm sft.
+
+    As in DeepSeek-R1 (arXiv 2501.12948, section 2.3.3): several responses of each prompt from the checkpoint of RL, only correct ones
+    retained, hardly readable ones left out. Returns counts: of sampled and kept completions, of problems with one, of the others by reason.
+    """
+    options = with_values_of(run_of(options), options)
+    options, environments = with_environments(options)
+    fallen, rows, solved = Counter[str](), list[str](), 0
+    with opened(options, environments, problems, "training", progress) as (collector, graded):
+        for start in range(0, len(graded), AT_ONCE):
+            progress.start(f"rejection sampling: {start} of {len(graded)} problems, {options.samples} samples of each")
+            for group in collector.collect(graded[start : start + AT_ONCE], step=0).groups:
+                chosen = list(_rows(group, kept.of(group, fallen)))
+                solved += bool(chosen)
+                rows += chosen
+    if not rows:
+        most = ", ".join(f"{count} {reason}" for reason, count in fallen.most_common(3))
+        raise UserError(
+            f"samples is {options.samples}: no completion of {len(graded)} problems is correct and readable ({most}); train the stage before "
+            "for longer, raise samples, or allow other formats"
+        )
+    write_whole(out, "".join(rows))
+    sampled = len(graded) * options.samples
+    return {"sampled": sampled, "kept": len(rows), "problems": solved, "fallen": dict(fallen.most_common())}
+
+
+def _rows(group: RolloutGroup, kept: Sequence[Rollout]) -> Iterator[str]:
+    for number, rollout in enumerate(kept):
+        row = {**problem_row(group.problem), "id": f"{group.problem.id}#{number}", SOLUTION: rollout.completion.text}
+        yield json.dumps(row, default=str) + "\n"
