@@ -18,7 +18,7 @@ from rl.run.evaluate import is_right
 from rl.settings.options import CensusOptions
 from rl.view.metrics import write_whole
 from rl.view.progress import Progress
-from rollout.records import SOLUTION, Problem, Rollout, RolloutGroup
+from rollout.records import SOLUTION, FinishReason, Problem, Rollout, RolloutGroup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +35,10 @@ class Kept:
         seen = set[str]()
         for rollout in group.rollouts:
             text = " ".join(rollout.completion.text.split())
-            reason = self._reason(rollout) or ("a duplicate" if text in seen else None)
-            seen.add(text)
+            reason = self._reason(rollout)
+            if reason is None:
+                reason = "a duplicate" if text in seen else None
+                seen.add(text)
             if reason is None and len(kept) == self.per_problem:
                 reason = "more than enough of a problem"
             if reason is None:
@@ -50,7 +52,7 @@ class Kept:
             return "could not be graded"
         if not is_right(rollout):
             return rollout.score.outcome.value
-        if rollout.cut_short:
+        if rollout.completion.finish_reason is FinishReason.LENGTH:
             return "cut by max_tokens"
         return next((rule for rule in self.formats if format_rule(rule)(rollout.completion.text).value < 1), None)
 
