@@ -107,7 +107,7 @@ def main(options: Options) -> None:
     }
     for name, value in {**accuracy, **gains}.items():
         print(name, value)
-    write_result("r1", __doc__ or "", {**describe_machine(), "options": vars(options), "accuracy": accuracy, "gains": gains, "seeds": found})  # fmt: skip
+    write_result("r1", __doc__ or "", {**describe_machine(), "options": {"num_steps": options.num_steps}, "accuracy": accuracy, "gains": gains, "seeds": found})  # fmt: skip
 
 
 if __name__ == "__main__":

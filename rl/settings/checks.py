@@ -58,6 +58,8 @@ def without_effect(config: RunConfig) -> Iterator[tuple[tuple[str, ...], str]]:
     yield from without_effect_on_critic(config)
     if named.surrogate is likelihood:
         yield ("clip_low", "clip_high"), f"{named.name} has no ratio to clip; leave it out"
+    if (named.kl_weight if config.kl_weight is None else config.kl_weight) == 0:
+        yield ("refresh_reference_every",), "there is no KL, and so no reference; set kl_weight, or leave it out"
     if not named.prefers:
         yield ("dpo_beta",), f"{named.name} has no preferences; leave it out, or use dpo or online-dpo"
     if named.importance_cap is None:

@@ -73,6 +73,7 @@ OF_ALGORITHM = (
     "clip_high",
     "entropy_weight",
     "dpo_beta",
+    "refresh_reference_every",
     "importance_cap",
     "count_silent",
     "drop_mastered",
@@ -134,6 +135,9 @@ class RunConfig:
     kl_weight: Annotated[float | None, NOT_NEGATIVE] = None
     """Weight of the KL penalty towards the reference; with 0 no reference is kept, but for dpo and online-dpo. Default by algorithm; for
     the tiny model 0.001 where that is not 0."""
+    refresh_reference_every: Annotated[int | None, at_least(0), FIXED_ON_RESUME] = None
+    """Steps after which the policy is copied to the reference of the KL; 0 is never. Default by algorithm: 20 for grpo-iterative, never
+    for others. DeepSeek-R1 has 400 (arXiv 2501.12948)."""
     clip_low: Annotated[float | None, NOT_NEGATIVE] = None
     """The policy ratio is clipped below 1 - clip_low. Default by algorithm."""
     clip_high: Annotated[float | None, NOT_NEGATIVE] = None

@@ -56,6 +56,10 @@ def test_a_value_out_of_range_is_named(options: dict[str, object], message: str)
         ({"algorithm": "ppo-separate", "value_weight": 1.0}, r"value_weight is 1.0: the critic has a trunk of its own"),
         ({"algorithm": "ppo", "critic_model": "m"}, r"critic_model is 'm': the critic shares the policy's trunk"),
         ({"algorithm": "rft", "clip_high": 0.3}, r"clip_high is 0.3: rft has no ratio to clip"),
+        (
+            {"algorithm": "dapo", "refresh_reference_every": 9},
+            r"refresh_reference_every is 9: there is no KL, and so no reference; set kl_weight",
+        ),
         ({"dataset_config": "main"}, r"dataset_config is 'main': 'arithmetic' is no data set of the hub"),
         ({"dataset": "x.jsonl", "eval_split": "test"}, r"eval_split is 'test': 'x.jsonl' is no data set of the hub"),
         ({"dataset": "gsm8k", "eval_config": "main"}, r"eval_config is 'main': there is no eval_dataset"),
@@ -101,7 +105,7 @@ def test_the_linear_schedule_rises_then_falls_to_zero() -> None:
 
 
 def test_every_option_of_an_algorithm_stands_in_for_its_own_value() -> None:
-    given = {"kl_weight": 0.5, "clip_low": 0.1, "clip_high": 0.3, "entropy_weight": 0.01}
+    given = {"kl_weight": 0.5, "clip_low": 0.1, "clip_high": 0.3, "entropy_weight": 0.01, "refresh_reference_every": 400}
     chosen = RunConfig(algorithm="rloo", **given).chosen_algorithm()  # pyright: ignore
     assert {name: getattr(chosen, name) for name in given} == given
 
