@@ -39,6 +39,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {  # by result file; what is timed on bot
     "grpo_vs_ppo": ("benchmarks.grpo_vs_ppo",),
     "deepseekmath_figures": ("benchmarks.deepseekmath_figures",),
     "distillation": ("benchmarks.distillation",),
+    "r1": ("benchmarks.r1",),
     "reward_model": ("benchmarks.reward_model",),
     "waits": ("benchmarks.waits",),
     "soak": ("benchmarks.soak",),

@@ -15,12 +15,12 @@ from rl.pipeline.rejection import Kept, reject
 from rl.pipeline.stages import Found, Stage, checkpoint_of, run_stages, table, training
 from rl.policy.merge import merge_adapters
 from rl.run.load_data import joined, load_data
-from rl.settings.checks import CRITIC_OPTIONS, THINKING_OPTIONS
+from rl.settings.checks import CRITIC_OPTIONS, ITERATIVE_OPTIONS, THINKING_OPTIONS
 from rl.settings.config import OF_ALGORITHM, RunConfig
 from rl.settings.declare import POSITIVE, Bound, at_least, require_possible
-from rl.settings.defaults import TINY
+from rl.settings.defaults import LORA_RATE, TINY
 from rl.settings.options import CensusOptions
-from rl.settings.resolve import model_defaults, resolve
+from rl.settings.resolve import resolve, run_defaults
 from rl.view.metrics import write_whole
 from rl.view.progress import Progress
 from rollout.records import SOLUTION, Problem
@@ -39,6 +39,7 @@ OF_SAMPLES = (
         *OF_ALGORITHM,
         *CRITIC_OPTIONS,
         *THINKING_OPTIONS,
+        *ITERATIVE_OPTIONS,
         "thinking_budget",
         "group_size",
         "max_refills",
@@ -66,7 +67,8 @@ class R1Options:
     sft_steps: Annotated[int | None, at_least(1)] = None
     """Steps of each supervised stage. Default: 60 for the tiny model, 200 for others."""
     sft_learning_rate: Annotated[float | None, POSITIVE] = None
-    """Learning rate of the supervised stages. Default: 2e-3 for the tiny model, 1e-5 for others, as for R1's distilled models."""
+    """Learning rate of the supervised stages. Default: 2e-3 for the tiny model, 1e-5 for others, as for R1's distilled models; with LoRA
+    ten times that."""
     samples: Annotated[int, at_least(1)] = 8
     """Completions that rejection samples of each problem."""
     per_problem: Annotated[int, at_least(1)] = 2
@@ -96,9 +98,9 @@ def run_r1(config: RunConfig, options: R1Options) -> Path:
 
 def with_model_defaults(config: RunConfig) -> RunConfig:
     """The options with the model's own defaults filled in: a later stage starts from a checkpoint, which has no name."""
-    names = {f.name for f in fields(RunConfig)}
-    defaults = model_defaults(config.model, config.datasets[0].name)
-    filled = {name: value for name, value in defaults.items() if name in names and getattr(config, name) is None}
+    filled = {name: value for name, value in run_defaults(config).items() if getattr(config, name) is None}
+    for name in ("run_dir", "gradient_checkpointing"):  # of each stage, as its memory allows
+        filled.pop(name, None)
     if config.model == TINY and config.max_tokens is None:
         filled["max_tokens"] = 64  # the tags are 32 bytes
     if config.model != TINY and config.prompt_style is None and config.system_prompt is None:
@@ -149,6 +151,7 @@ class Pipeline:
             raise UserError(
                 f"stages leaves out {REJECTION}: {SFT} trains on what it keeps, and {str(self.out)!r} has none of it; name it in stages too"
             )
+        rate = (2e-3 if is_tiny else 1e-5) * (LORA_RATE if self.config.lora_rank else 1)
         steps = self.options.sft_steps or (60 if is_tiny else 200)
         defaults = {f.name: f.default for f in fields(RunConfig)}
         own = {name: defaults[name] for name in OF_SAMPLES} | {
@@ -156,7 +159,7 @@ class Pipeline:
             "dataset": (dataset,),
             "num_steps": steps,
             "eval_every": steps,
-            "learning_rate": self.options.sft_learning_rate or (2e-3 if is_tiny else 1e-5),
+            "learning_rate": self.options.sft_learning_rate or rate,
         }
         return training(name, f"SFT of the base on {Path(dataset).name}", replace(self.with_held_out(), **own))
 

@@ -46,7 +46,10 @@ def run_stages(stages: Iterable[Stage], out: Path, report: Callable[[str], None]
         begun = {"does": stage.does, "options": dict(stage.options)}
         write_whole(folder / STATE, json.dumps(begun, indent=2) + "\n")
         started = time.perf_counter()
-        found = stage.make(folder)
+        try:
+            found = stage.make(folder)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"stopped in the stage {stage.name}; the same command goes on from here") from None
         found["seconds"] = round(time.perf_counter() - started, 1)
         write_whole(folder / STATE, json.dumps({**begun, "found": found}, indent=2) + "\n")
 

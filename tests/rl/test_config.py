@@ -105,7 +105,13 @@ def test_the_linear_schedule_rises_then_falls_to_zero() -> None:
 
 
 def test_every_option_of_an_algorithm_stands_in_for_its_own_value() -> None:
-    given = {"kl_weight": 0.5, "clip_low": 0.1, "clip_high": 0.3, "entropy_weight": 0.01, "refresh_reference_every": 400}
+    given = {
+        "kl_weight": 0.5,
+        "clip_low": 0.1,
+        "clip_high": 0.3,
+        "entropy_weight": 0.01,
+        "refresh_reference_every": 400,
+    }
     chosen = RunConfig(algorithm="rloo", **given).chosen_algorithm()  # pyright: ignore
     assert {name: getattr(chosen, name) for name in given} == given
 

@@ -17,10 +17,11 @@ import rl.run.loop
 from rewards.errors import UserError
 from rewards.math_answer import MathVerifier
 from rewards.score import Outcome, Score
-from rl.pipeline.r1 import COLD_START_FILE, REPORT, STAGES, R1Options, in_tags, run_r1
+from rl.pipeline.r1 import COLD_START_FILE, REPORT, STAGES, R1Options, in_tags, run_r1, with_model_defaults
 from rl.pipeline.rejection import Kept
 from rl.pipeline.stages import Stage, run_stages, state_of, table
 from rl.settings.config import RunConfig
+from rl.settings.resolve import run_defaults
 from rollout.arithmetic import arithmetic_problems
 from rollout.demonstrations import worked_text
 from rollout.problems import load_problems
@@ -46,7 +47,7 @@ def test_a_stage_is_done_once_and_an_interrupted_one_goes_on(tmp_path: Path) -> 
         return {"share": [0.25, 0.5]}
 
     stages = [stage("one", first, size=3), stage("two", interrupted)]
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="stopped in the stage two; the same command goes on"):
         run_stages(stages, tmp_path, print)
     assert "found" not in state_of(tmp_path / "two")
     run_stages(stages, tmp_path, print)
@@ -168,6 +169,14 @@ def test_what_rejection_keeps_is_data_for_sft_and_no_held_out_problem_is_in_it(
     assert max(Counter(p.question for p in kept).values()) <= 2
 
 
+def test_adapters_are_merged_between_stages(config: RunConfig, own: R1Options) -> None:
+    """The next stage starts from what the one before it ended with: the same greedy held-out completions, so the same accuracy."""
+    folder = run_r1(replace(config, lora_rank=2), replace(own, stages=("cold-start", "rl"))).parent
+    assert json.loads((folder / "rl" / "config.json").read_text())["model"] == str(folder / "cold-start" / "merged")
+    ends, begins = measured(folder / "cold-start")[-1], measured(folder / "rl")[0]
+    assert ends["eval/accuracy"] == begins["eval/accuracy"] and ends["eval/length"] == begins["eval/length"]
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -206,6 +215,15 @@ def test_several_processes_and_unknown_stages_are_refused(
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="num_processes is more than 1"):
         run_r1(config, own)
+
+
+def test_a_checkpoint_of_the_tiny_model_is_trained_with_the_tiny_models_defaults() -> None:
+    """Learning rates of adapters are ten times those of all weights."""
+    filled = with_model_defaults(RunConfig(algorithm="grpo", lora_rank=4))
+    whole = run_defaults(RunConfig(algorithm="grpo"))
+    assert (filled.learning_rate, filled.kl_weight, filled.num_steps) == (10 * whole["learning_rate"], 0.001, 72)
+    assert filled.gradient_checkpointing is filled.run_dir is None
+    assert with_model_defaults(RunConfig(model="m", algorithm="grpo")).kl_weight is None
 
 
 def test_the_built_in_arithmetic_has_worked_solutions_of_its_own(config: RunConfig, tmp_path: Path) -> None:
