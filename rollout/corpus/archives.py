@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
+from contextlib import redirect_stderr
+from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ import numpy as np
 
 from rewards.errors import UserError
 from rollout.corpus.pages import wanted
-from rollout.corpus.rows import LONGEST, Skipped
+from rollout.corpus.rows import DAMAGED, LONGEST, Skipped
 
 try:
     from resiliparse.extract.html2text import extract_plain_text
@@ -34,19 +37,27 @@ def read_archive(file: Path, skipped: Skipped, only: np.ndarray | None) -> Itera
     """The text of each HTML response and of each extracted text. Other records (requests, metadata) hold no page and are passed over."""
     number = -1
     with file.open("rb") as stream:
+        records: Any = ArchiveIterator(stream)
         try:
-            for number, record in enumerate(ArchiveIterator(stream)):
+            for number, record in enumerate(iter(partial(_next, records), None)):
                 if record.rec_type not in ("response", "conversion") or not wanted(number, only):
                     continue
-                where = f"{file.name}, record {number + 1}"
                 try:
                     text = _text(record)
                 except _NoPage as reason:
-                    skipped.add(str(reason), where)
+                    skipped.add(str(reason), f"{file.name}, record {number + 1}")
                 else:
                     yield number, record.rec_headers.get_header("WARC-Target-URI"), text
-        except (ArchiveLoadFailed, OSError, EOFError, zlib.error, ValueError):  # cut, or damaged: the rest has no bounds
-            skipped.add("rest of a damaged file", f"{file.name}, record {number + 2}")
+            is_whole = records.offset == file.stat().st_size  # warcio ends silently where the last record has no header
+        except (ArchiveLoadFailed, OSError, EOFError, zlib.error, ValueError):
+            is_whole = False  # and where the next record begins is unknown
+    if not is_whole:
+        skipped.add(DAMAGED, f"{file.name}, record {number + 2}")
+
+
+def _next(records: Iterator[Any]) -> Any:
+    with redirect_stderr(StringIO()):  # warcio prints what it corrects in headers
+        return next(records, None)
 
 
 class _NoPage(Exception):
@@ -63,6 +74,9 @@ def _text(record: Any) -> str:
     data = record.content_stream().read(LONGEST + 1)
     if len(data) > LONGEST:
         raise _NoPage(f"record longer than {LONGEST >> 20} MiB")
+    record.raw_stream.read()
+    if getattr(record.raw_stream, "limit", 0):  # bytes that its header announced
+        raise _NoPage(DAMAGED)
     text = decoded(data, content_type.partition("charset=")[2].split(";")[0].strip(" \"'"))
     return html_text(text) if is_html else text
 
@@ -85,7 +99,7 @@ def decoded(data: bytes, charset: str) -> str:
 
 def _detected(data: bytes) -> str:
     try:
-        return data.decode(detect_encoding(data, from_html_meta=True), errors="replace")
+        return data.decode(detect_encoding(data, from_html_meta=True) or "utf-8", errors="replace")
     except (LookupError, ValueError):  # an encoding of the web that Python has not
         return data.decode("utf-8", errors="replace")
 
@@ -98,7 +112,7 @@ def html_text(html: str) -> str:
 
 
 def _depth(html: str) -> int:
-    tree = HTMLTree.parse(html)
+    document: Any = HTMLTree.parse(html).document
     depths = [0]
-    traverse_dom(tree.document, lambda context: depths.append(max(depths.pop(), context.depth)), elements_only=False)
+    traverse_dom(document, lambda context: depths.append(max(depths.pop(), context.depth)), elements_only=False)
     return depths[0]

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -25,8 +26,12 @@ EPOCHS = 3
 BUCKETS = 1 << 21  # fastText has 2,000,000
 TOKEN = r"\w+|[^\w\s]"  # words, and symbols, of which formulas consist
 AT_ONCE = 512  # pages
-_ngrams = HashingVectorizer(
-    ngram_range=NGRAMS, token_pattern=TOKEN, n_features=BUCKETS, alternate_sign=False, dtype=np.float32
+_ngrams: Any = HashingVectorizer(
+    ngram_range=NGRAMS,
+    token_pattern=TOKEN,
+    n_features=BUCKETS,
+    alternate_sign=False,
+    dtype=np.float32,  # pyright: ignore[reportArgumentType]
 )
 
 
@@ -57,7 +62,7 @@ def train_classifier(examples: Path, seed: int) -> PageClassifier:
     that fewer than MIN_COUNT pages have gets no weight. Only AT_ONCE texts are in memory.
     """
     starts = _starts_of_lines(examples)
-    model = SGDClassifier(loss="log_loss", alpha=1e-6, random_state=seed)
+    model: Any = SGDClassifier(loss="log_loss", alpha=1e-4, random_state=seed)
     counts = np.zeros(BUCKETS, np.uint32)
     draw = np.random.default_rng(seed)
     with examples.open("rb") as file:
@@ -79,7 +84,7 @@ def _starts_of_lines(file: Path) -> np.ndarray:
     return np.cumsum(lengths) - lengths
 
 
-def _lines_at(file, starts: np.ndarray) -> Iterator[tuple[int, str]]:  # noqa: ANN001
+def _lines_at(file: BinaryIO, starts: np.ndarray) -> Iterator[tuple[int, str]]:
     for start in starts:
         file.seek(start)
         label, text = json.loads(file.readline())

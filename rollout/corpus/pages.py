@@ -65,9 +65,7 @@ class PageReader:
             url, text = _cell(row, self.url_column, URL_COLUMNS), _cell(row, self.text_column, TEXT_COLUMNS)
             yield int(where.rpartition(":")[2]) - 1, url, text
 
-    def _archive(
-        self, file: Path, skipped: Skipped, only: np.ndarray | None
-    ) -> Iterator[tuple[int, str | None, str]]:
+    def _archive(self, file: Path, skipped: Skipped, only: np.ndarray | None) -> Iterator[tuple[int, str | None, str]]:
         from rollout.corpus.archives import read_archive  # optional packages, which JSON lines need not
 
         return read_archive(file, skipped, only)

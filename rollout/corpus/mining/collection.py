@@ -6,7 +6,7 @@ import json
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import tee
 from pathlib import Path
@@ -79,8 +79,8 @@ def _index_file(reader: PageReader, file: Path, part: Path) -> None:
                 column.append(value)
             out.write(signature.tobytes())
     with whole(part) as aside, aside.open("wb") as out:
-        arrays = {name: np.array(column) for name, column in columns.items()}
-        np.savez(out, names="\n".join(hosts), skipped=json.dumps(asdict(skipped)), **arrays)
+        arrays: dict[str, Any] = {name: np.array(column) for name, column in columns.items()}
+        np.savez(out, **arrays, names="\n".join(hosts), skipped=json.dumps(vars(skipped)))
 
 
 def _join(folder: Path, parts: Sequence[Path]) -> None:
@@ -99,9 +99,10 @@ def _join(folder: Path, parts: Sequence[Path]) -> None:
         "near_duplicates": int(alike.sum()),
     }
     kept &= ~alike
+    arrays: dict[str, Any] = {name: column[kept] for name, column in columns.items()}
+    starts = np.concatenate([[0], np.cumsum(kept)])[starts]
     with whole(folder / "pages.npz") as aside, aside.open("wb") as out:
-        before = np.concatenate([[0], np.cumsum(kept)])
-        np.savez(out, starts=before[starts], names="\n".join(hosts), **{n: c[kept] for n, c in columns.items()})
+        np.savez(out, **arrays, starts=starts, names="\n".join(hosts))
     write_json(folder / "counts.json", counts)
     for part in parts:
         part.unlink()

@@ -45,7 +45,9 @@ class Decisions:
         if path is None:
             return Decisions(by_domain={}, digest="")
         if not path.is_file():
-            raise UserError(f"reviewed is {str(path)!r}: there is no such file; give a domains.jsonl that was looked through")
+            raise UserError(
+                f"reviewed is {str(path)!r}: there is no such file; give a domains.jsonl that was looked through"
+            )
         skipped = Skipped()
         found = dict(_decision(row, f"reviewed is {str(path)!r}: {where}") for where, row in read_rows([path], skipped))
         if skipped.counts:

@@ -29,11 +29,14 @@ def mine(mining: Mining, report: Callable[[str], None]) -> Report:
     """
     decisions, tests = Decisions.read(mining.reviewed), files_of_tests(mining)
     mining.claim()
-    with Workers(mining.workers, report) as workers:
-        pages, counts = collect(mining, workers)
-        rounds, state = run_rounds(mining, pages, decisions, workers)
-        domains = domains_of(pages, state.collected, mining.accept_above, decisions)
-        contaminated = write_pages(mining, pages, state, tests, workers)
+    try:
+        with Workers(mining.workers, report) as workers:
+            pages, counts = collect(mining, workers)
+            rounds, state = run_rounds(mining, pages, decisions, workers)
+            domains = domains_of(pages, state.collected, mining.accept_above, decisions)
+            contaminated = write_pages(mining, pages, state, tests, workers)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("interrupted: the same command goes on from here") from None
     write_domains(mining.out / "domains.jsonl", domains)
     seed = json.loads((mining.out / SEED).read_text(encoding="utf-8"))
     found = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,10 @@ def ngrams_of_tests(files: tuple[Path, ...]) -> NGramIndex:
     for file in files:
         skipped = Skipped()
         texts = [
-            row[name] for _, row in read_rows([file], skipped) for name in TEST_COLUMNS if isinstance(row.get(name), str)
+            row[name]
+            for _, row in read_rows([file], skipped)
+            for name in TEST_COLUMNS
+            if isinstance(row.get(name), str)
         ]
         if not texts:
             found = "".join(f"; {line}" for line in skipped.lines())
@@ -48,7 +50,9 @@ def files_of_tests(mining: Mining) -> tuple[Path, ...]:
     return files
 
 
-def write_pages(mining: Mining, pages: Collection, state: State, tests: tuple[Path, ...], workers: Workers) -> list[Any]:
+def write_pages(
+    mining: Mining, pages: Collection, state: State, tests: tuple[Path, ...], workers: Workers
+) -> list[Any]:
     """Writes pages.jsonl, and contaminated.jsonl with what was left out and why; returns the latter's rows."""
     tasks, parts = [], []
     for file, indices in pages.by_file(state.collected):

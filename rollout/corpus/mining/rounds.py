@@ -15,9 +15,7 @@ from rollout.corpus.mining.training import prepare
 from rollout.corpus.mining.workers import Workers
 
 
-def run_rounds(
-    mining: Mining, pages: Collection, decisions: Decisions, workers: Workers
-) -> tuple[list[Round], State]:
+def run_rounds(mining: Mining, pages: Collection, decisions: Decisions, workers: Workers) -> tuple[list[Round], State]:
     """Goes through the rounds; one that is in the folder already is read from it.
 
     The last is number `rounds`, or the first whose pages were recalled before to a share of stop_at. Raises UserError for decisions

@@ -14,7 +14,7 @@ from rollout.corpus.mining.collection import Collection, hash_of
 from rollout.corpus.mining.domains import Domain
 from rollout.corpus.mining.settings import Mining, whole, write_json
 from rollout.corpus.mining.workers import Workers
-from rollout.corpus.pages import PageReader, require_pages
+from rollout.corpus.pages import Page, PageReader, require_pages
 from rollout.corpus.rows import Skipped
 
 NEGATIVES, JOINED = "negatives.jsonl", "joined.jsonl"
@@ -49,7 +49,7 @@ def mask_of(chosen: np.ndarray, size: int) -> np.ndarray:
     return mask
 
 
-def _pages_of_seed(mining: Mining, skipped: Skipped):  # noqa: ANN202
+def _pages_of_seed(mining: Mining, skipped: Skipped) -> Iterator[Page]:
     return chain.from_iterable(mining.seed_reader.pages(file, skipped) for file in mining.seed_files)
 
 
@@ -79,7 +79,7 @@ def _copy_of_file(
     return np.array(taken, int)
 
 
-def selected(reader: PageReader, file: Path, numbers: np.ndarray):  # noqa: ANN201
+def selected(reader: PageReader, file: Path, numbers: np.ndarray) -> Iterator[Page]:
     """The pages of the file with these record numbers."""
     return reader.pages(file, Skipped(), mask_of(numbers, int(numbers[-1]) + 1))
 

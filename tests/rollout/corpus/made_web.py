@@ -1,8 +1,9 @@
 """A made web: pages in sentences from templates on some sixty domains and many small ones, with the truth of which are mathematics.
 
 It is meant to be hard. The seed has two styles of mathematics, both English with formulas. The web has two more, word problems without
-formulas and German, mostly on domains that have pages of the seed's styles too. Finance has numbers and formulas, code symbols,
-jewellers and politicians sets, rings, groups and proofs, cooks quantities; every page has sentences that mean nothing. An encyclopedia
+formulas and German, mostly on domains that have pages of the seed's styles too. Physics and finance have numbers and
+formulas, code symbols, jewellers and politicians sets, rings, groups and proofs, cooks quantities; every page has sentences that mean
+nothing and some of other kinds. An encyclopedia
 and universities have mathematics and other pages under different paths.
 """
 
@@ -108,6 +109,12 @@ STYLES = {
         "After {number} years the {topic} of {place} has a new {any} and a {any} .",
         "Die {topic} in {place} war nach {number} Jahren ein {any} für {name} .",
     ],
+    "physics": [
+        "The field $ {var} _ {digit} = {number} {var} $ is {quality} at {number} degrees , see the series of {name} .",
+        "How do I measure $ {var} ^ {digit} {op} {number} {var} $ with a {quality} {object} in the laboratory ?",
+        "Suppose the matrix of the detector is {quality} . Then the integral $ {var} $ grows by {number} volts .",
+        "The charge {var} = {number} ( {var} - {number} ) of a {quality} ring gives {number} units .",
+    ],
     "filler": [
         "{any} {any} {any} {any} {any} {any} {any} .",
         "{any} {any} {number} {any} {any} {any} {name} {any} .",
@@ -129,6 +136,7 @@ DOMAINS = [
     ("daily", 8, 20.0, {"news": 6, "politics": 3, "sport": 1}),
     ("kitchen", 6, 10.0, {"cooking": 1}),
     ("league", 5, 8.0, {"sport": 1}),
+    ("lab", 4, 4.0, {"physics": 9, "news": 1}),
     ("blog", 2000, 7.0, {"forum": 3, "words": 3, "german": 1, "news": 40, "cooking": 20, "politics": 33}),
 ]
 
@@ -158,15 +166,18 @@ def _filled(template: str, draw: random.Random) -> str:
 
 
 def text_of(style: str, draw: random.Random) -> str:
-    """6 to 16 sentences, of which two to nine in ten are of the style and the others say nothing."""
-    purity = draw.uniform(0.2, 0.9)
-    styles = (style if draw.random() < purity else "filler" for _ in range(draw.randint(6, 16)))
-    return " ".join(_filled(draw.choice(STYLES[one]), draw) for one in styles)
+    """4 to 16 sentences: one in ten is of any style, and of the others one to nine in ten of this style, the rest says nothing."""
+    purity = draw.uniform(0.1, 0.9)
+    styles = draw.choices([style, "filler"], [purity, 1 - purity], k=draw.randint(4, 16))
+    mixed = (draw.choice(list(STYLES)) if draw.random() < 0.1 else one for one in styles)
+    return " ".join(_filled(draw.choice(STYLES[one]), draw) for one in mixed)
 
 
 def made_tests(draw: random.Random) -> list[str]:
     """The texts of a test set: 40 word problems of more than 10 words, 10 of 6 words."""
-    long = ["A school in {place} orders {number} {thing} , {number} {thing} and {digit} {thing} ; what is their total mass in {any} ?"]
+    long = [
+        "A school in {place} orders {number} {thing} , {number} {thing} and {digit} {thing} ; what is their total mass in {any} ?"
+    ]
     short = ["Evaluate {number} plus {number} minus {number}"]
     return [_filled(template[0], draw) for template, count in ((long, 40), (short, 10)) for _ in range(count)]
 
@@ -182,7 +193,9 @@ def made_pages(count: int, seed: int = 0) -> Iterator[MadePage]:
         style = draw.choices(list(styles), list(styles.values()))[0]
         section = "mathematics" if style in MATHEMATICS else "general"
         page = MadePage(
-            url=f"https://{kind}{draw.randrange(hosts)}.example/{section}/{number}", text=text_of(style, draw), style=style
+            url=f"https://{kind}{draw.randrange(hosts)}.example/{section}/{number}",
+            text=text_of(style, draw),
+            style=style,
         )
         chance = draw.random()
         if recent and chance < 0.03:
