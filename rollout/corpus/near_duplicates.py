@@ -1,4 +1,4 @@
-"""Near duplicates by MinHash and locality-sensitive hashing, with the numbers of FineWeb (arXiv 2406.17557, section 3.4). The only file
+"""Near duplicates by MinHash and locality-sensitive hashing, with the numbers of FineWeb (arXiv 2406.17557). The only file
 that imports datasketch."""
 
 from __future__ import annotations
