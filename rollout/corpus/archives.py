@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import zlib
 from collections.abc import Iterator
-from contextlib import redirect_stderr
-from functools import partial
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -21,33 +19,42 @@ try:
     from resiliparse.parse.encoding import detect_encoding
     from resiliparse.parse.html import HTMLTree, traverse_dom
     from warcio.archiveiterator import ArchiveIterator
+    from warcio.bufferedreaders import BufferedReader
     from warcio.exceptions import ArchiveLoadFailed
+    from warcio.recordloader import ArcWarcRecordLoader
+    from warcio.statusandheaders import StatusAndHeadersParserException
 except ImportError:
     raise UserError(
         'web archives need warcio and resiliparse, which are not installed: pip install "plumbline-rl[mining]"'
     ) from None
 
+logging.getLogger("warcio").setLevel(logging.ERROR)  # it warns of each header that it corrects
 Record = tuple[int, str | None, str]  # number, URL, text
 HTML = ("text/html", "application/xhtml+xml")
 DEEPEST = 512  # elements inside each other, as in Chromium
 FEW_TAGS = 2 * DEEPEST  # with fewer no document is so deep that it takes long
+logging.getLogger("warcio").setLevel(logging.ERROR)  # it warns of each header that it corrects
+_loader = ArcWarcRecordLoader(verify_http=False)
 
 
 def read_archive(file: Path, skipped: Skipped, only: np.ndarray | None) -> Iterator[Record]:
     """The text of each HTML response and of each extracted text. Other records (requests, metadata) hold no page and are passed over."""
     number = -1
     with file.open("rb") as stream:
-        records: Any = ArchiveIterator(stream)
+        records: Any = ArchiveIterator(stream, no_record_parse=True)  # a broken HTTP header would end the iterator
         try:
-            for number, record in enumerate(iter(partial(_next, records), None)):
+            for number, record in enumerate(records):
+                if record.length is None:
+                    raise ArchiveLoadFailed("the file ends in the header of a record")
                 if record.rec_type not in ("response", "conversion") or not wanted(number, only):
                     continue
+                url = record.rec_headers.get_header("WARC-Target-URI")
                 try:
-                    text = _text(record)
+                    text = _text(record, url or "")
                 except _NoPage as reason:
                     skipped.add(str(reason), f"{file.name}, record {number + 1}")
                 else:
-                    yield number, record.rec_headers.get_header("WARC-Target-URI"), text
+                    yield number, url, text
             is_whole = records.offset == file.stat().st_size  # warcio ends silently where the last record has no header
         except (ArchiveLoadFailed, OSError, EOFError, zlib.error, ValueError):
             is_whole = False  # and where the next record begins is unknown
@@ -55,53 +62,66 @@ def read_archive(file: Path, skipped: Skipped, only: np.ndarray | None) -> Itera
         skipped.add(DAMAGED, f"{file.name}, record {number + 2}")
 
 
-def _next(records: Iterator[Any]) -> Any:
-    with redirect_stderr(StringIO()):  # warcio prints what it corrects in headers
-        return next(records, None)
-
-
 class _NoPage(Exception):
     """The reason why a record holds no page."""
 
 
-def _text(record: Any) -> str:
-    is_html = record.rec_type == "response"
-    content_type = _content_type(record)
-    if is_html and record.http_headers is not None and record.http_headers.get_statuscode() != "200":
+def _text(record: Any, url: str) -> str:
+    headers = record.rec_headers
+    if record.rec_type == "response":
+        headers = record.http_headers = _html_headers(record, url)
+    data = _read(record.content_stream())
+    record.raw_stream.read()
+    if record.raw_stream.limit:  # bytes that the header has announced
+        raise _NoPage(DAMAGED)
+    content_type = (headers.get_header("Content-Type") or "").lower()
+    text = decoded(data, content_type.partition("charset=")[2].split(";")[0].strip(" \"'"))
+    return html_text(text) if record.rec_type == "response" else text
+
+
+def _html_headers(record: Any, url: str) -> Any:
+    """The HTTP headers of an answer with HTML."""
+    try:
+        headers = _loader.load_http_headers("response", url, record.raw_stream, record.length)
+    except (EOFError, ValueError, StatusAndHeadersParserException):
+        raise _NoPage("broken HTTP header") from None
+    if headers is None:
+        raise _NoPage("not from HTTP")
+    if headers.get_statuscode() != "200":
         raise _NoPage("HTTP status other than 200")
-    if is_html and content_type.partition(";")[0].strip() not in HTML:
+    if (headers.get_header("Content-Type") or "").lower().partition(";")[0].strip() not in HTML:
         raise _NoPage("no HTML")
-    data = record.content_stream().read(LONGEST + 1)
+    packed = (headers.get_header("Content-Encoding") or "identity").lower()
+    if packed not in ("identity", *BufferedReader.get_supported_decompressors()):
+        raise _NoPage("unknown content encoding")
+    return headers
+
+
+def _read(stream: Any) -> bytes:
+    data = bytearray()
+    while len(data) <= LONGEST and (block := stream.read(1 << 16)):
+        data += block
     if len(data) > LONGEST:
         raise _NoPage(f"record longer than {LONGEST >> 20} MiB")
-    record.raw_stream.read()
-    if getattr(record.raw_stream, "limit", 0):  # bytes that its header announced
-        raise _NoPage(DAMAGED)
-    text = decoded(data, content_type.partition("charset=")[2].split(";")[0].strip(" \"'"))
-    return html_text(text) if is_html else text
-
-
-def _content_type(record: Any) -> str:
-    headers = record.http_headers or record.rec_headers
-    return (headers.get_header("Content-Type") or "").lower()
+    return bytes(data)
 
 
 def decoded(data: bytes, charset: str) -> str:
-    """By the charset of the header, unless the bytes are none of it or it is unknown; else by the document's own or the detected one."""
-    try:
-        text = data.decode(charset or "ascii")
-    except (LookupError, ValueError):
-        text = _detected(data)
+    """By the charset of the header, or UTF-8, whichever the bytes are valid in; else by the document's own or the detected one."""
+    text = _valid(data, charset) or _valid(data, "utf-8")
+    if text is None:
+        detected = detect_encoding(data, from_html_meta=True) or "utf-8"
+        text = _valid(data, detected) or data.decode("utf-8", errors="replace")
     if "\0" in text:
         raise _NoPage("binary")
     return text
 
 
-def _detected(data: bytes) -> str:
+def _valid(data: bytes, encoding: str) -> str | None:
     try:
-        return data.decode(detect_encoding(data, from_html_meta=True) or "utf-8", errors="replace")
-    except (LookupError, ValueError):  # an encoding of the web that Python has not
-        return data.decode("utf-8", errors="replace")
+        return data.decode(encoding) if encoding else None
+    except (LookupError, ValueError):  # an unknown encoding, or bytes that it has not
+        return None
 
 
 def html_text(html: str) -> str:

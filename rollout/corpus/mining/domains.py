@@ -73,7 +73,7 @@ def domains_of(pages: Collection, collected: np.ndarray, accept_above: float, de
     recalled = np.bincount(pages.hosts[collected], minlength=len(pages.names))
     decided = np.array([name in decisions.by_domain for name in pages.names])
     found = []
-    for host in np.flatnonzero((recalled > 0) | decided):
+    for host in np.flatnonzero((recalled > 0) | (decided & (total > 0))):
         name, share = pages.names[host], recalled[host] / total[host]
         accepted, paths = decisions.by_domain.get(name, (bool(share > accept_above), ()))
         found.append(
