@@ -15,6 +15,7 @@ import tyro
 
 from rewards.errors import UserError
 from rewards.score import Score
+from rl.settings.mining import MineOptions
 from rl.settings.options import AnyDType, CensusOptions, EvaluateOptions, HeadDType, PlanOptions, TryRewardOptions
 
 
@@ -166,6 +167,19 @@ def census(options: Annotated[CensusOptions, tyro.conf.arg(name="")]) -> None:
     with Progress(0) as progress:
         found = take_census(options, progress)
     print(describe(found, options.samples))
+
+
+@app.command
+def mine(options: Annotated[MineOptions, tyro.conf.arg(name="")]) -> None:
+    """Mine a web collection for pages like those of a seed, in rounds of a classifier and of domains (docs/mining.md)."""
+    from rl.view.progress import Progress
+    from rollout.corpus.mining.describe import describe
+    from rollout.corpus.mining.mine import mine as mine_pages
+    from rollout.corpus.mining.settings import Mining
+
+    with Progress(0) as progress:
+        found = mine_pages(Mining(**vars(options)), progress.start)
+    print(describe(found))
 
 
 @app.command

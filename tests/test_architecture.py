@@ -18,6 +18,10 @@ DOORS = {
     "vllm": "rollout/vllm_sampler.py rollout/vllm_nccl.py",
     "math_verify": "rewards/mathematics/symbolic.py",
     "reasoning_gym": "rewards/reasoning_gym_tasks.py",
+    "datasketch": "rollout/corpus/near_duplicates.py",
+    "resiliparse": "rollout/corpus/archives.py",
+    "sklearn": "rollout/corpus/page_classifier.py",
+    "warcio": "rollout/corpus/archives.py",
     "trl": "(tests and benchmarks only)",
 }
 # Which packages of rl each may import; every one may import itself.

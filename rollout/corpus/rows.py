@@ -14,6 +14,7 @@ from typing import IO, Any
 from rewards.errors import UserError
 
 LONGEST = 8 << 20  # bytes of a line
+DAMAGED = "rest of a damaged file"
 ENDINGS = (".jsonl", ".jsonl.gz")
 Row = dict[str, Any]
 
@@ -89,4 +90,4 @@ def _lines(file: Path, skipped: Skipped) -> Iterator[bytes]:
                 while len(line) > LONGEST and not line.endswith(b"\n") and line:
                     line = opened.readline(LONGEST + 1)
         except (OSError, EOFError, zlib.error):  # of gzip: cut, or damaged
-            skipped.add("rest of a damaged file", f"{file.name}:{number + 1}")
+            skipped.add(DAMAGED, f"{file.name}:{number + 1}")
