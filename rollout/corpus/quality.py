@@ -13,21 +13,17 @@ from rewards.extract import has_open_box
 
 # What a wrong decoding leaves: U+FFFD, halves of surrogate pairs, control characters such as the form feed of a "\frac" in JSON.
 _DECODING = re.compile("[\ufffd\ud800-\udfff\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-_FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[ \t]*([^\s`]*)[^\n`]*$", re.MULTILINE)
-_IMAGE = re.compile(r"!\[[^\]\n]*\]\(|<img\b|\\includegraphics\b|[\[<](?:image|img|figure|picture|diagram)[\]>]", re.I)
-_FIGURE = r"(?:figure|diagram|picture|image|illustration|drawing|sketch)s?"
+_FENCE = re.compile(r"^[ \t]*(`{3,}+|~{3,}+)([^\n`]*)$", re.MULTILINE)
+_IMAGE = re.compile(r"!\[[^\]\n]{0,200}\]\(|<img\b|\\includegraphics\b|[\[<](?:image|img|figure|picture|diagram)[\]>]", re.I)
+_FIGURE = r"(?:figure|diagram|picture|image|illustration)s?"
 _POINTER = re.compile(
     rf"\b(?:in|see|from|to) (?:the|this) (?:following |adjacent |accompanying |attached )?{_FIGURE}\b"
-    rf"|\b{_FIGURE} (?:is |are )?(?:shown |given |drawn )?(?:below|above|(?:at|to|on) (?:the )?(?:right|left))\b"
-    rf"|\b(?:shown|pictured|illustrated|depicted) (?:below|above)\b",
+    rf"|\b{_FIGURE} (?:is |are )?(?:shown |given |drawn )?(?:below|above|(?:at|to|on) (?:the )?(?:right|left))\b",
     re.I,
 )
-_DRAWN_AS_TEXT = re.compile(r"\[asy\]|\\begin\{(?:asy|tikzpicture|picture)\}|<svg\b")
+_IN_TEXT = re.compile(r"\[asy\]|\\begin\{(?:asy|tikzpicture|picture|array|tabular)\}|<svg\b")
 _DRAWING = re.compile(r"[|/\\_\u2500-\u259f]|[-=+*~^<>#.]{2,}")
 _SEVERAL_MARKS = re.compile(r"(?:[|/\\_=+*~^<>#\u2500-\u259f-][ \t]*){2}")  # all drawings have two beside each other
-_TABLE_RULE = re.compile(
-    r"^[ \t]*\|?[ \t:]*-{2,}[-:| \t]*\|[-:| \t]*$", re.MULTILINE
-)  # below the head of a Markdown table
 _LABEL = re.compile(r"^[ \t]*\(?(?:(\d{1,2})|([a-h]))[.)][ \t]", re.MULTILINE)
 DRAWN_LINES = 3
 
@@ -41,7 +37,7 @@ def has_open_fence(text: str) -> bool:
     """Whether a block of code is not closed: a fence is closed by one of its own mark, as long, with nothing behind it."""
     fence = ""
     for mark, language in _FENCE.findall(text):
-        if fence and language:
+        if fence and language.strip():
             return True
         if not fence:
             fence = mark
@@ -54,10 +50,10 @@ def has_drawing(text: str) -> bool:
     """Whether three lines in a row are drawn: more than half of what can be seen in each are strokes. Rows of Markdown tables are not."""
     if not _SEVERAL_MARKS.search(text):
         return False
-    is_table, drawn = bool(_TABLE_RULE.search(text)), 0
+    in_table, drawn = False, 0
     for line in text.split("\n"):
         seen = "".join(line.rstrip("\\ \t\r").split())
-        in_table = is_table and seen[:1] == seen[-1:] == "|"
+        in_table = seen[:1] == seen[-1:] == "|" and (in_table or seen.strip("|:-") == "")
         strokes = 0 if in_table or len(seen) < 2 else sum(map(len, _DRAWING.findall(seen)))
         drawn = drawn + 1 if 2 * strokes > len(seen) else 0
         if drawn == DRAWN_LINES:
@@ -71,8 +67,8 @@ def lacks_image(text: str) -> bool:
 
 
 def points_to_image(question: str) -> bool:
-    """Whether it points to a figure in words and has none, not even as Asymptote, TikZ or SVG."""
-    return _POINTER.search(question) is not None and not _DRAWN_AS_TEXT.search(question)
+    """Whether it points to a figure in words and has none, not even as text: Asymptote, TikZ, SVG, a table."""
+    return _POINTER.search(question) is not None and not _IN_TEXT.search(question)
 
 
 def is_misnumbered(question: str) -> bool:
