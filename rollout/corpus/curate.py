@@ -54,7 +54,7 @@ def _stages(asked_for: Curation, files: Sequence[Path], report: CurationReport) 
     head = [row for _, row in islice(read_rows(files, Skipped()), HEAD)]
     if not head:
         raise UserError(f"rows: no line of {len(files)} files is a JSON object with columns; give files of JSON lines")
-    columns = {name: value for row in reversed(head) for name, value in row.items()}
+    columns = dict.fromkeys(name for row in head for name in row)
     for option in ("domain_column", "trace_column"):
         name = getattr(asked_for, option)
         if name is not None and name not in columns:
@@ -68,7 +68,7 @@ def _stages(asked_for: Curation, files: Sequence[Path], report: CurationReport) 
     return Stages(
         asked_for=asked_for,
         columns=Columns.found(
-            [columns],
+            [columns, *head],
             str(files[0]),
             prompt_column=asked_for.prompt_column,
             answer_column=asked_for.answer_column,

@@ -132,5 +132,5 @@ def _reasons(removed: Skipped) -> list[str]:
 
 
 def _quantiles(words: array[int]) -> dict[str, int]:
-    found = np.quantile(np.asarray(words), [*QUANTILES.values()], method="nearest").tolist() if words else []
+    found = np.quantile(np.asarray(words), [*QUANTILES.values()], method="inverted_cdf").tolist() if words else []
     return dict(zip(QUANTILES, map(int, found)))

@@ -51,9 +51,7 @@ class Stages:
         """(hash of its question, words of its worked solution) of a row that passes; else counts it where it fell."""
         report = self.report
         try:
-            problem = read_row(row, 1, self.columns, "row")
-            question = asked(problem)
-            solution = worked_text(problem) if problem.metadata.get(SOLUTION) else ""
+            problem, question, solution = self._read(row)
         except UserError as error:
             is_empty = row.get(self.columns.prompt or "") in (None, "")
             return report.fell("quality", "no question" if is_empty else "not a problem", where, str(error))
@@ -68,11 +66,17 @@ class Stages:
             return report.fell("contamination", "shares words with a test set", where, question)
         return hashed(question), words
 
+    def _read(self, row: Row) -> tuple[Problem, str, str]:
+        """(the problem, its question, its worked solution) as training reads them. NaN is an empty cell of pandas."""
+        problem = read_row({name: cell for name, cell in row.items() if cell == cell}, 1, self.columns, "row")
+        return problem, asked(problem), worked_text(problem) if problem.metadata.get(SOLUTION) else ""
+
     def _of_length(self, words: int) -> str | None:
         least, most = self.asked_for.min_words, self.asked_for.max_words
         if words < least:
             return f"worked solution of fewer than {least} words"
-        return f"worked solution of more than {most} words" if most is not None and words > most else None
+        is_long = most is not None and words > most
+        return f"worked solution of more than {most} words" if is_long else None
 
     def _solved(self, problem: Problem) -> str | None:
         """Counts in which files the problem is found, and names the first whose model solves it."""

@@ -14,7 +14,9 @@ from rewards.extract import has_open_box
 # What a wrong decoding leaves: U+FFFD, halves of surrogate pairs, control characters such as the form feed of a "\frac" in JSON.
 _DECODING = re.compile("[\ufffd\ud800-\udfff\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _FENCE = re.compile(r"^[ \t]*(`{3,}+|~{3,}+)([^\n`]*)$", re.MULTILINE)
-_IMAGE = re.compile(r"!\[[^\]\n]{0,200}\]\(|<img\b|\\includegraphics\b|[\[<](?:image|img|figure|picture|diagram)[\]>]", re.I)
+_IMAGE = re.compile(
+    r"!\[[^\]\n]{0,200}\]\(|<img\b|\\includegraphics\b|[\[<](?:image|img|figure|picture|diagram)[\]>]", re.I
+)
 _FIGURE = r"(?:figure|diagram|picture|image|illustration)s?"
 _POINTER = re.compile(
     rf"\b(?:in|see|from|to) (?:the|this) (?:following |adjacent |accompanying |attached )?{_FIGURE}\b"
@@ -52,7 +54,7 @@ def has_drawing(text: str) -> bool:
         return False
     in_table, drawn = False, 0
     for line in text.split("\n"):
-        seen = "".join(line.rstrip("\\ \t\r").split())
+        seen = "".join(line.rstrip().removesuffix("\\\\").split())
         in_table = seen[:1] == seen[-1:] == "|" and (in_table or seen.strip("|:-") == "")
         strokes = 0 if in_table or len(seen) < 2 else sum(map(len, _DRAWING.findall(seen)))
         drawn = drawn + 1 if 2 * strokes > len(seen) else 0
