@@ -50,6 +50,7 @@ class Stages:
     def passed_by(self, row: Row, where: str) -> tuple[int, int] | None:
         """(hash of its question, words of its worked solution) of a row that passes; else counts it where it fell."""
         report = self.report
+        row = {name: cell for name, cell in row.items() if cell == cell}  # NaN is an empty cell of pandas
         try:
             problem, question, solution = self._read(row)
         except UserError as error:
@@ -67,8 +68,8 @@ class Stages:
         return hashed(question), words
 
     def _read(self, row: Row) -> tuple[Problem, str, str]:
-        """(the problem, its question, its worked solution) as training reads them. NaN is an empty cell of pandas."""
-        problem = read_row({name: cell for name, cell in row.items() if cell == cell}, 1, self.columns, "row")
+        """(the problem, its question, its worked solution) as training reads them."""
+        problem = read_row(row, 1, self.columns, "row")
         return problem, asked(problem), worked_text(problem) if problem.metadata.get(SOLUTION) else ""
 
     def _of_length(self, words: int) -> str | None:
