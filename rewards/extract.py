@@ -136,6 +136,12 @@ def boxes(text: str) -> list[Box]:
     return [box for box in found if not _POWER.match(text, box.end)]
 
 
+def has_open_box(text: str) -> bool:
+    """Whether the brace of a box is never closed, as where a text was cut."""
+    opened = [match.end() - 1 for match in _BOX.finditer(text) if match["open"]] if "box" in text else []
+    return bool(opened) and not _closing_braces(text).keys() >= set(opened)
+
+
 def _last_box(text: str) -> str | None:
     found = boxes(text)
     if not found:

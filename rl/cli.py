@@ -15,6 +15,7 @@ import tyro
 
 from rewards.errors import UserError
 from rewards.score import Score
+from rl.settings.curate_options import CurateOptions
 from rl.settings.mining import MineOptions
 from rl.settings.options import AnyDType, CensusOptions, EvaluateOptions, HeadDType, PlanOptions, TryRewardOptions
 
@@ -180,6 +181,18 @@ def mine(options: Annotated[MineOptions, tyro.conf.arg(name="")]) -> None:
     with Progress(0) as progress:
         found = mine_pages(Mining(**vars(options)), progress.start)
     print(describe(found))
+
+
+@app.command
+def curate(options: Annotated[CurateOptions, tyro.conf.arg(name="")]) -> None:
+    """Choose a small training set out of many rows, as s1K was chosen: by quality, difficulty, contamination and diversity."""
+    from rl.view.progress import Progress
+    from rollout.corpus.curate import curate as choose
+    from rollout.corpus.curation_stages import Curation
+
+    with Progress(0) as progress:
+        report = choose(Curation(**vars(options)), progress.start)
+    print(report.text(options.size))
 
 
 @app.command

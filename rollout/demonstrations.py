@@ -7,13 +7,12 @@ import time
 from collections.abc import Sequence
 from itertools import groupby
 
-from rewards.errors import UserError
 from rewards.score import Outcome, Score
 from rollout.collect import Collected
-from rollout.messages import is_message
 from rollout.prompts import PromptRenderer
-from rollout.records import SOLUTION, Completion, FinishReason, Message, Problem, Rollout, RolloutGroup
+from rollout.records import Completion, FinishReason, Problem, Rollout, RolloutGroup
 from rollout.rollouts import Episode, Fixed
+from rollout.worked import worked_messages
 
 
 def demonstrate(problems: Sequence[Problem], renderer: PromptRenderer) -> Collected:
@@ -28,25 +27,6 @@ def demonstrate(problems: Sequence[Problem], renderer: PromptRenderer) -> Collec
         sample_seconds=time.perf_counter() - started,
         verify_seconds=0.0,
     )
-
-
-def worked_messages(problem: Problem) -> list[Message]:
-    """The worked solution: what the assistant says, and what tools answer. A text is one turn of the assistant. Raises UserError for a
-    list that is no such conversation."""
-    worked = problem.metadata[SOLUTION]
-    if not isinstance(worked, list):
-        return [{"role": "assistant", "content": str(worked)}]
-    if not (worked and all(map(is_message, worked)) and worked[0]["role"] == worked[-1]["role"] == "assistant"):
-        raise UserError(
-            f"problem {problem.id!r}: its worked solution is {ascii(worked)[:80]}: a list must be of messages with 'role' and 'content', "
-            "the first and the last of role assistant; change it, or give it as text"
-        )
-    return [{**message, "content": str(message["content"])} for message in worked]
-
-
-def worked_text(problem: Problem) -> str:
-    """What of the worked solution is graded, as of a rollout."""
-    return "\n".join(message["content"] for message in worked_messages(problem) if message["role"] == "assistant")
 
 
 def demonstration(problem: Problem, renderer: PromptRenderer) -> RolloutGroup:

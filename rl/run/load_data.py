@@ -16,12 +16,13 @@ from rewards.verifiers import REWARD, Verifiers
 from rl.settings.resolve import RunSettings
 from rl.view.progress import Progress
 from rollout.dataset_names import HubName
-from rollout.demonstrations import demonstration, worked_text
+from rollout.demonstrations import demonstration
 from rollout.problem_stream import Source
 from rollout.problems import load_problems, repeated_word, split_held_out, without_overlap
 from rollout.prompts import PromptRenderer
 from rollout.records import SOLUTION, Problem
 from rollout.verify import grade, row_of
+from rollout.worked import worked_text
 
 Report = Callable[[str], None]
 Data = tuple[list[Source], list[Problem]]  # training, held-out

@@ -18,7 +18,7 @@ from rl.settings.config import RunConfig
 from rl.settings.defaults import TINY, TINY_TASKS, tiny_task
 from rl.settings.resolve import model_defaults, resolve
 from rl.view.progress import Progress
-from rollout.demonstrations import demonstration, worked_messages, worked_text
+from rollout.demonstrations import demonstration
 from rollout.environment import Environments
 from rollout.games import TOOL_TASKS
 from rollout.problems import BUILT_IN, load_problems

@@ -15,7 +15,7 @@ from rewards.errors import UserError
 from rl.run.tiny import CHAT_TEMPLATE, END, TOOL_TEMPLATE, tiny_tokenizer
 from rollout.chat_template import require_tool_turns
 from rollout.collect import Collector
-from rollout.demonstrations import demonstration, worked_messages
+from rollout.demonstrations import demonstration
 from rollout.environment import EnvironmentClass, Environments
 from rollout.games import CALLING, GUESSES, LARGEST, TOOL_TASKS, Calculator, GuessNumber
 from rollout.problems import load_problems
@@ -24,6 +24,7 @@ from rollout.records import SOLUTION, Completion, Problem
 from rollout.sampler import SamplingParams
 from rollout.tool_calls import format_of
 from rollout.tool_rollout import ToolRollout
+from rollout.worked import worked_messages
 from tests.rollout.test_collect import Equal
 from tests.rollout.test_tool_rollout import Speaks
 from tests.rollout.tool_templates import HERMES, tool_tokenizer
