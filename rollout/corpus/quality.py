@@ -14,8 +14,10 @@ from rewards.extract import has_open_box
 # What a wrong decoding leaves: U+FFFD, halves of surrogate pairs, control characters such as the form feed of a "\frac" in JSON.
 _DECODING = re.compile("[\ufffd\ud800-\udfff\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _FENCE = re.compile(r"^[ \t]*(`{3,}+|~{3,}+)([^\n`]*)$", re.MULTILINE)
-_IMAGE = re.compile(
-    r"!\[[^\]\n]{0,200}\]\(|<img\b|\\includegraphics\b|[\[<](?:image|img|figure|picture|diagram)[\]>]", re.I
+_IMAGE = re.compile(  # the set at the beginning makes the search three times as fast
+    r"[!<\\\[](?:(?<=!)\[[^\]\n]{0,200}\]\(|(?<=<)img\b|(?<=\\)includegraphics\b"
+    r"|(?<=[<\[])(?:image|img|figure|picture|diagram)[>\]])",
+    re.I,
 )
 _FIGURE = r"(?:figure|diagram|picture|image|illustration)s?"
 _POINTER = re.compile(
@@ -25,7 +27,8 @@ _POINTER = re.compile(
 )
 _IN_TEXT = re.compile(r"\[asy\]|\\begin\{(?:asy|tikzpicture|picture|array|tabular)\}|<svg\b")
 _DRAWING = re.compile(r"[|/\\_\u2500-\u259f]|[-=+*~^<>#.]{2,}")
-_SEVERAL_MARKS = re.compile(r"(?:[|/\\_=+*~^<>#\u2500-\u259f-][ \t]*){2}")  # all drawings have two beside each other
+_STROKES = frozenset("|/\\_-=+*~^<>#") | frozenset(map(chr, range(0x2500, 0x25A0)))
+_STROKE_FIRST = re.compile(r"\n[ \t]*[|/\\_=+*~^<>#\u2500-\u259f-]")  # two of three drawn lines are behind a line's end
 _LABEL = re.compile(r"^[ \t]*\(?(?:(\d{1,2})|([a-h]))[.)][ \t]", re.MULTILINE)
 DRAWN_LINES = 3
 
@@ -49,14 +52,16 @@ def has_open_fence(text: str) -> bool:
 
 
 def has_drawing(text: str) -> bool:
-    """Whether three lines in a row are drawn: more than half of what can be seen in each are strokes. Rows of Markdown tables are not."""
-    if not _SEVERAL_MARKS.search(text):
+    """Whether three lines in a row are drawn: they begin with a stroke, and more than half of what can be seen in each are strokes. Rows of
+    Markdown tables are not."""
+    if not _STROKE_FIRST.search(text):
         return False
     in_table, drawn = False, 0
     for line in text.split("\n"):
         seen = "".join(line.rstrip().removesuffix("\\\\").split())
         in_table = seen[:1] == seen[-1:] == "|" and (in_table or seen.strip("|:-") == "")
-        strokes = 0 if in_table or len(seen) < 2 else sum(map(len, _DRAWING.findall(seen)))
+        is_drawn = not in_table and len(seen) > 1 and seen[0] in _STROKES
+        strokes = sum(map(len, _DRAWING.findall(seen))) if is_drawn else 0
         drawn = drawn + 1 if 2 * strokes > len(seen) else 0
         if drawn == DRAWN_LINES:
             return True
