@@ -8,8 +8,9 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from io import BufferedIOBase
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from rewards.errors import UserError
 
@@ -80,7 +81,7 @@ def _row(line: bytes, where: str, skipped: Skipped) -> Row | None:
 
 def _lines(file: Path, skipped: Skipped) -> Iterator[bytes]:
     """The lines; of one that is too long only as much as shows it."""
-    opened: IO[bytes]
+    opened: BufferedIOBase
     with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as opened:
         number = 0
         try:
