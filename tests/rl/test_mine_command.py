@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
+import rollout.corpus.mining.mine
+from rl.cli import app, run_safely
 from tests.rollout.corpus.made_web import write_web
 
 
@@ -19,15 +19,20 @@ def command(web: Path, out: Path, *more: str) -> list[str]:
     return [*start, *seed, "--out", str(out), *more]
 
 
-def test_it_is_interrupted_and_goes_on(tmp_path: Path) -> None:
+def test_it_is_interrupted_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_web(tmp_path / "web", 1500, 200)
     given = command(tmp_path / "web", tmp_path / "out", "--workers", "2", "--rounds", "2")
-    with subprocess.Popen(given, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
-        while not (tmp_path / "out" / "index").exists() and process.poll() is None:
-            time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (130, "interrupted: the same command goes on from here\n")
+
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(SystemExit) as ended:  # noqa: PT012
+        patched.setattr(rollout.corpus.mining.mine, "run_rounds", interrupted)
+        run_safely(lambda: app.cli(prog="plumbline", args=given[given.index("mine") :]))
+    assert ended.value.code == 130
+    assert capsys.readouterr().err.endswith("interrupted: the same command goes on from here\n")
     done = subprocess.run(given, capture_output=True, text=True, check=True, timeout=100)
     printed = done.stdout[done.stdout.index(" pages mined of ") :].splitlines()
     assert [line.split("|")[1].strip() for line in printed if line.startswith("|")][2:] == ["1", "2"]

@@ -23,9 +23,9 @@ from rl.pipeline.stages import Stage, run_stages, state_of, table
 from rl.settings.config import RunConfig
 from rl.settings.resolve import run_defaults
 from rollout.arithmetic import arithmetic_problems
-from rollout.demonstrations import worked_text
 from rollout.problems import load_problems
 from rollout.records import Completion, FinishReason, Problem, Rollout, RolloutGroup
+from rollout.worked import worked_text
 from tests.rl.test_loop import final_weights, measured, odd_lengths, options
 
 

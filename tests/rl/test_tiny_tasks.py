@@ -23,6 +23,7 @@ from rollout.environment import Environments
 from rollout.games import TOOL_TASKS
 from rollout.problems import BUILT_IN, load_problems
 from rollout.prompts import PromptRenderer
+from rollout.worked import worked_messages, worked_text
 
 
 @pytest.mark.parametrize("task", TINY_TASKS)
