@@ -81,3 +81,12 @@ def test_pages_that_are_left_out_already_are_no_originals(tmp_path: Path) -> Non
     among = np.array([False, True, True, False])
     found = near_duplicates.near_duplicates(stored(tmp_path, [[text] * 4]), among)
     assert found.tolist() == [False, False, True, False]
+
+
+def test_pages_that_share_a_band_are_compared_in_all_hashes(tmp_path: Path) -> None:
+    """Of 112 hashes 84 are 3 in 4. The second page has 84 of the first one's and the third 83, each its first band."""
+    rows = np.arange(3 * HASHES, dtype=np.uint32).reshape(3, HASHES)
+    rows[1, :84], rows[2, :83] = rows[0, :84], rows[0, :83]
+    (tmp_path / "0").write_bytes(rows.tobytes())
+    found = near_duplicates.near_duplicates(Signatures([tmp_path / "0"]), np.ones(3, bool))
+    assert found.tolist() == [False, True, False]

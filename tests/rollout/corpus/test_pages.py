@@ -107,14 +107,15 @@ def test_an_archive_gives_the_main_text_in_the_encoding_that_it_has(tmp_path: Pa
     french, russian = "Où est l'élève déjà ?", "Докажите что функция непрерывна"
     answers: list[Answer] = [
         ("http://a.example/header", page.format(french).encode("latin-1"), "text/html; charset=ISO-8859-1"),
+        ("http://a.example/rare", page.format("été").encode("cp437"), "text/html; charset=cp437"),  # detected as others
         ("http://a.example/wrong", page.format(french).encode("cp1252"), "text/html; charset=utf-8"),
         ("http://a.example/own", f"<meta charset=koi8-r>{page.format(russian)}".encode("koi8-r"), "text/html"),
         ("http://a.example/unknown", page.format(french).encode(), "text/html; charset=nonsense"),
         ("http://a.example/codec", page.format("plain").encode(), 'text/html; charset="rot13"'),
     ]
     pages, skipped = read(write_warc(tmp_path / "a.warc", answers))
-    assert [text for _, _, text in pages] == [french, french, russian, french, "plain"]
-    assert [number for number, _, _ in pages] == [1, 2, 3, 4, 5] and not skipped.counts  # 0 is the warcinfo
+    assert [text for _, _, text in pages] == [french, "été", french, russian, french, "plain"]
+    assert [number for number, _, _ in pages] == [1, 2, 3, 4, 5, 6] and not skipped.counts  # 0 is the warcinfo
 
 
 def test_records_that_hold_no_page_are_counted_by_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
