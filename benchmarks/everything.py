@@ -42,6 +42,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {  # by result file; what is timed on bot
     "r1": ("benchmarks.r1",),
     "reward_model": ("benchmarks.reward_model",),
     "waits": ("benchmarks.waits",),
+    "curation": ("benchmarks.curation",),
     "soak": ("benchmarks.soak",),
     "vram_table": ("benchmarks.vram_table",),
     "scale_table": ("benchmarks.scale_table",),

@@ -69,7 +69,7 @@ class Stages:
 
     def _read(self, row: Row) -> tuple[Problem, str, str]:
         """(the problem, its question, its worked solution) as training reads them."""
-        problem = read_row(row, 1, self.columns, "row")
+        problem = read_row(row, 0, self.columns, "row")  # without an id of its own it is -1, which no census has
         return problem, asked(problem), worked_text(problem) if problem.metadata.get(SOLUTION) else ""
 
     def _of_length(self, words: int) -> str | None:

@@ -157,15 +157,17 @@ def test_each_stage_removes_its_rows_and_says_why(tmp_path: Path) -> None:
 
 
 def test_a_census_without_questions_is_joined_by_id_and_the_pass_rate_that_counts_can_be_raised(tmp_path: Path) -> None:
-    rows = written(tmp_path / "a.jsonl", row(1, id="a"), row(2, id="b"), row(3, id="c"), row(4, id="d"))
+    """Row 5 has no id: the number that a data set gives it is not looked for."""
+    rows = written(tmp_path / "a.jsonl", *(row(n, id="abcd"[n]) for n in range(4)), row(5))
     rates = [{"id": "a", "pass_rate": 0.5}, {"id": "b", "pass_rate": 0.75}, {"id": "c", "pass_rate": ""}]
+    rates += [{"id": n, "pass_rate": 1} for n in range(6)]
     bad = [{"id": "d", "pass_rate": "1"}, {"id": "d", "pass_rate": 2}, {"id": "d", "pass_rate": math.nan}, {"x": 1}]
     census = written(tmp_path / "m.jsonl", *rates, *bad)
     report = curate(asked(rows, out=tmp_path / "out.jsonl", solved_by=(census,), solved_above=0.5))
-    assert [one["id"] for one in chosen(report, tmp_path / "out.jsonl")] == ["a", "c", "d"]
+    assert [one.get("id") for one in chosen(report, tmp_path / "out.jsonl")] == ["a", "c", "d", None]
     assert report.unread.counts == {"neither a question nor an id with a pass rate in [0, 1]": 4}
     report = curate(asked(rows, out=tmp_path / "out.jsonl", solved_by=(census,)))
-    assert [one["id"] for one in chosen(report, tmp_path / "out.jsonl")] == ["c", "d"]
+    assert [one.get("id") for one in chosen(report, tmp_path / "out.jsonl")] == ["c", "d", None]
 
 
 def test_of_equal_questions_the_longest_solution_stays_whatever_the_order(tmp_path: Path) -> None:
