@@ -103,8 +103,8 @@ def test_every_fault_has_a_row_that_has_it() -> None:
 
 
 def test_long_lines_of_marks_take_linear_time() -> None:
-    for piece in ("```", "\\boxed{", "| ", "1. ", "![", "in the ", "-=" * 5 + "\n"):
-        fault(piece * 50_000, piece * 50_000)  # quadratic time would be minutes
+    for piece in ("```", "\\boxed{", "| ", "1. ", "![", "in the ", "-=" * 5 + "\n", "~"):
+        fault(piece * 50_000 + "`", piece * 50_000 + "`")  # quadratic time would be minutes
 
 
 # Each stage.
