@@ -43,6 +43,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {  # by result file; what is timed on bot
     "reward_model": ("benchmarks.reward_model",),
     "waits": ("benchmarks.waits",),
     "curation": ("benchmarks.curation",),
+    "curation_learning": ("benchmarks.curation", "--learning"),
     "soak": ("benchmarks.soak",),
     "vram_table": ("benchmarks.vram_table",),
     "scale_table": ("benchmarks.scale_table",),
