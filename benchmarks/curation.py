@@ -16,7 +16,6 @@ import json
 import multiprocessing
 import os
 import random
-import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from typing import Any
 import tyro
 
 from benchmarks.machine import describe_machine, write_result
+from benchmarks.update_memory import resident
 from rl.settings.curate_options import CurateOptions
 from rollout.corpus.curate import curate
 from rollout.corpus.curation_stages import Curation
@@ -82,12 +82,6 @@ def write_pool(folder: Path, count: int) -> None:
     (folder / "test.jsonl").write_text("".join(lines))
 
 
-def resident(what: str) -> int:
-    """MB of this process: VmRSS now, VmHWM at most."""
-    (found,) = re.findall(rf"{what}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return int(found) // 1024
-
-
 def measure(folder: Path) -> dict[str, Any]:
     options = CurateOptions(
         rows=(folder / "rows.jsonl",),
@@ -95,7 +89,7 @@ def measure(folder: Path) -> dict[str, Any]:
         test_sets=(str(folder / "test.jsonl"),),
         solved_by=(folder / "census.jsonl",),
     )
-    before, started, wall = resident("VmRSS"), time.process_time(), time.monotonic()
+    before, started, wall = resident("VmRSS") >> 20, time.process_time(), time.monotonic()
     report = curate(Curation(**vars(options)))
     seconds = time.process_time() - started
     return {
@@ -106,7 +100,7 @@ def measure(folder: Path) -> dict[str, Any]:
         "wall_seconds": round(time.monotonic() - wall, 1),
         "rows_per_cpu_second": round(report.left["rows read"] / seconds),
         "resident_before_mb": before,
-        "peak_mb": resident("VmHWM"),
+        "peak_mb": resident("VmHWM") >> 20,
     }
 
 

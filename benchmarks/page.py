@@ -11,10 +11,9 @@ import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
-from benchmarks import deepseekmath_figures, grpo_vs_ppo
+from benchmarks import deepseekmath_figures, grpo_vs_ppo, r1
 from benchmarks.everything import COMMANDS, PROFILES
 from benchmarks.machine import RESULTS
 from benchmarks.profile import time_table
@@ -291,34 +290,13 @@ def sharded(found: Result) -> str:
     )
 
 
-def stages(found: Result) -> str:
-    """Accuracy after each of R1's stages, and what the four stages gain, seed by seed."""
-    by_seed = [seed["accuracy"] for seed in found["seeds"]]
-    of = {name: [100 * accuracy[name] for accuracy in by_seed] for name in by_seed[0]}
-    return "\n\n".join(
-        [
-            table(
-                ["after the stage", "greedy accuracy, %"],
-                [(name, f"{mean(values):.1f} ({min(values):.1f} to {max(values):.1f})") for name, values in of.items()],
-            ),
-            table(
-                ["stage", "less", "points"],
-                [
-                    ("final-rl", other, grpo_vs_ppo.difference(of["final-rl"], of[other], 1))
-                    for other in ("rl", "rl, twice as long", "sft")
-                ],
-            ),
-        ]
-    )
-
-
 TABLES: dict[str, Callable[[Result], str]] = {
     "grpo_vs_ppo": lambda found: (
         f"{grpo_vs_ppo.table(found['methods'])}\n\n{grpo_vs_ppo.differences(found['methods'])}"
     ),
     "deepseekmath_figures": lambda found: deepseekmath_figures.findings(found["figure 5"], found["figure 7"]),
     "distillation": distillation,
-    "r1": stages,
+    "r1": lambda found: "\n\n".join(r1.accuracies(found)),
     "default_run": learning,
     "code_run": learning,
     "vllm_run": learning,

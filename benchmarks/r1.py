@@ -13,16 +13,29 @@ Writes benchmarks/results/r1.json.
 from __future__ import annotations
 
 import os
-import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import tyro
 
+from benchmarks.grpo_vs_ppo import difference
 from benchmarks.machine import describe_machine, head_commit, write_result
-from rl.pipeline.r1 import FINAL_RL, FIRST_RL, RUN_DEFAULTS, SFT, STAGES, ZERO, R1Options, in_tags, run_r1, write_rows
+from rl.pipeline.r1 import (
+    FINAL_RL,
+    FIRST_RL,
+    REJECTION,
+    RUN_DEFAULTS,
+    SFT,
+    STAGES,
+    ZERO,
+    Pipeline,
+    R1Options,
+    in_tags,
+    run_r1,
+    write_problems,
+)
 from rl.pipeline.stages import checkpoint_of, run_stages, state_of, training
 from rl.run.load_data import joined, load_data
 from rl.settings.config import RunConfig
@@ -51,7 +64,7 @@ def base(runs: Path) -> str:
     rows = runs / "base.jsonl"
     if not rows.exists():
         problems = joined(load_data(resolve(plain, "cpu"))[0])[:2048]
-        write_rows(rows, [p if number % IN_TAGS else in_tags(p) for number, p in enumerate(problems)])
+        write_problems(rows, [p if number % IN_TAGS else in_tags(p) for number, p in enumerate(problems)])
     stage = training("base", "SFT on both forms", replace(plain, dataset=(str(rows),)))
     run_stages([stage], runs, print)
     return str(checkpoint_of(runs / "base"))
@@ -81,33 +94,41 @@ def run_seed(options: Options, seed: int) -> dict[str, Any]:
     config, out = config_of(options, seed), options.runs / f"seed-{seed}"
     own = R1Options(stages=STAGES, sft_steps=60, sft_learning_rate=2e-3, samples=4, per_problem=1, problems=2048)
     run_r1(config, own)
-    again = replace(config, model=str(checkpoint_of(out / FIRST_RL)), eval_dataset=str(out / "data" / "held_out.jsonl"))
+    pipeline = Pipeline(config=config, options=own, out=out)
+    again = replace(pipeline.with_held_out(), model=pipeline.model_of(FIRST_RL))
     run_stages([training(LONGER, "RL goes on", again)], out, print)
-    runs = [name for name in (*STAGES, LONGER) if "eval/accuracy" in state_of(out / name)["found"]]
+    found = {name: state_of(out / name)["found"] for name in (*STAGES, LONGER)}
     zero = read_metrics(out / ZERO)
+    curves = ("eval/accuracy", "part/think-answer", "accuracy/sampled", "length/mean")
     return {
-        "accuracy": {name: state_of(out / name)["found"]["eval/accuracy"][-1] for name in runs},
-        "of_base": state_of(out / ZERO)["found"]["eval/accuracy"][0],
-        "rejection": state_of(out / "rejection")["found"],
-        "zero": {name: series(zero, name)[1] for name in ("eval/accuracy", "part/think-answer", "accuracy/sampled", "length/mean")},
-    }  # fmt: skip
+        "accuracy": {name: of["eval/accuracy"][-1] for name, of in found.items() if "eval/accuracy" in of},
+        "of_base": found[ZERO]["eval/accuracy"][0],
+        "rejection": found[REJECTION],
+        "zero": {name: series(zero, name)[1] for name in curves},
+    }
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
-    return {"mean": statistics.mean(values), "min": min(values), "max": max(values)}
+def accuracies(found: dict[str, Any]) -> tuple[str, str]:
+    """Two tables: accuracy after each stage, and what the last one has over others, seed by seed."""
+    by_seed = [seed["accuracy"] for seed in found["seeds"]]
+    of = {name: [100 * accuracy[name] for accuracy in by_seed] for name in by_seed[0]}
+    lines = ["| after the stage | greedy accuracy, % |", "| --- | --- |"]
+    lines += [f"| {name} | {mean(v):.1f} ({min(v):.1f} to {max(v):.1f}) |" for name, v in of.items()]
+    gains = ["| stage | less | points |", "| --- | --- | --- |"]
+    gains += [
+        f"| {FINAL_RL} | {other} | {difference(of[FINAL_RL], of[other], 1)} |" for other in (FIRST_RL, LONGER, SFT)
+    ]
+    return "\n".join(lines), "\n".join(gains)
 
 
 def main(options: Options) -> None:
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # a run takes all cores that it may use
-    found = [run_seed(options, seed) for seed in options.seeds]
-    accuracy = {name: spread([one["accuracy"][name] for one in found]) for name in found[0]["accuracy"]}
-    gains = {
-        f"{FINAL_RL} less {before}": [one["accuracy"][FINAL_RL] - one["accuracy"][before] for one in found]
-        for before in (FIRST_RL, LONGER, SFT)
+    found = {
+        "options": {"num_steps": options.num_steps},
+        "seeds": [run_seed(options, seed) for seed in options.seeds],
     }
-    for name, value in {**accuracy, **gains}.items():
-        print(name, value)
-    write_result("r1", __doc__ or "", {**describe_machine(), "options": {"num_steps": options.num_steps}, "accuracy": accuracy, "gains": gains, "seeds": found})  # fmt: skip
+    print(*accuracies(found), sep="\n\n")
+    write_result("r1", __doc__ or "", {**describe_machine(), **found})
 
 
 if __name__ == "__main__":

@@ -82,14 +82,15 @@ class PeakMemory:
             return
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark falls to what is resident now
-        self.before = _resident("VmRSS")
+        self.before = resident("VmRSS")
 
     def stop(self) -> int:
-        after = torch.cuda.max_memory_allocated() if self.device.type == "cuda" else _resident("VmHWM")
+        after = torch.cuda.max_memory_allocated() if self.device.type == "cuda" else resident("VmHWM")
         return after - self.before
 
 
-def _resident(which: str) -> int:
+def resident(which: str) -> int:
+    """Bytes of this process: VmRSS now, VmHWM at most."""
     found = re.search(rf"{which}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found
     return 1024 * int(found[1])

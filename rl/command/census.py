@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rewards.reward_spec import need_references
@@ -20,7 +21,7 @@ from rollout.collect import Collector
 from rollout.messages import messages_in
 from rollout.problem_memory import PASS_RATE, Record
 from rollout.problems import load_problems
-from rollout.records import Problem
+from rollout.records import Problem, RolloutGroup
 from rollout.row_problem import PROMPT_COLUMNS
 
 AT_ONCE = 512  # problems, whose completions are in memory at the same time
@@ -60,18 +61,25 @@ def take_census(options: CensusOptions, progress: Progress) -> list[Profiled]:
     with opened(options, environments, problems, "profiled", progress) as (collector, problems):
         found = list(profiled(collector, problems, progress))
     if options.out is not None:
-        write_whole(options.out, "".join(json.dumps(as_row(one), default=str) + "\n" for one in found))
+        write_rows(options.out, map(as_row, found))
     return found
 
 
 def profiled(collector: Collector, problems: Sequence[Problem], progress: Progress) -> Iterator[Profiled]:
     """The problems with the outcome of their samples, in their order."""
+    for group in sampled(collector, problems, progress):
+        record = Record()
+        record.add(group)
+        yield Profiled(problem=group.problem, record=record)
+
+
+def sampled(
+    collector: Collector, problems: Sequence[Problem], progress: Progress, what: str = ""
+) -> Iterator[RolloutGroup]:
+    """The graded samples of each problem, in their order. what: the beginning of the message about the progress."""
     for start in range(0, len(problems), AT_ONCE):
-        progress.start(f"{start} of {len(problems)} problems, {collector.group_size} samples of each")
-        for group in collector.collect(problems[start : start + AT_ONCE], step=0).groups:
-            record = Record()
-            record.add(group)
-            yield Profiled(problem=group.problem, record=record)
+        progress.start(f"{what}{start} of {len(problems)} problems, {collector.group_size} samples of each")
+        yield from collector.collect(problems[start : start + AT_ONCE], step=0).groups
 
 
 def as_row(found: Profiled) -> dict[str, Any]:
@@ -86,6 +94,11 @@ def problem_row(problem: Problem) -> dict[str, Any]:
     if problem.verifier not in ("math", REWARD):  # a sum of rewards grades the row as it stands
         grading = {"verifier": problem.verifier, "reference": problem.reference}
     return {**others, "id": problem.id, "prompt": prompt_cell(problem), **grading}
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes a data set of these rows. What JSON has no values of is written as its text."""
+    write_whole(path, "".join(json.dumps(row, default=str) + "\n" for row in rows))
 
 
 def prompt_cell(problem: Problem) -> Any:

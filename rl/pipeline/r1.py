@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 from rewards.errors import UserError
-from rl.command.census import problem_row
+from rl.command.census import problem_row, write_rows
 from rl.pipeline.rejection import Kept, reject
 from rl.pipeline.stages import Found, Stage, checkpoint_of, run_stages, table, training
 from rl.policy.merge import merge_adapters
@@ -25,28 +25,17 @@ from rl.view.metrics import write_whole
 from rl.view.progress import Progress
 from rollout.records import SOLUTION, Problem
 
-ZERO, COLD_START, FIRST_RL, REJECTION, SFT, FINAL_RL = STAGES = (
-    *("zero", "cold-start", "rl", "rejection", "sft", "final-rl"),
-)
+STAGES = ("zero", "cold-start", "rl", "rejection", "sft", "final-rl")
+ZERO, COLD_START, FIRST_RL, REJECTION, SFT, FINAL_RL = STAGES
 ORDER = Bound(lambda names: names and set(names) <= set(STAGES), f"among {', '.join(STAGES)}")
 HELD_OUT, COLD_START_FILE, ROWS = "held_out.jsonl", "cold_start.jsonl", "rows.jsonl"
 REPORT = "report.md"
 TRACES = 1024
 BUILT_IN = ("arithmetic",)
 # Options of a run that supervised fine-tuning has no use for.
-OF_SAMPLES = (
-    *(
-        *OF_ALGORITHM,
-        *CRITIC_OPTIONS,
-        *THINKING_OPTIONS,
-        *ITERATIVE_OPTIONS,
-        "thinking_budget",
-        "group_size",
-        "max_refills",
-        "one_step_ahead",
-    ),
-    *("teacher", "reward_model", "reward_model_weight", "reward_model_every", "reward_normalization", "difficulty"),
-)
+OF_SAMPLES = (*OF_ALGORITHM, *CRITIC_OPTIONS, *THINKING_OPTIONS, *ITERATIVE_OPTIONS, "thinking_budget", "group_size")
+OF_SAMPLES += ("max_refills", "one_step_ahead", "teacher", "difficulty", "reward_normalization")
+OF_SAMPLES += ("reward_model", "reward_model_weight", "reward_model_every")
 RUN_DEFAULTS = {
     "algorithm": "grpo",
     "answer_form": "tags",
@@ -141,7 +130,7 @@ class Pipeline:
             return self.config
         path = self.out / "data" / HELD_OUT
         if not path.exists():
-            write_rows(path, load_data(resolve(self.config, "cpu"))[1])
+            write_problems(path, load_data(resolve(self.config, "cpu"))[1])
         return replace(self.config, eval_dataset=str(path))
 
     def supervised(self, name: str) -> Stage:
@@ -175,7 +164,7 @@ class Pipeline:
             )
         if not path.exists():
             problems = joined(load_data(resolve(self.with_held_out(), "cpu"))[0])[:TRACES]
-            write_rows(path, [in_tags(problem) for problem in problems])
+            write_problems(path, [in_tags(problem) for problem in problems])
         return str(path)
 
     def rejection(self, progress: Progress) -> Stage:
@@ -213,6 +202,6 @@ def in_tags(problem: Problem) -> Problem:
     return replace(problem, metadata={**problem.metadata, SOLUTION: worked})
 
 
-def write_rows(path: Path, problems: Sequence[Problem]) -> None:
+def write_problems(path: Path, problems: Sequence[Problem]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, "".join(json.dumps(problem_row(problem), default=str) + "\n" for problem in problems))
+    write_rows(path, map(problem_row, problems))

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rewards.answer_format import format_rule
 from rewards.errors import UserError
-from rl.command.census import AT_ONCE, problem_row
+from rl.command.census import problem_row, sampled, write_rows
 from rl.command.evaluate_model import opened, run_of, with_values_of
 from rl.pipeline.stages import Found
 from rl.run.build import with_environments
 from rl.run.evaluate import is_right
 from rl.settings.options import CensusOptions
-from rl.view.metrics import write_whole
 from rl.view.progress import Progress
 from rollout.records import SOLUTION, FinishReason, Problem, Rollout, RolloutGroup
+
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,26 +66,27 @@ def reject(options: CensusOptions, problems: Sequence[Problem], kept: Kept, out:
     """
     options = with_values_of(run_of(options), options)
     options, environments = with_environments(options)
-    fallen, rows, solved = Counter[str](), list[str](), 0
+    fallen, rows, solved = Counter[str](), list[Row](), 0
     with opened(options, environments, problems, "training", progress) as (collector, graded):
-        for start in range(0, len(graded), AT_ONCE):
-            progress.start(f"rejection sampling: {start} of {len(graded)} problems, {options.samples} samples of each")
-            for group in collector.collect(graded[start : start + AT_ONCE], step=0).groups:
-                chosen = list(_rows(group, kept.of(group, fallen)))
-                solved += bool(chosen)
-                rows += chosen
+        for group in sampled(collector, graded, progress, "rejection sampling: "):
+            chosen = list(_rows(group, kept.of(group, fallen)))
+            solved += bool(chosen)
+            rows += chosen
     if not rows:
         most = ", ".join(f"{count} {reason}" for reason, count in fallen.most_common(3))
         raise UserError(
             f"samples is {options.samples}: no completion of {len(graded)} problems is correct and readable ({most}); train the stage before "
             "for longer, raise samples, or allow other formats"
         )
-    write_whole(out, "".join(rows))
-    sampled = len(graded) * options.samples
-    return {"sampled": sampled, "kept": len(rows), "problems": solved, "fallen": dict(fallen.most_common())}
+    write_rows(out, rows)
+    return {
+        "sampled": len(graded) * options.samples,
+        "kept": len(rows),
+        "problems": solved,
+        "fallen": dict(fallen.most_common()),
+    }
 
 
-def _rows(group: RolloutGroup, kept: Sequence[Rollout]) -> Iterator[str]:
+def _rows(group: RolloutGroup, kept: Sequence[Rollout]) -> Iterator[Row]:
     for number, rollout in enumerate(kept):
-        row = {**problem_row(group.problem), "id": f"{group.problem.id}#{number}", SOLUTION: rollout.completion.text}
-        yield json.dumps(row, default=str) + "\n"
+        yield {**problem_row(group.problem), "id": f"{group.problem.id}#{number}", SOLUTION: rollout.completion.text}

@@ -18,6 +18,7 @@ from rl.view.metrics import read_metrics, series, write_whole
 
 STATE = "stage.json"
 NOT_COMPARED = ("resume", "run_dir", "trackers", "push_to_hub", "verifier_workers", "tool_workers")
+SHOWN = ("eval/accuracy", "eval/reward", "eval/length")  # of a run: their first and last values are in the report
 Found = dict[str, Any]
 
 
@@ -85,14 +86,11 @@ def training(name: str, does: str, config: RunConfig) -> Stage:
         own = vars(config) | {"run_dir": folder, "resume": holds_run(folder)}
         train(RunConfig(**own))
         rows = read_metrics(folder)
-        ends = {key: [series(rows, key)[1][at] for at in (0, -1)] for key in SHOWN if series(rows, key)[0]}
+        measured = {key: series(rows, key)[1] for key in SHOWN}
+        ends = {key: [values[0], values[-1]] for key, values in measured.items() if values}
         return {"steps": int(rows[-1]["step"] or 0), **ends}
 
     return Stage(name=name, does=does, options=config.as_json(), make=make)
-
-
-# Metrics of a run whose first and last values the report has.
-SHOWN = ("eval/accuracy", "eval/reward", "eval/length")
 
 
 def checkpoint_of(folder: Path) -> Path:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from rewards.errors import UserError
 from rewards.sandbox.isolation import MIN_LEVEL
+from rollout.whole_file import whole
 
 Row = dict[str, float | None]
 
@@ -311,10 +311,9 @@ def _finite(value: float | None) -> float | None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a temporary file and renames it: a kill leaves the old file or the new one, and no reader sees half of one."""
-    aside = path.with_name(f"{path.name}.tmp")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
+    """Writes the text as the whole file: a kill leaves the old file or the new one."""
+    with whole(path) as aside:
+        aside.write_text(text, encoding="utf-8")
 
 
 class MetricsWriter:
@@ -343,10 +342,8 @@ class MetricsWriter:
 
 def keep_lines(path: Path, is_kept: Callable[[str], bool]) -> None:
     """Rewrites a file of any size with its complete lines that is_kept holds for, line by line, and replaces it in one rename."""
-    aside = path.with_name(f"{path.name}.tmp")
-    with aside.open("w", encoding="utf-8") as file:
+    with whole(path) as aside, aside.open("w", encoding="utf-8") as file:
         file.writelines(line for line in complete_lines(path) if is_kept(line))
-    os.replace(aside, path)
 
 
 def complete_lines(path: Path) -> Iterator[str]:

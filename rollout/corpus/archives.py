@@ -33,7 +33,6 @@ Record = tuple[int, str | None, str]  # number, URL, text
 HTML = ("text/html", "application/xhtml+xml")
 DEEPEST = 512  # elements inside each other, as in Chromium
 FEW_TAGS = 2 * DEEPEST  # with fewer no document is so deep that it takes long
-logging.getLogger("warcio").setLevel(logging.ERROR)  # it warns of each header that it corrects
 _loader = ArcWarcRecordLoader(verify_http=False)
 
 

@@ -8,7 +8,6 @@ The files are read twice: once to see which rows pass, once to write those that 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -22,6 +21,7 @@ from rollout.corpus.rows import Row, Skipped, files_of, read_rows
 from rollout.corpus.solved import SolvedBy, asked
 from rollout.records import SOLUTION
 from rollout.row_problem import Columns
+from rollout.whole_file import whole
 
 DOMAIN_COLUMNS = ("domain", "subject", "topic", "category", "type")
 NO_DOMAIN = "none"
@@ -140,8 +140,7 @@ def _write(
 ) -> None:
     """Writes the chosen rows. example: the numbers of two rows with the same question, whose places are reported."""
     shown, places, ids = example or (), dict[int, str](), set[str]()
-    aside = asked_for.out.with_name(f"{asked_for.out.name}.part")
-    with aside.open("w", encoding="utf-8") as out:
+    with whole(asked_for.out) as aside, aside.open("w", encoding="utf-8") as out:
         rows = _rows(files, asked_for.trace_column, Skipped())
         for number, where, row in islice(rows, max((*chosen, *shown)) + 1):
             if number in shown:
@@ -150,7 +149,6 @@ def _write(
                 own = _with_own_id(row, number, ids)
                 report.renamed += own is not row
                 out.write(json.dumps(own) + "\n")
-    os.replace(aside, asked_for.out)
     report.duplicate = " has the question of ".join(places[number] for number in shown)
 
 

@@ -88,7 +88,7 @@ def _lines(file: Path, skipped: Skipped) -> Iterator[bytes]:
             while line := opened.readline(LONGEST + 1):
                 number += 1
                 yield line
-                while len(line) > LONGEST and not line.endswith(b"\n") and line:
+                while len(line) > LONGEST and not line.endswith(b"\n"):
                     line = opened.readline(LONGEST + 1)
         except (OSError, EOFError, zlib.error):  # of gzip: cut, or damaged
             skipped.add(DAMAGED, f"{file.name}:{number + 1}")

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from rollout.contamination import words_of
-from rollout.corpus.mining.settings import Mining, whole, write_json
+from rollout.corpus.mining.settings import Mining, write_json
 from rollout.corpus.mining.workers import Workers
 from rollout.corpus.near_duplicates import Signatures, near_duplicates, signatures
 from rollout.corpus.pages import PageReader, require_pages
 from rollout.corpus.rows import Skipped
+from rollout.whole_file import whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,7 @@ def collect(mining: Mining, workers: Workers) -> tuple[Collection, dict[str, Any
     """The collection, and the counts of what was left out of it. Made once; then read from the folder."""
     folder = mining.out / "index"
     if not (folder / "counts.json").exists():
+        folder.mkdir(exist_ok=True)
         parts = [folder / f"{number:05}.npz" for number in range(len(mining.files))]
         tasks = [(mining.reader, file, part) for file, part in zip(mining.files, parts, strict=True)]
         for _ in workers.map("reading", _index_file, tasks):

@@ -12,9 +12,9 @@ import numpy as np
 
 from rewards.errors import UserError
 from rollout.corpus.mining.collection import Collection
-from rollout.corpus.mining.settings import whole
 from rollout.corpus.pages import path_of
 from rollout.corpus.rows import Row, Skipped, read_rows
+from rollout.whole_file import whole
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,11 +10,12 @@ import numpy as np
 
 from rollout.corpus.mining.collection import Collection
 from rollout.corpus.mining.domains import Decisions, domains_of, read_domains, write_domains
-from rollout.corpus.mining.settings import Mining, whole, write_json
+from rollout.corpus.mining.settings import Mining, write_json
 from rollout.corpus.mining.training import JOINED, copy_pages, selected, write_examples
 from rollout.corpus.mining.workers import Workers
 from rollout.corpus.page_classifier import AT_ONCE, PageClassifier, train_classifier
 from rollout.corpus.pages import PageReader
+from rollout.whole_file import whole
 
 CLASSIFIER, DOMAINS = "classifier.npz", "domains.jsonl"
 
@@ -74,6 +75,7 @@ def run_round(
 ) -> None:
     """Writes round.json at the end, and before it arrays over the collection: joined.npz, scores.npy, recalled.npy."""
     folder = mining.round_folder(number)
+    folder.mkdir(exist_ok=True)
     joined, reviewed = _join_seed(mining, pages, number, before, decisions, workers)
     positives, negatives = _train(mining, number, seed_size, joined, workers)
     scores = _score(mining, pages, number, workers)

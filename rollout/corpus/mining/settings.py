@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 
 from rewards.errors import UserError
 from rollout.corpus.pages import PageReader
+from rollout.whole_file import whole
 
 # What may differ when the same folder goes on: it changes no file that is already there.
 FREE = ("out", "workers", "rounds", "stop_at", "reviewed", "test_sets")
@@ -79,15 +78,6 @@ class Mining:
 
 def _contents(files: Sequence[Path]) -> list[list[Any]]:
     return [[file.name, file.stat().st_size] for file in files]
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A path to write to that takes its name at the end: a kill leaves the whole file, or none."""
-    aside = path.with_name(f"{path.name}.tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    yield aside
-    os.replace(aside, path)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -12,10 +12,11 @@ import numpy as np
 from rewards.errors import UserError
 from rollout.corpus.mining.collection import Collection, hash_of
 from rollout.corpus.mining.domains import Domain
-from rollout.corpus.mining.settings import Mining, whole, write_json
+from rollout.corpus.mining.settings import Mining, write_json
 from rollout.corpus.mining.workers import Workers
 from rollout.corpus.pages import Page, PageReader, require_pages
 from rollout.corpus.rows import Skipped
+from rollout.whole_file import whole
 
 NEGATIVES, JOINED = "negatives.jsonl", "joined.jsonl"
 SEED = "seed.json"

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from rewards.errors import UserError
-from rollout.corpus.mining import settings
 from rollout.corpus.mining.collection import Collection
 from rollout.corpus.mining.domains import Decisions, Domain, domains_of
 from rollout.corpus.mining.mine import mine
@@ -137,7 +136,7 @@ def killed_at(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
             raise Killed
         os.rename(source, target)
 
-    monkeypatch.setattr(settings.os, "replace", replace_or_die)
+    monkeypatch.setattr(os, "replace", replace_or_die)
 
 
 def test_a_run_that_is_killed_at_any_file_gives_the_same_in_the_end(
