@@ -22,19 +22,19 @@ import tyro
 
 from benchmarks.grpo_vs_ppo import difference
 from benchmarks.machine import describe_machine, head_commit, write_result
+from rl.pipeline.pipeline import write_problems
 from rl.pipeline.r1 import (
     FINAL_RL,
     FIRST_RL,
+    R1,
     REJECTION,
     RUN_DEFAULTS,
     SFT,
     STAGES,
     ZERO,
-    Pipeline,
     R1Options,
     in_tags,
     run_r1,
-    write_problems,
 )
 from rl.pipeline.stages import checkpoint_of, run_stages, state_of, training
 from rl.run.load_data import joined, load_data
@@ -94,7 +94,7 @@ def run_seed(options: Options, seed: int) -> dict[str, Any]:
     config, out = config_of(options, seed), options.runs / f"seed-{seed}"
     own = R1Options(stages=STAGES, sft_steps=60, sft_learning_rate=2e-3, samples=4, per_problem=1, problems=2048)
     run_r1(config, own)
-    pipeline = Pipeline(config=config, options=own, out=out)
+    pipeline = R1(config=config, options=own, out=out)
     again = replace(pipeline.with_held_out(), model=pipeline.model_of(FIRST_RL))
     run_stages([training(LONGER, "RL goes on", again)], out, print)
     found = {name: state_of(out / name)["found"] for name in (*STAGES, LONGER)}

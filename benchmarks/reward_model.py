@@ -24,22 +24,19 @@ from typing import Any
 import torch
 import tyro
 from torch.nn.functional import cross_entropy
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-)
 
 from benchmarks.even_answer import even
 from benchmarks.machine import describe_machine, write_result
 from rewards.reward_spec import parse_rewards
 from rewards.verifiers import REWARD, VerifierOptions, Verifiers
+from rl.pipeline.iterative import fit, new_reward_model
 from rl.policy.load import load_pretrained
 from rl.policy.reward_model import RewardModel
 from rl.processes.runtime import Runtime
 from rl.run.loop import train
 from rl.run.setup import tiny_base
 from rl.settings.config import RunConfig
-from rl.update.reward_training import BATCH, RewardTrainer, batches_with_replay, labelled
+from rl.update.reward_training import BATCH, labelled
 from rl.update.step_metrics import mean, reward_model_agreement
 from rl.view.metrics import read_metrics
 from rl.view.progress import Progress
@@ -89,28 +86,6 @@ def sampled(base: Path, seed: int, options: Options, verifiers: Verifiers) -> li
     return collector.collect([replace(problem, verifier=REWARD) for problem in chosen], step=0).groups
 
 
-def classifier(base: Path, folder: Path, num_labels: int) -> RewardModel:
-    """The base with a head of zeros in place of its output layer, in this folder too."""
-    auto = AutoModelForSequenceClassification if num_labels == 1 else AutoModelForTokenClassification
-    _, tokenizer = load_pretrained(base, torch.device("cpu"))
-    made = auto.from_pretrained(base, num_labels=num_labels)
-    torch.nn.init.zeros_(made.score.weight)
-    made.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    loaded = RewardModel.load(str(folder), torch.device("cpu"))
-    loaded.model.requires_grad_(True)
-    return loaded
-
-
-def fit_answers(model: RewardModel, groups: Sequence[RolloutGroup], options: Options, runtime: Runtime) -> None:
-    """Trains on the rule's verdicts, as a run does."""
-    trainer = RewardTrainer.of(model, runtime, learning_rate=RATE, every=1, replay=0.0, seed=0)
-    examples = list(labelled(groups, 0))
-    for epoch in range(options.epochs):
-        for batch in batches_with_replay(examples, [], 0.0, random.Random(epoch)):
-            trainer.update(batch)
-
-
 def fit_steps(model: RewardModel, groups: Sequence[RolloutGroup], options: Options) -> None:
     """Trains on whether each step ends with an even number, by the cross-entropy of the two labels at its last token."""
     optimizer = torch.optim.AdamW(model.model.parameters(), RATE, weight_decay=0.0)
@@ -138,8 +113,11 @@ def trained_models(
     groups = sampled(base, seed, options, verifiers)
     training, tested = [g for i, g in enumerate(groups) if i % TESTED], groups[::TESTED]
     rollouts = [r for group in tested for r in group.rollouts]
-    answers, steps = (classifier(base, folder / name, n) for name, n in (("answers", 1), ("steps", 2)))
-    fit_answers(answers, training, options, runtime)
+    answers, steps = (
+        new_reward_model(base, folder / name, runtime.device, num_labels=n)
+        for name, n in (("answers", 1), ("steps", 2))
+    )
+    fit(answers, list(labelled(training, 0)), runtime, rate=RATE, epochs=options.epochs, seed=seed)
     fit_steps(steps, training, options)
     found: dict[str, Any] = {"completions": options.group_size * len(training)}
     for name, model in (("answers", answers), ("steps", steps)):

@@ -7,17 +7,14 @@ python recipes/r1.py --model Qwen/Qwen2.5-0.5B --dataset gsm8k --cold-start trac
 The same command again goes on where the last one ended. All options of a run are those of every stage of RL.
 """
 
-import sys
+from rl.cli import run_pipeline
 
-from rl.cli import limit_spinning, run_safely
+
+def load():
+    from rl.pipeline.r1 import RUN_DEFAULTS, R1Options, run_r1
+
+    return RUN_DEFAULTS, R1Options, run_r1
+
 
 if __name__ == "__main__":
-    limit_spinning()
-
-    def action() -> None:
-        from rl.pipeline.r1 import RUN_DEFAULTS, R1Options, run_r1
-        from rl.settings.command_line import options_beside
-
-        run_r1(*options_beside(sys.argv[1:], __doc__ or "", RUN_DEFAULTS, R1Options))
-
-    run_safely(action)
+    run_pipeline(__doc__ or "", load)

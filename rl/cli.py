@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -93,6 +93,21 @@ def run_recipe(description: str, **defaults: Any) -> None:
         from rl.run.loop import train  # takes seconds; mistakes in options are reported before
 
         train(config)
+
+    run_safely(action)
+
+
+def run_pipeline(description: str, load: Callable[[], tuple[Mapping[str, Any], type, Callable[..., object]]]) -> None:
+    """Parses the options of a pipeline's runs and its own, and runs it. load: imports the defaults of its runs, the class of its own
+    options, and the function that takes both; that takes seconds."""
+    limit_spinning()
+
+    def action() -> None:
+        from rl.settings.command_line import options_beside
+
+        require_all_processes()
+        defaults, options, run = load()
+        run(*options_beside(sys.argv[1:], description, defaults, options))
 
     run_safely(action)
 

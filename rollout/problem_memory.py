@@ -100,14 +100,14 @@ def given_rate(problem: Problem) -> float | None:
     return rate
 
 
-def parse_difficulty(text: str) -> tuple[float, float]:
-    """The bounds in "0.1:0.9"."""
+def parse_difficulty(text: str, option: str = "difficulty") -> tuple[float, float]:
+    """The bounds in "0.1:0.9". option: that has them, for the message."""
     try:
         low, high = map(float, text.split(":"))
     except ValueError:
         low, high = 1.0, 0.0
     if not 0 <= low <= high <= 1:
         raise UserError(
-            f"difficulty is {text!r}: it must be two pass rates in [0, 1], the lower one first, such as 0.1:0.9"
+            f"{option} is {text!r}: it must be two pass rates in [0, 1], the lower one first, such as 0.1:0.9"
         )
     return low, high

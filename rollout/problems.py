@@ -24,6 +24,7 @@ from rollout.records import Problem
 from rollout.row_problem import Columns, read_row
 from rollout.searches import searches
 from rollout.small_programs import small_programs
+from rollout.theorems import theorems
 
 BUILT_IN: dict[str, Callable[[], list[Problem]]] = {
     "arithmetic": partial(arithmetic_problems, 20_000, seed=0),
@@ -32,6 +33,7 @@ BUILT_IN: dict[str, Callable[[], list[Problem]]] = {
     "number-programs": partial(number_programs, 10_000, seed=0),
     "large-products": partial(large_products, 20_000, seed=0),
     "guess-number": partial(guessing_games, 5_000),
+    "theorems": partial(theorems, 5_000, seed=0),
     "episodes": lambda: [Problem(id=str(n), prompt="", reference="", metadata={"seed": n}) for n in range(2_000)],
     **{name: partial(puzzle_problems, make, 5_000, seed=0) for name, make in PUZZLE_MAKERS.items()},
 }

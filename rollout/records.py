@@ -26,6 +26,7 @@ STYLE_OF_FORM: Mapping[AnswerForm, PromptStyle] = {
     "text": "plain",
 }
 SOLUTION = "worked"  # key of a problem's metadata: its written-out solution
+INFORMAL = "informal"  # another: what a formal statement says in natural language
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from typing import Any
 from rewards.answer_format import format_rule
 from rewards.errors import UserError
 from rl.command.census import problem_row, sampled, write_rows
-from rl.command.evaluate_model import opened, run_of, with_values_of
+from rl.command.evaluate_model import opened
 from rl.pipeline.stages import Found
 from rl.run.build import with_environments
 from rl.run.evaluate import is_right
@@ -64,7 +64,6 @@ def reject(options: CensusOptions, problems: Sequence[Problem], kept: Kept, out:
     As in DeepSeek-R1 (arXiv 2501.12948, section 2.3.3): several responses of each prompt from the checkpoint of RL, only correct ones
     retained, hardly readable ones left out. Returns counts: of sampled and kept completions, of problems with one, of the others by reason.
     """
-    options = with_values_of(run_of(options), options)
     options, environments = with_environments(options)
     fallen, rows, solved = Counter[str](), list[Row](), 0
     with opened(options, environments, problems, "training", progress) as (collector, graded):

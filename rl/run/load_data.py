@@ -51,7 +51,7 @@ def load_data(settings: RunSettings, report: Report = log.warning) -> Data:
     if len(names) > 1:
         loaded = [[replace(p, id=f"{name}:{p.id}") for p in own] for name, own in zip(names, loaded, strict=True)]
     if settings.has_eval_data:
-        held_out = load_held_out(settings, report)
+        held_out = load_eval_dataset(settings, report)
     else:
         loaded, held_out = hold_out(names, loaded, settings.eval_size)
     if settings.has_eval_data or len(names) > 1:
@@ -61,7 +61,7 @@ def load_data(settings: RunSettings, report: Report = log.warning) -> Data:
             raise UserError(
                 f"dataset is {name!r}: every problem of it is among the {len(held_out)} held-out ones; name another eval_dataset"
             )
-    return weighted(settings, loaded), held_out
+    return weighted(settings, loaded), held_out[: settings.eval_size]
 
 
 def hold_out(
@@ -102,6 +102,11 @@ def load_held_out(settings: RunSettings, report: Report = log.warning) -> list[P
     """The problems that a run evaluates on: from eval_dataset or another split, else those held out of the training data."""
     if not settings.has_eval_data:
         return load_data(settings, report)[1]
+    return load_eval_dataset(settings, report)[: settings.eval_size]
+
+
+def load_eval_dataset(settings: RunSettings, report: Report = log.warning) -> list[Problem]:
+    """All problems of eval_dataset or of the other split: none of them is trained on, of which the first eval_size are evaluated."""
     first = settings.datasets[0].name  # of several none has another split that is named: there is an eval_dataset
     dataset = settings.eval_dataset or HubName.read(first).without_split
     of_same = settings.dataset_config if dataset == first else None
@@ -114,7 +119,7 @@ def load_held_out(settings: RunSettings, report: Report = log.warning) -> list[P
         **settings.columns,
         report=report,
     )
-    return rewarded(problems[: settings.eval_size], settings.reward)
+    return rewarded(problems, settings.reward)
 
 
 def rewarded(problems: Sequence[Problem], reward: Sequence[str]) -> list[Problem]:

@@ -95,7 +95,8 @@ class RunConfig:
     .json, .csv or .parquet file, a hub name (name:config/split), or "reasoning-gym:<task>". Several are mixed, by weights if they have
     them: a.jsonl=0.7 gsm8k=0.3 (docs/data.md)."""
     eval_dataset: Annotated[str | None, FIXED_ON_RESUME] = None
-    """Held-out problems, named as in dataset. Without it eval_size problems of dataset are held out."""
+    """Held-out problems, named as in dataset: none of them is trained on, the first eval_size are evaluated. Without it eval_size problems
+    of dataset are held out."""
     dataset_config: str | None = None
     """Configuration of a hub data set that has several, such as main of openai/gsm8k. Also used for eval_dataset where that is the
     same data set."""
@@ -323,7 +324,8 @@ class RunConfig:
     grading: Annotated[tuple[str, ...], GRADING] = ()
     """How math answers are compared, as option=value, such as decimal_comma=true; docs/grading.md lists the options."""
     format: Annotated[tuple[str, ...], FORMAT_RULES] = ()
-    """Format rules that are rewarded beside correctness: think-answer, boxed, no-repetition, words:N (at most N words)."""
+    """Format rules that are rewarded beside correctness: think-answer, boxed, no-repetition, words:N (at most N words),
+    script:NAME (the share of letters of a script, such as script:latin or script:han+kana)."""
     format_weight: Annotated[float, INNER_SHARE] = 0.1
     """Share of the reward that the format rules decide."""
     gate_format: bool = True

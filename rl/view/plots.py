@@ -6,7 +6,7 @@ import html
 import io
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -218,6 +218,28 @@ def accuracy_figure(run_dirs: list[Path], path: Path) -> None:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         handles, labels = left.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper left", ncols=6, fontsize=11)
+        figure.savefig(path, format="png")
+
+
+def stages_figure(stages: Mapping[str, Path], path: Path) -> None:
+    """A PNG of runs one behind the other, each a part of the axis: accuracy, reward and length by step."""
+    draws = (_accuracy, _reward, _lengths)
+    with matplotlib.rc_context(ON_WHITE):
+        figure = Figure(figsize=(3 + 2 * len(stages), 8), dpi=100, facecolor="white", layout="constrained")
+        every = figure.subplots(len(draws), len(stages), sharey="row", squeeze=False)
+        for column, (name, run_dir) in zip(every.T, stages.items(), strict=True):
+            rows = read_metrics(existing_run_dir(run_dir))
+            for axes, draw in zip(column, draws, strict=True):
+                draw(axes, rows)
+                axes.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
+            column[0].set_title(name.replace("$", r"\$"), loc="left", fontsize=12, fontweight="bold", pad=10)
+            column[-1].set_xlabel("step")
+        for axes in every[:, 1:].flat:
+            axes.set_ylabel("")
+        for row in every:  # of the stages that measure most
+            fullest = max(row, key=lambda axes: len(axes.get_legend_handles_labels()[0]))
+            row[0].legend(*fullest.get_legend_handles_labels(), fontsize=9)
+        figure.align_ylabels(every[:, 0])
         figure.savefig(path, format="png")
 
 

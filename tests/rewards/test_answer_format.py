@@ -108,3 +108,30 @@ def test_hostile_text_takes_linear_time(name: str, piece: str) -> None:
     started = time.process_time()
     format_rule(name)(piece * (1_000_000 // len(piece)))
     assert time.process_time() - started < 3
+
+
+@pytest.mark.parametrize(
+    ("rule", "text", "share"),
+    [
+        ("script:latin", "We solve it: the sum is 12", 1.0),
+        ("script:latin", "Größe naïve café", 1.0),
+        ("script:latin", "因此 we", 0.5),
+        ("script:han", "因此 we", 0.5),
+        ("script:latin", r"so \(x = \alpha + π\) and 3 y", 1.0),  # symbols are in no language
+        ("script:han", r"因此 \(x = \frac{a}{b}\)。<answer>3</answer>", 1.0),
+        ("script:cyrillic", "решение da", 7 / 9),
+        ("script:devanagari", "हिन्दी", 1.0),  # vowel signs are no letters
+        ("script:kana", "これは三", 3 / 4),
+        ("script:han+kana", "これは三", 1.0),
+        ("script:latin", "12 + 3 = 15", 1.0),
+        ("script:latin", "", 1.0),
+    ],
+)
+def test_the_share_of_letters_of_a_script(rule: str, text: str, share: float) -> None:
+    assert format_rule(rule)(text).value == pytest.approx(share)
+
+
+def test_a_script_that_is_not_known_is_refused_by_the_names_of_others() -> None:
+    for name in ("script:", "script:english", "script:latin+", "script:latin+runes"):
+        with pytest.raises(UserError, match=r"script:NAME with a name of latin, .*, or several joined by \+"):
+            format_rule(name)

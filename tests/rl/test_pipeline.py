@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from string import ascii_letters
 from typing import Any
 
 import pytest
@@ -17,7 +16,8 @@ import rl.run.loop
 from rewards.errors import UserError
 from rewards.math_answer import MathVerifier
 from rewards.score import Outcome, Score
-from rl.pipeline.r1 import COLD_START_FILE, REPORT, STAGES, R1Options, in_tags, run_r1, with_model_defaults
+from rl.pipeline.pipeline import REPORT, with_model_defaults
+from rl.pipeline.r1 import COLD_START_FILE, STAGES, R1Options, in_tags, run_r1
 from rl.pipeline.rejection import Kept
 from rl.pipeline.stages import Stage, run_stages, state_of, table
 from rl.settings.config import RunConfig
@@ -26,7 +26,7 @@ from rollout.arithmetic import arithmetic_problems
 from rollout.problems import load_problems
 from rollout.records import Completion, FinishReason, Problem, Rollout, RolloutGroup
 from rollout.worked import worked_text
-from tests.rl.test_loop import final_weights, measured, odd_lengths, options
+from tests.rl.test_loop import final_weights, measured
 
 
 def stage(name: str, make: Callable[[Path], dict[str, Any]], **own: Any) -> Stage:
@@ -111,13 +111,6 @@ def test_rejection_keeps_correct_readable_and_different_completions_up_to_a_numb
 def test_worked_solutions_in_tags() -> None:
     problem = in_tags(next(p for p in arithmetic_problems(27_000, seed=0) if p.id == "12+25-14"))
     assert worked_text(problem) == "<think>12+25=37\n37-14=23</think><answer>23</answer>"
-
-
-@pytest.fixture
-def config(model: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
-    monkeypatch.setattr(MathVerifier, "verify_batch", odd_lengths)
-    ends = tuple(ascii_letters)  # an untaught model hardly ever writes the token that ends a turn
-    return options(model, digits, tmp_path / "r1", save_every=1, eval_every=3, stop_strings=ends)
 
 
 @pytest.fixture
