@@ -35,24 +35,24 @@ DATABASE = "\n".join([
 ])  # fmt: skip
 
 
-def theorems(count: int, *, seed: int) -> list[Problem]:
-    """`count` different problems in random order; a longer list begins with the shorter one."""
+def theorems(count: int, *, seed: int, steps: Sequence[int] = STEPS) -> list[Problem]:
+    """`count` different problems in random order; a longer list begins with the shorter one. steps: lengths of proofs, from 1 to 8."""
     rng = random.Random(seed)
     problems: dict[str, Problem] = {}
     while len(problems) < count:
-        problem = _theorem(rng)
+        problem = _theorem(rng, steps)
         problems.setdefault(problem.id, problem)
     return list(problems.values())
 
 
-def _theorem(rng: random.Random) -> Problem:
-    length = rng.choice(STEPS)
+def _theorem(rng: random.Random, steps: Sequence[int]) -> Problem:
+    length = rng.choice(steps)
     letters = rng.sample(LETTERS, len(LETTERS))
     chain, others = letters[: length + 1], letters[length + 1 :]
     has_fact = length == 1 or rng.random() < 0.5  # whether the chain begins at a fact, or the goal is an implication
-    steps = [(a, b) for a, b in pairwise(chain)]
+    links = [(a, b) for a, b in pairwise(chain)]
     dead_ends = [_dead_end(chain, others, rng) for _ in range(rng.choice(DISTRACTORS))]
-    labels = {_implies(a, b): f"{a}{b}".upper() for a, b in (*steps, *dead_ends)}
+    labels = {_implies(a, b): f"{a}{b}".upper() for a, b in (*links, *dead_ends)}
     if has_fact:
         labels[chain[0]] = f"h{chain[0].upper()}"
     given = rng.sample(sorted(labels), len(labels))
