@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 from rewards.errors import UserError
+from rl.command.evaluate_model import run_of
 from rl.pipeline.pipeline import Pipeline, RejectionOptions, SupervisedOptions, folder_of, some_of, with_model_defaults
 from rl.pipeline.stages import Stage
 from rl.policy.load import require_folder
 from rl.settings.config import RunConfig
 from rl.settings.declare import require_possible
+from rl.settings.options import CensusOptions
 from rl.view.progress import Progress
 
 STAGES = ("samples", "sft", "rl")
 SAMPLES, SFT, RL = STAGES
 RUN_DEFAULTS = {"algorithm": "grpo"}
+OF_PROMPTS = ("answer_form", "prompt_style", "system_prompt", "max_tokens")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +44,16 @@ def run_distillation(config: RunConfig, options: DistillOptions) -> Path:
             "samples_from is None: it names the teacher; give a checkpoint, a folder in Hugging Face format or a hub name"
         )
     require_folder(options.samples_from, "samples_from")
-    pipeline = Distillation(config=with_model_defaults(config), options=options, out=folder_of(config, "distill"))
+    filled = with_model_defaults(asked_as(options.samples_from, config))
+    pipeline = Distillation(config=filled, options=options, out=folder_of(config, "distill"))
     return pipeline.run(STAGES, options.stages, f"{config.model} learns from samples of {options.samples_from}")
+
+
+def asked_as(teacher: str, config: RunConfig) -> RunConfig:
+    """The student's run, asked as the run of the teacher's checkpoint was where its own options do not say otherwise: it learns answers to
+    these prompts, of this length."""
+    run = run_of(CensusOptions(model=teacher, dataset=" ".join(config.dataset)))
+    return replace(config, **{name: run.get(name) for name in OF_PROMPTS if getattr(config, name) is None})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,7 @@ from rl.pipeline.distill import DistillOptions, run_distillation
 from rl.pipeline.iterative import IterativeOptions, run_iterative
 from rl.pipeline.prover import PROOFS, STATEMENTS, Prover, ProverOptions, asked, run_prover
 from rl.pipeline.stages import checkpoint_of, state_of
+from rl.run.loop import train
 from rl.run.tiny import END, PAD, tiny_model
 from rl.settings.config import RunConfig
 from rollout.problems import load_problems
@@ -83,6 +84,17 @@ class TestDistillation:
         )
         kept = load_problems(str(config.run_dir) + "/samples/rows.jsonl")
         assert {len(worked_text(p)) for p in kept} <= {1, 2, 3}
+
+    def test_a_student_is_asked_as_the_run_of_its_teacher_was(
+        self, config: RunConfig, student: Path, tmp_path: Path
+    ) -> None:
+        of_teacher = replace(config, run_dir=tmp_path / "run", num_steps=1, max_tokens=6, answer_form="last-number")
+        checkpoint = str(checkpoint_of(train(replace(of_teacher, system_prompt="Add."))))
+        config = replace(config, model=str(student), max_tokens=None, prompt_style=None, learning_rate=1e-3)
+        own = DistillOptions(samples_from=checkpoint, sft_steps=1)
+        written = json.loads((run_distillation(config, own).parent / "sft" / "config.json").read_text())
+        asked = ("max_tokens", "answer_form", "prompt_style", "system_prompt")
+        assert tuple(written[name] for name in asked) == (6, "last-number", "plain", "Add.")
 
     def test_a_teacher_that_is_not_there_is_said(self, config: RunConfig) -> None:
         with pytest.raises(UserError, match="samples_from is None: it names the teacher"):
