@@ -21,6 +21,10 @@ from benchmarks.machine import RESULTS, is_code_of
 PROFILES: dict[str, tuple[str, ...]] = {
     "profile_b_float32_torch": ("benchmarks.profile", "--no-compiled"),
     "profile_b_float32": ("benchmarks.profile",),
+    "profile_a_float32": ("benchmarks.profile", "--shape", "a"),
+    "profile_d_float32": ("benchmarks.profile", "--shape", "d"),
+    "profile_real_float32": ("benchmarks.profile", "--shape", "real"),
+    "profile_real_bfloat16": ("benchmarks.profile", "--shape", "real", "--dtype", "bfloat16"),
 }
 COMMANDS: dict[str, tuple[str, ...]] = {  # by result file; what is timed on both cores comes first
     "vs_trl": ("benchmarks.vs_trl",),
@@ -40,6 +44,9 @@ COMMANDS: dict[str, tuple[str, ...]] = {  # by result file; what is timed on bot
     "deepseekmath_figures": ("benchmarks.deepseekmath_figures",),
     "distillation": ("benchmarks.distillation",),
     "r1": ("benchmarks.r1",),
+    "small_student": ("benchmarks.small_student",),
+    "prover": ("benchmarks.prover",),
+    "mining": ("benchmarks.mining",),
     "reward_model": ("benchmarks.reward_model",),
     "waits": ("benchmarks.waits",),
     "curation": ("benchmarks.curation",),

@@ -161,6 +161,20 @@ def speed_of_parts(options: Options) -> dict[str, float]:
     return speeds
 
 
+def table(found: dict[str, Any]) -> str:
+    """Of the larger web, round by round."""
+    largest = max(run["pages"] for run in found["runs"])
+    lines = [
+        "| domains | round | recall, % | precision, % | of these known before, % | pages collected |",
+        "| --- " * 6 + "|",
+    ]
+    for run in (run for run in found["runs"] if run["pages"] == largest):
+        for number, one in enumerate(run["rounds"], 1):
+            shares = (f"{100 * one[name]:.1f}" for name in ("recall", "precision", "known_share"))
+            lines.append(f"| {run['domains']} | {number} | {' | '.join(shares)} | {one['collected']:,} |")
+    return "\n".join(lines)
+
+
 def main(options: Options) -> None:
     parts = speed_of_parts(options)
     print({name: round(value) for name, value in parts.items()})

@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import deepseekmath_figures, grpo_vs_ppo, r1
+from benchmarks import deepseekmath_figures, grpo_vs_ppo, mining, prover, r1, small_student
 from benchmarks.everything import COMMANDS, PROFILES
 from benchmarks.machine import RESULTS
 from benchmarks.profile import time_table
 
 Result = dict[str, Any]
-PRINTED = (Path("docs/results.md"), Path("docs/scale.md"), Path("docs/pipelines.md"))
+PRINTED = tuple(Path("docs") / name for name in ("results.md", "scale.md", "pipelines.md", "mining.md"))
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -297,6 +297,9 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "deepseekmath_figures": lambda found: deepseekmath_figures.findings(found["figure 5"], found["figure 7"]),
     "distillation": distillation,
     "r1": lambda found: "\n\n".join(r1.accuracies(found)),
+    "prover": lambda found: "\n\n".join(prover.tables(found)),
+    "small_student": lambda found: "\n\n".join(small_student.tables(found)),
+    "mining": mining.table,
     "default_run": learning,
     "code_run": learning,
     "vllm_run": learning,

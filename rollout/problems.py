@@ -20,7 +20,7 @@ from rollout.games import guessing_games, large_products
 from rollout.messages import messages_in
 from rollout.number_programs import number_programs
 from rollout.puzzles import PUZZLE_MAKERS, puzzle_problems, reasoning_gym_problems
-from rollout.records import Problem
+from rollout.records import SOLUTION, Problem
 from rollout.row_problem import Columns, read_row
 from rollout.searches import searches
 from rollout.small_programs import small_programs
@@ -58,13 +58,15 @@ def load_problems(
     system_column: str | None = None,
     needs_reference: bool = True,
     has_environment: bool = False,
+    keeps_solutions: bool = False,
     report: Callable[[str], None] = log.warning,
 ) -> list[Problem]:
     """The problems of a built-in task, a file, or a hub data set; of rows with equal prompts only the first. With an environment rows may
     differ in other columns, and need no prompt.
 
     config, split: the configuration and split of a hub data set whose name does not have them. needs_reference: without it rows need no
-    answer, and the reference is empty where they have none. report: called, with an example, about rows that are interpreted or left
+    answer, and the reference is empty where they have none. keeps_solutions: rows with equal prompts stay where their worked solutions
+    differ. report: called, with an example, about rows that are interpreted or left
     out.
     """
     if dataset in BUILT_IN:
@@ -80,13 +82,15 @@ def load_problems(
     found = [read_row(row, n, columns, f"{what}: row {n}") for n, row in enumerate(rows, 1)]
     if columns.prompt is not None:
         _report_objects([row[columns.prompt] for row in rows], f"{what}: {columns.prompt!r}", report)
+    first: dict[str, Problem] = {}
     problems: dict[str, Problem] = {}
     for problem in found:
-        problems.setdefault(
-            json.dumps(dict(problem.metadata) if has_environment else problem.prompt, default=str), problem
-        )
+        prompt = json.dumps(dict(problem.metadata) if has_environment else problem.prompt, default=str)
+        first.setdefault(prompt, problem)
+        worked = json.dumps(problem.metadata.get(SOLUTION), default=str) if keeps_solutions else ""
+        problems.setdefault(prompt + worked, problem)
     if not has_environment:
-        _report_contradictions(found, problems, what, report)
+        _report_contradictions(found, first, what, report)
     if len({p.id for p in problems.values()}) < len(problems):
         raise UserError(f"{what}: values of its column 'id' are not unique; make them so or drop the column")
     return list(problems.values())

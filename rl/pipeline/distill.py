@@ -67,5 +67,5 @@ class Distillation(Pipeline):
             assert self.options.samples_from is not None
             return self.rejection(name, self.options.samples_from, "the teacher", self.options, progress)
         if name == SFT:
-            return self.supervised(name, self.kept_rows(SAMPLES, SFT), self.options)
+            return self.supervised(name, self.kept_rows(SAMPLES), self.options)
         return self.reinforced(name, SFT)

@@ -11,6 +11,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shutil import rmtree
 from typing import Annotated
 
 import torch
@@ -38,6 +39,13 @@ STAGES = ("reward-model", "rl")
 REWARD_MODEL, RL = STAGES
 MODEL = "model"  # folder of the first reward model
 RUN_DEFAULTS = {"algorithm": "grpo-iterative"}
+# Options of the run that the stages set.
+SET_HERE = {
+    "reward_model": "the stage reward-model makes it",
+    "reward_model_every": "every has the steps of an iteration",
+    "refresh_reference_every": "every has the steps of an iteration",
+    "reward_model_learning_rate": "reward_model_rate is its learning rate",
+}
 TESTED = 5  # the completions of one problem in so many are not trained on
 
 
@@ -67,6 +75,9 @@ class IterativeOptions:
 
 def run_iterative(config: RunConfig, options: IterativeOptions) -> Path:
     """Runs the stages and writes report.md. config: of the stage rl."""
+    for name, instead in SET_HERE.items():
+        if getattr(config, name) is not None:
+            raise UserError(f"{name} is {getattr(config, name)!r}: {instead}; leave it out")
     pipeline = Iterative(config=with_model_defaults(config), options=options, out=folder_of(config, "iterative"))
     return pipeline.run(STAGES, options.stages, f"Iterative GRPO of {config.model} on {' '.join(config.dataset)}")
 
@@ -80,11 +91,7 @@ class Iterative(Pipeline):
     def stage(self, name: str, progress: Progress) -> Stage:
         if name == REWARD_MODEL:
             return self.reward_model(progress)
-        model = self.out / REWARD_MODEL / MODEL
-        if not model.exists():
-            raise UserError(
-                f"stages leaves out {REWARD_MODEL}: {RL} learns from what it trains, and {str(self.out)!r} has none; name it in stages too"
-            )
+        model = self.ended(REWARD_MODEL) / MODEL
         every = self.options.every
         config = replace(
             self.with_held_out(),
@@ -140,9 +147,12 @@ def fitted(
             f"problems is {len(groups)}: of their {len(examples)} completions {right} are correct, and a reward model learns from correct and "
             "wrong ones; name other data, a model that solves some of it, or more problems"
         )
-    model = new_reward_model(base, folder, runtime.device)
+    untrained = folder.with_name("untrained")
+    model = new_reward_model(base, untrained, runtime.device)
     fit(model, examples, runtime, rate=rate, epochs=epochs, seed=seed)
     model.model.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    rmtree(untrained)
     found = model.rewarded([rollout for group in tested for rollout in group.rollouts])
     return {"completions": len(examples), "correct": right, **reward_model_agreement(found)}
 

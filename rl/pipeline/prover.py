@@ -8,11 +8,11 @@ of its prompts.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from rewards.errors import UserError
 from rl.command.census import Profiled, as_row, profiled, write_rows
@@ -23,15 +23,18 @@ from rl.pipeline.pipeline import (
     SupervisedOptions,
     as_json,
     folder_of,
+    in_columns,
+    on_rows,
     some_of,
     with_model_defaults,
-    write_problems,
 )
-from rl.pipeline.stages import Found, Stage
+from rl.pipeline.stages import Found, Stage, state_of
 from rl.run.build import with_environments
+from rl.run.load_data import joined, load_data
 from rl.settings.config import RunConfig
 from rl.settings.declare import Bound, at_least, require_possible
 from rl.settings.defaults import LORA_RATE
+from rl.settings.resolve import resolve
 from rl.view.progress import Progress
 from rollout.problem_memory import parse_difficulty
 from rollout.records import INFORMAL, SOLUTION, Problem
@@ -71,6 +74,7 @@ def run_prover(config: RunConfig, options: ProverOptions) -> Path:
     rate = 2e-4 * (LORA_RATE if config.lora_rank else 1)
     filled = with_model_defaults(config, max_tokens=64, learning_rate=rate, num_steps=60)
     pipeline = Prover(config=filled, options=options, out=folder_of(config, "prover"))
+    pipeline.require_words()
     return pipeline.run(STAGES, options.stages, f"{config.model} proves {' '.join(config.dataset)}")
 
 
@@ -86,39 +90,47 @@ class Prover(Pipeline):
             return self.supervised(name, self.proofs(), self.options)
         if name == FILTER:
             return self.filter(progress)
-        statements = replace(self.with_held_out(), dataset=(str(self.kept_rows(FILTER, RL)),))
+        statements = on_rows(self.with_held_out(), self.kept_rows(FILTER))
         return self.reinforced(name, self.start, statements)
 
     @property
     def start(self) -> str | None:
         """The stage whose model is filtered and trained; None is the base."""
-        return SFT if SFT in self.options.stages or (self.out / SFT).exists() else None
+        return SFT if SFT in self.options.stages or state_of(self.out / SFT) else None
 
-    def held_out(self) -> Sequence[Problem]:
-        return list(asked(super().held_out(), self.options.informal))
+    def asked(self, problems: Iterable[Problem]) -> list[Problem]:
+        """The statements in the prompts that they are asked in."""
+        return list(asked(problems, self.options.informal))
 
-    def statements(self) -> list[Problem]:
-        """The training statements in the prompts that they are asked in."""
-        found = list(asked(self.training_problems()[: self.options.problems], self.options.informal))
-        if not found:
-            raise UserError(
-                f"informal is {self.options.informal!r}: no row of {' '.join(self.config.dataset)!r} has a text in the column {INFORMAL!r}; "
-                "add it, or choose without"
-            )
-        return found
+    def file(
+        self, name: str, options: Mapping[str, Any], make: Callable[[], Sequence[Sequence[Problem]]]
+    ) -> tuple[Path, list[int]]:
+        return super().file(name, {**options, "informal": self.options.informal}, make)
+
+    def require_words(self) -> None:
+        """Raises UserError if training or held-out statements have no prompt, as none has a natural-language part."""
+        sources, held_out = load_data(resolve(self.config, "cpu"))
+        for which, problems in (("training", joined(sources)), ("held-out", held_out)):
+            if not self.asked(problems):
+                raise UserError(
+                    f"informal is {self.options.informal!r}: no {which} row of {' '.join(self.config.dataset)!r} has a text in the column "
+                    f"{INFORMAL!r}; add it, or choose without"
+                )
 
     def proofs(self) -> Path:
         """The statements with a worked proof; written once."""
-        path = self.out / "data" / PROOFS
-        if not path.exists():
+        options = self.options
+
+        def make() -> list[list[Problem]]:
             worked = [problem for problem in self.training_problems() if problem.metadata.get(SOLUTION)]
             if not worked:
                 raise UserError(
                     f"dataset is {' '.join(self.config.dataset)!r}: it has no proofs in a column {SOLUTION!r} for the stage {SFT}; add them, "
                     f"or leave {SFT} out of stages"
                 )
-            write_problems(path, list(asked(worked[: self.options.proofs], self.options.informal)))
-        return path
+            return [self.asked(worked[: options.proofs])]
+
+        return self.file(PROOFS, {"proofs": options.proofs}, make)[0]
 
     def filter(self, progress: Progress) -> Stage:
         options, model = self.options, self.model_of(self.start)
@@ -127,7 +139,8 @@ class Prover(Pipeline):
         def make(folder: Path) -> Found:
             low, high = parse_difficulty(options.pass_rates)
             asking, environments = with_environments(census)
-            with opened(asking, environments, self.statements(), "training", progress) as (collector, problems):
+            statements = self.asked(self.training_problems()[: options.problems])
+            with opened(asking, environments, statements, "training", progress) as (collector, problems):
                 found = list(profiled(collector, problems, progress))
             counts = Counter(band(one, low, high) for one in found)
             kept = [one for one in found if band(one, low, high) == "kept"]
@@ -136,8 +149,8 @@ class Prover(Pipeline):
                     f"pass_rates is {options.pass_rates!r}: no statement of {len(found)} is within them ({described(counts)}); widen them, "
                     "raise samples, or train the stage before for longer"
                 )
-            write_rows(folder / STATEMENTS, map(as_row, found))
-            write_rows(folder / ROWS, map(as_row, kept))
+            for name, those in ((STATEMENTS, found), (ROWS, kept)):
+                write_rows(folder / name, (in_columns(as_row(one), self.config) for one in those))
             return {"asked": len(found), **counts}
 
         names = ("informal", "pass_rates", "problems")

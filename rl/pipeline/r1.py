@@ -14,7 +14,6 @@ from rl.pipeline.pipeline import (
     folder_of,
     some_of,
     with_model_defaults,
-    write_problems,
 )
 from rl.pipeline.stages import Stage
 from rl.settings.config import RunConfig
@@ -71,22 +70,19 @@ class R1(Pipeline):
         if name == COLD_START:
             return self.supervised(name, self.cold_start(), self.options)
         if name == SFT:
-            return self.supervised(name, self.kept_rows(REJECTION, SFT), self.options)
+            return self.supervised(name, self.kept_rows(REJECTION), self.options)
         return self.reinforced(name, {ZERO: None, FIRST_RL: COLD_START, FINAL_RL: SFT}[name])
 
     def cold_start(self) -> str:
         """The data set of worked solutions; made and written once for the built-in arithmetic."""
         if self.options.cold_start is not None:
             return self.options.cold_start
-        path = self.out / "data" / COLD_START_FILE
         if self.config.dataset != BUILT_IN or "think-answer" not in self.config.format:
             raise UserError(
                 "cold_start is None: only the built-in arithmetic in the form think-answer has worked solutions of its own; name a data set "
                 "with a column worked, or leave out the stage cold-start"
             )
-        if not path.exists():
-            write_problems(path, [in_tags(problem) for problem in self.training_problems()[:TRACES]])
-        return str(path)
+        return str(self.file(COLD_START_FILE, {}, lambda: [list(map(in_tags, self.training_problems()[:TRACES]))])[0])
 
 
 def in_tags(problem: Problem) -> Problem:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,11 +58,19 @@ class Kept:
         return next((rule for rule in self.formats if format_rule(rule)(rollout.completion.text).value < 1), None)
 
 
-def reject(options: CensusOptions, problems: Sequence[Problem], kept: Kept, out: Path, progress: Progress) -> Found:
+def reject(
+    options: CensusOptions,
+    problems: Sequence[Problem],
+    kept: Kept,
+    out: Path,
+    progress: Progress,
+    written: Callable[[Row], Row] = dict,
+) -> Found:
     """Samples options.samples completions of each problem and writes those that are kept to `out`, a data set for --algorithm sft.
 
     As in DeepSeek-R1 (arXiv 2501.12948, section 2.3.3): several responses of each prompt from the checkpoint of RL, only correct ones
-    retained, hardly readable ones left out. Returns counts: of sampled and kept completions, of problems with one, of the others by reason.
+    retained, hardly readable ones left out. written: how
+    a row is written. Returns counts: of sampled and kept completions, of problems with one, of the others by reason.
     """
     options, environments = with_environments(options)
     fallen, rows, solved = Counter[str](), list[Row](), 0
@@ -77,7 +85,7 @@ def reject(options: CensusOptions, problems: Sequence[Problem], kept: Kept, out:
             f"samples is {options.samples}: no completion of {len(graded)} problems is correct and readable ({most}); train the stage before "
             "for longer, raise samples, or allow other formats"
         )
-    write_rows(out, rows)
+    write_rows(out, map(written, rows))
     return {
         "sampled": len(graded) * options.samples,
         "kept": len(rows),

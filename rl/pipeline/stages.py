@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rewards.errors import UserError, first_line
-from rl.run.checkpoint import checkpoints
+from rl.run.checkpoint import CHECKSUMS, checkpoints
 from rl.run.loop import train
 from rl.settings.config import RunConfig
 from rl.settings.written_config import holds_run
@@ -74,8 +75,8 @@ def require_same(written: Mapping[str, Any], options: Mapping[str, Any], folder:
         before, now = (json.dumps(of.get(name)) for of in (written, options))
         if before != now and name not in NOT_COMPARED:
             raise UserError(
-                f"{name} is {now}: the stage {folder.name} in {str(folder.parent)!r} began with {before}; give this value again, "
-                f"remove the folder {folder.name} to make the stage anew, or name another run_dir"
+                f"{name} is {now}: {folder.name} in {str(folder.parent)!r} began with {before}; give this value again, remove {folder.name} "
+                "and what was made of it to make it anew, or name another run_dir"
             )
 
 
@@ -90,7 +91,15 @@ def training(name: str, does: str, config: RunConfig) -> Stage:
         ends = {key: [values[0], values[-1]] for key, values in measured.items() if values}
         return {"steps": int(rows[-1]["step"] or 0), **ends}
 
-    return Stage(name=name, does=does, options=config.as_json(), make=make)
+    read = {"content of model": digest(config.model), "content of dataset": [digest(name) for name in config.dataset]}
+    return Stage(name=name, does=does, options=config.as_json() | read, make=make)
+
+
+def digest(name: str) -> str | None:
+    """Of a file, or of a checkpoint by its checksums: of another content a stage is another one. None of what is neither."""
+    path = Path(name)
+    path = path / CHECKSUMS if path.is_dir() else path
+    return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest() if path.is_file() else None
 
 
 def checkpoint_of(folder: Path) -> Path:

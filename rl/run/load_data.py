@@ -35,6 +35,7 @@ def load_data(settings: RunSettings, report: Report = log.warning) -> Data:
     Of several data sets each gives its share of the held-out problems, and a problem's id begins with its data set's name.
     """
     names = [dataset.name for dataset in settings.datasets]
+    is_taught = settings.chosen_algorithm().samples_from == "dataset"
     loaded = [
         load_problems(
             name,
@@ -42,6 +43,7 @@ def load_data(settings: RunSettings, report: Report = log.warning) -> Data:
             split=settings.dataset_split,
             needs_reference=need_references(settings.reward),
             has_environment=bool(settings.environment),
+            keeps_solutions=is_taught,
             **settings.columns,
             report=report,
         )
@@ -54,7 +56,7 @@ def load_data(settings: RunSettings, report: Report = log.warning) -> Data:
         held_out = load_eval_dataset(settings, report)
     else:
         loaded, held_out = hold_out(names, loaded, settings.eval_size)
-    if settings.has_eval_data or len(names) > 1:
+    if settings.has_eval_data or len(names) > 1 or is_taught:
         loaded = [without_overlap(own, held_out) for own in loaded]
     for name, own in zip(names, loaded, strict=True):
         if not own:

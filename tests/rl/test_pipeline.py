@@ -61,7 +61,7 @@ def test_a_stage_is_done_once_and_an_interrupted_one_goes_on(tmp_path: Path) -> 
 def test_a_stage_that_began_with_other_options_is_refused(tmp_path: Path) -> None:
     run_stages([stage("one", lambda folder: {}, size=3, run_dir="a")], tmp_path, print)
     run_stages([stage("one", lambda folder: {}, size=3, run_dir="b")], tmp_path, print)
-    with pytest.raises(UserError, match=r"size is 4: the stage one in '.*' began with 3; .* remove the folder one"):
+    with pytest.raises(UserError, match=r"size is 4: one in '.*' began with 3; .* remove one and what was made of it"):
         run_stages([stage("one", lambda folder: {}, size=4)], tmp_path, print)
     (tmp_path / "one" / "stage.json").write_text("{")
     with pytest.raises(UserError, match=r"one/stage.json cannot be read .* remove the folder one"):
@@ -173,8 +173,8 @@ def test_adapters_are_merged_between_stages(config: RunConfig, own: R1Options) -
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"stages": ("rl",)}, "stages leaves out cold-start: it must be there for a later stage"),
-        ({"stages": ("sft",)}, "stages leaves out rejection: sft trains on what it keeps"),
+        ({"stages": ("rl",)}, "stages leaves out cold-start: a later stage begins with it"),
+        ({"stages": ("sft",)}, "stages leaves out rejection: a later stage begins with it"),
         ({"cold_start": None}, "cold_start is None: only the built-in arithmetic"),
     ],
 )

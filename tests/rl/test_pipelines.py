@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -25,9 +26,11 @@ from rl.pipeline.distill import DistillOptions, run_distillation
 from rl.pipeline.iterative import IterativeOptions, run_iterative
 from rl.pipeline.prover import PROOFS, STATEMENTS, Prover, ProverOptions, asked, run_prover
 from rl.pipeline.stages import checkpoint_of, state_of
+from rl.run.load_data import joined, load_data
 from rl.run.loop import train
 from rl.run.tiny import END, PAD, tiny_model
 from rl.settings.config import RunConfig
+from rl.settings.resolve import resolve
 from rollout.problems import load_problems
 from rollout.records import INFORMAL, Problem
 from rollout.theorems import theorems
@@ -101,7 +104,7 @@ class TestDistillation:
             run_distillation(config, DistillOptions())
         with pytest.raises(UserError, match=r"samples_from is '\./none': there is no such folder"):
             run_distillation(config, DistillOptions(samples_from="./none"))
-        with pytest.raises(UserError, match="stages leaves out samples: sft trains on what it keeps"):
+        with pytest.raises(UserError, match="stages leaves out samples: a later stage begins with it"):
             run_distillation(config, DistillOptions(samples_from=config.model, stages=("sft",)))
 
 
@@ -198,9 +201,11 @@ class TestProver:
             UserError, match=r"it has no proofs in a column 'worked' for the stage sft; .* leave sft out"
         ):
             run_prover(of_proofs, SHORT)
-        with pytest.raises(UserError, match=r"informal is 'with': no row .* has a text in the column 'informal'"):
+        with pytest.raises(
+            UserError, match=r"informal is 'with': no training row .* has a text in the column 'informal'"
+        ):
             run_prover(of_proofs, replace(SHORT, informal="with", stages=("filter",)))
-        with pytest.raises(UserError, match="stages leaves out filter: rl trains on what it keeps"):
+        with pytest.raises(UserError, match="stages leaves out filter: a later stage begins with it"):
             run_prover(of_proofs, replace(SHORT, stages=("rl",)))
         with pytest.raises(UserError, match=r"pass_rates is '0\.9': it must be two pass rates"):
             replace(SHORT, pass_rates="0.9")
@@ -249,7 +254,7 @@ class TestIterative:
             run_iterative(replace(config, algorithm="grpo-iterative"), self.OWN)
 
     def test_rl_without_a_reward_model_is_refused(self, config: RunConfig) -> None:
-        with pytest.raises(UserError, match="stages leaves out reward-model: rl learns from what it trains"):
+        with pytest.raises(UserError, match="stages leaves out reward-model: a later stage begins with it"):
             run_iterative(replace(config, algorithm="grpo-iterative"), replace(self.OWN, stages=("rl",)))
 
 
@@ -282,3 +287,128 @@ def test_a_pipeline_of_several_processes_is_refused(
     with pytest.raises(SystemExit):
         run_pipeline("", lambda: pytest.fail("it was started"))
     assert "num_processes is 2: accelerate has started 1" in capsys.readouterr().err
+
+
+class TestWhatStagesHandOn:
+    def test_all_rows_that_rejection_keeps_of_a_problem_are_learnt(self, config: RunConfig) -> None:
+        own = DistillOptions(samples_from=config.model, samples=6, per_problem=3, sft_steps=1, sft_learning_rate=1e-3)
+        folder = run_distillation(config, own).parent
+        rows = rows_of(folder / "samples" / "rows.jsonl")
+        assert max(Counter(row["prompt"] for row in rows).values()) > 1
+        of_sft = RunConfig(
+            **(
+                vars(config)
+                | {"algorithm": "sft", "group_size": None, "dataset": (str(folder / "samples" / "rows.jsonl"),)}
+            )
+        )
+        sources, _ = load_data(resolve(replace(of_sft, eval_dataset=str(folder / "data" / "held_out.jsonl")), "cpu"))
+        assert [worked_text(p) for p in joined(sources)] == [row["worked"] for row in rows]
+
+    def test_rows_with_equal_prompts_are_not_divided_between_training_and_evaluation(self, tmp_path: Path) -> None:
+        path = tmp_path / "two.jsonl"
+        rows = [{"question": f"{i}+1=", "answer": f"{i + 1}", "worked": f"{n}"} for i in range(20) for n in "ab"]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        config = RunConfig(model="m", algorithm="sft", dataset=(str(path),), eval_size=10)
+        sources, held_out = load_data(resolve(config, "cpu"))
+        assert joined(sources) and not {p.question for p in joined(sources)} & {p.question for p in held_out}
+
+    def test_samples_are_graded_by_the_pipelines_own_rewards(
+        self, config: RunConfig, student: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "own.py").write_text("def never(completion, **row):\n    return 0.0\n")
+        checkpoint = str(checkpoint_of(train(replace(config, run_dir=tmp_path / "run", num_steps=1))))
+        own = DistillOptions(samples_from=checkpoint, sft_steps=1)
+        with pytest.raises(UserError, match=r"no completion of 50 problems is correct and readable \(\d+ wrong"):
+            run_distillation(replace(config, reward=(f"{tmp_path}/own.py:never",)), own)
+
+    def test_a_stage_that_is_not_done_is_nothing_to_begin_with(
+        self, statements: RunConfig, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        steps = iter(range(9))
+        train_step = rl.run.loop.train_step
+
+        def killed(*args: Any, **kwargs: Any) -> Any:
+            if next(steps) == 1:
+                raise MemoryError
+            return train_step(*args, **kwargs)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(rl.run.loop, "train_step", killed)
+            with pytest.raises(MemoryError):
+                run_prover(statements, SHORT)
+        with pytest.raises(
+            UserError, match=r"stages leaves out sft: a later stage begins with it, and in .* it is not done"
+        ):
+            run_prover(statements, replace(SHORT, stages=("filter",)))
+
+    @pytest.mark.parametrize(
+        ("changed", "own", "message"),
+        [
+            ({"eval_size": 4}, {}, "eval_size is 4: held_out.jsonl in .* began with 10"),
+            ({}, {"informal": "without"}, "informal is .without.: .*.jsonl in .* began with .both."),
+            ({}, {"proofs": 3}, "proofs is 3: proofs.jsonl in .* began with null"),
+        ],
+    )
+    def test_data_made_of_other_options_are_refused(
+        self, statements: RunConfig, changed: dict[str, Any], own: dict[str, Any], message: str
+    ) -> None:
+        run_prover(statements, replace(SHORT, stages=("sft",)))
+        with pytest.raises(UserError, match=message):
+            run_prover(replace(statements, **changed), replace(SHORT, stages=("sft",), **own))
+
+    def test_a_stage_that_was_made_anew_makes_the_later_ones_other_stages(self, statements: RunConfig) -> None:
+        folder = run_prover(statements, SHORT).parent
+        shutil.rmtree(folder / "filter")
+        with pytest.raises(UserError, match=r"content of dataset is .* began with .* and what was made of it"):
+            run_prover(statements, replace(SHORT, stages=("filter", "rl"), pass_rates="0.2:0.6"))
+
+    def test_columns_that_are_named_and_an_evaluation_split_stay_what_they_are(
+        self, config: RunConfig, tmp_path: Path
+    ) -> None:
+        """With prompts of their own no held-out statement is sampled either."""
+        paths = [tmp_path / "train.jsonl", tmp_path / "test.jsonl"]
+        for path, numbers in zip(paths, (range(40), range(30, 50)), strict=True):
+            rows = [
+                {"task": f"{i}+1=", "result": f"{i + 1}", "worked": f"#{i + 100}!", INFORMAL: f"sum {i}"}
+                for i in numbers
+            ]
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        asking = replace(
+            config, dataset=(str(paths[0]),), eval_dataset=str(paths[1]), prompt_column="task", answer_column="result"
+        )
+        folder = run_prover(replace(asking, eval_size=8), replace(SHORT, informal="with", pass_rates="0:1")).parent
+        found = rows_of(folder / "filter" / "rows.jsonl")
+        assert [row["task"] for row in found] == [f"sum {i}\n{i}+1=" for i in range(30)]
+        assert all("prompt" not in row and "answer" not in row for row in found)
+        held_out = rows_of(folder / "data" / "held_out.jsonl")
+        assert [row["task"] for row in held_out] == [f"sum {i}\n{i}+1=" for i in range(30, 50)]
+        assert json.loads((folder / "rl" / "config.json").read_text())["eval_size"] == 8
+
+    def test_a_data_set_without_a_weight_is_not_sampled(self, config: RunConfig, tmp_path: Path) -> None:
+        other = tmp_path / "other.jsonl"
+        rows = [{"question": f"{i}-1=", "answer": f"{i - 1}"} for i in range(40)]
+        other.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        both = replace(config, dataset=(f"{config.dataset[0]}=1", f"{other}=0"))
+        problems = Prover(config=both, options=SHORT, out=tmp_path).training_problems()
+        assert problems and all("+" in p.question for p in problems)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"reward_model": "mine"}, "reward_model is 'mine': the stage reward-model makes it; leave it out"),
+        ({"refresh_reference_every": 7}, "refresh_reference_every is 7: every has the steps of an iteration"),
+        ({"environment": ("games.py:Wordle",)}, "environment is .*: the stages of a pipeline have one turn"),
+    ],
+)
+def test_options_that_a_pipeline_cannot_take_are_refused_at_once(
+    config: RunConfig, changed: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        run_iterative(replace(config, algorithm="grpo-iterative", **changed), IterativeOptions())
+
+
+def test_a_folder_that_cannot_be_written_is_named(config: RunConfig, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"run_dir is '.*file': it cannot be written in"):
+        run_iterative(replace(config, algorithm="grpo-iterative", run_dir=tmp_path / "file"), IterativeOptions())
