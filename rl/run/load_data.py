@@ -61,7 +61,8 @@ def load_data(settings: RunSettings, report: Report = log.warning) -> Data:
     for name, own in zip(names, loaded, strict=True):
         if not own:
             raise UserError(
-                f"dataset is {name!r}: every problem of it is among the {len(held_out)} held-out ones; name another eval_dataset"
+                f"dataset is {name!r}: every problem of it is among the {len(held_out)} held-out ones; name another eval_dataset, or leave it "
+                "out to hold out eval_size problems of dataset"
             )
     return weighted(settings, loaded), held_out[: settings.eval_size]
 

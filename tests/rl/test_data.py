@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -110,14 +108,3 @@ def test_the_rounds_of_dynamic_sampling_are_an_option() -> None:
     settings = resolve(RunConfig(algorithm="dapo", max_refills=7), "cpu")
     renderer = PromptRenderer(tiny_tokenizer(), style="plain")
     assert build_collector(settings, None, {}, renderer, None).max_refills == 7  # pyright: ignore
-
-
-def test_no_row_of_the_evaluation_set_is_trained_on_and_the_first_ones_are_evaluated(tmp_path: Path) -> None:
-    """Also not those beyond eval_size, on which the model may be evaluated afterwards."""
-    paths = [tmp_path / name for name in ("train.jsonl", "test.jsonl")]
-    for path, numbers in zip(paths, (range(40), range(20, 50)), strict=True):
-        path.write_text("".join(json.dumps({"question": f"{i}+1=", "answer": f"{i + 1}"}) + "\n" for i in numbers))
-    config = RunConfig(model="m", dataset=(str(paths[0]),), eval_dataset=str(paths[1]), eval_size=5)
-    sources, held_out = load_data(resolve(config, "cpu"))
-    assert [p.question for p in held_out] == [f"{i}+1=" for i in range(20, 25)]
-    assert [p.question for p in joined(sources)] == [f"{i}+1=" for i in range(20)]

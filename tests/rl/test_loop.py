@@ -166,13 +166,14 @@ def test_a_prompt_with_a_full_completion_fits_to_the_last_token() -> None:
         room(8, 6)
 
 
-def test_of_another_data_set_the_first_are_held_out_and_never_trained_on(tmp_path: Path) -> None:
+def test_of_another_data_set_the_first_are_evaluated_and_none_is_trained_on(tmp_path: Path) -> None:
+    """Also not those beyond eval_size, on which the model may be evaluated afterwards."""
     for name, numbers in (("train", (1, 2, 3)), ("test", (3, 9, 1))):
         rows = [{"question": f"{n}?", "answer": f"{n}"} for n in numbers]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     files = {"dataset": str(tmp_path / "train.jsonl"), "eval_dataset": str(tmp_path / "test.jsonl")}
     training, held_out = load_data(resolve(RunConfig(eval_size=2, **files), "cpu"))
-    assert [[p.reference for p in part] for part in (joined(training), held_out)] == [["1", "2"], ["3", "9"]]
+    assert [[p.reference for p in part] for part in (joined(training), held_out)] == [["2"], ["3", "9"]]
 
 
 RESUMED: list[dict[str, object]] = [
