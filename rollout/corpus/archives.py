@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import logging
 import zlib
 from collections.abc import Iterator
@@ -33,6 +34,8 @@ Record = tuple[int, str | None, str]  # number, URL, text
 HTML = ("text/html", "application/xhtml+xml")
 DEEPEST = 512  # elements inside each other, as in Chromium
 FEW_TAGS = 2 * DEEPEST  # with fewer no document is so deep that it takes long
+# Codecs that no page is written in, of which some take a time that grows with the square of the length.
+OF_NAMES = ("punycode", "idna", "unicode-escape", "raw-unicode-escape", "utf-7")
 _loader = ArcWarcRecordLoader(verify_http=False)
 
 
@@ -118,7 +121,9 @@ def decoded(data: bytes, charset: str) -> str:
 
 def _valid(data: bytes, encoding: str) -> str | None:
     try:
-        return data.decode(encoding) if encoding else None
+        if not encoding or codecs.lookup(encoding).name in OF_NAMES:
+            return None
+        return data.decode(encoding)
     except (LookupError, ValueError):  # an unknown encoding, or bytes that it has not
         return None
 

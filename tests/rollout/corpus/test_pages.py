@@ -5,12 +5,14 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from rollout.corpus import archives
+from rollout.corpus.archives import decoded
 from rollout.corpus.pages import PageReader, host_of
 from rollout.corpus.rows import Skipped
 
@@ -192,3 +194,12 @@ def test_only_the_wanted_records_are_read(tmp_path: Path) -> None:
     only = np.array([False, True, True, False, True])
     assert [number for number, _, _ in read(rows, only=only)[0]] == [2, 4]
     assert [url for _, url, _ in read(archive, only=only)[0]] == [urls[1], urls[3]]  # record 0 is the warcinfo
+
+
+def test_a_page_cannot_choose_a_codec_that_takes_quadratic_time() -> None:
+    """1 MB in punycode would take an hour."""
+    data = b"a" * (1 << 20)
+    started = time.monotonic()
+    assert decoded(data, "punycode") == data.decode()
+    assert decoded(b"\\u0041", "unicode_escape") == "\\u0041"
+    assert time.monotonic() - started < 10
