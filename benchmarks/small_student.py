@@ -3,7 +3,7 @@
     python -m benchmarks.small_student
 
 As DeepSeek-R1 asks in its section 4.1 (arXiv 2501.12948). For each seed the teacher is the tiny model after 48 steps of GRPO with the default
-run's options, and the student a quarter of its width, taught the same task for a short time. The student then learns in three ways: `rl`, GRPO; `sft`,
+run's options, and the student a twelfth of its size, taught the same task for a short time. The student then learns in three ways: `rl`, GRPO; `sft`,
 on the teacher's correct samples by recipes/distill.py; and `sft, then rl`, about half of each. The compute of an arm is seconds on one
 core: of its own steps and, for the teacher's samples, of sampling them, but not of training the teacher; steps are chosen so that `rl` has the
 most. The student's rate of RL is the best of five on seed 0 (1e-4 to 2e-3); others were not looked for. Accuracy is greedy, on 400 held-out problems. A stage that is there is not run again.

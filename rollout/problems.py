@@ -66,8 +66,7 @@ def load_problems(
 
     config, split: the configuration and split of a hub data set whose name does not have them. needs_reference: without it rows need no
     answer, and the reference is empty where they have none. keeps_solutions: rows with equal prompts stay where their worked solutions
-    differ. report: called, with an example, about rows that are interpreted or left
-    out.
+    differ. report: called, with an example, about rows that are interpreted or left out.
     """
     if dataset in BUILT_IN:
         return BUILT_IN[dataset]()

@@ -50,9 +50,8 @@ def _theorem(rng: random.Random, steps: Sequence[int]) -> Problem:
     letters = rng.sample(LETTERS, len(LETTERS))
     chain, others = letters[: length + 1], letters[length + 1 :]
     has_fact = length == 1 or rng.random() < 0.5  # whether the chain begins at a fact, or the goal is an implication
-    links = [(a, b) for a, b in pairwise(chain)]
     dead_ends = [_dead_end(chain, others, rng) for _ in range(rng.choice(DISTRACTORS))]
-    labels = {_implies(a, b): f"{a}{b}".upper() for a, b in (*links, *dead_ends)}
+    labels = {_implies(a, b): f"{a}{b}".upper() for a, b in (*pairwise(chain), *dead_ends)}
     if has_fact:
         labels[chain[0]] = f"h{chain[0].upper()}"
     given = rng.sample(sorted(labels), len(labels))

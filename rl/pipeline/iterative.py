@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import rmtree
@@ -119,9 +120,10 @@ class Iterative(Pipeline):
                     assert isinstance(verifiers, Verifiers)
                     base = str(tiny_base(self.config.dataset[0], verifiers, runtime, progress))
             progress.start("training the reward model")
-            return fitted(
-                base, folder / MODEL, groups, runtime, rate=rate, epochs=options.epochs, seed=self.config.seed
-            )
+            with closing(runtime):
+                return fitted(
+                    base, folder / MODEL, groups, runtime, rate=rate, epochs=options.epochs, seed=self.config.seed
+                )
 
         told = {**vars(census), "problems": options.problems, "epochs": options.epochs, "rate": rate}
         return Stage(

@@ -74,7 +74,8 @@ def run_prover(config: RunConfig, options: ProverOptions) -> Path:
     rate = 2e-4 * (LORA_RATE if config.lora_rank else 1)
     filled = with_model_defaults(config, max_tokens=64, learning_rate=rate, num_steps=60)
     pipeline = Prover(config=filled, options=options, out=folder_of(config, "prover"))
-    pipeline.require_words()
+    if options.informal == "with":
+        pipeline.require_words()
     return pipeline.run(STAGES, options.stages, f"{config.model} proves {' '.join(config.dataset)}")
 
 
@@ -142,8 +143,9 @@ class Prover(Pipeline):
             statements = self.asked(self.training_problems()[: options.problems])
             with opened(asking, environments, statements, "training", progress) as (collector, problems):
                 found = list(profiled(collector, problems, progress))
-            counts = Counter(band(one, low, high) for one in found)
-            kept = [one for one in found if band(one, low, high) == "kept"]
+            bands = [band(one, low, high) for one in found]
+            counts = Counter(bands)
+            kept = [one for one, where in zip(found, bands, strict=True) if where == "kept"]
             if not kept:
                 raise UserError(
                     f"pass_rates is {options.pass_rates!r}: no statement of {len(found)} is within them ({described(counts)}); widen them, "

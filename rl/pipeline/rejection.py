@@ -69,8 +69,8 @@ def reject(
     """Samples options.samples completions of each problem and writes those that are kept to `out`, a data set for --algorithm sft.
 
     As in DeepSeek-R1 (arXiv 2501.12948, section 2.3.3): several responses of each prompt from the checkpoint of RL, only correct ones
-    retained, hardly readable ones left out. written: how
-    a row is written. Returns counts: of sampled and kept completions, of problems with one, of the others by reason.
+    retained, hardly readable ones left out. written: how a row
+    is written. Returns counts: of sampled and kept completions, of problems with one, of the others by reason.
     """
     options, environments = with_environments(options)
     fallen, rows, solved = Counter[str](), list[Row](), 0

@@ -99,7 +99,10 @@ def digest(name: str) -> str | None:
     """Of a file, or of a checkpoint by its checksums: of another content a stage is another one. None of what is neither."""
     path = Path(name)
     path = path / CHECKSUMS if path.is_dir() else path
-    return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest() if path.is_file() else None
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:  # which may be larger than the memory
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
 
 
 def checkpoint_of(folder: Path) -> Path:
